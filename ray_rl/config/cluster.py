@@ -1,0 +1,26 @@
+"""On what it runs."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ray_rl.config.base import Config
+
+
+class ClusterConfig(Config):
+    """The Ray cluster and the hardware that a run asks of it."""
+
+    address: str | None = None
+    """None starts a local cluster; "auto" or host:port joins one."""
+    accelerator: Literal["cpu", "gpu"] = "gpu"
+    """cpu: DeepSpeed and the weight transport over gloo, vLLM's CPU build. Nothing else differs."""
+    nodes: int = Field(1, ge=1)
+    gpus_per_node: int = Field(8, ge=1)
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs that Ray reserves for a worker. A local CPU cluster declares as many as the workers need."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of a worker on CPU. None: the cores of the node / the workers of the busiest role on it."""
+    colocate: list[list[Literal["actor", "reference"]]] = Field(default_factory=list)
+    """Roles that share a GPU group: worker i of each on GPU i."""
+    start_timeout_s: float = Field(300.0, gt=0)
+    """Limit for placement, and for workers to start."""

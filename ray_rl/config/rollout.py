@@ -1,0 +1,48 @@
+"""How completions are sampled."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ray_rl.config.base import Config
+
+
+class RolloutConfig(Config):
+    """vLLM engines and their sampling settings."""
+
+    engines: int = Field(1, ge=1)
+    """vLLM engines; requests go to the one with the fewest outstanding tokens."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs of one engine. An engine never crosses a node."""
+    max_tokens: int = Field(512, ge=1)
+    """Limit of a completion."""
+    temperature: float = Field(1.0, gt=0)
+    """The trainer computes log-probabilities at the same temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    stop: list[str] = Field(default_factory=list)
+    """Strings that end a completion, besides the end-of-sequence token."""
+    max_staleness: int = Field(0, ge=0, le=0)
+    """Steps that a rollout may be older than the trainer. 0: synchronous, the only mode so far."""
+    max_sequences: int = Field(256, ge=1)
+    """Sequences that one engine runs at once (vLLM max_num_seqs)."""
+    gpu_memory_fraction: float = Field(0.9, gt=0, le=1)
+    """Of a GPU, for weights and KV cache (vLLM gpu_memory_utilization)."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """KV cache of an engine on CPU."""
+    enforce_eager: bool | None = None
+    """Skip CUDA graphs and torch.compile. None: yes on CPU, no on GPU."""
+    timeout_s: float = Field(1800.0, gt=0)
+    """Limit for all completions of one prompt."""
+    start_timeout_s: float = Field(600.0, gt=0)
+    """Limit for loading an engine."""
+
+
+class WeightSyncConfig(Config):
+    """How new weights reach the engines."""
+
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """auto: nccl on GPU, gloo on CPU."""
+    bucket_mib: int = Field(64, ge=1)
+    """Parameters are packed into buckets of this size; a decoder layer is not split unless it alone is larger."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Limit of one publish, and of every collective in it."""

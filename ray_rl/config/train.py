@@ -1,0 +1,76 @@
+"""How the policy is updated."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ray_rl.config.base import Config
+
+
+class Schedule(Config):
+    """Learning rate as a share of its peak, by optimizer step."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: flat, or down to `minimum` at the last step of the run."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of a linear rise from 0."""
+    minimum: float = Field(0.0, ge=0, le=1)
+    """Share of the peak at the end of linear and cosine."""
+
+
+class Offload(Config):
+    """DeepSpeed's CPU offload."""
+
+    optimizer: bool = False
+    """Optimizer state and step on the CPU (ZeRO 1-3)."""
+    parameters: bool = False
+    """Parameters on the CPU between uses (ZeRO 3)."""
+
+
+class TrainConfig(Config):
+    """The actor: DeepSpeed, one worker a GPU."""
+
+    workers: int = Field(1, ge=1)
+    """Data-parallel workers."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed shards: 1 optimizer state, 2 also gradients, 3 also parameters."""
+    learning_rate: float = Field(1e-6, gt=0)
+    """Peak of the schedule."""
+    schedule: Schedule = Schedule()
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW, decoupled."""
+    clip_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    micro_batch_tokens: int = Field(4096, ge=1)
+    """Tokens (padding included) of one forward and backward pass on one worker."""
+    logit_chunk_tokens: int = Field(1024, ge=1)
+    """Positions whose logits exist at once; the others are recomputed in the backward pass."""
+    packing: Literal["auto", "padded", "shared_prefix"] = "auto"
+    """padded: one row a sequence. shared_prefix: the prompt of a group is computed once and its completions attend to
+    it. auto: shared_prefix on CPU, padded on GPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """For padded packing. auto: flash-attn where it is installed and there is a GPU, else SDPA."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which gradients of several micro-batches are summed, under bfloat16."""
+    offload: Offload = Offload()
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Merged over the DeepSpeed configuration that is generated, for what has no field here."""
+    timeout_s: float = Field(1800.0, gt=0)
+    """Limit of one update, and of every collective in it."""
+
+
+class ReferenceConfig(Config):
+    """The frozen reference, loaded only when algorithm.kl.coefficient > 0."""
+
+    workers: int = Field(1, ge=1)
+    """Replicas; rollouts are split over them."""
+    path: str | None = None
+    """None: the model that training starts from."""
+    timeout_s: float = Field(1800.0, gt=0)
+    """Limit of one pass over the batch."""

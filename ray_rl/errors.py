@@ -1,0 +1,55 @@
+"""Every exception that `ray_rl` raises on purpose.
+
+    RayRLError
+    |-- UserError                the user's configuration or input: exit code 2
+    |   |-- ConfigError          a key, a value or a combination of values
+    |   `-- DataError            a prompt file, a row, a model folder
+    |-- RewardError              a reward function raised or returned nan
+    |-- TrainingError            nan or inf in a loss or gradient
+    `-- OutsideError             something outside this process failed
+        |-- ClusterError         Ray: placement, a lost worker, a wait that ran out
+        |-- EngineError          a vLLM engine
+        `-- WeightSyncError      a publish that did not complete or did not verify
+
+All carry one message and nothing else, so that they pickle: they cross Ray.
+"""
+
+
+class RayRLError(Exception):
+    """Root of the tree."""
+
+
+class UserError(RayRLError):
+    """The user's configuration or input is wrong; the message names the value and the remedy. Exit code 2."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration key, value or combination."""
+
+
+class DataError(UserError, ValueError):
+    """A prompt source, one of its rows, or a model folder."""
+
+
+class RewardError(RayRLError, RuntimeError):
+    """A reward function raised, hung, or returned something that is not a finite number or None."""
+
+
+class TrainingError(RayRLError, ArithmeticError):
+    """A loss or a gradient that is not finite; nothing was applied."""
+
+
+class OutsideError(RayRLError, RuntimeError):
+    """Something outside this process failed."""
+
+
+class ClusterError(OutsideError):
+    """Ray could not place, reach or wait for a worker."""
+
+
+class EngineError(OutsideError):
+    """A vLLM engine failed or answered nonsense."""
+
+
+class WeightSyncError(OutsideError):
+    """A publish did not complete, or an engine does not serve the version that was sent."""

@@ -1,0 +1,82 @@
+"""Numbers that know how they reduce, over ranks and over the parts of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import assert_never
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """total / count over everything that was merged; nothing is logged while the count is 0."""
+
+    name: str
+    total: float
+    count: float
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A sum."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Maximum:
+    """The largest value seen."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The value merged last: for what is equal on every rank, such as the gradient norm or the learning rate."""
+
+    name: str
+    value: float
+
+
+Metric = Mean | Total | Maximum | Last
+
+
+def reduce_metrics(metrics: Iterable[Metric]) -> dict[str, float]:
+    """One number per name, in order of first appearance.
+
+    Raises:
+        ValueError: one name with two kinds of reduction.
+    """
+    merged: dict[str, Metric] = {}
+    for metric in metrics:
+        seen = merged.get(metric.name)
+        merged[metric.name] = metric if seen is None else _merge(seen, metric)
+    values = {name: _value(metric) for name, metric in merged.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _merge(seen: Metric, new: Metric) -> Metric:
+    match seen, new:
+        case Mean(), Mean():
+            return Mean(seen.name, seen.total + new.total, seen.count + new.count)
+        case Total(), Total():
+            return Total(seen.name, seen.value + new.value)
+        case Maximum(), Maximum():
+            return Maximum(seen.name, max(seen.value, new.value) if not math.isnan(seen.value) else seen.value)
+        case Last(), Last():
+            return new
+        case _:
+            raise ValueError(f"metric {seen.name!r} is both {type(seen).__name__} and {type(new).__name__}")
+
+
+def _value(metric: Metric) -> float | None:
+    match metric:
+        case Mean():
+            return metric.total / metric.count if metric.count else None
+        case Total() | Maximum() | Last():
+            return metric.value
+        case _:
+            assert_never(metric)
