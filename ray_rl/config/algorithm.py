@@ -18,7 +18,7 @@ class GroupAdvantage(Config):
 
 
 class Kl(Config):
-    """Penalty on the distance to a frozen reference, in the loss. A reference role exists when the coefficient is > 0."""
+    """Penalty on the distance to a frozen reference, in the loss. A reference role exists if the coefficient is > 0."""
 
     coefficient: float = Field(0.0, ge=0)
     estimator: Literal["k1", "k2", "k3"] = "k3"

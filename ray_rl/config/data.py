@@ -84,6 +84,4 @@ class CustomSource(Source):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-DataConfig = Annotated[
-    Addition | ReasoningGym | Jsonl | Parquet | Hub | CustomSource, Field(discriminator="kind")
-]
+DataConfig = Annotated[Addition | ReasoningGym | Jsonl | Parquet | Hub | CustomSource, Field(discriminator="kind")]

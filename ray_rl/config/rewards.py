@@ -15,7 +15,8 @@ class Part(Config):
     name: str | None = None
     """Key in records and metrics (`reward/<name>_mean`). None: the kind."""
     on_error: Literal["stop", "skip"] = "stop"
-    """A function that raises, hangs or returns nan stops the step and names the sample; `skip` counts it and has no opinion."""
+    """A function that raises, hangs or returns nan stops the step and names the sample; `skip` counts it and has no
+    opinion."""
     timeout_s: float = Field(10.0, gt=0)
     """Limit for one call over one group of completions."""
 

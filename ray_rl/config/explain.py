@@ -1,0 +1,222 @@
+"""Pydantic's errors as one message for the user: place, key, value, remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import UnionType
+from typing import Annotated, Any, Union, cast, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from ray_rl.config.base import Config
+from ray_rl.config.yaml_tree import Located
+
+_SURE = 0.8
+"""Similarity (difflib) of a misspelling: one or two letters of a word."""
+_PERHAPS = 0.6
+"""difflib's own default."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """The place in the schema that an error is about."""
+
+    path: tuple[str | int, ...]
+    """Keys and indexes as the user writes them, without the kinds that pydantic puts between them."""
+    owner: type[Config]
+    """Innermost section on the way."""
+    field: FieldInfo | None
+    """Innermost field on the way; None for a key that `owner` does not have."""
+    siblings: dict[str, type[Config]]
+    """All kinds, where `owner` is one of several."""
+    kinds: dict[str, type[Config]]
+    """The sections that may stand here."""
+
+
+def explain(error: ValidationError, tree: Located, model: type[Config]) -> str:
+    """Every problem of validating `tree.plain()` as `model`, each with its place and remedy, as one message."""
+    return as_one_message([_line(detail, tree, model) for detail in error.errors(include_url=False)])
+
+
+def as_one_message(problems: Sequence[str]) -> str:
+    """One problem as it is, several as a list under their number."""
+    if len(problems) == 1:
+        return problems[0]
+    return "\n".join([f"{len(problems)} problems in the configuration:", *(f"  {problem}" for problem in problems)])
+
+
+def show(value: Any) -> str:
+    """A value as YAML writes it, cut at 80 characters."""
+    match value:
+        case None:
+            text = "null"
+        case bool():
+            text = str(value).lower()
+        case str() if re.fullmatch(r"[\w./:~-]+", value):
+            text = value
+        case _:
+            text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _line(detail: ErrorDetails, tree: Located, model: type[Config]) -> str:
+    spot = _find(detail["loc"], model)
+    key = ".".join(map(str, spot.path))
+    where = _place(tree, spot.path)
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"{where}: {key}: unknown key, its value is {show(detail['input'])}; {_suggest(spot, tree, model)}"
+        case "missing":
+            meaning = f" ({_meaning(spot)})" if _meaning(spot) else ""
+            return f"{where}: {key}: missing, and there is no default; add it{meaning}"
+        case "union_tag_not_found":
+            return f"{where}: {key}.kind: missing in {show(detail['input'])}; set it to one of {', '.join(spot.kinds)}"
+        case "union_tag_invalid":
+            return (
+                f"{_place(tree, (*spot.path, 'kind'))}: {key}.{_unknown_kind(detail['ctx']['tag'], list(spot.kinds))}"
+            )
+        case _:
+            meaning = f" ({_meaning(spot)})" if _meaning(spot) else ""
+            return f"{where}: {key}={show(detail['input'])}: {_requirement(detail)}{meaning}"
+
+
+def _unknown_kind(seen: str, kinds: list[str]) -> str:
+    near = _nearest(seen, kinds, _PERHAPS)
+    hint = f"did you mean {near[0]}? The kinds are" if near else "set it to one of"
+    return f"kind={show(seen)}: unknown kind; {hint} {', '.join(kinds)}"
+
+
+def _requirement(detail: ErrorDetails) -> str:
+    """Pydantic's sentence as what the value must be, which is its remedy."""
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        return "must be a mapping of options"
+    text = detail["msg"].removeprefix("Value error, ")
+    return re.sub(r"^(Input|String|List|Tuple|Dictionary) should ", "must ", text).replace(
+        " valid dictionary", " mapping"
+    )
+
+
+def _meaning(spot: _Spot) -> str:
+    return " ".join(spot.field.description.split()) if spot.field and spot.field.description else ""
+
+
+def _place(tree: Located, path: tuple[str | int, ...]) -> str:
+    """Where the deepest part of the path that was written stands."""
+    node = tree
+    for key in path:
+        below = node.child(key)
+        if below is None:
+            break
+        node = below
+    return node.where
+
+
+def _find(loc: tuple[str | int, ...], model: type[Config]) -> _Spot:
+    annotation: Any = model
+    path: tuple[str | int, ...] = ()
+    owner: type[Config] = model
+    field: FieldInfo | None = None
+    siblings: dict[str, type[Config]] = {}
+    for step in loc:
+        kinds = _kinds(annotation)
+        if len(kinds) > 1:
+            if step not in kinds:
+                break
+            annotation, siblings = kinds[str(step)], kinds
+            continue
+        if kinds:
+            owner = next(iter(kinds.values()))
+            field = owner.model_fields.get(str(step))
+            annotation = field.annotation if field else None
+            siblings = siblings if owner in siblings.values() else {}
+        else:
+            annotation = _item(annotation, step)
+            if annotation is None:
+                break
+        path = (*path, step)
+        if annotation is None:
+            break
+    return _Spot(path, owner, field, siblings, _kinds(annotation))
+
+
+def _bare(annotation: Any) -> Any:
+    """Without `Annotated` and without `| None`."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        members = [member for member in get_args(annotation) if member is not type(None)]
+        return _bare(members[0]) if len(members) == 1 else annotation
+    return annotation
+
+
+def _kinds(annotation: Any) -> dict[str, type[Config]]:
+    """The sections that an annotation allows, by their `kind`, or by "" if it has none."""
+    annotation = _bare(annotation)
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    models = [member for member in members if isinstance(member, type) and issubclass(member, Config)]
+    return {_kind(model): model for model in models}
+
+
+def _kind(model: type[Config]) -> str:
+    field = model.model_fields.get("kind")
+    return str(get_args(field.annotation)[0]) if field else ""
+
+
+def _item(annotation: Any, step: str | int) -> Any:
+    """The annotation of an entry of a list, tuple or mapping; None below a scalar."""
+    annotation = _bare(annotation)
+    args = get_args(annotation)
+    match get_origin(annotation):
+        case origin if origin is list and isinstance(step, int):
+            return args[0]
+        case origin if origin is tuple and isinstance(step, int):
+            return args[min(step, len(args) - 1)]
+        case origin if origin is dict and step != "[key]":
+            return args[1]
+        case _:
+            return None
+
+
+def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
+    """What the user may have meant by a key that its section does not have."""
+    name, level = str(spot.path[-1]), spot.path[:-1]
+    prefix = "".join(f"{key}." for key in level)
+    here = list(spot.owner.model_fields)
+    elsewhere = {path: path.rpartition(".")[2] for path in _paths(model, tree, "")}
+    kinds = [kind for kind, sibling in spot.siblings.items() if name in sibling.model_fields]
+    if near := _nearest(name, here, _SURE):
+        return f"did you mean {prefix}{near[0]}?"
+    if kinds:
+        return f"it belongs to kind {' and '.join(kinds)}; set {prefix}kind or remove it"
+    same = [path for path, last in elsewhere.items() if last == name]
+    if 1 <= len(same) <= 3:
+        return f"did you mean {' or '.join(same)}?"
+    if near := _nearest(name, here, _PERHAPS):
+        return f"did you mean {prefix}{near[0]}?"
+    if near := _nearest(name, sorted(set(elsewhere.values())), _SURE):
+        return f"did you mean {' or '.join(path for path, last in elsewhere.items() if last == near[0])}?"
+    return f"remove it or use one of {', '.join(here)}"
+
+
+def _nearest(name: str, names: Sequence[str], similarity: float) -> list[str]:
+    return get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=similarity)
+
+
+def _paths(annotation: Any, node: Located | None, prefix: str) -> Iterator[str]:
+    """Every key that could be written, in the sections and kinds that the user chose."""
+    kinds = _kinds(annotation)
+    if kinds:
+        chosen = node.child("kind") if node else None
+        only = next(iter(kinds.values())) if len(kinds) == 1 else None
+        owner = only or (kinds.get(str(chosen.value)) if chosen else None)
+        for name, field in owner.model_fields.items() if owner else ():
+            yield f"{prefix}{name}"
+            yield from _paths(field.annotation, node.child(name) if node else None, f"{prefix}{name}.")
+    elif get_origin(_bare(annotation)) is list and node and isinstance(node.value, list):
+        for index, entry in enumerate(cast("list[Located]", node.value)):
+            yield from _paths(get_args(_bare(annotation))[0], entry, f"{prefix}{index}.")

@@ -1,0 +1,94 @@
+"""From YAML files and command line overrides to a `RunConfig`, and back. Loads without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from ray_rl.config.explain import explain, show
+from ray_rl.config.run import RunConfig
+from ray_rl.config.yaml_tree import Dumper, Located, merge, parse_value, read_yaml
+from ray_rl.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in a file, over the files that it `extends`, under the overrides.
+
+    `extends: other.yaml` is relative to its file; mappings merge key by key, lists and scalars replace, and a mapping
+    that names another `kind` replaces the whole one. An override is `dotted.key=value`, the value in YAML; list entries
+    go by index (`rewards.0.weight=2`); a whole section can be given (`data={kind: jsonl, path: train.jsonl}`).
+    Rules between fields are not checked here: see `ray_rl.config.rules`.
+
+    Raises:
+        ConfigError: with every problem, each with `file:line` or its override, the value seen and the remedy.
+    """
+    tree = _read(Path(path), ())
+    for text in overrides:
+        _override(tree, text)
+    try:
+        return RunConfig.model_validate(tree.plain())
+    except ValidationError as error:
+        raise ConfigError(explain(error, tree, RunConfig)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML that `load_config` reads back to an equal configuration, every default written out."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> Located:
+    """The tree of a file over that of the file it extends; `children` are the resolved files that led here."""
+    tree = read_yaml(path)
+    extends = tree.value.pop("extends", None)
+    if extends is None:
+        return tree
+    if not isinstance(extends.value, str):
+        raise ConfigError(f"{extends.where}: extends={show(extends.value)}: must be the path of one YAML file")
+    base = path.parent / Path(extends.value).expanduser()
+    if not base.is_file():
+        raise ConfigError(
+            f"{extends.where}: extends={extends.value}: no such file as {base}; the path starts at {path}"
+        )
+    chain = (*children, path.resolve())
+    if base.resolve() in chain:
+        files = " extends ".join(file.name for file in (*chain, base.resolve()))
+        raise ConfigError(f"{extends.where}: extends={extends.value}: a circle ({files}); remove one `extends`")
+    return merge(_read(base, chain), tree)
+
+
+def _override(tree: Located, text: str) -> None:
+    """Set one `dotted.key=value` in the tree."""
+    where = f"override '{text}'"
+    dotted, equals, written = text.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"{where}: must read key=value with a dotted key, for example train.workers=2")
+    value = parse_value(written, where)
+    node = tree
+    for depth, key in enumerate(keys):
+        if node.value is None:
+            node.value = {}
+        is_last = depth == len(keys) - 1
+        above = ".".join(keys[:depth])
+        match node.value:
+            case dict() as children:
+                children[key] = Located(value.value, where) if is_last else children.get(key, Located({}, where))
+                node = children[key]
+            case list() as entries:
+                index = _index(key, above, entries, where)
+                entries[index] = Located(value.value, where) if is_last else entries[index]
+                node = entries[index]
+            case scalar:
+                raise ConfigError(f"{where}: {above}={show(scalar)} has no keys; set {above} itself")
+
+
+def _index(key: str, above: str, entries: list[Located], where: str) -> int:
+    if key.isdecimal() and int(key) < len(entries):
+        return int(key)
+    raise ConfigError(
+        f"{where}: {above} has no entry {key!r}; its {len(entries)} entries are numbered from 0. "
+        f"To change their number set the whole list, {above}=[...]"
+    )
