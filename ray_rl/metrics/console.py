@@ -1,0 +1,153 @@
+"""What a person sees of a run while it goes.
+
+On a terminal: a live line with what is being done, and the lines below scroll by above it. In a file or a pipe: plain
+lines, no control characters, and a line of heartbeat while something takes long.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from rich import box
+from rich.console import Console, ConsoleRenderable
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from ray_rl.metrics.text import Sample, Status, duration, printable
+
+PLAIN_WIDTH = 120
+"""Columns of a table that does not go to a terminal."""
+SAMPLE_CHARACTERS = 400
+"""Of a prompt or a completion in a table."""
+
+
+class RunConsole:
+    """Writes one run's progress to one stream. Safe to use from several threads."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """Looks at the stream.
+
+        Args:
+            stream: None is standard output.
+        """
+        self._stream = sys.stdout if stream is None else stream
+        self._console = Console(file=self._stream, highlight=False, markup=False, emoji=False, force_jupyter=False)
+        self.is_live = self._stream.isatty() and not self._console.is_dumb_terminal
+        """Whether this is a terminal that can redraw a line."""
+        if not self.is_live:
+            self._console = Console(
+                file=self._stream,
+                width=PLAIN_WIDTH,
+                force_terminal=False,
+                force_jupyter=False,
+                color_system=None,
+                highlight=False,
+                markup=False,
+                emoji=False,
+            )
+        self._live: Live | None = None
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._print(Text(text, style="dim"))
+
+    def watch(self, status: Callable[[], Status | None], *, steps: int, left_s: Callable[[], float | None]) -> None:
+        """Starts the live line, on a terminal.
+
+        Args:
+            status: what the run is doing; called from another thread.
+            steps: that the run will have.
+            left_s: seconds that the run will still take, None while unknown.
+        """
+        if not self.is_live:
+            return
+        spinner = Spinner("line", style="cyan")
+        self._live = Live(
+            get_renderable=lambda: _live_line(spinner, status(), steps=steps, left_s=left_s()),
+            console=self._console,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=self._stream is sys.stdout,
+            redirect_stderr=self._stream is sys.stdout,
+        )
+        self._live.start()
+
+    def heartbeat(self, status: Status) -> None:
+        """One line of what is waited for, where no live line shows it."""
+        if not self.is_live:
+            self._print(Text(str(status)))
+
+    def step(self, fields: Sequence[tuple[str, str]]) -> None:
+        """One line of labels and values."""
+        line = Text()
+        for label, value in fields:
+            line.append("  " if line else "")
+            line.append(f"{label} " if label else "", style="dim")
+            line.append(value, style="bold green" if label == "reward" else "")
+        self._print(line)
+
+    def samples(self, title: str, samples: Sequence[Sample]) -> None:
+        """A table of prompts, completions and rewards."""
+        table = Table(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD if self.is_live else box.ASCII2,
+            show_lines=not self.is_live,
+        )
+        table.add_column("prompt", ratio=2, overflow="fold")
+        table.add_column("completion", ratio=3, overflow="fold")
+        table.add_column("reward", justify="right", no_wrap=True)
+        for sample in samples:
+            reward = "-" if sample.reward is None else f"{sample.reward:.2f}"
+            table.add_row(self._text(sample.prompt), self._text(sample.completion), Text(reward, style="green"))
+        self._print(table)
+
+    def summary(self, title: str, rows: Sequence[tuple[str, str]], *, failed: bool) -> None:
+        """The last word."""
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        for label, value in rows:
+            table.add_row(Text(f"  {label}"), Text(value))
+        self._print(Text(title, style="bold red" if failed else "bold green"))
+        self._print(table)
+
+    def close(self) -> None:
+        """Removes the live line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _text(self, text: str) -> Text:
+        return Text(printable(text, encoding=self._stream.encoding or "utf-8", limit=SAMPLE_CHARACTERS))
+
+    def _print(self, what: ConsoleRenderable) -> None:
+        soft_wrap = isinstance(what, Text)
+        if self.is_live:
+            self._console.print(what, soft_wrap=soft_wrap)
+            return
+        with self._console.capture() as capture:
+            self._console.print(what, soft_wrap=soft_wrap)
+        self._stream.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+        self._stream.flush()
+
+
+def _live_line(spinner: Spinner, status: Status | None, *, steps: int, left_s: float | None) -> ConsoleRenderable:
+    line = Table.grid(padding=(0, 1))
+    cells: list[ConsoleRenderable] = [spinner]
+    if status is not None and status.step is not None:
+        cells.append(ProgressBar(total=steps, completed=status.step - 1, width=20))
+        cells.append(Text(f"{status.step}/{steps}"))
+    if status is not None:
+        detail = f"  {status.detail}" if status.detail else ""
+        cells.append(Text(f"{status.doing}  {duration(status.age_s)}{detail}", overflow="ellipsis", no_wrap=True))
+    if left_s is not None and left_s > 0:
+        cells.append(Text(f"about {duration(left_s)} left", style="dim", no_wrap=True))
+    line.add_row(*cells)
+    return line

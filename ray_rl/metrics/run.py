@@ -1,0 +1,182 @@
+"""The one object through which a driver counts steps, times phases and logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+
+from ray_rl.config import RunConfig
+from ray_rl.metrics.console import RunConsole
+from ray_rl.metrics.metric import Metric, reduce_metrics
+from ray_rl.metrics.phases import Heartbeat, Phases, Span
+from ray_rl.metrics.rollout_metrics import rollout_metrics
+from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.metrics.sinks import JsonlSink, RolloutSink, TensorBoardSink
+from ray_rl.metrics.summary import Summary
+from ray_rl.metrics.text import Sample, Status, step_fields
+from ray_rl.metrics.trace import TraceWriter
+from ray_rl.types import RolloutGroup
+
+
+class Run:
+    """Progress of one run: its counters, its clock, and everything that is written about it."""
+
+    step: int
+    """Batches trained so far. Records carry the number of the batch they are about, from 1."""
+    version: int
+    """Policy version: 0 are the weights at the start."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        console: RunConsole,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Opens the sinks and starts the heartbeat. `close` must follow.
+
+        Args:
+            config: what is run.
+            folder: where to write.
+            console: where to show.
+            clock: seconds from any origin, never backwards.
+        """
+        self.step = 0
+        self.version = 0
+        self._config = config.run
+        self._folder = folder
+        self._console = console
+        self._clock = clock
+        self._start_s = clock()
+        self._trained_version = 0
+        self._summary = Summary(planned=config.run.steps)
+        self._shown: tuple[str, list[Sample]] | None = None
+        self._is_closed = False
+        self._jsonl = JsonlSink(folder.metrics_jsonl)
+        self._tensorboard = TensorBoardSink(folder.tensorboard)
+        self._rollouts = RolloutSink(folder.rollouts)
+        self._trace = TraceWriter(folder.trace, name=f"ray_rl {config.run.name}")
+        self._phases = Phases(clock, ended=self._trace_span)
+        self._heartbeat = Heartbeat(
+            self._phases.current,
+            lambda span, age_s: console.heartbeat(self._describe(span, age_s)),
+            every_s=config.run.heartbeat_s,
+            clock=clock,
+        )
+        console.watch(self._status, steps=config.run.steps, left_s=self._left_s)
+        self._heartbeat.start()
+
+    def advance(self) -> int:
+        """The next policy version, for the weights that were just trained."""
+        self.version += 1
+        return self.version
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Times a part of the step (`time/<name>_s`), traces it, and lets the heartbeat name it.
+
+        Phases may overlap, in threads or tasks. The time of `start`, before the first step, belongs to no step.
+        """
+        return self._phases.phase(name)
+
+    def note(self, text: str) -> None:
+        """How far the current phase is ("12 of 64 completions"). In `start`, or outside of phases, shown at once."""
+        if self._phases.note(text):
+            self._console.say(text)
+
+    def log(
+        self,
+        metrics: Iterable[Metric],
+        groups: Sequence[RolloutGroup],
+        advantages_R: Sequence[float] | None = None,
+    ) -> dict[str, float]:
+        """Ends the step: writes everything about it, and returns what `metrics.jsonl` says.
+
+        Args:
+            metrics: of all stages and ranks.
+            groups: the samples that were trained on.
+            advantages_R: one a rollout, ordered as in `groups`.
+
+        Raises:
+            ValueError: a metric has a name that is computed here, or two kinds of reduction.
+        """
+        self.step += 1
+        step_s, phases_s = self._phases.end_step()
+        values: dict[str, float] = {"step": self.step, "version": self.version}
+        values |= rollout_metrics(groups, version=self._trained_version)
+        values |= {"time/step_s": step_s} | {f"time/{name}_s": seconds for name, seconds in phases_s.items()}
+        values["throughput/tokens_per_s"] = values["rollout/tokens"] / step_s if step_s > 0 else 0.0
+        for name, value in reduce_metrics(metrics).items():
+            if name in values:
+                raise ValueError(f"metric {name!r} is computed by Run.log; a stage must give its own another name")
+            values[name] = float(value)
+        self._trained_version = self.version
+        self._write(values, groups, advantages_R)
+        self._show(values, groups)
+        return values
+
+    def close(self, *, failed: BaseException | None = None) -> None:
+        """Shows the last samples and the summary, and closes everything. A second call does nothing.
+
+        Args:
+            failed: what ended the run early.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._heartbeat.stop()
+        self._console.close()
+        self._jsonl.close()
+        self._tensorboard.close()
+        self._trace.close()
+        if failed is None and self._shown is not None:
+            self._console.samples(*self._shown)
+        export = self._folder.export if self._folder.export.is_dir() else None
+        self._console.summary(
+            self._summary.title(total_s=self._clock() - self._start_s, failed=failed),
+            self._summary.rows(folder=self._folder.root, export=export),
+            failed=failed is not None,
+        )
+
+    def _write(
+        self, values: dict[str, float], groups: Sequence[RolloutGroup], advantages_R: Sequence[float] | None
+    ) -> None:
+        self._jsonl.write(values)
+        self._tensorboard.write(values)
+        self._rollouts.write(self.step, groups, advantages_R=advantages_R)
+        end_s = self._clock() - self._start_s
+        duration_s = values["time/step_s"]
+        args = {"version": self.version}
+        self._trace.add("step", f"step {self.step}", start_s=end_s - duration_s, duration_s=duration_s, args=args)
+        self._trace.flush()
+        self._summary.add(values)
+
+    def _show(self, values: dict[str, float], groups: Sequence[RolloutGroup]) -> None:
+        self._console.step(step_fields(values, steps=self._config.steps))
+        chosen = groups[: self._config.samples]
+        if not chosen:
+            return
+        title = f"step {self.step}: first completion of {len(chosen)} of {len(groups)} prompts"
+        firsts = [(group.prompt.text, group.rollouts[0]) for group in chosen]
+        self._shown = title, [Sample(text, rollout.completion.text, rollout.reward) for text, rollout in firsts]
+        if self.step % self._config.show_every == 0:
+            self._console.samples(*self._shown)
+            self._shown = None
+
+    def _status(self) -> Status | None:
+        span = self._phases.current()
+        return None if span is None else self._describe(span, self._clock() - span.start_s)
+
+    def _describe(self, span: Span, age_s: float) -> Status:
+        is_in_step = self._phases.in_step and self.step < self._config.steps
+        return Status(self.step + 1 if is_in_step else None, span.doing, age_s, span.detail)
+
+    def _left_s(self) -> float | None:
+        done = self._summary.steps
+        return self._summary.step_s / done * (self._config.steps - self.step) if done else None
+
+    def _trace_span(self, span: Span, end_s: float) -> None:
+        start_s = span.start_s - self._start_s
+        args = {"step": self.step + 1, "detail": span.detail}
+        self._trace.add(span.name, span.name, start_s=start_s, duration_s=end_s - span.start_s, args=args)

@@ -1,0 +1,134 @@
+"""Where the numbers and the samples of a step are written."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_rl.types import Rollout, RolloutGroup
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class JsonlSink:
+    """`metrics.jsonl`: one strict JSON object a step, on disk when `write` returns. nan and inf become null."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: Mapping[str, float]) -> None:
+        """Appends one line."""
+        self._file.write(strict_json(values) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoardSink:
+    """TensorBoard scalars, by TensorBoard's own event writer: no torch, no TensorFlow. The tag is the metric's key."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(folder))
+
+    def write(self, values: Mapping[str, float]) -> None:
+        """Adds all values at `values["step"]`."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        scalars = [Summary.Value(tag=key, simple_value=value) for key, value in values.items() if key != "step"]
+        self._writer.add_event(
+            Event(wall_time=time.time(), step=int(values["step"]), summary=Summary(value=scalars)),
+        )
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._writer.close()
+
+
+class RolloutSink:
+    """`rollouts/step_000012.jsonl`: every sample of a step, one a line, ordered by prompt."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, step: int, groups: Sequence[RolloutGroup], *, advantages_R: Sequence[float] | None = None) -> Path:
+        """Writes the file of one step and returns its path.
+
+        Args:
+            step: number of the step, from 1.
+            groups: the samples that were trained on.
+            advantages_R: one advantage a rollout, ordered as in `groups`.
+        """
+        path = self._folder / f"step_{step:06d}.jsonl"
+        rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
+        advantages = [None] * len(rollouts) if advantages_R is None else [float(value) for value in advantages_R]
+        with path.open("w", encoding="utf-8") as file:
+            for (group, rollout), advantage in zip(rollouts, advantages, strict=True):
+                file.write(strict_json(_record(step, group, rollout, advantage)) + "\n")
+        return path
+
+
+def _record(step: int, group: RolloutGroup, rollout: Rollout, advantage: float | None) -> dict[str, Any]:
+    completion = rollout.completion
+    columns = {name: value for name, value in group.prompt.columns.items() if _is_json(value)}
+    return {
+        "step": step,
+        "prompt_id": group.prompt.id,
+        "prompt": group.prompt.text,
+        "columns": columns,
+        "completion": completion.text,
+        "reward": rollout.reward,
+        "reward_parts": rollout.reward_parts,
+        "advantage": advantage,
+        "finish_reason": completion.finish_reason,
+        "length": len(completion.token_ids),
+        "versions": version_spans(completion.versions),
+        "token_ids": completion.token_ids.tolist(),
+    }
+
+
+def version_spans(versions: NDArray[np.int32]) -> list[list[int]]:
+    """Runs of equal versions as [version, tokens]: [3, 3, 4] gives [[3, 2], [4, 1]]."""
+    return [[version, len(list(run))] for version, run in groupby(versions.tolist())]
+
+
+def strict_json(value: Any) -> str:
+    """JSON that every parser reads: null in place of nan and inf, which JSON does not have."""
+    return json.dumps(_finite(value), allow_nan=False, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a column can be written: images, arrays and dates of a data set are left out of the record."""
+    match value:
+        case None | str() | bool() | int() | float():
+            return True
+        case list() | tuple():
+            return all(_is_json(item) for item in value)
+        case Mapping():
+            return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+        case _:
+            return False

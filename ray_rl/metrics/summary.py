@@ -1,0 +1,79 @@
+"""What is told at the end of a run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ray_rl.metrics.text import duration
+
+EDGE_STEPS = 5
+"""Steps at either end whose mean rewards are compared; fewer where the run is shorter than twice that."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """Sums over the steps so far."""
+
+    planned: int
+    """Steps that the configuration asks for."""
+    steps: int = 0
+    step_s: float = 0.0
+    tokens: float = 0.0
+    rewards: list[float] = field(default_factory=list)
+    """Mean reward of each step that had one."""
+    phases_s: dict[str, float] = field(default_factory=dict)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Counts one step, by the keys of `metrics.jsonl`."""
+        self.steps += 1
+        self.step_s += values["time/step_s"]
+        self.tokens += values["rollout/tokens"]
+        if "reward/mean" in values:
+            self.rewards.append(values["reward/mean"])
+        for key, value in values.items():
+            if key.startswith("time/") and key != "time/step_s":
+                phase = key.removeprefix("time/").removesuffix("_s")
+                self.phases_s[phase] = self.phases_s.get(phase, 0.0) + value
+
+    def title(self, *, total_s: float, failed: BaseException | None) -> str:
+        """How it ended."""
+        if failed is not None:
+            where = (
+                f"in step {self.steps + 1} of {self.planned}" if self.steps < self.planned else "after the last step"
+            )
+            return f"Stopped {where} after {duration(total_s)} by {type(failed).__name__}"
+        return f"Done: {self.steps} of {self.planned} steps in {duration(total_s)}"
+
+    def rows(self, *, folder: Path, export: Path | None) -> list[tuple[str, str]]:
+        """Label and text of every line below the title."""
+        rows = []
+        if self.rewards:
+            rows.append(("reward", self._reward()))
+        if self.steps:
+            rows.append(("speed", self._speed()))
+            rows.append(("time", self._shares()))
+        rows.append(("run folder", str(folder)))
+        if export is not None:
+            rows.append(("model", str(export)))
+        return rows
+
+    def _reward(self) -> str:
+        count = min(EDGE_STEPS, len(self.rewards) // 2)
+        if count == 0:
+            return f"{self.rewards[0]:.3f}"
+        first, last = statistics.fmean(self.rewards[:count]), statistics.fmean(self.rewards[-count:])
+        ends = f"mean of the first {count} and the last {count} steps" if count > 1 else "first and last step"
+        return f"{first:.3f} -> {last:.3f} ({ends})"
+
+    def _speed(self) -> str:
+        rate = f", {self.tokens / self.step_s:,.0f} tokens/s" if self.step_s else ""
+        return f"{self.step_s / self.steps:.1f} s a step{rate}"
+
+    def _shares(self) -> str:
+        total = self.step_s or 1.0
+        shares = sorted(self.phases_s.items(), key=lambda item: -item[1])
+        other = max(0.0, self.step_s - sum(self.phases_s.values()))
+        return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in [*shares, ("other", other)])
