@@ -9,6 +9,7 @@
     `-- OutsideError             something outside this process failed
         |-- ClusterError         Ray: placement, a lost worker, a wait that ran out
         |-- EngineError          a vLLM engine
+        |-- SandboxError         a function in a worker process raised or crashed it
         `-- WeightSyncError      a publish that did not complete or did not verify
 
 All carry one message and nothing else, so that they pickle: they cross Ray.
@@ -49,6 +50,10 @@ class ClusterError(OutsideError):
 
 class EngineError(OutsideError):
     """A vLLM engine failed or answered nonsense."""
+
+
+class SandboxError(OutsideError):
+    """A function in a worker process raised, or took the process down."""
 
 
 class WeightSyncError(OutsideError):

@@ -18,11 +18,11 @@ class Part(Config):
     """A function that raises, hangs or returns nan stops the step and names the sample; `skip` counts it and has no
     opinion."""
     timeout_s: float = Field(10.0, gt=0)
-    """Limit for one call over one group of completions."""
+    """Limit for one call: over the completions of one prompt for `custom`, over one completion for the others."""
 
 
 class Number(Part):
-    """1 if the last number of the completion equals the column, else 0."""
+    """1 if the last number of the completion equals the column (of "... #### 42", what follows the hashes), else 0."""
 
     kind: Literal["number"] = "number"
     column: str = "answer"
@@ -31,7 +31,10 @@ class Number(Part):
 
 
 class MathVerify(Part):
-    """1 if the `math-verify` library finds the answer equal to the column, else 0. Runs in a worker process."""
+    """1 if the `math-verify` library finds the answer equal to the column, else 0. Runs in a worker process.
+
+    Of a column like GSM8K's "... #### 42" the answer is what follows the hashes.
+    """
 
     kind: Literal["math_verify"] = "math_verify"
     column: str = "answer"

@@ -1,0 +1,36 @@
+"""Import paths, `package.module:function`: how users bring their own rewards and data."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ray_rl.errors import ConfigError
+
+
+def import_function(path: str) -> Callable[..., Any]:
+    """The function that `package.module:function` names. The working folder is on the import path.
+
+    What the module itself raises while it is imported passes through: its traceback says more than we could.
+
+    Raises:
+        ConfigError: no such module or function, or it cannot be called.
+    """
+    module_name, _, name = path.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{path}: no module named {error.name!r} on the import path, which starts at {os.getcwd()}; "
+            "start from the folder that holds it, or install its package"
+        ) from error
+    if name not in vars(module):
+        functions = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise ConfigError(f"{path}: {module_name} has no {name!r}; it has {', '.join(functions) or 'no functions'}")
+    function = vars(module)[name]
+    if not callable(function):
+        raise ConfigError(f"{path}: a {type(function).__name__}, which cannot be called; name a function")
+    return function  # type: ignore[no-any-return]
