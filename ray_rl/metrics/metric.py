@@ -65,7 +65,7 @@ def _merge(seen: Metric, new: Metric) -> Metric:
         case Total(), Total():
             return Total(seen.name, seen.value + new.value)
         case Maximum(), Maximum():
-            return Maximum(seen.name, max(seen.value, new.value) if not math.isnan(seen.value) else seen.value)
+            return seen if math.isnan(seen.value) or seen.value >= new.value else new  # nan, on either side, wins
         case Last(), Last():
             return new
         case _:

@@ -21,7 +21,7 @@ class JsonlSink:
     """`metrics.jsonl`: one strict JSON object a step, on disk when `write` returns. nan and inf become null."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
 
     def write(self, values: Mapping[str, float]) -> None:
         """Appends one line."""
@@ -74,7 +74,7 @@ class RolloutSink:
         path = self._folder / f"step_{step:06d}.jsonl"
         rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
         advantages = [None] * len(rollouts) if advantages_R is None else [float(value) for value in advantages_R]
-        with path.open("w", encoding="utf-8") as file:
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for (group, rollout), advantage in zip(rollouts, advantages, strict=True):
                 file.write(strict_json(_record(step, group, rollout, advantage)) + "\n")
         return path
@@ -105,7 +105,10 @@ def version_spans(versions: NDArray[np.int32]) -> list[list[int]]:
 
 
 def strict_json(value: Any) -> str:
-    """JSON that every parser reads: null in place of nan and inf, which JSON does not have."""
+    """JSON that every parser reads: null in place of nan and inf, which JSON does not have.
+
+    Write it with `errors="backslashreplace"`: a lone surrogate is not UTF-8, and its backslash form is a JSON escape.
+    """
     return json.dumps(_finite(value), allow_nan=False, ensure_ascii=False)
 
 

@@ -1,0 +1,29 @@
+import math
+
+import pytest
+
+from ray_rl.metrics.metric import Last, Maximum, Mean, Total, reduce_metrics
+
+
+def test_means_merge_by_total_and_count_not_by_mean_of_means():
+    assert reduce_metrics([Mean("a", 10.0, 1), Mean("a", 0.0, 9)]) == {"a": 1.0}
+
+
+def test_each_kind_reduces_in_its_own_way_and_keeps_the_order_of_first_appearance():
+    metrics = [Total("t", 1), Maximum("m", 5), Last("l", 1), Total("t", 2), Maximum("m", 3), Last("l", 9)]
+    assert list(reduce_metrics(metrics).items()) == [("t", 3), ("m", 5), ("l", 9)]
+
+
+def test_a_mean_over_nothing_has_no_key():
+    assert reduce_metrics([Mean("a", 0.0, 0), Total("b", 1)]) == {"b": 1}
+
+
+@pytest.mark.parametrize("values", [(math.nan, 1.0), (1.0, math.nan)])
+def test_nan_survives_a_maximum(values):
+    reduced = reduce_metrics(Maximum("m", value) for value in values)
+    assert math.isnan(reduced["m"])
+
+
+def test_one_name_with_two_reductions_is_refused():
+    with pytest.raises(ValueError, match="'a' is both Mean and Total"):
+        reduce_metrics([Mean("a", 1, 1), Total("a", 1)])

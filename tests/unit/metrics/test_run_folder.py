@@ -1,0 +1,85 @@
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+import ray_rl
+from ray_rl.config.load import load_config
+from ray_rl.errors import ConfigError
+from ray_rl.metrics.environment import (
+    cpu_model,
+    describe_environment,
+    git_state,
+    memory_gib,
+    package_versions,
+)
+from ray_rl.metrics.run_folder import RunFolder
+
+
+def test_a_new_folder_is_private_and_holds_the_configuration_that_loads_back(make_config):
+    config = make_config()
+    folder = RunFolder.create(config)
+    assert folder.root == Path(config.run.dir) / "adds"
+    assert stat.S_IMODE(folder.root.stat().st_mode) == 0o700
+    assert load_config(folder.config_yaml) == config
+
+
+def test_every_path_is_inside_the_folder(make_config):
+    folder = RunFolder.create(make_config())
+    names = ["config_yaml", "environment_json", "metrics_jsonl", "rollouts", "tensorboard", "checkpoints", "export"]
+    names += ["logs", "trace"]
+    assert all(getattr(folder, name).parent == folder.root for name in names)
+
+
+def test_an_existing_folder_is_refused_with_a_remedy_and_left_alone(make_config):
+    folder = RunFolder.create(make_config())
+    folder.config_yaml.write_text("mine")
+    with pytest.raises(ConfigError, match=r"run.name='adds'.*exists already.*choose another run.name"):
+        RunFolder.create(make_config())
+    assert folder.config_yaml.read_text() == "mine"
+
+
+def test_a_place_that_cannot_hold_a_folder_is_a_configuration_error(make_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run.dir=.*cannot create.*Not a directory.*set run.dir"):
+        RunFolder.create(make_config(dir=str(tmp_path / "file" / "below")))
+
+
+def test_the_environment_names_versions_hardware_and_command_line(make_config):
+    environment = json.loads(RunFolder.create(make_config()).environment_json.read_text())
+    assert environment["ray_rl"] == ray_rl.__version__
+    assert environment["argv"] == sys.argv
+    assert environment["cores"] >= 1
+    assert environment["memory_gib"] > 0
+    assert set(environment["packages"]) >= {"ray", "torch", "vllm", "deepspeed", "transformers", "numpy"}
+
+
+def test_the_environment_holds_no_environment_variable(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_of_mine")
+    assert "hf_secret_of_mine" not in json.dumps(describe_environment())
+
+
+def test_a_package_that_is_not_installed_has_no_version():
+    assert package_versions(["pydantic", "no-such-package-here"])["no-such-package-here"] is None
+
+
+def test_the_processor_is_named_as_the_kernel_names_it(tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: Example 9000: fast\n")
+    assert cpu_model(cpuinfo) == "Example 9000: fast"
+    assert cpu_model(tmp_path / "missing")
+
+
+def test_a_container_limit_counts_as_the_memory(tmp_path):
+    limit = tmp_path / "memory.max"
+    limit.write_text(f"{512 * 2**20}\n")
+    assert memory_gib(limit) == 0.5
+    limit.write_text("max\n")
+    assert memory_gib(limit) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def test_a_folder_outside_of_git_has_no_commit(tmp_path):
+    assert git_state(tmp_path) is None

@@ -1,0 +1,83 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ray_rl.metrics.sinks import JsonlSink, RolloutSink, TensorBoardSink, strict_json, version_spans
+
+
+def read_lines(path):
+    return [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
+
+
+def test_a_line_is_on_disk_when_write_returns(tmp_path):
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.write({"step": 1, "reward/mean": 0.5})
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "reward/mean": 0.5}]
+    sink.close()
+
+
+def test_what_json_does_not_have_is_written_as_null():
+    value = {"a": math.nan, "b": [math.inf, 1.5], "c": {"d": -math.inf}}
+    assert json.loads(strict_json(value)) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
+
+
+def test_tensorboard_reads_back_every_value_at_its_step(tmp_path):
+    sink = TensorBoardSink(tmp_path)
+    sink.write({"step": 1, "reward/mean": 0.25})
+    sink.write({"step": 2, "reward/mean": 0.5})
+    sink.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(1, 0.25), (2, 0.5)]
+    assert events.Tags()["scalars"] == ["reward/mean"]
+
+
+def test_a_sample_is_recorded_with_all_that_explains_it(tmp_path, make_group):
+    group = make_group([1.0, None], lengths=[3, 4], versions=[[6, 6, 7], [7, 7, 7, 7]])
+    path = RolloutSink(tmp_path).write(12, [group], advantages_R=[0.5, -0.5])
+    assert path.name == "step_000012.jsonl"
+    first, second = read_lines(path)
+    assert first == {
+        "step": 12,
+        "prompt_id": "addition/17",
+        "prompt": "What is 17+25?",
+        "columns": {"answer": "42"},
+        "completion": "42",
+        "reward": 1.0,
+        "reward_parts": {"number": 1.0},
+        "advantage": 0.5,
+        "finish_reason": "stop",
+        "length": 3,
+        "versions": [[6, 2], [7, 1]],
+        "token_ids": [0, 1, 2],
+    }
+    assert (second["reward"], second["advantage"], second["versions"]) == (None, -0.5, [[7, 4]])
+
+
+def test_without_advantages_the_record_says_null(tmp_path, make_group):
+    path = RolloutSink(tmp_path).write(1, [make_group([1.0])])
+    assert read_lines(path)[0]["advantage"] is None
+
+
+def test_advantages_of_another_number_than_the_rollouts_are_refused(tmp_path, make_group):
+    with pytest.raises(ValueError, match="zip"):
+        RolloutSink(tmp_path).write(1, [make_group([1.0, 0.0])], advantages_R=[0.5])
+
+
+def test_columns_that_are_not_json_are_left_out(tmp_path, make_group):
+    columns = {"answer": "42", "image": np.zeros(2), "terms": [17, 25], "meta": {"level": 1}, "pair": (1, object())}
+    path = RolloutSink(tmp_path).write(1, [make_group([1.0], columns=columns)])
+    assert read_lines(path)[0]["columns"] == {"answer": "42", "terms": [17, 25], "meta": {"level": 1}}
+
+
+def test_text_that_is_not_unicode_is_recorded_all_the_same(tmp_path, make_group):
+    path = RolloutSink(tmp_path).write(1, [make_group([1.0], text="a\ud800b\n\x1b[31m")])
+    assert read_lines(path)[0]["completion"] == "a\ud800b\n\x1b[31m"
+
+
+def test_versions_are_run_lengths_in_order():
+    assert version_spans(np.array([3, 3, 4, 3], np.int32)) == [[3, 2], [4, 1], [3, 1]]
+    assert version_spans(np.array([], np.int32)) == []
