@@ -241,7 +241,7 @@ def _colocation(config: RunConfig) -> Iterator[str]:
         for role in group:
             if role in seen:
                 yield (
-                    f"cluster.colocate.{index}={show(group)}: {role} is listed in cluster.colocate.{seen[role]} already, "
+                    f"cluster.colocate.{index}={show(group)}: {role} is in cluster.colocate.{seen[role]} already, "
                     f"and has one place; list {role} once"
                 )
             seen.setdefault(role, index)

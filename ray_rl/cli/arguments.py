@@ -1,0 +1,20 @@
+"""Arguments that several commands take."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds CONFIG and the overrides."""
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="sets one value, in YAML: run.steps=3, rewards.0.weight=2, 'data={kind: jsonl, path: train.jsonl}'",
+    )

@@ -1,0 +1,68 @@
+"""The command `ray-rl`. Every command is one function that takes its parsed arguments and returns an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from ray_rl import __version__
+from ray_rl.cli import doctor, export, train, validate
+from ray_rl.errors import RayRLError, UserError
+
+DONE = 0
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+_EXAMPLES = """\
+examples:
+  ray-rl doctor
+  ray-rl validate configs/grpo_addition_smollm2-135m_cpu.yaml
+  ray-rl train configs/grpo_addition_smollm2-135m_cpu.yaml run.steps=3 train.workers=2
+  ray-rl export runs/grpo-addition --to my-model --dtype bfloat16
+
+exit codes: 0 done, 1 failed, 2 your configuration or input is wrong
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code of the process is what this returns.
+
+    Args:
+        argv: words after the program's name; None takes those of the process.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except RayRLError as error:
+        code = BAD_INPUT if isinstance(error, UserError) else FAILED
+        if code == FAILED and os.environ.get("RAY_RL_TRACEBACK") == "1":
+            traceback.print_exc()
+        else:
+            print(f"ray-rl: error: {error}", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        print("ray-rl: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ray-rl",
+        description="Post-training of large language models with reinforcement learning on Ray, DeepSpeed and vLLM.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ray-rl {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (train, validate, export, doctor):
+        module.add_to(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

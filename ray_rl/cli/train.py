@@ -1,0 +1,67 @@
+"""`ray-rl train`: every check first, then the run."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ray_rl.cli.arguments import add_config
+from ray_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from ray_rl.cli.arguments import Commands
+
+NEEDED = ("torch", "transformers", "ray", "deepspeed", "vllm")
+"""Modules that a run imports and the base install lacks."""
+
+
+def add_to(commands: Commands) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "train",
+        help="train; the run folder is <run.dir>/<run.name>",
+        description="Trains. Wrong input ends with exit code 2 before anything is started or written.",
+        epilog="example: ray-rl train configs/grpo_addition_smollm2-135m_cpu.yaml run.name=first run.steps=3",
+    )
+    add_config(parser)
+    parser.set_defaults(command=train)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Checks configuration, run folder, installation and data, then trains.
+
+    Raises:
+        UserError: the input is wrong; nothing was started or written.
+        RayRLError: the run failed.
+    """
+    from ray_rl.config.load import load_config
+    from ray_rl.config.rules import check, check_run_folder_is_free
+
+    config = load_config(arguments.config, arguments.overrides)
+    check(config)
+    check_run_folder_is_free(config)
+    check_installed()
+
+    from ray_rl.data.preflight import check_data
+
+    check_data(config)
+
+    from ray_rl.loops.build import run_training
+
+    run_training(config)
+    return 0
+
+
+def check_installed() -> None:
+    """Checks that what a run imports is installed, without importing it.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    missing = [module for module in NEEDED if find_spec(module) is None]
+    if missing:
+        raise UserError(
+            f"training needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
+            "pip install -r docker/requirements-cpu.txt (or -gpu.txt), then see `ray-rl doctor`"
+        )
