@@ -94,9 +94,6 @@ class RunConsole:
     def samples(self, title: str, samples: Sequence[Sample]) -> None:
         """A table of prompts, completions and rewards."""
         table = Table(
-            title=title,
-            title_justify="left",
-            title_style="bold",
             box=box.SIMPLE_HEAD if self.is_live else box.ASCII2,
             show_lines=not self.is_live,
         )
@@ -106,6 +103,7 @@ class RunConsole:
         for sample in samples:
             reward = "-" if sample.reward is None else f"{sample.reward:.2f}"
             table.add_row(self._text(sample.prompt), self._text(sample.completion), Text(reward, style="green"))
+        self._print(Text(title, style="bold"))
         self._print(table)
 
     def summary(self, title: str, rows: Sequence[tuple[str, str]], *, failed: bool) -> None:
@@ -142,12 +140,12 @@ def _live_line(spinner: Spinner, status: Status | None, *, steps: int, left_s: f
     line = Table.grid(padding=(0, 1))
     cells: list[ConsoleRenderable] = [spinner]
     if status is not None and status.step is not None:
-        cells.append(ProgressBar(total=steps, completed=status.step - 1, width=20))
+        cells.append(ProgressBar(total=steps, completed=status.step - 1, width=8))
         cells.append(Text(f"{status.step}/{steps}"))
     if status is not None:
         detail = f"  {status.detail}" if status.detail else ""
         cells.append(Text(f"{status.doing}  {duration(status.age_s)}{detail}", overflow="ellipsis", no_wrap=True))
     if left_s is not None and left_s > 0:
-        cells.append(Text(f"about {duration(left_s)} left", style="dim", no_wrap=True))
+        cells.append(Text(f"{duration(left_s)} left", style="dim", no_wrap=True))
     line.add_row(*cells)
     return line

@@ -35,7 +35,10 @@ def test_each_row_is_one_named_thread(tmp_path):
     for row in ("rollout", "train", "rollout"):
         trace.add(row, row, start_s=0, duration_s=1, args={})
     trace.close()
-    names = [(event["name"], event["tid"], event["args"]["name"]) for event in json.loads(path.read_text())
-             if event["ph"] == "M"]
+    names = [
+        (event["name"], event["tid"], event["args"]["name"])
+        for event in json.loads(path.read_text())
+        if event["ph"] == "M"
+    ]
     assert names == [("process_name", 0, "adds"), ("thread_name", 1, "rollout"), ("thread_name", 2, "train")]
     assert [event["tid"] for event in spans(path)] == [1, 2, 1]

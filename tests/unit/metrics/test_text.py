@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+
+from ray_rl.metrics.summary import Summary
+from ray_rl.metrics.text import Status, duration, printable, step_fields
+
+VALUES = {
+    "step": 3,
+    "version": 3,
+    "reward/mean": 0.5,
+    "rollout/length_mean": 9.84,
+    "rollout/staleness_max": 0,
+    "rollout/tokens": 812,
+    "time/step_s": 13.94,
+    "time/rollout_s": 6.1,
+    "time/train_s": 7.0,
+    "throughput/tokens_per_s": 1812.4,
+}
+
+
+def test_a_step_is_told_in_labels_and_values():
+    assert step_fields(VALUES, steps=40) == [
+        ("step", " 3/40"),
+        ("reward", "0.500"),
+        ("length", "  9.8"),
+        ("", "1,812 tokens/s"),
+        ("", "13.9 s (rollout 6.1, train 7.0)"),
+    ]
+
+
+def test_what_a_step_does_not_have_is_not_told():
+    assert "reward" not in dict(step_fields({k: v for k, v in VALUES.items() if k != "reward/mean"}, steps=40))
+    assert ("stale", "2") in step_fields(VALUES | {"rollout/staleness_max": 2}, steps=40)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (45, "45 s"),
+        (59.6, "1 min 00 s"),
+        (552, "9 min 12 s"),
+        (7500, "2 h 05 min"),
+        (3599.9, "1 h 00 min"),
+    ],
+)
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_status_says_the_step_what_how_long_and_how_far():
+    assert str(Status(3, "waiting for rollouts", 45.2, "12 of 64 completions")) == (
+        "step 3: waiting for rollouts (45 s; 12 of 64 completions)"
+    )
+    assert str(Status(None, "starting", 5)) == "starting (5 s)"
+
+
+def test_control_characters_of_a_completion_never_reach_the_terminal():
+    assert printable("a\n\x1b[2Jb\ud800", encoding="utf-8", limit=100) == r"a\n\x1b[2Jb\ud800"
+
+
+def test_characters_that_the_stream_cannot_encode_are_escaped():
+    assert printable("caf\u00e9", encoding="ascii", limit=100) == r"caf\xe9"
+    assert printable("caf\u00e9", encoding="utf-8", limit=100) == "caf\u00e9"
+
+
+def test_a_long_text_loses_its_middle_and_keeps_its_end():
+    assert printable("a" * 50 + "b" * 50, encoding="utf-8", limit=6) == "aaa ... bbb"
+
+
+def summary_of(rewards, *, planned=40):
+    summary = Summary(planned=planned)
+    for reward in rewards:
+        summary.add(VALUES | {"reward/mean": reward})
+    return summary
+
+
+def rows_of(summary, export=None):
+    return dict(summary.rows(folder=Path("runs/adds"), export=export))
+
+
+def test_a_summary_compares_the_first_five_steps_with_the_last_five():
+    rows = rows_of(summary_of([0.1] * 5 + [0.3] * 3 + [0.7] * 5))
+    assert rows["reward"] == "0.100 -> 0.700 (mean of the first 5 and the last 5 steps)"
+
+
+@pytest.mark.parametrize(
+    ("rewards", "text"),
+    [
+        ([0.25], "0.250"),
+        ([0.1, 0.2], "0.100 -> 0.200 (first and last step)"),
+        ([0.1, 0.2, 0.9, 0.4, 0.6], "0.150 -> 0.500 (mean of the first 2 and the last 2 steps)"),
+    ],
+)
+def test_the_two_ends_of_a_short_run_never_overlap(rewards, text):
+    assert rows_of(summary_of(rewards))["reward"] == text
+
+
+def test_a_summary_says_where_the_time_went():
+    rows = rows_of(summary_of([0.1] * 4), export=Path("runs/adds/export"))
+    assert rows["time"] == "train 50%, rollout 44%, other 6%"
+    assert rows["speed"] == "13.9 s a step, 58 tokens/s"
+    assert (rows["run folder"], rows["model"]) == ("runs/adds", "runs/adds/export")
+
+
+def test_a_summary_of_nothing_has_only_the_folder():
+    assert list(rows_of(Summary(planned=3))) == ["run folder"]
+
+
+def test_the_title_says_how_it_ended():
+    assert summary_of([0.1] * 40).title(total_s=552, failed=None) == "Done: 40 of 40 steps in 9 min 12 s"
+    failed = summary_of([0.1] * 12).title(total_s=170, failed=RuntimeError("lost"))
+    assert failed == "Stopped in step 13 of 40 after 2 min 50 s by RuntimeError"
+    exporting = summary_of([0.1] * 40).title(total_s=552, failed=OSError("full"))
+    assert exporting == "Stopped after the last step after 9 min 12 s by OSError"
