@@ -1,0 +1,357 @@
+"""The rules of the package that a machine can check. CONTRIBUTING.md gives the reasons.
+
+A rule reads one source file and yields its violations as `line, message`. Every rule is itself tested on a source that
+offends, so that it is known to be able to fail.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "ray_rl"
+
+LAYERS = (
+    ("types", "errors"),
+    ("config",),
+    ("algorithms", "planner", "metrics", "sandbox"),
+    ("models", "data"),
+    ("rewards", "environments"),
+    ("rollout", "training", "checkpoint"),
+    ("evaluation", "weight_sync"),
+    ("cluster",),
+    ("loops",),
+    ("cli",),
+)
+"""A module imports from the layers before its own, and from its own folder; never sideways, never from a later one."""
+RANKS = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}
+
+ONLY_IN = {
+    "ray": {"cluster", "cli"},
+    "vllm": {"rollout", "weight_sync"},
+    "deepspeed": {"training", "checkpoint", "weight_sync"},
+}
+LIGHT = ("types", "errors", "config", "planner", "cli")
+"""Load in the base install, which has none of HEAVY."""
+HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "numpy")
+
+FILE_LINES = 400
+FUNCTION_LINES = 60
+DRIVER_LINES = 150
+PUBLIC_METHODS = 8
+VAGUE_NAMES = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "misc.py"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file: its path from the root of the repository, with slashes, and its text."""
+
+    path: str
+    text: str
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    @property
+    def folder(self) -> str:
+        """ "training" for ray_rl/training/trainer.py, "types" for ray_rl/types.py, "" for ray_rl/__init__.py."""
+        first = self.path.split("/")[1].removesuffix(".py")
+        return "" if first == "__init__" else first
+
+
+Violations = Iterator[tuple[int, str]]
+Rule = Callable[[Source], Violations]
+
+
+def imported(source: Source) -> Iterator[tuple[int, str]]:
+    """Every module or name imported anywhere: in functions, under TYPE_CHECKING, and by `import_module("...")`."""
+    for node in ast.walk(source.tree):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=str(module), level=0, names=names):
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in names)
+            case ast.Call(func=function, args=[ast.Constant(value=str(module)), *_]):
+                if ast.unparse(function) in {"import_module", "importlib.import_module", "__import__"}:
+                    yield node.lineno, module
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
+    """Every call with the dotted name of what is called."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node, ast.unparse(node.func)
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def imports_point_down(source: Source) -> Violations:
+    if source.folder and source.folder not in RANKS:
+        yield 1, f"{source.folder!r} has no place in LAYERS"
+        return
+    for line, name in imported(source):
+        package, _, rest = name.partition(".")
+        target = rest.split(".")[0]
+        if package != PACKAGE or target not in RANKS or target == source.folder:
+            continue
+        if not source.folder or RANKS[target] >= RANKS[source.folder]:
+            yield line, f"{source.folder or PACKAGE} imports {target}, which is not below it"
+
+
+def libraries_stay_in_their_folders(source: Source) -> Violations:
+    for line, name in imported(source):
+        library = name.split(".")[0]
+        if library in ONLY_IN and source.folder not in ONLY_IN[library]:
+            yield line, f"{library} is imported only in {', '.join(sorted(ONLY_IN[library]))}"
+
+
+def imports_are_absolute(source: Source) -> Violations:
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield node.lineno, "relative import"
+
+
+def files_are_short(source: Source) -> Violations:
+    limit = DRIVER_LINES if source.path == "ray_rl/loops/online.py" else FILE_LINES
+    lines = len(source.text.splitlines())
+    if lines > limit:
+        yield lines, f"{lines} lines in a file, at most {limit}"
+
+
+def functions_are_short(source: Source) -> Violations:
+    for node in functions(source.tree):
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        if lines > FUNCTION_LINES:
+            yield node.lineno, f"{lines} lines in {node.name}, at most {FUNCTION_LINES}"
+
+
+def classes_are_small(source: Source) -> Violations:
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        public = [
+            item.name
+            for item in node.body
+            if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)
+            and not item.name.startswith("_")
+            and not any("property" in ast.unparse(decorator) for decorator in item.decorator_list)
+        ]
+        if len(public) > PUBLIC_METHODS:
+            yield node.lineno, f"{len(public)} public methods in {node.name}, at most {PUBLIC_METHODS}"
+
+
+def only_the_command_line_prints(source: Source) -> Violations:
+    if source.folder != "cli":
+        yield from ((call.lineno, "print outside cli/") for call, name in calls(source.tree) if name == "print")
+
+
+def nothing_catches_everything(source: Source) -> Violations:
+    if source.path == "ray_rl/cluster/health.py":
+        return
+    broad = {"Exception", "BaseException"}
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = {"BaseException"} if node.type is None else {ast.unparse(part) for part in parts(node.type)}
+            if caught & broad:
+                yield node.lineno, "catches everything; catch what can be acted on"
+    for call, name in calls(source.tree):
+        if name.split(".")[-1] == "suppress" and {ast.unparse(argument) for argument in call.args} & broad:
+            yield call.lineno, "suppresses everything; name what is expected"
+
+
+def parts(node: ast.expr) -> list[ast.expr]:
+    return node.elts if isinstance(node, ast.Tuple) else [node]
+
+
+def file_names_say_the_concern(source: Source) -> Violations:
+    name = source.path.rsplit("/", 1)[-1]
+    if name in VAGUE_NAMES:
+        yield 1, f"{name} does not name a concern"
+
+
+def attributes_are_known(source: Source) -> Violations:
+    for call, name in calls(source.tree):
+        if name == "hasattr":
+            yield call.lineno, "hasattr: say by type what it is"
+        if name == "getattr" and len(call.args) == 3:
+            yield call.lineno, "getattr with a default: a default lives on the field"
+
+
+def sources_are_ascii(source: Source) -> Violations:
+    for line, text in enumerate(source.text.splitlines(), start=1):
+        if not text.isascii():
+            yield line, "not ASCII: " + ascii(next(char for char in text if not char.isascii()))
+
+
+def async_code_does_not_block(source: Source) -> Violations:
+    """`time.sleep`, and Ray's blocking `get` and `wait`, in the body of a coroutine, functions inside it excepted."""
+    for function in functions(source.tree):
+        if isinstance(function, ast.AsyncFunctionDef):
+            inner = {node for nested in functions(function) if nested is not function for node in ast.walk(nested)}
+            for call, name in calls(function):
+                if name in {"time.sleep", "ray.get", "ray.wait"} and call not in inner:
+                    yield call.lineno, f"{name} blocks the event loop in {function.name}"
+
+
+LONG = "\n".join(["def long():"] + ["    x = 1"] * FUNCTION_LINES)
+BIG = "\n".join(["class Big:"] + [f"    def m{i}(self): ..." for i in range(PUBLIC_METHODS + 1)])
+SMALL = "\n".join(["class Small:"] + [f"    @property\n    def m{i}(self): ..." for i in range(20)])
+
+RULES: dict[Rule, tuple[list[tuple[str, str, int]], list[tuple[str, str]]]] = {
+    imports_point_down: (
+        [
+            ("data/a.py", "import math\nfrom ray_rl.training.trainer import Trainer", 2),
+            ("data/a.py", "import ray_rl.loops.online", 1),
+            ("data/a.py", "from ray_rl import cluster", 1),
+            ("data/a.py", "from ray_rl.models import load", 1),
+            ("config/a.py", "def f():\n    from ray_rl.planner import plan", 2),
+            ("metrics/a.py", "if TYPE_CHECKING:\n    from ray_rl.rollout.engine import Engine", 2),
+            ("data/a.py", "importlib.import_module('ray_rl.cli.main')", 1),
+            ("errors.py", "from ray_rl.types import Prompt", 1),
+            ("__init__.py", "from ray_rl.types import Prompt", 1),
+            ("novel/a.py", "", 1),
+        ],
+        [
+            (
+                "data/a.py",
+                "from ray_rl import __version__\nfrom ray_rl.data.b import c\nfrom ray_rl.config import RunConfig",
+            ),
+            ("cli/a.py", "from ray_rl.loops import online\nfrom ray_rl.types import Prompt"),
+        ],
+    ),
+    libraries_stay_in_their_folders: (
+        [
+            ("loops/a.py", "def f():\n    import ray", 2),
+            ("training/a.py", "from ray.actor import ActorHandle", 1),
+            ("cluster/a.py", "import vllm", 1),
+            ("rollout/a.py", "import deepspeed.comm", 1),
+        ],
+        [
+            ("cluster/a.py", "import ray\nimport raymond"),
+            ("weight_sync/a.py", "import vllm, deepspeed"),
+        ],
+    ),
+    imports_are_absolute: (
+        [("data/a.py", "from . import b", 1), ("data/a.py", "from ..config import b", 1)],
+        [("data/a.py", "from ray_rl.data import b")],
+    ),
+    files_are_short: (
+        [("data/a.py", "\n" * (FILE_LINES + 1), FILE_LINES + 1), ("loops/online.py", "\n" * 151, 151)],
+        [("data/a.py", "\n" * FILE_LINES), ("loops/online.py", "\n" * 150)],
+    ),
+    functions_are_short: (
+        [("data/a.py", LONG, 1), ("data/a.py", "async " + LONG, 1)],
+        [("data/a.py", "\n".join(LONG.splitlines()[:-1]))],
+    ),
+    classes_are_small: ([("data/a.py", BIG, 1)], [("data/a.py", SMALL), ("data/a.py", BIG.replace("m0", "_m0"))]),
+    only_the_command_line_prints: (
+        [("metrics/a.py", "x = 1\nprint(x)", 2)],
+        [("cli/a.py", "print(1)"), ("metrics/a.py", "console.print(1)")],
+    ),
+    nothing_catches_everything: (
+        [
+            ("data/a.py", "try:\n    f()\nexcept Exception:\n    pass", 3),
+            ("data/a.py", "try:\n    f()\nexcept:\n    pass", 3),
+            ("data/a.py", "try:\n    f()\nexcept (KeyError, BaseException) as e:\n    pass", 3),
+            ("data/a.py", "with contextlib.suppress(Exception):\n    f()", 1),
+        ],
+        [
+            ("data/a.py", "try:\n    f()\nexcept (KeyError, OSError):\n    pass"),
+            ("cluster/health.py", "try:\n    f()\nexcept Exception:\n    pass"),
+        ],
+    ),
+    file_names_say_the_concern: ([("data/utils.py", "", 1), ("models/common.py", "", 1)], [("data/shuffle.py", "")]),
+    attributes_are_known: (
+        [("data/a.py", "hasattr(x, 'y')", 1), ("data/a.py", "getattr(x, 'y', None)", 1)],
+        [("data/a.py", "getattr(x, name)")],
+    ),
+    sources_are_ascii: ([("data/a.py", "x = 1\n# caf\u00e9", 2)], [("data/a.py", "x = '\\u00e9'")]),
+    async_code_does_not_block: (
+        [
+            ("cluster/a.py", "async def f():\n    time.sleep(1)", 2),
+            ("cluster/a.py", "async def f():\n    return ray.get(x)", 2),
+        ],
+        [
+            ("cluster/a.py", "def f():\n    time.sleep(1)"),
+            ("cluster/a.py", "async def f():\n    def g():\n        time.sleep(1)\n    await asyncio.to_thread(g)"),
+        ],
+    ),
+}
+"""Every rule, with sources that offend (folder and file, text, line of the violation) and sources that do not."""
+
+OFFENCES = [(rule, *offence) for rule, (offences, _) in RULES.items() for offence in offences]
+INNOCENTS = [(rule, *innocent) for rule, (_, innocents) in RULES.items() for innocent in innocents]
+
+
+@pytest.fixture(scope="module")
+def package() -> list[Source]:
+    files = sorted((ROOT / PACKAGE).rglob("*.py"))
+    return [Source(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")) for file in files]
+
+
+def name_of(value: object) -> str | None:
+    return value.__name__ if callable(value) else None
+
+
+@pytest.mark.parametrize("rule", RULES, ids=name_of)
+def test_the_package_keeps_the_rule(rule: Rule, package: list[Source]):
+    violations = [f"{source.path}:{line}: {message}" for source in package for line, message in rule(source)]
+    assert not violations, "\n" + "\n".join(violations)
+
+
+@pytest.mark.parametrize(("rule", "path", "text", "line"), OFFENCES, ids=name_of)
+def test_the_rule_finds_an_offence_on_its_line(rule: Rule, path: str, text: str, line: int):
+    assert [found for found, _ in rule(Source(f"{PACKAGE}/{path}", text))] == [line]
+
+
+@pytest.mark.parametrize(("rule", "path", "text"), INNOCENTS, ids=name_of)
+def test_the_rule_lets_the_innocent_pass(rule: Rule, path: str, text: str):
+    assert list(rule(Source(f"{PACKAGE}/{path}", text))) == []
+
+
+def loaded_by(modules: list[str], libraries: tuple[str, ...]) -> list[str]:
+    """The libraries that a fresh interpreter has loaded after importing the modules."""
+    program = f"import sys, {', '.join(modules)}; print(*({set(libraries)!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return sorted(done.stdout.split())
+
+
+def test_the_light_modules_load_without_any_heavy_library(package: list[Source]):
+    light = [source.path for source in package if source.folder in LIGHT and not source.path.endswith("__main__.py")]
+    modules = [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in light]
+    assert loaded_by(modules, HEAVY) == []
+
+
+def test_a_heavy_library_would_be_noticed():
+    assert loaded_by(["json.tool"], ("json", "torch")) == ["json"]
+
+
+def missing_paths(document: str) -> list[str]:
+    """The paths that a document names in backticks and that are not there. `<...>` and `*` stand for any name."""
+    named = re.findall(r"`((?:ray_rl|tests|configs|docker|launch|deploy)/[^`\s]*)`", document)
+    return [path for path in named if not any(ROOT.glob(re.sub(r"<[^>]*>", "*", path).rstrip("/")))]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_a_document_names_only_files_that_exist(name: str):
+    assert missing_paths((ROOT / name).read_text(encoding="utf-8")) == []
+
+
+def test_a_file_that_a_document_invents_would_be_noticed():
+    document = (
+        "`ray_rl/types.py` `ray_rl/config/` `configs/<any>.yaml` `ray_rl/novel.py` `tests/unit/*/nothing_here.py`"
+    )
+    assert missing_paths(document) == ["ray_rl/novel.py", "tests/unit/*/nothing_here.py"]
