@@ -1,0 +1,1 @@
+"""What is optimised: pure functions of tensors, each with its source and its departures from it."""

@@ -1,0 +1,143 @@
+"""The policy's loss on the loss tokens of a micro-batch.
+
+Tokens are flat: N is the number of loss tokens in the micro-batch, in any order, and `row_N` says whose they are. A new
+loss is one function here, one class in `config/algorithm.py` and one `case` in `policy_loss`.
+"""
+
+from dataclasses import dataclass
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from ray_rl.algorithms.kl import MAX_LOG_RATIO, kl_estimate
+from ray_rl.config.algorithm import Grpo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossInputs:
+    """What is known of each loss token of a micro-batch. N may be 0."""
+
+    logprobs_N: Tensor
+    """float32, differentiable: of the policy as it is now."""
+    old_logprobs_N: Tensor | None = None
+    """float32: of the policy before the update. None: equal to `logprobs_N`, so the ratio is 1 everywhere."""
+    reference_logprobs_N: Tensor | None = None
+    """float32: of the frozen reference. None: no KL term."""
+    advantages_N: Tensor
+    """float32."""
+    entropy_N: Tensor | None = None
+    """float32, of the policy's distribution; differentiable if there is an entropy bonus. None: not computed."""
+    weights_N: Tensor
+    """float32: weight in the reduction, from `reduce.token_weights`."""
+    row_N: Tensor
+    """int64: rollout that the token belongs to, for losses over whole sequences."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSum:
+    """Sums over a micro-batch, to be divided by the count of the whole optimizer step."""
+
+    loss_sum: Tensor
+    """Scalar, differentiable: everything that is optimised, weighted. Divide by the global `reduce.reduction_count`."""
+    weight: float
+    """Sum of the weights: this micro-batch's share of the count."""
+    totals: dict[str, float]
+    """Weighted sums by metric name; total / weight is the mean under the same reduction as the loss."""
+    maxima: dict[str, float]
+    """Largest values by metric name; empty if there are no tokens."""
+
+
+def policy_loss(config: Grpo, inputs: LossInputs) -> LossSum:
+    """Sum over tokens of weight * (surrogate + kl.coefficient * KL - entropy_coefficient * entropy).
+
+    Metrics: policy/loss (the surrogate alone), policy/clip_fraction, policy/kl_old_k3 (how far the update has moved
+    the policy), policy/ratio_max, and, if their inputs are given, policy/kl_reference and policy/entropy.
+
+    Args:
+        config: clip, KL and entropy settings; its reduction is already in the weights.
+        inputs: the loss tokens of a micro-batch.
+
+    Raises:
+        ValueError: a coefficient is positive and the input that it multiplies is missing.
+    """
+    old_logprobs_N = inputs.logprobs_N.detach() if inputs.old_logprobs_N is None else inputs.old_logprobs_N
+    match config:
+        case Grpo():
+            surrogate_N, is_clipped_N = clipped_surrogate(
+                inputs.logprobs_N, old_logprobs_N, inputs.advantages_N, clip=config.clip
+            )
+        case _:
+            assert_never(config)
+    terms = {"policy/loss": surrogate_N, "policy/clip_fraction": is_clipped_N}
+    loss_N = _with_penalties(surrogate_N, config, inputs, terms)
+    with torch.no_grad():
+        terms["policy/kl_old_k3"] = kl_estimate(old_logprobs_N, inputs.logprobs_N, "k3")
+        ratio_N = probability_ratio(inputs.logprobs_N, old_logprobs_N)
+    return _sums(loss_N, inputs.weights_N, terms, {"policy/ratio_max": ratio_N})
+
+
+def clipped_surrogate(
+    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, *, clip: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """PPO's pessimistic objective as a loss: max(-A * R, -A * clip(R, 1 - low, 1 + high)), R = exp(logprob - old).
+
+    Source: PPO, arXiv:1707.06347, equation 7; unequal bounds are DAPO's clip-higher, arXiv:2503.14476, section 3.1.
+    The log-ratio is bounded by `MAX_LOG_RATIO`, so that exp cannot overflow; beyond it the gradient is 0.
+
+    Args:
+        logprobs_N: float [N], differentiable.
+        old_logprobs_N: float [N], constant.
+        advantages_N: float [N], constant.
+        clip: low in [0, 1) and high >= 0, distances from 1.
+
+    Returns:
+        Loss [N], and bool [N]: the bound is what counts, so that the token has no gradient.
+    """
+    low, high = clip
+    ratio_N = probability_ratio(logprobs_N, old_logprobs_N)
+    free_N = -advantages_N * ratio_N
+    bounded_N = -advantages_N * ratio_N.clamp(1.0 - low, 1.0 + high)
+    return torch.maximum(free_N, bounded_N), bounded_N > free_N
+
+
+def probability_ratio(logprobs_N: Tensor, old_logprobs_N: Tensor) -> Tensor:
+    """exp(logprob - old) with the difference bounded by `MAX_LOG_RATIO`."""
+    return (logprobs_N - old_logprobs_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def _with_penalties(surrogate_N: Tensor, config: Grpo, inputs: LossInputs, terms: dict[str, Tensor]) -> Tensor:
+    """The surrogate with the KL penalty and the entropy bonus; what was computed for them is added to the terms."""
+    loss_N = surrogate_N
+    if inputs.reference_logprobs_N is not None:
+        kl_N = kl_estimate(inputs.logprobs_N, inputs.reference_logprobs_N, config.kl.estimator)
+        terms["policy/kl_reference"] = kl_N
+        loss_N = loss_N + config.kl.coefficient * kl_N
+    elif config.kl.coefficient > 0:
+        raise ValueError(
+            f"algorithm.kl.coefficient={config.kl.coefficient} but the batch has no reference log-probabilities; "
+            "compute them before the update, or set the coefficient to 0"
+        )
+    if inputs.entropy_N is not None:
+        terms["policy/entropy"] = inputs.entropy_N
+        loss_N = loss_N - config.entropy_coefficient * inputs.entropy_N
+    elif config.entropy_coefficient > 0:
+        raise ValueError(
+            f"algorithm.entropy_coefficient={config.entropy_coefficient} but no entropy was computed; "
+            "compute it with its gradient, or set the coefficient to 0"
+        )
+    return loss_N
+
+
+def _sums(loss_N: Tensor, weights_N: Tensor, terms: dict[str, Tensor], extremes: dict[str, Tensor]) -> LossSum:
+    """Weighted sums, brought to the host in one transfer: each would otherwise wait for the device."""
+    with torch.no_grad():
+        sums = [weights_N.sum(), *((weights_N * term_N).sum() for term_N in terms.values())]
+        peaks = [value_N.amax() for value_N in extremes.values()] if len(weights_N) else []
+        values = torch.stack([value.float() for value in (*sums, *peaks)]).tolist()
+    return LossSum(
+        loss_sum=(weights_N * loss_N).sum(),
+        weight=values[0],
+        totals=dict(zip(terms, values[1 : 1 + len(terms)], strict=True)),
+        maxima=dict(zip(extremes, values[1 + len(terms) :], strict=False)),
+    )

@@ -1,0 +1,53 @@
+"""How token losses become one number: a weight for every token, and the count that the weighted sum is divided by.
+
+A loss is sum(weight * token_loss) / count. The sum is taken over a micro-batch, the count over the whole optimizer step
+and every rank, and one place divides. So neither the micro-batch nor the number of workers changes a gradient.
+"""
+
+from typing import Literal, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+Reduction = Literal["token_mean", "sequence_mean"]
+
+
+def token_weights(lengths_R: NDArray[np.integer], reduction: Reduction) -> NDArray[np.float32]:
+    """Weight of each token of a sequence: 1 (token_mean) or 1 / its number of loss tokens (sequence_mean).
+
+    Sources: token_mean is DAPO, arXiv:2503.14476, equation 8; sequence_mean is GRPO, arXiv:2402.03300, equation 3.
+
+    Args:
+        lengths_R: [R] loss tokens of each sequence, 0 or more: tokens inside the loss mask, gaps not counted.
+        reduction: as in `algorithm.reduction`.
+
+    Returns:
+        float32 [R]; 0 for a sequence without loss tokens.
+    """
+    is_empty_R = lengths_R == 0
+    match reduction:
+        case "token_mean":
+            weights_R = np.ones(lengths_R.shape)
+        case "sequence_mean":
+            weights_R = 1.0 / np.where(is_empty_R, 1, lengths_R)
+        case _:
+            assert_never(reduction)
+    return np.where(is_empty_R, 0.0, weights_R).astype(np.float32)
+
+
+def reduction_count(lengths_R: NDArray[np.integer], reduction: Reduction) -> float:
+    """What the weighted sum is divided by: loss tokens (token_mean) or sequences that have any (sequence_mean).
+
+    Additive: the counts of the parts of a batch sum to the count of the batch.
+
+    Args:
+        lengths_R: [R] loss tokens of each sequence, as for `token_weights`.
+        reduction: as in `algorithm.reduction`.
+    """
+    match reduction:
+        case "token_mean":
+            return float(lengths_R.sum())
+        case "sequence_mean":
+            return float(np.count_nonzero(lengths_R))
+        case _:
+            assert_never(reduction)

@@ -1,0 +1,116 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ray_rl.algorithms.advantages import advantage_fn, center_by_group
+from ray_rl.config.algorithm import GroupAdvantage
+from ray_rl.types import TrainBatch
+from tests.golden import reference, tensors
+
+NAN = float("nan")
+
+
+def batch_of(rewards_R, mask_RT, group_size):
+    rows, width = mask_RT.shape
+    zeros_RT = np.zeros((rows, width), np.float32)
+    return TrainBatch(
+        prompt_ids=(np.array([1, 2], np.int32),) * (rows // group_size),
+        group_size=group_size,
+        tokens_RT=zeros_RT.astype(np.int32),
+        lengths_R=np.full(rows, width, np.int32),
+        loss_mask_RT=mask_RT,
+        rollout_logprobs_RT=zeros_RT,
+        rewards_R=np.asarray(rewards_R, np.float32),
+    )
+
+
+def test_one_right_of_two_is_plus_and_minus_one():
+    advantages_PG = center_by_group(torch.tensor([[1.0, 0.0]]), divide_by_std=True)
+    assert advantages_PG[0].tolist() == pytest.approx([0.5 / (0.5 + 1e-6), -0.5 / (0.5 + 1e-6)])
+
+
+def test_the_standard_deviation_is_the_population_one():
+    rewards_PG = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    assert center_by_group(rewards_PG, divide_by_std=True)[0].tolist() == pytest.approx([1, -1, -1, 1], abs=1e-5)
+
+
+def test_without_the_division_the_scale_of_the_rewards_stays():
+    rewards_PG = torch.tensor([[4.0, 0.0, 2.0, 2.0]])
+    assert center_by_group(rewards_PG, divide_by_std=False)[0].tolist() == [2.0, -2.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("value", [0.9, 0.1, 1e7, -1 / 3])
+@pytest.mark.parametrize("size", [2, 6, 61])
+def test_equal_rewards_give_exactly_zero_advantage(value, size):
+    assert center_by_group(torch.full((1, size), value), divide_by_std=True)[0].tolist() == [0.0] * size
+
+
+def test_an_unscored_completion_is_left_out_and_gets_zero():
+    advantages_PG = center_by_group(torch.tensor([[3.0, NAN, 1.0]]), divide_by_std=False)
+    assert advantages_PG[0].tolist() == [1.0, 0.0, -1.0]
+
+
+def test_a_group_with_fewer_than_two_scores_gets_zero():
+    rewards_PG = torch.tensor([[NAN, 0.7, NAN], [NAN, NAN, NAN]])
+    assert center_by_group(rewards_PG, divide_by_std=True).tolist() == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize("divide_by_std", [True, False])
+@pytest.mark.parametrize("rewards_PG", [tensors.REWARDS_PG, tensors.REWARDS_UNSCORED_PG])
+def test_agrees_with_the_slow_reference(rewards_PG, divide_by_std):
+    expected = [reference.group_advantage(row, divide_by_std, 1e-6) for row in rewards_PG.tolist()]
+    actual = center_by_group(rewards_PG, divide_by_std=divide_by_std)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, torch.tensor(expected), rtol=1e-6, atol=1e-6)
+
+
+def test_the_order_of_groups_and_of_completions_does_not_matter():
+    rewards_PG = torch.tensor([[1.0, 0.0, 0.25, NAN], [0.3, 0.3, 0.9, 2.0], [5.0, 5.0, 5.0, 5.0]])
+    advantages_PG = center_by_group(rewards_PG, divide_by_std=True)
+    groups, completions = torch.tensor([2, 0, 1]), torch.tensor([3, 1, 0, 2])
+    shuffled_PG = center_by_group(rewards_PG[groups][:, completions], divide_by_std=True)
+    assert torch.equal(shuffled_PG, advantages_PG[groups][:, completions])
+
+
+def test_a_constant_added_to_the_rewards_changes_nothing():
+    rewards_PG = torch.tensor([[1.0, 0.0, 0.5, 0.25]])
+    shifted_PG = center_by_group(rewards_PG + 1024.0, divide_by_std=True)
+    torch.testing.assert_close(shifted_PG, center_by_group(rewards_PG, divide_by_std=True), rtol=0, atol=1e-6)
+
+
+def test_a_group_of_one_is_an_error_that_names_the_setting():
+    with pytest.raises(ValueError, match=r"shape \(3, 1\).*algorithm.group_size >= 2"):
+        center_by_group(torch.zeros(3, 1), divide_by_std=True)
+
+
+def test_an_infinite_reward_is_an_error_that_names_the_completion():
+    with pytest.raises(ValueError, match="completion 2 of prompt 1 is -inf"):
+        center_by_group(torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, -math.inf]]), divide_by_std=True)
+
+
+def test_each_loss_token_gets_the_advantage_of_its_rollout_and_others_zero():
+    mask_RT = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0]], bool)
+    estimate = advantage_fn(GroupAdvantage(divide_by_std=False))
+    advantages_RT = estimate(batch_of([1.0, 0.0, 4.0, 8.0], mask_RT, group_size=2))
+    assert advantages_RT.dtype == np.float32
+    assert advantages_RT.tolist() == [[0.5, 0.5, 0.5], [-0.5, 0.0, -0.5], [0.0, 0.0, 0.0], [2.0, 0.0, 0.0]]
+
+
+def test_the_configured_eps_is_used():
+    estimate = advantage_fn(GroupAdvantage(eps=0.5))
+    advantages_RT = estimate(batch_of([1.0, 0.0], np.ones((2, 1), bool), group_size=2))
+    assert advantages_RT.tolist() == [[0.5], [-0.5]]
+
+
+def test_a_batch_that_cannot_be_written_to_is_read():
+    rewards_R = np.array([1.0, 0.0], np.float32)
+    rewards_R.flags.writeable = False
+    batch = batch_of(rewards_R, np.ones((2, 1), bool), group_size=2)
+    assert advantage_fn(GroupAdvantage(divide_by_std=False))(batch).tolist() == [[0.5], [-0.5]]
+
+
+def test_an_unknown_estimator_is_refused():
+    with pytest.raises(AssertionError):
+        advantage_fn("group")
