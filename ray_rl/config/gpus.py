@@ -9,6 +9,9 @@ from pathlib import Path
 
 from ray_rl.config.run import RunConfig
 
+DEVICES = Path("/dev")
+"""Where the kernel lists the GPUs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -48,7 +51,7 @@ def asked_gpus(config: RunConfig) -> list[Ask]:
 
 def visible_gpu_count() -> int:
     """GPUs of this machine that CUDA may use: /dev/nvidia0, 1, ..., less those that CUDA_VISIBLE_DEVICES hides."""
-    devices = sum(1 for device in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia[0-9]+", device.name))
+    devices = sum(1 for device in DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia[0-9]+", device.name))
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
         return devices

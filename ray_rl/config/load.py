@@ -36,7 +36,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """YAML that `load_config` reads back to an equal configuration, every default written out."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
+    return yaml.dump(config.model_dump(), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> Located:
@@ -46,7 +46,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> Located:
     if extends is None:
         return tree
     if not isinstance(extends.value, str):
-        raise ConfigError(f"{extends.where}: extends={show(extends.value)}: must be the path of one YAML file")
+        raise ConfigError(f"{extends.where}: extends={show(extends.plain())}: must be the path of one YAML file")
     base = path.parent / Path(extends.value).expanduser()
     if not base.is_file():
         raise ConfigError(

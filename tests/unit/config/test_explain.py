@@ -1,0 +1,116 @@
+import pytest
+
+from ray_rl.config.load import load_config
+from ray_rl.errors import ConfigError
+
+GOOD = """\
+run: {name: test, steps: 10}
+model: {path: smollm2-135m-instruct}
+data: {kind: addition}
+rewards:
+  - kind: number
+  - {kind: length, target: 5}
+"""
+
+
+def problems(path, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "nearest"),
+    [
+        ("train: {lerning_rate: 1}", "train.learning_rate"),
+        ("train: {zero-stage: 1}", "train.zero_stage"),
+        ("train: {max_tokens: 1}", "rollout.max_tokens"),
+        ("rollout: {target: 1}", "rewards.1.target"),
+        ("learning_rate: 1", "train.learning_rate"),
+        ("lerning_rate: 1", "train.learning_rate"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write, more, nearest):
+    message = problems(write(GOOD + more + "\n"))
+    assert message.startswith("run.yaml:7: ")
+    assert message.endswith(f": unknown key, its value is 1; did you mean {nearest}?")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("checkpoint: {qqq: 9}", "checkpoint.qqq: unknown key, its value is 9; remove it or use one of export"),
+        ("train: 3", "train=3: must be a mapping of options"),
+        ("train: {betas: [0.9, []]}", "train.betas.1=[]: must be a valid number (AdamW.)"),
+        ("train: {eps: .inf}", "train.eps=inf: must be a finite number (AdamW.)"),
+        ("model: {dtype: fp16, path: a}", "model.dtype=fp16: must be 'bfloat16' or 'float32' (Of the forward pass "),
+        ("cluster: {colocate: [[critic]]}", "cluster.colocate.0.0=critic: must be 'actor' or 'reference' (Roles that "),
+    ],
+)
+def test_a_wrong_value_says_place_key_value_requirement_and_meaning(write, more, message):
+    good = GOOD.replace("model:", "# model:") if more.startswith("model") else GOOD
+    assert problems(write(good + more + "\n")).startswith(f"run.yaml:7: {message}")
+
+
+def test_an_unknown_kind_lists_the_valid_ones(write):
+    assert problems(write(GOOD.replace("addition", "adition"))) == (
+        "run.yaml:3: data.kind=adition: unknown kind; did you mean addition? "
+        "The kinds are addition, reasoning_gym, jsonl, parquet, hub, custom"
+    )
+    assert problems(write(GOOD), "rewards.0.kind=qqqq") == (
+        "override 'rewards.0.kind=qqqq': rewards.0.kind=qqqq: unknown kind; "
+        "set it to one of number, math_verify, regex, length, reasoning_gym, custom"
+    )
+
+
+def test_a_missing_kind_lists_the_valid_ones(write):
+    assert problems(write(GOOD.replace("{kind: length, target: 5}", "{target: 5}"))) == (
+        "run.yaml:6: rewards.1.kind: missing in {'target': 5}; "
+        "set it to one of number, math_verify, regex, length, reasoning_gym, custom"
+    )
+
+
+def test_a_key_of_another_kind_names_that_kind(write):
+    assert problems(write(GOOD.replace("{kind: addition}", "{kind: addition, path: a.jsonl}"))) == (
+        "run.yaml:3: data.path: unknown key, its value is a.jsonl; "
+        "it belongs to kind jsonl and parquet; set data.kind or remove it"
+    )
+
+
+def test_a_key_is_suggested_among_those_of_the_chosen_kind(write):
+    assert problems(write(GOOD.replace("{kind: addition}", "{kind: addition, maximun: 3}"))) == (
+        "run.yaml:3: data.maximun: unknown key, its value is 3; did you mean data.maximum?"
+    )
+
+
+def test_a_missing_value_says_what_it_means(write):
+    assert problems(write(GOOD.replace(", steps: 10", ""))) == (
+        "run.yaml:1: run.steps: missing, and there is no default; add it (Batches of rollouts to train on.)"
+    )
+
+
+def test_a_missing_section_points_at_the_file(write):
+    assert problems(write(GOOD.replace("model:", "train: {} #"))) == (
+        "run.yaml:1: model: missing, and there is no default; add it"
+    )
+
+
+def test_no_rewards_are_an_error(write):
+    message = problems(write(GOOD), "rewards=[]")
+    assert message == "override 'rewards=[]': rewards=[]: must have at least 1 item after validation, not 0"
+
+
+def test_all_problems_come_in_one_message(write):
+    path = write(GOOD + "train: {workers: 0, lerning_rate: 1}\n")
+    assert problems(path, "run.steps=1.5").splitlines() == [
+        "3 problems in the configuration:",
+        "  override 'run.steps=1.5': run.steps=1.5: must be a valid integer, got a number with a fractional part "
+        "(Batches of rollouts to train on.)",
+        "  run.yaml:7: train.workers=0: must be greater than or equal to 1 (Data-parallel workers.)",
+        "  run.yaml:7: train.lerning_rate: unknown key, its value is 1; did you mean train.learning_rate?",
+    ]
+
+
+def test_a_long_value_is_cut(write):
+    message = problems(write(GOOD), "train.workers=" + "x y" * 100)
+    assert "'x yx y" in message and message.count("x y") < 200

@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ray_rl.config.load import dump_config, load_config
+from ray_rl.config.run import RunConfig
+from ray_rl.errors import ConfigError
+
+SHIPPED = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+SMALLEST = {
+    "run": {"name": "test", "steps": 10},
+    "model": {"path": "smollm2-135m-instruct"},
+    "data": {"kind": "addition"},
+    "rewards": [{"kind": "number"}],
+}
+BASE = """\
+run: {name: base, steps: 5}
+model: {path: smollm2-135m-instruct}
+data: {kind: addition, maximum: 9}
+rewards: [{kind: number}, {kind: length, target: 20}]
+"""
+
+
+def error_of(path, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path):
+    assert load_config(path).run.steps > 0
+
+
+class TestOverrides:
+    def test_an_override_sets_a_nested_value(self, load):
+        assert load("train.workers=2").train.workers == 2
+
+    def test_an_exponent_without_a_point_is_a_float(self, load):
+        assert load("train.learning_rate=1e-5").train.learning_rate == 1e-5
+        assert load("train.deepspeed={stage3_max_live_parameters: 1e9}").train.deepspeed == {
+            "stage3_max_live_parameters": 1e9
+        }
+
+    def test_an_override_reaches_into_a_list_by_index(self, load):
+        assert load("rewards.0.weight=2").rewards[0].weight == 2.0
+
+    def test_an_override_replaces_a_whole_section(self, load):
+        assert load("data={kind: jsonl, path: a.jsonl}").data.path == "a.jsonl"
+
+    def test_the_last_of_two_overrides_wins(self, load):
+        assert load("run.steps=3", "run.steps=4").run.steps == 4
+
+    def test_null_sets_none(self, load):
+        assert load("cluster.address=auto", "cluster.address=null").cluster.address is None
+
+    @pytest.mark.parametrize("text", ["train.workers", "=3", "train..workers=3", "train.=3"])
+    def test_text_that_is_no_override_is_an_error_with_an_example(self, write, text):
+        assert error_of(write(BASE), text) == (
+            f"override '{text}': must read key=value with a dotted key, for example train.workers=2"
+        )
+
+    def test_a_wrong_value_names_its_override(self, write):
+        assert error_of(write(BASE), "train.workers=0") == (
+            "override 'train.workers=0': train.workers=0: must be greater than or equal to 1 (Data-parallel workers.)"
+        )
+
+    def test_an_index_past_the_end_says_how_many_there_are(self, write):
+        assert error_of(write(BASE), "rewards.2.weight=1") == (
+            "override 'rewards.2.weight=1': rewards has no entry '2'; its 2 entries are numbered from 0. "
+            "To change their number set the whole list, rewards=[...]"
+        )
+
+    def test_a_key_below_a_scalar_is_an_error(self, write):
+        assert error_of(write(BASE), "run.name.x=1") == (
+            "override 'run.name.x=1': run.name=base has no keys; set run.name itself"
+        )
+
+    def test_a_value_that_is_not_yaml_names_its_override(self, write):
+        assert error_of(write(BASE), "train.betas=[1, 2").startswith("override 'train.betas=[1, 2': not valid YAML (")
+
+
+class TestExtends:
+    def test_mappings_merge_and_lists_replace(self, write):
+        write(BASE, "base/base.yaml")
+        child = write("extends: ../base/base.yaml\nrun: {name: child}\nrewards: [{kind: number}]\n", "child/c.yaml")
+        config = load_config(child)
+        assert (config.run.name, config.run.steps, len(config.rewards)) == ("child", 5, 1)
+
+    def test_another_kind_replaces_the_whole_mapping(self, write):
+        write(BASE, "base.yaml")
+        child = write("extends: base.yaml\ndata: {kind: jsonl, path: a.jsonl}\n")
+        assert load_config(child).data.kind == "jsonl"
+
+    def test_an_error_names_the_file_it_was_written_in(self, write):
+        write(BASE + "train:\n  workers: 0\n", "base.yaml")
+        child = write("extends: base.yaml\nrun: {nam: x}\n")
+        message = error_of(child)
+        assert "base.yaml:6: train.workers=0: must be" in message
+        assert "run.yaml:2: run.nam: unknown key, its value is x; did you mean run.name?" in message
+
+    def test_a_circle_is_an_error_that_draws_it(self, write):
+        write("extends: a.yaml\n", "b.yaml")
+        assert error_of(write("extends: b.yaml\n", "a.yaml")) == (
+            "b.yaml:1: extends=a.yaml: a circle (a.yaml extends b.yaml extends a.yaml); remove one `extends`"
+        )
+
+    def test_a_missing_base_names_the_line_and_where_it_was_looked_for(self, write):
+        assert error_of(write("\nextends: nope.yaml\n", "sub/a.yaml")) == (
+            "sub/a.yaml:2: extends=nope.yaml: no such file as sub/nope.yaml; the path starts at sub/a.yaml"
+        )
+
+    def test_extends_takes_one_path(self, write):
+        assert error_of(write("extends: [a.yaml]\n")) == (
+            "run.yaml:1: extends=['a.yaml']: must be the path of one YAML file"
+        )
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+    def test_a_dumped_configuration_loads_to_an_equal_one(self, write, path):
+        config = load_config(path)
+        assert load_config(write(dump_config(config), "dumped.yaml")) == config
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        text=st.text(st.characters(exclude_categories=["Cs"])),
+        number=st.floats(min_value=1e-30, max_value=1e30),
+        options=st.dictionaries(
+            st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+            max_size=4,
+        ),
+    )
+    def test_any_text_number_and_options_survive(self, tmp_path, text, number, options):
+        config = RunConfig.model_validate(
+            SMALLEST
+            | {
+                "train": {"learning_rate": number},
+                "data": {"kind": "custom", "function": "a.b:c", "system_prompt": text, "options": options},
+            }
+        )
+        path = tmp_path / "dumped.yaml"
+        path.write_text(dump_config(config), encoding="utf-8")
+        assert load_config(path) == config
+
+    @pytest.mark.parametrize("text", ["1e-5", "no", "null", "~", "", "12:30", "0x10", "007", "2026-11-22", "<<", "="])
+    def test_text_that_looks_like_something_else_stays_text(self, load, write, text):
+        config = load()
+        config = config.model_copy(update={"data": config.data.model_copy(update={"system_prompt": text})})
+        assert load_config(write(dump_config(config), "dumped.yaml")).data.system_prompt == text

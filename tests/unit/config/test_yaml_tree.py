@@ -1,0 +1,89 @@
+import pytest
+
+from ray_rl.config.yaml_tree import parse_value, read_yaml
+from ray_rl.errors import ConfigError
+
+
+def error_of(path):
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1E5", 1e5),
+        ("-1.5e+3", -1500.0),
+        (".5", 0.5),
+        ("2.", 2.0),
+        ("-.inf", float("-inf")),
+        ("10_000", 10_000),
+        ("0x10", 16),
+        ("0o17", 15),
+        ("-3", -3),
+        ("007", "007"),
+        ("12:30", "12:30"),
+        ("no", "no"),
+        ("2026-11-22", "2026-11-22"),
+        ("True", True),
+        ("", None),
+        ("~", None),
+        ("'1'", "1"),
+        ("!!str 1", "1"),
+        ("[1, a]", [1, "a"]),
+        ("{a: {b: 1}}", {"a": {"b": 1}}),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text, value):
+    assert parse_value(text, "test").plain() == value
+
+
+def test_every_value_knows_the_line_of_its_key(write):
+    tree = read_yaml(write("# comment\nrun:\n  name: a\n  list:\n    - 1\n    - 2\n"))
+    run = tree.child("run")
+    assert run.where == "run.yaml:2"
+    assert run.child("name").where == "run.yaml:3"
+    assert [run.child("list").child(index).where for index in (0, 1)] == ["run.yaml:5", "run.yaml:6"]
+
+
+def test_an_anchor_may_be_used_again(write):
+    assert read_yaml(write("a: &x [1]\nb: *x\n")).plain() == {"a": [1], "b": [1]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "run.yaml:3: the key 'a' is there twice, first at run.yaml:1; remove one"),
+        ("- 1\n", "run.yaml:1: the file is a list; write a mapping of sections such as `run:` and `model:`"),
+        ("\nabc\n", "run.yaml:2: the file is the single value 'abc'; write a mapping of sections such as `run:` and"),
+        ("# nothing\n", "run.yaml:1: the file is empty; write a mapping of sections such as `run:` and `model:`"),
+        ("a: 1\n b: 2\n", "run.yaml:2: not valid YAML (mapping values are not allowed here); correct it"),
+        ("a: [1\n", "run.yaml:2: not valid YAML (while parsing a flow sequence, "),
+        ("a: 1\n---\nb: 2\n", "run.yaml:2: not valid YAML (expected a single document in the stream, "),
+        ("1: a\n", "run.yaml:1: the key '1' is not text; put it in quotes"),
+        ("? [a]\n: 1\n", "run.yaml:1: a key is a list; keys are text"),
+        ("a: !!python/name:os.system\n", "run.yaml:1: the tag !!python/name:os.system is not supported; write plain"),
+        ("a: !!set {x}\n", "run.yaml:1: the tag !!set is not supported; write a plain mapping or list"),
+        ("a: !!int x\n", "run.yaml:1: 'x' is not a number; correct it"),
+        ("a: &x\n  b: *x\n", "run.yaml:2: the anchor contains itself; write the value out"),
+        ("a: 1\nb: \x07\n", "run.yaml:2: character 7 is not allowed in YAML; remove it"),
+    ],
+)
+def test_wrong_yaml_is_an_error_with_its_line(write, text, message):
+    assert error_of(write(text)).startswith(message)
+
+
+def test_a_missing_file_is_an_error(write, tmp_path):
+    assert error_of(tmp_path / "no.yaml") == f"{tmp_path}/no.yaml: no such file; give the path of a YAML file"
+
+
+def test_a_folder_is_an_error(tmp_path):
+    assert error_of(tmp_path) == f"{tmp_path}: is a folder; give the path of a YAML file"
+
+
+def test_bytes_that_are_not_utf8_are_an_error(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("a: \xe4".encode("latin-1"))
+    assert error_of(path) == f"{path}: byte 3 is not UTF-8; save the file as UTF-8 text"
