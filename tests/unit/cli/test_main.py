@@ -1,0 +1,129 @@
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ray_rl import __version__
+from ray_rl.cli import main as cli
+from ray_rl.cli.main import main
+from ray_rl.errors import ClusterError, ConfigError
+
+CONFIG = Path(__file__).parents[3] / "configs" / "grpo_addition_smollm2-135m_cpu.yaml"
+PROBE = """
+import sys
+from ray_rl.cli.main import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as stop:
+    code = stop.code
+heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "numpy"} & set(sys.modules)
+raise SystemExit(f"imported {heavy}" if heavy else code)
+"""
+
+
+@pytest.fixture
+def command_that(monkeypatch):
+    """Makes `ray-rl validate` run a function instead."""
+
+    def replace(function):
+        parser = argparse.ArgumentParser()
+        parser.set_defaults(command=function)
+        monkeypatch.setattr(cli, "_parser", lambda: parser)
+
+    return replace
+
+
+def raises(error):
+    def command(arguments):
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["validate", str(CONFIG)], ["doctor", "--json"]])
+def test_light_commands_answer_quickly_and_import_nothing_heavy(words, tmp_path):
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *words], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - started < 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"ray-rl {__version__}\n")
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["export", "run"]])
+def test_words_that_are_no_command_end_with_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage: ray-rl" in capsys.readouterr().err
+
+
+def test_the_users_error_is_one_message_and_2(command_that, capsys):
+    command_that(raises(ConfigError("run.steps=0: must be at least 1")))
+    assert main([]) == 2
+    assert capsys.readouterr().err == "ray-rl: error: run.steps=0: must be at least 1\n"
+
+
+def test_a_failure_is_one_message_and_1(command_that, capsys, monkeypatch):
+    monkeypatch.delenv("RAY_RL_TRACEBACK", raising=False)
+    command_that(raises(ClusterError("worker 3 is gone")))
+    assert main([]) == 1
+    assert capsys.readouterr().err == "ray-rl: error: worker 3 is gone\n"
+
+
+def test_a_failure_shows_its_traceback_on_request(command_that, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_RL_TRACEBACK", "1")
+    command_that(raises(ClusterError("worker 3 is gone")))
+    assert main([]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "ray_rl.errors.ClusterError: worker 3 is gone"
+
+
+def test_an_interrupt_ends_with_130(command_that, capsys):
+    command_that(raises(KeyboardInterrupt()))
+    assert main([]) == 130
+    assert capsys.readouterr().err == "ray-rl: interrupted\n"
+
+
+def test_what_the_command_returns_is_what_main_returns(command_that):
+    command_that(lambda arguments: 1)
+    assert main([]) == 1
+
+
+def test_an_error_of_ours_is_not_hidden(command_that):
+    command_that(raises(KeyError("bug")))
+    with pytest.raises(KeyError):
+        main([])
+
+
+class TestValidate:
+    def test_a_valid_configuration_is_summed_up(self, capsys):
+        assert main(["validate", str(CONFIG), "run.steps=3", "algorithm.minibatches=2"]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            f"{CONFIG}: valid",
+            "  3 steps of 8 prompts x 8 completions, 6 optimizer steps",
+            "  on CPU: actor 1, engines 1",
+        ]
+
+    def test_gpus_may_be_elsewhere(self, capsys, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert main(["validate", str(CONFIG), "cluster.accelerator=gpu", "train.workers=4"]) == 0
+        assert capsys.readouterr().out.splitlines()[2:] == [
+            "  on 5 GPUs: actor 4 (train.workers), engines 1 (rollout.engines 1 * rollout.tensor_parallel 1)",
+            "  note: this machine has 0 GPUs; train where they are, or set cluster.address",
+        ]
+
+    def test_a_wrong_configuration_ends_with_2(self, capsys):
+        assert main(["validate", str(CONFIG), "algorithm.group_size=1"]) == 2
+        assert capsys.readouterr().err.startswith("ray-rl: error: algorithm.group_size=1: ")
