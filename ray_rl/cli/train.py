@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_rl.cli.arguments import add_config
@@ -43,9 +44,12 @@ def train(arguments: argparse.Namespace) -> int:
     check_run_folder_is_free(config)
     check_installed()
 
+    from ray_rl.config.known import PACKAGED_MODELS
     from ray_rl.data.preflight import check_data
+    from ray_rl.models.packaged import cached_folder
 
-    check_data(config)
+    model = config.model.path
+    check_data(config, model_folder=cached_folder(model) if model in PACKAGED_MODELS else Path(model).expanduser())
 
     from ray_rl.loops.build import run_training
 
