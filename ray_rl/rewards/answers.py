@@ -7,7 +7,7 @@ from typing import Any
 _MINUS = "-\u2212"  # hyphen, and the minus sign proper
 _NUMBER = re.compile(
     # A sign belongs to the number unless it follows a word, a digit or a bracket: "x = -5", but "17-25".
-    rf"(?:(?<![\w.)\]}}])(?P<sign>[+{_MINUS}]))?[$]?"
+    rf"(?:(?<![\w.)\]}}])(?P<sign>[{_MINUS}+]))?[$]?"
     # 1,234,567 or 1234567, with decimals ("3.50"; the dot of "42." ends the sentence), or .5; with an exponent.
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:[.][0-9]+)?|(?<![0-9])[.][0-9]+)"
     r"(?P<exponent>[eE][+-]?[0-9]{1,3}(?![0-9]))?"

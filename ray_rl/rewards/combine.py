@@ -31,11 +31,7 @@ class _Group:
 
 
 def build_rewards(rewards: Sequence[RewardConfig]) -> Rewards:
-    """The reward functions of a run. Worker processes start at the first call that needs them.
-
-    Raises:
-        ConfigError: two parts with one name.
-    """
+    """The reward functions of a run. Worker processes start at the first call that needs them."""
     return Rewards(build_parts(rewards))
 
 
@@ -91,9 +87,9 @@ class Rewards:
         everyone = range(len(group.completions))
         if part.users:
             together = self._call(part, group, everyone)
-            failed_as_one = len(together) > 1 and all(verdict is together[0] for verdict in together)
-            if part.on_error == "stop" and failed_as_one and isinstance(together[0], RewardError):
-                return [self._culprit(part, group) or together[0]]
+            failure = together[0] if len(together) > 1 else None
+            if part.on_error == "stop" and isinstance(failure, RewardError) and failure.__cause__ is not None:
+                return [self._culprit(part, group) or failure]
             return together
         verdicts: list[Verdict] = []
         for index in everyone:
@@ -103,7 +99,7 @@ class Rewards:
         return verdicts
 
     def _culprit(self, part: RewardPart, group: _Group) -> RewardError | None:
-        """The error of the first completion that fails alone, after a call over all failed; None if none does in time."""
+        """The error of the first completion that fails alone, after a call over all failed, or None."""
         give_up_s = time.monotonic() + part.timeout_s
         for index in range(len(group.completions)):
             (verdict,) = self._call(part, group, [index])
@@ -174,9 +170,10 @@ def _error(
 ) -> RewardError:
     text = group.completions[indices[0]].text
     shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
-    which = f"completion {indices[0]}" if len(indices) == 1 else f"completions {indices[0]} to {indices[-1]} together"
+    count = len(group.completions)
+    which = f"completion {indices[0]} of {count}: " if len(indices) == 1 else f"all {count} completions, the first: "
     error = RewardError(
-        f"reward {part.name!r}, prompt {group.prompt.id}, {which} of {len(group.completions)} ({shown!r}): {what}. "
+        f"reward {part.name!r}, prompt {group.prompt.id}, {which}{shown!r}: {what}. "
         "Correct the function or the data, or set on_error: skip to go on without an opinion"
     )
     error.__cause__ = cause

@@ -1,0 +1,215 @@
+"""The prompts of a run, in an order and with a position that survive an interruption."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, assert_never
+
+from ray_rl.config.data import Addition, CustomSource, DataConfig, Hub, Jsonl, Parquet, ReasoningGym
+from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.procedural import AdditionRows, ReasoningGymRows
+from ray_rl.data.rows import Row, Rows
+from ray_rl.data.tables import CustomRows, HubRows, JsonlRows, ParquetRows
+from ray_rl.errors import ConfigError, DataError
+from ray_rl.metrics.metric import Last, Metric
+from ray_rl.types import Message, Prompt
+
+
+def build_source(config: DataConfig, *, seed: int, tokenizer: ChatTokenizer) -> PromptSource:
+    """The prompts that `data:` describes, at the start of their first epoch.
+
+    Args:
+        config: the section `data`.
+        seed: `run.seed`; orders the epochs, and draws procedural questions.
+        tokenizer: of the policy.
+
+    Raises:
+        DataError: a file, a data set or a row is wrong.
+        ConfigError: a name or an option is.
+    """
+    return PromptSource(open_rows(config, seed=seed), config, seed=seed, tokenizer=tokenizer)
+
+
+def open_rows(config: DataConfig, *, seed: int) -> Rows:
+    """The rows that `data:` describes.
+
+    Raises:
+        DataError: a file or a data set is missing, malformed or empty.
+        ConfigError: no such task, option or function.
+    """
+    match config:
+        case Addition():
+            return AdditionRows(config, seed=seed)
+        case ReasoningGym():
+            return ReasoningGymRows(config, seed=seed)
+        case Jsonl():
+            return JsonlRows(config)
+        case Parquet():
+            return ParquetRows(config)
+        case Hub():
+            return HubRows(config)
+        case CustomSource():
+            return CustomRows(config)
+        case _:
+            assert_never(config)
+
+
+def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prompt:
+    """The prompt of a row, however long.
+
+    Raises:
+        DataError: naming the row: the chat template refuses it, or it brings a second system prompt.
+    """
+    content = _with_system_prompt(row, config.system_prompt)
+    try:
+        token_ids = tokenizer.encode(content, chat=_uses_chat(config))
+    except DataError as error:
+        raise DataError(f"{row.id}: {error}") from error
+    return Prompt(row.id, token_ids, _shown(row), row.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """Prompts left out because they are longer than `data.max_prompt_tokens`."""
+
+    epoch: int
+    """In this epoch, so far."""
+    total: int
+    """In all epochs, so far; a row counts once an epoch."""
+
+
+@dataclass(slots=True)
+class _Position:
+    epoch: int = 0
+    index: int = 0
+    """Next place in the epoch's order."""
+    filtered: int = 0
+    """In this epoch."""
+    filtered_before: int = 0
+    """In earlier epochs."""
+    shortest: int | None = None
+    """Tokens of the shortest prompt filtered in this epoch."""
+
+
+class PromptSource:
+    """Prompts without end, epoch after epoch. The order of an epoch is a function of (seed, epoch) alone."""
+
+    def __init__(self, rows: Rows, config: DataConfig, *, seed: int, tokenizer: ChatTokenizer) -> None:
+        self._rows = rows
+        self._config = config
+        self._seed = seed
+        self._tokenizer = tokenizer
+        self._position = _Position()
+        self._order = self._order_of(0)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next prompt, from 0."""
+        return self._position.epoch
+
+    @property
+    def filtered(self) -> Filtered:
+        """How many prompts were too long."""
+        at = self._position
+        return Filtered(epoch=at.filtered, total=at.filtered_before + at.filtered)
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next prompts that are short enough, over as many epochs as it needs.
+
+        Raises:
+            DataError: a row is malformed, or all prompts of an epoch are too long.
+        """
+        prompts: list[Prompt] = []
+        while len(prompts) < count:
+            prompt = self._next()
+            if prompt is not None:
+                prompts.append(prompt)
+        return prompts
+
+    def metrics(self) -> list[Metric]:
+        """Where it stands."""
+        return [Last("data/epoch", self.epoch), Last("data/filtered_total", self.filtered.total)]
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs; JSON-able."""
+        return {"source": self._fingerprint(), **asdict(self._position)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes where the source was when `state` was taken: the next prompts are those that would have come.
+
+        Raises:
+            ConfigError: the state is that of another source.
+        """
+        ours, theirs = self._fingerprint(), state["source"]
+        changed = [f"{key} was {theirs.get(key)!r}, is {ours[key]!r}" for key in ours if theirs.get(key) != ours[key]]
+        if changed:
+            raise ConfigError(
+                f"data: the saved position belongs to another source: {'; '.join(changed)}; "
+                "resume with the data and the run.seed that the run started with"
+            )
+        self._position = _Position(**{key: value for key, value in state.items() if key != "source"})
+        self._order = self._order_of(self._position.epoch)
+
+    def _next(self) -> Prompt | None:
+        """The next prompt; None if it is too long."""
+        at = self._position
+        if at.index == len(self._rows):
+            self._position = at = _Position(epoch=at.epoch + 1, filtered_before=at.filtered_before + at.filtered)
+            self._order = self._order_of(at.epoch)
+        prompt = tokenize_row(self._rows[self._order[at.index]], self._config, self._tokenizer)
+        at.index += 1
+        length, limit = len(prompt.token_ids), self._config.max_prompt_tokens
+        if length <= limit:
+            return prompt
+        at.filtered += 1
+        at.shortest = length if at.shortest is None else min(at.shortest, length)
+        if at.filtered == len(self._rows):
+            raise DataError(
+                f"data.max_prompt_tokens={limit}: all {at.filtered} prompts are longer; the shortest has "
+                f"{at.shortest} tokens with the chat template; set it to {at.shortest} or more"
+            )
+        return None
+
+    def _order_of(self, epoch: int) -> range | list[int]:
+        size = len(self._rows)
+        if not self._config.shuffle:
+            return range(size)
+        order = list(range(size))
+        random.Random(f"epoch/{self._seed}/{epoch}").shuffle(order)
+        return order
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "kind": self._config.kind,
+            "size": len(self._rows),
+            "seed": self._seed,
+            "shuffle": self._config.shuffle,
+        }
+
+
+def _uses_chat(config: DataConfig) -> bool:
+    match config:
+        case Jsonl() | Parquet() | Hub():
+            return config.chat
+        case _:
+            return True
+
+
+def _with_system_prompt(row: Row, system_prompt: str | None) -> str | tuple[Message, ...]:
+    if system_prompt is None:
+        return row.prompt
+    turns = (Message("user", row.prompt),) if isinstance(row.prompt, str) else row.prompt
+    if turns[0].role == "system":
+        raise DataError(
+            f"{row.id}: starts with a system message, and data.system_prompt is set too; remove one of them"
+        )
+    return (Message("system", system_prompt), *turns)
+
+
+def _shown(row: Row) -> str:
+    if isinstance(row.prompt, str):
+        return row.prompt
+    said_by_user = [message.content for message in row.prompt if message.role == "user"]
+    return said_by_user[-1] if said_by_user else row.prompt[-1].content

@@ -1,0 +1,89 @@
+import subprocess
+import sys
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ray_rl.data.preflight import check_data
+from ray_rl.errors import ConfigError, DataError
+
+NUMBER = {"kind": "number"}
+
+
+def test_a_source_with_all_that_its_rewards_need_passes(run_config, jsonl):
+    path = jsonl({"prompt": "What is", "answer": 1}, {"prompt": "What", "answer": 2})
+    check_data(run_config({"kind": "jsonl", "path": path}, NUMBER))
+    check_data(run_config({"kind": "addition"}, NUMBER, {"kind": "math_verify"}))
+
+
+def test_the_first_bad_line_of_a_jsonl_file_is_named(run_config, jsonl):
+    path = jsonl({"prompt": "What"}, {"prompt": "is"}, '{"prompt": ', "{")
+    with pytest.raises(DataError, match=r"^train.jsonl:3: not JSON"):
+        check_data(run_config({"kind": "jsonl", "path": path}))
+
+
+def test_a_row_without_the_column_of_a_reward_is_named(run_config, jsonl):
+    path = jsonl({"prompt": "What", "answer": 1}, {"prompt": "is", "solution": 2})
+    message = r"^train.jsonl:2: no column 'answer', which rewards\[0\] \(number\) .* the columns are solution;"
+    with pytest.raises(DataError, match=message):
+        check_data(run_config({"kind": "jsonl", "path": path}, NUMBER))
+
+
+def test_the_schema_of_a_parquet_file_must_have_the_columns(run_config, tmp_path):
+    path = str(tmp_path / "train.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["What"], "n": [1]}), path)
+    with pytest.raises(DataError, match="no column 'prompt'; the columns are n, question"):
+        check_data(run_config({"kind": "parquet", "path": path}))
+    with pytest.raises(DataError, match=r"no column 'answer', .* the columns are n;"):
+        check_data(run_config({"kind": "parquet", "path": path, "prompt_column": "question"}, NUMBER))
+    renamed = {"kind": "parquet", "path": path, "prompt_column": "question", "columns": {"answer": "n"}}
+    check_data(run_config(renamed, NUMBER))
+
+
+def test_a_task_that_does_not_exist_is_refused(run_config):
+    with pytest.raises(ConfigError, match=r"data.task=chain_sums: .* nearest: chain_sum"):
+        check_data(run_config({"kind": "reasoning_gym", "task": "chain_sums"}, {"kind": "reasoning_gym"}))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_such_module:f", "no module named 'no_such_module' on the import path"),
+        ("users_check:g", "users_check has no 'g'; it has f"),
+        ("users_check:N", "a int, which cannot be called"),
+    ],
+)
+def test_an_import_path_that_leads_nowhere_is_refused(run_config, tmp_path, monkeypatch, path, message):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "users_check.py").write_text("N = 1\ndef f():\n    return []\n")
+    with pytest.raises(ConfigError, match=f"^data.function={path}: {message}"):
+        check_data(run_config({"kind": "custom", "function": path}))
+    with pytest.raises(ConfigError, match=rf"^rewards\[0\].function={path}: {message}"):
+        check_data(run_config({"kind": "addition"}, {"kind": "custom", "function": path}))
+
+
+def test_a_limit_that_no_prompt_meets_is_refused_with_the_first_row(run_config, jsonl):
+    path = jsonl({"prompt": "What is a"}, {"prompt": "What is"})
+    message = r"^train.jsonl:1: 6 tokens with the chat template, more than data.max_prompt_tokens=4, .* raise data.max"
+    with pytest.raises(DataError, match=message):
+        check_data(run_config({"kind": "jsonl", "path": path, "max_prompt_tokens": 4}))
+    check_data(run_config({"kind": "jsonl", "path": path, "max_prompt_tokens": 5}))
+
+
+def test_lengths_are_checked_where_the_caller_says_that_the_model_lies(run_config, tmp_path, write_tokenizer):
+    config = run_config({"kind": "addition", "max_prompt_tokens": 4}, NUMBER, model={"path": "packaged-model"})
+    check_data(config)
+    with pytest.raises(DataError, match=r"^addition/0: \d+ tokens"):
+        check_data(config, model_folder=write_tokenizer(tmp_path / "model"))
+
+
+def test_a_system_prompt_needs_the_chat_template(run_config, jsonl):
+    data = {"kind": "jsonl", "path": jsonl({"prompt": "What"}), "chat": False, "system_prompt": "Be brief"}
+    with pytest.raises(ConfigError, match=r"data.system_prompt needs the chat template, but data.chat=false"):
+        check_data(run_config(data))
+
+
+def test_the_checks_load_no_torch():
+    code = "import sys, ray_rl.data.preflight; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,61 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+from ray_rl.config.rewards import RewardConfig
+from ray_rl.rewards.combine import Rewards, build_rewards
+from ray_rl.types import Completion, FinishReason, Prompt
+
+
+@pytest.fixture
+def rewards() -> Iterator[Callable[..., Rewards]]:
+    """Builds rewards from the sections of a configuration, and closes them."""
+    built = []
+
+    def build(*sections: dict[str, Any]) -> Rewards:
+        built.append(build_rewards(TypeAdapter(list[RewardConfig]).validate_python(list(sections))))
+        return built[-1]
+
+    yield build
+    for each in built:
+        each.close()
+
+
+@pytest.fixture
+def prompt() -> Callable[..., Prompt]:
+    def make(**columns: Any) -> Prompt:
+        return Prompt("addition/17", (1, 2, 3), "What is 17+25?", columns)
+
+    return make
+
+
+@pytest.fixture
+def says() -> Callable[..., Completion]:
+    def make(text: str, *, tokens: int = 3, finish_reason: FinishReason = "stop") -> Completion:
+        return Completion(
+            token_ids=np.zeros(tokens, np.int32),
+            logprobs=np.zeros(tokens, np.float32),
+            versions=np.zeros(tokens, np.int32),
+            finish_reason=finish_reason,
+            text=text,
+        )
+
+    return make
+
+
+@pytest.fixture
+def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, str]]:
+    """A custom reward from the body of a function `judge(completions, **columns)`."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(body: str) -> dict[str, str]:
+        (tmp_path / "users_rewards.py").write_text(
+            f"import math, os, time\ndef judge(completions, **columns):\n    {body}\n"
+        )
+        return {"kind": "custom", "function": "users_rewards:judge"}
+
+    return write
