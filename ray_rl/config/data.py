@@ -52,7 +52,10 @@ class Table(Source):
 
 
 class Jsonl(Table):
-    """One JSON object a line."""
+    """One JSON object a line.
+
+    GSM8K as published: {path: train.jsonl, prompt_column: question} with the reward `number` or `math_verify`.
+    """
 
     kind: Literal["jsonl"] = "jsonl"
     path: str
