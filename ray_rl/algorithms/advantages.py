@@ -4,13 +4,15 @@ A new estimator is one function here, one class in `config/algorithm.py` and one
 """
 
 from collections.abc import Callable
-from typing import assert_never
+from typing import Literal, assert_never
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ray_rl.algorithms.returns import discounted_returns
+from ray_rl.algorithms.whiten import whiten
 from ray_rl.config.algorithm import GroupAdvantage
 from ray_rl.types import TrainBatch
 
@@ -47,37 +49,145 @@ def broadcast_over_mask(advantages_R: NDArray[np.float32], loss_mask_RT: NDArray
     return np.where(loss_mask_RT, advantages_R[:, None], np.float32(0))
 
 
-def center_by_group(rewards_PG: Tensor, *, divide_by_std: bool, eps: float = 1e-6) -> Tensor:
+def center_by_group(
+    rewards_PG: Tensor,
+    *,
+    divide_by_std: bool,
+    eps: float = 1e-6,
+    ddof: Literal[0, 1] = 0,
+    singleton: Literal["zero", "score"] = "zero",
+) -> Tensor:
     """Advantage of each completion over its own group: A = r - mean_G(r), optionally / (std_G(r) + eps).
 
     Source: DeepSeekMath, arXiv:2402.03300, section 4.1; without the division, Dr. GRPO, arXiv:2503.20783.
-    std is the population one (ddof 0). Computed in float64, and equal rewards give exactly 0: float32 means do not,
-    and eps would magnify the difference.
+    Computed in float64, and equal rewards give exactly 0: float32 means do not, and eps would magnify the difference.
 
     Args:
         rewards_PG: float [P, G], any scale. nan is a completion that was not scored: it is left out of mean and
-            std and gets 0. A group with fewer than two scored completions gets 0 throughout.
+            std and gets 0.
         divide_by_std: False keeps the scale of the rewards.
-        eps: added to the standard deviation, > 0.
+        eps: added to the standard deviation, > 0. verl: 1e-6; OpenRLHF: 1e-9; TRL: 1e-4.
+        ddof: 0 is the population's standard deviation, 1 the sample's (verl, OpenRLHF, TRL).
+        singleton: what the only scored completion of a group gets: 0, or its reward as it is (verl).
 
     Returns:
-        [P, G] in the dtype of the rewards; each row sums to 0 up to rounding.
+        [P, G] in the dtype of the rewards; each row sums to 0 up to rounding, singletons aside.
 
     Raises:
-        ValueError: G < 2, a completion without peers; or an infinite reward.
+        ValueError: G < 2, a completion without peers, unless singletons keep their score; or an infinite reward.
     """
-    scores_PG, is_scored_PG = _scores(rewards_PG)
-    count_P1 = is_scored_PG.sum(1, keepdim=True).clamp(min=1)
-    mean_P1 = scores_PG.sum(1, keepdim=True) / count_P1
-    centered_PG = (scores_PG - mean_P1).masked_fill(~is_scored_PG | _is_flat(scores_PG, is_scored_PG), 0.0)
+    scores_PG, is_scored_PG = _scores(rewards_PG, singleton)
+    centered_PG, count_P1 = _centered(scores_PG, is_scored_PG)
     if divide_by_std:
-        centered_PG = centered_PG / ((centered_PG.square().sum(1, keepdim=True) / count_P1).sqrt() + eps)
-    return centered_PG.to(rewards_PG.dtype)
+        variance_P1 = centered_PG.square().sum(1, keepdim=True) / (count_P1 - ddof).clamp(min=1)
+        centered_PG = centered_PG / (variance_P1.sqrt() + eps)
+    return _with_singletons(centered_PG, scores_PG, count_P1, singleton).to(rewards_PG.dtype)
 
 
-def _scores(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
+def leave_one_out(rewards_PG: Tensor, *, singleton: Literal["zero", "score"] = "zero") -> Tensor:
+    """Reward minus the mean of the others: A_i = r_i - sum_{j != i} r_j / (G - 1) = (r_i - mean_G(r)) * G / (G - 1).
+
+    Source: RLOO, arXiv:2402.14740, section 3. G is the number of scored completions.
+
+    Args:
+        rewards_PG: as for `center_by_group`.
+        singleton: as for `center_by_group`.
+
+    Returns:
+        [P, G] in the dtype of the rewards; 0 where nan, and exactly 0 for equal rewards.
+
+    Raises:
+        ValueError: as `center_by_group`.
+    """
+    scores_PG, is_scored_PG = _scores(rewards_PG, singleton)
+    centered_PG, count_P1 = _centered(scores_PG, is_scored_PG)
+    advantages_PG = centered_PG * count_P1 / (count_P1 - 1).clamp(min=1)
+    return _with_singletons(advantages_PG, scores_PG, count_P1, singleton).to(rewards_PG.dtype)
+
+
+def gpg_advantages(rewards_PG: Tensor, *, divisor: float = 1.0) -> Tensor:
+    """Centred rewards, scaled up for the groups that teach nothing: alpha * (r - mean_G(r)) / divisor.
+
+    Source: GPG, arXiv:2504.02546. alpha = completions / completions whose group has unequal rewards. verl counts
+    completions with a reward other than 0 instead, which differs when wrong answers are in a mixed group.
+
+    Args:
+        rewards_PG: as for `center_by_group`.
+        divisor: > 0.
+
+    Returns:
+        [P, G] in the dtype of the rewards.
+
+    Raises:
+        ValueError: as `center_by_group`.
+    """
+    scores_PG, is_scored_PG = _scores(rewards_PG, "zero")
+    centered_PG, _ = _centered(scores_PG, is_scored_PG)
+    informative = (is_scored_PG & ~_is_flat(scores_PG, is_scored_PG)).sum()
+    alpha = is_scored_PG.sum() / informative.clamp(min=1)
+    return (alpha * centered_PG / divisor).to(rewards_PG.dtype)
+
+
+def reinforce_plus_plus(
+    token_rewards_RT: Tensor,
+    mask_RT: Tensor,
+    *,
+    gamma: float = 1.0,
+    ddof: Literal[0, 1] = 1,
+    eps: float = 1e-8,
+    eps_is_floor: bool = False,
+) -> Tensor:
+    """Discounted reward-to-go of each token, whitened over all loss tokens of the batch.
+
+    Source: REINFORCE++, arXiv:2501.03262. The KL penalty belongs in the token rewards.
+
+    Args:
+        token_rewards_RT: float [R, T], from `returns.token_rewards`.
+        mask_RT: bool [R, T].
+        gamma: in [0, 1].
+        ddof: as for `whiten.whiten`.
+        eps: as for `whiten.whiten`.
+        eps_is_floor: as for `whiten.whiten`.
+
+    Returns:
+        [R, T]; 0 outside the mask.
+    """
+    returns_RT = discounted_returns(token_rewards_RT, mask_RT, gamma=gamma)
+    return whiten(returns_RT, mask_RT, ddof=ddof, eps=eps, eps_is_floor=eps_is_floor)
+
+
+def reinforce_plus_plus_baseline(
+    rewards_PG: Tensor,
+    mask_RT: Tensor,
+    *,
+    ddof: Literal[0, 1] = 1,
+    eps: float = 1e-8,
+    eps_is_floor: bool = False,
+) -> Tensor:
+    """Reward minus the mean of its group, on every token of the rollout, whitened over all loss tokens of the batch.
+
+    Source: REINFORCE++-baseline, arXiv:2501.03262.
+
+    Args:
+        rewards_PG: as for `center_by_group`.
+        mask_RT: bool [R, T], R = P * G.
+        ddof: as for `whiten.whiten`.
+        eps: as for `whiten.whiten`.
+        eps_is_floor: as for `whiten.whiten`.
+
+    Returns:
+        [R, T]; 0 outside the mask.
+
+    Raises:
+        ValueError: as `center_by_group`.
+    """
+    centered_R1 = center_by_group(rewards_PG, divide_by_std=False).view(-1, 1)
+    return whiten(centered_R1.expand(mask_RT.shape), mask_RT, ddof=ddof, eps=eps, eps_is_floor=eps_is_floor)
+
+
+def _scores(rewards_PG: Tensor, singleton: Literal["zero", "score"]) -> tuple[Tensor, Tensor]:
     """float64 rewards with 0 for nan, and where they are not nan; refuses what cannot be compared."""
-    if rewards_PG.shape[1] < 2:
+    if rewards_PG.shape[1] < 2 and singleton == "zero":
         raise ValueError(
             f"rewards of shape {tuple(rewards_PG.shape)} have no peers to compare with; set algorithm.group_size >= 2"
         )
@@ -88,6 +198,20 @@ def _scores(rewards_PG: Tensor) -> tuple[Tensor, Tensor]:
             "rewards must be finite, or None for no opinion"
         )
     return rewards_PG.double().nan_to_num(nan=0.0), ~rewards_PG.isnan()
+
+
+def _centered(scores_PG: Tensor, is_scored_PG: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores minus the mean of the scored, 0 elsewhere and in flat groups; and the scored [P, 1], at least 1."""
+    count_P1 = is_scored_PG.sum(1, keepdim=True).clamp(min=1)
+    centered_PG = scores_PG - scores_PG.sum(1, keepdim=True) / count_P1
+    return centered_PG.masked_fill(~is_scored_PG | _is_flat(scores_PG, is_scored_PG), 0.0), count_P1
+
+
+def _with_singletons(
+    advantages_PG: Tensor, scores_PG: Tensor, count_P1: Tensor, singleton: Literal["zero", "score"]
+) -> Tensor:
+    """Groups with one score get it as their advantage if so wanted; theirs is 0 up to here, as is every nan's score."""
+    return advantages_PG if singleton == "zero" else torch.where(count_P1 == 1, scores_PG, advantages_PG)
 
 
 def _is_flat(scores_PG: Tensor, is_scored_PG: Tensor) -> Tensor:

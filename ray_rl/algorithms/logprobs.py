@@ -11,7 +11,8 @@ Head = Callable[[Tensor], Tensor]
 """[n, D] hidden states to [n, V] logits; a module, so that its hooks run. Deterministic."""
 
 CPU_BLOCK_ELEMENTS = 2**20
-"""Logits that are widened to float32 at once: 4 MiB stay in the cache, which makes the softmax 4 to 8 times as fast."""
+"""Logits that are widened to float32 at once: 4 MiB stay in the cache, which made the forward softmax of
+1024 tokens over 49152 words 4 to 8 times as fast, and the backward one twice."""
 DEVICE_BLOCK_ELEMENTS = 2**26
 """The same on a GPU, where a block costs kernel launches and 256 MiB are affordable."""
 

@@ -1,7 +1,7 @@
 """The policy's loss on the loss tokens of a micro-batch.
 
 Tokens are flat: N is the number of loss tokens in the micro-batch, in any order, and `row_N` says whose they are. A new
-loss is one function here, one class in `config/algorithm.py` and one `case` in `policy_loss`.
+loss is one function in `surrogates.py`, one class in `config/algorithm.py` and one `case` in `policy_loss`.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from ray_rl.algorithms.kl import MAX_LOG_RATIO, kl_estimate
+from ray_rl.algorithms.kl import kl_estimate
+from ray_rl.algorithms.surrogates import clipped_surrogate, probability_ratio
 from ray_rl.config.algorithm import Grpo
 
 
@@ -75,35 +76,6 @@ def policy_loss(config: Grpo, inputs: LossInputs) -> LossSum:
         terms["policy/kl_old_k3"] = kl_estimate(old_logprobs_N, inputs.logprobs_N, "k3")
         ratio_N = probability_ratio(inputs.logprobs_N, old_logprobs_N)
     return _sums(loss_N, inputs.weights_N, terms, {"policy/ratio_max": ratio_N})
-
-
-def clipped_surrogate(
-    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, *, clip: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """PPO's pessimistic objective as a loss: max(-A * R, -A * clip(R, 1 - low, 1 + high)), R = exp(logprob - old).
-
-    Source: PPO, arXiv:1707.06347, equation 7; unequal bounds are DAPO's clip-higher, arXiv:2503.14476, section 3.1.
-    The log-ratio is bounded by `MAX_LOG_RATIO`, so that exp cannot overflow; beyond it the gradient is 0.
-
-    Args:
-        logprobs_N: float [N], differentiable.
-        old_logprobs_N: float [N], constant.
-        advantages_N: float [N], constant.
-        clip: low in [0, 1) and high >= 0, distances from 1.
-
-    Returns:
-        Loss [N], and bool [N]: the bound is what counts, so that the token has no gradient.
-    """
-    low, high = clip
-    ratio_N = probability_ratio(logprobs_N, old_logprobs_N)
-    free_N = -advantages_N * ratio_N
-    bounded_N = -advantages_N * ratio_N.clamp(1.0 - low, 1.0 + high)
-    return torch.maximum(free_N, bounded_N), bounded_N > free_N
-
-
-def probability_ratio(logprobs_N: Tensor, old_logprobs_N: Tensor) -> Tensor:
-    """exp(logprob - old) with the difference bounded by `MAX_LOG_RATIO`."""
-    return (logprobs_N - old_logprobs_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def _with_penalties(surrogate_N: Tensor, config: Grpo, inputs: LossInputs, terms: dict[str, Tensor]) -> Tensor:

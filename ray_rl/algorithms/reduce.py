@@ -9,17 +9,21 @@ from typing import Literal, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-Reduction = Literal["token_mean", "sequence_mean"]
+Reduction = Literal["token_mean", "sequence_mean", "constant"]
 
 
-def token_weights(lengths_R: NDArray[np.integer], reduction: Reduction) -> NDArray[np.float32]:
-    """Weight of each token of a sequence: 1 (token_mean) or 1 / its number of loss tokens (sequence_mean).
+def token_weights(
+    lengths_R: NDArray[np.integer], reduction: Reduction, *, denominator: float = 1.0
+) -> NDArray[np.float32]:
+    """Weight of a token: 1 (token_mean), 1 / loss tokens of its sequence (sequence_mean), 1 / denominator (constant).
 
-    Sources: token_mean is DAPO, arXiv:2503.14476, equation 8; sequence_mean is GRPO, arXiv:2402.03300, equation 3.
+    Sources: token_mean is DAPO, arXiv:2503.14476, equation 8; sequence_mean is GRPO, arXiv:2402.03300, equation 3;
+    constant is Dr. GRPO, arXiv:2503.20783, section 3.2, where the denominator is the longest completion allowed.
 
     Args:
         lengths_R: [R] loss tokens of each sequence, 0 or more: tokens inside the loss mask, gaps not counted.
         reduction: as in `algorithm.reduction`.
+        denominator: > 0, of `constant` alone. 1 sums over tokens and averages over sequences.
 
     Returns:
         float32 [R]; 0 for a sequence without loss tokens.
@@ -30,13 +34,18 @@ def token_weights(lengths_R: NDArray[np.integer], reduction: Reduction) -> NDArr
             weights_R = np.ones(lengths_R.shape)
         case "sequence_mean":
             weights_R = 1.0 / np.where(is_empty_R, 1, lengths_R)
+        case "constant":
+            weights_R = np.full(lengths_R.shape, 1.0 / denominator)
         case _:
             assert_never(reduction)
     return np.where(is_empty_R, 0.0, weights_R).astype(np.float32)
 
 
 def reduction_count(lengths_R: NDArray[np.integer], reduction: Reduction) -> float:
-    """What the weighted sum is divided by: loss tokens (token_mean) or sequences that have any (sequence_mean).
+    """What the weighted sum is divided by: loss tokens, sequences that have any, or all sequences.
+
+    token_mean, sequence_mean and constant in this order; with `constant`, an empty sequence counts, as the
+    denominator must not depend on the data.
 
     Additive: the counts of the parts of a batch sum to the count of the batch.
 
@@ -49,5 +58,7 @@ def reduction_count(lengths_R: NDArray[np.integer], reduction: Reduction) -> flo
             return float(lengths_R.sum())
         case "sequence_mean":
             return float(np.count_nonzero(lengths_R))
+        case "constant":
+            return float(len(lengths_R))
         case _:
             assert_never(reduction)

@@ -20,10 +20,57 @@ def bounded(log_ratio):
     return min(max(log_ratio, -20.0), 20.0)
 
 
-def clipped_token_loss(new, old, advantage, low, high):
+def clipped_token_loss(new, old, advantage, low, high, dual_clip=None, ratio_cap=None):
     ratio = math.exp(bounded(new - old))
+    if ratio_cap is not None:
+        ratio = min(ratio, ratio_cap)
     clipped_ratio = min(max(ratio, 1.0 - low), 1.0 + high)
-    return -min(ratio * advantage, clipped_ratio * advantage)
+    objective = min(ratio * advantage, clipped_ratio * advantage)
+    if dual_clip is not None and advantage < 0:
+        objective = max(objective, dual_clip * advantage)
+    return -objective
+
+
+def gspo_loss(new_row, old_row, advantage, low, high):
+    if not new_row:
+        return None
+    mean = math.fsum(n - o for n, o in zip(new_row, old_row, strict=True)) / len(new_row)
+    return clipped_token_loss(mean, 0.0, advantage, low, high)
+
+
+def cispo_loss(new, old, advantage, low, high):
+    return -min(max(math.exp(bounded(new - old)), low), high) * advantage * new
+
+
+def sapo_loss(new, old, advantage, tau_positive, tau_negative):
+    tau = tau_positive if advantage > 0 else tau_negative
+    exponent = -tau * (math.exp(bounded(new - old)) - 1)
+    gate = 0.0 if exponent > 700 else 1 / (1 + math.exp(exponent))
+    return -advantage * gate * 4 / tau
+
+
+def leave_one_out(rewards):
+    scored = [i for i, r in enumerate(rewards) if not math.isnan(r)]
+    advantages = [0.0 for _ in rewards]
+    for i in scored:
+        others = [rewards[j] for j in scored if j != i]
+        if others:
+            advantages[i] = rewards[i] - math.fsum(others) / len(others)
+    return advantages
+
+
+def gae_row(rewards, values, gamma, lam):
+    """Advantages of one row without gaps, by the definition: a sum over all later deltas."""
+    ahead = [*values[1:], 0.0][: len(values)]
+    deltas = [r + gamma * n - v for r, v, n in zip(rewards, values, ahead, strict=True)]
+    return [math.fsum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))]
+
+
+def whitened(values, ddof, eps, eps_is_floor):
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - ddof)
+    scale = math.sqrt(max(variance, eps) if eps_is_floor else variance + eps)
+    return [(v - mean) / scale for v in values]
 
 
 def kl(new, reference, estimator):

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from ray_rl.algorithms.advantages import advantage_fn, center_by_group
+from ray_rl.algorithms.advantages import (
+    advantage_fn,
+    center_by_group,
+    gpg_advantages,
+    leave_one_out,
+    reinforce_plus_plus,
+    reinforce_plus_plus_baseline,
+)
+from ray_rl.algorithms.returns import token_rewards
 from ray_rl.config.algorithm import GroupAdvantage
 from ray_rl.types import TrainBatch
 from tests.golden import reference, tensors
@@ -114,3 +122,59 @@ def test_a_batch_that_cannot_be_written_to_is_read():
 def test_an_unknown_estimator_is_refused():
     with pytest.raises(AssertionError):
         advantage_fn("group")
+
+
+def test_the_sample_standard_deviation_on_request():
+    rewards_PG = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    expected = 0.5 / math.sqrt(1 / 3)
+    assert center_by_group(rewards_PG, divide_by_std=True, ddof=1)[0, 0].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("estimate", [leave_one_out, lambda r, **kw: center_by_group(r, divide_by_std=True, **kw)])
+def test_a_singleton_keeps_its_score_on_request(estimate):
+    rewards_PG = torch.tensor([[NAN, 0.7, NAN], [2.0, 2.0, NAN]])
+    assert estimate(rewards_PG)[0].tolist() == [0.0, 0.0, 0.0]
+    torch.testing.assert_close(
+        estimate(rewards_PG, singleton="score"), torch.tensor([[0.0, 0.7, 0.0], [0.0, 0.0, 0.0]])
+    )
+    assert estimate(torch.tensor([[3.0], [NAN]]), singleton="score").tolist() == [[3.0], [0.0]]
+
+
+def test_leave_one_out_compares_with_the_mean_of_the_others():
+    assert leave_one_out(torch.tensor([[6.0, 0.0, 3.0]]))[0].tolist() == [4.5, -4.5, 0.0]
+
+
+@pytest.mark.parametrize("rewards_PG", [tensors.REWARDS_PG, tensors.REWARDS_UNSCORED_PG])
+def test_leave_one_out_agrees_with_the_slow_reference(rewards_PG):
+    expected = torch.tensor([reference.leave_one_out(row) for row in rewards_PG.tolist()])
+    torch.testing.assert_close(leave_one_out(rewards_PG), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_leave_one_out_of_a_group_of_one_is_an_error():
+    with pytest.raises(ValueError, match=r"algorithm\.group_size >= 2"):
+        leave_one_out(torch.zeros(3, 1))
+
+
+def test_gpg_scales_up_for_the_groups_that_teach_nothing():
+    rewards_PG = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    assert gpg_advantages(rewards_PG, divisor=2.0).tolist() == [[0.75, -0.75], [0.0, 0.0], [0.0, 0.0]]
+    assert gpg_advantages(rewards_PG[1:]).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_reinforce_plus_plus_by_hand():
+    mask_RT = torch.tensor([[True, True, False], [True, False, True]])
+    token_rewards_RT = token_rewards(torch.tensor([4.0, -2.0]), mask_RT)
+    advantages_RT = reinforce_plus_plus(token_rewards_RT, mask_RT, gamma=0.5)
+    assert advantages_RT.flatten().tolist() == pytest.approx(
+        [x / math.sqrt(22.75 / 3) for x in (1.25, 3.25, 0.0, -1.75, 0.0, -2.75)]
+    )
+
+
+@pytest.mark.parametrize(("ddof", "eps_is_floor"), [(1, False), (0, True)])
+def test_reinforce_plus_plus_with_baseline_agrees_with_the_slow_reference(ddof, eps_is_floor):
+    actual_RT = reinforce_plus_plus_baseline(tensors.REWARDS_PG, tensors.MASK_RT, ddof=ddof, eps_is_floor=eps_is_floor)
+    centered = [a for row in tensors.REWARDS_PG.tolist() for a in reference.group_advantage(row, False, 0.0)]
+    tokens = [centered[r] for r in tensors.flat_rows().tolist()]
+    expected = torch.tensor(reference.whitened(tokens, ddof, 1e-8, eps_is_floor))
+    torch.testing.assert_close(tensors.flat(actual_RT), expected, rtol=1e-6, atol=1e-6)
+    assert not actual_RT[~tensors.MASK_RT].any()

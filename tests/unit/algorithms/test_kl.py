@@ -57,3 +57,21 @@ def test_k3_beyond_the_bound_is_finite_and_has_no_gradient():
 def test_an_unknown_estimator_is_refused():
     with pytest.raises(AssertionError):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
+
+
+def test_an_estimate_is_clipped_on_request():
+    kl_N = kl_estimate(torch.tensor([-20.0, -0.5]), torch.tensor([-0.5, -20.0]), "k1", bound=10.0)
+    assert kl_N.tolist() == [-10.0, 10.0]
+
+
+def test_the_bound_of_the_log_ratio_can_be_removed():
+    kl = kl_estimate(torch.tensor([-25.0]), torch.zeros(1), "k3", max_log_ratio=math.inf)
+    assert kl.item() == pytest.approx(math.exp(25) - 26, rel=1e-6)
+
+
+def test_the_gradient_of_k2_under_the_value_of_k3():
+    new_N = torch.tensor([-1.0, -3.0], requires_grad=True)
+    kl_N = kl_estimate(new_N, torch.tensor([-2.0, -2.5]), "k3", k2_gradient=True)
+    kl_N.sum().backward()
+    assert kl_N.tolist() == pytest.approx([math.exp(-1) + 1 - 1, math.exp(0.5) - 0.5 - 1])
+    assert new_N.grad.tolist() == [1.0, -0.5]

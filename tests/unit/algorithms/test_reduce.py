@@ -25,10 +25,16 @@ def test_weights_sum_to_the_count(reduction):
     )
 
 
-@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "constant"])
 def test_counts_of_the_parts_sum_to_the_count_of_the_whole(reduction):
     parts = reduction_count(LENGTHS_R[:2], reduction) + reduction_count(LENGTHS_R[2:], reduction)
     assert parts == reduction_count(LENGTHS_R, reduction)
+
+
+def test_a_constant_denominator_weighs_every_token_alike_and_counts_the_empty_sequence_too():
+    weights_R = token_weights(LENGTHS_R, "constant", denominator=8)
+    assert weights_R.tolist() == [0.125, 0.125, 0.0, 0.125, 0.125, 0.125]
+    assert reduction_count(LENGTHS_R, "constant") == 6.0
 
 
 def test_an_unknown_reduction_is_refused():

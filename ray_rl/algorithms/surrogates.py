@@ -1,0 +1,177 @@
+"""What each token contributes to the policy's loss: one function per paper.
+
+Each takes flat float tensors [N] over loss tokens, `logprobs_N` differentiable and the rest constant, and returns the
+loss [N], to be minimised, still without reduction. With R = exp(logprob - old logprob) and A the advantage.
+"""
+
+from typing import Literal, assert_never
+
+import torch
+from torch import Tensor
+
+from ray_rl.algorithms.kl import MAX_LOG_RATIO
+
+
+def probability_ratio(logprobs_N: Tensor, old_logprobs_N: Tensor, *, max_log_ratio: float = MAX_LOG_RATIO) -> Tensor:
+    """The ratio R = exp(logprob - old), the difference bounded so that exp cannot overflow; beyond it no gradient.
+
+    verl and OpenRLHF bound it at 20 as well; TRL does not (math.inf).
+    """
+    return (logprobs_N - old_logprobs_N).clamp(-max_log_ratio, max_log_ratio).exp()
+
+
+def clipped_surrogate(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    *,
+    clip: tuple[float, float],
+    dual_clip: float | None = None,
+    ratio_cap: float | None = None,
+    max_log_ratio: float = MAX_LOG_RATIO,
+) -> tuple[Tensor, Tensor]:
+    """PPO's pessimistic objective as a loss: max(-A * R, -A * clip(R, 1 - low, 1 + high)).
+
+    Source: PPO, arXiv:1707.06347, equation 7; unequal bounds are DAPO's clip-higher, arXiv:2503.14476, section 3.1.
+
+    Args:
+        logprobs_N: float [N], differentiable.
+        old_logprobs_N: float [N], constant.
+        advantages_N: float [N], constant.
+        clip: low in [0, 1) and high >= 0, distances from 1.
+        dual_clip: c > 1 bounds the loss of a negative advantage at -A * c (arXiv:1912.09729). verl: 3,
+            always; OpenRLHF: None.
+        ratio_cap: R = min(R, cap) before all else, whatever the sign (TRL's `delta`).
+        max_log_ratio: see `probability_ratio`.
+
+    Returns:
+        Loss [N], and bool [N]: a bound of `clip` or `dual_clip` is what counts, so that the token has no gradient.
+    """
+    ratio_N = probability_ratio(logprobs_N, old_logprobs_N, max_log_ratio=max_log_ratio)
+    if ratio_cap is not None:
+        ratio_N = ratio_N.clamp(max=ratio_cap)
+    return _pessimistic(ratio_N, advantages_N, clip, dual_clip)
+
+
+def gspo_surrogate(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    row_N: Tensor,
+    *,
+    clip: tuple[float, float],
+    gradient: Literal["token", "sequence"] = "token",
+    max_log_ratio: float = MAX_LOG_RATIO,
+) -> tuple[Tensor, Tensor]:
+    """PPO's objective with one ratio per sequence: R = exp(mean over its tokens of logprob - old).
+
+    Source: GSPO, arXiv:2507.18071, sections 4.1 (sequence) and 4.3 (token). To be reduced by sequence_mean.
+    Where A is constant over a sequence, both forms have the same gradient. A sequence must lie in one micro-batch.
+
+    Args:
+        logprobs_N: float [N], differentiable.
+        old_logprobs_N: float [N], constant.
+        advantages_N: float [N], constant.
+        row_N: int64 [N], sequence of each token.
+        clip: low and high, distances from 1; the paper uses 3e-4 and 4e-4.
+        gradient: through the token's own log-probability (GSPO-token, verl) or through the mean (OpenRLHF).
+        max_log_ratio: bound of the mean log-ratio. verl: 10, above only; OpenRLHF: none.
+
+    Returns:
+        As `clipped_surrogate`.
+    """
+    mean_N = _sequence_mean(logprobs_N - old_logprobs_N, row_N)
+    match gradient:
+        case "token":
+            log_ratio_N = logprobs_N - logprobs_N.detach() + mean_N.detach()
+        case "sequence":
+            log_ratio_N = mean_N
+        case _:
+            assert_never(gradient)
+    return _pessimistic(log_ratio_N.clamp(-max_log_ratio, max_log_ratio).exp(), advantages_N, clip, None)
+
+
+def cispo_surrogate(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    *,
+    bounds: tuple[float, float],
+    max_log_ratio: float = MAX_LOG_RATIO,
+) -> tuple[Tensor, Tensor]:
+    """REINFORCE weighted by a bounded ratio: -stop_gradient(clip(R, low, high)) * A * logprob.
+
+    Source: CISPO, MiniMax-M1, arXiv:2506.13585, section 3.1. No token loses its gradient.
+
+    Args:
+        logprobs_N: float [N], differentiable.
+        old_logprobs_N: float [N], constant.
+        advantages_N: float [N], constant.
+        bounds: of the ratio itself, not distances from 1. verl: (1 - low, 1 + high); TRL: (0, epsilon_high).
+        max_log_ratio: see `probability_ratio`.
+
+    Returns:
+        Loss [N], and bool [N]: the weight was bounded.
+    """
+    low, high = bounds
+    ratio_N = probability_ratio(logprobs_N.detach(), old_logprobs_N, max_log_ratio=max_log_ratio)
+    return -ratio_N.clamp(low, high) * advantages_N * logprobs_N, (ratio_N < low) | (ratio_N > high)
+
+
+def sapo_surrogate(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    *,
+    temperature_positive: float = 1.0,
+    temperature_negative: float = 1.05,
+    max_log_ratio: float = MAX_LOG_RATIO,
+) -> Tensor:
+    """A soft gate in place of the clip: -A * sigmoid(tau * (R - 1)) * 4 / tau, tau by the sign of A.
+
+    Source: SAPO, arXiv:2511.20347. To be reduced by sequence_mean. At R = 1 the gradient is that of
+    the policy gradient. A = 0 takes the negative temperature, and does not matter.
+
+    Args:
+        logprobs_N: float [N], differentiable.
+        old_logprobs_N: float [N], constant.
+        advantages_N: float [N], constant.
+        temperature_positive: tau where A > 0.
+        temperature_negative: tau elsewhere; larger, so that unlikely tokens push less.
+        max_log_ratio: see `probability_ratio`.
+    """
+    ratio_N = probability_ratio(logprobs_N, old_logprobs_N, max_log_ratio=max_log_ratio)
+    tau_N = torch.where(advantages_N > 0, temperature_positive, temperature_negative).to(ratio_N.dtype)
+    return -advantages_N * torch.sigmoid(tau_N * (ratio_N - 1.0)) * 4.0 / tau_N
+
+
+def gpg_surrogate(logprobs_N: Tensor, advantages_N: Tensor) -> Tensor:
+    """REINFORCE: -A * logprob, without ratio and bounds.
+
+    Source: GPG, arXiv:2504.02546; its advantages are `advantages.gpg_advantages`.
+    """
+    return -advantages_N * logprobs_N
+
+
+def _pessimistic(
+    ratio_N: Tensor, advantages_N: Tensor, clip: tuple[float, float], dual_clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """The larger loss of the free and the clipped ratio, and where the gradient is cut."""
+    low, high = clip
+    free_N = -advantages_N * ratio_N
+    bounded_N = -advantages_N * ratio_N.clamp(1.0 - low, 1.0 + high)
+    loss_N, is_clipped_N = torch.maximum(free_N, bounded_N), bounded_N > free_N
+    if dual_clip is not None:
+        ceiling_N = -advantages_N * dual_clip
+        is_dual_N = (advantages_N < 0) & (loss_N > ceiling_N)
+        loss_N, is_clipped_N = torch.where(is_dual_N, ceiling_N, loss_N), is_clipped_N | is_dual_N
+    return loss_N, is_clipped_N
+
+
+def _sequence_mean(values_N: Tensor, row_N: Tensor) -> Tensor:
+    """Each token gets the mean over the tokens of its row; differentiable."""
+    index_N: Tensor
+    counts: Tensor
+    _, index_N, counts = torch.unique(row_N, return_inverse=True, return_counts=True)
+    sums = values_N.new_zeros(len(counts)).index_add(0, index_N, values_N)
+    return (sums / counts)[index_N]
