@@ -1,0 +1,1 @@
+"""Loading models, and the forward pass that the losses need."""
