@@ -1,0 +1,1 @@
+"""Ray: placement, actor shells, and bounded calls. Nothing outside this folder imports it."""

@@ -1,0 +1,62 @@
+"""The policy as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from ray_rl.training.trainer import Trainer
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def export_policy(trainer: Trainer, *, source: str, to: Path, is_writer: bool) -> None:
+    """Writes safetensors, configuration and tokenizer; a collective of the trainer's ranks.
+
+    The weights are those that the engines were sent, bit for bit. `to` appears only when it is whole.
+
+    Args:
+        trainer: of this rank.
+        source: folder or hub name that training started from; its tokenizer is copied.
+        to: a folder that does not exist yet.
+        is_writer: rank 0.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for group in trainer.stream.groups():
+        for spec, tensor in group:
+            if tensor is not None:
+                weights[spec.name] = tensor.to("cpu", copy=True)
+    if not is_writer:
+        return
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    trainer.model.causal_lm.save_pretrained(partial, state_dict=weights)
+    _copy_tokenizer(source, partial)
+    partial.rename(to)
+
+
+def _copy_tokenizer(source: str, to: Path) -> None:
+    folder = Path(source)
+    if folder.is_dir():
+        for name in TOKENIZER_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, to / name)
+        return
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(source).save_pretrained(to)

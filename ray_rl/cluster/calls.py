@@ -1,0 +1,77 @@
+"""Waiting for workers: always together, always bounded, and with the name of the one that failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from ray_rl.errors import ClusterError, RayRLError
+
+LOG_LINES = 15
+"""Of a dead worker's log, in the error."""
+
+
+async def call(name: str, ref: ray.ObjectRef, *, doing: str, timeout_s: float, logs: Path | None = None) -> Any:
+    """The result of one call; see `call_all`."""
+    results = await call_all({name: ref}, doing=doing, timeout_s=timeout_s, logs=logs)
+    return results[name]
+
+
+async def call_all(
+    refs: Mapping[str, ray.ObjectRef], *, doing: str, timeout_s: float, logs: Path | None = None
+) -> dict[str, Any]:
+    """Results by worker name, when all are there.
+
+    Args:
+        refs: one running call of each worker, by name.
+        doing: what they do, for messages.
+        timeout_s: bound of the whole wait.
+        logs: folder with a log file of each worker, quoted when one dies.
+    Raises:
+        RayRLError: what a worker raised, as it raised it.
+        ClusterError: a worker died, or was not done in time; names it.
+    """
+    waits = {asyncio.ensure_future(_settled(ref)): name for name, ref in refs.items()}
+    done, pending = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+    for wait in pending:
+        wait.cancel()
+    failures = [(waits[wait], error) for wait in done if (error := wait.exception()) is not None]
+    if failures:
+        name, error = failures[0]
+        raise _explained(name, error, doing, logs) from error
+    if pending:
+        names = ", ".join(sorted(waits[wait] for wait in pending))
+        raise ClusterError(f"{doing}: {names} did not finish within {timeout_s:g} s; see the logs of the run")
+    return {waits[wait]: wait.result() for wait in done}
+
+
+async def _settled(ref: ray.ObjectRef) -> Any:
+    return await ref
+
+
+def _explained(name: str, error: BaseException, doing: str, logs: Path | None) -> BaseException:
+    """What to raise for a worker's failure."""
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        if isinstance(cause, RayRLError):
+            return type(cause)(f"{name}: {cause}")
+        return ClusterError(f"{doing}: {name} raised {type(cause).__name__}: {cause}{_tail(name, logs)}")
+    if isinstance(error, RayActorError):
+        return ClusterError(
+            f"{doing}: {name} died ({error}). Usual causes: out of memory (see dmesg), a full /dev/shm or disk."
+            f"{_tail(name, logs)}"
+        )
+    return error
+
+
+def _tail(name: str, logs: Path | None) -> str:
+    path = None if logs is None else logs / f"{name}.log"
+    if path is None or not path.is_file():
+        return ""
+    lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    return "\n".join([f"\nLast lines of {path}:", *lines])

@@ -1,0 +1,22 @@
+"""Variables that Ray's core reads once, when it is imported. This module does not import it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+
+def prepare_environment(*, local: bool) -> None:
+    """Sets what Ray should find, before anything imports it; the user's own settings stay.
+
+    Args:
+        local: a cluster is started here: it gets token authentication with a fresh token, which only this process and
+            the workers know.
+    """
+    # Ray's default is 15, at which workers starve beside any other process on a small machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if local and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -1,0 +1,161 @@
+"""The roles of a run over Ray workers: what `loops.roles` asks, answered by calls to actors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from ray_rl.cluster.calls import call, call_all
+from ray_rl.config import RunConfig
+from ray_rl.metrics.metric import Metric
+from ray_rl.rollout.request import SampleRequest
+from ray_rl.rollout.together import together
+from ray_rl.types import Completion, TrainBatch
+from ray_rl.weight_sync.publish import publish
+from ray_rl.weight_sync.sender import Rendezvous
+from ray_rl.weight_sync.transports import engine_init_info, transport_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The workers of one role, by rank."""
+
+    role: str
+    handles: Sequence[Any]
+    """Ray actors."""
+    logs: Path
+    timeout_s: float
+    """Bound of each call."""
+
+    async def all(self, refs: Sequence[ray.ObjectRef], doing: str) -> list[Any]:
+        """Results of one call to every worker, by rank."""
+        named = {f"{self.role}-{rank}": ref for rank, ref in enumerate(refs)}
+        results = await call_all(named, doing=doing, timeout_s=self.timeout_s, logs=self.logs)
+        return [results[name] for name in named]
+
+
+class RayScorer:
+    """Workers that split a batch and return log-probabilities of their rows."""
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+
+    async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
+        """float32 [R, T], assembled from the shares of the workers."""
+        ref = ray.put(batch)
+        doing = f"log-probabilities of the {self._team.role}"
+        shares = await self._team.all([handle.logprobs.remote(ref) for handle in self._team.handles], doing)
+        logprobs_RT = np.zeros(batch.tokens_RT.shape, np.float32)
+        for share in shares:
+            logprobs_RT[share.rows] = share.logprobs_MT
+        return logprobs_RT
+
+
+class RayActor(RayScorer):
+    """The policy under training."""
+
+    async def update(self, batch: TrainBatch) -> list[Metric]:
+        """Trains on a batch; metrics of all ranks."""
+        ref = ray.put(batch)
+        metrics = await self._team.all([handle.update.remote(ref) for handle in self._team.handles], "the update")
+        return [metric for rank in metrics for metric in rank]
+
+    async def export(self, folder: Path) -> None:
+        """Writes the policy."""
+        await self._team.all([handle.export.remote(str(folder)) for handle in self._team.handles], "the export")
+
+    async def announce(self) -> dict[str, Any]:
+        """What rank 0 will send."""
+        handle = self._team.handles[0]
+        return await call("actor-0", handle.announce.remote(), doing="announcing", timeout_s=self._team.timeout_s)
+
+    async def send_weights(self) -> list[Metric]:
+        """Sends; a collective of the ranks."""
+        metrics = await self._team.all([handle.send_weights.remote() for handle in self._team.handles], "sending")
+        return [metric for rank in metrics for metric in rank]
+
+    async def join_transfer(self, rendezvous: Rendezvous) -> None:
+        """Meets the engines."""
+        refs = [handle.join_transfer.remote(rendezvous) for handle in self._team.handles]
+        await self._team.all(refs, "joining the transfer group")
+
+
+class RayEngine:
+    """One engine: samples for the collector, receives in a publish."""
+
+    def __init__(self, name: str, handle: Any, *, logs: Path, config: RunConfig) -> None:
+        self.name = name
+        self._handle = handle
+        self._logs = logs
+        self._config = config
+
+    async def generate(self, request: SampleRequest) -> list[Completion]:
+        """Completions of one prompt."""
+        return await self._call(
+            self._handle.generate.remote(request), "generating", timeout_s=self._config.rollout.timeout_s
+        )
+
+    async def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """Meets the trainer."""
+        await self._call(self._handle.join_transfer.remote(init_info), "joining the transfer group")
+
+    async def begin_update(self) -> None:
+        """Pauses, and prepares for new weights."""
+        await self._call(self._handle.begin_update.remote(), "pausing")
+
+    async def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """Receives."""
+        await self._call(self._handle.receive_weights.remote(update_info), "receiving weights")
+
+    async def commit(self, version: int) -> int:
+        """Ends the update."""
+        version = await self._call(self._handle.commit.remote(version), "committing a version")
+        return version
+
+    async def resume(self) -> None:
+        """Generates again."""
+        await self._call(self._handle.resume.remote(), "resuming")
+
+    async def _call(self, ref: ray.ObjectRef, doing: str, *, timeout_s: float | None = None) -> Any:
+        bound_s = self._config.weight_sync.timeout_s if timeout_s is None else timeout_s
+        return await call(self.name, ref, doing=doing, timeout_s=bound_s, logs=self._logs)
+
+
+class RayWeights:
+    """The way from the actor to the engines."""
+
+    def __init__(self, config: RunConfig, actor: RayActor, engines: Sequence[RayEngine]) -> None:
+        self._config = config
+        self._actor = actor
+        self._engines = engines
+
+    async def join(self, address: str, port: int) -> None:
+        """Brings trainer and engines together; `address` and `port` are free on the node of the trainer's rank 0."""
+        workers = self._config.rollout.tensor_parallel
+        rendezvous = Rendezvous(
+            address=address,
+            port=port,
+            world=1 + workers * len(self._engines),
+            capacity_bytes=self._config.weight_sync.bucket_mib * MIB,
+            timeout_s=self._config.weight_sync.timeout_s,
+        )
+        transport = transport_of(self._config)
+        joining = [
+            engine.join_transfer(engine_init_info(transport, rendezvous, rank_offset=1 + workers * i))
+            for i, engine in enumerate(self._engines)
+        ]
+        await together([self._actor.join_transfer(rendezvous), *joining])
+
+    async def publish(self, version: int) -> list[Metric]:
+        """Returns when every engine serves `version`."""
+        return await publish(self._actor, self._engines, version=version, timeout_s=self._config.weight_sync.timeout_s)

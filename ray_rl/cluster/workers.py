@@ -1,0 +1,175 @@
+"""Ray actors: shells around plain classes, each in a process of its own. They hold no logic; test what they hold."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from ray_rl.config import RunConfig
+from ray_rl.metrics.metric import Metric
+from ray_rl.types import Completion, TrainBatch
+
+if TYPE_CHECKING:
+    from ray_rl.rollout.request import SampleRequest
+    from ray_rl.training.process_group import Member
+    from ray_rl.training.trainer import Scores
+    from ray_rl.weight_sync.sender import Rendezvous
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What every worker is told."""
+
+    config: RunConfig
+    folder: str
+    """Of the model."""
+    logs: str
+    """Folder of the log files."""
+    threads: int
+    """Of the process, on CPU."""
+    environment: dict[str, str]
+    """Variables to set before anything heavy is imported."""
+
+    def enter(self, name: str) -> None:
+        """Makes this process the worker `name`: its variables, and its output in its own log file."""
+        os.environ.update(self.environment, OMP_NUM_THREADS=str(self.threads))
+        folder = Path(self.logs)
+        folder.mkdir(parents=True, exist_ok=True)
+        log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+
+
+def _free_address() -> tuple[str, int]:
+    """This node's address and a port that is free now."""
+    address = ray.util.get_node_ip_address()
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return address, probe.getsockname()[1]
+
+
+@ray.remote
+class TrainWorker:
+    """`Trainer` and the sending end of the weight transport."""
+
+    def __init__(self, setting: Setting, name: str) -> None:
+        self._setting = setting
+        setting.enter(name)
+
+    def free_address(self) -> tuple[str, int]:
+        """Where others can meet this worker."""
+        return _free_address()
+
+    def start(self, member: Member) -> None:
+        """Loads the model; a collective of the ranks."""
+        from ray_rl.training.trainer import Trainer
+        from ray_rl.weight_sync.transports import build_sender, transport_of
+
+        self._is_first = member.rank == 0
+        self._trainer = Trainer(self._setting.config, self._setting.folder, member, threads=self._setting.threads)
+        transport = transport_of(self._setting.config)
+        self._sender = build_sender(transport, self._trainer.stream, is_sender=self._is_first)
+
+    def update(self, batch: TrainBatch) -> list[Metric]:
+        """`Trainer.update`."""
+        return self._trainer.update(batch)
+
+    def logprobs(self, batch: TrainBatch) -> Scores:
+        """`Trainer.logprobs`."""
+        return self._trainer.logprobs(batch)
+
+    def announce(self) -> dict[str, Any]:
+        """`Sender.announce`."""
+        return self._sender.announce()
+
+    def join_transfer(self, rendezvous: Rendezvous) -> None:
+        """`Sender.join`."""
+        self._sender.join(rendezvous)
+
+    def send_weights(self) -> list[Metric]:
+        """`Sender.send`."""
+        return self._sender.send()
+
+    def export(self, folder: str) -> None:
+        """Writes the policy; a collective of the ranks."""
+        from ray_rl.checkpoint.hugging_face import export_policy
+
+        export_policy(self._trainer, source=self._setting.folder, to=Path(folder), is_writer=self._is_first)
+
+
+@ray.remote
+class ReferenceWorker:
+    """`Reference`."""
+
+    def __init__(self, setting: Setting, name: str) -> None:
+        self._setting = setting
+        setting.enter(name)
+
+    def start(self, rank: int) -> None:
+        """Loads the model."""
+        from ray_rl.training.frozen import Reference
+
+        self._reference = Reference(
+            self._setting.config, self._setting.folder, rank=rank, threads=self._setting.threads
+        )
+
+    def logprobs(self, batch: TrainBatch) -> Scores:
+        """`Reference.logprobs`."""
+        return self._reference.logprobs(batch)
+
+
+@ray.remote
+class EngineWorker:
+    """`Engine`, on the event loop of an asynchronous actor."""
+
+    def __init__(self, setting: Setting, name: str) -> None:
+        self._setting = setting
+        setting.enter(name)
+
+    async def start(self) -> None:
+        """Loads the model."""
+        from ray_rl.rollout.engine import Engine
+        from ray_rl.weight_sync.transports import transport_of, vllm_backend
+
+        config = self._setting.config
+        self._engine = Engine(
+            config,
+            self._setting.folder,
+            transfer_backend=vllm_backend(transport_of(config)),
+            threads=self._setting.threads,
+        )
+        await self._engine.start()
+
+    async def generate(self, request: SampleRequest) -> list[Completion]:
+        """`Engine.generate`."""
+        return await self._engine.generate(request)
+
+    async def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """`Engine.join_transfer`."""
+        await self._engine.join_transfer(init_info)
+
+    async def begin_update(self) -> None:
+        """`Engine.begin_update`."""
+        await self._engine.begin_update()
+
+    async def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """`Engine.receive_weights`."""
+        await self._engine.receive_weights(update_info)
+
+    async def commit(self, version: int) -> int:
+        """`Engine.commit`."""
+        return await self._engine.commit(version)
+
+    async def resume(self) -> None:
+        """`Engine.resume`."""
+        await self._engine.resume()
+
+    async def stop(self) -> None:
+        """`Engine.stop`."""
+        self._engine.stop()

@@ -1,0 +1,48 @@
+"""Rollouts as arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ray_rl.types import RolloutGroup, TrainBatch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def pack(groups: Sequence[RolloutGroup]) -> TrainBatch:
+    """The batch of a step; every sampled token is in the loss mask.
+
+    Raises:
+        ValueError: no groups, or groups of different sizes.
+    """
+    import numpy as np
+
+    group_sizes = {len(group.rollouts) for group in groups}
+    if len(group_sizes) != 1:
+        raise ValueError(f"a batch needs groups of one size, got sizes {sorted(group_sizes)}")
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    completions = [rollout.completion for rollout in rollouts]
+    lengths_R = np.array([len(completion.token_ids) for completion in completions], np.int32)
+    return TrainBatch(
+        prompt_ids=tuple(np.asarray(group.prompt.token_ids, np.int32) for group in groups),
+        group_size=group_sizes.pop(),
+        tokens_RT=_pad([completion.token_ids for completion in completions], np.int32),
+        lengths_R=lengths_R,
+        loss_mask_RT=np.arange(lengths_R.max())[None] < lengths_R[:, None],
+        rollout_logprobs_RT=_pad([completion.logprobs for completion in completions], np.float32),
+        rewards_R=np.array([math.nan if r.reward is None else r.reward for r in rollouts], np.float32),
+    )
+
+
+def _pad(rows: Sequence[NDArray[np.generic]], dtype: type) -> NDArray[np.generic]:
+    """[R, T] with zeros past the end of each row."""
+    import numpy as np
+
+    padded_RT = np.zeros((len(rows), max(len(row) for row in rows)), dtype)
+    for i, row in enumerate(rows):
+        padded_RT[i, : len(row)] = row
+    return padded_RT

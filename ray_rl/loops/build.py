@@ -1,0 +1,69 @@
+"""From a configuration to a finished run."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, closing
+
+from ray_rl.cluster.environment import prepare_environment
+from ray_rl.config import RunConfig
+from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.source import build_source
+from ray_rl.loops.online import train
+from ray_rl.loops.roles import Roles
+from ray_rl.metrics.console import RunConsole
+from ray_rl.metrics.run import Run
+from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.models.packaged import resolve_model
+from ray_rl.planner.hardware import resolve_dtype
+from ray_rl.planner.plan import plan
+from ray_rl.rewards.combine import build_rewards
+from ray_rl.rollout.collector import Collector
+
+
+def run_training(config: RunConfig) -> None:
+    """Runs a checked configuration from start to end.
+
+    Raises:
+        RayRLError: what went wrong; the run folder holds what had been logged until then.
+    """
+    prepare_environment(local=config.cluster.address is None)
+    config = _resolved(config)
+    folder = RunFolder.create(config)
+    run = Run(config, folder, RunConsole())
+    try:
+        asyncio.run(_train(config, folder, run))
+    except BaseException as error:
+        run.close(failed=error)
+        raise
+    run.close()
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """With what depends on the machine made explicit, so that the run folder says it."""
+    dtype = resolve_dtype(config.model.dtype, config.cluster.accelerator)
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+
+
+async def _train(config: RunConfig, folder: RunFolder, run: Run) -> None:
+    # Ray reads its environment when it is imported: not before run_training has prepared it.
+    from ray_rl.cluster.session import ray_session
+    from ray_rl.cluster.start import started_workers
+
+    layout = plan(config)
+    async with AsyncExitStack() as stack:
+        with run.phase("start"):
+            run.note(f"loading {config.model.path} in {config.model.dtype}")
+            model = resolve_model(config.model.path)
+            tokenizer = ChatTokenizer(model, trust_remote_code=config.model.trust_remote_code)
+            source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
+            rewards = stack.enter_context(closing(build_rewards(config.rewards)))
+            run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
+            stack.enter_context(ray_session(config, layout))
+            workers = await stack.enter_async_context(
+                started_workers(config, layout, folder=model, logs=folder.logs, note=run.note)
+            )
+        roles = Roles(
+            Collector(config, source, workers.engines, rewards), workers.actor, workers.weights, workers.reference
+        )
+        await train(config, roles, run, export_to=folder.export if config.checkpoint.export else None)

@@ -1,0 +1,191 @@
+"""A vLLM engine: a plain class over `AsyncLLM` that runs with or without Ray."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from ray_rl.config import RunConfig
+from ray_rl.errors import EngineError
+from ray_rl.rollout.request import SampleRequest
+from ray_rl.types import Completion
+
+GIB = 2**30
+
+CPU_BLOCK_TOKENS = 32
+CPU_BATCH_TOKENS = 8192
+"""Of a KV block (the kernel takes multiples of 32) and of a forward pass on CPU."""
+
+
+class Engine:
+    """Samples completions and takes new weights. Prompts go in as token ids; nothing is re-tokenised from text."""
+
+    def __init__(self, config: RunConfig, folder: str, *, transfer_backend: str, threads: int = 1) -> None:
+        """Remembers what to start.
+
+        Args:
+            config: of the run, with `model.dtype` resolved.
+            folder: of the model, whose weights are served until the first publish.
+            transfer_backend: name of vLLM's weight-transfer engine.
+            threads: of a worker on CPU.
+        """
+        self._config = config
+        self._folder = folder
+        self._transfer_backend = transfer_backend
+        self._threads = threads
+        self._llm: Any = None
+
+    async def start(self) -> None:
+        """Loads the model; the engine then serves version 0.
+
+        Raises:
+            EngineError: vLLM could not start.
+        """
+        on_cpu = self._config.cluster.accelerator == "cpu"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        if on_cpu:
+            # The trainer uses the same cores in turn: pinned threads would fight for some and leave others idle.
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            os.environ["OMP_NUM_THREADS"] = str(self._threads)
+            # The sampler would compile small functions on first use, for half a minute.
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            self._llm = AsyncLLM.from_engine_args(self._arguments(on_cpu=on_cpu))
+            await self._llm.update_weight_version("0")
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EngineError(f"vLLM could not start with {self._folder}: {error}") from error
+
+    def _arguments(self, *, on_cpu: bool) -> Any:
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+
+        config, rollout = self._config, self._config.rollout
+        length = config.data.max_prompt_tokens + rollout.max_tokens
+        eager = on_cpu if rollout.enforce_eager is None else rollout.enforce_eager
+        memory: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory_fraction}
+        if on_cpu:
+            memory = {
+                "kv_cache_memory_bytes": int(rollout.kv_cache_gib * GIB),
+                # Blocks shorter than a short prompt, so that the completions of a group share its prefix.
+                "block_size": CPU_BLOCK_TOKENS,
+                # vLLM 0.32 winds back the generator of a seeded request whose prompt is computed in chunks, which
+                # CPU generators cannot do.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(CPU_BATCH_TOKENS, length),
+            }
+        return AsyncEngineArgs(
+            model=self._folder,
+            dtype=config.model.dtype,
+            tensor_parallel_size=rollout.tensor_parallel,
+            distributed_executor_backend="uni" if rollout.tensor_parallel == 1 and not on_cpu else "mp",
+            max_model_len=length,
+            max_num_seqs=rollout.max_sequences,
+            enforce_eager=eager,
+            seed=config.run.seed,
+            # The distribution that was sampled from: after temperature, and after top-p where there is one.
+            logprobs_mode="processed_logprobs",
+            trust_remote_code=config.model.trust_remote_code,
+            weight_transfer_config=WeightTransferConfig(backend=self._transfer_backend),
+            enable_log_requests=False,
+            disable_log_stats=True,
+            **memory,
+        )
+
+    async def generate(self, request: SampleRequest) -> list[Completion]:
+        """G completions with their log-probabilities and the version that sampled each token.
+
+        Raises:
+            EngineError: the engine died, or its answer has not a log-probability and a version for every token.
+        """
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        rollout = self._config.rollout
+        parameters = SamplingParams(
+            n=request.samples,
+            seed=request.seed,
+            max_tokens=rollout.max_tokens,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            stop=rollout.stop or None,
+            include_stop_str_in_output=True,
+            logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        final = None
+        try:
+            prompt = {"prompt_token_ids": list(request.token_ids)}
+            async for output in self._llm.generate(prompt, parameters, request.id):
+                final = output
+        except EngineDeadError as error:
+            raise EngineError(f"the engine died during request {request.id}; see its log") from error
+        if final is None or len(final.outputs) != request.samples:
+            raise EngineError(f"request {request.id} asked for {request.samples} completions and got {final}")
+        return [_completion(output, request.id) for output in sorted(final.outputs, key=lambda o: o.index)]
+
+    async def score(self, token_ids: list[int]) -> list[float]:
+        """Log-probability of every token but the first, given those before it, under the weights served now."""
+        from vllm.sampling_params import SamplingParams
+
+        parameters = SamplingParams(max_tokens=1, temperature=self._config.rollout.temperature, prompt_logprobs=0)
+        final = None
+        async for output in self._llm.generate({"prompt_token_ids": token_ids}, parameters, f"score-{id(token_ids)}"):
+            final = output
+        if final is None:
+            raise EngineError("the engine gave no answer to a scoring request")
+        return [entry[token].logprob for entry, token in zip(final.prompt_logprobs[1:], token_ids[1:], strict=True)]
+
+    async def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """Joins the trainer's transfer group; blocks until the trainer is there."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def begin_update(self) -> None:
+        """Pauses generation, keeping what is under way, and makes the model ready for new weights.
+
+        The caches are cleared: attention of later tokens must not mix keys of two versions.
+        """
+        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        await self._llm.start_weight_update()
+
+    async def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """Receives and loads what the trainer sends."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+
+    async def commit(self, version: int) -> int:
+        """Ends the update under its new version, which it returns as vLLM reports it. Generation stays paused."""
+        await self._llm.finish_weight_update(str(version))
+        return int(await self._llm.get_weight_version())
+
+    async def resume(self) -> None:
+        """Generates again; what was kept goes on."""
+        await self._llm.resume_generation()
+
+    def stop(self) -> None:
+        """Ends vLLM's processes."""
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+
+def _completion(output: Any, request_id: str) -> Completion:
+    token_ids = np.asarray(output.token_ids, np.int32)
+    entries = output.logprobs or []
+    versions = np.full(len(token_ids), -1, np.int32)
+    for span in output.weight_versions or []:
+        versions[span.start : span.end] = int(span.version)
+    if len(entries) != len(token_ids) or (versions < 0).any():
+        raise EngineError(
+            f"request {request_id}: {len(token_ids)} tokens came with {len(entries)} log-probabilities and "
+            f"{int((versions >= 0).sum())} versions; this vLLM is not one that ray_rl was tested with"
+        )
+    logprobs = [entry[token].logprob for entry, token in zip(entries, output.token_ids, strict=True)]
+    return Completion(token_ids, np.asarray(logprobs, np.float32), versions, output.finish_reason, output.text)

@@ -1,0 +1,124 @@
+"""vLLM's side of a publish over gloo: a native weight-transfer engine, one in every vLLM worker process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from ray_rl.errors import WeightSyncError
+from ray_rl.training.gather import ParameterSpec
+from ray_rl.weight_sync.buckets import BufferRing, bucket_bytes, plan_buckets, unpack
+from ray_rl.weight_sync.gloo_group import GlooGroup
+
+IN_FLIGHT = 2
+"""Broadcasts under way at once: one is loaded into the model while the next arrives."""
+
+
+@dataclass
+class GlooInitInfo(WeightTransferInitInfo):
+    """Where the sender waits, and this engine's first rank."""
+
+    address: str
+    port: int
+    rank_offset: int
+    world: int
+    capacity_bytes: int
+    timeout_s: float
+
+
+@dataclass
+class GlooUpdateInfo(WeightTransferUpdateInfo):
+    """What is about to be sent."""
+
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[list[int]] = field(default_factory=list)
+
+
+class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
+    """Receives flat buckets and loads them layer by layer."""
+
+    init_info_cls = GlooInitInfo
+    update_info_cls = GlooUpdateInfo
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._group: GlooGroup | None = None
+        self._ring = BufferRing()
+
+    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+        """Joins the sender's group."""
+        self.shutdown()
+        self._info = init_info
+        self._group = GlooGroup(
+            address=init_info.address,
+            port=init_info.port,
+            rank=init_info.rank_offset + self.parallel_config.rank,
+            world=init_info.world,
+            timeout_s=init_info.timeout_s,
+        )
+
+    def start_weight_update(self) -> None:
+        """Prepares the model for weights in checkpoint form."""
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receives and loads everything. Overridden because the base class synchronises an accelerator."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        """Receives bucket after bucket; a bucket is loaded while the next is on its way."""
+        if self._group is None:
+            raise WeightSyncError("weights were announced before this engine joined the transfer group")
+        specs = [
+            ParameterSpec(name, dtype, tuple(shape))
+            for name, dtype, shape in zip(update_info.names, update_info.dtypes, update_info.shapes, strict=True)
+        ]
+        buckets = plan_buckets(specs, capacity_bytes=self._info.capacity_bytes)
+        arriving: list[tuple[Any, Any]] = []
+        try:
+            for k, bucket in enumerate(buckets):
+                for following in buckets[k + len(arriving) : k + IN_FLIGHT]:
+                    buffer = self._ring.take(bucket_bytes(following))
+                    arriving.append((buffer, self._group.broadcast(buffer)))
+                buffer, work = arriving.pop(0)
+                work.wait()
+                self.model.load_weights(unpack(buffer, bucket))
+                if not self._holds_views():
+                    self._ring.give(buffer)
+        except BaseException:
+            self.shutdown()  # closes the sockets, so that the peers fail now and not at their time limit
+            raise
+
+    def finish_weight_update(self) -> None:
+        """Ends the update: layers in the form that the kernels want."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        repack_tied_head(self.model)
+
+    def shutdown(self) -> None:
+        """Leaves the group."""
+        self._group = None
+
+    def _holds_views(self) -> bool:
+        """Whether the model still reads the buffer: a layer is loaded once all of its parameters are here."""
+        return any(get_layerwise_info(module).loaded_weights for module in self.model.modules())
+
+
+def repack_tied_head(model: Any) -> None:
+    """Packs the head's weight again.
+
+    vLLM's CPU build keeps a packed copy of every linear weight. A head tied to the embedding is not loaded by itself, so
+    its copy would stay at the version before, and the logits with it, without an error.
+    """
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and module.weight.numel():
+            module.quant_method.process_weights_after_loading(module)

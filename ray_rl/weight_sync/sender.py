@@ -1,0 +1,143 @@
+"""The trainer's side of a publish, on every rank: all take part in the gather, rank 0 sends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ray_rl.errors import WeightSyncError
+from ray_rl.metrics.metric import Last, Metric, Total
+from ray_rl.training.gather import ParameterSpec, ParameterStream
+from ray_rl.weight_sync.buckets import BufferRing, bucket_bytes, plan_buckets, unpack
+from ray_rl.weight_sync.gloo_group import GlooGroup
+
+IN_FLIGHT = 2
+"""Broadcasts under way at once: one bucket is filled while the one before is sent."""
+
+
+NCCL_BUFFERS = 2
+"""The same for vLLM's packed broadcast over NCCL; both sides must be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where sender and engines meet, and on what terms."""
+
+    address: str
+    port: int
+    world: int
+    """1 + workers of all engines."""
+    capacity_bytes: int
+    timeout_s: float
+
+
+class Sender(Protocol):
+    """What a transport offers the trainer. Called on every rank of the actor, in the same order."""
+
+    def announce(self) -> dict[str, Any]:
+        """What the engines are told of the parameters to come: vLLM's update information."""
+
+    def join(self, rendezvous: Rendezvous) -> None:
+        """Meets the engines, which must be joining at the same time."""
+
+    def send(self) -> list[Metric]:
+        """Sends all parameters as they are now, while the engines receive; a collective of the trainer's ranks."""
+
+    def close(self) -> None:
+        """Leaves the group; peers that wait fail at once."""
+
+
+class GlooSender:
+    """Flat buckets over gloo: bucket k + 1 is gathered and filled while bucket k is sent."""
+
+    def __init__(self, stream: ParameterStream, *, is_sender: bool) -> None:
+        """Remembers what to send.
+
+        Args:
+            stream: of this rank's trainer.
+            is_sender: rank 0.
+        """
+        self._stream = stream
+        self._is_sender = is_sender
+        self._ring = BufferRing()
+        self._group: GlooGroup | None = None
+
+    def announce(self) -> dict[str, Any]:
+        """Names, dtypes and shapes."""
+        specs = self._stream.specs
+        return {
+            "names": [spec.name for spec in specs],
+            "dtypes": [spec.dtype for spec in specs],
+            "shapes": [list(spec.shape) for spec in specs],
+        }
+
+    def join(self, rendezvous: Rendezvous) -> None:
+        """Opens the group as rank 0; the other ranks only learn the size of a bucket."""
+        self._capacity_bytes = rendezvous.capacity_bytes
+        if self._is_sender:
+            self._group = GlooGroup(
+                address=rendezvous.address,
+                port=rendezvous.port,
+                rank=0,
+                world=rendezvous.world,
+                timeout_s=rendezvous.timeout_s,
+            )
+
+    def send(self) -> list[Metric]:
+        """Gathers layer by layer into flat buckets and broadcasts them.
+
+        Raises:
+            WeightSyncError: an engine went away or did not keep up; the group is closed, `join` must come before the
+                next publish.
+        """
+        start_s = time.perf_counter()
+        if not self._is_sender:
+            for _ in self._stream.groups():
+                pass
+            return []
+        if self._group is None:
+            raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
+        parameters = (pair for group in self._stream.groups() for pair in group)
+        try:
+            sent = self._stream_buckets(parameters)
+        except RuntimeError as error:
+            self.close()
+            for _ in parameters:  # the other ranks are in the gather: see it through
+                pass
+            raise WeightSyncError(f"sending weights failed: {error}") from error
+        seconds = time.perf_counter() - start_s
+        return [Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)]
+
+    def close(self) -> None:
+        """Closes the sockets."""
+        self._group = None
+
+    def _stream_buckets(self, parameters: Any) -> int:
+        assert self._group is not None
+        in_flight: list[tuple[Tensor, Any]] = []
+        sent = 0
+        for bucket in plan_buckets(self._stream.specs, capacity_bytes=self._capacity_bytes):
+            while len(in_flight) >= IN_FLIGHT:
+                self._finish(in_flight)
+            buffer = self._fill(bucket, parameters)
+            in_flight.append((buffer, self._group.broadcast(buffer)))
+            sent += bucket_bytes(bucket)
+        while in_flight:
+            self._finish(in_flight)
+        return sent
+
+    def _fill(self, bucket: Sequence[ParameterSpec], parameters: Any) -> Tensor:
+        buffer = self._ring.take(bucket_bytes(bucket))
+        for _, view in unpack(buffer, bucket):
+            _, tensor = next(parameters)
+            view.copy_(tensor)
+        return buffer
+
+    def _finish(self, in_flight: list[tuple[Tensor, Any]]) -> None:
+        buffer, work = in_flight.pop(0)
+        work.wait()
+        self._ring.give(buffer)

@@ -1,0 +1,70 @@
+"""Which transport a run uses, and what each side of it is told."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, assert_never
+
+from ray_rl.config import RunConfig
+from ray_rl.training.gather import ParameterStream
+from ray_rl.weight_sync.plugin import BACKEND
+from ray_rl.weight_sync.sender import NCCL_BUFFERS, GlooSender, Rendezvous, Sender
+
+Transport = Literal["gloo", "nccl"]
+
+
+def transport_of(config: RunConfig) -> Transport:
+    """`weight_sync.backend`, with auto resolved: nccl on GPU, gloo on CPU."""
+    backend = config.weight_sync.backend
+    if backend != "auto":
+        return backend
+    return "nccl" if config.cluster.accelerator == "gpu" else "gloo"
+
+
+def build_sender(transport: Transport, stream: ParameterStream, *, is_sender: bool) -> Sender:
+    """The trainer's side."""
+    match transport:
+        case "gloo":
+            return GlooSender(stream, is_sender=is_sender)
+        case "nccl":
+            from ray_rl.weight_sync.nccl_sender import NcclSender
+
+            return NcclSender(stream, is_sender=is_sender)
+        case _:
+            assert_never(transport)
+
+
+def vllm_backend(transport: Transport) -> str:
+    """What vLLM calls the transport."""
+    return BACKEND if transport == "gloo" else "nccl"
+
+
+def engine_init_info(transport: Transport, rendezvous: Rendezvous, *, rank_offset: int) -> dict[str, Any]:
+    """What an engine is told to join: vLLM's init information.
+
+    Args:
+        transport: of the run.
+        rendezvous: where to meet.
+        rank_offset: rank of the engine's first worker; the trainer is 0.
+    """
+    match transport:
+        case "gloo":
+            return {
+                "address": rendezvous.address,
+                "port": rendezvous.port,
+                "rank_offset": rank_offset,
+                "world": rendezvous.world,
+                "capacity_bytes": rendezvous.capacity_bytes,
+                "timeout_s": rendezvous.timeout_s,
+            }
+        case "nccl":
+            return {
+                "master_address": rendezvous.address,
+                "master_port": rendezvous.port,
+                "rank_offset": rank_offset,
+                "world_size": rendezvous.world,
+                "packed": True,
+                "packed_buffer_size_bytes": rendezvous.capacity_bytes,
+                "packed_num_buffers": NCCL_BUFFERS,
+            }
+        case _:
+            assert_never(transport)
