@@ -1,0 +1,98 @@
+"""Seconds of a whole GRPO step: this system against TRL's GRPOTrainer, on the demo's shape, in one run on one machine.
+
+Same model, prompts, group size, completion limit, sampling, learning rate, KL setting (none) and dtype. The reward is the
+length of the completion: it differs inside nearly every group, so that no rollout can be left out of the update. On the
+demo's own reward this system is faster still, because groups with equal rewards are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ray_rl.models.packaged import resolve_model
+from ray_rl.planner.hardware import resolve_dtype
+
+MODEL = "smollm2-135m-instruct"
+CONFIG = Path(__file__).parents[2] / "configs" / "grpo_addition_smollm2-135m_cpu.yaml"
+LENGTH_TARGET = 8
+MAX_TOKENS = 24
+LIMIT_S = 1800
+
+
+@dataclass(frozen=True)
+class Result:
+    name: str
+    seconds: list[float]
+    """Of each step."""
+    detail: str = ""
+
+    @property
+    def step_s(self) -> float:
+        """Median without the first step, which pays for warm-up on both sides."""
+        return statistics.median(self.seconds[1:])
+
+
+def ours(folder: Path, *, steps: int, rewards: str) -> Result:
+    command = [
+        str(Path(sys.executable).with_name("ray-rl")),
+        "train",
+        str(CONFIG),
+        f"run.dir={folder}",
+        "run.name=bench",
+        f"run.steps={steps}",
+        f"rewards={rewards}",
+        f"rollout.max_tokens={MAX_TOKENS}",
+        "checkpoint.export=false",
+    ]
+    subprocess.run(command, check=True, timeout=LIMIT_S, stdout=subprocess.DEVNULL)
+    records = [json.loads(line) for line in (folder / "bench" / "metrics.jsonl").read_text().splitlines()]
+    phases = {
+        phase: statistics.median(r[f"time/{phase}_s"] for r in records[1:]) for phase in ("rollout", "train", "sync")
+    }
+    skipped = statistics.mean(record["train/skipped_fraction"] for record in records[1:])
+    parts = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
+    return Result("ray_rl", [record["time/step_s"] for record in records], f"{parts}; skipped {skipped:.0%}")
+
+
+def trl(folder: Path, *, steps: int, dtype: str, checkpointing: bool) -> Result:
+    command = [sys.executable, "-m", "tests.benchmarks.trl_grpo", "--model", resolve_model(MODEL)]
+    command += ["--steps", str(steps), "--dtype", dtype, "--output", str(folder)]
+    command += ["--length-target", str(LENGTH_TARGET), "--max-tokens", str(MAX_TOKENS)]
+    command += ["--checkpointing" if checkpointing else "--no-checkpointing"]
+    done = subprocess.run(command, check=True, timeout=LIMIT_S, stdout=subprocess.PIPE, text=True)
+    name = "TRL, defaults" if checkpointing else "TRL at its best (no gradient checkpointing)"
+    return Result(name, json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
+
+
+def main(steps: int = 4) -> None:
+    dtype = resolve_dtype("auto", "cpu")
+    length = f"[{{kind: length, target: {LENGTH_TARGET}}}]"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        reference = ours(folder / "ours", steps=steps, rewards=length)
+        results = [
+            reference,
+            trl(folder / "trl-default", steps=steps, dtype=dtype, checkpointing=True),
+            trl(folder / "trl-best", steps=steps, dtype=dtype, checkpointing=False),
+        ]
+    table = Table(title=f"GRPO step: {MODEL}, {dtype}, 8 prompts x 8 completions of at most {MAX_TOKENS} tokens")
+    for column in ("system", "s/step", "against ray_rl", "steps", "parts"):
+        table.add_column(column)
+    for result in results:
+        steps_s = " ".join(f"{seconds:.1f}" for seconds in result.seconds)
+        ratio = f"{result.step_s / reference.step_s:.2f}x"
+        table.add_row(result.name, f"{result.step_s:.1f}", ratio, steps_s, result.detail)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
