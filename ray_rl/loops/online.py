@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 from ray_rl.algorithms.advantages import advantage_fn
 from ray_rl.config import RunConfig
 from ray_rl.data.pack import pack
-from ray_rl.loops.roles import Roles
+from ray_rl.loops.roles import Roles, Scorer
 from ray_rl.metrics.run import Run
+from ray_rl.rollout.together import together
 from ray_rl.types import TrainBatch
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ async def step(config: RunConfig, roles: Roles, run: Run, estimate: Estimate) ->
         groups, rollout_metrics = await roles.rollouts.take(
             config.algorithm.prompts_per_step, step=run.step, progress=run.note
         )
-    with run.phase("reference"):
-        batch = await with_baselines(pack(groups), roles, optimizer_steps=config.algorithm.optimizer_steps)
+    batch = await with_baselines(pack(groups), roles, run, optimizer_steps=config.algorithm.optimizer_steps)
     advantages_RT = estimate(batch)
     with run.phase("train"):
         train_metrics = await roles.actor.update(replace(batch, advantages_RT=advantages_RT))
@@ -60,18 +59,19 @@ async def step(config: RunConfig, roles: Roles, run: Run, estimate: Estimate) ->
     run.log([*rollout_metrics, *train_metrics, *sync_metrics], groups, advantages_R)
 
 
-async def with_baselines(batch: TrainBatch, roles: Roles, *, optimizer_steps: int) -> TrainBatch:
+async def with_baselines(batch: TrainBatch, roles: Roles, run: Run, *, optimizer_steps: int) -> TrainBatch:
     """The batch with what the loss compares the policy to.
 
     The policy before the update is the policy of the first optimizer step, so its log-probabilities are computed apart
     only if a second step will need them.
     """
-    old, reference = await asyncio.gather(
-        roles.actor.logprobs(batch) if optimizer_steps > 1 else _none(),
-        roles.reference.logprobs(batch) if roles.reference is not None else _none(),
-    )
-    return replace(batch, old_logprobs_RT=old, reference_logprobs_RT=reference)
-
-
-async def _none() -> None:
-    return None
+    scorers: dict[str, Scorer] = {}
+    if optimizer_steps > 1:
+        scorers["old_logprobs_RT"] = roles.actor
+    if roles.reference is not None:
+        scorers["reference_logprobs_RT"] = roles.reference
+    if not scorers:
+        return batch
+    with run.phase("reference"):
+        logprobs = await together(scorer.logprobs(batch) for scorer in scorers.values())
+    return replace(batch, **dict(zip(scorers, logprobs, strict=True)))
