@@ -30,13 +30,8 @@ def run_training(config: RunConfig) -> None:
     prepare_environment(local=config.cluster.address is None)
     config = _resolved(config)
     folder = RunFolder.create(config)
-    run = Run(config, folder, RunConsole())
-    try:
+    with Run(config, folder, RunConsole()) as run:
         asyncio.run(_train(config, folder, run))
-    except BaseException as error:
-        run.close(failed=error)
-        raise
-    run.close()
 
 
 def _resolved(config: RunConfig) -> RunConfig:
@@ -55,13 +50,16 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run) -> None:
         with run.phase("start"):
             run.note(f"loading {config.model.path} in {config.model.dtype}")
             model = resolve_model(config.model.path)
+            reference = model if config.reference.path is None else resolve_model(config.reference.path)
             tokenizer = ChatTokenizer(model, trust_remote_code=config.model.trust_remote_code)
             source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
             rewards = stack.enter_context(closing(build_rewards(config.rewards)))
             run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
             stack.enter_context(ray_session(config, layout))
             workers = await stack.enter_async_context(
-                started_workers(config, layout, folder=model, logs=folder.logs, note=run.note)
+                started_workers(
+                    config, layout, folder=model, reference_folder=reference, logs=folder.logs, note=run.note
+                )
             )
         roles = Roles(
             Collector(config, source, workers.engines, rewards), workers.actor, workers.weights, workers.reference

@@ -67,11 +67,12 @@ async def with_baselines(batch: TrainBatch, roles: Roles, run: Run, *, optimizer
     """
     scorers: dict[str, Scorer] = {}
     if optimizer_steps > 1:
-        scorers["old_logprobs_RT"] = roles.actor
+        scorers["old"] = roles.actor
     if roles.reference is not None:
-        scorers["reference_logprobs_RT"] = roles.reference
+        scorers["reference"] = roles.reference
     if not scorers:
         return batch
     with run.phase("reference"):
-        logprobs = await together(scorer.logprobs(batch) for scorer in scorers.values())
-    return replace(batch, **dict(zip(scorers, logprobs, strict=True)))
+        arrays = await together(scorer.logprobs(batch) for scorer in scorers.values())
+    logprobs_RT = dict(zip(scorers, arrays, strict=True))
+    return replace(batch, old_logprobs_RT=logprobs_RT.get("old"), reference_logprobs_RT=logprobs_RT.get("reference"))
