@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from ray_rl.training.trainer import Trainer
+    from transformers import PreTrainedModel
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -24,28 +25,26 @@ TOKENIZER_FILES = (
 )
 
 
-def export_policy(trainer: Trainer, *, source: str, to: Path, is_writer: bool) -> None:
+def export_policy(
+    model: PreTrainedModel, parameters: Iterable[tuple[str, torch.Tensor | None]], *, source: str, to: Path
+) -> None:
     """Writes safetensors, configuration and tokenizer; a collective of the trainer's ranks.
 
     The weights are those that the engines were sent, bit for bit. `to` appears only when it is whole.
 
     Args:
-        trainer: of this rank.
+        model: whose configuration is written.
+        parameters: names and whole tensors on the rank that writes; None on the others, which write nothing.
         source: folder or hub name that training started from; its tokenizer is copied.
         to: a folder that does not exist yet.
-        is_writer: rank 0.
     """
-    weights: dict[str, torch.Tensor] = {}
-    for group in trainer.stream.groups():
-        for spec, tensor in group:
-            if tensor is not None:
-                weights[spec.name] = tensor.to("cpu", copy=True)
-    if not is_writer:
+    weights = {name: tensor.to("cpu", copy=True) for name, tensor in parameters if tensor is not None}
+    if not weights:
         return
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    trainer.model.causal_lm.save_pretrained(partial, state_dict=weights)
+    model.save_pretrained(partial, state_dict=weights)
     _copy_tokenizer(source, partial)
     partial.rename(to)
 

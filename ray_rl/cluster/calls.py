@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from ray_rl.errors import ClusterError, RayRLError
+from ray_rl.rollout.together import settle
 
 LOG_LINES = 15
 """Of a dead worker's log, in the error."""
@@ -27,31 +27,37 @@ async def call_all(
 ) -> dict[str, Any]:
     """Results by worker name, when all are there.
 
+    Of several failures the likeliest cause is raised: a worker's death, then an error of ours, then any other.
+
     Args:
         refs: one running call of each worker, by name.
         doing: what they do, for messages.
         timeout_s: bound of the whole wait.
         logs: folder with a log file of each worker, quoted when one dies.
+
     Raises:
         RayRLError: what a worker raised, as it raised it.
         ClusterError: a worker died, or was not done in time; names it.
     """
-    waits = {asyncio.ensure_future(_settled(ref)): name for name, ref in refs.items()}
-    done, pending = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
-    for wait in pending:
-        wait.cancel()
-    failures = [(waits[wait], error) for wait in done if (error := wait.exception()) is not None]
-    if failures:
-        name, error = failures[0]
+    settled = await settle({name: _result(ref) for name, ref in refs.items()}, timeout_s=timeout_s)
+    if settled.failures:
+        name, error = min(settled.failures.items(), key=lambda failure: _distance_from_cause(failure[1]))
         raise _explained(name, error, doing, logs) from error
-    if pending:
-        names = ", ".join(sorted(waits[wait] for wait in pending))
+    if settled.unfinished:
+        names = ", ".join(settled.unfinished)
         raise ClusterError(f"{doing}: {names} did not finish within {timeout_s:g} s; see the logs of the run")
-    return {waits[wait]: wait.result() for wait in done}
+    return settled.results
 
 
-async def _settled(ref: ray.ObjectRef) -> Any:
+async def _result(ref: ray.ObjectRef) -> Any:
     return await ref
+
+
+def _distance_from_cause(error: BaseException) -> int:
+    """The peers of a dead worker raise something unspecific: a closed connection, a collective that ran out."""
+    if isinstance(error, RayActorError):
+        return 0
+    return 1 if isinstance(error, RayTaskError) and isinstance(error.cause, RayRLError) else 2
 
 
 def _explained(name: str, error: BaseException, doing: str, logs: Path | None) -> BaseException:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_rl.errors import ClusterError
@@ -27,18 +31,28 @@ class Slot:
         return {"num_gpus": self.gpus, "num_cpus": self.cpus, "scheduling_strategy": strategy}
 
 
-def place(plan: Plan, *, timeout_s: float) -> dict[str, list[Slot]]:
-    """A slot for every worker of every role, once all groups are reserved.
+@contextmanager
+def placed(plan: Plan, *, timeout_s: float) -> Iterator[dict[str, list[Slot]]]:
+    """A slot for every worker of every role, once all groups are reserved; given back with the block.
 
     Roles that share a group share its bundles: each gets an equal part of the GPU.
 
     Raises:
         ClusterError: not reserved within `timeout_s`; says what was wanted and what each node has.
     """
+    deadline_s = time.monotonic() + timeout_s
     groups = [placement_group([_bundle(group)] * group.bundles, strategy="PACK") for group in plan.groups]
-    _, missing = ray.wait([group.ready() for group in groups], num_returns=len(groups), timeout=timeout_s)
-    if missing:
-        raise ClusterError(_unplaced(plan, timeout_s))
+    try:
+        for group in groups:
+            if not group.wait(math.ceil(max(0.0, deadline_s - time.monotonic()))):
+                raise ClusterError(_unplaced(plan, timeout_s))
+        yield _slots(plan, groups)
+    finally:
+        for group in groups:
+            remove_placement_group(group)
+
+
+def _slots(plan: Plan, groups: list[PlacementGroup]) -> dict[str, list[Slot]]:
     slots = {}
     for role, workers in plan.workers.items():
         index = plan.group_of(role)

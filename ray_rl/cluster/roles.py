@@ -77,7 +77,8 @@ class RayActor(RayScorer):
     async def announce(self) -> dict[str, Any]:
         """What rank 0 will send."""
         handle = self._team.handles[0]
-        return await call("actor-0", handle.announce.remote(), doing="announcing", timeout_s=self._team.timeout_s)
+        ref = handle.announce.remote()
+        return await call("actor-0", ref, doing="announcing", timeout_s=self._team.timeout_s, logs=self._team.logs)
 
     async def send_weights(self) -> list[Metric]:
         """Sends; a collective of the ranks."""

@@ -35,7 +35,7 @@ def ray_session(config: RunConfig, plan: Plan) -> Iterator[None]:
             _start_local(plan)
         else:
             ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, OSError) as error:
+    except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
         raise ClusterError(f"cluster.address={config.cluster.address}: Ray did not start or answer: {error}") from error
     try:
         _require_gpus(config, plan)

@@ -6,14 +6,14 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from ray_rl.cluster.calls import call
-from ray_rl.cluster.placement import Slot, place
+from ray_rl.cluster.placement import Slot, placed
 from ray_rl.cluster.roles import RayActor, RayEngine, RayScorer, RayWeights, Team
 from ray_rl.cluster.workers import EngineWorker, ReferenceWorker, Setting, TrainWorker
 from ray_rl.config import RunConfig
@@ -40,7 +40,7 @@ class Workers:
 
 @asynccontextmanager
 async def started_workers(
-    config: RunConfig, plan: Plan, *, folder: str, logs: Path, note: Callable[[str], None]
+    config: RunConfig, plan: Plan, *, folder: str, reference_folder: str, logs: Path, note: Callable[[str], None]
 ) -> AsyncIterator[Workers]:
     """Places and starts every worker, and ends them with the block.
 
@@ -50,26 +50,30 @@ async def started_workers(
     Args:
         config: of the run, with `model.dtype` resolved.
         plan: of the run.
-        folder: of the model.
+        folder: of the model that training starts from.
+        reference_folder: of the frozen reference; not read where the plan has none.
         logs: folder for a log file of each worker.
         note: told what is waited for.
     """
     note(f"placing {', '.join(f'{workers} {role}' for role, workers in plan.workers.items())}")
-    slots = place(plan, timeout_s=config.cluster.start_timeout_s)
     setting = Setting(config, folder, str(logs), _threads(config, plan), _environment(config))
-    note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
-    actors = [_spawn(TrainWorker, "actor", i, slot, setting) for i, slot in enumerate(slots["actor"])]
-    engines = [
-        _spawn(EngineWorker, "rollout", i, slot, setting, max_concurrency=ENGINE_CALLS)
-        for i, slot in enumerate(slots["rollout"])
-    ]
-    references = [_spawn(ReferenceWorker, "reference", i, s, setting) for i, s in enumerate(slots.get("reference", []))]
-    try:
-        yield await _start(config, actors, engines, references, logs=logs)
-    finally:
-        await _stop(engines)
-        for handle in (*actors, *engines, *references):
-            ray.kill(handle)
+    with placed(plan, timeout_s=config.cluster.start_timeout_s) as slots:
+        note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
+        actors = [_spawn(TrainWorker, "actor", i, slot, setting) for i, slot in enumerate(slots["actor"])]
+        engines = [
+            _spawn(EngineWorker, "rollout", i, slot, setting, max_concurrency=ENGINE_CALLS)
+            for i, slot in enumerate(slots["rollout"])
+        ]
+        setting = replace(setting, folder=reference_folder)
+        references = [
+            _spawn(ReferenceWorker, "reference", i, slot, setting) for i, slot in enumerate(slots.get("reference", []))
+        ]
+        try:
+            yield await _start(config, actors, engines, references, logs=logs)
+        finally:
+            await _stop(engines)
+            for handle in (*actors, *engines, *references):
+                ray.kill(handle)
 
 
 async def _start(

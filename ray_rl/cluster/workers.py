@@ -15,6 +15,7 @@ from ray_rl.metrics.metric import Metric
 from ray_rl.types import Completion, TrainBatch
 
 if TYPE_CHECKING:
+    from ray_rl.rollout.engine import Engine
     from ray_rl.rollout.request import SampleRequest
     from ray_rl.training.process_group import Member
     from ray_rl.training.trainer import Scores
@@ -71,10 +72,9 @@ class TrainWorker:
         from ray_rl.training.trainer import Trainer
         from ray_rl.weight_sync.transports import build_sender, transport_of
 
-        self._is_first = member.rank == 0
         self._trainer = Trainer(self._setting.config, self._setting.folder, member, threads=self._setting.threads)
         transport = transport_of(self._setting.config)
-        self._sender = build_sender(transport, self._trainer.stream, is_sender=self._is_first)
+        self._sender = build_sender(transport, self._trainer.stream, is_sender=member.rank == 0)
 
     def update(self, batch: TrainBatch) -> list[Metric]:
         """`Trainer.update`."""
@@ -100,7 +100,9 @@ class TrainWorker:
         """Writes the policy; a collective of the ranks."""
         from ray_rl.checkpoint.hugging_face import export_policy
 
-        export_policy(self._trainer, source=self._setting.folder, to=Path(folder), is_writer=self._is_first)
+        stream = self._trainer.stream
+        parameters = ((spec.name, tensor) for group in stream.groups() for spec, tensor in group)
+        export_policy(self._trainer.model.causal_lm, parameters, source=self._setting.folder, to=Path(folder))
 
 
 @ray.remote
@@ -124,8 +126,34 @@ class ReferenceWorker:
         return self._reference.logprobs(batch)
 
 
+class ReceivingWorker:
+    """What a publish asks of an engine's worker."""
+
+    _engine: Engine
+
+    async def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """`WeightReceiver.join_transfer`."""
+        await self._engine.receiver.join_transfer(init_info)
+
+    async def begin_update(self) -> None:
+        """`WeightReceiver.begin_update`."""
+        await self._engine.receiver.begin_update()
+
+    async def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """`WeightReceiver.receive_weights`."""
+        await self._engine.receiver.receive_weights(update_info)
+
+    async def commit(self, version: int) -> int:
+        """`WeightReceiver.commit`."""
+        return await self._engine.receiver.commit(version)
+
+    async def resume(self) -> None:
+        """`WeightReceiver.resume`."""
+        await self._engine.receiver.resume()
+
+
 @ray.remote
-class EngineWorker:
+class EngineWorker(ReceivingWorker):
     """`Engine`, on the event loop of an asynchronous actor."""
 
     def __init__(self, setting: Setting, name: str) -> None:
@@ -150,25 +178,9 @@ class EngineWorker:
         """`Engine.generate`."""
         return await self._engine.generate(request)
 
-    async def join_transfer(self, init_info: dict[str, Any]) -> None:
-        """`Engine.join_transfer`."""
-        await self._engine.join_transfer(init_info)
-
-    async def begin_update(self) -> None:
-        """`Engine.begin_update`."""
-        await self._engine.begin_update()
-
-    async def receive_weights(self, update_info: dict[str, Any]) -> None:
-        """`Engine.receive_weights`."""
-        await self._engine.receive_weights(update_info)
-
-    async def commit(self, version: int) -> int:
-        """`Engine.commit`."""
-        return await self._engine.commit(version)
-
-    async def resume(self) -> None:
-        """`Engine.resume`."""
-        await self._engine.resume()
+    async def score(self, token_ids: list[int]) -> list[float]:
+        """`Engine.score`."""
+        return await self._engine.score(token_ids)
 
     async def stop(self) -> None:
         """`Engine.stop`."""

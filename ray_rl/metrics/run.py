@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import Self
 
 from ray_rl.config import RunConfig
 from ray_rl.metrics.console import RunConsole
@@ -35,7 +36,7 @@ class Run:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Opens the sinks and starts the heartbeat. `close` must follow.
+        """Opens the sinks and starts the heartbeat. `close` must follow, or the end of a `with` block.
 
         Args:
             config: what is run.
@@ -67,6 +68,12 @@ class Run:
         )
         console.watch(self._status, steps=config.run.steps, left_s=self._left_s)
         self._heartbeat.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.close(failed=error)
 
     def advance(self) -> int:
         """The next policy version, for the weights that were just trained."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from ray_rl.config import RunConfig
 from ray_rl.errors import EngineError
+from ray_rl.rollout.receiver import WeightReceiver
 from ray_rl.rollout.request import SampleRequest
 from ray_rl.types import Completion
 
@@ -128,46 +129,25 @@ class Engine:
             raise EngineError(f"request {request.id} asked for {request.samples} completions and got {final}")
         return [_completion(output, request.id) for output in sorted(final.outputs, key=lambda o: o.index)]
 
+    @property
+    def receiver(self) -> WeightReceiver:
+        """The receiving end of a publish. The engine must have been started."""
+        return WeightReceiver(self._llm)
+
     async def score(self, token_ids: list[int]) -> list[float]:
-        """Log-probability of every token but the first, given those before it, under the weights served now."""
+        """Log-probability of every token but the first, given those before it, under the weights served now.
+
+        Of the model itself: vLLM does not divide by the temperature here.
+        """
         from vllm.sampling_params import SamplingParams
 
-        parameters = SamplingParams(max_tokens=1, temperature=self._config.rollout.temperature, prompt_logprobs=0)
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
         final = None
         async for output in self._llm.generate({"prompt_token_ids": token_ids}, parameters, f"score-{id(token_ids)}"):
             final = output
         if final is None:
             raise EngineError("the engine gave no answer to a scoring request")
         return [entry[token].logprob for entry, token in zip(final.prompt_logprobs[1:], token_ids[1:], strict=True)]
-
-    async def join_transfer(self, init_info: dict[str, Any]) -> None:
-        """Joins the trainer's transfer group; blocks until the trainer is there."""
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
-
-    async def begin_update(self) -> None:
-        """Pauses generation, keeping what is under way, and makes the model ready for new weights.
-
-        The caches are cleared: attention of later tokens must not mix keys of two versions.
-        """
-        await self._llm.pause_generation(mode="keep", clear_cache=True)
-        await self._llm.start_weight_update()
-
-    async def receive_weights(self, update_info: dict[str, Any]) -> None:
-        """Receives and loads what the trainer sends."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
-
-    async def commit(self, version: int) -> int:
-        """Ends the update under its new version, which it returns as vLLM reports it. Generation stays paused."""
-        await self._llm.finish_weight_update(str(version))
-        return int(await self._llm.get_weight_version())
-
-    async def resume(self) -> None:
-        """Generates again; what was kept goes on."""
-        await self._llm.resume_generation()
 
     def stop(self) -> None:
         """Ends vLLM's processes."""

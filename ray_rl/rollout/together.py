@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
+
+GRACE_S = 5.0
+"""After a first failure, for the others to fail too: a worker that dies breaks its peers, and their complaints may come
+before the news of its death."""
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
@@ -17,3 +22,36 @@ async def together(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]
     finally:
         for task in tasks:
             task.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Generic[Result]):
+    """How several calls ended, by name, in the order in which they were given."""
+
+    results: dict[str, Result]
+    failures: dict[str, BaseException]
+    unfinished: list[str]
+    """Neither done nor failed when the wait ended."""
+
+
+async def settle(
+    calls: Mapping[str, Awaitable[Result]], *, timeout_s: float, grace_s: float = GRACE_S
+) -> Settled[Result]:
+    """Waits until all are done, or one fails, or the time is up; the waits for unfinished ones are cancelled.
+
+    Args:
+        calls: at least one.
+        timeout_s: bound of the wait.
+        grace_s: once one has failed, wait this long for the others, so that the cause is among the failures.
+    """
+    tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
+    try:
+        done, running = await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+        if running and any(task.exception() is not None for task in done):
+            await asyncio.wait(running, timeout=min(grace_s, timeout_s))
+    finally:
+        unfinished = [name for name, task in tasks.items() if task.cancel()]
+    ended = {name: task for name, task in tasks.items() if name not in unfinished}
+    failures = {name: error for name, task in ended.items() if (error := task.exception()) is not None}
+    results = {name: task.result() for name, task in ended.items() if name not in failures}
+    return Settled(results, failures, unfinished)

@@ -14,9 +14,9 @@ from ray_rl.training.gather import ParameterSpec
 def plan_buckets(specs: Sequence[ParameterSpec], *, capacity_bytes: int) -> list[list[ParameterSpec]]:
     """Consecutive parameters, as many as fit; a parameter that is alone larger has a bucket of its own."""
     buckets: list[list[ParameterSpec]] = []
-    used = capacity_bytes
+    used = 0
     for spec in specs:
-        if used + spec.bytes > capacity_bytes:
+        if not buckets or used + spec.bytes > capacity_bytes:
             buckets.append([])
             used = 0
         buckets[-1].append(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +86,10 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         ]
         buckets = plan_buckets(specs, capacity_bytes=self._info.capacity_bytes)
         arriving: list[tuple[Any, Any]] = []
-        try:
+        with ExitStack() as on_failure:
+            # Closes the sockets, so that the peers fail now and not at their time limit.
+            on_failure.callback(self.shutdown)
+            on_failure.callback(arriving.clear)
             for k, bucket in enumerate(buckets):
                 for following in buckets[k + len(arriving) : k + IN_FLIGHT]:
                     buffer = self._ring.take(bucket_bytes(following))
@@ -95,9 +99,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
                 self.model.load_weights(unpack(buffer, bucket))
                 if not self._holds_views():
                     self._ring.give(buffer)
-        except BaseException:
-            self.shutdown()  # closes the sockets, so that the peers fail now and not at their time limit
-            raise
+            on_failure.pop_all()
 
     def finish_weight_update(self) -> None:
         """Ends the update: layers in the form that the kernels want."""
@@ -116,8 +118,8 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
 def repack_tied_head(model: Any) -> None:
     """Packs the head's weight again.
 
-    vLLM's CPU build keeps a packed copy of every linear weight. A head tied to the embedding is not loaded by itself, so
-    its copy would stay at the version before, and the logits with it, without an error.
+    vLLM's CPU build keeps a packed copy of every linear weight. A head tied to the embedding is not loaded by itself,
+    so its copy would stay at the version before, and the logits with it, without an error.
     """
     for module in model.modules():
         if isinstance(module, ParallelLMHead) and module.weight.numel():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
-from ray_rl.errors import WeightSyncError
+from ray_rl.errors import RayRLError, WeightSyncError
 from ray_rl.metrics.metric import Metric
-from ray_rl.rollout.together import together
+from ray_rl.rollout.together import settle
+
+ORIGIN = "actor"
+"""Name of the trainer in messages."""
 
 
 class Receiver(Protocol):
@@ -48,27 +51,38 @@ async def publish(origin: Origin, receivers: Sequence[Receiver], *, version: int
     have not got.
 
     Raises:
-        WeightSyncError: not done within `timeout_s`, or an engine reports another version. The engines stay paused.
+        WeightSyncError: someone failed, was not done within `timeout_s`, or reports another version; says who, and at
+            what. Engines that had not resumed stay paused.
     """
-    try:
-        async with asyncio.timeout(timeout_s):
-            await together(receiver.begin_update() for receiver in receivers)
-            update_info = await origin.announce()
-            metrics, *_ = await together([origin.send_weights(), *(r.receive_weights(update_info) for r in receivers)])
-            reported = await together(receiver.commit(version) for receiver in receivers)
-            _verify(receivers, reported, version)
-            await together(receiver.resume() for receiver in receivers)
-    except TimeoutError as error:
-        names = ", ".join(receiver.name for receiver in receivers)
-        raise WeightSyncError(
-            f"publishing version {version} to {names} took longer than weight_sync.timeout_s={timeout_s:g}"
-        ) from error
-    return list(metrics)
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+
+    async def all_of(doing: str, calls: Mapping[str, Coroutine[Any, Any, Any]]) -> dict[str, Any]:
+        left_s = deadline_s - asyncio.get_running_loop().time()
+        settled = await settle(calls, timeout_s=max(0.0, left_s))
+        for error in settled.failures.values():
+            if not isinstance(error, RayRLError):
+                raise error
+        if settled.failures:
+            # All of them: an engine that dies breaks the sender's connection, which may be the first to complain.
+            reasons = "; ".join(str(error) for error in settled.failures.values())
+            raise WeightSyncError(f"publishing version {version}, {doing}: {reasons}")
+        if settled.unfinished:
+            raise WeightSyncError(
+                f"publishing version {version}, {doing}: {', '.join(settled.unfinished)} did not finish within "
+                f"weight_sync.timeout_s={timeout_s:g}; see the logs of the run"
+            )
+        return settled.results
+
+    await all_of("pausing", {receiver.name: receiver.begin_update() for receiver in receivers})
+    update_info = (await all_of("announcing", {ORIGIN: origin.announce()}))[ORIGIN]
+    receiving = {receiver.name: receiver.receive_weights(update_info) for receiver in receivers}
+    sent = await all_of("sending and receiving", {ORIGIN: origin.send_weights(), **receiving})
+    _verify(version, await all_of("committing", {receiver.name: receiver.commit(version) for receiver in receivers}))
+    await all_of("resuming", {receiver.name: receiver.resume() for receiver in receivers})
+    return list(sent[ORIGIN])
 
 
-def _verify(receivers: Sequence[Receiver], reported: Sequence[int], version: int) -> None:
-    wrong = [
-        f"{receiver.name} reports {seen}" for receiver, seen in zip(receivers, reported, strict=True) if seen != version
-    ]
+def _verify(version: int, reported: Mapping[str, int]) -> None:
+    wrong = [f"{name} reports {seen}" for name, seen in reported.items() if seen != version]
     if wrong:
         raise WeightSyncError(f"after publishing version {version}: {', '.join(wrong)}; no engine was resumed")

@@ -95,18 +95,18 @@ class GlooSender:
                 next publish.
         """
         start_s = time.perf_counter()
-        if not self._is_sender:
-            for _ in self._stream.groups():
-                pass
-            return []
-        if self._group is None:
-            raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
         parameters = (pair for group in self._stream.groups() for pair in group)
+        if not self._is_sender or self._group is None:
+            for _ in parameters:  # the gather is a collective: the other ranks would wait for this one
+                pass
+            if self._is_sender:
+                raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
+            return []
         try:
             sent = self._stream_buckets(parameters)
         except RuntimeError as error:
             self.close()
-            for _ in parameters:  # the other ranks are in the gather: see it through
+            for _ in parameters:  # as above
                 pass
             raise WeightSyncError(f"sending weights failed: {error}") from error
         seconds = time.perf_counter() - start_s

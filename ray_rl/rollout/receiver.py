@@ -1,0 +1,49 @@
+"""The receiving end of a publish in an engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+class WeightReceiver:
+    """vLLM's native weight transfer, in the steps of a publish: join once; then begin, receive, commit, resume."""
+
+    def __init__(self, llm: AsyncLLM) -> None:
+        """Does nothing yet.
+
+        Args:
+            llm: started with a weight-transfer backend.
+        """
+        self._llm = llm
+
+    async def join_transfer(self, init_info: dict[str, Any]) -> None:
+        """Joins the trainer's transfer group; blocks until the trainer is there."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def begin_update(self) -> None:
+        """Pauses generation, keeping what is under way, and makes the model ready for new weights.
+
+        The caches are cleared: attention of later tokens must not mix keys of two versions.
+        """
+        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        await self._llm.start_weight_update()
+
+    async def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """Receives and loads what the trainer sends."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+
+    async def commit(self, version: int) -> int:
+        """Ends the update under its new version, which it returns as vLLM reports it. Generation stays paused."""
+        await self._llm.finish_weight_update(str(version))
+        return int(await self._llm.get_weight_version())
+
+    async def resume(self) -> None:
+        """Generates again; what was kept goes on."""
+        await self._llm.resume_generation()
