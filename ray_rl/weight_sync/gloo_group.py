@@ -8,15 +8,29 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from ray_rl.errors import WeightSyncError
+
 
 class GlooGroup:
     """A gloo group beside the default one, with a bound on every operation."""
 
     def __init__(self, *, address: str, port: int, rank: int, world: int, timeout_s: float) -> None:
-        """Meets the other ranks; blocks until all have come, at most `timeout_s`."""
+        """Meets the other ranks; blocks until all have come.
+
+        Raises:
+            WeightSyncError: not all came within `timeout_s`.
+        """
         timeout = timedelta(seconds=timeout_s)
-        self._store = dist.TCPStore(address, port, world, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
-        self._group = dist.ProcessGroupGloo(self._store, rank, world, timeout)
+        try:
+            self._store = dist.TCPStore(
+                address, port, world, is_master=rank == 0, timeout=timeout, wait_for_workers=False
+            )
+            self._group = dist.ProcessGroupGloo(self._store, rank, world, timeout)
+        except RuntimeError as error:
+            raise WeightSyncError(
+                f"rank {rank} of {world} (0 is the trainer, then the workers of the engines) did not meet the others at "
+                f"{address}:{port} within weight_sync.timeout_s={timeout_s:g}: {error}"
+            ) from error
 
     def broadcast(self, buffer: Tensor) -> Any:
         """Starts a broadcast from rank 0; `.wait()` on what is returned."""

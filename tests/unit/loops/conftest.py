@@ -1,0 +1,129 @@
+import asyncio
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_rl.config import RunConfig
+from ray_rl.loops.online import train
+from ray_rl.loops.roles import Roles
+from ray_rl.metrics.console import RunConsole
+from ray_rl.metrics.metric import Last
+from ray_rl.metrics.run import Run
+from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.types import Completion, Prompt, Rollout, RolloutGroup
+
+REWARDS = (1.0, 0.0)
+"""Of the two completions of every prompt: advantages 1 and -1."""
+
+
+class Script:
+    """Fakes of all roles that write down what they are asked, and fail where they are told to."""
+
+    def __init__(self) -> None:
+        self.journal: list[str] = []
+        self.batches: list[Any] = []
+        self.errors: dict[str, Exception] = {}
+        """By call, for example "update 2"."""
+        self.versions_sampled: list[int] = []
+        self._served = -1
+        self._updates = 0
+
+    def enter(self, call: str) -> None:
+        self.journal.append(call)
+        if call in self.errors:
+            raise self.errors[call]
+
+    async def take(self, count: int, *, step: int, progress: Callable[[str], None]) -> tuple[list[Any], list[Any]]:
+        self.enter(f"take {count} for step {step}")
+        self.versions_sampled.append(self._served)
+        return [_group(index, self._served) for index in range(count)], [Last("data/epoch", 0)]
+
+    async def update(self, batch: Any) -> list[Any]:
+        self._updates += 1
+        self.enter(f"update {self._updates}")
+        self.batches.append(batch)
+        return [Last("policy/grad_norm", 0.5)]
+
+    async def export(self, folder: Path) -> None:
+        self.enter(f"export to {folder.name}")
+
+    async def publish(self, version: int) -> list[Any]:
+        self.enter(f"publish {version}")
+        self._served = version
+        return [Last("sync/gb_per_s", 1.0)]
+
+
+class Scorer:
+    """The actor's or the reference's log-probabilities: one constant."""
+
+    def __init__(self, script: Script, role: str, value: float) -> None:
+        self._script, self._role, self._value = script, role, value
+
+    async def logprobs(self, batch: Any) -> Any:
+        self._script.enter(f"{self._role} log-probabilities")
+        await asyncio.sleep(0)
+        return np.full(batch.tokens_RT.shape, self._value, np.float32)
+
+
+class Actor(Scorer):
+    def __init__(self, script: Script) -> None:
+        super().__init__(script, "actor", -1.0)
+        self.update = script.update
+        self.export = script.export
+
+
+def _group(index: int, version: int) -> RolloutGroup:
+    rollouts = []
+    for sample, reward in enumerate(REWARDS):
+        length = 2 + sample
+        completion = Completion(
+            token_ids=np.full(length, 10 * index + sample, np.int32),
+            logprobs=np.full(length, -0.5, np.float32),
+            versions=np.full(length, version, np.int32),
+            finish_reason="stop",
+            text=str(index),
+        )
+        rollouts.append(Rollout(completion, reward, {"number": reward}))
+    return RolloutGroup(Prompt(f"addition/{index}", (1, 2), "What is 1+2?", {"answer": "3"}), rollouts)
+
+
+class Loop:
+    """The driver over a script."""
+
+    def __init__(self, config: RunConfig, *, reference: bool, export: bool) -> None:
+        self.script = Script()
+        self.folder = RunFolder.create(config)
+        self.run = Run(config, self.folder, RunConsole(io.StringIO()))
+        self._config = config
+        self._reference = Scorer(self.script, "reference", -2.0) if reference else None
+        self._export_to = self.folder.export if export else None
+
+    async def train(self) -> None:
+        roles = Roles(self.script, Actor(self.script), self.script, self._reference)
+        await train(self._config, roles, self.run, export_to=self._export_to)
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
+    loops = []
+
+    def make(*, steps: int = 2, reference: bool = False, export: bool = True, **algorithm: object) -> Loop:
+        config = RunConfig.model_validate(
+            {
+                "run": {"name": "test", "dir": str(tmp_path), "steps": steps},
+                "model": {"path": "tiny"},
+                "data": {"kind": "addition"},
+                "rewards": [{"kind": "number"}],
+                "algorithm": {"prompts_per_step": 2, "group_size": 2, **algorithm},
+            }
+        )
+        loops.append(Loop(config, reference=reference, export=export))
+        return loops[-1]
+
+    yield make
+    for each in loops:
+        each.run.close()

@@ -1,0 +1,128 @@
+"""The driver over scripted roles."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ray_rl.errors import ClusterError, RewardError, TrainingError, WeightSyncError
+
+TWO_STEPS = [
+    "publish 0",
+    "take 2 for step 0",
+    "update 1",
+    "publish 1",
+    "take 2 for step 1",
+    "update 2",
+    "publish 2",
+    "export to export",
+]
+
+
+async def test_the_first_weights_are_published_before_the_first_rollout_and_each_update_before_the_next(loop):
+    two = loop()
+    await two.train()
+    assert two.script.journal == TWO_STEPS
+    assert two.script.versions_sampled == [0, 1]
+
+
+async def test_every_step_has_one_version_and_ends_in_the_record(loop):
+    three = loop(steps=3)
+    await three.train()
+    lines = [json.loads(line) for line in three.folder.metrics_jsonl.read_text().splitlines()]
+    assert [(line["step"], line["version"]) for line in lines] == [(1, 1), (2, 2), (3, 3)]
+    assert {line["rollout/staleness_max"] for line in lines} == {0}
+    for key in ("policy/grad_norm", "sync/gb_per_s", "data/epoch", "time/rollout_s", "time/train_s", "time/sync_s"):
+        assert key in lines[0]
+    assert "time/reference_s" not in lines[0]
+
+
+async def test_the_update_gets_the_rollouts_as_arrays_with_their_advantages(loop):
+    one = loop(steps=1)
+    await one.train()
+    (batch,) = one.script.batches
+    assert batch.group_size == 2
+    assert batch.lengths_R.tolist() == [2, 3, 2, 3]
+    assert batch.tokens_RT.tolist() == [[0, 0, 0], [1, 1, 1], [10, 10, 0], [11, 11, 11]]
+    expected = [[1, 1, 0], [-1, -1, -1], [1, 1, 0], [-1, -1, -1]]
+    np.testing.assert_allclose(batch.advantages_RT, expected, rtol=1e-5)
+
+
+async def test_the_record_of_samples_has_one_advantage_a_rollout(loop):
+    one = loop(steps=1)
+    await one.train()
+    (file,) = one.folder.rollouts.iterdir()
+    advantages = [json.loads(line)["advantage"] for line in file.read_text().splitlines()]
+    assert advantages == pytest.approx([1, -1, 1, -1], rel=1e-5)
+
+
+async def test_one_optimizer_step_without_a_penalty_asks_for_no_log_probabilities(loop):
+    one = loop(steps=1)
+    await one.train()
+    (batch,) = one.script.batches
+    assert batch.old_logprobs_RT is None
+    assert batch.reference_logprobs_RT is None
+
+
+@pytest.mark.parametrize("more", [{"update_epochs": 2}, {"minibatches": 2}])
+async def test_several_optimizer_steps_compare_with_the_policy_before_the_first(loop, more):
+    one = loop(steps=1, **more)
+    await one.train()
+    assert one.script.journal[2:4] == ["actor log-probabilities", "update 1"]
+    assert np.unique(one.script.batches[0].old_logprobs_RT).tolist() == [-1.0]
+
+
+async def test_a_penalty_compares_with_the_reference(loop):
+    one = loop(steps=1, reference=True, kl={"coefficient": 0.1})
+    await one.train()
+    assert one.script.journal[2:4] == ["reference log-probabilities", "update 1"]
+    (batch,) = one.script.batches
+    assert np.unique(batch.reference_logprobs_RT).tolist() == [-2.0]
+    assert batch.old_logprobs_RT is None
+
+
+async def test_actor_and_reference_score_the_batch_before_the_update_each_into_its_own_place(loop):
+    one = loop(steps=1, reference=True, kl={"coefficient": 0.1}, update_epochs=2)
+    await one.train()
+    assert sorted(one.script.journal[2:4]) == ["actor log-probabilities", "reference log-probabilities"]
+    assert one.script.journal[4] == "update 1"
+    (batch,) = one.script.batches
+    assert np.unique(batch.old_logprobs_RT).tolist() == [-1.0]
+    assert np.unique(batch.reference_logprobs_RT).tolist() == [-2.0]
+
+
+async def test_a_run_without_export_writes_none(loop):
+    one = loop(steps=1, export=False)
+    await one.train()
+    assert one.script.journal[-1] == "publish 1"
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("publish 0", WeightSyncError("rollout-0 reports 7")),
+        ("take 2 for step 1", RewardError("the function raised")),
+        ("actor log-probabilities", ClusterError("actor-1 died")),
+        ("reference log-probabilities", ClusterError("reference-0 died")),
+        ("update 2", TrainingError("the loss is nan")),
+        ("publish 2", WeightSyncError("rollout-1 died")),
+        ("export to export", ClusterError("disk full")),
+    ],
+)
+async def test_a_failure_of_a_role_ends_the_run_as_it_is_and_nothing_is_asked_after_it(loop, call, error):
+    two = loop(reference=True, kl={"coefficient": 0.1}, update_epochs=2)
+    two.script.errors[call] = error
+    with pytest.raises(type(error)) as raised:
+        await two.train()
+    assert raised.value is error
+    after = two.script.journal[two.script.journal.index(call) + 1 :]
+    assert not [asked for asked in after if "log-probabilities" not in asked]
+
+
+async def test_a_step_whose_publish_failed_is_not_recorded(loop):
+    two = loop()
+    two.script.errors["publish 2"] = WeightSyncError("rollout-1 died")
+    with pytest.raises(WeightSyncError):
+        await two.train()
+    two.run.close()
+    assert len(two.folder.metrics_jsonl.read_text().splitlines()) == 1
