@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from ray_rl import __version__
-from ray_rl.cli import doctor, export, train, validate
+from ray_rl.cli import doctor, export, plan, train, validate
 from ray_rl.errors import RayRLError, UserError
 
 DONE = 0
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ray-rl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (train, validate, export, doctor):
+    for module in (train, validate, plan, export, doctor):
         module.add_to(commands)
     return parser
 

@@ -53,6 +53,9 @@ class Engine:
             os.environ["OMP_NUM_THREADS"] = str(self._threads)
             # The sampler would compile small functions on first use, for half a minute.
             os.environ["TORCHDYNAMO_DISABLE"] = "1"
+            # Lets the CPU platform keep one worker inside the engine's process. In two processes, each polls shared
+            # memory for the other on the very cores that compute.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
@@ -83,7 +86,7 @@ class Engine:
             model=self._folder,
             dtype=config.model.dtype,
             tensor_parallel_size=rollout.tensor_parallel,
-            distributed_executor_backend="uni" if rollout.tensor_parallel == 1 and not on_cpu else "mp",
+            distributed_executor_backend="uni" if rollout.tensor_parallel == 1 else "mp",
             max_model_len=length,
             max_num_seqs=rollout.max_sequences,
             enforce_eager=eager,
