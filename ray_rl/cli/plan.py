@@ -56,10 +56,11 @@ def _step(config: RunConfig) -> list[str]:
     rollouts = algorithm.prompts_per_step * algorithm.group_size
     per_update = rollouts // algorithm.minibatches
     longest = config.data.max_prompt_tokens + config.rollout.max_tokens
+    micro_batch = max(longest, train.micro_batch_tokens)
     return [
         f"step: {algorithm.prompts_per_step} prompts x {algorithm.group_size} completions = {rollouts} rollouts, "
         f"about {rollouts / config.rollout.engines:g} on each of {config.rollout.engines} engines",
         f"update: {algorithm.optimizer_steps} optimizer steps of {per_update} rollouts, about "
         f"{per_update / train.workers:g} on each of {train.workers} workers",
-        f"sequences: at most {longest} tokens; micro-batches of at most {max(longest, train.micro_batch_tokens)} tokens",
+        f"sequences: at most {longest} tokens; micro-batches of at most {micro_batch} tokens",
     ]

@@ -1,12 +1,12 @@
 """Attention over trees: the prompt of a group is computed once and its completions attend to it.
 
-The tokens of a micro-batch are one row, [prompt, completion 1, ..., completion n, next prompt, ...], so that every linear
-layer sees each prompt once. Only attention knows the tree: it scatters queries, keys and values into padded views
-[trees, prompt] and [trees, completions, tokens] and multiplies there. Exact: a completion token attends to its prompt and
-to its own earlier tokens, at the positions it has in its own sequence.
+The tokens of a micro-batch are one row, [prompt, completion 1, ..., completion n, next prompt, ...], so that every
+linear layer sees each prompt once. Only attention knows the tree: it lays queries, keys and values out in padded views
+[trees, prompt] and [trees, completions, tokens], with the heads outside, and multiplies there. Exact: a completion
+token attends to its prompt and to its own earlier tokens, at the positions it has in its own sequence.
 
-Scores and softmax are float32 whatever the model's dtype: rounding the scores to bfloat16 (8 bits of mantissa) moves the
-gradient by several per cent, see tests/unit/models/test_attention.py.
+Scores and softmax are float32 whatever the model's dtype: rounding the scores to bfloat16 (8 bits of mantissa) moves
+the gradient by several per cent, see tests/unit/models/test_attention.py.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ SHARED_PREFIX = "ray_rl_shared_prefix"
 class TreeLayout:
     """Where the tokens of a row of trees go in the padded views.
 
-    N trees; their prompts padded to P tokens, their completions to G of C tokens.
+    N trees; their prompts padded to P tokens, their completions to G of C tokens. A slot is a place in the views: N*P
+    for the prompts, then N*G*C for the completions.
     """
 
     trees: int
     prompt: int
     completions: int
     completion: int
-    slots_S: Tensor
-    """int64 [S], for every token of the row its slot among N*P prompt slots, then N*G*C completion slots."""
+    token_of_slot: Tensor
+    """int64 [slots], index of its token in the row; 0 where the slot is padding."""
+    is_token: Tensor
+    """bool [slots], False for padding."""
     prompt_bias_PP: Tensor
     """float32 [P, P], 0 or -inf: causal."""
     completion_bias_NCK: Tensor
@@ -44,11 +47,6 @@ class TreeLayout:
     def prompt_slots(self) -> int:
         """N * P."""
         return self.trees * self.prompt
-
-    @property
-    def slots(self) -> int:
-        """N * P + N * G * C."""
-        return self.prompt_slots + self.trees * self.completions * self.completion
 
 
 def tree_layout(trees: Sequence[tuple[int, Sequence[int]]]) -> TreeLayout:
@@ -63,6 +61,10 @@ def tree_layout(trees: Sequence[tuple[int, Sequence[int]]]) -> TreeLayout:
         for g, length in enumerate(lengths):
             first = count * prompt + (n * completions + g) * completion
             slots += range(first, first + length)
+    token_of_slot = torch.zeros(count * (prompt + completions * completion), dtype=torch.int64)
+    token_of_slot[slots] = torch.arange(len(slots))
+    is_token = torch.zeros(len(token_of_slot), dtype=torch.bool)
+    is_token[slots] = True
 
     prompt_tokens_N1 = torch.tensor([tokens for tokens, _ in trees])[:, None]
     is_padding_NP = torch.arange(prompt)[None] >= prompt_tokens_N1
@@ -73,7 +75,8 @@ def tree_layout(trees: Sequence[tuple[int, Sequence[int]]]) -> TreeLayout:
         prompt=prompt,
         completions=completions,
         completion=completion,
-        slots_S=torch.tensor(slots),
+        token_of_slot=token_of_slot,
+        is_token=is_token,
         prompt_bias_PP=_bias(_is_future(prompt)),
         completion_bias_NCK=_bias(torch.cat([to_prompt_NCP, to_own_NCC], -1)),
     )
@@ -87,52 +90,86 @@ def _bias(is_masked: Tensor) -> Tensor:
     return torch.zeros(is_masked.shape).masked_fill(is_masked, float("-inf"))
 
 
-class _Scatter(torch.autograd.Function):
-    """[S, D] tokens into [slots, D] padded views, zeros elsewhere; backward is a gather (slots are distinct)."""
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """Between rows of [tokens, heads] and rows of the views [N, K, R, P] and [N, K, G, R, C], one after the other.
+
+    R query heads share each of the K key heads; for keys and values R is 1.
+    """
+
+    row_of_view: Tensor
+    """int64 [view rows], the row that is shown there; any row where the view is padding."""
+    view_of_row: Tensor
+    """int64 [rows], where each row is shown."""
+    prompt_rows: int
+    """View rows of the prompts."""
+
+    @classmethod
+    def of(cls, layout: TreeLayout, key_heads: int, repeat: int) -> _Views:
+        n, p, g, c = layout.trees, layout.prompt, layout.completions, layout.completion
+        heads = torch.arange(key_heads * repeat)
+
+        def spread(slots: Tensor, heads: Tensor) -> Tensor:
+            """All slots for all heads, in the order of the views."""
+            prompt, completion = slots.split([layout.prompt_slots, len(slots) - layout.prompt_slots])
+            prompt_NKRP = prompt.view(n, 1, 1, p) + heads.view(1, key_heads, repeat, 1)
+            completion_NKGRC = completion.view(n, 1, g, 1, c) + heads.view(1, key_heads, 1, repeat, 1)
+            return torch.cat([prompt_NKRP.flatten(), completion_NKGRC.flatten()])
+
+        row_of_view = spread(layout.token_of_slot * len(heads), heads)
+        shown = spread(layout.is_token.long(), torch.zeros_like(heads)).nonzero()[:, 0]
+        view_of_row = torch.empty_like(shown)
+        view_of_row[row_of_view[shown]] = shown
+        return cls(row_of_view, view_of_row, n * key_heads * repeat * p)
+
+
+class _IntoViews(torch.autograd.Function):
+    """Rows [S * H, D] into view rows.
+
+    Backward takes each row's gradient from where it is shown: padding must have none, and has none here, since its keys
+    get weight 0 and what its queries find is dropped.
+    """
 
     @staticmethod
-    def forward(ctx, tokens_SD: Tensor, slots_S: Tensor, slots: int) -> Tensor:
-        ctx.save_for_backward(slots_S)
-        return tokens_SD.new_zeros(slots, tokens_SD.shape[1]).index_copy_(0, slots_S, tokens_SD)
+    def forward(ctx, rows: Tensor, views: _Views) -> Tensor:
+        ctx.views = views
+        return rows.index_select(0, views.row_of_view)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (slots_S,) = ctx.saved_tensors
-        return grad.index_select(0, slots_S), None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.index_select(0, ctx.views.view_of_row), None
 
 
-class _Gather(torch.autograd.Function):
-    """Inverse of `_Scatter`: padded slots are dropped, and get zero gradient."""
-
-    @staticmethod
-    def forward(ctx, padded: Tensor, slots_S: Tensor) -> Tensor:
-        ctx.save_for_backward(slots_S)
-        ctx.slots = padded.shape[0]
-        return padded.index_select(0, slots_S)
+class _OutOfViews(torch.autograd.Function):
+    """View rows into rows [S * H, D]: padding is dropped, and gets zero gradient."""
 
     @staticmethod
-    def backward(ctx, grad_SD: Tensor) -> tuple[Tensor, None]:
-        (slots_S,) = ctx.saved_tensors
-        return grad_SD.new_zeros(ctx.slots, grad_SD.shape[1]).index_copy_(0, slots_S, grad_SD), None
+    def forward(ctx, shown: Tensor, views: _Views) -> Tensor:
+        ctx.views = views
+        return shown.index_select(0, views.view_of_row)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        views = ctx.views
+        padded = grad.new_zeros(len(views.row_of_view), grad.shape[1])
+        return padded.index_copy_(0, views.view_of_row, grad), None
 
 
 class _Softmax(torch.autograd.Function):
-    """softmax(scores * scale + bias) in float32; only the result is kept for the backward pass, in `dtype`."""
+    """softmax(scores * scale + bias), overwriting the float32 scores; only the result is kept, in `dtype`."""
 
     @staticmethod
     def forward(ctx, scores: Tensor, scale: float, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        weights = torch.softmax(scores.float().mul_(scale).add_(bias), -1)
-        ctx.save_for_backward(weights if dtype == torch.float32 else (weights := weights.to(dtype)))
+        weights = torch.softmax(scores.mul_(scale).add_(bias), -1).to(dtype)
+        ctx.save_for_backward(weights)
         ctx.scale = scale
         return weights
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (weights,) = ctx.saved_tensors
-        weights = weights.float()
-        grad = grad.float()
-        dot = (grad * weights).sum(-1, keepdim=True)
-        return grad.sub_(dot).mul_(weights).mul_(ctx.scale), None, None, None
+        grad = torch.ops.aten._softmax_backward_data(grad.float(), weights.float(), -1, torch.float32)
+        return grad.mul_(ctx.scale), None, None, None
 
 
 def shared_prefix_attention(
@@ -152,6 +189,7 @@ def shared_prefix_attention(
     Axes: H query heads, K key heads, R = H / K, D head size, S tokens of the row; N, P, G, C as in `TreeLayout`.
 
     Args:
+        module: the model's attention layer, not used.
         query: [1, H, S, D], after rotary embedding.
         key: [1, K, S, D].
         value: [1, K, S, D].
@@ -160,38 +198,37 @@ def shared_prefix_attention(
         dropout: 0; a policy that drops at random has no log-probability.
         layout: of the micro-batch, passed as a keyword through the model's forward.
         ignored: what transformers passes to every attention.
+
     Returns:
         [1, S, H, D] and no weights.
     """
     assert attention_mask is None, "the layout is the mask"
     assert dropout == 0.0, "attention dropout must be 0"
-    heads, size = query.shape[1], query.shape[3]
-    prompt, completion = layout.prompt_slots, layout.slots - layout.prompt_slots
-    views = [_scatter(x, layout) for x in (query, key, value)]
-    (query_p, key_p, value_p), (query_c, key_c, value_c) = zip(*(x.split([prompt, completion]) for x in views), strict=True)
-    shape_NPKD = (layout.trees, layout.prompt, key.shape[1], size)
-    key_NKPD = key_p.view(shape_NPKD).permute(0, 2, 1, 3).contiguous()
-    value_NKPD = value_p.view(shape_NPKD).permute(0, 2, 1, 3).contiguous()
+    heads, key_heads = query.shape[1], key.shape[1]
+    queries, keys = _Views.of(layout, key_heads, heads // key_heads), _Views.of(layout, key_heads, 1)
+    query_p, query_c = _view(query, queries)
+    key_p, key_c = _view(key, keys)
+    value_p, value_c = _view(value, keys)
+    shape_NKPD = (layout.trees, key_heads, layout.prompt, -1)
+    key_NKPD, value_NKPD = key_p.view(shape_NKPD), value_p.view(shape_NKPD)
     out_p = _prompts_attend(query_p, key_NKPD, value_NKPD, layout, scaling)
     out_c = _completions_attend(query_c, key_c, value_c, key_NKPD, value_NKPD, layout, scaling)
-    out = _Gather.apply(torch.cat([out_p, out_c], 0), layout.slots_S)
-    return out.view(1, -1, heads, size), None
+    out = _OutOfViews.apply(torch.cat([out_p, out_c], 0), queries)
+    return out.view(1, -1, heads, query.shape[3]), None
 
 
-def _scatter(x: Tensor, layout: TreeLayout) -> Tensor:
-    """[1, H, S, D] -> [slots, H * D]."""
-    return _Scatter.apply(x.transpose(1, 2).reshape(x.shape[2], -1), layout.slots_S, layout.slots)
+def _view(x: Tensor, views: _Views) -> tuple[Tensor, Tensor]:
+    """The rows of the prompts' and of the completions' view, from [1, H, S, D]."""
+    shown = _IntoViews.apply(x.transpose(1, 2).reshape(-1, x.shape[3]), views)
+    return shown.split([views.prompt_rows, len(shown) - views.prompt_rows])
 
 
 def _prompts_attend(query: Tensor, key_NKPD: Tensor, value_NKPD: Tensor, layout: TreeLayout, scaling: float) -> Tensor:
-    """[N * P, H * D]. Grouped-query heads are folded into the query rows, so keys are never repeated."""
-    n, p, kh, size = layout.trees, layout.prompt, key_NKPD.shape[1], key_NKPD.shape[3]
-    q = query.view(n, p, kh, -1, size).permute(0, 2, 3, 1, 4)
-    repeat = q.shape[2]
-    scores = torch.matmul(q.reshape(n, kh, repeat * p, size).float(), key_NKPD.float().transpose(-1, -2))
-    weights = _Softmax.apply(scores.view(n, kh, repeat, p, p), scaling, layout.prompt_bias_PP, value_NKPD.dtype)
-    out = torch.matmul(weights.view(n, kh, repeat * p, p), value_NKPD)
-    return out.view(n, kh, repeat, p, size).permute(0, 3, 1, 2, 4).reshape(n * p, -1)
+    """[N * K * R * P, D]. The heads that share keys are rows of one product, so keys are never repeated."""
+    n, kh, p, size = key_NKPD.shape
+    scores = torch.matmul(query.view(n, kh, -1, size).float(), key_NKPD.float().transpose(-1, -2))
+    weights = _Softmax.apply(scores.view(n, kh, -1, p, p), scaling, layout.prompt_bias_PP, value_NKPD.dtype)
+    return torch.matmul(weights.view(n, kh, -1, p), value_NKPD).view(-1, size)
 
 
 def _completions_attend(
@@ -203,21 +240,18 @@ def _completions_attend(
     layout: TreeLayout,
     scaling: float,
 ) -> Tensor:
-    """[N * G * C, H * D]. All completions of a tree meet its prompt's keys in one product, then each its own."""
-    n, p, g, c = layout.trees, layout.prompt, layout.completions, layout.completion
-    kh, size = key_NKPD.shape[1], key_NKPD.shape[3]
-    q = query.view(n, g, c, kh, -1, size).permute(0, 3, 1, 4, 2, 5).float()
-    repeat = q.shape[3]
-    own_key = key.view(n, g, c, kh, size).permute(0, 3, 1, 2, 4).contiguous()
-    own_value = value.view(n, g, c, kh, size).permute(0, 3, 1, 2, 4).contiguous()
-    to_prompt = torch.matmul(q.reshape(n, kh, g * repeat * c, size), key_NKPD.float().transpose(-1, -2))
-    to_own = torch.matmul(q.reshape(n, kh, g, repeat * c, size), own_key.float().transpose(-1, -2))
-    scores = torch.cat([to_prompt.view(n, kh, g * repeat, c, p), to_own.view(n, kh, g * repeat, c, c)], -1)
+    """[N * K * G * R * C, D]. All completions of a tree meet its prompt's keys in one product, then each its own."""
+    n, kh, p, size = key_NKPD.shape
+    g, c = layout.completions, layout.completion
+    query, own_key, own_value = query.float(), key.view(n, kh, g, c, size), value.view(n, kh, g, c, size)
+    to_prompt = torch.matmul(query.view(n, kh, -1, size), key_NKPD.float().transpose(-1, -2))
+    to_own = torch.matmul(query.view(n, kh, g, -1, size), own_key.float().transpose(-1, -2))
+    scores = torch.cat([to_prompt.view(n, kh, -1, c, p), to_own.view(n, kh, -1, c, c)], -1)
     weights = _Softmax.apply(scores, scaling, layout.completion_bias_NCK[:, :, None], value.dtype)
     on_prompt, on_own = weights.split([p, c], -1)
-    out = torch.matmul(on_prompt.reshape(n, kh, g * repeat * c, p), value_NKPD).view(n, kh, g, repeat * c, size)
-    out = out + torch.matmul(on_own.reshape(n, kh, g, repeat * c, c), own_value)
-    return out.view(n, kh, g, repeat, c, size).permute(0, 2, 4, 1, 3, 5).reshape(n * g * c, -1)
+    out_prompt = torch.matmul(on_prompt.reshape(n, kh, -1, p), value_NKPD)
+    out_own = torch.matmul(on_own.reshape(n, kh, g, -1, c), own_value)
+    return out_prompt.view(-1, size) + out_own.view(-1, size)
 
 
 AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)

@@ -74,6 +74,7 @@ class Trainer:
 
         Args:
             batch: with advantages; with old_logprobs if there is more than one optimizer step.
+
         Raises:
             TrainingError: a loss or gradient is not finite. The step is not applied if a loss was the cause.
         """
@@ -191,9 +192,7 @@ class Trainer:
             group["lr"] = config.train.learning_rate * factor
 
 
-def score(
-    model: Any, batch: TrainBatch, shares: list[MicroBatch], *, shared_prefix: bool, device: str
-) -> Scores:
+def score(model: Any, batch: TrainBatch, shares: list[MicroBatch], *, shared_prefix: bool, device: str) -> Scores:
     """Log-probabilities of the loss tokens of some micro-batches under `model`, a `PolicyModel` or an engine of one."""
     logprobs_RT = np.zeros(batch.tokens_RT.shape, np.float32)
     for micro in shares:
