@@ -1,0 +1,94 @@
+"""What is raised for a worker that failed. Futures that are set by hand stand for Ray's references."""
+
+import asyncio
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from ray_rl.cluster.calls import call, call_all
+from ray_rl.errors import ClusterError, EngineError, TrainingError
+
+
+def done(result):
+    future = asyncio.get_running_loop().create_future()
+    future.set_result(result)
+    return future
+
+
+def failed(error, *, after_s=0.0):
+    future = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(after_s, future.set_exception, error)
+    return future
+
+
+def never():
+    return asyncio.get_running_loop().create_future()
+
+
+def raised_by_worker(cause):
+    """As Ray delivers it: an error that is both a RayTaskError and the cause's class."""
+    return RayTaskError("update", "Traceback ...", cause).as_instanceof_cause()
+
+
+@pytest.fixture
+def logs(tmp_path):
+    (tmp_path / "actor-1.log").write_text("".join(f"line {i}\n" for i in range(40)))
+    return tmp_path
+
+
+async def test_results_come_by_name():
+    assert await call_all({"actor-0": done(1), "actor-1": done(2)}, doing="the update", timeout_s=5) == {
+        "actor-0": 1,
+        "actor-1": 2,
+    }
+    assert await call("actor-0", done(3), doing="the update", timeout_s=5) == 3
+
+
+@pytest.mark.parametrize("error", [TrainingError("the loss is nan"), EngineError("vLLM could not start")])
+async def test_an_error_of_ours_arrives_as_itself_with_the_name_of_the_worker(error):
+    with pytest.raises(type(error)) as raised:
+        await call_all({"actor-0": never(), "actor-1": failed(raised_by_worker(error))}, doing="x", timeout_s=0.5)
+    assert type(raised.value) is type(error)
+    assert str(raised.value) == f"actor-1: {error}"
+
+
+async def test_any_other_error_names_worker_class_message_and_log(logs):
+    error = raised_by_worker(OSError("no space left on device"))
+    with pytest.raises(ClusterError) as raised:
+        await call("actor-1", failed(error), doing="the export", timeout_s=5, logs=logs)
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "the export: actor-1 raised OSError: no space left on device"
+    assert lines[1] == f"Last lines of {logs}/actor-1.log:"
+    assert lines[2:] == [f"line {i}" for i in range(25, 40)]
+
+
+async def test_a_death_names_worker_usual_causes_and_log(logs):
+    with pytest.raises(ClusterError) as raised:
+        await call("actor-1", failed(ActorDiedError()), doing="the update", timeout_s=5, logs=logs)
+    message = str(raised.value)
+    assert message.startswith("the update: actor-1 died (")
+    assert "out of memory" in message
+    assert message.endswith("line 39")
+
+
+async def test_a_worker_without_a_log_is_reported_without_it(tmp_path):
+    with pytest.raises(ClusterError) as raised:
+        await call("actor-9", failed(ActorDiedError()), doing="the update", timeout_s=5, logs=tmp_path)
+    assert "Last lines" not in str(raised.value)
+
+
+@pytest.mark.parametrize("cause", [ActorDiedError(), raised_by_worker(TrainingError("the loss is nan"))])
+async def test_the_cause_is_raised_although_a_peer_complained_first(cause):
+    """A peer of a dead rank sees its connection close before Ray tells of the death."""
+    refs = {
+        "actor-0": failed(raised_by_worker(RuntimeError("Connection closed by peer"))),
+        "actor-1": failed(cause, after_s=0.1),
+    }
+    with pytest.raises((ClusterError, TrainingError), match=r"actor-1(: the loss is nan| died)"):
+        await call_all(refs, doing="the update", timeout_s=5)
+
+
+async def test_the_workers_that_were_not_done_in_time_are_named():
+    with pytest.raises(ClusterError) as raised:
+        await call_all({"a-0": never(), "a-1": done(1), "a-2": never()}, doing="loading", timeout_s=0.05)
+    assert str(raised.value) == "loading: a-0, a-2 did not finish within 0.05 s; see the logs of the run"

@@ -1,0 +1,52 @@
+import subprocess
+import sys
+
+import pytest
+
+from ray_rl.cluster.environment import prepare_environment
+
+
+@pytest.fixture
+def environ(monkeypatch):
+    """An environment of its own, without Ray's variables."""
+    environ = {}
+    monkeypatch.setattr("ray_rl.cluster.environment.os.environ", environ)
+    return environ
+
+
+def test_a_cluster_started_here_gets_a_token_that_nobody_else_knows(environ):
+    prepare_environment(local=True)
+    assert environ["RAY_AUTH_MODE"] == "token"
+    first = environ["RAY_AUTH_TOKEN"]
+    assert len(first) == 64
+    environ.clear()
+    prepare_environment(local=True)
+    assert environ["RAY_AUTH_TOKEN"] != first
+
+
+def test_a_cluster_that_is_joined_keeps_the_authentication_that_it_has(environ):
+    prepare_environment(local=False)
+    assert "RAY_AUTH_MODE" not in environ
+    assert "RAY_AUTH_TOKEN" not in environ
+
+
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_the_users_own_authentication_stays(environ, mode):
+    environ["RAY_AUTH_MODE"] = mode
+    prepare_environment(local=True)
+    assert environ["RAY_AUTH_MODE"] == mode
+    assert "RAY_AUTH_TOKEN" not in environ
+
+
+def test_workers_are_not_nicer_than_the_processes_beside_them_unless_the_user_says_so(environ):
+    prepare_environment(local=True)
+    assert environ["RAY_worker_niceness"] == "0"
+    environ["RAY_worker_niceness"] = "5"
+    prepare_environment(local=True)
+    assert environ["RAY_worker_niceness"] == "5"
+
+
+def test_preparing_does_not_import_ray_which_reads_the_environment_at_once():
+    program = "import sys, ray_rl.cluster.environment; assert 'ray' not in sys.modules, 'ray was imported'"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
