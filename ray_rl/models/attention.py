@@ -5,8 +5,8 @@ linear layer sees each prompt once. Only attention knows the tree: it lays queri
 [trees, prompt] and [trees, completions, tokens], with the heads outside, and multiplies there. Exact: a completion
 token attends to its prompt and to its own earlier tokens, at the positions it has in its own sequence.
 
-Scores and softmax are float32 whatever the model's dtype: rounding the scores to bfloat16 (8 bits of mantissa) moves
-the gradient by several per cent, see tests/unit/models/test_attention.py.
+All of it is float32 whatever the model's dtype, as inside the kernels of SDPA: rounding the scores to bfloat16 added a
+tenth to the error of the gradient. tests/unit/models/test_attention.py holds it to the error of padded SDPA.
 """
 
 from __future__ import annotations
@@ -156,20 +156,20 @@ class _OutOfViews(torch.autograd.Function):
 
 
 class _Softmax(torch.autograd.Function):
-    """softmax(scores * scale + bias), overwriting the float32 scores; only the result is kept, in `dtype`."""
+    """softmax(scores * scale + bias), overwriting the scores; only the result is kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx, scores: Tensor, scale: float, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        weights = torch.softmax(scores.mul_(scale).add_(bias), -1).to(dtype)
+    def forward(ctx, scores: Tensor, scale: float, bias: Tensor) -> Tensor:
+        weights = torch.softmax(scores.mul_(scale).add_(bias), -1)
         ctx.save_for_backward(weights)
         ctx.scale = scale
         return weights
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         (weights,) = ctx.saved_tensors
-        grad = torch.ops.aten._softmax_backward_data(grad.float(), weights.float(), -1, torch.float32)
-        return grad.mul_(ctx.scale), None, None, None
+        grad = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
+        return grad.mul_(ctx.scale), None, None
 
 
 def shared_prefix_attention(
@@ -204,30 +204,30 @@ def shared_prefix_attention(
     """
     assert attention_mask is None, "the layout is the mask"
     assert dropout == 0.0, "attention dropout must be 0"
-    heads, key_heads = query.shape[1], key.shape[1]
+    heads, key_heads, size = query.shape[1], key.shape[1], query.shape[3]
     queries, keys = _Views.of(layout, key_heads, heads // key_heads), _Views.of(layout, key_heads, 1)
     query_p, query_c = _view(query, queries)
     key_p, key_c = _view(key, keys)
     value_p, value_c = _view(value, keys)
-    shape_NKPD = (layout.trees, key_heads, layout.prompt, -1)
+    shape_NKPD = (layout.trees, key_heads, layout.prompt, size)
     key_NKPD, value_NKPD = key_p.view(shape_NKPD), value_p.view(shape_NKPD)
     out_p = _prompts_attend(query_p, key_NKPD, value_NKPD, layout, scaling)
     out_c = _completions_attend(query_c, key_c, value_c, key_NKPD, value_NKPD, layout, scaling)
-    out = _OutOfViews.apply(torch.cat([out_p, out_c], 0), queries)
-    return out.view(1, -1, heads, query.shape[3]), None
+    out = _OutOfViews.apply(torch.cat([out_p, out_c]).to(query.dtype), queries)
+    return out.view(1, -1, heads, size), None
 
 
 def _view(x: Tensor, views: _Views) -> tuple[Tensor, Tensor]:
-    """The rows of the prompts' and of the completions' view, from [1, H, S, D]."""
-    shown = _IntoViews.apply(x.transpose(1, 2).reshape(-1, x.shape[3]), views)
+    """float32, the rows of the prompts' and of the completions' view, from [1, H, S, D]."""
+    shown = _IntoViews.apply(x.transpose(1, 2).reshape(-1, x.shape[3]), views).float()
     return shown.split([views.prompt_rows, len(shown) - views.prompt_rows])
 
 
 def _prompts_attend(query: Tensor, key_NKPD: Tensor, value_NKPD: Tensor, layout: TreeLayout, scaling: float) -> Tensor:
     """[N * K * R * P, D]. The heads that share keys are rows of one product, so keys are never repeated."""
     n, kh, p, size = key_NKPD.shape
-    scores = torch.matmul(query.view(n, kh, -1, size).float(), key_NKPD.float().transpose(-1, -2))
-    weights = _Softmax.apply(scores.view(n, kh, -1, p, p), scaling, layout.prompt_bias_PP, value_NKPD.dtype)
+    scores = torch.matmul(query.view(n, kh, -1, size), key_NKPD.transpose(-1, -2))
+    weights = _Softmax.apply(scores.view(n, kh, -1, p, p), scaling, layout.prompt_bias_PP)
     return torch.matmul(weights.view(n, kh, -1, p), value_NKPD).view(-1, size)
 
 
@@ -243,11 +243,11 @@ def _completions_attend(
     """[N * K * G * R * C, D]. All completions of a tree meet its prompt's keys in one product, then each its own."""
     n, kh, p, size = key_NKPD.shape
     g, c = layout.completions, layout.completion
-    query, own_key, own_value = query.float(), key.view(n, kh, g, c, size), value.view(n, kh, g, c, size)
-    to_prompt = torch.matmul(query.view(n, kh, -1, size), key_NKPD.float().transpose(-1, -2))
-    to_own = torch.matmul(query.view(n, kh, g, -1, size), own_key.float().transpose(-1, -2))
+    own_key, own_value = key.view(n, kh, g, c, size), value.view(n, kh, g, c, size)
+    to_prompt = torch.matmul(query.view(n, kh, -1, size), key_NKPD.transpose(-1, -2))
+    to_own = torch.matmul(query.view(n, kh, g, -1, size), own_key.transpose(-1, -2))
     scores = torch.cat([to_prompt.view(n, kh, -1, c, p), to_own.view(n, kh, -1, c, c)], -1)
-    weights = _Softmax.apply(scores, scaling, layout.completion_bias_NCK[:, :, None], value.dtype)
+    weights = _Softmax.apply(scores, scaling, layout.completion_bias_NCK[:, :, None])
     on_prompt, on_own = weights.split([p, c], -1)
     out_prompt = torch.matmul(on_prompt.reshape(n, kh, -1, p), value_NKPD)
     out_own = torch.matmul(on_own.reshape(n, kh, g, -1, c), own_value)

@@ -1,0 +1,108 @@
+"""Shared prefixes change the work, not the result: log-probabilities and gradients against one pass per sequence."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ray_rl.models.attention import SHARED_PREFIX
+from ray_rl.models.policy import PolicyModel
+from ray_rl.training.encoding import encode
+from ray_rl.training.micro_batches import MicroBatch, Tree
+from ray_rl.types import TrainBatch
+from tests.unit.models.tiny import gradients, one_by_one, ragged_batch, relative_error, tiny_llama
+
+EXACT = 1e-5
+"""Relative error allowed to float32; what is seen is below 1e-6."""
+
+BATCHES = {
+    "ragged prompts and completions, gaps in the loss mask": ragged_batch(),
+    "equal lengths": ragged_batch((4, 4), (3, 3, 3, 3), gaps=False),
+    "one tree": ragged_batch((6,), (2, 5, 3)),
+    "one completion a prompt": ragged_batch((3, 5), (4, 2)),
+    "one completion of one token": ragged_batch((3,), (1,)),
+    "prompts of one token": ragged_batch((1, 1), (3, 2, 5, 1)),
+}
+
+
+def whole(batch: TrainBatch) -> MicroBatch:
+    size = batch.group_size
+    return tuple(Tree(p, tuple(range(p * size, (p + 1) * size))) for p in range(len(batch.prompt_ids)))
+
+
+def losses_of_policy(
+    model: torch.nn.Module, batch: TrainBatch, micro: MicroBatch, *, shared_prefix: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the loss tokens as the trainer computes them, and the same from the reference's array."""
+    policy = PolicyModel(model, chunk_tokens=4, temperature=1.0)
+    encoded = encode(batch, micro, shared_prefix=shared_prefix)
+    logprobs_N, _ = policy(encoded.inputs, with_entropy=True)
+    (logprobs_N * encoded.pick(batch.advantages_RT)).sum().backward()
+    reference = tiny_llama()
+    expected_RT = one_by_one(reference, batch)
+    (expected_RT * torch.from_numpy(batch.advantages_RT * batch.loss_mask_RT)).sum().backward()
+    assert len(logprobs_N) == batch.loss_mask_RT.sum()
+    assert relative_error(gradients(model), gradients(reference)) < EXACT
+    return logprobs_N, expected_RT[encoded.row_N, encoded.time_N]
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_shared_prefixes_give_the_logprobs_and_gradients_of_separate_sequences(name: str) -> None:
+    batch = BATCHES[name]
+    logprobs_N, expected_N = losses_of_policy(tiny_llama(SHARED_PREFIX), batch, whole(batch))
+    assert torch.allclose(logprobs_N, expected_N, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_padded_rows_give_the_logprobs_and_gradients_of_separate_sequences(name: str) -> None:
+    batch = BATCHES[name]
+    logprobs_N, expected_N = losses_of_policy(tiny_llama("sdpa"), batch, whole(batch), shared_prefix=False)
+    assert torch.allclose(logprobs_N, expected_N, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("attention", [SHARED_PREFIX, "sdpa"])
+def test_gradient_checkpointing_changes_nothing(attention: str) -> None:
+    model = tiny_llama(attention).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = ragged_batch()
+    logprobs_N, expected_N = losses_of_policy(model, batch, whole(batch), shared_prefix=attention == SHARED_PREFIX)
+    assert torch.allclose(logprobs_N, expected_N, rtol=EXACT, atol=EXACT)
+
+
+def test_trees_of_different_numbers_of_completions_share_a_row() -> None:
+    batch = ragged_batch((5, 2, 7), (3, 6, 1, 4, 4, 2, 5, 5, 1))
+    micro = (Tree(0, (0, 2, 1)), Tree(1, (4,)), Tree(2, (8, 6)), Tree(1, (3, 5)), Tree(2, (7,)))
+    logprobs_N, expected_N = losses_of_policy(tiny_llama(SHARED_PREFIX), batch, micro)
+    assert torch.allclose(logprobs_N, expected_N, rtol=EXACT, atol=EXACT)
+
+
+def test_completions_do_not_see_each_other_nor_other_trees() -> None:
+    batch = ragged_batch()
+    changed = ragged_batch()
+    changed.tokens_RT[0] = (changed.tokens_RT[0] + 1) % 40
+    changed.prompt_ids[2][:] = 3
+    policy = PolicyModel(tiny_llama(SHARED_PREFIX), chunk_tokens=64, temperature=1.0)
+    encoded = [encode(b, whole(b), shared_prefix=True) for b in (batch, changed)]
+    before, after = (policy(e.inputs, with_entropy=False)[0] for e in encoded)
+    others = (encoded[0].row_N != 0) & (encoded[0].row_N < 4)
+    assert torch.equal(before[others], after[others])
+    assert not torch.isclose(before[~others], after[~others]).any()
+
+
+def bfloat16_error(attention: str, batch: TrainBatch, *, shared_prefix: bool) -> float:
+    """Relative error of the bfloat16 gradient to the float32 one of the same (rounded) weights."""
+    model = tiny_llama(attention, dtype=torch.bfloat16)
+    exact = tiny_llama()
+    exact.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
+    encoded = encode(batch, whole(batch), shared_prefix=shared_prefix)
+    logprobs_N, _ = PolicyModel(model, chunk_tokens=64, temperature=1.0)(encoded.inputs, with_entropy=False)
+    (logprobs_N * encoded.pick(batch.advantages_RT)).sum().backward()
+    (one_by_one(exact, batch) * torch.from_numpy(batch.advantages_RT * batch.loss_mask_RT)).sum().backward()
+    return relative_error(gradients(model), gradients(exact))
+
+
+def test_the_error_of_bfloat16_is_no_larger_than_that_of_padded_sdpa() -> None:
+    batches = [ragged_batch((7, 9, 8, 6), (6, 8, 7, 8) * 4, gaps=False, seed=seed) for seed in range(10)]
+    shared = np.mean([bfloat16_error(SHARED_PREFIX, batch, shared_prefix=True) for batch in batches])
+    padded = np.mean([bfloat16_error("sdpa", batch, shared_prefix=False) for batch in batches])
+    assert shared <= padded

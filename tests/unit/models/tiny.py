@@ -1,0 +1,85 @@
+"""A Llama small enough for unit tests, ragged batches for it, and what its log-probabilities are without any packing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ray_rl.types import TrainBatch
+
+VOCABULARY = 48
+
+
+def tiny_llama(attention: str = "eager", *, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """Two layers, four query heads on two key heads, tied embeddings; the same weights every time."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.3,  # large enough for attention to matter
+        bos_token_id=1,
+        eos_token_id=2,
+        attn_implementation=attention,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def ragged_batch(
+    prompts: Sequence[int] = (5, 2, 7),
+    completions: Sequence[int] = (3, 6, 1, 4, 4, 2),
+    *,
+    gaps: bool = True,
+    seed: int = 0,
+) -> TrainBatch:
+    """A batch of random tokens and advantages with these lengths; with gaps, the loss mask has holes inside."""
+    random = np.random.default_rng(seed)
+    lengths_R = np.array(completions, np.int32)
+    shape = (len(completions), max(completions))
+    is_token_RT = np.arange(shape[1]) < lengths_R[:, None]
+    loss_mask_RT = is_token_RT.copy()
+    if gaps:
+        loss_mask_RT &= random.random(shape) < 0.7
+        loss_mask_RT[0, 0] = True
+    return TrainBatch(
+        prompt_ids=tuple(random.integers(3, VOCABULARY, length).astype(np.int32) for length in prompts),
+        group_size=len(completions) // len(prompts),
+        tokens_RT=np.where(is_token_RT, random.integers(3, VOCABULARY, shape), 0).astype(np.int32),
+        lengths_R=lengths_R,
+        loss_mask_RT=loss_mask_RT,
+        rollout_logprobs_RT=np.zeros(shape, np.float32),
+        rewards_R=np.zeros(len(completions), np.float32),
+        advantages_RT=np.where(is_token_RT, random.normal(size=(len(completions), 1)), 0).astype(np.float32),
+    )
+
+
+def one_by_one(model: LlamaForCausalLM, batch: TrainBatch, *, temperature: float = 1.0) -> Tensor:
+    """float32 [R, T] log-probabilities, each sequence in a forward pass of its own; 0 past the end."""
+    rows = []
+    for row, length in enumerate(batch.lengths_R):
+        prompt = batch.prompt_ids[row // batch.group_size]
+        tokens = torch.from_numpy(np.concatenate([prompt, batch.tokens_RT[row, :length]])).long()
+        logits = model(input_ids=tokens[None]).logits[0].float() / temperature
+        logprobs = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(1, tokens[len(prompt) :, None])[:, 0]
+        rows.append(torch.nn.functional.pad(logprobs, (0, batch.tokens_RT.shape[1] - int(length))))
+    return torch.stack(rows)
+
+
+def gradients(model: LlamaForCausalLM) -> Tensor:
+    """Every gradient in one vector, float32."""
+    return torch.cat([p.grad.float().flatten() for p in model.parameters()])
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """|value - reference| / |reference|."""
+    return float((value - reference).norm() / reference.norm())
