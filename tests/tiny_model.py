@@ -1,6 +1,6 @@
 """A language model small enough to load, serve and train within seconds: a random Llama of half a million weights.
 
-Shaped to meet the traps: a head tied to the embedding, fewer key heads than query heads, several weight buckets of 1 MiB.
+Shaped to meet the traps: a head tied to the embedding, fewer key heads than query heads, several buckets of 1 MiB.
 """
 
 import json

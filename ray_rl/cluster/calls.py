@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from ray_rl.rollout.together import settle
 
 LOG_LINES = 15
 """Of a dead worker's log, in the error."""
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Control sequences in Ray's messages."""
 
 
 async def call(name: str, ref: ray.ObjectRef, *, doing: str, timeout_s: float, logs: Path | None = None) -> Any:
@@ -68,8 +72,11 @@ def _explained(name: str, error: BaseException, doing: str, logs: Path | None) -
             return type(cause)(f"{name}: {cause}")
         return ClusterError(f"{doing}: {name} raised {type(cause).__name__}: {cause}{_tail(name, logs)}")
     if isinstance(error, RayActorError):
+        reason = COLOUR.sub("", str(error)).strip()
+        if error.actor_init_failed:
+            return ClusterError(f"{doing}: {name} could not be started: {reason}{_tail(name, logs)}")
         return ClusterError(
-            f"{doing}: {name} died ({error}). Usual causes: out of memory (see dmesg), a full /dev/shm or disk."
+            f"{doing}: {name} died ({reason}). Usual causes: out of memory (see dmesg), a full /dev/shm or disk."
             f"{_tail(name, logs)}"
         )
     return error

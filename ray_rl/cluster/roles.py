@@ -106,6 +106,12 @@ class RayEngine:
             self._handle.generate.remote(request), "generating", timeout_s=self._config.rollout.timeout_s
         )
 
+    async def score(self, token_ids: list[int]) -> list[float]:
+        """Log-probabilities of given tokens; see `Engine.score`."""
+        return await self._call(
+            self._handle.score.remote(token_ids), "scoring", timeout_s=self._config.rollout.timeout_s
+        )
+
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Meets the trainer."""
         await self._call(self._handle.join_transfer.remote(init_info), "joining the transfer group")

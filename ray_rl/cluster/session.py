@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,9 @@ from ray_rl.planner.plan import Plan
 
 OBJECT_STORE_BYTES = 2**30
 """Of a local cluster: batches are integers, megabytes at most."""
+
+CONNECT_S = 10.0
+"""For the head of a cluster that is joined to accept a connection."""
 
 DRIVER_CPUS = 1
 """Declared beside what the workers need, so that Ray's own tasks find a slot."""
@@ -34,14 +38,24 @@ def ray_session(config: RunConfig, plan: Plan) -> Iterator[None]:
         if config.cluster.address is None:
             _start_local(plan)
         else:
+            _require_answer(config.cluster.address)
             ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"cluster.address={config.cluster.address}: Ray did not start or answer: {error}") from error
+        raise ClusterError(
+            f"cluster.address={config.cluster.address}: no Ray started or answers there: {error}"
+        ) from error
     try:
-        _require_gpus(config, plan)
+        require_gpus(config, plan)
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Fails at once where nothing listens: Ray itself would try for minutes. "auto" and ray:// are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 def _start_local(plan: Plan) -> None:
@@ -56,7 +70,12 @@ def _start_local(plan: Plan) -> None:
     )
 
 
-def _require_gpus(config: RunConfig, plan: Plan) -> None:
+def require_gpus(config: RunConfig, plan: Plan) -> None:
+    """Checks that the cluster that we are connected to has the GPUs of a plan, used or not.
+
+    Raises:
+        ConfigError: it has not.
+    """
     available = int(ray.cluster_resources().get("GPU", 0))
     if plan.gpus > available:
         asked = ", ".join(f"{'+'.join(group.roles)} {group.bundles * group.gpus}" for group in plan.groups)

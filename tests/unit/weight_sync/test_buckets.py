@@ -1,3 +1,5 @@
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def test_every_parameter_is_in_one_bucket_in_order_and_only_a_lone_one_exceeds_t
     assert all(bucket for bucket in buckets)
     assert all(bucket_bytes(bucket) <= capacity or len(bucket) == 1 for bucket in buckets)
     # Greedy: the first parameter of a bucket did not fit into the one before.
-    for before, bucket in zip(buckets, buckets[1:], strict=False):
+    for before, bucket in itertools.pairwise(buckets):
         assert bucket_bytes(before) + bucket[0].bytes > capacity
 
 

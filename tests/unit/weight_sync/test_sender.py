@@ -1,7 +1,6 @@
 """The sending end against receivers in threads, over real gloo sockets."""
 
 import socket
-import threading
 import time
 
 import pytest
@@ -10,16 +9,15 @@ import torch
 from ray_rl.errors import WeightSyncError
 from ray_rl.metrics.metric import Last, Total
 from ray_rl.training.gather import ParameterSpec
-from ray_rl.weight_sync.buckets import bucket_bytes, plan_buckets, unpack
-from ray_rl.weight_sync.gloo_group import GlooGroup
 from ray_rl.weight_sync.sender import GlooSender, Rendezvous
+from tests.weight_listener import WeightListener
 
 CAPACITY_BYTES = 1024
 SHAPES = [(30, 16), (16,), (16, 16), (48, 32), (16,), (700,), (3, 5, 7)]
 
 
 class Stream:
-    """Parameters in groups of two, as a trainer's stream gives them: on rank 0 alone, from memory that is used again."""
+    """Parameters in groups of two, as a trainer's stream gives them: on rank 0, from memory that is used again."""
 
     def __init__(self, *, is_first=True):
         generator = torch.Generator().manual_seed(0)
@@ -42,46 +40,6 @@ class Stream:
             self.gathered += 1
 
 
-class Receiver(threading.Thread):
-    """Receives buckets as an engine does; leaves after `stops_after` of them if told to."""
-
-    def __init__(self, rendezvous, rank, specs, *, stops_after=None, stalls=False):
-        super().__init__(daemon=True)
-        self.received = {}
-        self.error = None
-        self.took_s = None
-        self._rendezvous, self._rank, self._specs = rendezvous, rank, specs
-        self._stops_after = stops_after
-        self._stalls = threading.Event() if stalls else None
-        self.start()
-
-    def run(self):
-        there = self._rendezvous
-        group = GlooGroup(
-            address=there.address, port=there.port, rank=self._rank, world=there.world, timeout_s=there.timeout_s
-        )
-        start_s = time.monotonic()
-        try:
-            for i, bucket in enumerate(plan_buckets(self._specs, capacity_bytes=there.capacity_bytes)):
-                if i == self._stops_after:
-                    return
-                if self._stalls is not None:
-                    self._stalls.wait(60)
-                    return
-                buffer = torch.empty(bucket_bytes(bucket), dtype=torch.uint8)
-                group.broadcast(buffer).wait()
-                self.received |= {name: view.clone() for name, view in unpack(buffer, bucket)}
-        except RuntimeError as error:
-            self.error = error
-        finally:
-            self.took_s = time.monotonic() - start_s
-            del group
-
-    def release(self):
-        self._stalls.set()
-        self.join(10)
-
-
 @pytest.fixture
 def meet():
     def make(*, engines, timeout_s=20.0):
@@ -101,7 +59,7 @@ def joined(rendezvous, stream):
 
 def test_every_receiver_gets_every_parameter_bit_for_bit_publish_after_publish(meet):
     rendezvous, stream = meet(engines=2), Stream()
-    receivers = [Receiver(rendezvous, rank, stream.specs) for rank in (1, 2)]
+    receivers = [WeightListener(rendezvous, rank, stream.specs) for rank in (1, 2)]
     sender = joined(rendezvous, stream)
     metrics = sender.send()
     for receiver in receivers:
@@ -135,14 +93,14 @@ def test_the_other_ranks_only_take_part_in_the_gather(meet):
 def test_an_engine_that_never_comes_is_an_error_within_the_limit(meet):
     rendezvous = meet(engines=2, timeout_s=2.0)
     start_s = time.monotonic()
-    with pytest.raises(WeightSyncError, match="rank 0 of 3 .* did not meet the others at 127.0.0.1:.* within .*=2"):
+    with pytest.raises(WeightSyncError, match=r"rank 0 of 3 .* did not meet the others at 127.0.0.1:.* within .*=2"):
         joined(rendezvous, Stream())
     assert time.monotonic() - start_s < 15
 
 
 def test_an_engine_that_stops_receiving_is_an_error_within_the_limit_and_the_gather_is_seen_through(meet):
     rendezvous, stream = meet(engines=1, timeout_s=2.0), Stream()
-    receiver = Receiver(rendezvous, 1, stream.specs, stalls=True)
+    receiver = WeightListener(rendezvous, 1, stream.specs, stalls=True)
     sender = joined(rendezvous, stream)
     start_s = time.monotonic()
     with pytest.raises(WeightSyncError, match="sending weights failed"):
@@ -154,8 +112,8 @@ def test_an_engine_that_stops_receiving_is_an_error_within_the_limit_and_the_gat
 
 def test_an_engine_that_goes_away_fails_sender_and_other_engines_long_before_the_limit(meet):
     rendezvous, stream = meet(engines=2, timeout_s=60.0), Stream()
-    leaver = Receiver(rendezvous, 1, stream.specs, stops_after=1)
-    stayer = Receiver(rendezvous, 2, stream.specs)
+    leaver = WeightListener(rendezvous, 1, stream.specs, stops_after=1)
+    stayer = WeightListener(rendezvous, 2, stream.specs)
     sender = joined(rendezvous, stream)
     start_s = time.monotonic()
     with pytest.raises(WeightSyncError, match="sending weights failed"):
@@ -176,7 +134,7 @@ def test_after_a_failure_nothing_is_sent_before_the_engines_are_joined_again_and
     assert stream.gathered == 4
 
     rendezvous = meet(engines=1)
-    receiver = Receiver(rendezvous, 1, stream.specs)
+    receiver = WeightListener(rendezvous, 1, stream.specs)
     sender.join(rendezvous)
     sender.send()
     receiver.join(20)

@@ -1,0 +1,58 @@
+"""A worker without a model."""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs."""
+
+    node: str
+    gpus: tuple[str, ...]
+
+
+class LightWorker:
+    """Enters as the real ones do, then does as it is told."""
+
+    def __init__(self, setting: Any, name: str) -> None:
+        setting.enter(name)
+        self._name = name
+
+    def name(self) -> str:
+        return self._name
+
+    def place(self) -> Place:
+        import ray
+
+        context = ray.get_runtime_context()
+        return Place(context.get_node_id(), tuple(context.get_accelerator_ids()["GPU"]))
+
+    def variable(self, name: str) -> str | None:
+        return os.environ.get(name)
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def fail(self, error: Exception) -> None:
+        raise error
+
+    def die(self, last_words: str, *, after_s: float = 0.0) -> None:
+        time.sleep(after_s)
+        print(last_words, file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def logprobs(self, batch: Any) -> Any:
+        """Minus the token, for every second row from the rank on."""
+        from ray_rl.training.trainer import Scores
+
+        rows = np.arange(int(self._name[-1]), batch.rows, 2)
+        return Scores(rows, -batch.tokens_RT[rows].astype(np.float32))
