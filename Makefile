@@ -1,0 +1,63 @@
+# Everything a user or CI does. Targets install what they need into .venv first; that is instant when nothing changed.
+#   make PYTHON=/path/to/python3.12 ...    makes .venv with another Python
+#   make ACCELERATOR=gpu ...               installs the GPU packages instead
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+ACCELERATOR ?= cpu
+export PYTHON
+# Without byte-code every process of every run would compile its libraries again.
+unexport PYTHONDONTWRITEBYTECODE
+
+BIN := .venv/bin
+DEMO := configs/grpo_addition_smollm2-135m_cpu.yaml
+TEST_PARTS := tests/unit tests/cluster tests/e2e
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## create .venv with the locked packages that runs need
+	@docker/setup.sh $(ACCELERATOR)
+
+.PHONY: setup-test
+setup-test: ## the same with the packages of the tests
+	@docker/setup.sh $(ACCELERATOR) test
+
+.PHONY: demo
+demo: setup ## train a 135M model on two CPU cores and watch it get better
+	$(BIN)/ray-rl train $(DEMO) run.name=demo-$$(date +%Y%m%d-%H%M%S)
+
+.PHONY: test
+test: setup-test ## run every test: unit, then cluster, then end to end
+	@trap 'exit 130' INT; failed=; started=$$SECONDS; \
+	for part in $(TEST_PARTS); do \
+	    if [ -z "$$(find $$part -name 'test_*.py' 2>/dev/null | head -n 1)" ]; then continue; fi; \
+	    paths=$$part; if [ $$part = tests/unit ]; then paths="$$part tests/test_architecture.py"; fi; \
+	    echo "pytest $$paths"; \
+	    $(BIN)/python -m pytest $$paths || failed="$$failed $$part"; \
+	done; \
+	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
+
+.PHONY: check
+check: setup-test ## check lint, formatting and types; change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: setup-test ## format the code in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: setup-test ## measure this system against TRL on this machine
+	$(BIN)/python -m tests.benchmarks
+
+.PHONY: lock
+lock: ## resolve docker/requirements-*.txt anew from pyproject.toml
+	@$(PYTHON) docker/lock.py
