@@ -27,7 +27,7 @@ if [ -n "${PIP_CERT:-}" ]; then export SSL_CERT_FILE="${SSL_CERT_FILE:-$PIP_CERT
 
 say() { echo "setup: $*"; }
 
-pip() { "$python" -m pip "$@" --quiet --disable-pip-version-check --retries 3; }
+pip() { "$python" -m pip "$@" --quiet --quiet --disable-pip-version-check --retries 3; }
 
 # The CPU build of torch, "torch==X+cpu", is not on PyPI. A machine may have it in a place that only pip's own
 # configuration knows; elsewhere it is on PyTorch's CPU index. The "+cpu" keeps either way from taking a CUDA build.
