@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ray_rl.types import RolloutGroup, TrainBatch
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Scalar = TypeVar("Scalar", bound="np.generic")
 
 
 def pack(groups: Sequence[RolloutGroup]) -> TrainBatch:
@@ -38,11 +40,11 @@ def pack(groups: Sequence[RolloutGroup]) -> TrainBatch:
     )
 
 
-def _pad(rows: Sequence[NDArray[np.generic]], dtype: type) -> NDArray[np.generic]:
+def _pad(rows: Sequence[NDArray[Scalar]], dtype: type[Scalar]) -> NDArray[Scalar]:
     """[R, T] with zeros past the end of each row."""
     import numpy as np
 
-    padded_RT = np.zeros((len(rows), max(len(row) for row in rows)), dtype)
+    padded_RT: NDArray[Scalar] = np.zeros((len(rows), max(len(row) for row in rows)), dtype)
     for i, row in enumerate(rows):
         padded_RT[i, : len(row)] = row
     return padded_RT

@@ -1,0 +1,1 @@
+"""Which role runs where, in pure numbers."""

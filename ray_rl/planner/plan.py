@@ -51,7 +51,9 @@ def plan(config: RunConfig) -> Plan:
     if has_reference(config):
         workers["reference"] = config.reference.workers
     on_gpu = config.cluster.accelerator == "gpu"
-    together = [tuple(role for role in roles if role in workers) for roles in config.cluster.colocate]
+    together: list[tuple[str, ...]] = [
+        tuple(role for role in roles if role in workers) for roles in config.cluster.colocate
+    ]
     shared = {role for roles in together for role in roles}
     together += [(role,) for role in workers if role not in shared]
     groups = []

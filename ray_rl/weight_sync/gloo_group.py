@@ -25,11 +25,11 @@ class GlooGroup:
             self._store = dist.TCPStore(
                 address, port, world, is_master=rank == 0, timeout=timeout, wait_for_workers=False
             )
-            self._group = dist.ProcessGroupGloo(self._store, rank, world, timeout)
+            self._group: Any = dist.ProcessGroupGloo(self._store, rank, world, timeout)
         except RuntimeError as error:
             raise WeightSyncError(
-                f"rank {rank} of {world} (0 is the trainer, then the workers of the engines) did not meet the others at "
-                f"{address}:{port} within weight_sync.timeout_s={timeout_s:g}: {error}"
+                f"rank {rank} of {world} (0 is the trainer, then the workers of the engines) did not meet the others "
+                f"at {address}:{port} within weight_sync.timeout_s={timeout_s:g}: {error}"
             ) from error
 
     def broadcast(self, buffer: Tensor) -> Any:

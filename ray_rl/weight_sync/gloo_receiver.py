@@ -85,6 +85,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             for name, dtype, shape in zip(update_info.names, update_info.dtypes, update_info.shapes, strict=True)
         ]
         buckets = plan_buckets(specs, capacity_bytes=self._info.capacity_bytes)
+        model: Any = self.model
         arriving: list[tuple[Any, Any]] = []
         with ExitStack() as on_failure:
             # Closes the sockets, so that the peers fail now and not at their time limit.
@@ -96,7 +97,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
                     arriving.append((buffer, self._group.broadcast(buffer)))
                 buffer, work = arriving.pop(0)
                 work.wait()
-                self.model.load_weights(unpack(buffer, bucket))
+                model.load_weights(unpack(buffer, bucket))
                 if not self._holds_views():
                     self._ring.give(buffer)
             on_failure.pop_all()
@@ -121,6 +122,7 @@ def repack_tied_head(model: Any) -> None:
     vLLM's CPU build keeps a packed copy of every linear weight. A head tied to the embedding is not loaded by itself,
     so its copy would stay at the version before, and the logits with it, without an error.
     """
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead) and module.weight.numel():
-            module.quant_method.process_weights_after_loading(module)
+    heads: list[Any] = [module for module in model.modules() if isinstance(module, ParallelLMHead)]
+    for head in heads:
+        if head.weight.numel():
+            head.quant_method.process_weights_after_loading(head)

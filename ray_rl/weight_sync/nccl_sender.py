@@ -25,7 +25,7 @@ class _StreamSource(WeightSource):
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(spec.name, getattr(torch, spec.dtype), spec.shape) for spec in self._stream.specs]
 
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
         for group in self._stream.groups():
             for spec, tensor in group:
                 # The stream's memory is used again by the next layer, and a packed buffer spans layers.
