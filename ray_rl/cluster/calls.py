@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from ray_rl.errors import ClusterError, RayRLError
+from ray_rl.errors import ClusterError, EngineError, RayRLError
 from ray_rl.rollout.together import settle
 
 LOG_LINES = 15
@@ -69,7 +69,9 @@ def _explained(name: str, error: BaseException, doing: str, logs: Path | None) -
     if isinstance(error, RayTaskError):
         cause = error.cause
         if isinstance(cause, RayRLError):
-            return type(cause)(f"{name}: {cause}")
+            # vLLM runs in processes of its own: what ended them stands in the log alone.
+            tail = _tail(name, logs) if isinstance(cause, EngineError) else ""
+            return type(cause)(f"{name}: {cause}{tail}")
         return ClusterError(f"{doing}: {name} raised {type(cause).__name__}: {cause}{_tail(name, logs)}")
     if isinstance(error, RayActorError):
         reason = COLOUR.sub("", str(error)).strip()

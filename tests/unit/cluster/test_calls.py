@@ -52,6 +52,16 @@ async def test_an_error_of_ours_arrives_as_itself_with_the_name_of_the_worker(er
     assert str(raised.value) == f"actor-1: {error}"
 
 
+async def test_an_error_of_an_engine_quotes_its_log(logs):
+    error = raised_by_worker(EngineError("the engine died during request 3/1; see its log"))
+    with pytest.raises(EngineError) as raised:
+        await call("actor-1", failed(error), doing="generating", timeout_s=5, logs=logs)
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "actor-1: the engine died during request 3/1; see its log"
+    assert lines[1] == f"Last lines of {logs}/actor-1.log:"
+    assert lines[-1] == "line 39"
+
+
 async def test_any_other_error_names_worker_class_message_and_log(logs):
     error = raised_by_worker(OSError("no space left on device"))
     with pytest.raises(ClusterError) as raised:
