@@ -19,6 +19,11 @@ LOG_LINES = 15
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """Control sequences in Ray's messages."""
 
+NODE = re.compile(r"^\s*ip: (\S+)", re.MULTILINE)
+PROCESS = re.compile(r"^\s*pid: (\d+)", re.MULTILINE)
+REASON = re.compile(r"Worker exit type: (\w+) Worker exit detail: (.*?)(?: Some common causes|\n|$)")
+"""What Ray knows of a death, in its message alone."""
+
 
 async def call(name: str, ref: ray.ObjectRef, *, doing: str, timeout_s: float, logs: Path | None = None) -> Any:
     """The result of one call; see `call_all`."""
@@ -74,14 +79,23 @@ def _explained(name: str, error: BaseException, doing: str, logs: Path | None) -
             return type(cause)(f"{name}: {cause}{tail}")
         return ClusterError(f"{doing}: {name} raised {type(cause).__name__}: {cause}{_tail(name, logs)}")
     if isinstance(error, RayActorError):
-        reason = COLOUR.sub("", str(error)).strip()
+        text = COLOUR.sub("", str(error)).strip()
         if error.actor_init_failed:
-            return ClusterError(f"{doing}: {name} could not be started: {reason}{_tail(name, logs)}")
+            return ClusterError(f"{doing}: {name} could not be started: {text}{_tail(name, logs)}")
         return ClusterError(
-            f"{doing}: {name} died ({reason}). Usual causes: out of memory (see dmesg), a full /dev/shm or disk."
-            f"{_tail(name, logs)}"
+            f"{doing}: {name} died {_circumstances(text)}. Usual causes: out of memory (see dmesg), a full /dev/shm or "
+            f"disk.{_tail(name, logs)}"
         )
     return error
+
+
+def _circumstances(text: str) -> str:
+    """Node, process and reason out of Ray's page of text: "on 10.0.0.7 (process 4711: SYSTEM_ERROR, ...)"."""
+    node, process, reason = (pattern.search(text) for pattern in (NODE, PROCESS, REASON))
+    where = f"on {node[1]} " if node else ""
+    which = f"process {process[1]}: " if process else ""
+    what = f"{reason[1]}, {reason[2]}" if reason else " ".join(text.split())
+    return f"{where}({which}{what.rstrip('.')})"
 
 
 def _tail(name: str, logs: Path | None) -> str:

@@ -10,13 +10,19 @@ def prepare_environment(*, local: bool) -> None:
     """Sets what Ray should find, before anything imports it; the user's own settings stay.
 
     Args:
-        local: a cluster is started here: it gets token authentication with a fresh token, which only this process and
-            the workers know.
+        local: a cluster is started here: it listens on loopback only, and gets token authentication with a fresh token,
+            which only this process and the workers know.
     """
     # Ray's default is 15, at which workers starve beside any other process on a small machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if local and "RAY_AUTH_MODE" not in os.environ:
+    # Ray colours what it prints, also into files.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    if not local:
+        return
+    # Named for the systems where it is the default: a cluster of one machine listens on loopback only.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

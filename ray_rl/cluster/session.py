@@ -28,7 +28,7 @@ DRIVER_CPUS = 1
 def ray_session(config: RunConfig, plan: Plan) -> Iterator[None]:
     """A connection to `cluster.address`, or a local cluster that ends with the block.
 
-    A local cluster listens on loopback only; `environment.prepare_environment` gave it a token.
+    A local cluster listens on loopback only and has a token: see `environment.prepare_environment`.
 
     Raises:
         ConfigError: the plan needs more GPUs than the cluster has.
@@ -66,7 +66,6 @@ def _start_local(plan: Plan) -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
         object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
     )
 
 

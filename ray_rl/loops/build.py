@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from contextlib import AsyncExitStack, closing
 
 from ray_rl.cluster.environment import prepare_environment
@@ -20,6 +21,13 @@ from ray_rl.planner.plan import plan
 from ray_rl.rewards.combine import build_rewards
 from ray_rl.rollout.collector import Collector
 
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a process that was told to end, as shells have it."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM came; all workers were ended."""
+
 
 def run_training(config: RunConfig) -> None:
     """Runs a checked configuration from start to end.
@@ -31,7 +39,10 @@ def run_training(config: RunConfig) -> None:
     config = _resolved(config)
     folder = RunFolder.create(config)
     with Run(config, folder, RunConsole()) as run:
-        asyncio.run(_train(config, folder, run))
+        try:
+            asyncio.run(_train(config, folder, run))
+        except asyncio.CancelledError:
+            raise Terminated(TERMINATED) from None
 
 
 def _resolved(config: RunConfig) -> RunConfig:
@@ -56,6 +67,7 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run) -> None:
             rewards = stack.enter_context(closing(build_rewards(config.rewards)))
             run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
             stack.enter_context(ray_session(config, layout))
+            _end_on_sigterm()
             workers = await stack.enter_async_context(
                 started_workers(
                     config, layout, folder=model, reference_folder=reference, logs=folder.logs, note=run.note
@@ -65,3 +77,10 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run) -> None:
             Collector(config, source, workers.engines, rewards), workers.actor, workers.weights, workers.reference
         )
         await train(config, roles, run, export_to=folder.export if config.checkpoint.export else None)
+
+
+def _end_on_sigterm() -> None:
+    """Makes SIGTERM unwind this task, as Ctrl-C does: the handler that Ray installs aborts and leaves processes."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

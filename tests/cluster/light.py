@@ -17,6 +17,14 @@ class Place:
     gpus: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Shares:
+    """As `training.trainer.Scores`, which takes seconds to import."""
+
+    rows: np.ndarray
+    logprobs_MT: np.ndarray
+
+
 class LightWorker:
     """Enters as the real ones do, then does as it is told."""
 
@@ -52,7 +60,5 @@ class LightWorker:
 
     def logprobs(self, batch: Any) -> Any:
         """Minus the token, for every second row from the rank on."""
-        from ray_rl.training.trainer import Scores
-
         rows = np.arange(int(self._name[-1]), batch.rows, 2)
-        return Scores(rows, -batch.tokens_RT[rows].astype(np.float32))
+        return Shares(rows, -batch.tokens_RT[rows].astype(np.float32))

@@ -81,14 +81,24 @@ def processes_of(session: int) -> list[str]:
     return found
 
 
-def run(place: Path, *overrides: str) -> Ended:
-    """The command in a session of its own, whose processes can be told from all others."""
+def run(place: Path, *overrides: str, end_after_step: int | None = None) -> Ended:
+    """The command in a session of its own, whose processes can be told from all others.
+
+    Args:
+        place: the folder to run in.
+        overrides: of the configuration.
+        end_after_step: send SIGTERM after this step.
+    """
     command = [str(Path(sys.executable).with_name("ray-rl")), "train", "run.yaml", *overrides]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
     process = subprocess.Popen(
         command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
+    folder = place / "runs" / yaml.safe_load((place / "run.yaml").read_text())["run"]["name"]
     try:
+        if end_after_step is not None:
+            wait_for_step(process, folder / "metrics.jsonl", end_after_step)
+            process.terminate()
         stdout, stderr = process.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
@@ -96,8 +106,15 @@ def run(place: Path, *overrides: str) -> Ended:
     give_up_s = time.monotonic() + GONE_WITHIN_S
     while (left := processes_of(process.pid)) and time.monotonic() < give_up_s:
         time.sleep(0.2)
-    folder = place / "runs" / yaml.safe_load((place / "run.yaml").read_text())["run"]["name"]
     return Ended(command, place, folder, process.returncode, stdout.decode(), stderr.decode(), left)
+
+
+def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
+    give_up_s = time.monotonic() + LIMIT_S
+    while process.poll() is None and time.monotonic() < give_up_s:
+        if metrics.is_file() and len(metrics.read_text().splitlines()) >= step:
+            return
+        time.sleep(0.2)
 
 
 def place_for(folder: Path, name: str, **algorithm: object) -> Path:
@@ -278,3 +295,13 @@ def test_a_second_run_into_the_same_folder_is_refused(plain):
     assert again.code == 2
     assert again.stderr.startswith("ray-rl: error: run.name=plain: runs/plain exists already")
     assert {path: path.stat().st_mtime_ns for path in plain.folder.rglob("*")} == before
+
+
+def test_a_run_that_is_told_to_end_ends_all_its_processes_and_says_how_far_it_came(tmp_path):
+    terminated = run(place_for(tmp_path, "terminated"), "run.steps=100000", end_after_step=1)
+    assert terminated.code == 128 + signal.SIGTERM
+    assert terminated.left_behind == []
+    assert "of 100000 after " in terminated.stdout.split("Stopped in step ")[1]
+    assert terminated.metrics[0]["step"] == 1
+    assert not (terminated.folder / "export").exists()
+    assert "Traceback" not in terminated.stderr

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from ray_rl.cluster.calls import call, call_all
 from ray_rl.errors import ClusterError, EngineError, TrainingError
@@ -79,6 +79,25 @@ async def test_a_death_names_worker_usual_causes_and_log(logs):
     assert message.startswith("the update: actor-1 died (")
     assert "out of memory" in message
     assert message.endswith("line 39")
+
+
+RAYS_TEXT = """\
+The actor died unexpectedly before finishing this task.
+\tclass_name: TrainWorker
+\tpid: 4711
+\tip: 10.0.0.7
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
+unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) it was killed."""
+
+
+async def test_of_rays_page_about_a_death_node_process_and_reason_remain():
+    error = RayActorError(error_msg=RAYS_TEXT)
+    with pytest.raises(ClusterError) as raised:
+        await call("actor-1", failed(error), doing="the update", timeout_s=5)
+    assert str(raised.value).startswith(
+        "the update: actor-1 died on 10.0.0.7 (process 4711: SYSTEM_ERROR, Worker unexpectedly exits with a connection "
+        "error code 2. End of file). Usual causes: "
+    )
 
 
 async def test_a_worker_without_a_log_is_reported_without_it(tmp_path):

@@ -24,6 +24,13 @@ def test_a_cluster_started_here_gets_a_token_that_nobody_else_knows(environ):
     assert environ["RAY_AUTH_TOKEN"] != first
 
 
+def test_a_cluster_started_here_listens_on_loopback_and_one_that_is_joined_does_not(environ):
+    prepare_environment(local=False)
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in environ
+    prepare_environment(local=True)
+    assert environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+
+
 def test_a_cluster_that_is_joined_keeps_the_authentication_that_it_has(environ):
     prepare_environment(local=False)
     assert "RAY_AUTH_MODE" not in environ
