@@ -1,5 +1,6 @@
 """Log-probabilities of given tokens, without the logits of all tokens in memory at once."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,21 +24,24 @@ def chunked_logprobs(
     head: Head,
     *,
     chunk_tokens: int,
+    min_chunks: int = 1,
     temperature: float = 1.0,
     with_entropy: bool = True,
     entropy_grad: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The log-probability log softmax(head(hidden) / temperature)[label] of each token, and the softmax's entropy.
 
-    Logits exist for `chunk_tokens` tokens at a time; the backward pass computes them again. Only the last chunk is
-    kept, because the backward pass starts with it: that costs no memory at the peak and saves one pass of the head.
-    The gradient takes the place of the logits, so a second backward pass through the same graph is an error.
+    Logits exist for at most `chunk_tokens` tokens at a time, in as few equal chunks as that allows; the backward pass
+    computes them again. Only the last chunk is kept, because the backward pass starts with it: that costs no memory at
+    the peak and saves one pass of the head. The gradient takes the place of the logits, so a second backward pass
+    through the same graph is an error.
 
     Args:
         hidden_ND: [N, D] in the head's dtype. N may be 0; the head runs all the same, as ZeRO-3 needs.
         labels_N: int64 [N] in [0, V).
         head: finite logits from hidden states.
         chunk_tokens: >= 1.
+        min_chunks: >= 1; so often the head runs at least. ZeRO-3 gathers its weights every time, on all ranks at once.
         temperature: > 0; that of the sampler, so that the result is the probability of what was sampled.
         with_entropy: False returns None for it and saves a pass.
         entropy_grad: False treats the entropy as a constant: a metric, not a bonus.
@@ -50,10 +54,9 @@ def chunked_logprobs(
         return _LabelLogprobs.apply(head(hidden_nD), labels_n, temperature, with_entropy, entropy_grad)  # type: ignore[no-untyped-call, no-any-return]
 
     pieces: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, max(len(labels_N), 1), chunk_tokens):
-        piece = hidden_ND[start : start + chunk_tokens], labels_N[start : start + chunk_tokens]
-        is_last = start + chunk_tokens >= len(labels_N)
-        if is_last or not torch.is_grad_enabled():
+    chunks = max(min_chunks, math.ceil(len(labels_N) / chunk_tokens))
+    for i, piece in enumerate(zip(hidden_ND.tensor_split(chunks), labels_N.tensor_split(chunks), strict=True)):
+        if i == chunks - 1 or not torch.is_grad_enabled():
             pieces.append(chunk(*piece))
         else:
             pieces.append(checkpoint(chunk, *piece, use_reentrant=False, preserve_rng_state=False))

@@ -33,6 +33,8 @@ class ModelInputs:
     """int64, index into the flattened [B * L] hidden states: the position before each loss token."""
     labels_N: Tensor
     """int64, the loss tokens."""
+    min_chunks: int = 1
+    """So often the head runs at least; equal on every rank, because ZeRO-3 gathers its weights every time."""
 
     def to(self, device: str) -> ModelInputs:
         """The same on another device. Trees stay on CPU: their layout is for CPU alone."""
@@ -46,6 +48,7 @@ class ModelInputs:
             layout=None,
             predict_N=self.predict_N.to(device),
             labels_N=self.labels_N.to(device),
+            min_chunks=self.min_chunks,
         )
 
 
@@ -79,6 +82,7 @@ class PolicyModel(nn.Module):
             inputs.labels_N,
             self.causal_lm.get_output_embeddings(),
             chunk_tokens=self._chunk_tokens,
+            min_chunks=inputs.min_chunks,
             temperature=self._temperature,
             with_entropy=with_entropy,
             entropy_grad=entropy_grad,

@@ -10,8 +10,8 @@ from ray_rl.config import RunConfig
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     """DeepSpeed's configuration as a dictionary; `train.deepspeed` is merged over it.
 
-    Gradient accumulation is driven by hand (`set_gradient_accumulation_boundary`), and the loss is divided by the global
-    count before it reaches DeepSpeed, so both of DeepSpeed's own divisors are 1.
+    Gradient accumulation is driven by hand (`set_gradient_accumulation_boundary`), and the loss is divided by the
+    global count before it reaches DeepSpeed, so both of DeepSpeed's own divisors are 1.
     """
     train = config.train
     zero: dict[str, Any] = {"stage": train.zero_stage}

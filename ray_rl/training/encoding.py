@@ -1,7 +1,8 @@
-"""Micro-batches as tensors."""
+"""From a batch to the tensors of each worker's micro-batches."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ray_rl.models.attention import tree_layout
 from ray_rl.models.policy import ModelInputs
-from ray_rl.training.micro_batches import MicroBatch
+from ray_rl.training.micro_batches import MicroBatch, Sizes, plan_micro_batches
 from ray_rl.types import TrainBatch
 
 
@@ -25,19 +26,50 @@ class Encoded:
     time_N: NDArray[np.int64]
     """Its column."""
 
+    tokens: int
+    """Tokens that go through the model, padding not counted."""
+
     def pick(self, values_RT: NDArray[np.float32]) -> Tensor:
         """float32 [N], the values of the loss tokens."""
         return torch.from_numpy(values_RT[self.row_N, self.time_N])
 
 
-def encode(batch: TrainBatch, micro_batch: MicroBatch, *, shared_prefix: bool) -> Encoded:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How a batch is divided among workers and micro-batches."""
+
+    workers: int
+    micro_batch_tokens: int
+    logit_chunk_tokens: int
+    shared_prefix: bool
+
+    def encode(self, batch: TrainBatch, rows: NDArray[np.int64], *, rank: int) -> list[Encoded]:
+        """One worker's micro-batches of some rows of the batch: the same number on each worker, as `min_chunks` is."""
+        plans = plan_micro_batches(
+            Sizes([len(prompt) for prompt in batch.prompt_ids], batch.lengths_R.tolist(), batch.group_size),
+            rows.tolist(),
+            workers=self.workers,
+            budget=self.micro_batch_tokens,
+            shared_prefix=self.shared_prefix,
+        )
+        encoded = []
+        for together in zip(*plans, strict=True):
+            chunks = max(math.ceil(_loss_tokens(batch, micro) / self.logit_chunk_tokens) for micro in together)
+            inputs = encode(batch, together[rank], shared_prefix=self.shared_prefix, min_chunks=max(chunks, 1))
+            encoded.append(inputs)
+        return encoded
+
+
+def encode(batch: TrainBatch, micro_batch: MicroBatch, *, shared_prefix: bool, min_chunks: int = 1) -> Encoded:
     """Tensors of a micro-batch; an empty one becomes two tokens without a loss."""
     if not micro_batch:
-        return _nothing(shared_prefix=shared_prefix)
-    return _encode_trees(batch, micro_batch) if shared_prefix else _encode_padded(batch, micro_batch)
+        return _nothing(shared_prefix=shared_prefix, min_chunks=min_chunks)
+    if shared_prefix:
+        return _encode_trees(batch, micro_batch, min_chunks)
+    return _encode_padded(batch, micro_batch, min_chunks)
 
 
-def _nothing(*, shared_prefix: bool) -> Encoded:
+def _nothing(*, shared_prefix: bool, min_chunks: int) -> Encoded:
     empty = np.zeros(0, np.int64)
     inputs = ModelInputs(
         tokens_BL=torch.zeros(1, 2, dtype=torch.int64),
@@ -46,15 +78,20 @@ def _nothing(*, shared_prefix: bool) -> Encoded:
         layout=tree_layout([(1, [1])]) if shared_prefix else None,
         predict_N=torch.zeros(0, dtype=torch.int64),
         labels_N=torch.zeros(0, dtype=torch.int64),
+        min_chunks=min_chunks,
     )
-    return Encoded(inputs, empty, empty)
+    return Encoded(inputs, empty, empty, tokens=0)
+
+
+def _loss_tokens(batch: TrainBatch, micro_batch: MicroBatch) -> int:
+    return sum(len(_loss_times(batch, row)) for tree in micro_batch for row in tree.rows)
 
 
 def _loss_times(batch: TrainBatch, row: int) -> NDArray[np.int64]:
     return np.flatnonzero(batch.loss_mask_RT[row, : batch.lengths_R[row]])
 
 
-def _encode_trees(batch: TrainBatch, micro_batch: MicroBatch) -> Encoded:
+def _encode_trees(batch: TrainBatch, micro_batch: MicroBatch, min_chunks: int) -> Encoded:
     """One row: every prompt once, followed by its completions."""
     tokens, positions, predict, row_N, time_N, trees = [], [], [], [], [], []
     end = 0
@@ -83,11 +120,12 @@ def _encode_trees(batch: TrainBatch, micro_batch: MicroBatch) -> Encoded:
         layout=tree_layout(trees),
         predict_N=torch.from_numpy(np.concatenate(predict)),
         labels_N=torch.from_numpy(batch.tokens_RT[rows, times].astype(np.int64)),
+        min_chunks=min_chunks,
     )
-    return Encoded(inputs, rows, times)
+    return Encoded(inputs, rows, times, tokens=end)
 
 
-def _encode_padded(batch: TrainBatch, micro_batch: MicroBatch) -> Encoded:
+def _encode_padded(batch: TrainBatch, micro_batch: MicroBatch, min_chunks: int) -> Encoded:
     """One row a sequence, padded on the right."""
     pairs = [(batch.prompt_ids[tree.prompt], row) for tree in micro_batch for row in tree.rows]
     lengths = [len(prompt) + int(batch.lengths_R[row]) for prompt, row in pairs]
@@ -111,5 +149,6 @@ def _encode_padded(batch: TrainBatch, micro_batch: MicroBatch) -> Encoded:
         layout=None,
         predict_N=torch.from_numpy(np.concatenate(predict)),
         labels_N=torch.from_numpy(batch.tokens_RT[rows, times].astype(np.int64)),
+        min_chunks=min_chunks,
     )
-    return Encoded(inputs, rows, times)
+    return Encoded(inputs, rows, times, tokens=sum(lengths))

@@ -8,8 +8,8 @@ import torch
 from ray_rl.config import RunConfig
 from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, shares_prefixes
 from ray_rl.models.policy import PolicyModel
-from ray_rl.training.micro_batches import plan_micro_batches
-from ray_rl.training.trainer import Scores, score, sizes_of
+from ray_rl.training.encoding import Split
+from ray_rl.training.trainer import Scores, score
 from ray_rl.types import TrainBatch
 
 
@@ -25,18 +25,23 @@ class Reference:
             rank: of this replica among `reference.workers`.
             threads: of this process on CPU.
         """
-        self._config = config
         self._rank = rank
         on_cpu = config.cluster.accelerator == "cpu"
         if on_cpu:
             torch.set_num_threads(threads)
         self._device = "cpu" if on_cpu else "cuda:0"
         trust = config.model.trust_remote_code
-        self._shared_prefix = shares_prefixes(config, load_model_config(folder, trust_remote_code=trust))
+        shared_prefix = shares_prefixes(config, load_model_config(folder, trust_remote_code=trust))
+        self._split = Split(
+            workers=config.reference.workers,
+            micro_batch_tokens=config.train.micro_batch_tokens,
+            logit_chunk_tokens=config.train.logit_chunk_tokens,
+            shared_prefix=shared_prefix,
+        )
         causal_lm = load_causal_lm(
             folder,
             dtype=config.model.dtype,
-            attention=attention_name(config, shared_prefix=self._shared_prefix),
+            attention=attention_name(config, shared_prefix=shared_prefix),
             trust_remote_code=trust,
         )
         policy = PolicyModel(
@@ -47,11 +52,5 @@ class Reference:
     @torch.no_grad()
     def logprobs(self, batch: TrainBatch) -> Scores:
         """Log-probabilities of this replica's share of the batch."""
-        shares = plan_micro_batches(
-            sizes_of(batch),
-            np.arange(batch.rows).tolist(),
-            workers=self._config.reference.workers,
-            budget=self._config.train.micro_batch_tokens,
-            shared_prefix=self._shared_prefix,
-        )[self._rank]
-        return score(self._policy, batch, shares, shared_prefix=self._shared_prefix, device=self._device)
+        share = self._split.encode(batch, np.arange(batch.rows), rank=self._rank)
+        return score(self._policy, batch, share, device=self._device)

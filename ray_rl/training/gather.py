@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,7 +44,8 @@ class ParameterStream:
             dtype: in which parameters are sent.
         """
         # named_parameters() lists a tied embedding once, as a checkpoint does.
-        self._parameters = {name.removeprefix(WRAPPED): p for name, p in policy.named_parameters()}
+        # Any: what ZeRO-3 adds to a parameter (ds_shape, ds_tensor, ds_numel) is not in its type.
+        self._parameters: dict[str, Any] = {name.removeprefix(WRAPPED): p for name, p in policy.named_parameters()}
         self._dtype = getattr(torch, dtype)
         self.specs = [
             ParameterSpec(name, dtype, tuple(p.ds_shape if _is_sharded(p) else p.shape))
@@ -53,8 +55,8 @@ class ParameterStream:
     def groups(self) -> Iterator[list[tuple[ParameterSpec, Tensor | None]]]:
         """Parameters of one layer after another, whole on rank 0 and None elsewhere; a collective.
 
-        The tensors are valid until the next group: their memory is used again. Every rank must exhaust it, also after an
-        error, or the others wait.
+        The tensors may share memory with the parameters: do not write to them. Every rank must exhaust it, also after
+        an error, or the others wait.
         """
         group: list[ParameterSpec] = []
         for spec in self.specs:
@@ -99,7 +101,7 @@ def _is_sharded(parameter: nn.Parameter) -> bool:
 
 
 def _layer(name: str) -> str:
-    """Everything up to the first number: "model.layers.7." for a decoder layer, "" for embeddings and the final norm."""
+    """Everything up to the first number: "model.layers.7" for a decoder layer, "" for embeddings and the final norm."""
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part.isdigit():

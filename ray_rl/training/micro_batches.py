@@ -1,4 +1,7 @@
-"""Which rank computes which rollouts, in which micro-batches. Pure: every rank computes the whole plan and takes its part."""
+"""Which rank computes which rollouts, in which micro-batches.
+
+Pure: every rank computes the whole plan and takes its part.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ def _balance(sizes: Sizes, trees: Sequence[Tree], workers: int) -> list[list[Tre
 
 
 def _pack(sizes: Sizes, trees: Sequence[Tree], *, budget: int, shared_prefix: bool) -> list[MicroBatch]:
-    """Consecutive trees, longest first, as many as fit. A padded row costs as much as the longest of its micro-batch."""
+    """Consecutive trees, longest first, as many as fit. A padded row costs what the longest of its micro-batch does."""
     packed: list[MicroBatch] = []
     current: list[Tree] = []
     used = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -39,6 +40,11 @@ def join_process_group(member: Member, *, accelerator: str, threads: int, timeou
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        # DeepSpeed 0.19.8 still calls them by the names that torch 2.13 deprecates.
+        warnings.filterwarnings(
+            "ignore", rf"`torch\.distributed\.{name}` is deprecated", FutureWarning, r"torch\.distributed\.c10d_logger"
+        )
     if accelerator == "cpu":
         # Its shared-memory all-reduce is compiled on first use, for minutes; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,8 @@ from ray_rl.metrics.metric import Last, Maximum, Mean, Metric, Total
 from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, shares_prefixes
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.deepspeed_config import deepspeed_config
-from ray_rl.training.encoding import Encoded, encode
+from ray_rl.training.encoding import Encoded, Split
 from ray_rl.training.gather import ParameterStream
-from ray_rl.training.micro_batches import MicroBatch, Sizes, plan_micro_batches
 from ray_rl.training.process_group import Member, join_process_group
 from ray_rl.training.schedule import learning_rate_factor
 from ray_rl.types import TrainBatch
@@ -34,7 +33,7 @@ class Scores:
     """Log-probabilities that one rank computed."""
 
     rows: NDArray[np.int64]
-    """[M] rows of the batch."""
+    """[M] rows of the batch, those with loss tokens."""
     logprobs_MT: NDArray[np.float32]
     """0 outside the loss mask."""
 
@@ -52,15 +51,21 @@ class Trainer:
             threads: of this process on CPU.
         """
         self._config = config
-        self._rank, self._world = member.rank, member.world
+        self._rank = member.rank
         train = config.train
         self._device = join_process_group(
             member, accelerator=config.cluster.accelerator, threads=threads, timeout_s=train.timeout_s
         )
         torch.manual_seed(config.run.seed)
         trust = config.model.trust_remote_code
-        self._shared_prefix = shares_prefixes(config, load_model_config(folder, trust_remote_code=trust))
-        self._engine = _initialize(config, folder, shared_prefix=self._shared_prefix)
+        shared_prefix = shares_prefixes(config, load_model_config(folder, trust_remote_code=trust))
+        self._split = Split(
+            workers=member.world,
+            micro_batch_tokens=train.micro_batch_tokens,
+            logit_chunk_tokens=train.logit_chunk_tokens,
+            shared_prefix=shared_prefix,
+        )
+        self._engine = _initialize(config, folder, shared_prefix=shared_prefix)
         self.stream = ParameterStream(self._engine.module, dtype=config.model.dtype)
         self._steps = 0
 
@@ -76,7 +81,8 @@ class Trainer:
             batch: with advantages; with old_logprobs if there is more than one optimizer step.
 
         Raises:
-            TrainingError: a loss or gradient is not finite. The step is not applied if a loss was the cause.
+            TrainingError: a loss or gradient is not finite, raised on every rank. The parameters are as they were
+                before the optimizer step, but gradients are left behind: load a new trainer.
         """
         algorithm = self._config.algorithm
         metrics: list[Metric] = []
@@ -88,49 +94,60 @@ class Trainer:
     @torch.no_grad()
     def logprobs(self, batch: TrainBatch) -> Scores:
         """Log-probabilities of this rank's share of the batch under the current weights; a collective."""
-        shares = self._shares(batch, np.arange(batch.rows))
-        return score(self._engine, batch, shares, shared_prefix=self._shared_prefix, device=self._device)
+        share = self._split.encode(batch, np.arange(batch.rows), rank=self._rank)
+        return score(self._engine, batch, share, device=self._device)
 
-    def _shares(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[MicroBatch]:
-        return plan_micro_batches(
-            sizes_of(batch),
-            rows.tolist(),
-            workers=self._world,
-            budget=self._config.train.micro_batch_tokens,
-            shared_prefix=self._shared_prefix,
-        )[self._rank]
+    def accumulate(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Metric]:
+        """Leaves the gradient of the mean loss over some rows in the engine; a collective.
 
-    def _optimizer_step(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Metric]:
-        """One step on some rows of the batch. Sums over this rank, divided by counts over all of them."""
+        Sums over this rank's tokens, divided by counts over all rows: neither the number of workers nor the
+        micro-batches change the gradient.
+
+        Args:
+            batch: with advantages.
+            rows: of the batch, with at least one loss token.
+
+        Raises:
+            TrainingError: the loss of a rank is not finite; raised on every rank.
+        """
+        reduction = self._config.algorithm.reduction
+        loss_tokens_R = batch.loss_mask_RT.sum(1)
+        weights_R = token_weights(loss_tokens_R, reduction)
+        count = reduction_count(loss_tokens_R[rows], reduction)
+        share = self._split.encode(batch, self._with_gradient(batch, rows), rank=self._rank)
+        metrics: list[Metric] = [Total("train/tokens", sum(encoded.tokens for encoded in share))]
+        loss_sum = 0.0
+        for i, encoded in enumerate(share):
+            self._engine.set_gradient_accumulation_boundary(i == len(share) - 1)
+            loss, gap = self._backward(encoded, batch, weights_R, count)
+            metrics += _loss_metrics(loss) + gap
+            loss_sum += float(loss.loss_sum.detach())
+        self._require_finite(loss_sum)
+        return metrics
+
+    def _with_gradient(self, batch: TrainBatch, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows that have a gradient. The others stay in the count, so leaving them out changes nothing but time."""
         assert batch.advantages_RT is not None, "the batch has no advantages"
         algorithm = self._config.algorithm
-        loss_tokens_R = batch.loss_mask_RT.sum(1)
-        weights_R = token_weights(loss_tokens_R, algorithm.reduction)
-        count = reduction_count(loss_tokens_R[rows], algorithm.reduction)
-        trained = rows
-        if algorithm.kl.coefficient == 0 and algorithm.entropy_coefficient == 0:
-            # The others have no gradient. They stay in the count, so leaving them out changes nothing but time.
-            trained = rows[informative_rows(batch.advantages_RT[rows])]
-        metrics: list[Metric] = [Mean("train/skipped_fraction", len(rows) - len(trained), len(rows))]
-        if len(trained) == 0 or count == 0:
-            return metrics if self._rank == 0 else []
-        self._set_learning_rate()
-        plan = self._shares(batch, trained)
-        losses = [
-            self._accumulate(encode(batch, micro, shared_prefix=self._shared_prefix), batch, weights_R, count, is_last)
-            for micro, is_last in _with_last(plan)
-        ]
-        metrics = metrics if self._rank == 0 else []
-        for loss, gap in losses:
-            metrics += _loss_metrics(loss) + gap
-        metrics.append(Total("train/tokens", sum(sizes_of(batch).tokens(tree) for micro in plan for tree in micro)))
-        self._require_finite(sum(float(loss.loss_sum.detach()) for loss, _ in losses))
-        self._engine.step()
-        self._steps += 1
-        return metrics + self._step_metrics()
+        if algorithm.kl.coefficient > 0 or algorithm.entropy_coefficient > 0:
+            return rows
+        return rows[informative_rows(batch.advantages_RT[rows])]
 
-    def _accumulate(
-        self, encoded: Encoded, batch: TrainBatch, weights_R: NDArray[np.float32], count: float, is_last: bool
+    def _optimizer_step(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Metric]:
+        """One step on some rows of the batch."""
+        trained = len(self._with_gradient(batch, rows))
+        metrics: list[Metric] = []
+        if self._rank == 0:
+            metrics.append(Mean("train/skipped_fraction", len(rows) - trained, len(rows)))
+        rate = self._set_learning_rate()
+        if trained > 0 and batch.loss_mask_RT[rows].any():
+            metrics += self.accumulate(batch, rows)
+            metrics += [Last("policy/grad_norm", self._apply()), Last("policy/learning_rate", rate)]
+        self._steps += 1
+        return metrics
+
+    def _backward(
+        self, encoded: Encoded, batch: TrainBatch, weights_R: NDArray[np.float32], count: float
     ) -> tuple[LossSum, list[Metric]]:
         """Forward and backward pass of one micro-batch."""
         algorithm = self._config.algorithm
@@ -138,6 +155,7 @@ class Trainer:
         logprobs_N, entropy_N = self._engine(
             encoded.inputs.to(device), with_entropy=True, entropy_grad=algorithm.entropy_coefficient > 0
         )
+        assert batch.advantages_RT is not None, "the batch has no advantages"
         old, reference = batch.old_logprobs_RT, batch.reference_logprobs_RT
         loss = policy_loss(
             algorithm,
@@ -151,14 +169,13 @@ class Trainer:
                 row_N=torch.from_numpy(encoded.row_N).to(device),
             ),
         )
-        self._engine.set_gradient_accumulation_boundary(is_last)
         # DeepSpeed averages over the ranks; the count is already global, so the average is undone.
-        self._engine.backward(loss.loss_sum / count * self._world, scale_wrt_gas=False)
+        self._engine.backward(loss.loss_sum / count * self._split.workers, scale_wrt_gas=False)
         baseline = logprobs_N.detach().cpu() if old is None else encoded.pick(old)
         gap_N = (baseline - encoded.pick(batch.rollout_logprobs_RT)).abs()
         if len(gap_N) == 0:
             return loss, []
-        gap = [
+        gap: list[Metric] = [
             Mean("sync/logprob_gap_mean", float(gap_N.sum()), len(gap_N)),
             Maximum("sync/logprob_gap_max", float(gap_N.max())),
         ]
@@ -170,46 +187,48 @@ class Trainer:
         dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
         if is_bad.item():
             raise TrainingError(
-                f"optimizer step {self._steps}: the loss of rank {self._rank} is {loss}; the step was not applied. "
-                "Look at the step's rollouts; a lower train.learning_rate or clip_grad_norm may help"
+                f"optimizer step {self._steps}: the loss of rank {self._rank} is {loss}, and that of one rank at least "
+                "is not finite; the step was not applied. Look at the step's rollouts; a lower train.learning_rate or "
+                "train.clip_grad_norm may help"
             )
 
-    def _step_metrics(self) -> list[Metric]:
-        norm = float(self._engine.get_global_grad_norm() or 0.0)
-        if not math.isfinite(norm):
+    def _apply(self) -> float:
+        """Clips and applies the accumulated gradient; returns its norm before clipping."""
+        engine = self._engine
+        if engine.zero_optimization_stage() == 0 and self._config.model.dtype == "float32":
+            # Here DeepSpeed neither reports the norm nor refuses one that is not finite.
+            norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters()]))
+            is_applied = math.isfinite(norm)
+            if is_applied:
+                engine.step()
+        else:
+            engine.step()
+            norm, is_applied = float(engine.get_global_grad_norm()), engine.was_step_applied()
+        if not is_applied:
             raise TrainingError(
-                f"optimizer step {self._steps - 1}: the gradient norm is {norm}; the weights are lost and were not "
-                "published. Resume from before, with a lower train.learning_rate"
+                f"optimizer step {self._steps}: the loss is finite, the norm of its gradient is not; the step was not "
+                "applied. Look at the step's rollouts; a lower train.learning_rate may help, or model.dtype=float32"
             )
-        rate = self._engine.optimizer.param_groups[0]["lr"]
-        return [Last("policy/grad_norm", norm), Last("policy/learning_rate", rate)]
+        return norm
 
-    def _set_learning_rate(self) -> None:
+    def _set_learning_rate(self) -> float:
+        """Sets and returns the learning rate of this step."""
         config = self._config
         total = config.run.steps * config.algorithm.optimizer_steps
         factor = learning_rate_factor(config.train.schedule, step=self._steps, total_steps=total)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = config.train.learning_rate * factor
+        return config.train.learning_rate * factor
 
 
-def score(model: Any, batch: TrainBatch, shares: list[MicroBatch], *, shared_prefix: bool, device: str) -> Scores:
+def score(model: Any, batch: TrainBatch, share: Sequence[Encoded], *, device: str) -> Scores:
     """Log-probabilities of the loss tokens of some micro-batches under `model`, a `PolicyModel` or an engine of one."""
     logprobs_RT = np.zeros(batch.tokens_RT.shape, np.float32)
-    for micro in shares:
-        encoded = encode(batch, micro, shared_prefix=shared_prefix)
+    for encoded in share:
         logprobs_N, _ = model(encoded.inputs.to(device), with_entropy=False)
         logprobs_RT[encoded.row_N, encoded.time_N] = logprobs_N.cpu().numpy()
-    rows = np.array(sorted(row for micro in shares for tree in micro for row in tree.rows), np.int64)
+    rows = np.unique(np.concatenate([encoded.row_N for encoded in share]))
     return Scores(rows, logprobs_RT[rows])
-
-
-def sizes_of(batch: TrainBatch) -> Sizes:
-    """Token counts of a batch."""
-    return Sizes([len(prompt) for prompt in batch.prompt_ids], batch.lengths_R.tolist(), batch.group_size)
-
-
-def _with_last(plan: list[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
-    return ((micro, i == len(plan) - 1) for i, micro in enumerate(plan))
 
 
 def _loss_metrics(loss: LossSum) -> list[Metric]:

@@ -1,4 +1,4 @@
-"""A Llama small enough for unit tests, ragged batches for it, and what its log-probabilities are without any packing."""
+"""A Llama small enough for unit tests, ragged batches for it, and its log-probabilities without any packing."""
 
 from __future__ import annotations
 
