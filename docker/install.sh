@@ -40,7 +40,9 @@ torch_cpu() {
     say "installing $pin ..."
     if pip install --no-deps --no-compile "$pin" 2>/dev/null; then return 0; fi
     say "pip's own configuration has no $pin; taking it from $TORCH_CPU_INDEX ..."
-    pip install --no-deps --no-compile --extra-index-url "$TORCH_CPU_INDEX" "$pin"
+    if pip install --no-deps --no-compile --extra-index-url "$TORCH_CPU_INDEX" "$pin"; then return 0; fi
+    echo "setup: error: could not install $pin; pip needs $TORCH_CPU_INDEX or a mirror of it (pip config set)" >&2
+    return 1
 }
 
 all() {

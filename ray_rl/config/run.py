@@ -35,8 +35,8 @@ class ModelConfig(Config):
     path: str
     """A folder, a hub name, or a packaged model (`smollm2-135m-instruct`)."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the forward pass and of the engines. Master weights and optimizer state are float32 either way. auto: bfloat16 on
-    GPU and on CPUs with bfloat16 instructions, else float32; the run folder's config.yaml says which."""
+    """Of the forward pass and of the engines. Master weights and optimizer state are float32 either way. auto: bfloat16
+    on GPU and on CPUs with bfloat16 instructions, else float32; the run folder's config.yaml says which."""
     trust_remote_code: bool = False
 
 

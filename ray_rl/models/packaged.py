@@ -34,7 +34,7 @@ def resolve_model(path: str) -> str:
 
 
 def _convert(name: str, packaged: PackagedModel, folder: Path) -> None:
-    """Dequantises the package's GGUF into `folder` (bfloat16 safetensors); atomic, so that a torn copy is never used."""
+    """Dequantises the package's GGUF into `folder` (bfloat16 safetensors), atomically: a torn copy is never used."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -53,7 +53,7 @@ def _convert(name: str, packaged: PackagedModel, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
-        model.to(torch.bfloat16).save_pretrained(partial)
+        model.bfloat16().save_pretrained(partial)
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
         partial.rename(folder)
     except OSError:

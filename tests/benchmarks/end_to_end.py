@@ -1,8 +1,8 @@
 """Seconds of a whole GRPO step: this system against TRL's GRPOTrainer, on the demo's shape, in one run on one machine.
 
-Same model, prompts, group size, completion limit, sampling, learning rate, KL setting (none) and dtype. The reward is the
-length of the completion: it differs inside nearly every group, so that no rollout can be left out of the update. On the
-demo's own reward this system is faster still, because groups with equal rewards are skipped.
+Same model, prompts, group size, completion limit, sampling, learning rate, KL setting (none) and dtype. The reward is
+the length of the completion: it differs inside nearly every group, so that no rollout can be left out of the update. On
+the demo's own reward this system is faster still, because groups with equal rewards are skipped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer on the workload of `end_to_end`, in a process of its own. Prints the seconds of each step as JSON."""
+"""TRL's GRPOTrainer on the workload of `end_to_end`, in its own process. Prints the seconds of each step as JSON."""
 
 from __future__ import annotations
 
