@@ -43,7 +43,7 @@ def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write
         ("train: 3", "train=3: must be a mapping of options"),
         ("train: {betas: [0.9, []]}", "train.betas.1=[]: must be a valid number (AdamW.)"),
         ("train: {eps: .inf}", "train.eps=inf: must be a finite number (AdamW.)"),
-        ("model: {dtype: fp16, path: a}", "model.dtype=fp16: must be 'bfloat16' or 'float32' (Of the forward pass "),
+        ("model: {dtype: fp16, path: a}", "model.dtype=fp16: must be 'auto', 'bfloat16' or 'float32' (Of the forward "),
         ("cluster: {colocate: [[critic]]}", "cluster.colocate.0.0=critic: must be 'actor' or 'reference' (Roles that "),
     ],
 )
