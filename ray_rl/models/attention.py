@@ -18,8 +18,13 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from ray_rl.errors import ConfigError
+
 SHARED_PREFIX = "ray_rl_shared_prefix"
 """Name under which transformers knows this attention."""
+
+CHANGES_SCORES = ("s_aux", "softcap", "sliding_window", "position_bias")
+"""Keywords under which transformers' models pass attention sinks, caps, windows and biases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +206,17 @@ def shared_prefix_attention(
 
     Returns:
         [1, S, H, D] and no weights.
+
+    Raises:
+        ConfigError: the model changes its scores in a way that is not implemented here.
     """
     assert attention_mask is None, "the layout is the mask"
     assert dropout == 0.0, "attention dropout must be 0"
+    for name in CHANGES_SCORES:
+        if ignored.get(name) is not None:
+            raise ConfigError(
+                f"train.packing=shared_prefix: the model needs {name} in its attention; set train.packing=padded"
+            )
     heads, key_heads, size = query.shape[1], key.shape[1], query.shape[3]
     queries, keys = _Views.of(layout, key_heads, heads // key_heads), _Views.of(layout, key_heads, 1)
     query_p, query_c = _view(query, queries)

@@ -42,18 +42,34 @@ def shares_prefixes(config: RunConfig, model_config: PretrainedConfig) -> bool:
     """Whether the update computes each prompt once for all its completions (`train.packing`).
 
     Raises:
-        ConfigError: asked for with a model that has sliding-window layers, which the shared layout cannot express.
+        ConfigError: asked for with a model whose attention the shared layout cannot express.
     """
-    has_windows = "sliding_attention" in (model_config.to_dict().get("layer_types") or [])
+    obstacle = _obstacle_to_sharing(model_config)
     match config.train.packing:
-        case "shared_prefix" if has_windows:
+        case "shared_prefix" if obstacle:
             raise ConfigError(
-                f"train.packing=shared_prefix: {config.model.path} has sliding-window layers; set train.packing=padded"
+                f"train.packing=shared_prefix: {config.model.path} has {obstacle}; set train.packing=padded"
             )
         case "auto":
-            return config.cluster.accelerator == "cpu" and not has_windows
+            return config.cluster.accelerator == "cpu" and obstacle is None
         case packing:
             return packing == "shared_prefix"
+
+
+def _obstacle_to_sharing(model_config: PretrainedConfig) -> str | None:
+    """What keeps a model from sharing prefixes: its layers would see the row and not the tree."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    settings = model_config.to_dict()
+    layers = settings.get("layer_types")
+    is_windowed = settings.get("sliding_window") is not None if layers is None else set(layers) != {"full_attention"}
+    if is_windowed:
+        return "layers that are not full attention"
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
+    # transformers' word for models whose attention is replaced by AttentionInterface; others ignore it.
+    if model_class is None or not model_class._supports_attention_backend:
+        return "an attention of its own, which transformers cannot replace"
+    return None
 
 
 def attention_name(config: RunConfig, *, shared_prefix: bool) -> str:
@@ -73,7 +89,7 @@ def load_causal_lm(
     attention: str,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """The model with its weights in `dtype`; only safetensors are read.
+    """The model with its weights in `dtype`, and without dropout; only safetensors are read.
 
     Raises:
         DataError: no such model, or no safetensors.
@@ -82,9 +98,13 @@ def load_causal_lm(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    model_config = load_model_config(folder, trust_remote_code=trust_remote_code)
+    for name in _dropouts(model_config):
+        setattr(model_config, name, 0.0)
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder,
+            config=model_config,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
@@ -92,3 +112,15 @@ def load_causal_lm(
         )
     except (OSError, ValueError) as error:
         raise DataError(f"model.path={folder}: cannot be loaded ({error})") from error
+
+
+def _dropouts(model_config: PretrainedConfig) -> list[str]:
+    """Rates at which the model would drop activations while it trains: the sampled policy does not.
+
+    In transformers their names end in "dropout" (attention_dropout) or "pdrop" (resid_pdrop).
+    """
+    return [
+        name
+        for name, value in model_config.to_dict().items()
+        if name.endswith(("dropout", "pdrop")) and isinstance(value, float)
+    ]

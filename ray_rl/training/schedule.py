@@ -13,12 +13,12 @@ def learning_rate_factor(schedule: Schedule, *, step: int, total_steps: int) -> 
 
     Warm-up: (step + 1) / (warmup_steps + 1), so that the first step already learns. Then, with x the share of the
     remaining steps that is over: constant 1; linear 1 - x; cosine (1 + cos(pi x)) / 2, both from 1 down to `minimum`,
-    which the last step of the run reaches.
+    which the last step of the run reaches. Where only one step remains it stays at the peak.
     """
     if step < schedule.warmup_steps:
         return (step + 1) / (schedule.warmup_steps + 1)
     remaining = total_steps - 1 - schedule.warmup_steps
-    over = min(1.0, (step - schedule.warmup_steps) / remaining) if remaining > 0 else 1.0
+    over = min(1.0, (step - schedule.warmup_steps) / max(remaining, 1))
     match schedule.kind:
         case "constant":
             return 1.0

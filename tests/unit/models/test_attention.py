@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ray_rl.models.attention import SHARED_PREFIX
+from ray_rl.errors import ConfigError
+from ray_rl.models.attention import CHANGES_SCORES, SHARED_PREFIX, shared_prefix_attention, tree_layout
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.encoding import encode
 from ray_rl.training.micro_batches import MicroBatch, Tree
@@ -87,6 +88,13 @@ def test_completions_do_not_see_each_other_nor_other_trees() -> None:
     others = (encoded[0].row_N != 0) & (encoded[0].row_N < 4)
     assert torch.equal(before[others], after[others])
     assert not torch.isclose(before[~others], after[~others]).any()
+
+
+@pytest.mark.parametrize("keyword", CHANGES_SCORES)
+def test_a_model_that_changes_its_scores_is_refused(keyword: str) -> None:
+    x = torch.zeros(1, 2, 3, 8)
+    with pytest.raises(ConfigError, match=f"needs {keyword}"):
+        shared_prefix_attention(None, x, x, x, None, scaling=1.0, layout=tree_layout([(1, [2])]), **{keyword: 1.0})
 
 
 def bfloat16_error(attention: str, batch: TrainBatch, *, shared_prefix: bool) -> float:

@@ -58,3 +58,17 @@ def test_inputs_on_the_cpu_stay_where_they_are() -> None:
 def test_inputs_move_to_a_device_whole() -> None:
     moved = replace(ENCODED.inputs).to("meta")
     assert moved.tokens_BL.device == moved.labels_N.device == moved.attention_mask_BL.device == torch.device("meta")
+
+
+@pytest.mark.parametrize(("min_chunks", "runs"), [(1, 2), (2, 2), (5, 5), (50, 50)])
+def test_the_head_runs_as_often_as_the_rank_with_most_loss_tokens_needs(min_chunks: int, runs: int) -> None:
+    model = tiny_llama("sdpa")
+    calls: list[int] = []
+    model.lm_head.register_forward_hook(lambda head, inputs, logits: calls.append(len(logits)))
+    policy = PolicyModel(model, chunk_tokens=LOSS_TOKENS - 1, temperature=1.0)
+    with torch.no_grad():
+        logprobs_N, _ = policy(replace(ENCODED.inputs, min_chunks=min_chunks), with_entropy=False)
+        expected_N, _ = policy(ENCODED.inputs, with_entropy=False)
+    assert calls[:-2] == calls[:runs]
+    assert sum(calls[:runs]) == LOSS_TOKENS
+    assert torch.allclose(logprobs_N, expected_N, atol=1e-6)
