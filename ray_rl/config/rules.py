@@ -111,10 +111,11 @@ def _deepspeed(config: RunConfig) -> Iterator[str]:
             "train.offload.optimizer=true: ZeRO stage 0 cannot move the optimizer to the CPU; "
             "set train.zero_stage to 1, 2 or 3, or train.offload.optimizer=false"
         )
-    if train.zero_stage == 0 and config.model.dtype == "bfloat16" and train.gradient_dtype == "float32":
+    # auto may be bfloat16: a configuration is valid on every machine or on none.
+    if train.zero_stage == 0 and config.model.dtype != "float32" and train.gradient_dtype == "float32":
         yield (
             "train.gradient_dtype=float32: DeepSpeed refuses to sum gradients in float32 at train.zero_stage=0 under "
-            "model.dtype=bfloat16; set train.zero_stage=1, or train.gradient_dtype=bfloat16, or model.dtype=float32"
+            f"model.dtype={config.model.dtype}; set train.zero_stage=1, or train.gradient_dtype=bfloat16, or model.dtype=float32"
         )
 
 

@@ -86,7 +86,7 @@ class TestDeepSpeed:
         check(load("train.zero_stage=0", "model.dtype=float32"), visible_gpus=0)
         assert refused("train.zero_stage=0") == (
             "train.gradient_dtype=float32: DeepSpeed refuses to sum gradients in float32 at train.zero_stage=0 under "
-            "model.dtype=bfloat16; set train.zero_stage=1, or train.gradient_dtype=bfloat16, or model.dtype=float32"
+            "model.dtype=auto; set train.zero_stage=1, or train.gradient_dtype=bfloat16, or model.dtype=float32"
         )
 
 
