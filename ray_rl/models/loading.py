@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -65,7 +65,7 @@ def _obstacle_to_sharing(model_config: PretrainedConfig) -> str | None:
     is_windowed = settings.get("sliding_window") is not None if layers is None else set(layers) != {"full_attention"}
     if is_windowed:
         return "layers that are not full attention"
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
     # transformers' word for models whose attention is replaced by AttentionInterface; others ignore it.
     if model_class is None or not model_class._supports_attention_backend:
         return "an attention of its own, which transformers cannot replace"
