@@ -73,7 +73,7 @@ def trl(folder: Path, *, steps: int, dtype: str, checkpointing: bool) -> Result:
     return Result(name, json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
 
 
-def main(steps: int = 4) -> None:
+def main(steps: int = 3) -> None:
     dtype = resolve_dtype("auto", "cpu")
     length = f"[{{kind: length, target: {LENGTH_TARGET}}}]"
     with tempfile.TemporaryDirectory() as scratch:
