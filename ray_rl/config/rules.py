@@ -115,7 +115,8 @@ def _deepspeed(config: RunConfig) -> Iterator[str]:
     if train.zero_stage == 0 and config.model.dtype != "float32" and train.gradient_dtype == "float32":
         yield (
             "train.gradient_dtype=float32: DeepSpeed refuses to sum gradients in float32 at train.zero_stage=0 under "
-            f"model.dtype={config.model.dtype}; set train.zero_stage=1, or train.gradient_dtype=bfloat16, or model.dtype=float32"
+            f"model.dtype={config.model.dtype}; set train.zero_stage=1, or train.gradient_dtype=bfloat16, or "
+            "model.dtype=float32"
         )
 
 

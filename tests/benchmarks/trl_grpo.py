@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import time
 from pathlib import Path
 
@@ -35,18 +36,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], required=True)
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--length-target", type=int, required=True)
     parser.add_argument("--max-tokens", type=int, required=True)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
 
     rng = random.Random(0)
     pairs = [(rng.randint(0, 50), rng.randint(0, 50)) for _ in range(8 * arguments.steps)]
-    rows = [{"prompt": [{"role": "user", "content": f"What is {a}+{b}? Answer with a number."}]} for a, b in pairs]
+    rows = [
+        {"prompt": [{"role": "user", "content": f"What is {a}+{b}? Answer with a number."}], "answer": str(a + b)}
+        for a, b in pairs
+    ]
 
-    def length_reward(completion_ids: list[list[int]], **_: object) -> list[float]:
-        target = arguments.length_target
-        return [-max(0, len(ids) - target) / target for ids in completion_ids]
+    def last_number(completions: list[list[dict[str, str]]], answer: list[str], **_: object) -> list[float]:
+        found = [re.findall(r"-?\d+", completion[0]["content"]) for completion in completions]
+        return [float(numbers[-1:] == [right]) for numbers, right in zip(found, answer, strict=True)]
 
     config = GRPOConfig(
         output_dir=str(arguments.output),
@@ -72,7 +75,7 @@ def main() -> None:
         # Master weights in float32 in either case; bf16 is autocast, as is TRL's habit.
         model=AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(arguments.model),
-        reward_funcs=length_reward,
+        reward_funcs=last_number,
         train_dataset=Dataset.from_list(rows),
         args=config,
         callbacks=[clock],
