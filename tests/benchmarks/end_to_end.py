@@ -2,8 +2,8 @@
 
 Same model, prompts, reward, group size, completion limit, sampling, learning rate, KL setting (none) and dtype. The
 first row of the table is the demo's task as it stands: groups whose completions all got the same reward have no
-gradient, and only this system leaves them out of the update. The second row takes that away: its reward is the length of
-the completion, which differs inside nearly every group.
+gradient, and only this system leaves them out of the update. The second row takes that away: its reward is the length
+of the completion, which differs inside nearly every group.
 """
 
 from __future__ import annotations
