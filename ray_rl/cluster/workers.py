@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from ray_rl.training.process_group import Member
     from ray_rl.training.trainer import Scores
     from ray_rl.weight_sync.sender import Rendezvous
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
+MALLOPT_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +45,25 @@ class Setting:
     def enter(self, name: str) -> None:
         """Makes this process the worker `name`: its variables, and its output in its own log file."""
         os.environ.update(self.environment, OMP_NUM_THREADS=str(self.threads))
+        if self.config.cluster.accelerator == "cpu":
+            _keep_freed_memory()
         folder = Path(self.logs)
         folder.mkdir(parents=True, exist_ok=True)
         log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
+
+
+def _keep_freed_memory() -> None:
+    """Makes glibc's malloc reuse large blocks: by default each goes back to the kernel, which zeroes it for the next.
+
+    Page faults were a tenth of the processor time of an update, and up to three quarters beside other load.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, MALLOPT_MAX)
+        libc.mallopt(M_TRIM_THRESHOLD, MALLOPT_MAX)
 
 
 def _free_address() -> tuple[str, int]:
