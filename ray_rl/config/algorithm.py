@@ -1,51 +1,115 @@
 """What is optimised."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from ray_rl.config.advantages import AdvantageConfig, GroupAdvantage
 from ray_rl.config.base import Config
+from ray_rl.config.losses import Clipped, LossConfig
+from ray_rl.config.presets import PRESETS, Preset, filled
 
 
-class GroupAdvantage(Config):
-    """Reward minus the mean of its group (GRPO, arXiv:2402.03300, section 4.1)."""
+class FixedKl(Config):
+    """The coefficient stays."""
 
-    kind: Literal["group"] = "group"
-    divide_by_std: bool = True
-    """Divide by the group's population standard deviation. False: Dr. GRPO, arXiv:2503.20783."""
-    eps: float = Field(1e-6, gt=0)
-    """Added to the standard deviation."""
+    kind: Literal["fixed"] = "fixed"
+
+
+class AdaptiveKl(Config):
+    """The coefficient follows the divergence (Ziegler et al., arXiv:1909.08593)."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    target: float = Field(0.1, gt=0)
+    """Divergence to hold, in nats per token. verl: 0.1."""
+    horizon: float = Field(10_000.0, gt=0)
+    """Sequences over which a sustained error of 0.2 or more changes the coefficient by a fifth. verl, OpenRLHF: 10000.
+    """
 
 
 class Kl(Config):
-    """Penalty on the distance to a frozen reference, in the loss. A reference role exists if the coefficient is > 0."""
+    """Penalty on the distance to a frozen reference. A reference role exists if the coefficient is > 0."""
 
     coefficient: float = Field(0.0, ge=0)
+    """0.001 in verl's examples; OpenRLHF: 0.01 in the reward; TRL: 0.05 in the reward for PPO and RLOO."""
+    place: Literal["loss", "reward"] = "loss"
+    """loss: added to the loss of each token (GRPO). reward: taken from the reward, of each token where the estimator
+    looks at tokens (PPO, REINFORCE++), else their sum from that of the completion (RLOO)."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Schulman 2020, "Approximating KL divergence". k3 = exp(r - l) - (r - l) - 1: unbiased and never negative."""
+    """Schulman 2020, "Approximating KL divergence". k3 = exp(r - l) - (r - l) - 1: unbiased and never negative. In the
+    reward k1 = l - r is usual."""
+    control: FixedKl | AdaptiveKl = Field(FixedKl(), discriminator="kind")
+    max_log_ratio: float | None = Field(20.0, gt=0)
+    """k3: bound of r - l before exp. verl: 20; OpenRLHF, TRL: none."""
+    bound: float | None = Field(None, gt=0)
+    """Each token's estimate is clipped to +- this. verl: 10 for k3; OpenRLHF: 10; TRL: none."""
+    k2_gradient: bool = False
+    """In the loss: the value of the estimator with the gradient of k2 (verl's suffix "+")."""
 
 
-class Grpo(Config):
-    """Group relative policy optimisation with a clipped surrogate."""
+class Shaping(Config):
+    """What is done to the reward of a completion before advantages."""
 
-    kind: Literal["grpo"] = "grpo"
+    per_token: bool = False
+    """Divide by the number of tokens of the completion."""
+    whiten: bool = False
+    """Divide by the standard deviation over the batch (ddof 1), keeping the mean (TRL's whiten_rewards)."""
+    overlong_share: float = Field(0.0, ge=0, lt=1)
+    """DAPO's soft punishment: over this last share of rollout.max_tokens the reward falls linearly. The paper: 0.2."""
+    overlong_penalty: float = Field(1.0, ge=0)
+    """By so much at the limit."""
+    clip: float | None = Field(None, gt=0)
+    """Scores are clipped to +- this, after the baseline of their group where there is one. OpenRLHF: 10."""
+
+
+class DynamicSampling(Config):
+    """Draw again for groups whose rewards are all equal (DAPO, arXiv:2503.14476, section 3.2)."""
+
+    max_draws: int = Field(10, ge=1)
+    """Times prompts_per_step prompts that a step may draw. After that, the batch is filled with what was drawn."""
+
+
+class Algorithm(Config):
+    """A policy gradient. `kind: ppo` has a critic, `kind: grpo` compares the completions of a prompt."""
+
+    kind: Literal["grpo", "ppo"] = "grpo"
+    """ppo: advantage is `gae`, and there is a `critic`. grpo: any other advantage."""
+    preset: Preset | None = None
+    """Fills in what a named algorithm sets and is not set here; docs/algorithms.md has the table."""
     prompts_per_step: int = Field(8, ge=1)
     """P."""
     group_size: int = Field(8, ge=1)
-    """G, completions per prompt; at least 2."""
-    advantage: GroupAdvantage = GroupAdvantage()
-    clip: tuple[float, float] = (0.2, 0.2)
+    """G, completions per prompt; at least 2 where they are compared."""
+    advantage: AdvantageConfig = GroupAdvantage()
+    loss: LossConfig = Clipped()
+    clip: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0)]] = (0.2, 0.2)
     """The ratio is clipped to [1 - clip[0], 1 + clip[1]]."""
+    max_log_ratio: float | None = Field(20.0, gt=0)
+    """Bound of the log-ratio before exp, without gradient beyond it. verl, OpenRLHF: 20; TRL: none."""
     kl: Kl = Kl()
     entropy_coefficient: float = Field(0.0, ge=0)
     """Weight of the mean token entropy, maximised."""
-    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
+    reduction: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
     """token_mean: sum over all tokens of the optimizer step / their number (DAPO). sequence_mean: mean over sequences
-    of the mean over tokens (GRPO as published)."""
+    of the mean over tokens (GRPO as published). constant: sum / (sequences * reduction_denominator) (Dr. GRPO)."""
+    reduction_denominator: float | None = Field(None, gt=0)
+    """Of `constant`. None: rollout.max_tokens."""
+    shaping: Shaping = Shaping()
+    dynamic_sampling: DynamicSampling | None = None
+    mask_truncated: bool = False
+    """Completions cut off by the token limit are left out of the loss (DAPO's overlong filtering)."""
     update_epochs: int = Field(1, ge=1)
     """Passes over the batch of a step."""
     minibatches: int = Field(1, ge=1)
     """Optimizer steps a pass; divides prompts_per_step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """The preset below what the user wrote."""
+        if isinstance(given, dict) and given.get("preset") in PRESETS:
+            return filled(given, PRESETS[given["preset"]])
+        return given
 
     @property
     def optimizer_steps(self) -> int:

@@ -20,7 +20,7 @@ class ClusterConfig(Config):
     """CPUs that Ray reserves for a worker. A local CPU cluster declares as many as the workers need."""
     threads: int | None = Field(None, ge=1)
     """Threads of a worker on CPU. None: the cores of the node / the workers of the busiest role on it."""
-    colocate: list[list[Literal["actor", "reference"]]] = Field(default_factory=list)
+    colocate: list[list[Literal["actor", "critic", "reference", "reward"]]] = Field(default_factory=list)
     """Roles that share a GPU group: worker i of each on GPU i."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Limit for placement, and for workers to start."""

@@ -32,21 +32,46 @@ def has_reference(config: RunConfig) -> bool:
     return config.algorithm.kl.coefficient > 0
 
 
+def role_workers(config: RunConfig) -> dict[str, tuple[int, str]]:
+    """Workers of every role that the run has, and the key that says so, in the order in which ranks are placed.
+
+    A worker of `rollout` is an engine, which takes `rollout.tensor_parallel` GPUs; of the others it takes one.
+    """
+    workers = {"actor": (config.train.workers, "train.workers")}
+    if config.critic is not None:
+        workers["critic"] = (config.critic.workers, "critic.workers")
+    if config.reference is not None and has_reference(config):
+        workers["reference"] = (config.reference.workers, "reference.workers")
+    if config.reward is not None:
+        workers["reward"] = (config.reward.workers, "reward.workers")
+    workers["rollout"] = (config.rollout.engines, "rollout.engines")
+    return workers
+
+
+def role_groups(config: RunConfig) -> list[tuple[str, ...]]:
+    """The roles of the run by GPU group: those that `cluster.colocate` puts together, and each of the others alone."""
+    present = list(role_workers(config))
+    shared = [tuple(role for role in present if role in roles) for roles in config.cluster.colocate]
+    taken = {role for roles in shared for role in roles}
+    groups = [roles for roles in shared if roles] + [(role,) for role in present if role not in taken]
+    return sorted(groups, key=lambda roles: present.index(roles[0]))
+
+
 def asked_gpus(config: RunConfig) -> list[Ask]:
-    """The GPU groups of a run: the actor, the engines, and the reference unless it shares the actor's GPUs."""
-    actor = Ask("actor", config.train.workers, "train.workers")
-    rollout = config.rollout
-    engines = Ask(
-        "engines",
-        rollout.engines * rollout.tensor_parallel,
-        f"rollout.engines {rollout.engines} * rollout.tensor_parallel {rollout.tensor_parallel}",
-    )
-    if not has_reference(config):
-        return [actor, engines]
-    workers = config.reference.workers
-    if any({"actor", "reference"} <= set(group) for group in config.cluster.colocate):
-        return [Ask("actor+reference", max(actor.gpus, workers), "train.workers, shared by cluster.colocate"), engines]
-    return [actor, engines, Ask("reference", workers, "reference.workers")]
+    """What each GPU group of the run asks for."""
+    workers = role_workers(config)
+    asks = []
+    for roles in role_groups(config):
+        counts, keys = zip(*(workers[role] for role in roles), strict=True)
+        if roles == ("rollout",):
+            rollout = config.rollout
+            keys = (f"rollout.engines {rollout.engines} * rollout.tensor_parallel {rollout.tensor_parallel}",)
+            asks.append(Ask("engines", rollout.engines * rollout.tensor_parallel, *keys))
+        elif len(roles) == 1:
+            asks.append(Ask(roles[0], counts[0], keys[0]))
+        else:
+            asks.append(Ask("+".join(roles), max(counts), f"{', '.join(keys)}, shared by cluster.colocate"))
+    return asks
 
 
 def visible_gpu_count() -> int:

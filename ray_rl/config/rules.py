@@ -11,14 +11,20 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
+from ray_rl.config.algorithm_rules import algorithm_rules, training_rules
 from ray_rl.config.data import CustomSource, Jsonl, Parquet, ReasoningGym
 from ray_rl.config.explain import as_one_message, show
-from ray_rl.config.gpus import asked_gpus, has_reference, visible_gpu_count
+from ray_rl.config.gpus import has_reference, visible_gpu_count
+from ray_rl.config.hardware_rules import hardware_rules
 from ray_rl.config.known import PACKAGED_MODELS
 from ray_rl.config.rewards import CustomReward, ReasoningGymScore, Regex
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
+
+TRANSFORMERS_LABELS = 2
+"""What a config.json that says nothing means."""
 
 
 def check(config: RunConfig, *, visible_gpus: int | None = None) -> None:
@@ -32,15 +38,13 @@ def check(config: RunConfig, *, visible_gpus: int | None = None) -> None:
         ConfigError: naming every violation with its remedy.
     """
     problems = [
-        *_batch(config),
-        *_schedule(config),
-        *_deepspeed(config),
+        *algorithm_rules(config),
+        *training_rules(config),
         *_models(config),
         *_lengths(config),
         *_data(config),
         *_rewards(config),
-        *_colocation(config),
-        *_hardware(config, visible_gpu_count() if visible_gpus is None else visible_gpus),
+        *hardware_rules(config, visible_gpu_count() if visible_gpus is None else visible_gpus),
     ]
     if problems:
         raise ConfigError(as_one_message(problems))
@@ -65,65 +69,16 @@ def check_run_folder_is_free(config: RunConfig) -> None:
         )
 
 
-def _batch(config: RunConfig) -> Iterator[str]:
-    algorithm = config.algorithm
-    if algorithm.group_size < 2:
-        yield (
-            f"algorithm.group_size={algorithm.group_size}: a completion without peers has no advantage; "
-            "set algorithm.group_size to 2 or more"
-        )
-    prompts, minibatches = algorithm.prompts_per_step, algorithm.minibatches
-    if prompts % minibatches:
-        divisors = ", ".join(str(n) for n in range(1, prompts + 1) if prompts % n == 0)
-        yield (
-            f"algorithm.minibatches={minibatches}: does not divide algorithm.prompts_per_step={prompts}; "
-            f"set algorithm.minibatches to one of {divisors}"
-        )
-    rollouts = prompts * algorithm.group_size // minibatches
-    if config.train.workers > rollouts:
-        yield (
-            f"train.workers={config.train.workers}: a minibatch holds {rollouts} rollouts (prompts_per_step {prompts} "
-            f"* group_size {algorithm.group_size} / minibatches {minibatches}), so some workers would have none; "
-            f"set train.workers to {max(rollouts, 1)} or less, or raise algorithm.prompts_per_step"
-        )
-
-
-def _schedule(config: RunConfig) -> Iterator[str]:
-    steps = config.run.steps * config.algorithm.optimizer_steps
-    warmup = config.train.schedule.warmup_steps
-    if warmup >= steps:
-        yield (
-            f"train.schedule.warmup_steps={warmup}: the run has {steps} optimizer steps (run.steps "
-            f"{config.run.steps} * {config.algorithm.optimizer_steps} a step), so the learning rate would never reach "
-            f"its peak; set train.schedule.warmup_steps to {steps - 1} or less, or raise run.steps"
-        )
-
-
-def _deepspeed(config: RunConfig) -> Iterator[str]:
-    train = config.train
-    if train.offload.parameters and train.zero_stage != 3:
-        yield (
-            f"train.offload.parameters=true: only ZeRO stage 3 can move parameters to the CPU, and "
-            f"train.zero_stage={train.zero_stage}; set train.zero_stage=3 or train.offload.parameters=false"
-        )
-    if train.offload.optimizer and train.zero_stage == 0:
-        yield (
-            "train.offload.optimizer=true: ZeRO stage 0 cannot move the optimizer to the CPU; "
-            "set train.zero_stage to 1, 2 or 3, or train.offload.optimizer=false"
-        )
-    # auto may be bfloat16: a configuration is valid on every machine or on none.
-    if train.zero_stage == 0 and config.model.dtype != "float32" and train.gradient_dtype == "float32":
-        yield (
-            "train.gradient_dtype=float32: DeepSpeed refuses to sum gradients in float32 at train.zero_stage=0 under "
-            f"model.dtype={config.model.dtype}; set train.zero_stage=1, or train.gradient_dtype=bfloat16, or "
-            "model.dtype=float32"
-        )
-
-
 def _models(config: RunConfig) -> Iterator[str]:
     yield from _model("model.path", config.model.path)
-    if config.reference.path is not None and has_reference(config):
+    if config.reference is not None and config.reference.path is not None and has_reference(config):
         yield from _model("reference.path", config.reference.path)
+    if config.critic is not None and config.critic.path is not None:
+        yield from _model("critic.path", config.critic.path)
+    if config.reward is not None:
+        for index, path in enumerate(config.reward.paths):
+            yield from _model(f"reward.paths.{index}", path)
+            yield from _labels(f"reward.paths.{index}", path)
 
 
 def _model(key: str, path: str) -> Iterator[str]:
@@ -144,6 +99,20 @@ def _model(key: str, path: str) -> Iterator[str]:
         yield (
             f"{key}={path}: no such model folder; {hint} {key} to a folder that exists, to a hub name (owner/name), "
             f"or to a packaged model ({', '.join(PACKAGED_MODELS)})"
+        )
+
+
+def _labels(key: str, path: str) -> Iterator[str]:
+    """A reward is one number."""
+    settings = _model_settings(path)
+    if settings is None:
+        return
+    labels = settings.get("id2label", settings.get("num_labels", TRANSFORMERS_LABELS))
+    count = labels if isinstance(labels, int) else len(labels)
+    if count != 1:
+        yield (
+            f"{key}={path}: the model has {count} labels and a reward is one number; set {key} to a sequence "
+            "classification model with num_labels 1"
         )
 
 
@@ -170,11 +139,8 @@ def _context_tokens(path: str) -> int | None:
     """Longest sequence that a model takes; None if that cannot be known without loading it."""
     if path in PACKAGED_MODELS:
         return PACKAGED_MODELS[path].context_tokens
-    try:
-        config = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(config, dict):
+    config = _model_settings(path)
+    if config is None:
         return None
     nested = config.get("text_config")
     for part in (config, nested if isinstance(nested, dict) else {}):
@@ -182,6 +148,15 @@ def _context_tokens(path: str) -> int | None:
             if isinstance(part.get(key), int):
                 return int(part[key])
     return None
+
+
+def _model_settings(path: str) -> dict[str, Any] | None:
+    """The config.json of a model folder; None if there is none to read here."""
+    try:
+        settings = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return settings if isinstance(settings, dict) else None
 
 
 def _data(config: RunConfig) -> Iterator[str]:
@@ -198,6 +173,8 @@ def _data(config: RunConfig) -> Iterator[str]:
 
 
 def _rewards(config: RunConfig) -> Iterator[str]:
+    if not config.rewards and config.reward is None:
+        yield "rewards=[]: nothing judges the completions; add a reward function, or a reward model under reward"
     names: dict[str, int] = {}
     for index, reward in enumerate(config.rewards):
         name = reward.name or reward.kind
@@ -230,58 +207,3 @@ def _import_path(key: str, path: str) -> Iterator[str]:
     module, _, function = path.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), function)):
         yield f"{key}={path}: not an import path; write package.module:function, for example my_package.rewards:brevity"
-
-
-def _colocation(config: RunConfig) -> Iterator[str]:
-    seen: dict[str, int] = {}
-    for index, group in enumerate(config.cluster.colocate):
-        if len(group) < 2:
-            yield (
-                f"cluster.colocate.{index}={show(group)}: roles share GPUs only with others; "
-                "list two roles, for example [actor, reference], or remove the entry"
-            )
-        for role in group:
-            if role in seen:
-                yield (
-                    f"cluster.colocate.{index}={show(group)}: {role} is in cluster.colocate.{seen[role]} already, "
-                    f"and has one place; list {role} once"
-                )
-            seen.setdefault(role, index)
-        if {"actor", "reference"} <= set(group) and has_reference(config):
-            actors, references = config.train.workers, config.reference.workers
-            if actors != references:
-                yield (
-                    f"cluster.colocate.{index}={show(group)}: worker i of each role shares GPU i, but "
-                    f"train.workers={actors} and reference.workers={references}; set reference.workers={actors}"
-                )
-
-
-def _hardware(config: RunConfig, visible_gpus: int) -> Iterator[str]:
-    cluster = config.cluster
-    if cluster.accelerator == "cpu":
-        if config.weight_sync.backend == "nccl":
-            yield (
-                "weight_sync.backend=nccl: NCCL needs GPUs, and cluster.accelerator=cpu; "
-                "set weight_sync.backend=auto, or cluster.accelerator=gpu"
-            )
-        return
-    asks = asked_gpus(config)
-    asked = sum(ask.gpus for ask in asks)
-    roles = f"{asked} GPUs are asked for: " + " + ".join(map(str, asks))
-    there = cluster.nodes * cluster.gpus_per_node
-    if asked > there:
-        yield (
-            f"cluster.nodes={cluster.nodes} * cluster.gpus_per_node={cluster.gpus_per_node}: the cluster has {there} "
-            f"GPUs, but {roles}; raise cluster.nodes to {-(-asked // cluster.gpus_per_node)} or make the roles smaller"
-        )
-    if config.rollout.tensor_parallel > cluster.gpus_per_node:
-        yield (
-            f"rollout.tensor_parallel={config.rollout.tensor_parallel}: an engine never crosses a node, and "
-            f"cluster.gpus_per_node={cluster.gpus_per_node}; "
-            f"set rollout.tensor_parallel to {cluster.gpus_per_node} or less"
-        )
-    if cluster.address is None and asked > visible_gpus:
-        yield (
-            f"cluster.accelerator=gpu: this machine has {visible_gpus} GPUs that can be used, but {roles}; "
-            "set cluster.accelerator=cpu, or cluster.address to a Ray cluster that has them"
-        )

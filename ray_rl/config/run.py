@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from ray_rl.config.algorithm import Grpo
+from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config
 from ray_rl.config.cluster import ClusterConfig
 from ray_rl.config.data import DataConfig
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.config.rollout import RolloutConfig, WeightSyncConfig
-from ray_rl.config.train import ReferenceConfig, TrainConfig
+from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig
 
 
 class RunSection(Config):
@@ -53,11 +53,14 @@ class RunConfig(Config):
     run: RunSection
     model: ModelConfig
     data: DataConfig
-    rewards: list[RewardConfig] = Field(min_length=1)
-    algorithm: Grpo = Grpo()
+    rewards: list[RewardConfig] = Field(default_factory=list)
+    """Functions that judge completions; at least one, or a `reward` model."""
+    algorithm: Algorithm = Algorithm()
     rollout: RolloutConfig = RolloutConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     train: TrainConfig = TrainConfig()
-    reference: ReferenceConfig = ReferenceConfig()
+    critic: CriticConfig | None = None
+    reference: ReferenceConfig | None = ReferenceConfig()
+    reward: RewardModelConfig | None = None
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

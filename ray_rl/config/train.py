@@ -27,8 +27,8 @@ class Offload(Config):
     """Parameters on the CPU between uses (ZeRO 3)."""
 
 
-class TrainConfig(Config):
-    """The actor: DeepSpeed, one worker a GPU."""
+class Trained(Config):
+    """A model that DeepSpeed trains, one worker a GPU."""
 
     workers: int = Field(1, ge=1)
     """Data-parallel workers."""
@@ -47,8 +47,6 @@ class TrainConfig(Config):
     """Gradients are scaled down to this global norm."""
     micro_batch_tokens: int = Field(4096, ge=1)
     """Tokens (padding included) of one forward and backward pass on one worker."""
-    logit_chunk_tokens: int = Field(1024, ge=1)
-    """Positions whose logits exist at once; the others are recomputed in the backward pass."""
     packing: Literal["auto", "padded", "shared_prefix"] = "auto"
     """padded: one row a sequence. shared_prefix: the prompt of a group is computed once and its completions attend to
     it. auto: shared_prefix on CPU, padded on GPU."""
@@ -65,12 +63,75 @@ class TrainConfig(Config):
     """Limit of one update, and of every collective in it."""
 
 
+class TrainConfig(Trained):
+    """The actor."""
+
+    logit_chunk_tokens: int = Field(1024, ge=1)
+    """Positions whose logits exist at once; the others are recomputed in the backward pass."""
+
+
+class CriticConfig(Trained):
+    """The value model: a backbone of its own with a head of one number. Needed by `gae`, and by nothing else."""
+
+    path: str | None = None
+    """Where its weights come from. None: the model that training starts from. A reward model gives its head too."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Peak of the schedule. verl: 1e-5; OpenRLHF: 9e-6."""
+    value_clip: float | None = Field(0.5, gt=0)
+    """How far a value may move from what it was before the update. verl, OpenRLHF: 0.5; TRL: 0.2; None: no bound."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of the run in which only the critic is trained."""
+
+
 class ReferenceConfig(Config):
     """The frozen reference, loaded only when algorithm.kl.coefficient > 0."""
 
     workers: int = Field(1, ge=1)
-    """Replicas; rollouts are split over them."""
+    """Rollouts are split over them."""
     path: str | None = None
     """None: the model that training starts from."""
+    zero_stage: Literal[0, 3] = 0
+    """0: each worker has the whole model. 3: the workers share one."""
+    offload: bool = False
+    """Parameters on the CPU between uses; zero_stage 3."""
     timeout_s: float = Field(1800.0, gt=0)
     """Limit of one pass over the batch."""
+
+
+class MeanOfModels(Config):
+    """The mean of the models' scores."""
+
+    kind: Literal["mean"] = "mean"
+
+
+class MinOfModels(Config):
+    """The lowest of the models' scores: worst-case optimisation (arXiv:2310.02743)."""
+
+    kind: Literal["min"] = "min"
+
+
+class MeanMinusStd(Config):
+    """Mean - k * std (ddof 0) over the models: uncertainty-weighted optimisation (arXiv:2310.02743)."""
+
+    kind: Literal["mean_minus_std"] = "mean_minus_std"
+    k: float = Field(1.0, ge=0)
+
+
+class RewardModelConfig(Config):
+    """Reward models: one, or an ensemble. Their combined score is a part of the reward named `model`."""
+
+    paths: list[str] = Field(min_length=1)
+    """Sequence classification models with one label, each with its own tokenizer and chat template."""
+    combine: MeanOfModels | MinOfModels | MeanMinusStd = Field(MeanOfModels(), discriminator="kind")
+    """How an ensemble becomes one score."""
+    weight: float = Field(1.0, allow_inf_nan=False)
+    """Factor of the score in the sum of the rewards."""
+    workers: int = Field(1, ge=1)
+    """Fewer than the models: each holds some of them. A multiple of the models: each is held as often, and the
+    completions are split."""
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Tokens (padding included) of one forward pass."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Of a conversation; what is longer is cut at its start, and counted. None: the model's context."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Limit of scoring a batch."""
