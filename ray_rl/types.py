@@ -97,10 +97,16 @@ class TrainBatch:
     """Log-probabilities reported by the engine; 0 past the end."""
     rewards_R: NDArray[np.float32]
     """nan where no reward function had an opinion."""
-    advantages_RT: NDArray[np.float32] | None = None
     old_logprobs_RT: NDArray[np.float32] | None = None
     """Trainer's log-probabilities before the update. None: one optimizer step a batch, so they equal `logprobs`."""
     reference_logprobs_RT: NDArray[np.float32] | None = None
+    old_values_RT: NDArray[np.float32] | None = None
+    """The critic's values before the update, of the state before each token."""
+    advantages_RT: NDArray[np.float32] | None = None
+    returns_RT: NDArray[np.float32] | None = None
+    """Targets of the critic."""
+    kl_coefficient: float = 0.0
+    """Of the KL penalty in the loss, as it is at this step."""
 
     @property
     def rows(self) -> int:

@@ -1,52 +1,15 @@
 """How much better a completion was than expected: rewards to advantages.
 
-A new estimator is one function here, one class in `config/algorithm.py` and one `case` in `advantage_fn`.
+A new estimator is one function here, one class in `config/advantages.py` and one `case` in `credit.py`.
 """
 
-from collections.abc import Callable
 from typing import Literal, assert_never
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_rl.algorithms.returns import discounted_returns
 from ray_rl.algorithms.whiten import whiten
-from ray_rl.config.algorithm import GroupAdvantage
-from ray_rl.types import TrainBatch
-
-
-def advantage_fn(config: GroupAdvantage) -> Callable[[TrainBatch], NDArray[np.float32]]:
-    """The estimator that the configuration names.
-
-    Returns:
-        A function of a batch; its result is float32 [R, T], 0 outside the loss mask.
-    """
-    match config:
-        case GroupAdvantage():
-
-            def estimate(batch: TrainBatch) -> NDArray[np.float32]:
-                rewards_PG = torch.tensor(batch.rewards_R).view(-1, batch.group_size)
-                advantages_PG = center_by_group(rewards_PG, divide_by_std=config.divide_by_std, eps=config.eps)
-                return broadcast_over_mask(advantages_PG.flatten().numpy(), batch.loss_mask_RT)
-
-            return estimate
-        case _:
-            assert_never(config)
-
-
-def broadcast_over_mask(advantages_R: NDArray[np.float32], loss_mask_RT: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Every loss token gets its rollout's advantage, every other position 0.
-
-    Args:
-        advantages_R: float32 [R].
-        loss_mask_RT: bool [R, T].
-
-    Returns:
-        float32 [R, T].
-    """
-    return np.where(loss_mask_RT, advantages_R[:, None], np.float32(0))
 
 
 def center_by_group(
@@ -56,6 +19,7 @@ def center_by_group(
     eps: float = 1e-6,
     ddof: Literal[0, 1] = 0,
     singleton: Literal["zero", "score"] = "zero",
+    std_of: Literal["group", "batch"] = "group",
 ) -> Tensor:
     """Advantage of each completion over its own group: A = r - mean_G(r), optionally / (std_G(r) + eps).
 
@@ -69,6 +33,7 @@ def center_by_group(
         eps: added to the standard deviation, > 0. verl: 1e-6; OpenRLHF: 1e-9; TRL: 1e-4.
         ddof: 0 is the population's standard deviation, 1 the sample's (verl, OpenRLHF, TRL).
         singleton: what the only scored completion of a group gets: 0, or its reward as it is (verl).
+        std_of: batch divides by the standard deviation of all scored rewards around their common mean (TRL).
 
     Returns:
         [P, G] in the dtype of the rewards; each row sums to 0 up to rounding, singletons aside.
@@ -79,7 +44,14 @@ def center_by_group(
     scores_PG, is_scored_PG = _scores(rewards_PG, singleton)
     centered_PG, count_P1 = _centered(scores_PG, is_scored_PG)
     if divide_by_std:
-        variance_P1 = centered_PG.square().sum(1, keepdim=True) / (count_P1 - ddof).clamp(min=1)
+        match std_of:
+            case "group":
+                variance_P1 = centered_PG.square().sum(1, keepdim=True) / (count_P1 - ddof).clamp(min=1)
+            case "batch":
+                scored = scores_PG[is_scored_PG]
+                variance_P1 = (scored - scored.mean()).square().sum() / max(len(scored) - ddof, 1)
+            case _:
+                assert_never(std_of)
         centered_PG = centered_PG / (variance_P1.sqrt() + eps)
     return _with_singletons(centered_PG, scores_PG, count_P1, singleton).to(rewards_PG.dtype)
 
@@ -133,6 +105,7 @@ def reinforce_plus_plus(
     mask_RT: Tensor,
     *,
     gamma: float = 1.0,
+    divide_by_std: bool = True,
     ddof: Literal[0, 1] = 1,
     eps: float = 1e-8,
     eps_is_floor: bool = False,
@@ -145,6 +118,7 @@ def reinforce_plus_plus(
         token_rewards_RT: float [R, T], from `returns.token_rewards`.
         mask_RT: bool [R, T].
         gamma: in [0, 1].
+        divide_by_std: as for `whiten.whiten`.
         ddof: as for `whiten.whiten`.
         eps: as for `whiten.whiten`.
         eps_is_floor: as for `whiten.whiten`.
@@ -153,13 +127,14 @@ def reinforce_plus_plus(
         [R, T]; 0 outside the mask.
     """
     returns_RT = discounted_returns(token_rewards_RT, mask_RT, gamma=gamma)
-    return whiten(returns_RT, mask_RT, ddof=ddof, eps=eps, eps_is_floor=eps_is_floor)
+    return whiten(returns_RT, mask_RT, divide_by_std=divide_by_std, ddof=ddof, eps=eps, eps_is_floor=eps_is_floor)
 
 
 def reinforce_plus_plus_baseline(
     rewards_PG: Tensor,
     mask_RT: Tensor,
     *,
+    divide_by_std: bool = True,
     ddof: Literal[0, 1] = 1,
     eps: float = 1e-8,
     eps_is_floor: bool = False,
@@ -171,6 +146,7 @@ def reinforce_plus_plus_baseline(
     Args:
         rewards_PG: as for `center_by_group`.
         mask_RT: bool [R, T], R = P * G.
+        divide_by_std: as for `whiten.whiten`.
         ddof: as for `whiten.whiten`.
         eps: as for `whiten.whiten`.
         eps_is_floor: as for `whiten.whiten`.
@@ -182,7 +158,14 @@ def reinforce_plus_plus_baseline(
         ValueError: as `center_by_group`.
     """
     centered_R1 = center_by_group(rewards_PG, divide_by_std=False).view(-1, 1)
-    return whiten(centered_R1.expand(mask_RT.shape), mask_RT, ddof=ddof, eps=eps, eps_is_floor=eps_is_floor)
+    return whiten(
+        centered_R1.expand(mask_RT.shape),
+        mask_RT,
+        divide_by_std=divide_by_std,
+        ddof=ddof,
+        eps=eps,
+        eps_is_floor=eps_is_floor,
+    )
 
 
 def _scores(rewards_PG: Tensor, singleton: Literal["zero", "score"]) -> tuple[Tensor, Tensor]:

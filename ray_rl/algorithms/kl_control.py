@@ -1,4 +1,36 @@
-"""How the KL coefficient moves. A fixed coefficient does not, and needs no function."""
+"""How the KL coefficient moves."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from ray_rl.config.algorithm import AdaptiveKl, FixedKl, Kl
+
+
+class KlControl:
+    """The coefficient in force, from step to step."""
+
+    def __init__(self, config: Kl) -> None:
+        """Starts at `coefficient`."""
+        self.coefficient = config.coefficient
+        self._control = config.control
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether `observe` changes anything."""
+        return isinstance(self._control, AdaptiveKl)
+
+    def observe(self, kl: float, *, samples: int) -> None:
+        """Moves the coefficient after a step of so many sequences; `kl` as for `adapted_kl_coefficient`."""
+        match self._control:
+            case FixedKl():
+                return
+            case AdaptiveKl(target=target, horizon=horizon):
+                self.coefficient = adapted_kl_coefficient(
+                    self.coefficient, kl, target=target, horizon=horizon, samples=samples
+                )
+            case _:
+                assert_never(self._control)
 
 
 def adapted_kl_coefficient(

@@ -1,9 +1,10 @@
 """The policy's loss on the loss tokens of a micro-batch.
 
 Tokens are flat: N is the number of loss tokens in the micro-batch, in any order, and `row_N` says whose they are. A new
-loss is one function in `surrogates.py`, one class in `config/algorithm.py` and one `case` in `policy_loss`.
+loss is one function in `surrogates.py`, one class in `config/losses.py` and one `case` in `_surrogate`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -11,8 +12,16 @@ import torch
 from torch import Tensor
 
 from ray_rl.algorithms.kl import kl_estimate
-from ray_rl.algorithms.surrogates import clipped_surrogate, probability_ratio
-from ray_rl.config.algorithm import Grpo
+from ray_rl.algorithms.surrogates import (
+    cispo_surrogate,
+    clipped_surrogate,
+    gpg_surrogate,
+    gspo_surrogate,
+    probability_ratio,
+    sapo_surrogate,
+)
+from ray_rl.config.algorithm import Algorithm
+from ray_rl.config.losses import Cispo, Clipped, Gspo, PolicyGradient, Sapo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,46 +58,78 @@ class LossSum:
     """Largest values by metric name; empty if there are no tokens."""
 
 
-def policy_loss(config: Grpo, inputs: LossInputs) -> LossSum:
-    """Sum over tokens of weight * (surrogate + kl.coefficient * KL - entropy_coefficient * entropy).
+def policy_loss(config: Algorithm, inputs: LossInputs, *, kl_coefficient: float = 0.0) -> LossSum:
+    """Sum over tokens of weight * (surrogate + kl_coefficient * KL - entropy_coefficient * entropy).
 
     Metrics: policy/loss (the surrogate alone), policy/clip_fraction, policy/kl_old_k3 (how far the update has moved
     the policy), policy/ratio_max, and, if their inputs are given, policy/kl_reference and policy/entropy.
 
     Args:
-        config: clip, KL and entropy settings; its reduction is already in the weights.
+        config: surrogate, clip, KL and entropy settings; its reduction is already in the weights.
         inputs: the loss tokens of a micro-batch.
+        kl_coefficient: of the KL penalty in the loss, as it is at this step.
 
     Raises:
         ValueError: a coefficient is positive and the input that it multiplies is missing.
     """
     old_logprobs_N = inputs.logprobs_N.detach() if inputs.old_logprobs_N is None else inputs.old_logprobs_N
-    match config:
-        case Grpo():
-            surrogate_N, is_clipped_N = clipped_surrogate(
-                inputs.logprobs_N, old_logprobs_N, inputs.advantages_N, clip=config.clip
-            )
-        case _:
-            assert_never(config)
+    surrogate_N, is_clipped_N = _surrogate(config, inputs, old_logprobs_N)
     terms = {"policy/loss": surrogate_N, "policy/clip_fraction": is_clipped_N}
-    loss_N = _with_penalties(surrogate_N, config, inputs, terms)
+    loss_N = _with_penalties(surrogate_N, config, inputs, terms, kl_coefficient)
     with torch.no_grad():
         terms["policy/kl_old_k3"] = kl_estimate(old_logprobs_N, inputs.logprobs_N, "k3")
         ratio_N = probability_ratio(inputs.logprobs_N, old_logprobs_N)
     return _sums(loss_N, inputs.weights_N, terms, {"policy/ratio_max": ratio_N})
 
 
-def _with_penalties(surrogate_N: Tensor, config: Grpo, inputs: LossInputs, terms: dict[str, Tensor]) -> Tensor:
+def _surrogate(config: Algorithm, inputs: LossInputs, old_logprobs_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each token, and whether a bound was reached."""
+    tokens = (inputs.logprobs_N, old_logprobs_N, inputs.advantages_N)
+    bound = math.inf if config.max_log_ratio is None else config.max_log_ratio
+    never_N = torch.zeros_like(old_logprobs_N, dtype=torch.bool)
+    match config.loss:
+        case Clipped() as loss:
+            return clipped_surrogate(
+                *tokens, clip=config.clip, dual_clip=loss.dual_clip, ratio_cap=loss.ratio_cap, max_log_ratio=bound
+            )
+        case Gspo() as loss:
+            return gspo_surrogate(*tokens, inputs.row_N, clip=config.clip, gradient=loss.gradient, max_log_ratio=bound)
+        case Cispo():
+            low, high = config.clip
+            return cispo_surrogate(*tokens, bounds=(1.0 - low, 1.0 + high), max_log_ratio=bound)
+        case Sapo() as loss:
+            temperatures = {
+                "temperature_positive": loss.temperature_positive,
+                "temperature_negative": loss.temperature_negative,
+            }
+            return sapo_surrogate(*tokens, **temperatures, max_log_ratio=bound), never_N
+        case PolicyGradient():
+            return gpg_surrogate(inputs.logprobs_N, inputs.advantages_N), never_N
+        case _:
+            assert_never(config.loss)
+
+
+def _with_penalties(
+    surrogate_N: Tensor, config: Algorithm, inputs: LossInputs, terms: dict[str, Tensor], kl_coefficient: float
+) -> Tensor:
     """The surrogate with the KL penalty and the entropy bonus; what was computed for them is added to the terms."""
     loss_N = surrogate_N
     if inputs.reference_logprobs_N is not None:
-        kl_N = kl_estimate(inputs.logprobs_N, inputs.reference_logprobs_N, config.kl.estimator)
+        kl = config.kl
+        kl_N = kl_estimate(
+            inputs.logprobs_N,
+            inputs.reference_logprobs_N,
+            kl.estimator,
+            max_log_ratio=math.inf if kl.max_log_ratio is None else kl.max_log_ratio,
+            bound=kl.bound,
+            k2_gradient=kl.k2_gradient,
+        )
         terms["policy/kl_reference"] = kl_N
-        loss_N = loss_N + config.kl.coefficient * kl_N
-    elif config.kl.coefficient > 0:
+        loss_N = loss_N + kl_coefficient * kl_N
+    elif kl_coefficient > 0:
         raise ValueError(
-            f"algorithm.kl.coefficient={config.kl.coefficient} but the batch has no reference log-probabilities; "
-            "compute them before the update, or set the coefficient to 0"
+            f"the KL coefficient is {kl_coefficient} but the batch has no reference log-probabilities; "
+            "compute them before the update, or set algorithm.kl.coefficient to 0"
         )
     if inputs.entropy_N is not None:
         terms["policy/entropy"] = inputs.entropy_N

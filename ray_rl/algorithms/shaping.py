@@ -1,0 +1,61 @@
+"""What is done to the score of a completion before any advantage."""
+
+import torch
+from torch import Tensor
+
+from ray_rl.config.algorithm import Shaping
+
+
+def shaped(scores_R: Tensor, lengths_R: Tensor, config: Shaping, *, max_tokens: int) -> Tensor:
+    """Scores after the soft punishment of length, division by length and whitening, in this order.
+
+    Clipping comes later: after the baseline of the group, where there is one (OpenRLHF).
+
+    Args:
+        scores_R: float [R]; nan where a completion was not scored, and it stays nan.
+        lengths_R: int [R], tokens of each completion, > 0.
+        config: which of them.
+        max_tokens: limit of a completion.
+
+    Returns:
+        [R] in the dtype of the scores.
+    """
+    if config.overlong_share > 0:
+        scores_R = scores_R - config.overlong_penalty * overlong_fraction(
+            lengths_R, max_tokens=max_tokens, share=config.overlong_share
+        ).to(scores_R.dtype)
+    if config.per_token:
+        scores_R = scores_R / lengths_R
+    return rescaled(scores_R) if config.whiten else scores_R
+
+
+def overlong_fraction(lengths_R: Tensor, *, max_tokens: int, share: float) -> Tensor:
+    """How far a completion reaches into the last `share` of the limit: 0 before it, 1 at the limit.
+
+    Source: DAPO, arXiv:2503.14476, equation 13: (length - (max - buffer)) / buffer, buffer = share * max.
+
+    Args:
+        lengths_R: int [R], tokens of each completion.
+        max_tokens: limit of a completion.
+        share: in (0, 1).
+
+    Returns:
+        float64 [R] in [0, 1].
+    """
+    buffer = share * max_tokens
+    return ((lengths_R.double() - (max_tokens - buffer)) / buffer).clamp(0.0, 1.0)
+
+
+def rescaled(scores_R: Tensor) -> Tensor:
+    """Scores with variance 1 and the mean that they had (TRL's whiten_rewards: unbiased variance, eps 1e-8).
+
+    (x - mean) / sqrt(var + 1e-8) + mean over the scored ones; computed in float64, and equal scores stay as they are.
+    """
+    is_scored_R = ~scores_R.isnan()
+    scored = scores_R[is_scored_R].double()
+    if len(scored) == 0 or scored.amax() == scored.amin():
+        return scores_R
+    mean, variance = scored.mean(), scored.var(correction=1)
+    result_R = torch.full_like(scores_R, torch.nan)
+    result_R[is_scored_R] = ((scored - mean) * (variance + 1e-8).rsqrt() + mean).to(scores_R.dtype)
+    return result_R
