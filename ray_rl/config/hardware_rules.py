@@ -6,17 +6,19 @@ from collections.abc import Iterator
 
 from ray_rl.config.explain import show
 from ray_rl.config.gpus import asked_gpus, role_workers
+from ray_rl.config.known import find_shape
 from ray_rl.config.run import RunConfig
 
 
 def hardware_rules(config: RunConfig, visible_gpus: int) -> Iterator[str]:
-    """Colocation, GPUs and transports.
+    """Colocation, tensor parallelism, GPUs and transports.
 
     Args:
         config: of the run.
         visible_gpus: of this machine, for a run that starts its own cluster here.
     """
     yield from _colocation(config)
+    yield from _tensor_parallel(config)
     yield from _hardware(config, visible_gpus)
 
 
@@ -44,6 +46,19 @@ def _colocation(config: RunConfig) -> Iterator[str]:
                     f"cluster.colocate.{index}={show(group)}: worker i of each role shares GPU i, but "
                     f"{first_key}={first} and {key}={count}; set {key}={first}"
                 )
+
+
+def _tensor_parallel(config: RunConfig) -> Iterator[str]:
+    """Each GPU of an engine has as many query heads, and whole key heads or one of them repeated."""
+    shape = find_shape(config.model.path)
+    size = config.rollout.tensor_parallel
+    if shape is None or size in shape.tensor_parallel_sizes():
+        return
+    sizes = ", ".join(map(str, shape.tensor_parallel_sizes()))
+    yield (
+        f"rollout.tensor_parallel={size}: does not divide the heads of {config.model.path}, {shape.heads} for queries "
+        f"and {shape.kv_heads} for keys; set rollout.tensor_parallel to one of {sizes}"
+    )
 
 
 def _hardware(config: RunConfig, visible_gpus: int) -> Iterator[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_rl.config import RunConfig
-from ray_rl.config.gpus import has_reference
+from ray_rl.config.gpus import role_groups, role_workers
+from ray_rl.errors import ConfigError
+from ray_rl.planner.gpus import ClusterShape
+from ray_rl.planner.layout import Packed, Place, Request, nodes_used, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +17,17 @@ class DeviceGroup:
 
     roles: tuple[str, ...]
     """Worker i of each role uses bundle i."""
-    bundles: int
-    """Workers of the largest role."""
+    places: tuple[Place, ...]
+    """Of every bundle, ascending by node and GPU."""
     gpus: int
     """GPUs of a bundle; a bundle never crosses a node. 0 on CPU."""
     cpus: float
     """CPUs of a bundle."""
+
+    @property
+    def bundles(self) -> int:
+        """Workers of the largest role."""
+        return len(self.places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +35,24 @@ class Plan:
     """The device groups of a run."""
 
     groups: tuple[DeviceGroup, ...]
+    """In the order in which they must be placed: each takes the lowest free GPUs of its nodes."""
     workers: dict[str, int]
     """Workers by role; of `rollout`, engines."""
+    gpus_per_node: int = 0
+    """Of the nodes that the plan is for; 0 on CPU."""
 
     def group_of(self, role: str) -> int:
         """Index of the group that a role runs on."""
         return next(i for i, group in enumerate(self.groups) if role in group.roles)
+
+    def places(self, role: str) -> tuple[Place, ...]:
+        """Of every worker of a role, by rank."""
+        return self.groups[self.group_of(role)].places[: self.workers[role]]
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that are used."""
+        return nodes_used(group.places for group in self.groups)
 
     @property
     def gpus(self) -> int:
@@ -45,20 +65,65 @@ class Plan:
         return sum(group.bundles * group.cpus for group in self.groups)
 
 
-def plan(config: RunConfig) -> Plan:
-    """A group for each role, or for the roles that `cluster.colocate` puts together."""
-    workers = {"actor": config.train.workers, "rollout": config.rollout.engines}
-    if has_reference(config):
-        workers["reference"] = config.reference.workers
+def plan(config: RunConfig, cluster: ClusterShape | None = None) -> Plan:
+    """Node and GPUs of every worker of every role.
+
+    A group for each role, or for the roles that `cluster.colocate` puts together: worker i of each on GPU i. On CPU
+    there are no GPUs, and everything is on node 0.
+
+    Args:
+        config: of the run; its rules hold.
+        cluster: what to plan for; None is what `cluster` of the configuration says.
+
+    Raises:
+        ConfigError: the groups do not fit the nodes; says how many they need.
+    """
+    cluster = ClusterShape.of(config) if cluster is None else cluster
+    layout = unbounded_plan(config, gpus_per_node=cluster.gpus_per_node)
+    if layout.nodes > cluster.nodes:
+        raise ConfigError(
+            f"cluster.nodes={cluster.nodes} * cluster.gpus_per_node={cluster.gpus_per_node}: the roles need "
+            f"{layout.gpus} GPUs on {layout.nodes} nodes ({wanted(layout)}), and the cluster has {cluster.gpus} on "
+            f"{cluster.nodes}; set cluster.nodes={layout.nodes}, or make the roles smaller"
+        )
+    return layout
+
+
+def unbounded_plan(config: RunConfig, *, gpus_per_node: int) -> Plan:
+    """The plan on as many nodes as it takes.
+
+    Raises:
+        ConfigError: an engine is larger than a node.
+    """
+    workers = {role: count for role, (count, _) in role_workers(config).items()}
     on_gpu = config.cluster.accelerator == "gpu"
-    together: list[tuple[str, ...]] = [
-        tuple(role for role in roles if role in workers) for roles in config.cluster.colocate
+    engine = config.rollout.tensor_parallel
+    if on_gpu and engine > gpus_per_node:
+        raise ConfigError(
+            f"rollout.tensor_parallel={engine}: an engine never crosses a node, and cluster.gpus_per_node="
+            f"{gpus_per_node}; set rollout.tensor_parallel to {gpus_per_node} or less"
+        )
+    all_roles = role_groups(config)
+    devices = [engine if "rollout" in roles else 1 for roles in all_roles]
+    requests = [
+        Request(max(workers[role] for role in roles), gpus) for roles, gpus in zip(all_roles, devices, strict=True)
     ]
-    shared = {role for roles in together for role in roles}
-    together += [(role,) for role in workers if role not in shared]
+    packing = (
+        pack(requests, gpus_per_node=gpus_per_node)
+        if on_gpu
+        else [Packed(i, (Place(0, ()),) * request.bundles) for i, request in enumerate(requests)]
+    )
     groups = []
-    for roles in sorted((roles for roles in together if roles), key=lambda roles: list(workers).index(roles[0])):
-        devices = config.rollout.tensor_parallel if "rollout" in roles else 1
-        cpus = config.cluster.cpus_per_worker * devices * len(roles)
-        groups.append(DeviceGroup(roles, max(workers[role] for role in roles), devices if on_gpu else 0, cpus))
-    return Plan(tuple(groups), workers)
+    for packed in packing:
+        roles, gpus = all_roles[packed.request], devices[packed.request]
+        cpus = config.cluster.cpus_per_worker * gpus * len(roles)
+        groups.append(DeviceGroup(roles, packed.places, gpus if on_gpu else 0, cpus))
+    return Plan(tuple(groups), workers, gpus_per_node if on_gpu else 0)
+
+
+def wanted(layout: Plan) -> str:
+    """The GPUs of each group: "actor 16, rollout 2 x 8"."""
+    return ", ".join(
+        f"{'+'.join(group.roles)} " + (f"{group.bundles} x {group.gpus}" if group.gpus > 1 else str(group.bundles))
+        for group in layout.groups
+    )

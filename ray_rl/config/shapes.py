@@ -1,0 +1,131 @@
+"""Shapes of decoder models, from which their numbers of parameters follow exactly. Nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """A Llama-like decoder: RMS norms, rotary embeddings, grouped-query attention, a gated MLP."""
+
+    hidden: int
+    """D."""
+    layers: int
+    """L."""
+    heads: int
+    """Query heads."""
+    kv_heads: int
+    """Key and value heads."""
+    head: int
+    """Size of a head."""
+    intermediate: int
+    """I, of the MLP."""
+    vocabulary: int
+    """V, rows of the embedding."""
+    context_tokens: int
+    """Longest sequence."""
+    tied: bool
+    """The head is the embedding."""
+    qkv_bias: bool = False
+    """As in Qwen2."""
+    output_bias: bool = False
+    """Of the attention's output; Llama with attention_bias."""
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    """RMS norms of queries and keys, as in Qwen3."""
+
+    @property
+    def query(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.head
+
+    @property
+    def kv(self) -> int:
+        """Width of all key heads, and of all value heads."""
+        return self.kv_heads * self.head
+
+    @property
+    def embedding_parameters(self) -> int:
+        """V D: the embedding, and as much again for a head of its own."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def layer_parameters(self) -> int:
+        """D q + 2 D kv + q D of the attention, 3 D I of the MLP, 2 D of the norms, and the biases."""
+        attention = 2 * self.hidden * self.query + 2 * self.hidden * self.kv
+        biases = (self.query + 2 * self.kv) * self.qkv_bias + self.hidden * self.output_bias
+        biases += (2 * self.intermediate + self.hidden) * self.mlp_bias
+        norms = 2 * self.hidden + 2 * self.head * self.qk_norm
+        return attention + 3 * self.hidden * self.intermediate + norms + biases
+
+    @property
+    def backbone_parameters(self) -> int:
+        """Without a head: V D + L layers + D of the last norm."""
+        return self.embedding_parameters + self.layers * self.layer_parameters + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Of the language model; a tied head counts once."""
+        return self.backbone_parameters + (0 if self.tied else self.embedding_parameters)
+
+    @property
+    def scorer_parameters(self) -> int:
+        """Of a value or reward model: the backbone, and a head of one number without a bias."""
+        return self.backbone_parameters + self.hidden
+
+    @property
+    def largest_module(self) -> int:
+        """Parameters of the largest module that has its own: the embedding, or a matrix of the MLP."""
+        return max(self.embedding_parameters, self.hidden * self.intermediate)
+
+    def tensor_parallel_sizes(self) -> list[int]:
+        """How many GPUs can share the heads: divisors of the query heads that divide the key heads or are multiples."""
+        return [
+            n
+            for n in range(1, self.heads + 1)
+            if self.heads % n == 0 and (self.kv_heads % n == 0 or n % self.kv_heads == 0)
+        ]
+
+
+def read_settings(path: str) -> dict[str, Any] | None:
+    """The config.json of a model folder; None if there is none to read here."""
+    try:
+        settings = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""`model_type` of the models whose layers are as `ModelShape` has them."""
+
+
+def shape_from_settings(settings: dict[str, Any]) -> ModelShape | None:
+    """The shape that a config.json means; None if it is of another family, or lacks a number."""
+    family = settings.get("model_type")
+    needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    if family not in FAMILIES or not all(isinstance(settings.get(key), int) for key in needed):
+        return None
+    hidden, heads = settings["hidden_size"], settings["num_attention_heads"]
+    is_qwen2, is_qwen3 = family == "qwen2", family == "qwen3"
+    # Where config.json is silent: what transformers 5.19 takes for the family.
+    bias = bool(settings.get("attention_bias", False)) and family in ("llama", "qwen3")
+    return ModelShape(
+        hidden=hidden,
+        layers=settings["num_hidden_layers"],
+        heads=heads,
+        kv_heads=settings.get("num_key_value_heads") or heads,
+        head=settings.get("head_dim") or (128 if is_qwen3 else hidden // heads),
+        intermediate=settings["intermediate_size"],
+        vocabulary=settings["vocab_size"],
+        context_tokens=settings.get("max_position_embeddings", 32768),
+        tied=bool(settings.get("tie_word_embeddings", False)),
+        qkv_bias=is_qwen2 or bias,
+        output_bias=bias,
+        mlp_bias=bool(settings.get("mlp_bias", False)) and family == "llama",
+        qk_norm=is_qwen3,
+    )
