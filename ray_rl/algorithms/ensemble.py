@@ -1,0 +1,42 @@
+"""The scores of several reward models as one. Axis M is models."""
+
+from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_rl.config.train import MeanMinusStd, MeanOfModels, MinOfModels
+
+
+def combined(scores_MR: NDArray[np.float32], config: MeanOfModels | MinOfModels | MeanMinusStd) -> NDArray[np.float32]:
+    """One score a rollout: the mean over the models, their minimum, or mean - k * std.
+
+    Source: arXiv:2310.02743. min is its worst-case optimisation. Its uncertainty-weighted one subtracts a multiple of
+    the variance, and this one of the standard deviation (ddof 0), which has the unit of the scores. Computed in
+    float64. Where all models agree, and so for a single model, every kind gives exactly that score. The models should
+    have one scale: nothing is standardised here.
+
+    Args:
+        scores_MR: float32 [M, R], M >= 1. nan from any model gives nan.
+        config: which of the three.
+
+    Returns:
+        float32 [R].
+
+    Raises:
+        ValueError: no models.
+    """
+    if scores_MR.ndim != 2 or len(scores_MR) == 0:
+        raise ValueError(f"scores of shape {scores_MR.shape}: one row a reward model is needed, and at least one row")
+    wide_MR = scores_MR.astype(np.float64)
+    scores_R: NDArray[np.float64]
+    match config:
+        case MeanOfModels():
+            scores_R = wide_MR.mean(0)
+        case MinOfModels():
+            scores_R = wide_MR.min(0)
+        case MeanMinusStd():
+            scores_R = wide_MR.mean(0) - config.k * wide_MR.std(0, ddof=0)
+        case _:
+            assert_never(config)
+    return scores_R.astype(np.float32)

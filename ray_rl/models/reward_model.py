@@ -1,0 +1,128 @@
+"""Reward models: sequence classification with one label, and where in a sequence its score is read."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ray_rl.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+HEAD = "score"
+"""What transformers calls the head of its decoders. It reads one position; encoders pool in ways of their own."""
+
+
+def load_reward_model(folder: str, *, dtype: str, attention: str, trust_remote_code: bool) -> PreTrainedModel:
+    """The frozen model, every weight of it from the checkpoint: no dropout, no gradients, no key-value cache.
+
+    Args:
+        folder: of the model, or its hub name. Only safetensors are read.
+        dtype: of the weights and of the forward pass, as torch names it.
+        attention: as transformers names it.
+        trust_remote_code: let the model bring its own code.
+
+    Raises:
+        ConfigError: the model does not give one number, or is an encoder-decoder.
+        DataError: there is no such model, or its checkpoint leaves out weights or has them in other shapes.
+            transformers would draw those at random and only log it; the scores would mean nothing.
+    """
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model_config = _model_config(folder, trust_remote_code)
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            os.path.expanduser(folder),
+            config=model_config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, with what is missing
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"reward.paths: {folder} cannot be loaded as a sequence classifier ({error})") from error
+    _refuse_random_weights(folder, report)
+    model.config.get_text_config().use_cache = False
+    frozen: PreTrainedModel = model.eval().requires_grad_(False)
+    return frozen
+
+
+def reads_last_token(model: PreTrainedModel) -> bool:
+    """Whether the score is that of the last token, as in decoders; encoders have their own forward pass."""
+    return isinstance(dict(model.named_children()).get(HEAD), nn.Linear)
+
+
+def sequence_scores(model: PreTrainedModel, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """The score of each sequence, in float32.
+
+    In decoders it is the head's at the last token by position. transformers looks for the last token other than
+    `pad_token_id` instead, which skips true tokens where padding and end of sequence are the same token, and refuses
+    batches where there is no padding token. The head runs in float32: in bfloat16, scores near 5 are 0.03 apart.
+
+    Args:
+        model: from `load_reward_model`.
+        tokens_BL: int64 [B, L], padded on the right with any token of the vocabulary.
+        mask_BL: int64 [B, L], 1 on tokens, at least one a row.
+
+    Returns:
+        float32 [B].
+    """
+    if not reads_last_token(model):
+        scores_B: Tensor = model(input_ids=tokens_BL, attention_mask=mask_BL).logits[:, 0].float()
+        return scores_B
+    hidden_BLD = model.base_model(input_ids=tokens_BL, attention_mask=mask_BL).last_hidden_state
+    rows_B = torch.arange(len(tokens_BL), device=tokens_BL.device)
+    hidden_BD = hidden_BLD[rows_B, mask_BL.sum(1) - 1].float()
+    head = model.get_submodule(HEAD)
+    assert isinstance(head, nn.Linear), "reads_last_token says so"
+    bias = None if head.bias is None else head.bias.float()
+    return nn.functional.linear(hidden_BD, head.weight.float(), bias)[:, 0]
+
+
+def _model_config(folder: str, trust_remote_code: bool) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        model_config = AutoConfig.from_pretrained(os.path.expanduser(folder), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise DataError(f"reward.paths: {folder} cannot be loaded ({error}); give a folder or a hub name") from error
+    if model_config.num_labels != 1:
+        raise ConfigError(
+            f"reward.paths: {folder} has {model_config.num_labels} labels and a reward is one number; "
+            "name a sequence classification model with num_labels 1"
+        )
+    if model_config.is_encoder_decoder:
+        raise ConfigError(
+            f"reward.paths: {folder} is an encoder-decoder ({model_config.model_type}), whose classifier looks for "
+            "its end token by value; name a decoder or an encoder"
+        )
+    return model_config
+
+
+def _refuse_random_weights(folder: str, report: dict[str, set]) -> None:
+    """Raises if transformers had to make up weights."""
+    reasons = []
+    if report["missing_keys"]:
+        reasons.append(f"has no {_listed(report['missing_keys'])}")
+    if report["mismatched_keys"]:
+        reasons.append(f"has other shapes for {_listed({key for key, *_ in report['mismatched_keys']})}")
+    if not reasons:
+        return
+    others = f", and {_listed(report['unexpected_keys'])} instead" if report["unexpected_keys"] else ""
+    raise DataError(
+        f"reward.paths: the checkpoint of {folder} {' and '.join(reasons)}{others}: these would be random; name a "
+        "model that was trained and saved as a sequence classifier with one label"
+    )
+
+
+def _listed(names: set[str], most: int = 4) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
