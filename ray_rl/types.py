@@ -43,6 +43,8 @@ class Prompt:
     """What a person reads in a sample table: the last user message."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of the row ("answer", ...), handed to the rewards by name."""
+    messages: tuple[Message, ...] = ()
+    """The conversation that was tokenised: what a judge with a tokenizer of its own reads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,11 +98,13 @@ def _surrogate(config: Algorithm, inputs: LossInputs, old_logprobs_N: Tensor) ->
             low, high = config.clip
             return cispo_surrogate(*tokens, bounds=(1.0 - low, 1.0 + high), max_log_ratio=bound)
         case Sapo() as loss:
-            temperatures = {
-                "temperature_positive": loss.temperature_positive,
-                "temperature_negative": loss.temperature_negative,
-            }
-            return sapo_surrogate(*tokens, **temperatures, max_log_ratio=bound), never_N
+            surrogate_N = sapo_surrogate(
+                *tokens,
+                temperature_positive=loss.temperature_positive,
+                temperature_negative=loss.temperature_negative,
+                max_log_ratio=bound,
+            )
+            return surrogate_N, never_N
         case PolicyGradient():
             return gpg_surrogate(inputs.logprobs_N, inputs.advantages_N), never_N
         case _:

@@ -13,9 +13,10 @@ import ray
 from ray_rl.cluster.calls import call, call_all
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Metric
+from ray_rl.rewards.assignment import assembled
 from ray_rl.rollout.request import SampleRequest
 from ray_rl.rollout.together import together
-from ray_rl.types import Completion, TrainBatch
+from ray_rl.types import Completion, Message, TrainBatch
 from ray_rl.weight_sync.publish import publish
 from ray_rl.weight_sync.sender import Rendezvous
 from ray_rl.weight_sync.transports import engine_init_info, transport_of
@@ -53,22 +54,62 @@ class RayScorer:
     async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
         """float32 [R, T], assembled from the shares of the workers."""
         ref = ray.put(batch)
-        doing = f"log-probabilities of the {self._team.role}"
-        shares = await self._team.all([handle.logprobs.remote(ref) for handle in self._team.handles], doing)
-        logprobs_RT = np.zeros(batch.tokens_RT.shape, np.float32)
-        for share in shares:
-            logprobs_RT[share.rows] = share.logprobs_MT
-        return logprobs_RT
+        refs = [handle.logprobs.remote(ref) for handle in self._team.handles]
+        return await _assembled(self._team, refs, batch, f"log-probabilities of the {self._team.role}")
+
+
+async def _assembled(team: Team, refs: Sequence[ray.ObjectRef], batch: TrainBatch, doing: str) -> NDArray[np.float32]:
+    values_RT = np.zeros(batch.tokens_RT.shape, np.float32)
+    for share in await team.all(refs, doing):
+        values_RT[share.rows] = share.values_MT
+    return values_RT
+
+
+async def _updated(team: Team, batch: TrainBatch) -> list[Metric]:
+    """Trains on a batch; metrics of all ranks."""
+    ref = ray.put(batch)
+    metrics = await team.all([handle.update.remote(ref) for handle in team.handles], f"the update of the {team.role}")
+    return [metric for rank in metrics for metric in rank]
+
+
+class RayCritic:
+    """The value model under training."""
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+
+    async def values(self, batch: TrainBatch) -> NDArray[np.float32]:
+        """float32 [R, T], assembled from the shares of the workers."""
+        ref = ray.put(batch)
+        return await _assembled(self._team, [h.values.remote(ref) for h in self._team.handles], batch, "values")
+
+    async def update(self, batch: TrainBatch) -> list[Metric]:
+        """Trains on a batch with old values and returns."""
+        return await _updated(self._team, batch)
+
+
+class RayRewardModels:
+    """Workers that hold reward models."""
+
+    def __init__(self, team: Team, *, models: int) -> None:
+        self._team = team
+        self._models = models
+
+    async def scores(self, conversations: Sequence[tuple[Message, ...]]) -> tuple[NDArray[np.float32], list[Metric]]:
+        """float32 [M, R], the score of each conversation by each model."""
+        ref = ray.put(list(conversations))
+        found = await self._team.all([handle.scores.remote(ref) for handle in self._team.handles], "scoring")
+        parts, metrics = zip(*found, strict=True)
+        scores_MR = assembled(parts, models=self._models, rows=len(conversations))
+        return scores_MR, [metric for worker in metrics for metric in worker]
 
 
 class RayActor(RayScorer):
     """The policy under training."""
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
-        """Trains on a batch; metrics of all ranks."""
-        ref = ray.put(batch)
-        metrics = await self._team.all([handle.update.remote(ref) for handle in self._team.handles], "the update")
-        return [metric for rank in metrics for metric in rank]
+        """Trains on a batch with advantages."""
+        return await _updated(self._team, batch)
 
     async def export(self, folder: Path) -> None:
         """Writes the policy."""

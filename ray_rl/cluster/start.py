@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from ray_rl.cluster.calls import call
-from ray_rl.cluster.placement import Slot, placed
-from ray_rl.cluster.roles import RayActor, RayEngine, RayScorer, RayWeights, Team
-from ray_rl.cluster.workers import EngineWorker, ReferenceWorker, Setting, TrainWorker
+from ray_rl.cluster.placement import placed
+from ray_rl.cluster.roles import RayActor, RayCritic, RayEngine, RayRewardModels, RayScorer, RayWeights, Team
+from ray_rl.cluster.workers import CriticWorker, EngineWorker, ReferenceWorker, RewardWorker, Setting, TrainWorker
 from ray_rl.config import RunConfig
 from ray_rl.planner.plan import Plan
 from ray_rl.rollout.together import together
@@ -24,23 +24,35 @@ from ray_rl.training.process_group import Member
 ENGINE_CALLS = 1024
 """Calls that an engine actor takes at once: the requests under way are bounded by the collector."""
 
+SHELLS: dict[str, Any] = {
+    "actor": TrainWorker,
+    "critic": CriticWorker,
+    "reference": ReferenceWorker,
+    "reward": RewardWorker,
+    "rollout": EngineWorker,
+}
+OPTIONS = {"rollout": {"max_concurrency": ENGINE_CALLS}}
+"""Of the Ray actors of a role, beside where they run."""
+
 STOP_S = 20.0
 """Bound for an engine to end its processes before its actor is killed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
-    """All workers of a run, ready."""
+    """All workers of a run, ready; None where the plan has no such role."""
 
     actor: RayActor
     engines: list[RayEngine]
     weights: RayWeights
+    critic: RayCritic | None
     reference: RayScorer | None
+    reward: RayRewardModels | None
 
 
 @asynccontextmanager
 async def started_workers(
-    config: RunConfig, plan: Plan, *, folder: str, reference_folder: str, logs: Path, note: Callable[[str], None]
+    config: RunConfig, plan: Plan, *, folders: Mapping[str, tuple[str, ...]], logs: Path, note: Callable[[str], None]
 ) -> AsyncIterator[Workers]:
     """Places and starts every worker, and ends them with the block.
 
@@ -50,63 +62,88 @@ async def started_workers(
     Args:
         config: of the run, with `model.dtype` resolved.
         plan: of the run.
-        folder: of the model that training starts from.
-        reference_folder: of the frozen reference; not read where the plan has none.
+        folders: of the models of each role; one, but for `reward`.
         logs: folder for a log file of each worker.
         note: told what is waited for.
     """
     note(f"placing {', '.join(f'{workers} {role}' for role, workers in plan.workers.items())}")
-    setting = Setting(config, folder, str(logs), _threads(config, plan), _environment(config))
+    threads, environment = _threads(config, plan), _environment(config)
+    settings = {role: Setting(config, folders[role], str(logs), threads, environment) for role in plan.workers}
     with placed(plan, timeout_s=config.cluster.start_timeout_s) as slots:
         note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
-        actors = [_spawn(TrainWorker, "actor", i, slot, setting) for i, slot in enumerate(slots["actor"])]
-        engines = [
-            _spawn(EngineWorker, "rollout", i, slot, setting, max_concurrency=ENGINE_CALLS)
-            for i, slot in enumerate(slots["rollout"])
-        ]
-        setting = replace(setting, folder=reference_folder)
-        references = [
-            _spawn(ReferenceWorker, "reference", i, slot, setting) for i, slot in enumerate(slots.get("reference", []))
-        ]
+        handles = {
+            role: [
+                SHELLS[role].options(**slot.options(), **OPTIONS.get(role, {})).remote(settings[role], f"{role}-{i}")
+                for i, slot in enumerate(slots[role])
+            ]
+            for role in plan.workers
+        }
         try:
-            yield await _start(config, actors, engines, references, logs=logs)
+            yield await _start(config, handles, logs=logs)
         finally:
-            await _stop(engines)
-            for handle in (*actors, *engines, *references):
+            await _stop(handles["rollout"])
+            for handle in (handle for role in handles.values() for handle in role):
                 ray.kill(handle)
 
 
-async def _start(
-    config: RunConfig, actors: list[Any], engines: list[Any], references: list[Any], *, logs: Path
-) -> Workers:
-    bound_s = config.cluster.start_timeout_s
-    meeting = Team("actor", actors, logs, bound_s)
-    address, port = await call(
-        "actor-0", actors[0].free_address.remote(), doing="starting", timeout_s=bound_s, logs=logs
+async def _start(config: RunConfig, handles: dict[str, list[Any]], *, logs: Path) -> Workers:
+    teams = {role: Team(role, workers, logs, _bound_s(config, role)) for role, workers in handles.items()}
+    await together(_load(config, role, handles[role], logs) for role in handles)
+    actor = RayActor(teams["actor"])
+    engines = [
+        RayEngine(f"rollout-{i}", handle, logs=logs, config=config) for i, handle in enumerate(handles["rollout"])
+    ]
+    weights = RayWeights(config, actor, engines)
+    await weights.join(*await _address(config, "actor", handles["actor"], logs))
+    return Workers(
+        actor=actor,
+        engines=engines,
+        weights=weights,
+        critic=RayCritic(teams["critic"]) if "critic" in teams else None,
+        reference=RayScorer(teams["reference"]) if "reference" in teams else None,
+        reward=None if config.reward is None else RayRewardModels(teams["reward"], models=len(config.reward.paths)),
     )
-    members = [Member(rank, len(actors), address, port) for rank in range(len(actors))]
-    starting = [meeting.all([a.start.remote(member) for a, member in zip(actors, members, strict=True)], "loading")]
-    starting.append(
-        Team("rollout", engines, logs, config.rollout.start_timeout_s).all(
-            [engine.start.remote() for engine in engines], "starting vLLM"
-        )
-    )
-    if references:
-        team = Team("reference", references, logs, bound_s)
-        starting.append(team.all([handle.start.remote(i) for i, handle in enumerate(references)], "loading"))
-    await together(starting)
-    actor = RayActor(Team("actor", actors, logs, config.train.timeout_s))
-    clients = [RayEngine(f"rollout-{i}", handle, logs=logs, config=config) for i, handle in enumerate(engines)]
-    weights = RayWeights(config, actor, clients)
-    await weights.join(
-        *await call("actor-0", actors[0].free_address.remote(), doing="starting", timeout_s=bound_s, logs=logs)
-    )
-    reference = RayScorer(Team("reference", references, logs, config.reference.timeout_s)) if references else None
-    return Workers(actor, clients, weights, reference)
 
 
-def _spawn(worker: Any, role: str, rank: int, slot: Slot, setting: Setting, **options: Any) -> Any:
-    return worker.options(**slot.options(), **options).remote(setting, f"{role}-{rank}")
+async def _load(config: RunConfig, role: str, handles: list[Any], logs: Path) -> None:
+    """Loads the models of one role."""
+    bound_s = config.rollout.start_timeout_s if role == "rollout" else config.cluster.start_timeout_s
+    team = Team(role, handles, logs, bound_s)
+    match role:
+        case "rollout":
+            await team.all([handle.start.remote() for handle in handles], "starting vLLM")
+        case "reward":
+            await team.all([handle.start.remote(i) for i, handle in enumerate(handles)], "loading")
+        case _:
+            address, port = await _address(config, role, handles, logs)
+            members = [Member(rank, len(handles), address, port) for rank in range(len(handles))]
+            await team.all([h.start.remote(member) for h, member in zip(handles, members, strict=True)], "loading")
+
+
+async def _address(config: RunConfig, role: str, handles: list[Any], logs: Path) -> tuple[str, int]:
+    """Where the first worker of a role can be met."""
+    address: tuple[str, int] = await call(
+        f"{role}-0",
+        handles[0].free_address.remote(),
+        doing="starting",
+        timeout_s=config.cluster.start_timeout_s,
+        logs=logs,
+    )
+    return address
+
+
+def _bound_s(config: RunConfig, role: str) -> float:
+    """Limit of one call to a role."""
+    sections = {
+        "actor": config.train,
+        "critic": config.critic,
+        "reference": config.reference,
+        "reward": config.reward,
+        "rollout": config.rollout,
+    }
+    section = sections[role]
+    assert section is not None, f"the plan has a role {role} that the configuration has not"
+    return section.timeout_s
 
 
 async def _stop(engines: list[Any]) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,12 @@ import ray
 
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Metric
-from ray_rl.types import Completion, TrainBatch
+from ray_rl.types import Completion, Message, TrainBatch
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ray_rl.rollout.engine import Engine
     from ray_rl.rollout.request import SampleRequest
     from ray_rl.training.process_group import Member
@@ -33,8 +37,8 @@ class Setting:
     """What every worker is told."""
 
     config: RunConfig
-    folder: str
-    """Of the model."""
+    folders: tuple[str, ...]
+    """Of the role's models: one, but for reward models."""
     logs: str
     """Folder of the log files."""
     threads: int
@@ -42,10 +46,16 @@ class Setting:
     environment: dict[str, str]
     """Variables to set before anything heavy is imported."""
 
+    @property
+    def folder(self) -> str:
+        """Of the role's one model."""
+        (folder,) = self.folders
+        return folder
+
     def enter(self, name: str) -> None:
         """Makes this process the worker `name`: its variables, and its output in its own log file."""
         os.environ.update(self.environment, OMP_NUM_THREADS=str(self.threads))
-        if self.config.cluster.accelerator == "cpu":
+        if self.environment.get("DS_ACCELERATOR") == "cpu":
             _keep_freed_memory()
         folder = Path(self.logs)
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +135,53 @@ class TrainWorker:
 
 
 @ray.remote
+class CriticWorker:
+    """`Critic`."""
+
+    def __init__(self, setting: Setting, name: str) -> None:
+        self._setting = setting
+        setting.enter(name)
+
+    def free_address(self) -> tuple[str, int]:
+        """Where others can meet this worker."""
+        return _free_address()
+
+    def start(self, member: Member) -> None:
+        """Loads the model; a collective of the ranks."""
+        from ray_rl.training.critic import Critic
+
+        self._critic = Critic(self._setting.config, self._setting.folder, member, threads=self._setting.threads)
+
+    def values(self, batch: TrainBatch) -> Scores:
+        """`Critic.values`."""
+        return self._critic.values(batch)
+
+    def update(self, batch: TrainBatch) -> list[Metric]:
+        """`Critic.update`."""
+        return self._critic.update(batch)
+
+
+@ray.remote
+class RewardWorker:
+    """The reward models that are this worker's."""
+
+    def __init__(self, setting: Setting, name: str) -> None:
+        self._setting = setting
+        setting.enter(name)
+
+    def start(self, worker: int) -> None:
+        """Loads the models."""
+        from ray_rl.rewards.reward_models import RewardModels
+
+        setting = self._setting
+        self._models = RewardModels(setting.config, setting.folders, worker=worker, threads=setting.threads)
+
+    def scores(self, conversations: Sequence[tuple[Message, ...]]) -> tuple[NDArray[np.float32], list[Metric]]:
+        """`RewardModels.scores`."""
+        return self._models.scores(conversations)
+
+
+@ray.remote
 class ReferenceWorker:
     """`Reference`."""
 
@@ -132,13 +189,15 @@ class ReferenceWorker:
         self._setting = setting
         setting.enter(name)
 
-    def start(self, rank: int) -> None:
-        """Loads the model."""
+    def free_address(self) -> tuple[str, int]:
+        """Where others can meet this worker."""
+        return _free_address()
+
+    def start(self, member: Member) -> None:
+        """Loads the model; a collective of the workers where they share one."""
         from ray_rl.training.frozen import Reference
 
-        self._reference = Reference(
-            self._setting.config, self._setting.folder, rank=rank, threads=self._setting.threads
-        )
+        self._reference = Reference(self._setting.config, self._setting.folder, member, threads=self._setting.threads)
 
     def logprobs(self, batch: TrainBatch) -> Scores:
         """`Reference.logprobs`."""

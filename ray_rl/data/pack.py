@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 Scalar = TypeVar("Scalar", bound="np.generic")
 
 
-def pack(groups: Sequence[RolloutGroup]) -> TrainBatch:
+def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> TrainBatch:
     """The batch of a step; every sampled token is in the loss mask.
+
+    Args:
+        groups: at least one, of equal sizes.
+        mask_truncated: completions cut off by the token limit have no loss tokens (DAPO's overlong filtering).
 
     Raises:
         ValueError: no groups, or groups of different sizes.
@@ -29,15 +33,24 @@ def pack(groups: Sequence[RolloutGroup]) -> TrainBatch:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     completions = [rollout.completion for rollout in rollouts]
     lengths_R = np.array([len(completion.token_ids) for completion in completions], np.int32)
+    is_trained_R = np.array([not (mask_truncated and c.finish_reason == "length") for c in completions])
     return TrainBatch(
         prompt_ids=tuple(np.asarray(group.prompt.token_ids, np.int32) for group in groups),
         group_size=group_sizes.pop(),
         tokens_RT=_pad([completion.token_ids for completion in completions], np.int32),
         lengths_R=lengths_R,
-        loss_mask_RT=np.arange(lengths_R.max())[None] < lengths_R[:, None],
+        loss_mask_RT=(np.arange(lengths_R.max())[None] < lengths_R[:, None]) & is_trained_R[:, None],
         rollout_logprobs_RT=_pad([completion.logprobs for completion in completions], np.float32),
-        rewards_R=np.array([math.nan if r.reward is None else r.reward for r in rollouts], np.float32),
+        rewards_R=rewards_of(groups),
     )
+
+
+def rewards_of(groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
+    """float32 [R]; nan where no reward function had an opinion."""
+    import numpy as np
+
+    rewards = [rollout.reward for group in groups for rollout in group.rollouts]
+    return np.array([math.nan if reward is None else reward for reward in rewards], np.float32)
 
 
 def _pad(rows: Sequence[NDArray[Scalar]], dtype: type[Scalar]) -> NDArray[Scalar]:

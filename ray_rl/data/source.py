@@ -67,7 +67,8 @@ def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prom
         token_ids = tokenizer.encode(content, chat=_uses_chat(config))
     except DataError as error:
         raise DataError(f"{row.id}: {error}") from error
-    return Prompt(row.id, token_ids, _shown(row), row.columns)
+    messages = (Message("user", content),) if isinstance(content, str) else content
+    return Prompt(row.id, token_ids, _shown(row), row.columns, messages)
 
 
 @dataclass(frozen=True, slots=True)

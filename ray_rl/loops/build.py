@@ -61,7 +61,7 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run) -> None:
         with run.phase("start"):
             run.note(f"loading {config.model.path} in {config.model.dtype}")
             model = resolve_model(config.model.path)
-            reference = model if config.reference.path is None else resolve_model(config.reference.path)
+            folders = _folders(config, model)
             tokenizer = ChatTokenizer(model, trust_remote_code=config.model.trust_remote_code)
             source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
             rewards = stack.enter_context(closing(build_rewards(config.rewards)))
@@ -69,14 +69,28 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run) -> None:
             stack.enter_context(ray_session(config, layout))
             _end_on_sigterm()
             workers = await stack.enter_async_context(
-                started_workers(
-                    config, layout, folder=model, reference_folder=reference, logs=folder.logs, note=run.note
-                )
+                started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note)
             )
         roles = Roles(
-            Collector(config, source, workers.engines, rewards), workers.actor, workers.weights, workers.reference
+            rollouts=Collector(config, source, workers.engines, rewards),
+            actor=workers.actor,
+            weights=workers.weights,
+            critic=workers.critic,
+            reference=workers.reference,
+            reward=workers.reward,
         )
         await train(config, roles, run, export_to=folder.export if config.checkpoint.export else None)
+
+
+def _folders(config: RunConfig, model: str) -> dict[str, tuple[str, ...]]:
+    """Folders or hub names of the models of each role; None in the configuration is the policy's."""
+    paths = {
+        "critic": None if config.critic is None else config.critic.path,
+        "reference": None if config.reference is None else config.reference.path,
+    }
+    resolved = {role: (model if path is None else resolve_model(path),) for role, path in paths.items()}
+    rewards = () if config.reward is None else tuple(resolve_model(path) for path in config.reward.paths)
+    return {"actor": (model,), "rollout": (model,), "reward": rewards, **resolved}
 
 
 def _end_on_sigterm() -> None:

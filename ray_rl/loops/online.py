@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ray_rl.algorithms.advantages import advantage_fn
+import torch
+
+from ray_rl.algorithms.credit import Credit, credit_fn, mean_kl
+from ray_rl.algorithms.ensemble import combined
+from ray_rl.algorithms.kl_control import KlControl
+from ray_rl.algorithms.value_loss import explained_variance
 from ray_rl.config import RunConfig
-from ray_rl.data.pack import pack
-from ray_rl.loops.roles import Roles, Scorer
+from ray_rl.data.pack import pack, rewards_of
+from ray_rl.loops.roles import Roles
+from ray_rl.metrics.metric import Last, Mean, Metric
 from ray_rl.metrics.run import Run
+from ray_rl.rewards.model_part import conversations, disagreement, with_model_scores
 from ray_rl.rollout.together import together
-from ray_rl.types import TrainBatch
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Estimate = Callable[[TrainBatch], NDArray[np.float32]]
+from ray_rl.types import RolloutGroup, TrainBatch
 
 
 async def train(config: RunConfig, roles: Roles, run: Run, *, export_to: Path | None) -> None:
@@ -31,48 +33,106 @@ async def train(config: RunConfig, roles: Roles, run: Run, *, export_to: Path | 
         run: counters, clock and records.
         export_to: a folder that does not exist, or None to write nothing.
     """
-    estimate = advantage_fn(config.algorithm.advantage)
+    credit = credit_fn(config.algorithm, max_tokens=config.rollout.max_tokens)
+    kl = KlControl(config.algorithm.kl)
     with run.phase("start"):
         run.note("publishing the first weights")
         await roles.weights.publish(run.version)  # engines start from the trainer's weights
     while run.step < config.run.steps:
-        await step(config, roles, run, estimate)
+        await step(config, roles, run, credit, kl)
     if export_to is not None:
         with run.phase("export"):
             await roles.actor.export(export_to)
 
 
-async def step(config: RunConfig, roles: Roles, run: Run, estimate: Estimate) -> None:
+async def step(config: RunConfig, roles: Roles, run: Run, credit: Credit, kl: KlControl) -> None:
     """One batch of rollouts, trained on and published."""
     with run.phase("rollout"):
-        groups, rollout_metrics = await roles.rollouts.take(
-            config.algorithm.prompts_per_step, step=run.step, progress=run.note
-        )
-    batch = await with_baselines(pack(groups), roles, run, optimizer_steps=config.algorithm.optimizer_steps)
-    advantages_RT = estimate(batch)
+        groups, metrics = await roles.rollouts.take(config.algorithm.prompts_per_step, step=run.step, progress=run.note)
+    batch = pack(groups, mask_truncated=config.algorithm.mask_truncated)
+    groups, batch, judged = await with_baselines(config, groups, batch, roles, run)
+    batch = credit(batch, kl.coefficient)
+    observed = observe(config, batch, kl)
     with run.phase("train"):
-        train_metrics = await roles.actor.update(replace(batch, advantages_RT=advantages_RT))
+        trained = await update(config, batch, roles, run)
     with run.phase("sync"):
-        sync_metrics = await roles.weights.publish(run.advance())
-    # A rollout has one advantage: every loss token carries it, other positions 0.
-    advantages_R = advantages_RT[range(batch.rows), batch.loss_mask_RT.argmax(1)].tolist()
-    run.log([*rollout_metrics, *train_metrics, *sync_metrics], groups, advantages_R)
+        published = await roles.weights.publish(run.advance())
+    run.log([*metrics, *judged, *observed, *trained, *published], groups, _mean_advantages(batch))
 
 
-async def with_baselines(batch: TrainBatch, roles: Roles, run: Run, *, optimizer_steps: int) -> TrainBatch:
-    """The batch with what the loss compares the policy to.
-
-    The policy before the update is the policy of the first optimizer step, so its log-probabilities are computed apart
-    only if a second step will need them.
-    """
-    scorers: dict[str, Scorer] = {}
-    if optimizer_steps > 1:
-        scorers["old"] = roles.actor
+async def with_baselines(
+    config: RunConfig, groups: Sequence[RolloutGroup], batch: TrainBatch, roles: Roles, run: Run
+) -> tuple[Sequence[RolloutGroup], TrainBatch, list[Metric]]:
+    """Groups and batch with what the frozen and the valuing models say of them; all of these work at the same time."""
+    calls: dict[str, Coroutine[Any, Any, Any]] = {}
+    if _needs_old_logprobs(config, roles):
+        calls["old"] = roles.actor.logprobs(batch)
     if roles.reference is not None:
-        scorers["reference"] = roles.reference
-    if not scorers:
-        return batch
+        calls["reference"] = roles.reference.logprobs(batch)
+    if roles.critic is not None:
+        calls["values"] = roles.critic.values(batch)
+    if roles.reward is not None:
+        calls["scores"] = roles.reward.scores(conversations(groups))
+    if not calls:
+        return groups, batch, []
     with run.phase("reference"):
-        arrays = await together(scorer.logprobs(batch) for scorer in scorers.values())
-    logprobs_RT = dict(zip(scorers, arrays, strict=True))
-    return replace(batch, old_logprobs_RT=logprobs_RT.get("old"), reference_logprobs_RT=logprobs_RT.get("reference"))
+        found = dict(zip(calls, await together(calls.values()), strict=True))
+    batch = replace(
+        batch,
+        old_logprobs_RT=found.get("old"),
+        reference_logprobs_RT=found.get("reference"),
+        old_values_RT=found.get("values"),
+    )
+    if config.reward is None or roles.reward is None:
+        return groups, batch, []
+    scores_MR, metrics = found["scores"]
+    groups = with_model_scores(groups, combined(scores_MR, config.reward.combine), weight=config.reward.weight)
+    return groups, replace(batch, rewards_R=rewards_of(groups)), [*metrics, *disagreement(scores_MR)]
+
+
+def _needs_old_logprobs(config: RunConfig, roles: Roles) -> bool:
+    """Whether log-probabilities are computed apart from the update.
+
+    The policy before it is the policy of its first optimizer step, which computes them anyway: they are needed for a
+    second step, or for a KL before the update.
+    """
+    kl = config.algorithm.kl
+    needs_kl = roles.reference is not None and (kl.place == "reward" or kl.control.kind == "adaptive")
+    return config.algorithm.optimizer_steps > 1 or needs_kl
+
+
+def observe(config: RunConfig, batch: TrainBatch, kl: KlControl) -> list[Metric]:
+    """What the batch says of critic and KL before the update; moves the KL coefficient for the next step."""
+    metrics: list[Metric] = []
+    if batch.returns_RT is not None and batch.old_values_RT is not None:
+        values, returns, mask = map(torch.from_numpy, (batch.old_values_RT, batch.returns_RT, batch.loss_mask_RT))
+        metrics.append(Mean("critic/value_mean", float(values[mask].sum()), int(mask.sum())))
+        metrics.append(Mean("critic/return_mean", float(returns[mask].sum()), int(mask.sum())))
+        explained = explained_variance(values, returns, mask)
+        metrics += [] if math.isnan(explained) else [Last("critic/explained_variance", explained)]
+    if batch.reference_logprobs_RT is not None:
+        metrics.append(Last("policy/kl_coefficient", kl.coefficient))
+        if batch.old_logprobs_RT is not None:
+            distance = mean_kl(batch, config.algorithm.kl)
+            metrics.append(Last("policy/kl_before_update", distance))
+            kl.observe(distance, samples=batch.rows)
+    return metrics
+
+
+async def update(config: RunConfig, batch: TrainBatch, roles: Roles, run: Run) -> list[Metric]:
+    """The critic and the actor, at the same time; in the critic's warm-up it alone."""
+    calls: list[Coroutine[Any, Any, list[Metric]]] = []
+    is_warming_up = config.critic is not None and run.step < config.critic.warmup_steps
+    if roles.critic is not None:
+        calls.append(roles.critic.update(batch))
+    if not is_warming_up:
+        calls.append(roles.actor.update(batch))
+    return [metric for found in await together(calls) for metric in found]
+
+
+def _mean_advantages(batch: TrainBatch) -> list[float]:
+    """[R], over the loss tokens of each rollout; 0 where there are none."""
+    assert batch.advantages_RT is not None
+    totals_R = batch.advantages_RT.sum(1, dtype=float)
+    means: list[float] = (totals_R / batch.loss_mask_RT.sum(1).clip(min=1)).tolist()
+    return means

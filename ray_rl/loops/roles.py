@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ray_rl.metrics.metric import Metric
-from ray_rl.types import RolloutGroup, TrainBatch
+from ray_rl.types import Message, RolloutGroup, TrainBatch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ class Rollouts(Protocol):
     async def take(
         self, count: int, *, step: int, progress: Callable[[str], None]
     ) -> tuple[Sequence[RolloutGroup], list[Metric]]:
-        """The groups of the next `count` prompts, in the order of the prompts."""
+        """`count` groups, in the order of their prompts."""
 
 
 class Scorer(Protocol):
@@ -41,6 +41,23 @@ class Actor(Scorer, Protocol):
         """Writes the policy in Hugging Face format."""
 
 
+class Critic(Protocol):
+    """The value model under training."""
+
+    async def values(self, batch: TrainBatch) -> NDArray[np.float32]:
+        """float32 [R, T] of the states before the loss tokens; 0 elsewhere."""
+
+    async def update(self, batch: TrainBatch) -> list[Metric]:
+        """Trains on a batch with old values and returns."""
+
+
+class RewardModels(Protocol):
+    """One reward model or an ensemble."""
+
+    async def scores(self, conversations: Sequence[tuple[Message, ...]]) -> tuple[NDArray[np.float32], list[Metric]]:
+        """float32 [M, R], the score of each conversation by each model."""
+
+
 class Weights(Protocol):
     """The way from the actor to the engines."""
 
@@ -48,12 +65,13 @@ class Weights(Protocol):
         """Returns when every engine serves `version`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Roles:
-    """All roles of a run."""
+    """All roles of a run; None where nothing needs it."""
 
     rollouts: Rollouts
     actor: Actor
     weights: Weights
-    reference: Scorer | None
-    """None where nothing needs it."""
+    critic: Critic | None = None
+    reference: Scorer | None = None
+    reward: RewardModels | None = None

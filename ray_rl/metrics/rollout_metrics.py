@@ -21,7 +21,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, version: int) -> dict[str
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
     sampled_by = [int(rollout.completion.versions.min()) for rollout in rollouts if len(rollout.completion.versions)]
     truncated = sum(rollout.completion.finish_reason == "length" for rollout in rollouts)
-    informative = sum(_is_informative(group) for group in groups)
+    informative = sum(is_informative(group) for group in groups)
     return {
         **_reward_metrics(groups),
         "rollout/tokens": sum(lengths),
@@ -47,6 +47,6 @@ def _reward_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     return {**values, "reward/unscored_fraction": 1 - len(scored) / len(rollouts)}
 
 
-def _is_informative(group: RolloutGroup) -> bool:
+def is_informative(group: RolloutGroup) -> bool:
     """Whether its rewards differ: a group of equal rewards has no advantage and trains nothing."""
     return len({rollout.reward for rollout in group.rollouts if rollout.reward is not None}) > 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ray_rl.config import RunConfig
+from ray_rl.config.train import Trained
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.models.attention import SHARED_PREFIX
 
@@ -38,18 +39,16 @@ def load_model_config(folder: str, *, trust_remote_code: bool) -> PretrainedConf
     return config
 
 
-def shares_prefixes(config: RunConfig, model_config: PretrainedConfig) -> bool:
-    """Whether the update computes each prompt once for all its completions (`train.packing`).
+def shares_prefixes(config: RunConfig, role: Trained, model_config: PretrainedConfig) -> bool:
+    """Whether a role computes each prompt once for all its completions (`packing`).
 
     Raises:
         ConfigError: asked for with a model whose attention the shared layout cannot express.
     """
     obstacle = _obstacle_to_sharing(model_config)
-    match config.train.packing:
+    match role.packing:
         case "shared_prefix" if obstacle:
-            raise ConfigError(
-                f"train.packing=shared_prefix: {config.model.path} has {obstacle}; set train.packing=padded"
-            )
+            raise ConfigError(f"packing=shared_prefix: {model_config.name_or_path} has {obstacle}; set packing=padded")
         case "auto":
             return config.cluster.accelerator == "cpu" and obstacle is None
         case packing:
@@ -72,12 +71,12 @@ def _obstacle_to_sharing(model_config: PretrainedConfig) -> str | None:
     return None
 
 
-def attention_name(config: RunConfig, *, shared_prefix: bool) -> str:
+def attention_name(config: RunConfig, role: Trained, *, shared_prefix: bool) -> str:
     """The attention that transformers should use."""
     if shared_prefix:
         return SHARED_PREFIX
-    if config.train.attention != "auto":
-        return config.train.attention
+    if role.attention != "auto":
+        return role.attention
     is_flash_usable = config.cluster.accelerator == "gpu" and find_spec("flash_attn") is not None
     return "flash_attention_2" if is_flash_usable else "sdpa"
 
@@ -98,9 +97,7 @@ def load_causal_lm(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model_config = load_model_config(folder, trust_remote_code=trust_remote_code)
-    for name in _dropouts(model_config):
-        setattr(model_config, name, 0.0)
+    model_config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code))
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder,
@@ -114,13 +111,12 @@ def load_causal_lm(
         raise DataError(f"model.path={folder}: cannot be loaded ({error})") from error
 
 
-def _dropouts(model_config: PretrainedConfig) -> list[str]:
-    """Rates at which the model would drop activations while it trains: the sampled policy does not.
+def without_dropout(model_config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration with every dropout at 0: the policy that samples drops nothing.
 
     In transformers their names end in "dropout" (attention_dropout) or "pdrop" (resid_pdrop).
     """
-    return [
-        name
-        for name, value in model_config.to_dict().items()
-        if name.endswith(("dropout", "pdrop")) and isinstance(value, float)
-    ]
+    for name, value in model_config.to_dict().items():
+        if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
+            setattr(model_config, name, 0.0)
+    return model_config

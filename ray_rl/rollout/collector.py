@@ -7,7 +7,8 @@ from typing import Protocol
 
 from ray_rl.config import RunConfig
 from ray_rl.data.source import PromptSource
-from ray_rl.metrics.metric import Metric
+from ray_rl.metrics.metric import Mean, Metric
+from ray_rl.metrics.rollout_metrics import is_informative
 from ray_rl.rewards.combine import Rewards
 from ray_rl.rollout.request import SampleRequest, request_seed
 from ray_rl.rollout.router import Router
@@ -43,11 +44,36 @@ class Collector:
     async def take(
         self, count: int, *, step: int, progress: Callable[[str], None]
     ) -> tuple[list[RolloutGroup], list[Metric]]:
-        """The groups of the next `count` prompts, in the order of the prompts.
+        """`count` groups of the next prompts, in the order of the prompts.
+
+        With `algorithm.dynamic_sampling`, groups of equal rewards give way to those of further prompts, until there
+        are enough or the bound is reached; then the first of them fill the batch.
 
         Raises:
             RayRLError: an engine or a reward failed; the requests under way are dropped.
         """
+        sampling = self._config.algorithm.dynamic_sampling
+        if sampling is None:
+            return await self._draw(count, first=0, step=step, progress=progress)
+        drawn: list[RolloutGroup] = []
+        metrics: list[Metric] = []
+        informative: list[int] = []
+        while len(informative) < count and len(drawn) < sampling.max_draws * count:
+            # What earlier rounds lacked, and never more than the bound.
+            wanted = min(count - len(informative), sampling.max_draws * count - len(drawn))
+            groups, found = await self._draw(wanted, first=len(drawn), step=step, progress=progress)
+            informative += [len(drawn) + i for i, group in enumerate(groups) if is_informative(group)]
+            drawn += groups
+            metrics += found
+        rest = [i for i in range(len(drawn)) if i not in set(informative)]
+        kept = sorted(informative + rest[: count - len(informative)])
+        metrics.append(Mean("rollout/groups_dropped_fraction", len(drawn) - count, len(drawn)))
+        return [drawn[i] for i in kept], metrics
+
+    async def _draw(
+        self, count: int, *, first: int, step: int, progress: Callable[[str], None]
+    ) -> tuple[list[RolloutGroup], list[Metric]]:
+        """The groups of the next `count` prompts; `first` prompts were drawn for this step before."""
         samples = self._config.algorithm.group_size
         finished = 0
 
@@ -64,6 +90,6 @@ class Collector:
             return scored
 
         progress(f"0 of {count * samples} completions")
-        results = await together(group(i, prompt) for i, prompt in enumerate(self._source.take(count)))
+        results = await together(group(i, prompt) for i, prompt in enumerate(self._source.take(count), first))
         metrics = [metric for _, parts in results for metric in parts] + self._source.metrics()
         return [scored for scored, _ in results], metrics

@@ -5,24 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from ray_rl.config import RunConfig
+from ray_rl.config.train import ReferenceConfig, Trained
 
 
-def deepspeed_config(config: RunConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration as a dictionary; `train.deepspeed` is merged over it.
+def deepspeed_config(config: RunConfig, role: Trained) -> dict[str, Any]:
+    """DeepSpeed's configuration of a model under training, as a dictionary; `role.deepspeed` is merged over it.
 
     Gradient accumulation is driven by hand (`set_gradient_accumulation_boundary`), and the loss is divided by the
     global count before it reaches DeepSpeed, so both of DeepSpeed's own divisors are 1.
     """
-    train = config.train
-    zero: dict[str, Any] = {"stage": train.zero_stage}
-    if train.offload.optimizer:
+    zero: dict[str, Any] = {"stage": role.zero_stage}
+    if role.offload.optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.cluster.accelerator == "gpu"}
-    if train.offload.parameters:
+    if role.offload.parameters:
         zero["offload_param"] = {"device": "cpu", "pin_memory": config.cluster.accelerator == "gpu"}
     generated: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": train.clip_grad_norm,
+        "gradient_clipping": role.clip_grad_norm,
         "zero_optimization": zero,
         # torch's fused AdamW: DeepSpeed's own is compiled on first use.
         "zero_allow_untested_optimizer": True,
@@ -31,9 +31,18 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     }
     if config.model.dtype == "bfloat16":
         generated["bf16"] = {"enabled": True}
-        if train.gradient_dtype == "float32":
+        if role.gradient_dtype == "float32":
             generated["data_types"] = {"grad_accum_dtype": "fp32"}
-    return merge(generated, train.deepspeed)
+    return merge(generated, role.deepspeed)
+
+
+def frozen_config(config: RunConfig, role: ReferenceConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration of a model that is only evaluated, its parameters shared by the ranks (ZeRO-3)."""
+    zero: dict[str, Any] = {"stage": 3}
+    if role.offload:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": config.cluster.accelerator == "gpu"}
+    settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "steps_per_print": None}
+    return settings | ({"bf16": {"enabled": True}} if config.model.dtype == "bfloat16" else {})
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -1,56 +1,84 @@
-"""The frozen reference: a whole model on each of its workers, which split the batch among them."""
+"""The frozen reference: a whole model on each worker, or one that the workers share under ZeRO-3."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 
 from ray_rl.config import RunConfig
+from ray_rl.config.train import ReferenceConfig
 from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, shares_prefixes
 from ray_rl.models.policy import PolicyModel
+from ray_rl.training.deepspeed_config import frozen_config
 from ray_rl.training.encoding import Split
+from ray_rl.training.process_group import Member, join_process_group
 from ray_rl.training.trainer import Scores, score
 from ray_rl.types import TrainBatch
 
 
 class Reference:
-    """One replica. All replicas are called with the same batch; each computes its share."""
+    """One worker. All are called with the same batch; each computes its share."""
 
-    def __init__(self, config: RunConfig, folder: str, *, rank: int, threads: int = 1) -> None:
-        """Loads the model.
+    def __init__(self, config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> None:
+        """Loads the model; a collective under ZeRO-3.
 
         Args:
-            config: of the run, with `model.dtype` resolved.
+            config: of the run, with `model.dtype` resolved and a reference.
             folder: of the model.
-            rank: of this replica among `reference.workers`.
+            member: this worker among `reference.workers`.
             threads: of this process on CPU.
         """
-        self._rank = rank
-        on_cpu = config.cluster.accelerator == "cpu"
-        if on_cpu:
-            torch.set_num_threads(threads)
-        self._device = "cpu" if on_cpu else "cuda:0"
-        trust = config.model.trust_remote_code
-        shared_prefix = shares_prefixes(config, load_model_config(folder, trust_remote_code=trust))
+        assert config.reference is not None, "the run has no reference"
+        role = config.reference
+        self._rank = member.rank
+        if role.zero_stage == 3:
+            self._device = join_process_group(
+                member, accelerator=config.cluster.accelerator, threads=threads, timeout_s=role.timeout_s
+            )
+        else:
+            on_cpu = config.cluster.accelerator == "cpu"
+            self._device = "cpu" if on_cpu else "cuda:0"
+            if on_cpu:
+                torch.set_num_threads(threads)
+        model_config = load_model_config(folder, trust_remote_code=config.model.trust_remote_code)
+        shared_prefix = shares_prefixes(config, config.train, model_config)
         self._split = Split(
-            workers=config.reference.workers,
+            workers=member.world,
             micro_batch_tokens=config.train.micro_batch_tokens,
             logit_chunk_tokens=config.train.logit_chunk_tokens,
             shared_prefix=shared_prefix,
         )
-        causal_lm = load_causal_lm(
-            folder,
-            dtype=config.model.dtype,
-            attention=attention_name(config, shared_prefix=shared_prefix),
-            trust_remote_code=trust,
-        )
-        policy = PolicyModel(
-            causal_lm, chunk_tokens=config.train.logit_chunk_tokens, temperature=config.rollout.temperature
-        )
-        self._policy = policy.requires_grad_(False).eval().to(self._device)
+        attention = attention_name(config, config.train, shared_prefix=shared_prefix)
+        self._policy = _load(config, role, folder, attention=attention, device=self._device)
 
     @torch.no_grad()
     def logprobs(self, batch: TrainBatch) -> Scores:
-        """Log-probabilities of this replica's share of the batch."""
+        """Log-probabilities of this worker's share of the batch; a collective under ZeRO-3."""
         share = self._split.encode(batch, np.arange(batch.rows), rank=self._rank)
         return score(self._policy, batch, share, device=self._device)
+
+
+def _load(config: RunConfig, role: ReferenceConfig, folder: str, *, attention: str, device: str) -> Any:
+    """A `PolicyModel`, or DeepSpeed's engine around one; what ZeRO-3 shards is sharded as it is read."""
+    settings = frozen_config(config, role) if role.zero_stage == 3 else None
+    sharded_loading = None
+    if settings is not None:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        sharded_loading = HfDeepSpeedConfig(settings)
+    causal_lm = load_causal_lm(
+        folder, dtype=config.model.dtype, attention=attention, trust_remote_code=config.model.trust_remote_code
+    )
+    del sharded_loading
+    policy = PolicyModel(
+        causal_lm, chunk_tokens=config.train.logit_chunk_tokens, temperature=config.rollout.temperature
+    )
+    policy.requires_grad_(False).eval()
+    if settings is None:
+        return policy.to(device)
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=policy, config=settings, dist_init_required=False)
+    return engine

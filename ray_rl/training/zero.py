@@ -1,0 +1,157 @@
+"""A module under DeepSpeed: exact gradients of global means, a clipped step, a schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ray_rl.config import RunConfig
+from ray_rl.config.train import Trained
+from ray_rl.errors import TrainingError
+from ray_rl.metrics.metric import Last, Metric
+from ray_rl.training.deepspeed_config import deepspeed_config
+from ray_rl.training.encoding import Encoded
+from ray_rl.training.schedule import learning_rate_factor
+
+Backward = Callable[[Encoded], tuple[Tensor, list[Metric]]]
+"""A micro-batch to its loss: a sum over tokens, not yet divided by the count of the optimizer step."""
+
+
+class ZeroEngine:
+    """One rank of a model under training. All ranks call the same methods in the same order."""
+
+    def __init__(self, config: RunConfig, role: Trained, build: Callable[[], nn.Module], *, name: str, device: str):
+        """Builds and shards the module; a collective.
+
+        Args:
+            config: of the run, with `model.dtype` resolved.
+            role: of the model.
+            build: makes the module, with its parameters in `model.dtype`.
+            name: of the role, for messages and metrics ("policy/grad_norm").
+            device: of this rank.
+        """
+        self._config = config
+        self._role = role
+        self._name = name
+        self._device = device
+        self._steps = 0
+        self.engine = self._initialize(build)
+
+    @property
+    def module(self) -> Any:
+        """What `build` made; its parameters are shards under ZeRO-3."""
+        return self.engine.module
+
+    def accumulate(self, share: Sequence[Encoded], backward: Backward, *, count: float) -> list[Metric]:
+        """Leaves the gradient of (sum of the losses over all ranks) / count in the engine.
+
+        Args:
+            share: this rank's micro-batches, as many on every rank.
+            backward: a micro-batch to the sum of its losses.
+            count: of the whole optimizer step, over all ranks.
+
+        Raises:
+            TrainingError: the loss of a rank is not finite; raised on every rank.
+        """
+        metrics: list[Metric] = []
+        total = 0.0
+        for i, encoded in enumerate(share):
+            self.engine.set_gradient_accumulation_boundary(i == len(share) - 1)
+            loss_sum, found = backward(encoded)
+            # DeepSpeed averages over the ranks; the count is already global, so the average is undone.
+            self.engine.backward(loss_sum / count * dist.get_world_size(), scale_wrt_gas=False)
+            metrics += found
+            total += float(loss_sum.detach())
+        self._require_finite(total)
+        return metrics
+
+    def step(self, learn: Callable[[], list[Metric]] | None) -> list[Metric]:
+        """One optimizer step: `learn` accumulates a gradient. None: there is none; only the schedule moves on.
+
+        Raises:
+            TrainingError: the gradient is not finite.
+        """
+        rate = self._set_learning_rate()
+        metrics: list[Metric] = []
+        if learn is not None:
+            metrics = learn()
+            metrics.append(Last(f"{self._name}/grad_norm", self._apply()))
+            metrics.append(Last(f"{self._name}/learning_rate", rate))
+        self._steps += 1
+        return metrics
+
+    def _initialize(self, build: Callable[[], nn.Module]) -> Any:
+        import deepspeed
+        from transformers.integrations import HfDeepSpeedConfig
+
+        settings = deepspeed_config(self._config, self._role)
+        # While it is alive, from_pretrained shards ZeRO-3 parameters as it reads them; it must outlive the loading.
+        sharded_loading = HfDeepSpeedConfig(settings) if self._role.zero_stage == 3 else None
+        module = build()
+        del sharded_loading
+        engine, *_ = deepspeed.initialize(
+            model=module, optimizer=_optimizer(module, self._role), config=settings, dist_init_required=False
+        )
+        return engine
+
+    def _require_finite(self, loss: float) -> None:
+        """Every rank raises if any has a loss that is not finite; nothing has been applied."""
+        is_bad = torch.tensor(0.0 if math.isfinite(loss) else 1.0, device=self._device)
+        dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
+        if is_bad.item():
+            raise TrainingError(
+                f"optimizer step {self._steps} of the {self._name}: the loss of rank {dist.get_rank()} is {loss}, and "
+                "that of one rank at least is not finite; the step was not applied. Look at the step's rollouts; a "
+                "lower learning_rate or clip_grad_norm may help"
+            )
+
+    def _apply(self) -> float:
+        """Clips and applies the accumulated gradient; returns its norm before clipping."""
+        engine = self.engine
+        if engine.zero_optimization_stage() == 0 and self._config.model.dtype == "float32":
+            # Here DeepSpeed neither reports the norm nor refuses one that is not finite.
+            norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters()]))
+            is_applied = math.isfinite(norm)
+            if is_applied:
+                engine.step()
+        else:
+            engine.step()
+            norm, is_applied = float(engine.get_global_grad_norm()), engine.was_step_applied()
+        if not is_applied:
+            raise TrainingError(
+                f"optimizer step {self._steps} of the {self._name}: the loss is finite, the norm of its gradient is "
+                "not; the step was not applied. Look at the step's rollouts; a lower learning_rate may help, or "
+                "model.dtype=float32"
+            )
+        return norm
+
+    def _set_learning_rate(self) -> float:
+        """Sets and returns the learning rate of this step."""
+        total = self._config.run.steps * self._config.algorithm.optimizer_steps
+        rate = self._role.learning_rate * learning_rate_factor(self._role.schedule, step=self._steps, total_steps=total)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+
+def _optimizer(module: nn.Module, role: Trained) -> torch.optim.Optimizer:
+    """AdamW; norms and biases (one axis) are not decayed."""
+    matrices = [p for p in module.parameters() if len(_shape(p)) > 1]
+    vectors = [p for p in module.parameters() if len(_shape(p)) <= 1]
+    groups = [{"params": matrices, "weight_decay": role.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=role.learning_rate,
+        betas=role.betas,
+        eps=role.eps,
+        fused=True,
+    )
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(parameter.__dict__.get("ds_shape", parameter.shape))
