@@ -194,8 +194,8 @@ def _unplaced(plan: Plan, reserved: int, timeout_s: float) -> str:
         lines.append(f"  left out, as they have fewer than {plan.gpus_per_node} GPU: {', '.join(small)}")
     groups = "; ".join(f"{'+'.join(group.roles)}: {group.bundles} x {_bundle(group)}" for group in plan.groups)
     return (
-        f"placement was not possible within cluster.start_timeout_s={timeout_s:g}. Wanted: {groups}; {plan.nodes} nodes "
-        f"wanted, {len(fit)} available:\n" + "\n".join(lines) + "\nStart the missing nodes, end what holds their "
+        f"placement was not possible within cluster.start_timeout_s={timeout_s:g}. Wanted: {groups}; {plan.nodes} "
+        f"nodes wanted, {len(fit)} available:\n" + "\n".join(lines) + "\nStart the missing nodes, end what holds their "
         "resources, or make the roles smaller (ray-rl plan)"
     )
 

@@ -22,7 +22,7 @@ class Shares:
     """As `training.trainer.Scores`, which takes seconds to import."""
 
     rows: np.ndarray
-    logprobs_MT: np.ndarray
+    values_MT: np.ndarray
 
 
 class LightWorker:
@@ -62,3 +62,15 @@ class LightWorker:
         """Minus the token, for every second row from the rank on."""
         rows = np.arange(int(self._name[-1]), batch.rows, 2)
         return Shares(rows, -batch.tokens_RT[rows].astype(np.float32))
+
+
+class Bystander:
+    """Only sees where it is."""
+
+    def sight(self) -> tuple[str, list[int], str | None]:
+        """Node, GPUs, and CUDA_VISIBLE_DEVICES."""
+        import ray
+
+        context = ray.get_runtime_context()
+        gpus = [int(gpu) for gpu in context.get_accelerator_ids()["GPU"]]
+        return context.get_node_id(), gpus, os.environ.get("CUDA_VISIBLE_DEVICES")
