@@ -107,9 +107,8 @@ class Algorithm(Config):
     @classmethod
     def _fill_in(cls, given: Any) -> Any:
         """The preset below what the user wrote."""
-        if isinstance(given, dict) and given.get("preset") in PRESETS:
-            return filled(given, PRESETS[given["preset"]])
-        return given
+        name = given.get("preset") if isinstance(given, dict) else None
+        return filled(given, PRESETS[name]) if isinstance(name, str) and name in PRESETS else given
 
     @property
     def optimizer_steps(self) -> int:

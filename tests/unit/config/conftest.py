@@ -1,8 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from ray_rl.config.load import load_config
+from ray_rl.config.rules import check
+from ray_rl.errors import ConfigError
 
 SMALLEST = """\
 run: {name: test, steps: 10}
@@ -34,3 +37,40 @@ def load(write):
         return load_config(write(SMALLEST), overrides)
 
     return load_smallest
+
+
+@pytest.fixture
+def refused(load):
+    """The message with which `check` refuses the smallest configuration under overrides."""
+
+    def message(*overrides, visible_gpus=0):
+        config = load(*overrides)
+        with pytest.raises(ConfigError) as caught:
+            check(config, visible_gpus=visible_gpus)
+        return str(caught.value)
+
+    return message
+
+
+@pytest.fixture
+def passes(load):
+    """Checks the smallest configuration under overrides, and returns it."""
+
+    def checked(*overrides, visible_gpus=0):
+        config = load(*overrides)
+        check(config, visible_gpus=visible_gpus)
+        return config
+
+    return checked
+
+
+@pytest.fixture
+def write_model(tmp_path, monkeypatch):
+    """Writes the config.json of a model folder below the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def write_settings(folder, settings):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "config.json").write_text(json.dumps(settings))
+
+    return write_settings

@@ -24,10 +24,10 @@ def problems(path, *overrides):
     [
         ("train: {lerning_rate: 1}", "train.learning_rate"),
         ("train: {zero-stage: 1}", "train.zero_stage"),
-        ("train: {max_tokens: 1}", "rollout.max_tokens"),
+        ("train: {max_tokens: 1}", "rollout.max_tokens or reward.max_tokens"),
         ("rollout: {target: 1}", "rewards.1.target"),
-        ("learning_rate: 1", "train.learning_rate"),
-        ("lerning_rate: 1", "train.learning_rate"),
+        ("learning_rate: 1", "train.learning_rate or critic.learning_rate"),
+        ("lerning_rate: 1", "train.learning_rate or critic.learning_rate"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write, more, nearest):
@@ -44,7 +44,11 @@ def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write
         ("train: {betas: [0.9, []]}", "train.betas.1=[]: must be a valid number (AdamW.)"),
         ("train: {eps: .inf}", "train.eps=inf: must be a finite number (AdamW.)"),
         ("model: {dtype: fp16, path: a}", "model.dtype=fp16: must be 'auto', 'bfloat16' or 'float32' (Of the forward "),
-        ("cluster: {colocate: [[critic]]}", "cluster.colocate.0.0=critic: must be 'actor' or 'reference' (Roles that "),
+        ("cluster: {colocate: [[x]]}", "cluster.colocate.0.0=x: must be 'actor', 'critic', 'reference' or 'reward' ("),
+        ("reward: {paths: []}", "reward.paths=[]: must have at least 1 item after validation, not 0 (Sequence "),
+        ("algorithm: {preset: dappo}", "algorithm.preset=dappo: must be 'ppo', 'grpo', 'dr_grpo', 'dapo', "),
+        ("algorithm: {preset: [ppo]}", "algorithm.preset=['ppo']: must be 'ppo', 'grpo', "),
+        ("algorithm: {preset: dapo, shaping: 3}", "algorithm.shaping=3: must be a mapping of options"),
     ],
 )
 def test_a_wrong_value_says_place_key_value_requirement_and_meaning(write, more, message):
@@ -95,9 +99,26 @@ def test_a_missing_section_points_at_the_file(write):
     )
 
 
-def test_no_rewards_are_an_error(write):
-    message = problems(write(GOOD), "rewards=[]")
-    assert message == "override 'rewards=[]': rewards=[]: must have at least 1 item after validation, not 0"
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "algorithm.loss.kind=clippd",
+            "unknown kind; did you mean clipped? The kinds are clipped, gspo, cispo, sapo, policy_gradient",
+        ),
+        (
+            "algorithm.kl.control={target: 1}",
+            "algorithm.kl.control.kind: missing in {'target': 1}; set it to one of fixed, adaptive",
+        ),
+        (
+            "reward={paths: [a], combine: {kind: mean, k: 1}}",
+            "reward.combine.k: unknown key, its value is 1; it belongs to kind mean_minus_std; set reward.combine.kind "
+            "or remove it",
+        ),
+    ],
+)
+def test_the_parts_of_an_algorithm_are_explained_like_any_section(write, override, message):
+    assert problems(write(GOOD), override).endswith(message)
 
 
 def test_all_problems_come_in_one_message(write):

@@ -1,16 +1,52 @@
 import pytest
 
 from ray_rl.config import gpus
-from ray_rl.config.gpus import asked_gpus, visible_gpu_count
+from ray_rl.config.gpus import asked_gpus, role_groups, visible_gpu_count
+
+FIVE_ROLES = ("algorithm.preset=ppo", "critic={workers: 2}", "reward={paths: [owner/name], workers: 2}")
 
 
 def test_the_asks_name_their_roles_and_keys(load):
-    config = load("train.workers=2", "rollout.tensor_parallel=4", "algorithm.kl.coefficient=0.1")
+    config = load("train.workers=2", "rollout.tensor_parallel=3", "algorithm.kl.coefficient=0.1")
     assert [str(ask) for ask in asked_gpus(config)] == [
         "actor 2 (train.workers)",
-        "engines 4 (rollout.engines 1 * rollout.tensor_parallel 4)",
         "reference 1 (reference.workers)",
+        "engines 3 (rollout.engines 1 * rollout.tensor_parallel 3)",
     ]
+
+
+def test_every_role_has_a_group_of_its_own(load):
+    config = load(*FIVE_ROLES)
+    assert role_groups(config) == [("actor",), ("critic",), ("reference",), ("reward",), ("rollout",)]
+    assert sum(ask.gpus for ask in asked_gpus(config)) == 1 + 2 + 1 + 2 + 1
+
+
+def test_roles_that_share_gpus_ask_for_them_once(load):
+    config = load(*FIVE_ROLES, "cluster.colocate=[[reward, critic], [actor, reference]]")
+    assert role_groups(config) == [("actor", "reference"), ("critic", "reward"), ("rollout",)]
+    assert [str(ask) for ask in asked_gpus(config)] == [
+        "actor+reference 1 (train.workers, reference.workers, shared by cluster.colocate)",
+        "critic+reward 2 (critic.workers, reward.workers, shared by cluster.colocate)",
+        "engines 1 (rollout.engines 1 * rollout.tensor_parallel 1)",
+    ]
+
+
+def test_a_role_that_the_run_does_not_have_leaves_its_group(load):
+    config = load("cluster.colocate=[[actor, reference], [critic, reward]]")
+    assert role_groups(config) == [("actor",), ("rollout",)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "roles"),
+    [
+        ((), ["actor", "rollout"]),
+        (("algorithm.kl.coefficient=0.1",), ["actor", "reference", "rollout"]),
+        (("algorithm.preset=ppo", "critic={}"), ["actor", "critic", "reference", "rollout"]),
+        (("reward={paths: [owner/name]}",), ["actor", "reward", "rollout"]),
+    ],
+)
+def test_a_role_exists_only_where_something_needs_it(load, overrides, roles):
+    assert [role for (role,) in role_groups(load(*overrides))] == roles
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -9,24 +8,6 @@ from ray_rl.errors import ConfigError
 GPU = ("cluster.accelerator=gpu", "cluster.address=auto")
 
 
-@pytest.fixture
-def refused(load):
-    """The message with which `check` refuses the smallest configuration under overrides."""
-
-    def message(*overrides, visible_gpus=0):
-        config = load(*overrides)
-        with pytest.raises(ConfigError) as caught:
-            check(config, visible_gpus=visible_gpus)
-        return str(caught.value)
-
-    return message
-
-
-def write_model(folder, config):
-    Path(folder).mkdir(parents=True)
-    (Path(folder) / "config.json").write_text(json.dumps(config))
-
-
 def test_the_smallest_configuration_passes(load):
     check(load(), visible_gpus=0)
 
@@ -35,59 +16,6 @@ def test_all_violations_come_in_one_message(refused):
     lines = refused("algorithm.group_size=1", "weight_sync.backend=nccl").splitlines()
     assert lines[0] == "2 problems in the configuration:"
     assert [line.split(":")[0] for line in lines[1:]] == ["  algorithm.group_size=1", "  weight_sync.backend=nccl"]
-
-
-class TestBatch:
-    def test_a_group_of_one_has_no_advantage(self, refused):
-        assert refused("algorithm.group_size=1") == (
-            "algorithm.group_size=1: a completion without peers has no advantage; set algorithm.group_size to 2 or more"
-        )
-
-    def test_minibatches_divide_the_prompts(self, refused):
-        assert refused("algorithm.minibatches=3", "algorithm.prompts_per_step=8") == (
-            "algorithm.minibatches=3: does not divide algorithm.prompts_per_step=8; "
-            "set algorithm.minibatches to one of 1, 2, 4, 8"
-        )
-
-    def test_every_worker_has_a_rollout_in_each_minibatch(self, refused, load):
-        shape = ("algorithm.prompts_per_step=4", "algorithm.group_size=2", "algorithm.minibatches=4")
-        check(load(*shape, "train.workers=2"), visible_gpus=0)
-        assert refused(*shape, "train.workers=3") == (
-            "train.workers=3: a minibatch holds 2 rollouts (prompts_per_step 4 * group_size 2 / minibatches 4), so "
-            "some workers would have none; set train.workers to 2 or less, or raise algorithm.prompts_per_step"
-        )
-
-    def test_the_warm_up_ends_before_the_run(self, refused, load):
-        shape = ("run.steps=3", "algorithm.update_epochs=2")
-        check(load(*shape, "train.schedule.warmup_steps=5"), visible_gpus=0)
-        assert refused(*shape, "train.schedule.warmup_steps=6") == (
-            "train.schedule.warmup_steps=6: the run has 6 optimizer steps (run.steps 3 * 2 a step), so the learning "
-            "rate would never reach its peak; set train.schedule.warmup_steps to 5 or less, or raise run.steps"
-        )
-
-
-class TestDeepSpeed:
-    def test_parameters_are_offloaded_at_stage_3_only(self, refused, load):
-        check(load("train.offload.parameters=true", "train.zero_stage=3"), visible_gpus=0)
-        assert refused("train.offload.parameters=true", "train.zero_stage=2") == (
-            "train.offload.parameters=true: only ZeRO stage 3 can move parameters to the CPU, and train.zero_stage=2; "
-            "set train.zero_stage=3 or train.offload.parameters=false"
-        )
-
-    def test_the_optimizer_is_offloaded_from_stage_1(self, refused, load):
-        check(load("train.offload.optimizer=true", "train.zero_stage=1"), visible_gpus=0)
-        assert refused("train.offload.optimizer=true", "train.zero_stage=0", "model.dtype=float32") == (
-            "train.offload.optimizer=true: ZeRO stage 0 cannot move the optimizer to the CPU; "
-            "set train.zero_stage to 1, 2 or 3, or train.offload.optimizer=false"
-        )
-
-    def test_stage_0_cannot_sum_bfloat16_gradients_in_float32(self, refused, load):
-        check(load("train.zero_stage=0", "train.gradient_dtype=bfloat16"), visible_gpus=0)
-        check(load("train.zero_stage=0", "model.dtype=float32"), visible_gpus=0)
-        assert refused("train.zero_stage=0") == (
-            "train.gradient_dtype=float32: DeepSpeed refuses to sum gradients in float32 at train.zero_stage=0 under "
-            "model.dtype=auto; set train.zero_stage=1, or train.gradient_dtype=bfloat16, or model.dtype=float32"
-        )
 
 
 class TestModel:
@@ -125,6 +53,13 @@ class TestModel:
         message = refused("reference.path=./nope", "algorithm.kl.coefficient=0.1")
         assert message.startswith("reference.path=./nope: no such model folder; set reference.path")
 
+    def test_the_critic_and_the_reward_models_are_looked_at(self, refused):
+        ppo = ("algorithm.preset=ppo", "critic={path: ./a}", "reward={paths: [owner/name, ./b]}")
+        assert [line.partition(";")[0].strip() for line in refused(*ppo).splitlines()[1:]] == [
+            "critic.path=./a: no such model folder",
+            "reward.paths.1=./b: no such model folder",
+        ]
+
 
 class TestLengths:
     def test_prompt_and_completion_fit_into_the_context_of_a_packaged_model(self, refused, load):
@@ -139,7 +74,7 @@ class TestLengths:
         "config",
         [{"max_position_embeddings": 64}, {"n_positions": 64}, {"text_config": {"max_position_embeddings": 64}}],
     )
-    def test_the_context_of_a_folder_is_read_from_its_config(self, refused, config):
+    def test_the_context_of_a_folder_is_read_from_its_config(self, refused, write_model, config):
         write_model("model", config)
         message = refused("model.path=model", "data.max_prompt_tokens=100", "rollout.max_tokens=10")
         assert message == (
@@ -147,13 +82,19 @@ class TestLengths:
             "64 tokens; set data.max_prompt_tokens to 54 or less"
         )
 
-    def test_an_unknown_context_is_not_judged(self, load):
+    def test_an_unknown_context_is_not_judged(self, load, write_model):
         write_model("model", {})
         check(load("model.path=model", "rollout.max_tokens=1000000"), visible_gpus=0)
         check(load("model.path=owner/name", "rollout.max_tokens=1000000"), visible_gpus=0)
 
 
 class TestDataAndRewards:
+    def test_something_judges_the_completions(self, refused, load):
+        check(load("rewards=[]", "reward={paths: [owner/name]}"), visible_gpus=0)
+        assert refused("rewards=[]") == (
+            "rewards=[]: nothing judges the completions; add a reward function, or a reward model under reward"
+        )
+
     def test_a_missing_file_is_named(self, refused, tmp_path):
         assert refused("data={kind: jsonl, path: no.jsonl}") == (
             f"data.path=no.jsonl: no such file ({tmp_path}/no.jsonl); set data.path to a file that exists"
@@ -191,12 +132,19 @@ class TestDataAndRewards:
 
 class TestHardware:
     def test_the_gpus_of_all_roles_fit_into_the_cluster(self, refused, load):
-        shape = ("train.workers=4", "rollout.engines=2", "rollout.tensor_parallel=2", *GPU)
+        shape = ("train.workers=2", "rollout.engines=2", "rollout.tensor_parallel=3", *GPU)
         check(load(*shape), visible_gpus=0)
         assert refused(*shape, "reference.workers=2", "algorithm.kl.coefficient=0.1") == (
-            "cluster.nodes=1 * cluster.gpus_per_node=8: the cluster has 8 GPUs, but 10 GPUs are asked for: actor 4 "
-            "(train.workers) + engines 4 (rollout.engines 2 * rollout.tensor_parallel 2) + reference 2 "
-            "(reference.workers); raise cluster.nodes to 2 or make the roles smaller"
+            "cluster.nodes=1 * cluster.gpus_per_node=8: the cluster has 8 GPUs, but 10 GPUs are asked for: actor 2 "
+            "(train.workers) + reference 2 (reference.workers) + engines 6 (rollout.engines 2 * "
+            "rollout.tensor_parallel 3); raise cluster.nodes to 2 or make the roles smaller"
+        )
+
+    def test_a_tensor_parallel_size_divides_the_heads(self, refused, load):
+        check(load("rollout.tensor_parallel=3", *GPU), visible_gpus=0)
+        assert refused("rollout.tensor_parallel=2", *GPU) == (
+            "rollout.tensor_parallel=2: does not divide the heads of smollm2-135m-instruct, 9 for queries and 3 for "
+            "keys; set rollout.tensor_parallel to one of 1, 3, 9"
         )
 
     def test_a_colocated_reference_asks_for_no_gpus_of_its_own(self, load):

@@ -1,0 +1,204 @@
+"""Each rule: the message with its remedy, and the nearest configuration that passes."""
+
+import pytest
+
+PPO = ("algorithm.preset=ppo", "critic={}")
+KL = "algorithm.kl.coefficient=0.1"
+
+
+class TestBatch:
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            (),
+            ("algorithm.advantage={kind: leave_one_out}",),
+            ("algorithm.advantage={kind: reinforce_plus_plus_baseline}",),
+            ("algorithm.advantage={kind: gpg}",),
+        ],
+    )
+    def test_a_group_of_one_has_no_advantage_where_completions_are_compared(self, refused, passes, overrides):
+        passes("algorithm.group_size=2", *overrides)
+        assert refused("algorithm.group_size=1", *overrides) == (
+            "algorithm.group_size=1: a completion without peers has no advantage; set algorithm.group_size to 2 or more"
+        )
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ("algorithm.advantage={kind: group, singleton: score}",),
+            ("algorithm.advantage={kind: leave_one_out, singleton: score}",),
+            ("algorithm.advantage={kind: reinforce_plus_plus}",),
+            PPO,
+        ],
+    )
+    def test_a_group_of_one_is_enough_elsewhere(self, passes, overrides):
+        passes("algorithm.group_size=1", *overrides)
+
+    def test_minibatches_divide_the_prompts(self, refused, passes):
+        passes("algorithm.minibatches=4", "algorithm.prompts_per_step=8")
+        assert refused("algorithm.minibatches=3", "algorithm.prompts_per_step=8") == (
+            "algorithm.minibatches=3: does not divide algorithm.prompts_per_step=8; "
+            "set algorithm.minibatches to one of 1, 2, 4, 8"
+        )
+
+    @pytest.mark.parametrize("key", ["train", "critic"])
+    def test_every_worker_has_a_rollout_in_each_minibatch(self, refused, passes, key):
+        shape = (*PPO, "algorithm.prompts_per_step=4", "algorithm.group_size=2", "algorithm.minibatches=4")
+        passes(*shape, f"{key}.workers=2")
+        assert refused(*shape, f"{key}.workers=3") == (
+            f"{key}.workers=3: a minibatch holds 2 rollouts (prompts_per_step 4 * group_size 2 / minibatches 4), so "
+            f"some workers would have none; set {key}.workers to 2 or less, or raise algorithm.prompts_per_step"
+        )
+
+
+class TestCritic:
+    def test_generalised_advantages_need_a_critic(self, refused, passes):
+        passes("algorithm.kind=ppo", "algorithm.advantage.kind=gae", "critic={workers: 1}")
+        assert refused("algorithm.kind=ppo", "algorithm.advantage.kind=gae") == (
+            "algorithm.advantage.kind=gae: generalised advantages need the values of a critic, and there is none; add "
+            "critic: {workers: 1}, or set algorithm.advantage.kind=group and algorithm.kind=grpo"
+        )
+
+    def test_a_critic_is_not_trained_for_nothing(self, refused):
+        assert refused("critic={}") == (
+            "critic: algorithm.advantage.kind=group does not use a critic; remove the section critic, or set "
+            "algorithm.kind=ppo and algorithm.advantage.kind=gae"
+        )
+
+    def test_ppo_is_what_has_a_critic(self, refused):
+        assert refused("algorithm.advantage.kind=gae", "critic={}") == (
+            "algorithm.kind=grpo: ppo is what estimates advantages with a critic (gae), and grpo what does not, but "
+            "algorithm.advantage.kind=gae; set algorithm.kind=ppo"
+        )
+        assert refused("algorithm.kind=ppo") == (
+            "algorithm.kind=ppo: ppo is what estimates advantages with a critic (gae), and grpo what does not, but "
+            "algorithm.advantage.kind=group; set algorithm.kind=grpo"
+        )
+
+
+class TestKl:
+    @pytest.mark.parametrize("place", ["loss", "reward"])
+    def test_a_penalty_needs_a_reference(self, refused, passes, place):
+        passes(KL, f"algorithm.kl.place={place}")
+        passes("reference=null")
+        assert refused(KL, f"algorithm.kl.place={place}", "reference=null") == (
+            f"algorithm.kl.coefficient=0.1: the KL penalty in the {place} needs a frozen reference, and reference is "
+            "null; remove reference: null, or set algorithm.kl.coefficient=0"
+        )
+
+    def test_a_penalty_in_the_reward_has_a_coefficient(self, refused):
+        assert refused("algorithm.kl.place=reward") == (
+            "algorithm.kl.place=reward: there is no KL penalty and so no reference, as algorithm.kl.coefficient=0; set "
+            "the coefficient above 0, or algorithm.kl.place=loss"
+        )
+
+    def test_an_adaptive_coefficient_starts_above_zero(self, refused, passes):
+        passes(KL, "algorithm.kl.control={kind: adaptive}")
+        assert refused("algorithm.kl.control={kind: adaptive}") == (
+            "algorithm.kl.control.kind=adaptive: a coefficient of 0 stays 0; set algorithm.kl.coefficient to where it "
+            "should start, for example 0.05"
+        )
+
+    def test_an_adaptive_coefficient_has_a_horizon_beyond_the_step(self, refused, passes):
+        passes(KL, "algorithm.kl.control={kind: adaptive, horizon: 65}")
+        assert refused(KL, "algorithm.kl.control={kind: adaptive, horizon: 64}") == (
+            "algorithm.kl.control.horizon=64: shorter than a step of 64 rollouts, so that the coefficient would swing; "
+            "set algorithm.kl.control.horizon above 64"
+        )
+
+
+class TestRewardModel:
+    @pytest.mark.parametrize("workers", [1, 2, 3, 6])
+    def test_workers_hold_the_models_equally_often(self, passes, workers):
+        passes(f"reward={{paths: [a/b, c/d, e/f], workers: {workers}}}")
+
+    @pytest.mark.parametrize("workers", [4, 5, 7])
+    def test_other_numbers_of_workers_are_refused(self, refused, workers):
+        assert refused(f"reward={{paths: [a/b, c/d, e/f], workers: {workers}}}") == (
+            f"reward.workers={workers}: 3 models cannot be held equally often by more workers than models; set "
+            "reward.workers to 3 or less, or to a multiple of 3"
+        )
+
+    def test_the_name_of_its_part_is_taken(self, refused, passes):
+        passes("rewards=[{kind: number, name: model}]")
+        assert refused("rewards=[{kind: number, name: model}]", "reward={paths: [a/b]}") == (
+            "rewards: the name model is that of the reward model's part; set another name"
+        )
+
+    def test_it_scores_too_late_for_dynamic_sampling(self, refused, passes):
+        passes("reward={paths: [a/b]}", "algorithm.preset=dapo", "algorithm.dynamic_sampling=null")
+        assert refused("reward={paths: [a/b]}", "algorithm.preset=dapo") == (
+            "algorithm.dynamic_sampling: it looks for groups with unequal rewards while it samples, and a reward model "
+            "scores a whole batch afterwards; set algorithm.dynamic_sampling=null"
+        )
+
+    @pytest.mark.parametrize(
+        ("settings", "labels"),
+        [
+            ({}, 2),
+            ({"num_labels": 2}, 2),
+            ({"id2label": {"0": "bad", "1": "good"}}, 2),
+            ({"id2label": {"0": "a", "1": "b", "2": "c"}, "num_labels": 1}, 3),
+        ],
+    )
+    def test_a_model_with_several_labels_is_refused(self, refused, write_model, settings, labels):
+        write_model("judge", settings)
+        assert refused("reward={paths: [a/b, judge]}") == (
+            f"reward.paths.1=judge: the model has {labels} labels and a reward is one number; set reward.paths.1 to a "
+            "sequence classification model with num_labels 1"
+        )
+
+    @pytest.mark.parametrize("settings", [{"num_labels": 1}, {"id2label": {"0": "LABEL_0"}}])
+    def test_a_model_with_one_label_passes(self, passes, write_model, settings):
+        write_model("judge", settings)
+        passes("reward={paths: [judge]}")
+
+
+class TestSchedule:
+    @pytest.mark.parametrize("key", ["train", "critic"])
+    def test_the_warm_up_ends_before_the_run(self, refused, passes, key):
+        shape = (*PPO, "run.steps=3", "algorithm.update_epochs=2")
+        passes(*shape, f"{key}.schedule.warmup_steps=5")
+        assert refused(*shape, f"{key}.schedule.warmup_steps=6") == (
+            f"{key}.schedule.warmup_steps=6: the run has 6 optimizer steps (run.steps 3 * 2 a step), so the learning "
+            f"rate would never reach its peak; set {key}.schedule.warmup_steps to 5 or less, or raise run.steps"
+        )
+
+
+class TestDeepSpeed:
+    def test_parameters_are_offloaded_at_stage_3_only(self, refused, passes):
+        passes("train.offload.parameters=true", "train.zero_stage=3")
+        assert refused("train.offload.parameters=true", "train.zero_stage=2") == (
+            "train.offload.parameters=true: only ZeRO stage 3 can move parameters to the CPU, and train.zero_stage=2; "
+            "set train.zero_stage=3 or train.offload.parameters=false"
+        )
+
+    def test_the_optimizer_is_offloaded_from_stage_1(self, refused, passes):
+        passes("train.offload.optimizer=true", "train.zero_stage=1")
+        assert refused("train.offload.optimizer=true", "train.zero_stage=0", "model.dtype=float32") == (
+            "train.offload.optimizer=true: ZeRO stage 0 cannot move the optimizer to the CPU; "
+            "set train.zero_stage to 1, 2 or 3, or train.offload.optimizer=false"
+        )
+
+    def test_stage_0_cannot_sum_bfloat16_gradients_in_float32(self, refused, passes):
+        passes("train.zero_stage=0", "train.gradient_dtype=bfloat16")
+        passes("train.zero_stage=0", "model.dtype=float32")
+        assert refused("train.zero_stage=0") == (
+            "train.gradient_dtype=float32: DeepSpeed refuses to sum gradients in float32 at train.zero_stage=0 under "
+            "model.dtype=auto; set train.zero_stage=1, or train.gradient_dtype=bfloat16, or model.dtype=float32"
+        )
+
+    def test_the_critic_obeys_the_same_rules(self, refused):
+        message = refused(*PPO, "critic.offload={parameters: true, optimizer: true}", "critic.zero_stage=0")
+        assert [line.split(":")[0].strip() for line in message.splitlines()[1:]] == [
+            "critic.offload.parameters=true",
+            "critic.offload.optimizer=true",
+            "critic.gradient_dtype=float32",
+        ]
+
+    def test_the_reference_is_offloaded_at_stage_3_only(self, refused, passes):
+        passes(KL, "reference={offload: true, zero_stage: 3}")
+        assert refused(KL, "reference.offload=true") == (
+            "reference.offload=true: only ZeRO stage 3 can move parameters to the CPU, and reference.zero_stage=0; set "
+            "reference.zero_stage=3 or reference.offload=false"
+        )
