@@ -263,7 +263,7 @@ def read_logprobs(member: Member, config: RunConfig, folder: str) -> tuple[NDArr
     from ray_rl.training.trainer import Trainer
 
     scores = Trainer(config, folder, member).logprobs(BATCH)
-    return scores.rows, scores.logprobs_MT
+    return scores.rows, scores.values_MT
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -273,6 +273,6 @@ def test_the_ranks_compute_the_logprobs_of_every_loss_token_between_them(
     with torch.no_grad():
         expected_RT = one_by_one(tiny_llama(), BATCH).numpy() * BATCH.loss_mask_RT
     logprobs_RT = np.zeros_like(expected_RT)
-    for rows, logprobs_MT in ranks.run(read_logprobs, make(zero_stage=stage, micro_batch_tokens=QUARTER), folder):
-        logprobs_RT[rows] += logprobs_MT
+    for rows, values_MT in ranks.run(read_logprobs, make(zero_stage=stage, micro_batch_tokens=QUARTER), folder):
+        logprobs_RT[rows] += values_MT
     np.testing.assert_allclose(logprobs_RT, expected_RT, atol=EXACT)

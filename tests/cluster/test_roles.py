@@ -48,7 +48,7 @@ def light(connected, logs):
     handles = []
 
     def start(role, count, *, options=None):
-        setting = Setting(None, "model", str(logs), 1, {"RAY_RL_TEST": "here"})
+        setting = Setting(None, ("model",), str(logs), 1, {"RAY_RL_TEST": "here"})
         started = [
             ray.remote(LightWorker)
             .options(**(options[rank] if options else {"num_cpus": 0.1}))
@@ -260,7 +260,7 @@ async def test_a_worker_that_cannot_start_says_why(connected, tmp_path):
     from tests.cluster.light import LightWorker
 
     (tmp_path / "taken").write_text("a file where the folder of the logs should be")
-    setting = Setting(None, "model", str(tmp_path / "taken"), 1, {})
+    setting = Setting(None, ("model",), str(tmp_path / "taken"), 1, {})
     handle = ray.remote(LightWorker).options(num_cpus=0.1).remote(setting, "actor-0")
     with pytest.raises(ClusterError) as raised:
         await call("actor-0", handle.name.remote(), doing="loading", timeout_s=60)

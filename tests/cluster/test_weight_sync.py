@@ -126,12 +126,20 @@ async def trained(config, model):
         rewards = stack.enter_context(closing(build_rewards(config.rewards)))
         workers = await stack.enter_async_context(
             started_workers(
-                config, plan(config), folder=str(model), reference_folder="", logs=folder.logs, note=run.note
+                config,
+                plan(config),
+                folders={"actor": (str(model),), "rollout": (str(model),)},
+                logs=folder.logs,
+                note=run.note,
             )
         )
         before = [await score(engine, prompt, answer) for engine in workers.engines]
         source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
-        roles = Roles(Collector(config, source, workers.engines, rewards), workers.actor, workers.weights, None)
+        roles = Roles(
+            rollouts=Collector(config, source, workers.engines, rewards),
+            actor=workers.actor,
+            weights=workers.weights,
+        )
         await train(config, roles, run, export_to=folder.export)
         yield Trained(config, model, folder.export, folder.metrics_jsonl, workers, prompt, answer, before)
 

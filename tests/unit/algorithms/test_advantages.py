@@ -1,11 +1,9 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from ray_rl.algorithms.advantages import (
-    advantage_fn,
     center_by_group,
     gpg_advantages,
     leave_one_out,
@@ -13,25 +11,9 @@ from ray_rl.algorithms.advantages import (
     reinforce_plus_plus_baseline,
 )
 from ray_rl.algorithms.returns import token_rewards
-from ray_rl.config.algorithm import GroupAdvantage
-from ray_rl.types import TrainBatch
 from tests.golden import reference, tensors
 
 NAN = float("nan")
-
-
-def batch_of(rewards_R, mask_RT, group_size):
-    rows, width = mask_RT.shape
-    zeros_RT = np.zeros((rows, width), np.float32)
-    return TrainBatch(
-        prompt_ids=(np.array([1, 2], np.int32),) * (rows // group_size),
-        group_size=group_size,
-        tokens_RT=zeros_RT.astype(np.int32),
-        lengths_R=np.full(rows, width, np.int32),
-        loss_mask_RT=mask_RT,
-        rollout_logprobs_RT=zeros_RT,
-        rewards_R=np.asarray(rewards_R, np.float32),
-    )
 
 
 def test_one_right_of_two_is_plus_and_minus_one():
@@ -88,6 +70,15 @@ def test_a_constant_added_to_the_rewards_changes_nothing():
     torch.testing.assert_close(shifted_PG, center_by_group(rewards_PG, divide_by_std=True), rtol=0, atol=1e-6)
 
 
+def test_the_standard_deviation_may_be_that_of_the_whole_batch():
+    rewards_PG = torch.tensor([[1.0, 0.0], [3.0, 3.0], [2.0, NAN]])
+    # 1, 0, 3, 3, 2: mean 1.8, squares 0.64 + 3.24 + 1.44 + 1.44 + 0.04 = 6.8, / 5 and / 4.
+    for ddof, variance in ((0, 1.36), (1, 1.7)):
+        result_PG = center_by_group(rewards_PG, divide_by_std=True, std_of="batch", ddof=ddof, eps=1e-6)
+        half = 0.5 / (math.sqrt(variance) + 1e-6)
+        torch.testing.assert_close(result_PG, torch.tensor([[half, -half], [0.0, 0.0], [0.0, 0.0]]))
+
+
 def test_a_group_of_one_is_an_error_that_names_the_setting():
     with pytest.raises(ValueError, match=r"shape \(3, 1\).*algorithm.group_size >= 2"):
         center_by_group(torch.zeros(3, 1), divide_by_std=True)
@@ -96,32 +87,6 @@ def test_a_group_of_one_is_an_error_that_names_the_setting():
 def test_an_infinite_reward_is_an_error_that_names_the_completion():
     with pytest.raises(ValueError, match="completion 2 of prompt 1 is -inf"):
         center_by_group(torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, -math.inf]]), divide_by_std=True)
-
-
-def test_each_loss_token_gets_the_advantage_of_its_rollout_and_others_zero():
-    mask_RT = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0]], bool)
-    estimate = advantage_fn(GroupAdvantage(divide_by_std=False))
-    advantages_RT = estimate(batch_of([1.0, 0.0, 4.0, 8.0], mask_RT, group_size=2))
-    assert advantages_RT.dtype == np.float32
-    assert advantages_RT.tolist() == [[0.5, 0.5, 0.5], [-0.5, 0.0, -0.5], [0.0, 0.0, 0.0], [2.0, 0.0, 0.0]]
-
-
-def test_the_configured_eps_is_used():
-    estimate = advantage_fn(GroupAdvantage(eps=0.5))
-    advantages_RT = estimate(batch_of([1.0, 0.0], np.ones((2, 1), bool), group_size=2))
-    assert advantages_RT.tolist() == [[0.5], [-0.5]]
-
-
-def test_a_batch_that_cannot_be_written_to_is_read():
-    rewards_R = np.array([1.0, 0.0], np.float32)
-    rewards_R.flags.writeable = False
-    batch = batch_of(rewards_R, np.ones((2, 1), bool), group_size=2)
-    assert advantage_fn(GroupAdvantage(divide_by_std=False))(batch).tolist() == [[0.5], [-0.5]]
-
-
-def test_an_unknown_estimator_is_refused():
-    with pytest.raises(AssertionError):
-        advantage_fn("group")
 
 
 def test_the_sample_standard_deviation_on_request():

@@ -1,6 +1,7 @@
 import pytest
 
-from ray_rl.algorithms.kl_control import adapted_kl_coefficient
+from ray_rl.algorithms.kl_control import KlControl, adapted_kl_coefficient
+from ray_rl.config.algorithm import AdaptiveKl, Kl
 
 
 @pytest.mark.parametrize(
@@ -15,3 +16,24 @@ def test_the_coefficient_follows_the_bounded_relative_error(observed, expected):
 def test_a_horizon_that_would_turn_the_coefficient_negative_is_refused():
     with pytest.raises(ValueError, match=r"horizon=10 is too short for 256 sequences"):
         adapted_kl_coefficient(0.2, 0.0, target=0.1, horizon=10, samples=256)
+
+
+def test_a_fixed_coefficient_stays():
+    control = KlControl(Kl(coefficient=0.1))
+    control.observe(100.0, samples=64)
+    assert (control.coefficient, control.is_adaptive) == (0.1, False)
+
+
+def test_an_adaptive_coefficient_follows_the_divergence():
+    control = KlControl(Kl(coefficient=0.1, control=AdaptiveKl(target=0.5, horizon=100.0)))
+    control.observe(0.55, samples=10)
+    assert control.is_adaptive
+    assert control.coefficient == pytest.approx(0.1 * 1.01)
+    control.observe(0.0, samples=10)
+    assert control.coefficient == pytest.approx(0.1 * 1.01 * 0.98)
+
+
+def test_an_unknown_control_is_refused():
+    control = KlControl(Kl().model_copy(update={"control": "fixed"}))
+    with pytest.raises(AssertionError):
+        control.observe(1.0, samples=1)

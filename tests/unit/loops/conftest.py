@@ -14,8 +14,9 @@ from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Last
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
-from ray_rl.types import Completion, Prompt, Rollout, RolloutGroup
+from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup
 
+QUESTION = "What is 1+2?"
 REWARDS = (1.0, 0.0)
 """Of the two completions of every prompt: advantages 1 and -1."""
 
@@ -26,6 +27,9 @@ class Script:
     def __init__(self) -> None:
         self.journal: list[str] = []
         self.batches: list[Any] = []
+        self.critic_batches: list[Any] = []
+        self.conversations: Any = None
+        self.finish_reason = "stop"
         self.errors: dict[str, Exception] = {}
         """By call, for example "update 2"."""
         self.versions_sampled: list[int] = []
@@ -40,7 +44,7 @@ class Script:
     async def take(self, count: int, *, step: int, progress: Callable[[str], None]) -> tuple[list[Any], list[Any]]:
         self.enter(f"take {count} for step {step}")
         self.versions_sampled.append(self._served)
-        return [_group(index, self._served) for index in range(count)], [Last("data/epoch", 0)]
+        return [_group(index, self._served, self.finish_reason) for index in range(count)], [Last("data/epoch", 0)]
 
     async def update(self, batch: Any) -> list[Any]:
         self._updates += 1
@@ -76,7 +80,37 @@ class Actor(Scorer):
         self.export = script.export
 
 
-def _group(index: int, version: int) -> RolloutGroup:
+class Critic:
+    """Values of one constant."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    async def values(self, batch: Any) -> Any:
+        self._script.enter("values")
+        await asyncio.sleep(0)
+        return np.full(batch.tokens_RT.shape, 0.25, np.float32)
+
+    async def update(self, batch: Any) -> list[Any]:
+        self._script.enter("critic update")
+        self._script.critic_batches.append(batch)
+        return [Last("critic/grad_norm", 0.25)]
+
+
+class RewardModels:
+    """Two models: the first scores a completion with its place, the second with twice that."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    async def scores(self, conversations: Any) -> Any:
+        self._script.enter("scores")
+        self._script.conversations = conversations
+        places = np.arange(len(conversations), dtype=np.float32)
+        return np.stack([places, 2 * places]), [Last("reward/model_truncated_fraction", 0.0)]
+
+
+def _group(index: int, version: int, finish_reason: Any) -> RolloutGroup:
     rollouts = []
     for sample, reward in enumerate(REWARDS):
         length = 2 + sample
@@ -84,11 +118,13 @@ def _group(index: int, version: int) -> RolloutGroup:
             token_ids=np.full(length, 10 * index + sample, np.int32),
             logprobs=np.full(length, -0.5, np.float32),
             versions=np.full(length, version, np.int32),
-            finish_reason="stop",
+            finish_reason=finish_reason,
             text=str(index),
         )
         rollouts.append(Rollout(completion, reward, {"number": reward}))
-    return RolloutGroup(Prompt(f"addition/{index}", (1, 2), "What is 1+2?", {"answer": "3"}), rollouts)
+    return RolloutGroup(
+        Prompt(f"addition/{index}", (1, 2), QUESTION, {"answer": "3"}, (Message("user", QUESTION),)), rollouts
+    )
 
 
 class Loop:
@@ -103,7 +139,14 @@ class Loop:
         self._export_to = self.folder.export if export else None
 
     async def train(self) -> None:
-        roles = Roles(self.script, Actor(self.script), self.script, self._reference)
+        roles = Roles(
+            rollouts=self.script,
+            actor=Actor(self.script),
+            weights=self.script,
+            critic=Critic(self.script) if self._config.critic else None,
+            reference=self._reference,
+            reward=RewardModels(self.script) if self._config.reward else None,
+        )
         await train(self._config, roles, self.run, export_to=self._export_to)
 
 
@@ -111,7 +154,15 @@ class Loop:
 def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
     loops = []
 
-    def make(*, steps: int = 2, reference: bool = False, export: bool = True, **algorithm: object) -> Loop:
+    def make(
+        *,
+        steps: int = 2,
+        reference: bool = False,
+        export: bool = True,
+        critic: object = None,
+        reward: object = None,
+        **algorithm: object,
+    ) -> Loop:
         config = RunConfig.model_validate(
             {
                 "run": {"name": "test", "dir": str(tmp_path), "steps": steps},
@@ -119,6 +170,8 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
                 "data": {"kind": "addition"},
                 "rewards": [{"kind": "number"}],
                 "algorithm": {"prompts_per_step": 2, "group_size": 2, **algorithm},
+                "critic": critic,
+                "reward": reward,
             }
         )
         loops.append(Loop(config, reference=reference, export=export))

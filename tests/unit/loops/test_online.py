@@ -126,3 +126,77 @@ async def test_a_step_whose_publish_failed_is_not_recorded(loop):
         await two.train()
     two.run.close()
     assert len(two.folder.metrics_jsonl.read_text().splitlines()) == 1
+
+
+PPO = {"kind": "ppo", "advantage": {"kind": "gae", "lam": 1.0, "whiten": None}}
+
+
+async def test_values_reference_old_log_probabilities_and_scores_are_asked_for_at_the_same_time(loop):
+    one = loop(steps=1, reference=True, critic={}, reward={"paths": ["a", "b"]}, **PPO, kl=KL_IN_REWARD)
+    await one.train()
+    asked = {"actor log-probabilities", "reference log-probabilities", "values", "scores"}
+    assert set(one.script.journal[2:6]) == asked
+    assert set(one.script.journal[6:8]) == {"critic update", "update 1"}
+
+
+KL_IN_REWARD = {"coefficient": 0.1, "place": "reward", "estimator": "k1"}
+
+
+async def test_the_critic_learns_returns_and_the_actor_what_is_more_than_its_values(loop):
+    one = loop(steps=1, critic={}, **PPO)
+    await one.train()
+    (batch,) = one.script.critic_batches
+    # Rewards 1 and 0 at the end, undiscounted: every token's return is the reward, its advantage that minus 1/4.
+    assert batch.returns_RT.tolist() == [[1, 1, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert one.script.batches[0].advantages_RT.tolist() == [
+        [0.75, 0.75, 0],
+        [-0.25] * 3,
+        [0.75, 0.75, 0],
+        [-0.25] * 3,
+    ]
+    (line,) = [json.loads(line) for line in one.folder.metrics_jsonl.read_text().splitlines()]
+    assert line["critic/value_mean"] == 0.25
+    assert line["critic/return_mean"] == 0.4
+    assert line["critic/explained_variance"] == pytest.approx(0.0)
+    assert line["critic/grad_norm"] == 0.25
+
+
+async def test_the_kl_in_the_reward_is_taken_from_every_token(loop):
+    one = loop(steps=1, reference=True, critic={}, **PPO, kl=KL_IN_REWARD)
+    await one.train()
+    # k1 = -1 - (-2) = 1 nat a token at 0.1: of three tokens' returns the last has lost 0.1, the first 0.3.
+    np.testing.assert_allclose(one.script.critic_batches[0].returns_RT[1], [-0.3, -0.2, -0.1], rtol=1e-6)
+    assert one.script.batches[0].kl_coefficient == 0.0
+
+
+async def test_in_its_warm_up_the_critic_is_trained_alone(loop):
+    two = loop(steps=2, critic={"warmup_steps": 1}, **PPO)
+    await two.train()
+    assert [call for call in two.script.journal if "update" in call] == ["critic update", "critic update", "update 1"]
+
+
+async def test_an_adaptive_coefficient_moves_with_the_divergence_and_reaches_the_loss(loop):
+    control = {"kind": "adaptive", "target": 0.5, "horizon": 8.0}
+    two = loop(steps=2, reference=True, kl={"coefficient": 0.1, "estimator": "k1", "control": control})
+    await two.train()
+    # The divergence is 1 nat, twice the target: error clipped to 0.2, times 4 sequences of 8: 10 % more.
+    assert [batch.kl_coefficient for batch in two.script.batches] == pytest.approx([0.1, 0.11])
+
+
+async def test_reward_models_read_the_conversation_and_their_score_joins_the_reward(loop):
+    ensemble = {"paths": ["a", "b"], "combine": {"kind": "min"}, "weight": 10.0}
+    one = loop(steps=1, reward=ensemble)
+    await one.train()
+    assert [message.role for message in one.script.conversations[2]] == ["user", "assistant"]
+    assert one.script.conversations[2][1].content == "1"
+    assert one.script.batches[0].rewards_R.tolist() == [1.0, 10.0, 21.0, 30.0]
+    (line,) = [json.loads(line) for line in one.folder.metrics_jsonl.read_text().splitlines()]
+    assert (line["reward/mean"], line["reward/number_mean"], line["reward/model_mean"]) == (15.5, 0.5, 1.5)
+    assert line["reward/model_std"] == pytest.approx((0 + 0.5 + 1 + 1.5) / 4)
+
+
+async def test_what_was_cut_off_can_be_left_out_of_the_loss(loop):
+    one = loop(steps=1, mask_truncated=True)
+    one.script.finish_reason = "length"
+    await one.train()
+    assert not one.script.batches[0].loss_mask_RT.any()

@@ -1,0 +1,165 @@
+"""The estimators as configured: which numbers reach which tokens."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ray_rl.algorithms.credit import credit_fn, kl_of_batch, mean_kl
+from ray_rl.config.algorithm import Algorithm, Kl
+from ray_rl.types import TrainBatch
+
+NAN = float("nan")
+MASK_RT = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0]], bool)
+REWARDS_R = [1.0, 0.0, 4.0, 8.0]
+KL = {"coefficient": 0.5, "place": "reward", "estimator": "k1"}
+
+
+def batch_of(rewards_R=REWARDS_R, mask_RT=MASK_RT, group_size=2, **arrays):
+    rows, width = mask_RT.shape
+    return TrainBatch(
+        prompt_ids=(np.array([1, 2], np.int32),) * (rows // group_size),
+        group_size=group_size,
+        tokens_RT=np.zeros((rows, width), np.int32),
+        lengths_R=np.full(rows, width, np.int32),
+        loss_mask_RT=mask_RT,
+        rollout_logprobs_RT=np.zeros((rows, width), np.float32),
+        rewards_R=np.asarray(rewards_R, np.float32),
+        **arrays,
+    )
+
+
+def credited(batch, *, coefficient=0.0, max_tokens=10, **algorithm):
+    return credit_fn(Algorithm.model_validate(algorithm), max_tokens=max_tokens)(batch, coefficient)
+
+
+def constant(value, mask_RT=MASK_RT):
+    return np.full(mask_RT.shape, value, np.float32)
+
+
+def test_each_loss_token_gets_the_advantage_of_its_rollout_and_others_zero():
+    advantages_RT = credited(batch_of(), advantage={"kind": "group", "divide_by_std": False}).advantages_RT
+    assert advantages_RT.dtype == np.float32
+    assert advantages_RT.tolist() == [[0.5, 0.5, 0.5], [-0.5, 0.0, -0.5], [0.0, 0.0, 0.0], [2.0, 0.0, 0.0]]
+
+
+def test_the_configured_eps_is_used():
+    batch = batch_of([1.0, 0.0], np.ones((2, 1), bool))
+    assert credited(batch, advantage={"kind": "group", "eps": 0.5}).advantages_RT.tolist() == [[0.5], [-0.5]]
+
+
+def test_a_batch_that_cannot_be_written_to_is_read():
+    batch = batch_of([1.0, 0.0], np.ones((2, 1), bool))
+    batch.rewards_R.flags.writeable = False
+    advantages_RT = credited(batch, advantage={"kind": "group", "divide_by_std": False}).advantages_RT
+    assert advantages_RT.tolist() == [[0.5], [-0.5]]
+
+
+@pytest.mark.parametrize(
+    ("advantage", "expected"),
+    [
+        ({"kind": "leave_one_out"}, [1.0, -1.0, -4.0, 4.0]),
+        # Both groups have unequal rewards, so alpha = 1.
+        ({"kind": "gpg", "divisor": 2.0}, [0.25, -0.25, -1.0, 1.0]),
+        # Centred: 0.5, -0.5, -2, 2 on 3, 2, 0, 1 tokens: mean 2.5 / 6.
+        (
+            {"kind": "reinforce_plus_plus_baseline", "whiten": {"divide_by_std": False}},
+            [1 / 12, -11 / 12, None, 19 / 12],
+        ),
+        ({"kind": "leave_one_out", "whiten": {"divide_by_std": False}}, [1 / 6, -11 / 6, None, 19 / 6]),
+    ],
+)
+def test_estimators_over_groups_by_hand(advantage, expected):
+    advantages_RT = credited(batch_of(), advantage=advantage).advantages_RT
+    wanted_RT = np.where(MASK_RT, np.array([x or 0.0 for x in expected])[:, None], 0.0)
+    np.testing.assert_allclose(advantages_RT, wanted_RT, rtol=1e-6, atol=1e-7)
+
+
+def test_a_kl_in_the_reward_of_a_completion_is_the_sum_over_its_tokens_taken_before_the_baseline():
+    batch = batch_of(old_logprobs_RT=constant(-1.0), reference_logprobs_RT=constant(-3.0))
+    # 2 nats a token at 0.5: minus 3, 2, 0 and 1: scores -2, -2, 4, 7.
+    result = credited(batch, coefficient=0.5, advantage={"kind": "leave_one_out"}, kl=KL)
+    assert result.advantages_RT[:, 0].tolist() == [0.0, 0.0, 0.0, 3.0]
+    assert result.kl_coefficient == 0.0
+
+
+def test_a_kl_in_the_loss_leaves_the_reward_alone_and_passes_its_coefficient_on():
+    batch = batch_of(old_logprobs_RT=constant(-1.0), reference_logprobs_RT=constant(-3.0))
+    result = credited(batch, coefficient=0.25, advantage={"kind": "leave_one_out"}, kl={**KL, "place": "loss"})
+    assert result.advantages_RT[:, 0].tolist() == [1.0, -1.0, 0.0, 4.0]
+    assert result.kl_coefficient == 0.25
+
+
+def test_advantages_of_a_group_are_clipped_after_its_baseline():
+    result = credited(batch_of(), advantage={"kind": "leave_one_out"}, shaping={"clip": 1.5})
+    assert result.advantages_RT[:, 0].tolist() == [1.0, -1.0, 0.0, 1.5]
+
+
+def test_reward_to_go_is_discounted_over_actions_and_whitened():
+    plus_plus = {"kind": "reinforce_plus_plus", "gamma": 0.5, "whiten": {"divide_by_std": False}}
+    advantages_RT = credited(batch_of(), advantage=plus_plus).advantages_RT
+    # Rewards at the last action: returns 1/4, 1/2, 1; 0, 0; 8: mean 9.75 / 6 = 1.625.
+    expected = np.where(MASK_RT, np.array([[0.25, 0.5, 1.0], [0, 0, 0], [0, 0, 0], [8.0, 0, 0]]) - 1.625, 0.0)
+    np.testing.assert_allclose(advantages_RT, expected, rtol=1e-6)
+
+
+def gae_of(batch, **more):
+    gae = {"kind": "gae", "gamma": 1.0, "lam": 0.5, "whiten": None}
+    return credited(batch, kind="ppo", advantage=gae, **more)
+
+
+def test_generalised_advantages_and_returns_by_hand():
+    result = gae_of(batch_of(old_values_RT=constant(0.5)))
+    # Row 0: deltas 0, 0, 0.5; advantages 0.125, 0.25, 0.5; row 1 over its gap: deltas 0, -0.5.
+    advantages_RT = [[0.125, 0.25, 0.5], [-0.25, 0.0, -0.5], [0, 0, 0], [7.5, 0, 0]]
+    assert result.advantages_RT.tolist() == advantages_RT
+    assert result.returns_RT.tolist() == np.where(MASK_RT, np.array(advantages_RT) + 0.5, 0.0).tolist()
+
+
+def test_returns_are_taken_before_advantages_are_whitened():
+    batch = batch_of(old_values_RT=constant(0.5))
+    whitened = credited(batch, kind="ppo", advantage={"kind": "gae", "gamma": 1.0, "lam": 0.5})
+    assert whitened.returns_RT.tolist() == gae_of(batch).returns_RT.tolist()
+    inside = whitened.advantages_RT[MASK_RT].astype(np.float64)
+    assert inside.mean() == pytest.approx(0.0, abs=1e-7)
+    assert inside.std(ddof=1) == pytest.approx(1.0)
+
+
+def test_a_completion_without_a_score_leaves_the_loss_where_single_tokens_are_credited():
+    result = gae_of(batch_of([1.0, NAN, 4.0, 8.0], old_values_RT=constant(0.0)))
+    assert result.loss_mask_RT.sum(1).tolist() == [3, 0, 0, 1]
+    assert np.isfinite(result.advantages_RT).all()
+    by_group = credited(batch_of([1.0, NAN, 4.0, 8.0]))
+    assert by_group.loss_mask_RT.sum(1).tolist() == [3, 2, 0, 1]
+
+
+def test_a_score_is_clipped_before_it_meets_values():
+    assert gae_of(batch_of(old_values_RT=constant(0.0)), shaping={"clip": 2.0}).returns_RT[3, 0] == 2.0
+
+
+def test_the_divergence_of_a_batch_is_that_of_its_loss_tokens():
+    batch = batch_of(old_logprobs_RT=constant(-1.0), reference_logprobs_RT=constant(-3.0))
+    k1 = Kl(estimator="k1")
+    assert kl_of_batch(batch, k1).tolist() == np.where(MASK_RT, 2.0, 0.0).tolist()
+    assert mean_kl(batch, k1) == 2.0
+    uneven = replace(batch, old_logprobs_RT=np.where(np.arange(3) == 0, -2.0, -1.0).astype(np.float32))
+    # Means of the rows that have tokens: (1 + 2 + 2) / 3, (1 + 2) / 2, 1.
+    assert mean_kl(uneven, k1) == pytest.approx((5 / 3 + 1.5 + 1) / 3)
+    assert mean_kl(batch_of(mask_RT=np.zeros((4, 3), bool), **_logprobs()), k1) == 0.0
+
+
+def test_the_estimate_is_bounded_as_configured():
+    batch = batch_of(old_logprobs_RT=constant(-1.0), reference_logprobs_RT=constant(29.0))
+    assert kl_of_batch(batch, Kl(bound=10.0)).max() == 10.0
+    assert kl_of_batch(batch, Kl(max_log_ratio=None)).max() == pytest.approx(float(torch.tensor(30.0).expm1() - 30.0))
+
+
+def _logprobs():
+    return {"old_logprobs_RT": constant(-1.0), "reference_logprobs_RT": constant(-3.0)}
+
+
+def test_an_estimator_that_is_not_one_is_refused():
+    broken = Algorithm().model_copy(update={"advantage": "group"})
+    with pytest.raises(AssertionError):
+        credit_fn(broken, max_tokens=10)(batch_of(), 0.0)
