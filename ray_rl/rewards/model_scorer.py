@@ -77,7 +77,7 @@ class ModelScorer:
             # Encoders may count positions from beyond the padding token: their tokenizers know the true limit.
             limits.append(tokenizer.model_max_length)
         self._limit = min((limit for limit in limits if limit is not None), default=None)
-        # Encoders such as RoBERTa find their positions by this token. In decoders any token will do.
+        # Some models with a forward pass of their own look for the end by this token. Elsewhere any token will do.
         pad = None if reads_last_token(model) else model.config.pad_token_id
         self._pad = 0 if pad is None else pad
         self._truncated, self._count = 0, 0

@@ -7,6 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import (
+    ModernBertDecoderConfig,
+    ModernBertDecoderForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from ray_rl.config.train import RewardModelConfig
 from ray_rl.errors import ConfigError, DataError, RewardError
@@ -109,6 +115,30 @@ class TestScores:
         with pytest.raises(RewardError, match="scored conversation 0 with -inf"):
             scorer.scores([conversation("42")])
 
+    def test_a_model_that_looks_for_its_padding_token_gets_it(self, tmp_path):
+        torch.manual_seed(0)
+        config = ModernBertDecoderConfig(
+            vocab_size=64,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=CONTEXT_TOKENS,
+            bos_token_id=BOS,
+            cls_token_id=BOS,
+            eos_token_id=END,
+            sep_token_id=END,
+            pad_token_id=60,
+            num_labels=1,
+            initializer_range=0.3,
+        )
+        ModernBertDecoderForSequenceClassification(config).save_pretrained(tmp_path)
+        write_tiny_tokenizer(tmp_path)
+        scorer = load(tmp_path)
+        alone = [scorer.scores([each])[0] for each in CONVERSATIONS]
+        assert np.ptp(alone) > 1e-3
+        assert scorer.scores(CONVERSATIONS).tolist() == pytest.approx(alone, abs=1e-5)
+
 
 class TestTemplate:
     def test_the_model_s_own_template_writes_the_only_bos_and_no_generation_prompt(self, folder, monkeypatch):
@@ -205,8 +235,6 @@ class TestTruncation:
         assert scorer.metrics() == [Mean("reward/model_truncated_fraction", 0, 1)]
 
     def test_an_encoder_is_limited_by_its_tokenizer(self, tmp_path):
-        from transformers import RobertaConfig, RobertaForSequenceClassification
-
         torch.manual_seed(0)
         config = RobertaConfig(
             vocab_size=64,
