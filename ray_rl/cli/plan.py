@@ -1,4 +1,4 @@
-"""`ray-rl plan`: which role runs on which devices, and how a step divides, before anything is started."""
+"""`ray-rl plan`: which role runs on which devices, and whether it fits, before anything is started."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ray_rl.cli.arguments import add_config
+from ray_rl.errors import ConfigError
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
@@ -16,11 +17,16 @@ def add_to(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "plan",
-        help="print the device groups and the arithmetic of a step, without torch",
-        description="Prints the plan that training would place. Exit code 2 if it does not fit cluster.nodes.",
-        epilog="example: ray-rl plan configs/grpo_addition_smollm2-135m_cpu.yaml train.workers=2",
+        help="print the layout, the memory and the arithmetic of a step, without torch",
+        description="Prints the plan that training would place: every worker's node and GPU, how a step divides, the "
+        "memory of every role, what a publish sends, and whether it fits. Exit code 2 if it does not, with numbers to "
+        "change that do.",
+        epilog="example: ray-rl plan configs/ppo_math_qwen2.5-7b_16xh100.yaml --nodes 1 --gpu h200-141gb",
     )
     add_config(parser)
+    parser.add_argument("--nodes", type=int, metavar="N", help="plan for N nodes instead of cluster.nodes")
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="instead of cluster.gpus_per_node")
+    parser.add_argument("--gpu", metavar="NAME", help="kind of GPU: h100-80gb (default), h200-141gb, a100-80gb, ...")
     parser.set_defaults(command=print_plan)
 
 
@@ -28,39 +34,32 @@ def print_plan(arguments: argparse.Namespace) -> int:
     """Prints the plan of a configuration.
 
     Raises:
-        ConfigError: with every problem, the roles' GPUs against `cluster.nodes` * `cluster.gpus_per_node` among them.
+        ConfigError: with every problem, and changes under which the run fits.
     """
     from ray_rl.config.load import load_config
-    from ray_rl.config.rules import check
-    from ray_rl.planner.plan import plan
+    from ray_rl.planner.advice import propose
+    from ray_rl.planner.assess import assess
+    from ray_rl.planner.gpus import DEFAULT_GPU, ClusterShape
+    from ray_rl.planner.report import refusal, report
 
-    config = load_config(arguments.config, arguments.overrides)
-    layout = plan(config)
-    check(config, visible_gpus=layout.gpus)
-    print(f"{arguments.config}: fits")
-    for i, group in enumerate(layout.groups):
-        device = f"{group.gpus} GPU" if group.gpus else f"{group.cpus:g} CPU"
-        roles = ", ".join(f"{layout.workers[role]} x {role}" for role in group.roles)
-        print(f"  device group {i}: {group.bundles} x {device}: {roles}")
-    if layout.gpus:
-        cluster = config.cluster
-        print(f"  {layout.gpus} of {cluster.nodes} x {cluster.gpus_per_node} GPUs")
-    for line in _step(config):
-        print(f"  {line}")
+    sizes = (("nodes", arguments.nodes), ("gpus_per_node", arguments.gpus_per_node))
+    overrides = [f"cluster.{key}={value}" for key, value in sizes if value is not None]
+    config = load_config(arguments.config, [*arguments.overrides, *overrides])
+    cluster = ClusterShape.of(config, gpu=arguments.gpu or DEFAULT_GPU)
+    _check_all_but_nodes(config)
+    assessment = assess(config, cluster)
+    print(f"{arguments.config}: {'fits' if assessment.fits else 'does not fit'}")
+    print("\n".join(report(config, assessment)))
+    if not assessment.fits:
+        raise ConfigError(refusal(assessment, propose(config, assessment)))
     return 0
 
 
-def _step(config: RunConfig) -> list[str]:
-    """How the rollouts of a step divide over engines, optimizer steps and workers."""
-    algorithm, train = config.algorithm, config.train
-    rollouts = algorithm.prompts_per_step * algorithm.group_size
-    per_update = rollouts // algorithm.minibatches
-    longest = config.data.max_prompt_tokens + config.rollout.max_tokens
-    micro_batch = max(longest, train.micro_batch_tokens)
-    return [
-        f"step: {algorithm.prompts_per_step} prompts x {algorithm.group_size} completions = {rollouts} rollouts, "
-        f"about {rollouts / config.rollout.engines:g} on each of {config.rollout.engines} engines",
-        f"update: {algorithm.optimizer_steps} optimizer steps of {per_update} rollouts, about "
-        f"{per_update / train.workers:g} on each of {train.workers} workers",
-        f"sequences: at most {longest} tokens; micro-batches of at most {micro_batch} tokens",
-    ]
+def _check_all_but_nodes(config: RunConfig) -> None:
+    """The rules, on more nodes than it can take: whether those that it takes are there is what the plan says."""
+    from ray_rl.config.gpus import asked_gpus
+    from ray_rl.config.rules import check
+
+    asked = sum(ask.gpus for ask in asked_gpus(config))
+    cluster = config.cluster.model_copy(update={"nodes": max(asked, config.cluster.nodes)})
+    check(config.model_copy(update={"cluster": cluster}), visible_gpus=asked)

@@ -1,0 +1,190 @@
+"""Numbers to change where a run does not fit. Every proposal was planned again, and fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray_rl.config import RunConfig
+from ray_rl.config.algorithm_rules import algorithm_rules, training_rules
+from ray_rl.config.gpus import role_workers
+from ray_rl.config.hardware_rules import hardware_rules
+from ray_rl.config.known import find_shape
+from ray_rl.config.train import Trained
+from ray_rl.planner.assess import Assessment, assess
+from ray_rl.planner.gpus import ClusterShape
+
+Changes = dict[str, Any]
+"""Values by dotted key, as the command line takes them."""
+
+SMALLEST_CHUNK = 256
+"""Of logits, below which the head no longer fills a GPU."""
+
+MEMORY_FRACTION = 0.95
+"""Of a GPU, the most that is proposed for an engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Changes under which the run fits."""
+
+    changes: Changes
+    nodes: int
+    """That the cluster has then."""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key}={_written(value)}" for key, value in self.changes.items())
+
+
+def propose(config: RunConfig, assessment: Assessment) -> list[Proposal]:
+    """Ways to make the run fit, the least change first; none if none of ours helps."""
+    cluster = assessment.cluster
+    search = _Search(config, cluster)
+    found: list[Proposal | None] = []
+    if all(problem.roles for problem in assessment.problems):
+        found.append(search.fix_memory({}))
+    else:
+        nodes = max(assessment.layout.nodes, cluster.nodes)
+        found += [
+            _Search(config, replace(cluster, nodes=nodes)).fix_memory({"cluster.nodes": nodes}),
+            search.fix_memory(_shared(config)) if _shared(config) else None,
+            search.shrink(assessment.layout.gpus),
+        ]
+    found.append(search.grow(assessment))
+    return [proposal for proposal in found if proposal is not None]
+
+
+def changed(config: RunConfig, changes: Changes) -> RunConfig:
+    """The configuration with some values changed."""
+    tree = config.model_dump()
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return RunConfig.model_validate(tree)
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    config: RunConfig
+    cluster: ClusterShape
+
+    def fix_memory(self, base: Changes) -> Proposal | None:
+        """`base` and as few remedies for memory as make it fit."""
+        applied = dict(base)
+        assessment = self._try(applied)
+        if assessment is None:
+            return None
+        for role, remedy in self._remedies(applied):
+            if assessment.fits:
+                break
+            if role not in {role for problem in assessment.problems for role in problem.roles}:
+                continue
+            attempt = self._try(applied | remedy)
+            if attempt is not None:
+                applied |= remedy
+                assessment = attempt
+        if not assessment.fits:
+            return None
+        return Proposal(self._without_idle(applied, keep=base), self.cluster.nodes)
+
+    def shrink(self, gpus: int) -> Proposal | None:
+        """All roles smaller in the same ratio, until they fit the GPUs that there are."""
+        for divisor in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0):
+            ratio = self.cluster.gpus / gpus / divisor
+            smaller = {key: max(1, math.floor(count * ratio)) for count, key in role_workers(self.config).values()}
+            proposal = self.fix_memory(smaller)
+            if proposal is not None:
+                return proposal
+        return None
+
+    def grow(self, assessment: Assessment) -> Proposal | None:
+        """Twice the workers of what does not fit, on as few more nodes as that takes."""
+        troubled = {role for problem in assessment.problems for role in problem.roles} - {"rollout"}
+        twice = {key: 2 * count for role, (count, key) in role_workers(self.config).items() if role in troubled}
+        for nodes in range(self.cluster.nodes, 2 * self.cluster.nodes + 1):
+            larger = _Search(self.config, replace(self.cluster, nodes=nodes))
+            proposal = larger.fix_memory(twice | {"cluster.nodes": nodes}) if twice else None
+            if proposal is not None:
+                return proposal
+        return None
+
+    def _try(self, changes: Changes) -> Assessment | None:
+        """The assessment under changes; None if a rule forbids them or there are too few GPUs."""
+        config = changed(self.config, changes)
+        nodes = {"nodes": self.cluster.nodes, "gpus_per_node": self.cluster.gpus_per_node}
+        config = config.model_copy(update={"cluster": config.cluster.model_copy(update=nodes)})
+        enough = self.cluster.gpus
+        if any((*algorithm_rules(config), *training_rules(config), *hardware_rules(config, enough))):
+            return None
+        assessment = assess(config, self.cluster)
+        has_room = all(problem.roles for problem in assessment.problems)
+        return assessment if has_room else None
+
+    def _without_idle(self, applied: dict[str, Any], *, keep: Changes) -> Changes:
+        """Without the remedies that are not needed, the costliest first."""
+        for key in reversed(list(applied)):
+            if key in keep:
+                continue
+            fewer = {name: value for name, value in applied.items() if name != key}
+            assessment = self._try(fewer)
+            if assessment is not None and assessment.fits:
+                applied = fewer
+        return applied
+
+    def _remedies(self, base: Changes) -> Iterator[tuple[str, Changes]]:
+        """What saves memory, and whose; the cheapest in time first."""
+        config = changed(self.config, base)
+        yield from (("actor", remedy) for remedy in _trained_remedies(config, "train", config.train))
+        if config.critic is not None:
+            yield from (("critic", remedy) for remedy in _trained_remedies(config, "critic", config.critic))
+        if config.reference is not None:
+            yield "reference", {"reference.zero_stage": 3}
+            yield "reference", {"reference.zero_stage": 3, "reference.offload": True}
+        if config.reward is not None:
+            yield "reward", {"reward.micro_batch_tokens": _longest(config)}
+            yield "reward", {"reward.workers": len(config.reward.paths)}
+        rollout, shape = config.rollout, find_shape(config.model.path)
+        yield "rollout", {"rollout.gpu_memory_fraction": max(MEMORY_FRACTION, rollout.gpu_memory_fraction)}
+        gpus = rollout.engines * rollout.tensor_parallel
+        for size in [] if shape is None else shape.tensor_parallel_sizes():
+            if rollout.tensor_parallel < size <= self.cluster.gpus_per_node:
+                yield "rollout", {"rollout.tensor_parallel": size, "rollout.engines": max(1, gpus // size)}
+
+
+def _trained_remedies(config: RunConfig, key: str, trained: Trained) -> Iterator[Changes]:
+    yield {f"{key}.gradient_checkpointing": True}
+    yield from ({f"{key}.zero_stage": stage} for stage in range(trained.zero_stage + 1, 4))
+    tokens = trained.micro_batch_tokens
+    while tokens > _longest(config):
+        tokens = max(tokens // 2, _longest(config))
+        yield {f"{key}.micro_batch_tokens": tokens}
+    if key == "train" and config.train.logit_chunk_tokens > SMALLEST_CHUNK:
+        yield {"train.logit_chunk_tokens": SMALLEST_CHUNK}
+    yield {f"{key}.offload.optimizer": True}
+    yield {f"{key}.offload.parameters": True}
+
+
+def _shared(config: RunConfig) -> Changes:
+    """The usual pairs on the same GPUs, where their workers are as many; nothing if there is no such pair."""
+    workers = {role: count for role, (count, _) in role_workers(config).items()}
+    pairs = [["actor", "reference"], ["critic", "reward"]]
+    together = [pair for pair in pairs if pair[0] in workers and workers.get(pair[1]) == workers[pair[0]]]
+    return {"cluster.colocate": together} if together and together != config.cluster.colocate else {}
+
+
+def _longest(config: RunConfig) -> int:
+    return config.data.max_prompt_tokens + config.rollout.max_tokens
+
+
+def _written(value: Any) -> str:
+    """As the command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_written, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,137 @@
+"""Everything that is known of a run before it starts: layout, memory, and what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray_rl.config import RunConfig
+from ray_rl.config.known import KNOWN_SHAPES, find_shape
+from ray_rl.config.shapes import FAMILIES, ModelShape
+from ray_rl.errors import ConfigError
+from ray_rl.planner.engines import KvCache, cpu_engine_memory, engine_memory
+from ray_rl.planner.gpus import GIB, ClusterShape
+from ray_rl.planner.memory import Memory, critic_path, reference_memory, reward_memory, trained_memory
+from ray_rl.planner.plan import Plan, unbounded_plan, wanted
+
+USABLE = 0.95
+"""Share of a GPU that is planned with: torch's allocator cannot fill the rest, for fragmentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What does not fit."""
+
+    roles: tuple[str, ...]
+    """Whose memory; empty if there are too few GPUs."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """A plan, its memory, and its verdict."""
+
+    cluster: ClusterShape
+    layout: Plan
+    """On as many nodes as it takes."""
+    memories: Mapping[str, Memory]
+    """By role, of the fullest worker."""
+    cache: KvCache
+    problems: tuple[Problem, ...]
+
+    @property
+    def fits(self) -> bool:
+        """The verdict."""
+        return not self.problems
+
+
+def assess(config: RunConfig, cluster: ClusterShape) -> Assessment:
+    """The assessment of a configuration whose rules hold.
+
+    Raises:
+        ConfigError: the shape of a model is not known, or an engine is larger than a node.
+    """
+    layout = unbounded_plan(config, gpus_per_node=cluster.gpus_per_node)
+    memories, cache = role_memories(config, cluster)
+    problems = []
+    if layout.gpus and layout.nodes > cluster.nodes:
+        problems.append(
+            Problem(
+                (),
+                f"the roles need {layout.gpus} GPUs on {layout.nodes} nodes ({wanted(layout)}), and there are "
+                f"{cluster.gpus} on {cluster.nodes}",
+            )
+        )
+    if layout.gpus:
+        problems += _memory_problems(layout, memories, cache, cluster, config)
+    return Assessment(cluster, layout, memories, cache, tuple(problems))
+
+
+def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, Memory], KvCache]:
+    """Memory of a worker of every role, and the KV cache of an engine.
+
+    Raises:
+        ConfigError: the shape of a model is not known.
+    """
+    policy = known_shape("model.path", config.model.path)
+    memories = {"actor": trained_memory(config, "actor", config.train, policy)}
+    if config.critic is not None:
+        backbone = known_shape("critic.path", critic_path(config, config.critic))
+        memories["critic"] = trained_memory(config, "critic", config.critic, backbone)
+    if config.reference is not None and config.algorithm.kl.coefficient > 0:
+        path = config.model.path if config.reference.path is None else config.reference.path
+        memories["reference"] = reference_memory(config, config.reference, known_shape("reference.path", path))
+    if config.reward is not None:
+        shapes = [known_shape(f"reward.paths.{i}", path) for i, path in enumerate(config.reward.paths)]
+        memories["reward"] = reward_memory(config, config.reward, shapes)
+    if config.cluster.accelerator == "gpu":
+        memories["rollout"], cache = engine_memory(config, policy, cluster.gpu)
+    else:
+        memories["rollout"], cache = cpu_engine_memory(config, policy)
+    return memories, cache
+
+
+def known_shape(key: str, path: str) -> ModelShape:
+    """The shape of a model.
+
+    Raises:
+        ConfigError: it is not known.
+    """
+    shape = find_shape(path)
+    if shape is None:
+        owners = sorted({name.partition("/")[0] for name in KNOWN_SHAPES if "/" in name})
+        raise ConfigError(
+            f"{key}={path}: the shape of this model is not known here, so its memory cannot be planned; set {key} to a "
+            f"folder with its config.json (of the families {', '.join(FAMILIES)}), or to one of the models that the "
+            f"planner knows of {', '.join(owners)}"
+        )
+    return shape
+
+
+def _memory_problems(
+    layout: Plan, memories: Mapping[str, Memory], cache: KvCache, cluster: ClusterShape, config: RunConfig
+) -> list[Problem]:
+    problems = []
+    limit = USABLE * cluster.gpu.memory_bytes
+    for group in layout.groups:
+        if "rollout" in group.roles:
+            continue
+        peak = sum(memories[role].peak for role in group.roles)
+        if peak > limit:
+            problems.append(
+                Problem(
+                    group.roles,
+                    f"{' + '.join(group.roles)}: {peak / GIB:.1f} GiB on a GPU, and {limit / GIB:.1f} of the "
+                    f"{cluster.gpu.memory_bytes / GIB:.1f} GiB of {cluster.gpu.name} can be used",
+                )
+            )
+    if cache.sequences < 1:
+        problems.append(
+            Problem(
+                ("rollout",),
+                f"rollout: {cache.total / GIB:.1f} GiB of each GPU remain for the KV cache, and one sequence of "
+                f"{cache.longest} tokens takes {cache.token * cache.longest / GIB:.1f} GiB (rollout.tensor_parallel="
+                f"{config.rollout.tensor_parallel}, rollout.gpu_memory_fraction={config.rollout.gpu_memory_fraction})",
+            )
+        )
+    return problems

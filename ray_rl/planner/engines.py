@@ -1,0 +1,81 @@
+"""Memory of a vLLM engine: what is left for the KV cache, and how many sequences that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray_rl.config import RunConfig
+from ray_rl.config.shapes import ModelShape
+from ray_rl.planner.activations import frozen_activations
+from ray_rl.planner.gpus import GIB, MIB, Gpu
+from ray_rl.planner.memory import CONTEXT_BYTES, Bounds, Memory
+
+BATCH_TOKENS = 2048
+"""Of a forward pass: vLLM 0.32's default for `AsyncLLM`."""
+
+GRAPH_BYTES = GIB
+"""CUDA graphs; vLLM reports 0.5 to 1 GiB."""
+
+SAMPLER_COPIES = 3
+"""Float32 arrays of [sequences, V] in the sampler: logits, log-probabilities, and what is sorted or drawn."""
+
+RECEIVE_BUCKETS = 2
+"""Of a publish."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvCache:
+    """What an engine has for keys and values."""
+
+    total: float
+    """Bytes on each of its GPUs; negative if the weights alone are too large."""
+    token: float
+    """Bytes of a token on each of its GPUs."""
+    longest: int
+    """Tokens of the longest sequence."""
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of full length that fit at once."""
+        return max(0, int(self.total // (self.token * self.longest)))
+
+
+def kv_token_bytes(shape: ModelShape, *, element: int, tensor_parallel: int) -> float:
+    """2 e L kv / min(t, kv heads): GPUs beyond the key heads repeat them."""
+    return 2 * element * shape.layers * shape.kv / min(tensor_parallel, shape.kv_heads)
+
+
+def engine_memory(config: RunConfig, shape: ModelShape, gpu: Gpu) -> tuple[Memory, KvCache]:
+    """Of one GPU of an engine: its share of the weights, a forward pass, and the KV cache from what remains."""
+    bounds, rollout = Bounds(config), config.rollout
+    size, element = rollout.tensor_parallel, bounds.element
+    held = {"context": float(CONTEXT_BYTES), "weights": float(element * shape.parameters) / size}
+    sampler = SAMPLER_COPIES * 4.0 * rollout.max_sequences * shape.vocabulary
+    forward = {
+        # Each GPU has its share of the heads and of the MLP; the residual is whole on all.
+        "activations": frozen_activations(shape, tokens=max(BATCH_TOKENS, rollout.max_sequences), element=element),
+        "logits": sampler,
+    }
+    if not rollout.enforce_eager:
+        held["graphs"] = float(GRAPH_BYTES)
+    layer = element * max(shape.layer_parameters, shape.embedding_parameters) / size
+    sync = {"sync": RECEIVE_BUCKETS * config.weight_sync.bucket_mib * MIB + layer}
+    used = sum(held.values()) + max(sum(forward.values()), sum(sync.values()))
+    token = kv_token_bytes(shape, element=element, tensor_parallel=size)
+    cache = KvCache(rollout.gpu_memory_fraction * gpu.memory_bytes - used, token, bounds.longest)
+    held["KV cache"] = max(0.0, cache.total)
+    return Memory("rollout", held, {"forward": forward, "sync": sync}), cache
+
+
+def cpu_engine_memory(config: RunConfig, shape: ModelShape) -> tuple[Memory, KvCache]:
+    """Of an engine on CPU, whose KV cache is `rollout.kv_cache_gib`; of each of its tensor-parallel processes."""
+    bounds, rollout = Bounds(config), config.rollout
+    size, element = rollout.tensor_parallel, bounds.element
+    cache_bytes = rollout.kv_cache_gib * GIB
+    held = {"weights": float(element * shape.parameters) / size, "KV cache": cache_bytes}
+    forward = {
+        "activations": frozen_activations(shape, tokens=max(BATCH_TOKENS, bounds.longest), element=element),
+        "logits": SAMPLER_COPIES * 4.0 * rollout.max_sequences * shape.vocabulary,
+    }
+    token = kv_token_bytes(shape, element=element, tensor_parallel=size)
+    return Memory("rollout", held, {"forward": forward}), KvCache(cache_bytes, token, bounds.longest)

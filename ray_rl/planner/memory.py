@@ -1,0 +1,233 @@
+"""Memory of one worker of every role, term by term. Pure; docs/planning.md has the formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray_rl.config import RunConfig
+from ray_rl.config.shapes import ModelShape
+from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig, Trained
+from ray_rl.planner.activations import frozen_activations, logits_bytes, trained_activations
+from ray_rl.planner.gpus import GIB, MIB
+from ray_rl.planner.hardware import resolve_dtype
+from ray_rl.planner.states import BYTES, MASTER, MOMENTS, step_copy, trained_states
+
+CONTEXT_BYTES = 3 * GIB // 2
+"""CUDA context, cuBLAS workspace and NCCL's buffers of a process on a GPU; ours, from experience with H100."""
+
+REDUCE_BUCKET = 500_000_000
+"""Elements: DeepSpeed's reduce_bucket_size."""
+LIVE_PARAMETERS = 1_000_000_000
+"""Elements that ZeRO-3 keeps gathered: DeepSpeed's stage3_max_live_parameters."""
+SUB_GROUP = 1_000_000_000
+"""Elements of the shard that an optimizer step of ZeRO-3 takes at once: DeepSpeed's sub_group_size."""
+
+SYNC_BUCKETS = 3
+"""Buckets of weight_sync.bucket_mib alive at once: packed, in flight, and kept warm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one worker."""
+
+    role: str
+    held: Mapping[str, float]
+    """Always there, by term."""
+    phases: Mapping[str, Mapping[str, float]]
+    """What comes and goes, by phase and term: one phase at a time."""
+    offloaded: float = 0.0
+    """In the host's memory besides, on GPU."""
+
+    @property
+    def states(self) -> float:
+        """What is always there."""
+        return sum(self.held.values())
+
+    @property
+    def peak(self) -> float:
+        """What is always there, and the largest phase."""
+        return self.states + max((sum(terms.values()) for terms in self.phases.values()), default=0.0)
+
+    def terms(self) -> dict[str, float]:
+        """Every term, those of all phases among them."""
+        merged = dict(self.held)
+        for terms in self.phases.values():
+            merged |= terms
+        return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the memory of a run depends on, besides its shapes."""
+
+    config: RunConfig
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.config.data.max_prompt_tokens + self.config.rollout.max_tokens
+
+    @property
+    def element(self) -> int:
+        """Bytes of a weight."""
+        return BYTES[self.dtype]
+
+    @property
+    def dtype(self) -> str:
+        """Resolved."""
+        return resolve_dtype(self.config.model.dtype, self.config.cluster.accelerator)
+
+    @property
+    def accelerator(self) -> str:
+        """What the workers run on."""
+        return self.config.cluster.accelerator
+
+    @property
+    def context(self) -> dict[str, float]:
+        """What a process takes before it has a model."""
+        return {"context": CONTEXT_BYTES} if self.accelerator == "gpu" else {}
+
+    def micro_batch(self, budget: int) -> int:
+        """Tokens of a micro-batch: a sequence that is longer than the budget is one of its own."""
+        return max(budget, self.longest)
+
+    def bucket(self, elements: int, parameters: float) -> float:
+        """Elements of a communication buffer that are touched: on CPU no more than there are gradients."""
+        return elements if self.accelerator == "gpu" else min(elements, parameters)
+
+
+def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelShape) -> Memory:
+    """Of the actor or the critic."""
+    bounds = Bounds(config)
+    is_actor = isinstance(trained, TrainConfig)
+    parameters = shape.parameters if is_actor else shape.scorer_parameters
+    stage, workers = trained.zero_stage, trained.workers
+    zero = _zero_settings(trained)
+    states = trained_states(stage=stage, dtype=bounds.dtype, gradient_dtype=trained.gradient_dtype)
+    held = bounds.context | {state.name: state.on_worker(parameters, workers) for state in states}
+    offloaded = _offload(held, trained, parameters, bounds)
+    held |= _communication(bounds, trained, parameters, shape)
+    copy = step_copy(
+        parameters,
+        stage=stage,
+        workers=workers,
+        dtype=bounds.dtype,
+        gradient_dtype=trained.gradient_dtype,
+        sub_group=int(zero.get("sub_group_size", SUB_GROUP)),
+    )
+    tokens = bounds.micro_batch(trained.micro_batch_tokens)
+    backward = {
+        "activations": trained_activations(
+            shape, tokens=tokens, element=bounds.element, checkpointing=trained.gradient_checkpointing
+        )
+    }
+    if isinstance(trained, TrainConfig):
+        backward["logits"] = logits_bytes(
+            shape,
+            tokens=tokens,
+            chunk=trained.logit_chunk_tokens,
+            element=bounds.element,
+            accelerator=bounds.accelerator,
+            is_trained=True,
+        )
+    phases = {"backward": backward, "step": {"step": 0.0 if trained.offload.optimizer else copy}}
+    if is_actor:
+        phases["sync"] = {"sync": sync_workspace(config, shape, is_sharded=stage == 3)}
+    return Memory(role, held, phases, offloaded)
+
+
+def _zero_settings(trained: Trained) -> Mapping[str, Any]:
+    """What the user changes of DeepSpeed's ZeRO."""
+    settings = trained.deepspeed.get("zero_optimization", {})
+    return settings if isinstance(settings, dict) else {}
+
+
+def _offload(held: dict[str, float], trained: Trained, parameters: int, bounds: Bounds) -> float:
+    """Moves what is offloaded out of the terms; the bytes that the host gets. On CPU nothing moves."""
+    if bounds.accelerator == "cpu":
+        return 0.0
+    share, host = parameters / trained.workers, 0.0
+    if trained.offload.optimizer:
+        held["optimizer"] = 0.0
+        # Master, moments and the float32 gradient; a staging copy in the dtype of the weights.
+        host += (MASTER + MOMENTS + MASTER + bounds.element) * share
+        if trained.zero_stage >= 2:
+            held["gradients"] = 0.0
+    if trained.offload.parameters:
+        host += held["weights"]
+        held["weights"] = 0.0
+    return host
+
+
+def _communication(bounds: Bounds, trained: Trained, parameters: int, shape: ModelShape) -> dict[str, float]:
+    """Buffers that DeepSpeed keeps: gradients on their way, and under ZeRO-3 the weights that are gathered."""
+    zero = _zero_settings(trained)
+    bucket = int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
+    is_widened = trained.zero_stage == 1 and bounds.dtype == "bfloat16" and trained.gradient_dtype == "float32"
+    if trained.zero_stage <= 1:
+        # One flat copy of as many gradients as there are.
+        bucket = int(min(bucket, parameters))
+    terms = {"buckets": bounds.bucket(bucket, parameters) * (MASTER if is_widened else bounds.element)}
+    if trained.zero_stage == 3:
+        live = int(zero.get("stage3_max_live_parameters", LIVE_PARAMETERS))
+        terms["gathered"] = gathered_bytes(shape, parameters, live=live, element=bounds.element)
+    return terms
+
+
+def gathered_bytes(shape: ModelShape, parameters: int, *, live: int, element: int) -> float:
+    """Weights that ZeRO-3 has gathered at once: up to its limit, but the largest module in any case."""
+    return element * min(parameters, max(live, shape.largest_module))
+
+
+def sync_workspace(config: RunConfig, shape: ModelShape, *, is_sharded: bool) -> float:
+    """Of rank 0 in a publish: the layer that is gathered, and buckets on their way."""
+    element = Bounds(config).element
+    layer = 2 * element * max(shape.layer_parameters, shape.embedding_parameters) if is_sharded else 0
+    return layer + SYNC_BUCKETS * config.weight_sync.bucket_mib * MIB
+
+
+def reference_memory(config: RunConfig, reference: ReferenceConfig, shape: ModelShape) -> Memory:
+    """Of the frozen reference: its weights, whole or shared by the workers, and a forward pass."""
+    bounds = Bounds(config)
+    weights = float(bounds.element * shape.parameters)
+    held: dict[str, float] = dict(bounds.context)
+    offloaded = 0.0
+    if reference.zero_stage == 3:
+        weights /= reference.workers
+        held["gathered"] = gathered_bytes(shape, shape.parameters, live=LIVE_PARAMETERS, element=bounds.element)
+    if reference.offload and bounds.accelerator == "gpu":
+        offloaded, weights = weights, 0.0
+    held["weights"] = weights
+    tokens = bounds.micro_batch(config.train.micro_batch_tokens)
+    forward = {
+        "activations": frozen_activations(shape, tokens=tokens, element=bounds.element),
+        "logits": logits_bytes(
+            shape,
+            tokens=tokens,
+            chunk=config.train.logit_chunk_tokens,
+            element=bounds.element,
+            accelerator=bounds.accelerator,
+            is_trained=False,
+        ),
+    }
+    return Memory("reference", held, {"forward": forward}, offloaded)
+
+
+def reward_memory(config: RunConfig, reward: RewardModelConfig, shapes: list[ModelShape]) -> Memory:
+    """Of the fullest reward worker: the models that it holds, and a forward pass of the largest."""
+    bounds = Bounds(config)
+    each = -(-len(shapes) // reward.workers)  # models a worker, rounded up
+    largest_first = sorted(shapes, key=lambda shape: -shape.scorer_parameters)[:each]
+    weights = bounds.element * sum(shape.scorer_parameters for shape in largest_first)
+    longest = bounds.longest if reward.max_tokens is None else min(bounds.longest, reward.max_tokens)
+    tokens = max(reward.micro_batch_tokens, longest)
+    activations = max(frozen_activations(shape, tokens=tokens, element=bounds.element) for shape in largest_first)
+    held = bounds.context | {"weights": float(weights)}
+    return Memory("reward", held, {"forward": {"activations": activations}})
+
+
+def critic_path(config: RunConfig, critic: CriticConfig) -> str:
+    """The model that the critic starts from."""
+    return config.model.path if critic.path is None else critic.path

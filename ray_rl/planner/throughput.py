@@ -1,0 +1,110 @@
+"""How long a step takes, to a factor of two: compute from floating-point operations, decoding from bytes read.
+
+Training: 6 N operations a token, 2 N more where activations are computed again, 2 N for a pass without gradients
+(arXiv:2001.08361, section 2.1). Decoding: each token of a batch reads the weights and the keys and values so far once.
+The shares of the peak below are assumptions, not measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from ray_rl.config import RunConfig
+from ray_rl.config.shapes import ModelShape
+from ray_rl.config.train import Trained
+from ray_rl.planner.arithmetic import step_arithmetic
+from ray_rl.planner.assess import Assessment, known_shape
+from ray_rl.planner.gpus import Gpu
+from ray_rl.planner.memory import Bounds, critic_path
+
+TRAINING_SHARE = 0.35
+"""Of the peak: model operations that ZeRO with padded rows reaches (MFU)."""
+SCORING_SHARE = 0.45
+"""Of the peak, in passes without gradients and in prefill."""
+BANDWIDTH_SHARE = 0.6
+"""Of the memory bandwidth, in decoding."""
+SYNC_BYTES_PER_S = 20e9
+"""Of a publish: one sender over one 400 Gbit/s port, with what it gathers and checks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds of the phases of a step in which every completion has full length, and what a publish sends."""
+
+    rollout_s: float
+    score_s: float
+    update_s: float
+    sync_s: float
+    sync_bytes: int
+    """From rank 0 to every GPU of the engines: one copy of the weights."""
+    tokens: int
+    """Prompt and completion tokens of the rollouts."""
+
+    @property
+    def step_s(self) -> float:
+        """One phase after the other."""
+        return self.rollout_s + self.score_s + self.update_s + self.sync_s
+
+
+def sync_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """Bytes of one publish: every parameter once, a tied head not twice."""
+    return Bounds(config).element * shape.parameters
+
+
+def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
+    """The estimate for a run on GPUs whose plan fits."""
+    gpu, algorithm = assessment.cluster.gpu, config.algorithm
+    policy = known_shape("model.path", config.model.path)
+    step = step_arithmetic(config)
+    tokens = step.rollouts * step.longest
+    passes = [_scoring_s(policy.parameters, tokens, config.train.workers, gpu) * (algorithm.optimizer_steps > 1)]
+    update_s = _training_s(policy.parameters, tokens * algorithm.update_epochs, config.train, gpu)
+    if "reference" in assessment.memories and config.reference is not None:
+        passes.append(_scoring_s(policy.parameters, tokens, config.reference.workers, gpu))
+    if config.reward is not None:
+        models = [known_shape("reward.paths", path).scorer_parameters for path in config.reward.paths]
+        passes.append(_scoring_s(sum(models), tokens, config.reward.workers, gpu))
+    if config.critic is not None:
+        critic = known_shape("critic.path", critic_path(config, config.critic)).scorer_parameters
+        passes.append(_scoring_s(critic, tokens, config.critic.workers, gpu))
+        # The critic and the actor are trained at the same time.
+        update_s = max(update_s, _training_s(critic, tokens * algorithm.update_epochs, config.critic, gpu))
+    weights = sync_bytes(config, policy)
+    return Estimate(
+        rollout_s=_rollout_s(config, assessment, policy),
+        score_s=max(passes),
+        update_s=update_s,
+        sync_s=weights / SYNC_BYTES_PER_S,
+        sync_bytes=weights,
+        tokens=tokens,
+    )
+
+
+def _training_s(parameters: int, tokens: int, trained: Trained, gpu: Gpu) -> float:
+    factor = 8 if trained.gradient_checkpointing else 6
+    return factor * parameters * tokens / (trained.workers * gpu.flops * TRAINING_SHARE)
+
+
+def _scoring_s(parameters: int, tokens: int, workers: int, gpu: Gpu) -> float:
+    return 2 * parameters * tokens / (workers * gpu.flops * SCORING_SHARE)
+
+
+def _rollout_s(config: RunConfig, assessment: Assessment, shape: ModelShape) -> float:
+    """Prefill of the prompts, then as many decoding steps as a completion has tokens, once a wave."""
+    rollout, gpu, cache = config.rollout, assessment.cluster.gpu, assessment.cache
+    step = step_arithmetic(config)
+    together = max(1, min(step.per_engine, rollout.max_sequences, cache.sequences))
+    waves = ceil(step.per_engine / together)
+    prompts = ceil(step.prompts / rollout.engines)
+    prefill_s = (
+        2
+        * shape.parameters
+        * prompts
+        * config.data.max_prompt_tokens
+        / (rollout.tensor_parallel * gpu.flops * SCORING_SHARE)
+    )
+    weights = Bounds(config).element * shape.parameters / rollout.tensor_parallel
+    mean_length = config.data.max_prompt_tokens + rollout.max_tokens / 2
+    read = weights + together * mean_length * cache.token
+    return prefill_s + waves * rollout.max_tokens * read / (gpu.bandwidth * BANDWIDTH_SHARE)
