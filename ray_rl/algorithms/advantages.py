@@ -8,9 +8,6 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
-from ray_rl.algorithms.returns import discounted_returns
-from ray_rl.algorithms.whiten import whiten
-
 
 def center_by_group(
     rewards_PG: Tensor,
@@ -98,74 +95,6 @@ def gpg_advantages(rewards_PG: Tensor, *, divisor: float = 1.0) -> Tensor:
     informative = (is_scored_PG & ~_is_flat(scores_PG, is_scored_PG)).sum()
     alpha = is_scored_PG.sum() / informative.clamp(min=1)
     return (alpha * centered_PG / divisor).to(rewards_PG.dtype)
-
-
-def reinforce_plus_plus(
-    token_rewards_RT: Tensor,
-    mask_RT: Tensor,
-    *,
-    gamma: float = 1.0,
-    divide_by_std: bool = True,
-    ddof: Literal[0, 1] = 1,
-    eps: float = 1e-8,
-    eps_is_floor: bool = False,
-) -> Tensor:
-    """Discounted reward-to-go of each token, whitened over all loss tokens of the batch.
-
-    Source: REINFORCE++, arXiv:2501.03262. The KL penalty belongs in the token rewards.
-
-    Args:
-        token_rewards_RT: float [R, T], from `returns.token_rewards`.
-        mask_RT: bool [R, T].
-        gamma: in [0, 1].
-        divide_by_std: as for `whiten.whiten`.
-        ddof: as for `whiten.whiten`.
-        eps: as for `whiten.whiten`.
-        eps_is_floor: as for `whiten.whiten`.
-
-    Returns:
-        [R, T]; 0 outside the mask.
-    """
-    returns_RT = discounted_returns(token_rewards_RT, mask_RT, gamma=gamma)
-    return whiten(returns_RT, mask_RT, divide_by_std=divide_by_std, ddof=ddof, eps=eps, eps_is_floor=eps_is_floor)
-
-
-def reinforce_plus_plus_baseline(
-    rewards_PG: Tensor,
-    mask_RT: Tensor,
-    *,
-    divide_by_std: bool = True,
-    ddof: Literal[0, 1] = 1,
-    eps: float = 1e-8,
-    eps_is_floor: bool = False,
-) -> Tensor:
-    """Reward minus the mean of its group, on every token of the rollout, whitened over all loss tokens of the batch.
-
-    Source: REINFORCE++-baseline, arXiv:2501.03262.
-
-    Args:
-        rewards_PG: as for `center_by_group`.
-        mask_RT: bool [R, T], R = P * G.
-        divide_by_std: as for `whiten.whiten`.
-        ddof: as for `whiten.whiten`.
-        eps: as for `whiten.whiten`.
-        eps_is_floor: as for `whiten.whiten`.
-
-    Returns:
-        [R, T]; 0 outside the mask.
-
-    Raises:
-        ValueError: as `center_by_group`.
-    """
-    centered_R1 = center_by_group(rewards_PG, divide_by_std=False).view(-1, 1)
-    return whiten(
-        centered_R1.expand(mask_RT.shape),
-        mask_RT,
-        divide_by_std=divide_by_std,
-        ddof=ddof,
-        eps=eps,
-        eps_is_floor=eps_is_floor,
-    )
 
 
 def _scores(rewards_PG: Tensor, singleton: Literal["zero", "score"]) -> tuple[Tensor, Tensor]:

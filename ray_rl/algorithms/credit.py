@@ -11,15 +11,9 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from ray_rl.algorithms.advantages import (
-    center_by_group,
-    gpg_advantages,
-    leave_one_out,
-    reinforce_plus_plus,
-    reinforce_plus_plus_baseline,
-)
+from ray_rl.algorithms.advantages import center_by_group, gpg_advantages, leave_one_out
 from ray_rl.algorithms.kl import kl_estimate
-from ray_rl.algorithms.returns import gae, token_rewards
+from ray_rl.algorithms.returns import discounted_returns, gae, token_rewards
 from ray_rl.algorithms.shaping import shaped
 from ray_rl.algorithms.whiten import whiten
 from ray_rl.config.advantages import (
@@ -34,6 +28,8 @@ from ray_rl.config.advantages import (
 from ray_rl.config.algorithm import Algorithm, Kl
 from ray_rl.types import TrainBatch
 
+OverGroup = GroupAdvantage | LeaveOneOut | ReinforcePlusPlusBaseline | GpgAdvantage
+
 Credit = Callable[[TrainBatch, float], TrainBatch]
 """A batch with rewards, and the KL coefficient of the step, to the batch with advantages and returns."""
 
@@ -46,11 +42,6 @@ def credit_fn(config: Algorithm, *, max_tokens: int) -> Credit:
         the loss mask; under `gae`, `returns_RT`; and `kl_coefficient` for the loss. Completions without a score get
         advantage 0 from their group, and leave the loss mask where advantages are estimated token by token.
     """
-    match config.advantage:
-        case Gae() | ReinforcePlusPlus():
-            estimate = _by_token
-        case _:
-            estimate = _by_completion
 
     def credit(batch: TrainBatch, kl_coefficient: float) -> TrainBatch:
         in_reward = config.kl.place == "reward"
@@ -58,7 +49,11 @@ def credit_fn(config: Algorithm, *, max_tokens: int) -> Credit:
             torch.tensor(batch.rewards_R), torch.tensor(batch.lengths_R), config.shaping, max_tokens=max_tokens
         )
         kl_RT = kl_coefficient * kl_of_batch(batch, config.kl) if in_reward and kl_coefficient > 0 else None
-        credited = estimate(config, batch, scores_R, kl_RT)
+        match config.advantage:
+            case Gae() | ReinforcePlusPlus() as advantage:
+                credited = _by_token(advantage, batch, scores_R, kl_RT, bound=config.shaping.clip)
+            case advantage:
+                credited = _by_completion(advantage, batch, scores_R, kl_RT, bound=config.shaping.clip)
         return replace(credited, kl_coefficient=0.0 if in_reward else kl_coefficient)
 
     return credit
@@ -86,86 +81,60 @@ def mean_kl(batch: TrainBatch, config: Kl) -> float:
     return float(means_R[tokens_R > 0].mean()) if bool((tokens_R > 0).any()) else 0.0
 
 
-def _by_token(config: Algorithm, batch: TrainBatch, scores_R: Tensor, kl_RT: Tensor | None) -> TrainBatch:
+def _by_token(
+    config: Gae | ReinforcePlusPlus, batch: TrainBatch, scores_R: Tensor, kl_RT: Tensor | None, *, bound: float | None
+) -> TrainBatch:
     """Estimators over the rewards of single tokens. What was not scored leaves the loss."""
-    advantage = config.advantage
     mask_RT = torch.tensor(batch.loss_mask_RT) & ~scores_R.isnan()[:, None]
-    rewards_RT = token_rewards(
-        scores_R, mask_RT, kl_RT=kl_RT, kl_coefficient=1.0, score_bound=config.shaping.clip
-    ).float()
-    batch = replace(batch, loss_mask_RT=mask_RT.numpy())
-    match advantage:
-        case Gae():
-            assert batch.old_values_RT is not None, "gae needs the critic's values"
-            values_RT = torch.tensor(batch.old_values_RT)
-            advantages_RT, returns_RT = gae(
-                rewards_RT, values_RT, mask_RT, gamma=advantage.gamma, lam=advantage.lam, gaps=advantage.gaps
-            )
-            advantages_RT = _whitened(advantages_RT, mask_RT, advantage.whiten)
-            return replace(batch, advantages_RT=advantages_RT.numpy(), returns_RT=returns_RT.numpy())
-        case ReinforcePlusPlus():
-            advantages_RT = reinforce_plus_plus(
-                rewards_RT,
-                mask_RT,
-                gamma=advantage.gamma,
-                divide_by_std=advantage.whiten.divide_by_std,
-                ddof=advantage.whiten.ddof,
-                eps=advantage.whiten.eps,
-                eps_is_floor=advantage.whiten.eps_is_floor,
-            )
-            return replace(batch, advantages_RT=advantages_RT.numpy())
-        case _:
-            raise AssertionError(f"{advantage.kind} does not look at single tokens")
+    rewards_RT = token_rewards(scores_R, mask_RT, kl_RT=kl_RT, kl_coefficient=1.0, score_bound=bound).float()
+    if isinstance(config, Gae):
+        assert batch.old_values_RT is not None, "gae needs the critic's values"
+        values_RT = torch.tensor(batch.old_values_RT)
+        advantages_RT, returns_RT = gae(
+            rewards_RT, values_RT, mask_RT, gamma=config.gamma, lam=config.lam, gaps=config.gaps
+        )
+        batch = replace(batch, returns_RT=returns_RT.numpy())
+    else:
+        advantages_RT = discounted_returns(rewards_RT, mask_RT, gamma=config.gamma)
+    advantages_RT = _whitened(advantages_RT, mask_RT, config.whiten)
+    return replace(batch, loss_mask_RT=mask_RT.numpy(), advantages_RT=advantages_RT.numpy())
 
 
-def _by_completion(config: Algorithm, batch: TrainBatch, scores_R: Tensor, kl_RT: Tensor | None) -> TrainBatch:
+def _by_completion(
+    config: OverGroup, batch: TrainBatch, scores_R: Tensor, kl_RT: Tensor | None, *, bound: float | None
+) -> TrainBatch:
     """Estimators over groups. A KL in the reward is that of the whole completion: RLOO, arXiv:2402.14740, section 2."""
     mask_RT = torch.tensor(batch.loss_mask_RT)
     if kl_RT is not None:
         scores_R = scores_R - kl_RT.sum(1)
-    scores_PG = scores_R.view(-1, batch.group_size)
-    advantages_RT = _over_group(config, scores_PG, mask_RT)
-    bound = config.shaping.clip
+    advantages_PG, norm = _over_group(config, scores_R.view(-1, batch.group_size))
     if bound is not None:
-        advantages_RT = advantages_RT.clamp(-bound, bound)
-    return replace(batch, advantages_RT=advantages_RT.float().numpy())
+        advantages_PG = advantages_PG.clamp(-bound, bound)
+    advantages_RT = torch.where(mask_RT, advantages_PG.view(-1, 1), 0.0)
+    return replace(batch, advantages_RT=_whitened(advantages_RT, mask_RT, norm).float().numpy())
 
 
-def _over_group(config: Algorithm, scores_PG: Tensor, mask_RT: Tensor) -> Tensor:
-    """[R, T], one advantage on all loss tokens of a completion, 0 elsewhere."""
-    match config.advantage:
-        case GroupAdvantage() as group:
+def _over_group(config: OverGroup, scores_PG: Tensor) -> tuple[Tensor, Whiten | None]:
+    """One advantage a completion, and how to normalise over the batch."""
+    match config:
+        case GroupAdvantage():
             advantages_PG = center_by_group(
                 scores_PG,
-                divide_by_std=group.divide_by_std,
-                eps=group.eps,
-                ddof=group.ddof,
-                singleton=group.singleton,
-                std_of=group.std_of,
+                divide_by_std=config.divide_by_std,
+                eps=config.eps,
+                ddof=config.ddof,
+                singleton=config.singleton,
+                std_of=config.std_of,
             )
-        case LeaveOneOut() as loo:
-            advantages_PG = leave_one_out(scores_PG, singleton=loo.singleton)
-            return _whitened(_on_tokens(advantages_PG, mask_RT), mask_RT, loo.whiten)
-        case ReinforcePlusPlusBaseline(whiten=norm):
-            return reinforce_plus_plus_baseline(
-                scores_PG,
-                mask_RT,
-                divide_by_std=norm.divide_by_std,
-                ddof=norm.ddof,
-                eps=norm.eps,
-                eps_is_floor=norm.eps_is_floor,
-            )
-        case GpgAdvantage() as gpg:
-            advantages_PG = gpg_advantages(scores_PG, divisor=gpg.divisor)
-        case Gae() | ReinforcePlusPlus():
-            raise AssertionError(f"{config.advantage.kind} looks at single tokens")
+            return advantages_PG, None
+        case LeaveOneOut():
+            return leave_one_out(scores_PG, singleton=config.singleton), config.whiten
+        case ReinforcePlusPlusBaseline():
+            return center_by_group(scores_PG, divide_by_std=False), config.whiten
+        case GpgAdvantage():
+            return gpg_advantages(scores_PG, divisor=config.divisor), None
         case _:
-            assert_never(config.advantage)
-    return _on_tokens(advantages_PG, mask_RT)
-
-
-def _on_tokens(advantages_PG: Tensor, mask_RT: Tensor) -> Tensor:
-    return torch.where(mask_RT, advantages_PG.view(-1, 1), 0.0)
+            assert_never(config)
 
 
 def _whitened(advantages_RT: Tensor, mask_RT: Tensor, norm: Whiten | None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
+from ray_rl.algorithms.importance import importance_weights
 from ray_rl.algorithms.kl import kl_estimate
 from ray_rl.algorithms.surrogates import (
     cispo_surrogate,
@@ -21,6 +22,7 @@ from ray_rl.algorithms.surrogates import (
     sapo_surrogate,
 )
 from ray_rl.config.algorithm import Algorithm
+from ray_rl.config.correction import Correction
 from ray_rl.config.losses import Cispo, Clipped, Gspo, PolicyGradient, Sapo
 
 
@@ -38,6 +40,8 @@ class LossInputs:
     """float32."""
     entropy_N: Tensor | None = None
     """float32, of the policy's distribution; differentiable if there is an entropy bonus. None: not computed."""
+    rollout_logprobs_N: Tensor | None = None
+    """float32: of the engine when it sampled. None: no correction."""
     weights_N: Tensor
     """float32: weight in the reduction, from `reduce.token_weights`."""
     row_N: Tensor
@@ -62,7 +66,8 @@ def policy_loss(config: Algorithm, inputs: LossInputs, *, kl_coefficient: float 
     """Sum over tokens of weight * (surrogate + kl_coefficient * KL - entropy_coefficient * entropy).
 
     Metrics: policy/loss (the surrogate alone), policy/clip_fraction, policy/kl_old_k3 (how far the update has moved
-    the policy), policy/ratio_max, and, if their inputs are given, policy/kl_reference and policy/entropy.
+    the policy), policy/ratio_max, and, if their inputs are given, policy/kl_reference, policy/entropy,
+    policy/correction_mean and policy/correction_bounded_fraction.
 
     Args:
         config: surrogate, clip, KL and entropy settings; its reduction is already in the weights.
@@ -75,6 +80,8 @@ def policy_loss(config: Algorithm, inputs: LossInputs, *, kl_coefficient: float 
     old_logprobs_N = inputs.logprobs_N.detach() if inputs.old_logprobs_N is None else inputs.old_logprobs_N
     surrogate_N, is_clipped_N = _surrogate(config, inputs, old_logprobs_N)
     terms = {"policy/loss": surrogate_N, "policy/clip_fraction": is_clipped_N}
+    if config.correction is not None:
+        surrogate_N = _corrected(config.correction, surrogate_N, inputs, old_logprobs_N, terms)
     loss_N = _with_penalties(surrogate_N, config, inputs, terms, kl_coefficient)
     with torch.no_grad():
         terms["policy/kl_old_k3"] = kl_estimate(old_logprobs_N, inputs.logprobs_N, "k3")
@@ -109,6 +116,18 @@ def _surrogate(config: Algorithm, inputs: LossInputs, old_logprobs_N: Tensor) ->
             return gpg_surrogate(inputs.logprobs_N, inputs.advantages_N), never_N
         case _:
             assert_never(config.loss)
+
+
+def _corrected(
+    config: Correction, surrogate_N: Tensor, inputs: LossInputs, old_logprobs_N: Tensor, terms: dict[str, Tensor]
+) -> Tensor:
+    """The surrogate times the importance weights of trainer against engine (verl: after clipping)."""
+    if inputs.rollout_logprobs_N is None:
+        raise ValueError("algorithm.correction needs the log-probabilities of the engine; set it to null without them")
+    factor_N, is_bounded_N = importance_weights(old_logprobs_N, inputs.rollout_logprobs_N, inputs.row_N, config)
+    terms["policy/correction_mean"] = factor_N
+    terms["policy/correction_bounded_fraction"] = is_bounded_N
+    return factor_N * surrogate_N
 
 
 def _with_penalties(

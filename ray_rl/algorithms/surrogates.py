@@ -9,6 +9,7 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
+from ray_rl.algorithms.importance import over_sequence
 from ray_rl.algorithms.kl import MAX_LOG_RATIO
 
 
@@ -80,7 +81,7 @@ def gspo_surrogate(
     Returns:
         As `clipped_surrogate`.
     """
-    mean_N = _sequence_mean(logprobs_N - old_logprobs_N, row_N)
+    mean_N = over_sequence(logprobs_N - old_logprobs_N, row_N, "mean")
     match gradient:
         case "token":
             log_ratio_N = logprobs_N - logprobs_N.detach() + mean_N.detach()
@@ -166,12 +167,3 @@ def _pessimistic(
         is_dual_N = (advantages_N < 0) & (loss_N > ceiling_N)
         loss_N, is_clipped_N = torch.where(is_dual_N, ceiling_N, loss_N), is_clipped_N | is_dual_N
     return loss_N, is_clipped_N
-
-
-def _sequence_mean(values_N: Tensor, row_N: Tensor) -> Tensor:
-    """Each token gets the mean over the tokens of its row; differentiable."""
-    index_N: Tensor
-    counts: Tensor
-    _, index_N, counts = torch.unique(row_N, return_inverse=True, return_counts=True)
-    sums = values_N.new_zeros(len(counts)).index_add(0, index_N, values_N)
-    return (sums / counts)[index_N]

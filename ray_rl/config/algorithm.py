@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from ray_rl.config.advantages import AdvantageConfig, GroupAdvantage
 from ray_rl.config.base import Config
+from ray_rl.config.correction import Correction
 from ray_rl.config.losses import Clipped, LossConfig
 from ray_rl.config.presets import PRESETS, Preset, filled
 
@@ -94,6 +95,8 @@ class Algorithm(Config):
     of the mean over tokens (GRPO as published). constant: sum / (sequences * reduction_denominator) (Dr. GRPO)."""
     reduction_denominator: float | None = Field(None, gt=0)
     """Of `constant`. None: rollout.max_tokens."""
+    correction: Correction | None = None
+    """Importance weights of the trainer's policy against the engine's. verl, OpenRLHF: none; TRL: mask_sequences."""
     shaping: Shaping = Shaping()
     dynamic_sampling: DynamicSampling | None = None
     mask_truncated: bool = False

@@ -111,7 +111,7 @@ class MinOfModels(Config):
 
 
 class MeanMinusStd(Config):
-    """Mean - k * std (ddof 0) over the models: uncertainty-weighted optimisation (arXiv:2310.02743)."""
+    """Mean - k * std (ddof 0) over the models; arXiv:2310.02743 subtracts a multiple of the variance instead."""
 
     kind: Literal["mean_minus_std"] = "mean_minus_std"
     k: float = Field(1.0, ge=0)

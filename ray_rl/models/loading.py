@@ -48,7 +48,7 @@ def shares_prefixes(config: RunConfig, role: Trained, model_config: PretrainedCo
     obstacle = _obstacle_to_sharing(model_config)
     match role.packing:
         case "shared_prefix" if obstacle:
-            raise ConfigError(f"packing=shared_prefix: {model_config.name_or_path} has {obstacle}; set packing=padded")
+            raise ConfigError(f"packing=shared_prefix: the model has {obstacle}; set packing=padded")
         case "auto":
             return config.cluster.accelerator == "cpu" and obstacle is None
         case packing:

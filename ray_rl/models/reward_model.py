@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_rl.errors import ConfigError, DataError
+from ray_rl.models.loading import without_dropout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -104,7 +105,7 @@ def _model_config(folder: str, trust_remote_code: bool) -> PretrainedConfig:
             f"reward.paths: {folder} is an encoder-decoder ({model_config.model_type}), whose classifier looks for "
             "its end token by value; name a decoder or an encoder"
         )
-    return model_config
+    return without_dropout(model_config)
 
 
 def _refuse_random_weights(folder: str, report: dict[str, set]) -> None:

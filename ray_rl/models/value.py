@@ -7,24 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ray_rl.errors import ConfigError, DataError
-from ray_rl.models.loading import load_causal_lm, load_model_config, without_dropout
+from ray_rl.errors import ConfigError
+from ray_rl.models.loading import load_causal_lm, load_model_config
 from ray_rl.models.policy import ModelInputs
-
-SCORE_HEAD = "score"
-"""Name of the head in transformers' sequence classification models of decoders."""
+from ray_rl.models.reward_model import HEAD, load_reward_model, reads_last_token
 
 
 class ValueHead(nn.Module):
-    """hidden state -> value, in float32 whatever the dtype of the weights: values differ by less than bfloat16 shows.
+    """Hidden states to values, in float32 whatever the dtype of the weights: bfloat16 would not tell values apart."""
 
-    Starts at zero, so that at first the advantages are those of the rewards alone.
-    """
-
-    def __init__(self, size: int, *, dtype: torch.dtype) -> None:
+    def __init__(self, weight: nn.Parameter) -> None:
+        """Takes a weight [1, D], which may be a shard; the bias starts at 0."""
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, size, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(1, dtype=dtype))
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(1, dtype=weight.dtype))
 
     def forward(self, hidden_ND: Tensor) -> Tensor:
         """float32 [N]."""
@@ -59,41 +55,20 @@ class ValueModel(nn.Module):
 def load_value_model(folder: str, *, dtype: str, attention: str, trust_remote_code: bool) -> ValueModel:
     """A critic with the weights of a language model and a head of zeros, or with those of a reward model and its head.
 
-    Source of the second: InstructGPT, arXiv:2203.02155, section 3.5.
+    With zeros the advantages are at first those of the rewards alone. Source of the second: InstructGPT,
+    arXiv:2203.02155, section 3.5.
 
     Raises:
-        DataError: no such model, or no safetensors.
-        ConfigError: a reward model with several labels.
+        DataError: no such model, no safetensors, or a checkpoint that leaves out weights.
+        ConfigError: a reward model with several labels, or one that does not read the last token.
     """
-    from transformers import AutoModelForSequenceClassification
-
     config = load_model_config(folder, trust_remote_code=trust_remote_code)
-    size = config.get_text_config().hidden_size
-    head = ValueHead(size, dtype=getattr(torch, dtype))
-    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
-        causal_lm = load_causal_lm(folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
-        return ValueModel(causal_lm.base_model, head)
-    if config.num_labels != 1:
-        raise ConfigError(f"critic.path={folder}: the model has {config.num_labels} labels; give one with one label")
-    try:
-        reward_model = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=without_dropout(config),
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(f"critic.path={folder}: cannot be loaded ({error})") from error
-    _copy_head(reward_model.get_submodule(SCORE_HEAD), head)
-    return ValueModel(reward_model.base_model, head)
-
-
-def _copy_head(score: nn.Module, head: ValueHead) -> None:
-    """The reward model's head; under ZeRO-3 it arrives as shards."""
-    import deepspeed
-
-    weight = score.get_parameter("weight")
-    with deepspeed.zero.GatheredParameters([weight]), torch.no_grad():
-        head.weight.copy_(weight)
+    if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        model = load_reward_model(folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
+        if not reads_last_token(model):
+            raise ConfigError(f"critic.path={folder}: an encoder has no value for single tokens; name a decoder")
+        model.requires_grad_(True)
+        return ValueModel(model.base_model, ValueHead(model.get_submodule(HEAD).get_parameter("weight")))
+    causal_lm = load_causal_lm(folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
+    zeros = torch.zeros(1, config.get_text_config().hidden_size, dtype=getattr(torch, dtype))
+    return ValueModel(causal_lm.base_model, ValueHead(nn.Parameter(zeros)))

@@ -158,6 +158,7 @@ class Trainer:
                 old_logprobs_N=None if old is None else encoded.pick(old).to(device),
                 reference_logprobs_N=None if reference is None else encoded.pick(reference).to(device),
                 advantages_N=encoded.pick(batch.advantages_RT).to(device),
+                rollout_logprobs_N=encoded.pick(batch.rollout_logprobs_RT).to(device),
                 entropy_N=entropy_N,
                 weights_N=torch.from_numpy(weights_R[encoded.row_N]).to(device),
                 row_N=torch.from_numpy(encoded.row_N).to(device),

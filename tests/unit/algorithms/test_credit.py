@@ -1,5 +1,6 @@
 """The estimators as configured: which numbers reach which tokens."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from ray_rl.algorithms.credit import credit_fn, kl_of_batch, mean_kl
 from ray_rl.config.algorithm import Algorithm, Kl
 from ray_rl.types import TrainBatch
+from tests.golden import reference, tensors
 
 NAN = float("nan")
 MASK_RT = np.array([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0]], bool)
@@ -102,6 +104,33 @@ def test_reward_to_go_is_discounted_over_actions_and_whitened():
     # Rewards at the last action: returns 1/4, 1/2, 1; 0, 0; 8: mean 9.75 / 6 = 1.625.
     expected = np.where(MASK_RT, np.array([[0.25, 0.5, 1.0], [0, 0, 0], [0, 0, 0], [8.0, 0, 0]]) - 1.625, 0.0)
     np.testing.assert_allclose(advantages_RT, expected, rtol=1e-6)
+
+
+def test_reinforce_plus_plus_by_hand():
+    batch = batch_of([4.0, -2.0], np.array([[1, 1, 0], [1, 0, 1]], bool))
+    advantages_RT = credited(batch, advantage={"kind": "reinforce_plus_plus", "gamma": 0.5}).advantages_RT
+    # Returns 2, 4; -1, -2: mean 3/4, squares 22.75, unbiased.
+    expected = [x / math.sqrt(22.75 / 3) for x in (1.25, 3.25, 0.0, -1.75, 0.0, -2.75)]
+    assert advantages_RT.flatten().tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("ddof", "eps_is_floor"), [(1, False), (0, True)])
+def test_reinforce_plus_plus_with_baseline_agrees_with_the_slow_reference(ddof, eps_is_floor):
+    batch = batch_of(tensors.REWARDS_PG.flatten(), tensors.MASK_RT.numpy(), group_size=tensors.GROUP_SIZE)
+    norm = {"ddof": ddof, "eps_is_floor": eps_is_floor}
+    advantages_RT = credited(batch, advantage={"kind": "reinforce_plus_plus_baseline", "whiten": norm}).advantages_RT
+    centered = [a for row in tensors.REWARDS_PG.tolist() for a in reference.group_advantage(row, False, 0.0)]
+    tokens = [centered[r] for r in tensors.flat_rows().tolist()]
+    expected = torch.tensor(reference.whitened(tokens, ddof, 1e-8, eps_is_floor))
+    torch.testing.assert_close(tensors.flat(torch.tensor(advantages_RT)), expected, rtol=1e-6, atol=1e-6)
+    assert not advantages_RT[~tensors.MASK_RT.numpy()].any()
+
+
+def test_advantages_are_clipped_before_they_are_whitened():
+    leave_one_out = {"kind": "leave_one_out", "whiten": {"divide_by_std": False}}
+    advantages_RT = credited(batch_of(), advantage=leave_one_out, shaping={"clip": 1.5}).advantages_RT
+    # 1, 1, 1, -1, -1, 1.5: mean 2.5 / 6.
+    np.testing.assert_allclose(advantages_RT[:, 0], [3.5 / 6, -8.5 / 6, 0.0, 6.5 / 6], rtol=1e-6)
 
 
 def gae_of(batch, **more):

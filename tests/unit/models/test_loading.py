@@ -76,7 +76,8 @@ def test_a_model_that_changes_its_logits_after_the_head_is_refused(tmp_path):
 )
 def test_prefixes_are_shared_on_cpu_unless_the_configuration_says_otherwise(tmp_path, packing, accelerator, shares):
     model_config = load_model_config(saved(tmp_path), trust_remote_code=False)
-    assert shares_prefixes(run(packing=packing, accelerator=accelerator), model_config) is shares
+    config = run(packing=packing, accelerator=accelerator)
+    assert shares_prefixes(config, config.train, model_config) is shares
 
 
 @pytest.mark.parametrize(
@@ -88,14 +89,14 @@ def test_prefixes_are_shared_on_cpu_unless_the_configuration_says_otherwise(tmp_
     ],
 )
 def test_models_whose_attention_is_not_a_tree_are_padded_and_cannot_share_prefixes(model_config, obstacle):
-    assert shares_prefixes(run(), model_config) is False
-    with pytest.raises(ConfigError, match=rf"{obstacle}.*set train\.packing=padded"):
-        shares_prefixes(run(packing="shared_prefix"), model_config)
+    assert shares_prefixes(run(), run().train, model_config) is False
+    with pytest.raises(ConfigError, match=rf"{obstacle}.*set packing=padded"):
+        shares_prefixes(run(), run(packing="shared_prefix").train, model_config)
 
 
 @pytest.mark.parametrize("model_config", [Qwen2Config(), Qwen3Config(), MistralConfig(sliding_window=None)])
 def test_models_of_full_attention_share_prefixes_on_cpu(model_config):
-    assert shares_prefixes(run(), model_config) is True
+    assert shares_prefixes(run(), run().train, model_config) is True
 
 
 @pytest.mark.parametrize(
@@ -103,4 +104,4 @@ def test_models_of_full_attention_share_prefixes_on_cpu(model_config):
     [("auto", True, "ray_rl_shared_prefix"), ("auto", False, "sdpa"), ("eager", False, "eager")],
 )
 def test_the_attention_follows_the_packing(attention, shared_prefix, name):
-    assert attention_name(run(attention=attention), shared_prefix=shared_prefix) == name
+    assert attention_name(run(), run(attention=attention).train, shared_prefix=shared_prefix) == name

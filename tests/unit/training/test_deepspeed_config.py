@@ -17,7 +17,7 @@ def settings(*, dtype: str = "float32", accelerator: str = "cpu", **train: Any) 
             "cluster": {"accelerator": accelerator},
         }
     )
-    return deepspeed_config(config)
+    return deepspeed_config(config, config.train)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

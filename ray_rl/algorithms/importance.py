@@ -1,0 +1,61 @@
+"""Correction for the gap between the engine that sampled and the trainer that learns: importance weights.
+
+Both compute the same policy with other kernels, and perhaps an older version: w = p_trainer / p_engine of what was
+sampled. Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training".
+"""
+
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from ray_rl.algorithms.kl import MAX_LOG_RATIO
+from ray_rl.config.correction import Correction, MaskSequences, MaskTokens, TruncateSequences, TruncateTokens
+
+
+def importance_weights(
+    old_logprobs_N: Tensor, rollout_logprobs_N: Tensor, row_N: Tensor, config: Correction
+) -> tuple[Tensor, Tensor]:
+    """The factor of each token's loss, constant.
+
+    Log-ratios are bounded at +-20 before exp.
+
+    Args:
+        old_logprobs_N: float [N], of the trainer before the update.
+        rollout_logprobs_N: float [N], of the engine when it sampled.
+        row_N: int64 [N], sequence of each token; a sequence must lie in one micro-batch.
+        config: which correction.
+
+    Returns:
+        Weights [N], and bool [N]: the bounds changed the weight.
+    """
+    log_ratio_N = (old_logprobs_N - rollout_logprobs_N).detach()
+    match config:
+        case TruncateTokens(low=low, high=high):
+            ratio_N = _exp(log_ratio_N)
+            weights_N = ratio_N.clamp(low, high)
+        case MaskTokens(low=low, high=high):
+            ratio_N = _exp(log_ratio_N)
+            weights_N = torch.where((ratio_N >= low) & (ratio_N <= high), ratio_N, 0.0)
+        case TruncateSequences(high=high, over=over):
+            ratio_N = _exp(over_sequence(log_ratio_N, row_N, over))
+            weights_N = ratio_N.clamp(max=high)
+        case MaskSequences(low=low, high=high, over=over):
+            ratio_N = _exp(over_sequence(log_ratio_N, row_N, over))
+            weights_N = torch.where((ratio_N >= low) & (ratio_N <= high), ratio_N, 0.0)
+        case _:
+            assert_never(config)
+    return weights_N, weights_N != ratio_N
+
+
+def over_sequence(values_N: Tensor, row_N: Tensor, over: str) -> Tensor:
+    """Each token gets the sum or the mean over the tokens of its row; differentiable."""
+    index_N: Tensor
+    counts: Tensor
+    _, index_N, counts = torch.unique(row_N, return_inverse=True, return_counts=True)
+    sums = values_N.new_zeros(len(counts)).index_add(0, index_N, values_N)
+    return (sums / counts if over == "mean" else sums)[index_N]
+
+
+def _exp(log_ratio_N: Tensor) -> Tensor:
+    return log_ratio_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
