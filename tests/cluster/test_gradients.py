@@ -85,7 +85,7 @@ def scored_batch() -> TrainBatch:
     def near() -> NDArray[np.float32]:
         return (logprobs_RT + random.normal(0, 0.3, logprobs_RT.shape)).astype(np.float32)
 
-    return replace(batch, old_logprobs_RT=near(), reference_logprobs_RT=near())
+    return replace(batch, old_logprobs_RT=near(), reference_logprobs_RT=near(), kl_coefficient=KL)
 
 
 BATCH = scored_batch()
