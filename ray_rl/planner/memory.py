@@ -165,15 +165,29 @@ def _communication(bounds: Bounds, trained: Trained, parameters: int, shape: Mod
     """Buffers that DeepSpeed keeps: gradients on their way, and under ZeRO-3 the weights that are gathered."""
     zero = _zero_settings(trained)
     bucket = int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
-    is_widened = trained.zero_stage == 1 and bounds.dtype == "bfloat16" and trained.gradient_dtype == "float32"
     if trained.zero_stage <= 1:
         # One flat copy of as many gradients as there are.
         bucket = int(min(bucket, parameters))
-    terms = {"buckets": bounds.bucket(bucket, parameters) * (MASTER if is_widened else bounds.element)}
+    terms = {"buckets": _bucket_bytes(bounds, trained, bounds.bucket(bucket, parameters))}
     if trained.zero_stage == 3:
         live = int(zero.get("stage3_max_live_parameters", LIVE_PARAMETERS))
         terms["gathered"] = gathered_bytes(shape, parameters, live=live, element=bounds.element)
     return terms
+
+
+def _bucket_bytes(bounds: Bounds, trained: Trained, elements: float) -> float:
+    """Of the gradients that are reduced at once, and of what the reduction makes of them."""
+    element, summed = bounds.element, BYTES[trained.gradient_dtype]
+    is_widened = bounds.dtype == "bfloat16" and summed != element
+    if trained.zero_stage == 1 and is_widened:
+        return elements * MASTER
+    if trained.zero_stage < 3:
+        return elements * element
+    # A copy with the slices of a rank side by side, and the rank's slice in the dtype that is summed in.
+    copies = 2.0 * element + (summed / trained.workers if is_widened else 0)
+    if bounds.accelerator == "cpu" and trained.workers > 1:
+        copies += element  # gloo's reduce-scatter is an all-reduce of another copy
+    return elements * copies
 
 
 def gathered_bytes(shape: ModelShape, parameters: int, *, live: int, element: int) -> float:

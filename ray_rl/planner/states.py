@@ -116,5 +116,8 @@ def step_copy(parameters: int, *, stage: int, workers: int, dtype: str, gradient
         return (summed + widened) * min(sub_group, parameters / workers)
     if stage == 0:
         return float(widened) * parameters
-    # Summed apart from the weights' dtype, the partition is one tensor already, in float32.
-    return 0.0 if summed != element else (summed + widened) * parameters / workers
+    if summed != element:
+        return 0.0  # the partition is one tensor already, in float32
+    # Stage 1 has set the reduced partition aside before it is made one tensor; at stage 2 that is what is summed in.
+    aside = element if stage == 1 else 0
+    return (aside + summed + widened) * parameters / workers
