@@ -107,8 +107,9 @@ class _Search:
         troubled = {role for problem in assessment.problems for role in problem.roles} - {"rollout"}
         twice = {key: 2 * count for role, (count, key) in role_workers(self.config).items() if role in troubled}
         for nodes in range(self.cluster.nodes, 2 * self.cluster.nodes + 1):
+            more = {} if nodes == self.cluster.nodes else {"cluster.nodes": nodes}
             larger = _Search(self.config, replace(self.cluster, nodes=nodes))
-            proposal = larger.fix_memory(twice | {"cluster.nodes": nodes}) if twice else None
+            proposal = larger.fix_memory(twice | more) if twice else None
             if proposal is not None:
                 return proposal
         return None

@@ -4,27 +4,58 @@ import pytest
 
 from ray_rl.cli.main import main
 
-CONFIG = str(Path(__file__).parents[3] / "configs" / "grpo_addition_smollm2-135m_cpu.yaml")
-ON_GPU = ["cluster.accelerator=gpu", "train.workers=4", "rollout.engines=2", "rollout.tensor_parallel=2"]
+CONFIGS = Path(__file__).parents[3] / "configs"
+CONFIG = str(CONFIGS / "grpo_addition_smollm2-135m_cpu.yaml")
+RECIPE = str(CONFIGS / "ppo_math_llama3.3-70b_48xh100.yaml")
+ON_GPU = ["cluster.accelerator=gpu", "train.workers=4", "rollout.engines=2", "rollout.tensor_parallel=3"]
 
 
-def test_plan_prints_device_groups_and_the_arithmetic_of_a_step(capsys):
+def test_plan_prints_the_layout_and_the_arithmetic_of_a_step(capsys):
     code = main(["plan", CONFIG, *ON_GPU, "algorithm.kl.coefficient=0.1", "cluster.colocate=[[actor, reference]]",
-                 "reference.workers=4", "algorithm.minibatches=2"])  # fmt: skip
+                 "reference.workers=4", "algorithm.minibatches=2", "--nodes", "2"])  # fmt: skip
     out = capsys.readouterr().out
     assert code == 0
-    assert "device group 0: 4 x 1 GPU: 4 x actor, 4 x reference" in out
-    assert "device group 1: 2 x 2 GPU: 2 x rollout" in out
-    assert "8 of 1 x 8 GPUs" in out
-    assert "8 prompts x 8 completions = 64 rollouts, about 32 on each of 2 engines" in out
-    assert "2 optimizer steps of 32 rollouts, about 8 on each of 4 workers" in out
+    assert "10 of 2 x 8 GPUs (h100-80gb, 79.6 GiB each)" in out
+    assert "node 0: actor+reference 0-3 on GPU 0-3; rollout 0 on GPU 4-6" in out
+    assert "node 1: rollout 1 on GPU 0-2" in out
+    assert "8 prompts x 8 completions = 64 rollouts of at most 88 tokens, at most 32 on each of 2 engines" in out
+    assert "2 optimizer steps of 32 rollouts" in out
+    assert "actor: at most 8 rollouts a worker" in out
 
 
-def test_a_plan_that_does_not_fit_exits_2_and_says_by_how_much(capsys):
+def test_plan_prints_every_term_of_memory_and_what_a_publish_sends(capsys):
+    assert main(["plan", RECIPE]) == 0
+    out = capsys.readouterr().out
+    for term in ("weights", "gradients", "optimizer", "activations", "logits", "KV cache"):
+        assert term in out
+    assert "sync: 131.42 GiB a publish, to 12 workers of 3 engines" in out
+
+
+def test_a_plan_that_does_not_fit_exits_2_and_says_by_how_much_and_what_would(capsys):
     assert main(["plan", CONFIG, *ON_GPU, "cluster.gpus_per_node=7"]) == 2
-    assert "8" in (message := capsys.readouterr().err) and "7" in message
+    captured = capsys.readouterr()
+    assert "does not fit" in captured.out
+    assert captured.err.splitlines() == [
+        "ray-rl: error: the run does not fit:",
+        "  the roles need 10 GPUs on 2 nodes (actor 4, rollout 2 x 3), and there are 7 on 1",
+        "each of these changes makes it fit:",
+        "  cluster.nodes=2",
+        "  train.workers=2, rollout.engines=1",
+    ]
+
+
+def test_another_gpu_may_be_too_small(capsys):
+    assert main(["plan", RECIPE, "--gpu", "a100-40gb"]) == 2
+    assert "of the 40.0 GiB of a100-40gb can be used" in capsys.readouterr().err
+    assert main(["plan", RECIPE, "--gpu", "v100"]) == 2
+    assert "--gpu v100: not a GPU that the planner knows" in capsys.readouterr().err
+
+
+def test_an_engine_larger_than_a_node_is_refused_before_it_is_planned(capsys):
+    assert main(["plan", RECIPE, "--gpus-per-node", "2"]) == 2
+    assert "rollout.tensor_parallel=4: an engine never crosses a node" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["plan", "validate"])
 def test_planning_for_gpus_needs_none_here(command, capsys):
-    assert main([command, CONFIG, *ON_GPU]) == 0
+    assert main([command, CONFIG, *ON_GPU, "cluster.nodes=2"]) == 0

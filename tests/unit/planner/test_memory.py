@@ -23,7 +23,9 @@ def actor(config):
 
 
 def test_the_peak_is_what_stays_and_the_largest_phase():
-    memory = Memory("actor", {"weights": 10.0}, {"backward": {"activations": 3.0, "logits": 2.0}, "step": {"step": 4.0}})
+    memory = Memory(
+        "actor", {"weights": 10.0}, {"backward": {"activations": 3.0, "logits": 2.0}, "step": {"step": 4.0}}
+    )
     assert (memory.states, memory.peak) == (10, 15)
     assert memory.terms() == {"weights": 10, "activations": 3, "logits": 2, "step": 4}
 

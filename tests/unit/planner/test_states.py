@@ -71,3 +71,10 @@ def test_the_estimators_of_deepspeed_count_what_is_offloaded_on_the_cpu():
     settings = {"workers": D, "largest_module": 10}
     assert deepspeed_states(N, stage=2, **settings, offload_optimizer=True) == {"weights": 2 * N}
     assert deepspeed_states(N, stage=3, **settings, offload_optimizer=True, offload_parameters=True) == {"gathered": 40}
+
+
+def test_the_estimators_of_deepspeed_count_gradients_twice_at_stage_2_and_gather_a_module_at_stage_3():
+    settings = {"workers": D, "largest_module": 10}
+    two, three = (deepspeed_states(N, stage=stage, **settings) for stage in (2, 3))
+    assert two == {"weights": 2 * N, "gradients": 6 * N / D, "optimizer": 12 * N / D}
+    assert three == {"weights": 2 * N / D, "gathered": 40, "gradients": 4 * N / D, "optimizer": 12 * N / D}

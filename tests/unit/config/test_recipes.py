@@ -1,0 +1,76 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from ray_rl.cli.main import main
+from ray_rl.config.known import find_shape
+from ray_rl.config.load import load_config
+from ray_rl.planner.plan import plan
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+NAME = re.compile(r"(?P<preset>ppo|grpo)_math_(?P<model>[a-z0-9.]+-\d+b)_(?P<gpus>\d+)xh100")
+RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if NAME.fullmatch(path.stem))
+SIZES = {7: {8, 16}, 14: {16}, 32: {24, 32}, 70: {16, 32, 48}}
+GPUS_PER_NODE = 8
+
+
+def test_there_is_a_recipe_for_every_size_of_model_and_cluster():
+    found = {(match["preset"], match["model"], int(match["gpus"])) for match in map(_match, RECIPES)}
+    billions = {(preset, int(model.rpartition("-")[2][:-1]), gpus) for preset, model, gpus in found}
+    assert billions == {(preset, n, gpus) for preset in ("ppo", "grpo") for n, all_ in SIZES.items() for gpus in all_}
+
+
+def _match(path):
+    return NAME.fullmatch(path.stem)
+
+
+@pytest.fixture(params=RECIPES, ids=[path.stem for path in RECIPES])
+def recipe(request):
+    return request.param
+
+
+def test_a_recipe_is_what_its_name_says_and_takes_every_gpu(recipe):
+    config, match = load_config(recipe), _match(recipe)
+    gpus = int(match["gpus"])
+    assert config.algorithm.preset == match["preset"]
+    name = config.model.path.rpartition("/")[2].lower().replace("llama-", "llama")
+    assert name.startswith(match["model"])
+    assert config.cluster.nodes * GPUS_PER_NODE == gpus == plan(config).gpus
+    assert config.cluster.address == "auto"
+
+
+def test_ppo_has_four_models_and_grpo_a_reference(recipe):
+    workers = set(plan(load_config(recipe)).workers)
+    extra = {"critic", "reward"} if _match(recipe)["preset"] == "ppo" else set()
+    assert workers == {"actor", "reference", "rollout"} | extra
+
+
+def test_all_models_of_a_recipe_are_known(recipe):
+    config = load_config(recipe)
+    paths = [config.model.path, *(config.reward.paths if config.reward else [])]
+    paths += [config.critic.path] if config.critic and config.critic.path else []
+    assert all(find_shape(path) for path in paths)
+
+
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_a_recipe_is_valid_and_fits(recipe, command, capsys):
+    assert main([command, str(recipe)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_half_of_the_gpus_are_not_enough_and_a_way_out_is_proposed(recipe, capsys):
+    nodes = load_config(recipe).cluster.nodes
+    half = ["--nodes", str(nodes // 2)] if nodes > 1 else ["--gpus-per-node", str(GPUS_PER_NODE // 2)]
+    assert main(["plan", str(recipe), *half]) == 2
+    captured = capsys.readouterr()
+    there = nodes // 2 * GPUS_PER_NODE or GPUS_PER_NODE // 2
+    assert "does not fit" in captured.out
+    assert f"and there are {there} on " in captured.err
+    assert "each of these changes makes it fit:\n  cluster.nodes=" in captured.err
+
+
+def test_every_recipe_says_what_it_is_for(recipe):
+    lines = recipe.read_text(encoding="ascii").splitlines()
+    assert lines[0].startswith("# ")
+    assert all(len(line) <= 120 for line in lines)

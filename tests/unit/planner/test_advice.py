@@ -1,0 +1,119 @@
+import pytest
+
+from ray_rl.planner.advice import changed, propose
+from ray_rl.planner.assess import assess
+from ray_rl.planner.gpus import GPUS, ClusterShape
+from tests.unit.planner.conftest import REWARD, SEVENTY
+
+CHECKPOINTING = {"gradient_checkpointing": True}
+
+
+@pytest.fixture
+def advice(make):
+    """The proposals as text, each of which was found to fit."""
+
+    def of(*, nodes=1, gpu="h100-80gb", **sections):
+        config = make(**sections)
+        cluster = ClusterShape(nodes, 8, GPUS[gpu])
+        assessment = assess(config, cluster)
+        assert not assessment.fits
+        proposals = propose(config, assessment)
+        for proposal in proposals:
+            larger = ClusterShape(proposal.nodes, 8, GPUS[gpu])
+            assert assess(changed(config, proposal.changes), larger).fits
+        return [str(proposal) for proposal in proposals]
+
+    return of
+
+
+def test_what_costs_least_time_comes_first(advice):
+    assert (
+        advice(train={"workers": 4, "zero_stage": 2, "micro_batch_tokens": 16384})[0]
+        == "train.gradient_checkpointing=true"
+    )
+
+
+def test_the_next_stage_is_proposed_where_checkpointing_is_on(advice):
+    assert advice(train={"workers": 4, "zero_stage": 1, **CHECKPOINTING})[0] == "train.zero_stage=2"
+
+
+def test_more_workers_are_a_second_way(advice):
+    assert advice(train={"workers": 1, "zero_stage": 3, **CHECKPOINTING}) == [
+        "train.offload.optimizer=true",
+        "train.workers=2",
+    ]
+
+
+def test_smaller_micro_batches_and_chunks_are_halved_as_far_as_needed(advice):
+    settings = {"workers": 4, "zero_stage": 3, "micro_batch_tokens": 65536, **CHECKPOINTING}
+    assert advice(train=settings)[0] == "train.micro_batch_tokens=32768"
+    wide = {"workers": 5, "zero_stage": 3, "logit_chunk_tokens": 200_000, "micro_batch_tokens": 2048, **CHECKPOINTING}
+    assert advice(train=wide | {"micro_batch_tokens": 120_000})[0].startswith("train.micro_batch_tokens=")
+
+
+def test_too_few_gpus_are_more_nodes_or_smaller_roles(advice):
+    assert advice(
+        train={"workers": 12, "zero_stage": 3, **CHECKPOINTING}, rollout={"engines": 4, "max_tokens": 512}
+    ) == [
+        "cluster.nodes=2",
+        "train.workers=6, rollout.engines=2",
+    ]
+
+
+def test_roles_of_equal_size_may_share_gpus(advice):
+    proposals = advice(
+        algorithm={"preset": "ppo"},
+        train={"workers": 3, "zero_stage": 3, **CHECKPOINTING},
+        critic={"workers": 3, "zero_stage": 3, **CHECKPOINTING},
+        reference={"workers": 3, "zero_stage": 3},
+        reward={"paths": [REWARD], "workers": 3},
+    )
+    assert "cluster.colocate=[[actor, reference], [critic, reward]]" in proposals
+
+
+def test_the_frozen_models_and_the_engine_have_remedies_too(advice):
+    large = {"workers": 1, "zero_stage": 0}
+    (first, *_) = advice(
+        nodes=4,
+        model={"path": SEVENTY},
+        algorithm={"kl": {"coefficient": 0.1}},
+        train={"workers": 24, "zero_stage": 3, **CHECKPOINTING},
+        reference=large,
+        rollout={"engines": 4, "tensor_parallel": 1, "max_tokens": 1536},
+    )
+    assert first == "reference.zero_stage=3, reference.offload=true, rollout.tensor_parallel=2, rollout.engines=2"
+
+
+def test_reward_models_are_spread_over_more_workers(advice):
+    (first, *_) = advice(
+        nodes=2, gpu="a100-40gb", train={"workers": 8, "zero_stage": 3, **CHECKPOINTING}, reward={"paths": [REWARD] * 3}
+    )
+    assert first == "reward.workers=3"
+
+
+def test_more_workers_come_with_more_nodes_where_these_are_needed(advice):
+    large = {"workers": 7, "zero_stage": 3, **CHECKPOINTING}
+    proposals = advice(model={"path": "Qwen/Qwen2.5-32B"}, train=large)
+    assert proposals == ["train.offload.optimizer=true", "train.workers=14, cluster.nodes=2"]
+
+
+def test_an_engine_alone_is_not_grown_by_workers(advice):
+    wide = {"workers": 8, "zero_stage": 3, "offload": {"optimizer": True}, **CHECKPOINTING}
+    assert advice(nodes=2, model={"path": SEVENTY}, train=wide) == ["rollout.tensor_parallel=2"]
+
+
+def test_a_model_that_is_too_large_for_all_there_is_has_no_remedy(advice):
+    tiny = {"model": {"path": SEVENTY}, "gpu": "l4-24gb", "rollout": {"max_tokens": 60_000}}
+    assert advice(**tiny, train={"workers": 1, "zero_stage": 3}) == []
+
+
+def test_roles_shrink_further_where_an_engine_cannot(advice):
+    proposals = advice(
+        train={"workers": 12, "zero_stage": 3, **CHECKPOINTING}, rollout={"tensor_parallel": 4, "max_tokens": 512}
+    )
+    assert proposals == ["cluster.nodes=2", "train.workers=4, rollout.engines=1"]
+
+
+def test_too_few_gpus_that_are_too_small_have_no_remedy(advice):
+    settings = {"model": {"path": SEVENTY}, "gpu": "l4-24gb", "rollout": {"max_tokens": 60_000}}
+    assert advice(**settings, train={"workers": 12, "zero_stage": 3}, reference=None) == []
