@@ -165,12 +165,23 @@ def _bundle(group: DeviceGroup) -> dict[str, float]:
 
 
 def _unplaced(plan: Plan, reserved: int, timeout_s: float) -> str:
-    """What was wanted against what there is, node by node.
+    groups = "; ".join(f"{'+'.join(group.roles)}: {group.bundles} x {_bundle(group)}" for group in plan.groups)
+    there = sum(_is_large_enough(node, plan) for node in _alive())
+    return (
+        f"placement was not possible within cluster.start_timeout_s={timeout_s:g}. Wanted: {groups}; {plan.nodes} "
+        f"nodes wanted, {there} available:\n"
+        + wanted_and_there(plan, reserved=reserved)
+        + "\nStart the missing nodes, "
+        "end what holds their resources, or make the roles smaller (ray-rl plan)"
+    )
+
+
+def wanted_and_there(plan: Plan, *, reserved: int = 0) -> str:
+    """What a plan wants of each node, and what there is; a line a node.
 
     Args:
         plan: of the run.
         reserved: so many of its groups are reserved already: what they hold counts as free.
-        timeout_s: that ran out.
     """
     from ray._private.state import available_resources_per_node
 
@@ -192,12 +203,7 @@ def _unplaced(plan: Plan, reserved: int, timeout_s: float) -> str:
     small = [f"{node['NodeManagerAddress']} {node['Resources'].get('GPU', 0):g}" for node in alive if node not in fit]
     if small:
         lines.append(f"  left out, as they have fewer than {plan.gpus_per_node} GPU: {', '.join(small)}")
-    groups = "; ".join(f"{'+'.join(group.roles)}: {group.bundles} x {_bundle(group)}" for group in plan.groups)
-    return (
-        f"placement was not possible within cluster.start_timeout_s={timeout_s:g}. Wanted: {groups}; {plan.nodes} "
-        f"nodes wanted, {len(fit)} available:\n" + "\n".join(lines) + "\nStart the missing nodes, end what holds their "
-        "resources, or make the roles smaller (ray-rl plan)"
-    )
+    return "\n".join(lines)
 
 
 def _on_node(groups: Sequence[DeviceGroup], node: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import ray
 
+from ray_rl.cluster.placement import wanted_and_there
 from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, ConfigError
 from ray_rl.planner.plan import Plan
@@ -81,5 +82,5 @@ def require_gpus(config: RunConfig, plan: Plan) -> None:
         raise ConfigError(
             f"the roles ask for {plan.gpus} GPUs ({asked}) and the Ray cluster at "
             f"{config.cluster.address or 'this machine'} has {available}; use fewer workers, colocate roles, or set "
-            "cluster.accelerator=cpu"
+            f"cluster.accelerator=cpu. By node:\n{wanted_and_there(plan)}"
         )

@@ -19,13 +19,18 @@ CPUS_PER_NODE = 8
 
 @pytest.fixture
 def gpu_plan(make_config):
-    def make(*, actors=1, engines=1, tensor_parallel=1, references=0, colocate=()):
+    def make(*, actors=1, engines=1, tensor_parallel=1, references=0, colocate=(), nodes=NODES):
         config = make_config(
             train={"workers": actors},
             rollout={"engines": engines, "tensor_parallel": tensor_parallel},
             reference={"workers": max(1, references)},
             algorithm={"kl": {"coefficient": 0.1 if references else 0.0}},
-            cluster={"accelerator": "gpu", "colocate": [list(roles) for roles in colocate]},
+            cluster={
+                "accelerator": "gpu",
+                "nodes": nodes,
+                "gpus_per_node": GPUS_PER_NODE,
+                "colocate": [list(roles) for roles in colocate],
+            },
         )
         return plan(config)
 
@@ -141,25 +146,41 @@ def test_a_plan_that_does_not_fit_fails_within_its_limit_and_says_what_was_wante
     start_s = time.monotonic()
     with (
         pytest.raises(ClusterError) as raised,
-        placed(gpu_plan(actors=3, engines=2, tensor_parallel=2), timeout_s=2),
+        placed(gpu_plan(actors=3, engines=2, tensor_parallel=2, nodes=4), timeout_s=2),
     ):
         pass
     assert time.monotonic() - start_s < 10
     message = str(raised.value)
     assert message.startswith("placement was not possible within cluster.start_timeout_s=2. Wanted: ")
-    assert "actor: 3 x {'CPU': 1.0, 'GPU': 1}; rollout: 2 x {'CPU': 2.0, 'GPU': 2}" in message
-    assert message.count("{'CPU': 8.0, 'GPU': 2.0}") == NODES
-    assert "Free now: {" in message
+    assert "actor: 3 x {'CPU': 1.0, 'GPU': 1}; rollout: 2 x {'CPU': 2.0, 'GPU': 2}; 4 nodes wanted, 2 avail" in message
+    assert message.count("has 2 of 2 GPU free, 8 of 8 CPU free") == NODES
+    assert "node 2: wanted 2 GPU, 2 CPU; no such node is there" in message
     wait_until_all_is_free()
+
+
+def test_a_node_whose_gpus_are_held_by_others_is_named_with_what_is_free(gpu_plan):
+    from ray_rl.cluster.placement import placed
+
+    wait_until_all_is_free()
+    with (
+        placed(gpu_plan(actors=2, engines=1), timeout_s=30),
+        pytest.raises(ClusterError) as raised,
+        placed(gpu_plan(actors=1, engines=1), timeout_s=2),
+    ):
+        pass
+    message = str(raised.value)
+    assert "node 0: wanted 2 GPU, 2 CPU; " in message
+    assert "has 0 of 2 GPU free, 6 of 8 CPU free" in message
 
 
 def test_more_gpus_than_the_cluster_has_are_refused_before_anything_is_placed(gpu_plan, connected):
     from ray_rl.cluster.session import require_gpus
 
     with pytest.raises(ConfigError) as raised:
-        require_gpus(connected, gpu_plan(actors=3, engines=2))
+        require_gpus(connected, gpu_plan(actors=3, engines=2, nodes=3))
     assert "the roles ask for 5 GPUs (actor 3, rollout 2) and the Ray cluster at " in str(raised.value)
     assert "has 4" in str(raised.value)
+    assert "  node 2: wanted 1 GPU, 1 CPU; no such node is there" in str(raised.value)
     require_gpus(connected, gpu_plan(actors=3, engines=1))
 
 
