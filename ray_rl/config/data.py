@@ -24,6 +24,8 @@ class Addition(Source):
     kind: Literal["addition"] = "addition"
     maximum: int = Field(50, ge=1)
     """Both numbers are drawn from 0 to this, inclusive."""
+    by_digits: bool = False
+    """Draw the number of digits first, so that easy sums are as frequent as hard ones: what a critic can tell apart."""
     size: int = Field(10_000, ge=1)
     """Questions an epoch."""
 

@@ -23,7 +23,10 @@ class AdditionRows:
     def __getitem__(self, index: int) -> Row:
         # Seeding with text hashes it with SHA-512: neighbouring seeds and indices are unrelated.
         draw = random.Random(f"addition/{self._seed}/{index}")
-        left, right = draw.randint(0, self._config.maximum), draw.randint(0, self._config.maximum)
+        maximum = self._config.maximum
+        if self._config.by_digits:
+            maximum = min(maximum, 10 ** draw.randint(1, len(str(maximum))) - 1)
+        left, right = draw.randint(0, maximum), draw.randint(0, maximum)
         return Row(f"addition/{index}", f"What is {left}+{right}? Answer with a number.", {"answer": str(left + right)})
 
 
