@@ -34,6 +34,15 @@ def test_the_answer_of_addition_is_the_sum_and_its_numbers_stay_in_range():
     assert seen == {0, 1, 2, 3}
 
 
+def test_sums_of_any_number_of_digits_are_equally_frequent_if_so_wanted():
+    rows = open_rows(Addition(maximum=499, by_digits=True, size=3000), seed=0)
+    largest = [max(map(int, re.findall(r"\d+", rows[i].prompt))) for i in range(len(rows))]
+    assert max(largest) <= 499
+    # A third is drawn from 0..9; of the other two thirds 1 % and less happen to be as small.
+    assert 0.31 < sum(each < 10 for each in largest) / len(largest) < 0.37
+    assert 0.28 < sum(10 <= each < 100 for each in largest) / len(largest) < 0.37
+
+
 def test_a_row_keeps_its_other_columns_and_renames_those_that_are_named():
     row = row_of({"prompt": "hi", "solution": "42", "level": 3}, renames={"answer": "solution"})
     assert row == Row("t:3", "hi", {"level": 3, "answer": "42"})
