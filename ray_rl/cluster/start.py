@@ -31,6 +31,10 @@ SHELLS: dict[str, Any] = {
     "reward": RewardWorker,
     "rollout": EngineWorker,
 }
+TRAINING, SCORING = ("actor", "critic"), ("critic", "reference", "reward")
+AT_ONCE = {"rollout": ("rollout",), **dict.fromkeys(SCORING, SCORING), **dict.fromkeys(TRAINING, TRAINING)}
+"""The roles that work while a role works longest."""
+
 OPTIONS = {"rollout": {"max_concurrency": ENGINE_CALLS}}
 """Of the Ray actors of a role, beside where they run."""
 
@@ -68,7 +72,7 @@ async def started_workers(
     """
     note(f"placing {', '.join(f'{workers} {role}' for role, workers in plan.workers.items())}")
     threads, environment = _threads(config, plan), _environment(config)
-    settings = {role: Setting(config, folders[role], str(logs), threads, environment) for role in plan.workers}
+    settings = {role: Setting(config, folders[role], str(logs), threads[role], environment) for role in plan.workers}
     with placed(plan, timeout_s=config.cluster.start_timeout_s) as slots:
         note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
         handles = {
@@ -162,11 +166,13 @@ async def _settled(ref: ray.ObjectRef) -> None:
         return  # it is dead already, which is what was asked
 
 
-def _threads(config: RunConfig, plan: Plan) -> int:
-    """Threads of a worker on CPU: roles take turns, the workers of one role share the cores."""
+def _threads(config: RunConfig, plan: Plan) -> dict[str, int]:
+    """Threads of a worker of each role on CPU: the cores are shared by the workers that work at the same time."""
     if config.cluster.threads is not None:
-        return config.cluster.threads
-    return max(1, len(os.sched_getaffinity(0)) // max(plan.workers.values()))
+        return dict.fromkeys(plan.workers, config.cluster.threads)
+    cores = len(os.sched_getaffinity(0))
+    busy = {role: sum(plan.workers.get(other, 0) for other in AT_ONCE[role]) for role in plan.workers}
+    return {role: max(1, cores // workers) for role, workers in busy.items()}
 
 
 def _environment(config: RunConfig) -> dict[str, str]:

@@ -76,25 +76,24 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, MALLOPT_MAX)
 
 
-def _free_address() -> tuple[str, int]:
-    """This node's address and a port that is free now."""
-    address = ray.util.get_node_ip_address()
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return address, probe.getsockname()[1]
-
-
-@ray.remote
-class TrainWorker:
-    """`Trainer` and the sending end of the weight transport."""
+class Shell:
+    """What every worker is: a process with a name and a log file of its own."""
 
     def __init__(self, setting: Setting, name: str) -> None:
         self._setting = setting
         setting.enter(name)
 
     def free_address(self) -> tuple[str, int]:
-        """Where others can meet this worker."""
-        return _free_address()
+        """Where others can meet this worker: this node's address and a port that is free now."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return address, probe.getsockname()[1]
+
+
+@ray.remote
+class TrainWorker(Shell):
+    """`Trainer` and the sending end of the weight transport."""
 
     def start(self, member: Member) -> None:
         """Loads the model; a collective of the ranks."""
@@ -135,16 +134,8 @@ class TrainWorker:
 
 
 @ray.remote
-class CriticWorker:
+class CriticWorker(Shell):
     """`Critic`."""
-
-    def __init__(self, setting: Setting, name: str) -> None:
-        self._setting = setting
-        setting.enter(name)
-
-    def free_address(self) -> tuple[str, int]:
-        """Where others can meet this worker."""
-        return _free_address()
 
     def start(self, member: Member) -> None:
         """Loads the model; a collective of the ranks."""
@@ -162,12 +153,8 @@ class CriticWorker:
 
 
 @ray.remote
-class RewardWorker:
+class RewardWorker(Shell):
     """The reward models that are this worker's."""
-
-    def __init__(self, setting: Setting, name: str) -> None:
-        self._setting = setting
-        setting.enter(name)
 
     def start(self, worker: int) -> None:
         """Loads the models."""
@@ -182,16 +169,8 @@ class RewardWorker:
 
 
 @ray.remote
-class ReferenceWorker:
+class ReferenceWorker(Shell):
     """`Reference`."""
-
-    def __init__(self, setting: Setting, name: str) -> None:
-        self._setting = setting
-        setting.enter(name)
-
-    def free_address(self) -> tuple[str, int]:
-        """Where others can meet this worker."""
-        return _free_address()
 
     def start(self, member: Member) -> None:
         """Loads the model; a collective of the workers where they share one."""
@@ -231,12 +210,8 @@ class ReceivingWorker:
 
 
 @ray.remote
-class EngineWorker(ReceivingWorker):
+class EngineWorker(Shell, ReceivingWorker):
     """`Engine`, on the event loop of an asynchronous actor."""
-
-    def __init__(self, setting: Setting, name: str) -> None:
-        self._setting = setting
-        setting.enter(name)
 
     async def start(self) -> None:
         """Loads the model."""

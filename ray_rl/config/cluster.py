@@ -19,7 +19,7 @@ class ClusterConfig(Config):
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs that Ray reserves for a worker. A local CPU cluster declares as many as the workers need."""
     threads: int | None = Field(None, ge=1)
-    """Threads of a worker on CPU. None: the cores of the node / the workers of the busiest role on it."""
+    """Threads of a worker on CPU. None: the cores / the workers that work at the same time."""
     colocate: list[list[Literal["actor", "critic", "reference", "reward"]]] = Field(default_factory=list)
     """Roles that share a GPU group: worker i of each on GPU i."""
     start_timeout_s: float = Field(300.0, gt=0)

@@ -5,13 +5,11 @@ Each rule yields one message per violation: the key and value seen, the reason, 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from ray_rl.config.algorithm_rules import algorithm_rules, training_rules
 from ray_rl.config.data import CustomSource, Jsonl, Parquet, ReasoningGym
@@ -21,6 +19,7 @@ from ray_rl.config.hardware_rules import hardware_rules
 from ray_rl.config.known import PACKAGED_MODELS
 from ray_rl.config.rewards import CustomReward, ReasoningGymScore, Regex
 from ray_rl.config.run import RunConfig
+from ray_rl.config.shapes import read_settings
 from ray_rl.errors import ConfigError
 
 TRANSFORMERS_LABELS = 2
@@ -104,7 +103,7 @@ def _model(key: str, path: str) -> Iterator[str]:
 
 def _labels(key: str, path: str) -> Iterator[str]:
     """A reward is one number."""
-    settings = _model_settings(path)
+    settings = read_settings(path)
     if settings is None:
         return
     labels = settings.get("id2label", settings.get("num_labels", TRANSFORMERS_LABELS))
@@ -139,7 +138,7 @@ def _context_tokens(path: str) -> int | None:
     """Longest sequence that a model takes; None if that cannot be known without loading it."""
     if path in PACKAGED_MODELS:
         return PACKAGED_MODELS[path].context_tokens
-    config = _model_settings(path)
+    config = read_settings(path)
     if config is None:
         return None
     nested = config.get("text_config")
@@ -148,15 +147,6 @@ def _context_tokens(path: str) -> int | None:
             if isinstance(part.get(key), int):
                 return int(part[key])
     return None
-
-
-def _model_settings(path: str) -> dict[str, Any] | None:
-    """The config.json of a model folder; None if there is none to read here."""
-    try:
-        settings = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return settings if isinstance(settings, dict) else None
 
 
 def _data(config: RunConfig) -> Iterator[str]:

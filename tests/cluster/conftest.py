@@ -12,6 +12,7 @@ import pytest
 
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
+from tests.cluster.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -58,3 +59,22 @@ def connected(address: str, make_config: Callable[..., RunConfig]) -> Iterator[R
     config = make_config(cluster={"accelerator": "cpu", "address": address})
     with ray_session(config, plan(config)):
         yield config
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1-worker", "2-workers"])
+def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+    """The ranks of a role under DeepSpeed, without Ray."""
+    started = Ranks(request.param)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For matrices so small that they only wait for a second thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
 """The trainer over real DeepSpeed (gloo): the gradient depends on the batch alone, and bad numbers reach no weight."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -34,21 +34,7 @@ PARTITION_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0, 
 
 Make = Callable[..., RunConfig]
 
-
-@pytest.fixture(scope="module", params=[1, 2], ids=["1-worker", "2-workers"])
-def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
-    started = Ranks(request.param)
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
