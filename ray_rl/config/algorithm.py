@@ -95,6 +95,9 @@ class Algorithm(Config):
     of the mean over tokens (GRPO as published). constant: sum / (sequences * reduction_denominator) (Dr. GRPO)."""
     reduction_denominator: float | None = Field(None, gt=0)
     """Of `constant`. None: rollout.max_tokens."""
+    old_policy: Literal["trainer", "rollout"] = "trainer"
+    """Whose log-probabilities the ratio compares with. trainer: computed before the update (decoupled PPO,
+    arXiv:2505.24298, if rollouts are stale). rollout: those that the engine reported, which saves a pass."""
     correction: Correction | None = None
     """Importance weights of the trainer's policy against the engine's. verl, OpenRLHF: none; TRL: mask_sequences."""
     shaping: Shaping = Shaping()

@@ -15,6 +15,7 @@ def algorithm_rules(config: RunConfig) -> Iterator[str]:
     yield from _batch(config)
     yield from _critic(config)
     yield from _kl(config)
+    yield from _off_policy(config)
     yield from _reward_model(config)
 
 
@@ -114,6 +115,21 @@ def _kl(config: RunConfig) -> Iterator[str]:
                 f"algorithm.kl.control.horizon={kl.control.horizon:g}: shorter than a step of {rollouts} rollouts, so "
                 f"that the coefficient would swing; set algorithm.kl.control.horizon above {rollouts}"
             )
+
+
+def _off_policy(config: RunConfig) -> Iterator[str]:
+    if config.rollout.top_p < 1:
+        yield (
+            f"rollout.top_p={config.rollout.top_p:g}: completions would come from a distribution without its tail, and "
+            "the trainer computes probabilities over the whole vocabulary, so that every ratio is biased; set "
+            "rollout.top_p=1"
+        )
+    if config.algorithm.old_policy == "rollout" and config.algorithm.correction is not None:
+        yield (
+            "algorithm.correction: it weighs the trainer's policy before the update against the engine's, and under "
+            "algorithm.old_policy=rollout these are the same; set algorithm.correction=null, or "
+            "algorithm.old_policy=trainer"
+        )
 
 
 def _reward_model(config: RunConfig) -> Iterator[str]:

@@ -21,8 +21,17 @@ class RolloutConfig(Config):
     top_p: float = Field(1.0, gt=0, le=1)
     stop: list[str] = Field(default_factory=list)
     """Strings that end a completion, besides the end-of-sequence token."""
-    max_staleness: int = Field(0, ge=0, le=0)
-    """Steps that a rollout may be older than the trainer. 0: synchronous, the only mode so far."""
+    max_staleness: int = Field(0, ge=0)
+    """Steps that a rollout may be older than the trainer. 0: synchronous. 1: engines sample the next batch while the
+    trainer trains on this one."""
+    order: Literal["admission", "completion"] = "admission"
+    """admission: batches come in the order of the prompts, and stragglers are waited for. completion: as groups finish,
+    and what has become older than max_staleness is dropped and counted."""
+    on_publish: Literal["keep", "finish"] = "keep"
+    """What becomes of completions under way when weights are published. keep: they go on with the new weights, and
+    every token knows its version. finish: the publish waits for them."""
+    max_running: int | None = Field(None, ge=1)
+    """Prompts under way at once. None: those of max_staleness + 1 steps."""
     max_sequences: int = Field(256, ge=1)
     """Sequences that one engine runs at once (vLLM max_num_seqs)."""
     gpu_memory_fraction: float = Field(0.9, gt=0, le=1)

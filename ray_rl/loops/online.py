@@ -38,8 +38,9 @@ async def train(config: RunConfig, roles: Roles, run: Run, *, export_to: Path | 
     with run.phase("start"):
         run.note("publishing the first weights")
         await roles.weights.publish(run.version)  # engines start from the trainer's weights
-    while run.step < config.run.steps:
-        await step(config, roles, run, credit, kl)
+    async with roles.rollouts.running():
+        while run.step < config.run.steps:
+            await step(config, roles, run, credit, kl)
     if export_to is not None:
         with run.phase("export"):
             await roles.actor.export(export_to)
@@ -48,7 +49,7 @@ async def train(config: RunConfig, roles: Roles, run: Run, *, export_to: Path | 
 async def step(config: RunConfig, roles: Roles, run: Run, credit: Credit, kl: KlControl) -> None:
     """One batch of rollouts, trained on and published."""
     with run.phase("rollout"):
-        groups, metrics = await roles.rollouts.take(config.algorithm.prompts_per_step, step=run.step, progress=run.note)
+        groups, metrics = await roles.rollouts.take(step=run.step, progress=run.note)
     batch = pack(groups, mask_truncated=config.algorithm.mask_truncated)
     groups, batch, judged = await with_baselines(config, groups, batch, roles, run)
     batch = credit(batch, kl.coefficient)
@@ -65,6 +66,8 @@ async def with_baselines(
 ) -> tuple[Sequence[RolloutGroup], TrainBatch, list[Metric]]:
     """Groups and batch with what the frozen and the valuing models say of them; all of these work at the same time."""
     calls: dict[str, Coroutine[Any, Any, Any]] = {}
+    if config.algorithm.old_policy == "rollout":
+        batch = replace(batch, old_logprobs_RT=batch.rollout_logprobs_RT)
     if _needs_old_logprobs(config, roles):
         calls["old"] = roles.actor.logprobs(batch)
     if roles.reference is not None:
@@ -79,7 +82,7 @@ async def with_baselines(
         found = dict(zip(calls, await together(calls.values()), strict=True))
     batch = replace(
         batch,
-        old_logprobs_RT=found.get("old"),
+        old_logprobs_RT=found.get("old", batch.old_logprobs_RT),
         reference_logprobs_RT=found.get("reference"),
         old_values_RT=found.get("values"),
     )
@@ -96,6 +99,8 @@ def _needs_old_logprobs(config: RunConfig, roles: Roles) -> bool:
     The policy before it is the policy of its first optimizer step, which computes them anyway: they are needed for a
     second step, or for a KL before the update.
     """
+    if config.algorithm.old_policy == "rollout":
+        return False
     kl = config.algorithm.kl
     needs_kl = roles.reference is not None and (kl.place == "reward" or kl.control.kind == "adaptive")
     return config.algorithm.optimizer_steps > 1 or needs_kl

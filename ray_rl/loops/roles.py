@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 class Rollouts(Protocol):
     """Prompts in, scored groups out."""
 
-    async def take(
-        self, count: int, *, step: int, progress: Callable[[str], None]
-    ) -> tuple[Sequence[RolloutGroup], list[Metric]]:
-        """`count` groups, in the order of their prompts."""
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """The block in which rollouts may be under way; what is left at its end is dropped."""
+
+    async def take(self, *, step: int, progress: Callable[[str], None]) -> tuple[Sequence[RolloutGroup], list[Metric]]:
+        """The groups of a batch, in the order of their prompts."""
 
 
 class Scorer(Protocol):

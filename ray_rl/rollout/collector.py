@@ -1,18 +1,22 @@
-"""Prompts -> completions -> rewards, for one batch."""
+"""Prompts -> completions -> rewards, in the background of training as far as staleness allows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from ray_rl.config import RunConfig
 from ray_rl.data.source import PromptSource
-from ray_rl.metrics.metric import Mean, Metric
+from ray_rl.metrics.metric import Last, Mean, Metric
 from ray_rl.metrics.rollout_metrics import is_informative
 from ray_rl.rewards.combine import Rewards
+from ray_rl.rollout.admission import Admission
 from ray_rl.rollout.request import SampleRequest, request_seed
 from ray_rl.rollout.router import Router
-from ray_rl.rollout.together import together
 from ray_rl.types import Completion, Prompt, RolloutGroup
 
 
@@ -23,73 +27,162 @@ class Sampler(Protocol):
         """G completions of a prompt."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    number: int
+    """Of the prompt, in the order of admission."""
+    group: RolloutGroup
+    metrics: list[Metric]
+
+
 class Collector:
-    """Spreads prompts over the engines and scores each group as soon as it is complete."""
+    """Spreads prompts over the engines and scores each group as soon as it is complete.
+
+    Prompts are admitted as `Admission` allows: with `max_staleness: 0` those of one step, when it is taken; above,
+    those of the next steps too, so that engines sample while the trainer trains. Batches are taken in the order of the
+    prompts (`order: admission`), so that quick completions do not come first and a straggler is waited for; or as
+    they finish (`order: completion`), when what has become too old is dropped.
+    """
 
     def __init__(self, config: RunConfig, source: PromptSource, samplers: Sequence[Sampler], rewards: Rewards) -> None:
         """Asks nothing yet.
 
         Args:
-            config: sampling settings, group size and seed.
+            config: sampling settings, group size, staleness and seed.
             source: of the prompts.
             samplers: the engines.
             rewards: the judges; closed by whoever made them.
         """
+        rollout, per_step = config.rollout, config.algorithm.prompts_per_step
         self._config = config
         self._source = source
         self._samplers = samplers
         self._rewards = rewards
         self._router = Router(len(samplers))
+        most = rollout.max_running or (rollout.max_staleness + 1) * per_step
+        self._admission = Admission(per_step, rollout.max_staleness, most)
+        self._version = 0
+        self._admitted = 0
+        self._accepted = 0
+        self._running: dict[int, asyncio.Task[_Finished]] = {}
+        self._waiting: list[_Finished] = []
+        self._refused: list[_Finished] = []
+        """Groups of equal rewards since the last batch, under dynamic sampling."""
+        self._stale = 0
+        """Groups dropped as too old since the last batch."""
+        self._failure: BaseException | None = None
+        self._changed = asyncio.Event()
 
-    async def take(
-        self, count: int, *, step: int, progress: Callable[[str], None]
-    ) -> tuple[list[RolloutGroup], list[Metric]]:
-        """`count` groups of the next prompts, in the order of the prompts.
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Ends what is under way with the block."""
+        try:
+            yield
+        finally:
+            self._cancel()
 
-        With `algorithm.dynamic_sampling`, groups of equal rewards give way to those of further prompts, until there
-        are enough or the bound is reached; then the first of them fill the batch.
+    async def take(self, *, step: int, progress: Callable[[str], None]) -> tuple[list[RolloutGroup], list[Metric]]:
+        """The groups of a batch, in the order of their prompts, and room for the next ones.
+
+        Args:
+            step: number of the batch, which is the trainer's version.
+            progress: told how far the batch is.
 
         Raises:
             RayRLError: an engine or a reward failed; the requests under way are dropped.
         """
-        sampling = self._config.algorithm.dynamic_sampling
-        if sampling is None:
-            return await self._draw(count, first=0, step=step, progress=progress)
-        drawn: list[RolloutGroup] = []
-        metrics: list[Metric] = []
-        informative: list[int] = []
-        while len(informative) < count and len(drawn) < sampling.max_draws * count:
-            # What earlier rounds lacked, and never more than the bound.
-            wanted = min(count - len(informative), sampling.max_draws * count - len(drawn))
-            groups, found = await self._draw(wanted, first=len(drawn), step=step, progress=progress)
-            informative += [len(drawn) + i for i, group in enumerate(groups) if is_informative(group)]
-            drawn += groups
-            metrics += found
-        rest = [i for i in range(len(drawn)) if i not in set(informative)]
-        kept = sorted(informative + rest[: count - len(informative)])
-        metrics.append(Mean("rollout/groups_dropped_fraction", len(drawn) - count, len(drawn)))
-        return [drawn[i] for i in kept], metrics
+        self._version = step
+        count, samples = self._admission.prompts_per_step, self._config.algorithm.group_size
+        self._admit()
+        while True:
+            self._changed.clear()
+            ready = self._ready()
+            progress(f"{min(len(ready), count) * samples} of {count * samples} completions")
+            if self._failure is not None:
+                self._cancel()
+                raise self._failure
+            if len(ready) >= count:
+                return self._batch(ready[:count])
+            await self._changed.wait()
 
-    async def _draw(
-        self, count: int, *, first: int, step: int, progress: Callable[[str], None]
-    ) -> tuple[list[RolloutGroup], list[Metric]]:
-        """The groups of the next `count` prompts; `first` prompts were drawn for this step before."""
+    def _batch(self, taken: list[_Finished]) -> tuple[list[RolloutGroup], list[Metric]]:
+        self._waiting = [each for each in self._waiting if each not in taken]
+        metrics = [metric for each in (*taken, *self._refused) for metric in each.metrics]
+        if self._config.algorithm.dynamic_sampling is not None:
+            drawn = len(taken) + len(self._refused)
+            metrics.append(Mean("rollout/groups_dropped_fraction", len(self._refused), drawn))
+        if self._config.rollout.max_staleness > 0:
+            metrics.append(Last("rollout/groups_ahead", len(self._waiting) + len(self._running)))
+            metrics.append(Last("rollout/groups_stale", self._stale))
+        self._refused, self._stale = [], 0
+        return [each.group for each in taken], metrics + self._source.metrics()
+
+    def _ready(self) -> list[_Finished]:
+        """Groups that may be taken now, in the order of their prompts."""
+        if self._config.rollout.order == "admission":
+            self._waiting.sort(key=lambda each: each.number)
+            first_open = min(self._running, default=self._admitted)
+            return [each for each in self._waiting if each.number < first_open]
+        bound = self._admission.max_staleness
+        fresh = [each for each in self._waiting if self._version - _oldest(each.group, self._version) <= bound]
+        dropped = len(self._waiting) - len(fresh)
+        if dropped:
+            self._waiting = fresh
+            self._stale += dropped
+            self._accepted -= dropped
+            self._admit()
+        ready = fresh[: self._admission.prompts_per_step]
+        return sorted(ready, key=lambda each: each.number)
+
+    def _admit(self) -> None:
+        free = self._admission.capacity(version=self._version, accepted=self._accepted, running=len(self._running))
+        for prompt in self._source.take(free) if free else ():
+            number, self._admitted = self._admitted, self._admitted + 1
+            task = asyncio.ensure_future(self._sample(number, prompt))
+            self._running[number] = task
+            task.add_done_callback(partial(self._settle, number))
+
+    def _settle(self, number: int, task: asyncio.Task[_Finished]) -> None:
+        """Takes in what a task has brought, and lets the next prompt in."""
+        del self._running[number]
+        self._changed.set()
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._failure = self._failure or error
+            return
+        finished = task.result()
+        if self._is_wanted(finished.group):
+            self._accepted += 1
+            self._waiting.append(finished)
+        else:
+            self._refused.append(finished)
+        self._admit()
+
+    async def _sample(self, number: int, prompt: Prompt) -> _Finished:
+        step, index = divmod(number, self._admission.prompts_per_step)
         samples = self._config.algorithm.group_size
-        finished = 0
+        seed = request_seed(run_seed=self._config.run.seed, step=step, index=index, prompt_id=prompt.id)
+        request = SampleRequest(f"{step}/{index}", prompt.token_ids, samples, seed)
+        with self._router.place(samples * self._config.rollout.max_tokens + len(prompt.token_ids)) as engine:
+            completions = await self._samplers[engine].generate(request)
+        group, metrics = await self._rewards.ascore(prompt, completions)
+        return _Finished(number, group, metrics)
 
-        async def group(index: int, prompt: Prompt) -> tuple[RolloutGroup, list[Metric]]:
-            nonlocal finished
-            seed = request_seed(run_seed=self._config.run.seed, step=step, index=index, prompt_id=prompt.id)
-            request = SampleRequest(f"{step}/{index}", prompt.token_ids, samples, seed)
-            tokens = samples * self._config.rollout.max_tokens + len(prompt.token_ids)
-            with self._router.place(tokens) as engine:
-                completions = await self._samplers[engine].generate(request)
-            scored = await self._rewards.ascore(prompt, completions)
-            finished += samples
-            progress(f"{finished} of {count * samples} completions")
-            return scored
+    def _is_wanted(self, group: RolloutGroup) -> bool:
+        """Whether a group counts for a batch: under dynamic sampling, within the bound, not one of equal rewards."""
+        sampling = self._config.algorithm.dynamic_sampling
+        if sampling is None or is_informative(group):
+            return True
+        return len(self._refused) >= (sampling.max_draws - 1) * self._admission.prompts_per_step
 
-        progress(f"0 of {count * samples} completions")
-        results = await together(group(i, prompt) for i, prompt in enumerate(self._source.take(count), first))
-        metrics = [metric for _, parts in results for metric in parts] + self._source.metrics()
-        return [scored for scored, _ in results], metrics
+    def _cancel(self) -> None:
+        for task in self._running.values():
+            task.cancel()
+
+
+def _oldest(group: RolloutGroup, version: int) -> int:
+    """The oldest version that sampled a token of the group."""
+    versions = [int(r.completion.versions.min()) for r in group.rollouts if len(r.completion.versions)]
+    return min(versions, default=version)

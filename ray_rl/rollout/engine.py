@@ -135,7 +135,7 @@ class Engine:
     @property
     def receiver(self) -> WeightReceiver:
         """The receiving end of a publish. The engine must have been started."""
-        return WeightReceiver(self._llm)
+        return WeightReceiver(self._llm, on_publish=self._config.rollout.on_publish)
 
     async def score(self, token_ids: list[int]) -> list[float]:
         """Log-probability of every token but the first, given those before it, under the weights served now.

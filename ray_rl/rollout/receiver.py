@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from vllm.v1.engine import PauseMode
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
 class WeightReceiver:
     """vLLM's native weight transfer, in the steps of a publish: join once; then begin, receive, commit, resume."""
 
-    def __init__(self, llm: AsyncLLM) -> None:
+    def __init__(self, llm: AsyncLLM, *, on_publish: Literal["keep", "finish"] = "keep") -> None:
         """Does nothing yet.
 
         Args:
             llm: started with a weight-transfer backend.
+            on_publish: what becomes of completions under way.
         """
         self._llm = llm
+        self._pause: PauseMode = "keep" if on_publish == "keep" else "wait"
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Joins the trainer's transfer group; blocks until the trainer is there."""
@@ -26,11 +29,11 @@ class WeightReceiver:
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def begin_update(self) -> None:
-        """Pauses generation, keeping what is under way, and makes the model ready for new weights.
+        """Pauses generation, keeping or finishing what is under way, and makes the model ready for new weights.
 
         The caches are cleared: attention of later tokens must not mix keys of two versions.
         """
-        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        await self._llm.pause_generation(mode=self._pause, clear_cache=True)
         await self._llm.start_weight_update()
 
     async def receive_weights(self, update_info: dict[str, Any]) -> None:

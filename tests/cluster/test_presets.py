@@ -1,11 +1,9 @@
 """Every named algorithm trains, through the same driver, on real Ray, vLLM and DeepSpeed."""
 
-import json
-from contextlib import AsyncExitStack, closing
-
 import pytest
 
 from ray_rl.config.presets import PRESETS
+from tests.cluster.whole_run import whole_run
 from tests.tiny_model import write_tiny_model
 
 STEPS = 2
@@ -37,42 +35,7 @@ def config(connected, make_config, model, tmp_path, request):
 
 @pytest.mark.parametrize("config", list(PRESETS), indirect=True)
 async def test_a_preset_trains_the_demos_task(config, model):
-    from ray_rl.cluster.start import started_workers
-    from ray_rl.config.rules import check
-    from ray_rl.data.chat import ChatTokenizer
-    from ray_rl.data.source import build_source
-    from ray_rl.loops.online import train
-    from ray_rl.loops.roles import Roles
-    from ray_rl.metrics.console import RunConsole
-    from ray_rl.metrics.run import Run
-    from ray_rl.metrics.run_folder import RunFolder
-    from ray_rl.planner.plan import plan
-    from ray_rl.rewards.combine import build_rewards
-    from ray_rl.rollout.collector import Collector
-
-    check(config)
-    folder, layout = RunFolder.create(config), plan(config)
-    async with AsyncExitStack() as stack:
-        run = stack.enter_context(Run(config, folder, RunConsole()))
-        rewards = stack.enter_context(closing(build_rewards(config.rewards)))
-        folders = dict.fromkeys(layout.workers, (str(model),))
-        workers = await stack.enter_async_context(
-            started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note)
-        )
-        roles = Roles(
-            rollouts=Collector(
-                config,
-                build_source(config.data, seed=0, tokenizer=ChatTokenizer(model)),
-                workers.engines,
-                rewards,
-            ),
-            actor=workers.actor,
-            weights=workers.weights,
-            critic=workers.critic,
-            reference=workers.reference,
-        )
-        await train(config, roles, run, export_to=None)
-    records = [json.loads(line) for line in folder.metrics_jsonl.read_text().splitlines()]
+    records, _ = await whole_run(config, model)
     assert [(record["step"], record["version"]) for record in records] == [(1, 1), (2, 2)]
     preset = config.algorithm.preset
     for record in records:

@@ -202,3 +202,18 @@ class TestDeepSpeed:
             "reference.offload=true: only ZeRO stage 3 can move parameters to the CPU, and reference.zero_stage=0; set "
             "reference.zero_stage=3 or reference.offload=false"
         )
+
+
+class TestOffPolicy:
+    def test_a_distribution_without_its_tail_is_refused(self, refused, passes):
+        passes("rollout.top_p=1", "rollout.temperature=0.7")
+        assert refused("rollout.top_p=0.9") == (
+            "rollout.top_p=0.9: completions would come from a distribution without its tail, and the trainer computes "
+            "probabilities over the whole vocabulary, so that every ratio is biased; set rollout.top_p=1"
+        )
+
+    def test_a_correction_needs_two_policies(self, refused, passes):
+        passes("algorithm.old_policy=trainer", "algorithm.correction={kind: truncate_tokens}")
+        passes("algorithm.old_policy=rollout")
+        message = refused("algorithm.old_policy=rollout", "algorithm.correction={kind: truncate_tokens}")
+        assert message.endswith("set algorithm.correction=null, or algorithm.old_policy=trainer")

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup
 
 QUESTION = "What is 1+2?"
+PROMPTS = 2
 REWARDS = (1.0, 0.0)
 """Of the two completions of every prompt: advantages 1 and -1."""
 
@@ -41,10 +43,13 @@ class Script:
         if call in self.errors:
             raise self.errors[call]
 
-    async def take(self, count: int, *, step: int, progress: Callable[[str], None]) -> tuple[list[Any], list[Any]]:
-        self.enter(f"take {count} for step {step}")
+    def running(self) -> Any:
+        return contextlib.nullcontext()
+
+    async def take(self, *, step: int, progress: Callable[[str], None]) -> tuple[list[Any], list[Any]]:
+        self.enter(f"take for step {step}")
         self.versions_sampled.append(self._served)
-        return [_group(index, self._served, self.finish_reason) for index in range(count)], [Last("data/epoch", 0)]
+        return [_group(index, self._served, self.finish_reason) for index in range(PROMPTS)], [Last("data/epoch", 0)]
 
     async def update(self, batch: Any) -> list[Any]:
         self._updates += 1
@@ -169,7 +174,7 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
                 "model": {"path": "tiny"},
                 "data": {"kind": "addition"},
                 "rewards": [{"kind": "number"}],
-                "algorithm": {"prompts_per_step": 2, "group_size": 2, **algorithm},
+                "algorithm": {"prompts_per_step": PROMPTS, "group_size": 2, **algorithm},
                 "critic": critic,
                 "reward": reward,
             }

@@ -9,10 +9,10 @@ from ray_rl.errors import ClusterError, RewardError, TrainingError, WeightSyncEr
 
 TWO_STEPS = [
     "publish 0",
-    "take 2 for step 0",
+    "take for step 0",
     "update 1",
     "publish 1",
-    "take 2 for step 1",
+    "take for step 1",
     "update 2",
     "publish 2",
     "export to export",
@@ -101,7 +101,7 @@ async def test_a_run_without_export_writes_none(loop):
     ("call", "error"),
     [
         ("publish 0", WeightSyncError("rollout-0 reports 7")),
-        ("take 2 for step 1", RewardError("the function raised")),
+        ("take for step 1", RewardError("the function raised")),
         ("actor log-probabilities", ClusterError("actor-1 died")),
         ("reference log-probabilities", ClusterError("reference-0 died")),
         ("update 2", TrainingError("the loss is nan")),
@@ -200,3 +200,11 @@ async def test_what_was_cut_off_can_be_left_out_of_the_loss(loop):
     one.script.finish_reason = "length"
     await one.train()
     assert not one.script.batches[0].loss_mask_RT.any()
+
+
+async def test_the_ratio_may_compare_with_what_the_engine_reported(loop):
+    one = loop(steps=1, old_policy="rollout", update_epochs=2)
+    await one.train()
+    assert not [call for call in one.script.journal if "log-probabilities" in call]
+    (batch,) = one.script.batches
+    assert batch.old_logprobs_RT is batch.rollout_logprobs_RT

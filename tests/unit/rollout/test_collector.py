@@ -1,12 +1,16 @@
 """Prompts to scored groups, over scripted engines."""
 
 import asyncio
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ray_rl.config import RunConfig
 from ray_rl.errors import EngineError, RewardError
-from ray_rl.metrics.metric import Last, Total
+from ray_rl.metrics.metric import Last, Mean, Total
 from ray_rl.rollout.collector import Collector
 from ray_rl.types import Prompt, Rollout, RolloutGroup
 
@@ -37,6 +41,7 @@ class Engine:
         self.name = name
         self.requests = []
         self.cancelled = 0
+        self.version = 0
         self._completion = completion
         self._at_once = at_once
         self._error = error
@@ -47,6 +52,7 @@ class Engine:
 
     async def generate(self, request):
         self.requests.append(request)
+        version = self.version
         try:
             if not self._at_once:
                 await self.gate(request.id).wait()
@@ -55,29 +61,37 @@ class Engine:
             raise
         if self._error is not None:
             raise self._error
-        return [self._completion(f"{request.id} by {self.name}, {g}") for g in range(request.samples)]
+        texts = [f"{request.id} by {self.name}, {g}" for g in range(request.samples)]
+        return [replace(self._completion(text), versions=np.full(3, version, np.int32)) for text in texts]
 
 
 class Rewards:
-    def __init__(self, error=None):
+    """1 for every completion; of the prompts named, 1 for the first alone."""
+
+    def __init__(self, error=None, informative=()):
         self._error = error
+        self._informative = {f"p/{number}" for number in informative}
 
     async def ascore(self, prompt, completions):
         if self._error is not None:
             raise self._error
-        rollouts = [Rollout(completion, 1.0, {"one": 1.0}) for completion in completions]
+        differs = prompt.id in self._informative
+        values = [1.0 if g == 0 or not differs else 0.0 for g in range(len(completions))]
+        rollouts = [
+            Rollout(completion, value, {"one": value}) for completion, value in zip(completions, values, strict=True)
+        ]
         return RolloutGroup(prompt, rollouts), [Total("reward/one_errors", 1)]
 
 
-def collector(engines, *, lengths=(4,), rewards=None, group_size=2, seed=0):
+def collector(engines, *, prompts, lengths=(4,), rewards=None, group_size=2, seed=0, sampling=None, **rollout):
     config = RunConfig.model_validate(
         {
             "run": {"name": "test", "steps": 1, "seed": seed},
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
-            "algorithm": {"group_size": group_size},
-            "rollout": {"max_tokens": 10},
+            "algorithm": {"group_size": group_size, "prompts_per_step": prompts, "dynamic_sampling": sampling},
+            "rollout": {"max_tokens": 10, **rollout},
         }
     )
     return Collector(config, Source(lengths), engines, rewards or Rewards())
@@ -89,19 +103,21 @@ def ignore(_text):
 
 async def test_groups_come_in_the_order_of_the_prompts_although_engines_answer_in_another(completion):
     engine = Engine("e", completion, at_once=False)
-    taking = asyncio.create_task(collector([engine]).take(3, step=5, progress=ignore))
-    for request_id in ("5/2", "5/0", "5/1"):
+    taking = asyncio.create_task(collector([engine], prompts=3).take(step=5, progress=ignore))
+    for request_id in ("0/2", "0/0", "0/1"):
         await asyncio.sleep(0.01)
         engine.gate(request_id).set()
     groups, _ = await taking
     assert [group.prompt.id for group in groups] == ["p/0", "p/1", "p/2"]
-    assert [group.rollouts[1].completion.text for group in groups] == [f"5/{i} by e, 1" for i in range(3)]
+    assert [group.rollouts[1].completion.text for group in groups] == [f"0/{i} by e, 1" for i in range(3)]
 
 
 async def test_requests_are_spread_by_the_tokens_they_may_cost(completion):
     engines = [Engine("a", completion, at_once=False), Engine("b", completion, at_once=False)]
     # A request may cost 2 * 10 sampled tokens and its prompt: 120, 21, 21, 21, 21, 21 and 21.
-    taking = asyncio.create_task(collector(engines, lengths=(100, 1, 1, 1, 1, 1, 1)).take(7, step=0, progress=ignore))
+    taking = asyncio.create_task(
+        collector(engines, prompts=7, lengths=(100, 1, 1, 1, 1, 1, 1)).take(step=0, progress=ignore)
+    )
     await asyncio.sleep(0.01)
     assert [request.id for request in engines[0].requests] == ["0/0"]
     assert [request.id for request in engines[1].requests] == [f"0/{i}" for i in range(1, 7)]
@@ -113,9 +129,9 @@ async def test_requests_are_spread_by_the_tokens_they_may_cost(completion):
 
 async def test_every_request_has_its_own_id_and_seed_and_asks_for_a_group(completion):
     engines = [Engine("a", completion), Engine("b", completion)]
-    taker = collector(engines, group_size=3)
+    taker = collector(engines, prompts=4, group_size=3)
     for step in range(2):
-        await taker.take(4, step=step, progress=ignore)
+        await taker.take(step=step, progress=ignore)
     requests = [request for engine in engines for request in engine.requests]
     assert {request.id for request in requests} == {f"{step}/{index}" for step in range(2) for index in range(4)}
     assert len({request.seed for request in requests}) == 8
@@ -126,7 +142,7 @@ async def test_the_same_run_asks_with_the_same_seeds_whatever_the_number_of_engi
     seeds = []
     for count in (1, 3):
         engines = [Engine(str(i), completion) for i in range(count)]
-        await collector(engines, seed=7).take(6, step=2, progress=ignore)
+        await collector(engines, prompts=6, seed=7).take(step=0, progress=ignore)
         seeds.append({request.id: request.seed for engine in engines for request in engine.requests})
     assert seeds[0] == seeds[1]
 
@@ -136,7 +152,7 @@ async def test_a_failing_engine_ends_the_wait_with_its_error_and_the_other_reque
     slow, broken = Engine("slow", completion, at_once=False), Engine("broken", completion, error=error)
     with pytest.raises(EngineError) as raised:
         async with asyncio.timeout(5):
-            await collector([slow, broken]).take(4, step=0, progress=ignore)
+            await collector([slow, broken], prompts=4).take(step=0, progress=ignore)
     await asyncio.sleep(0)
     assert raised.value is error
     assert slow.cancelled == len(slow.requests) > 0
@@ -145,16 +161,198 @@ async def test_a_failing_engine_ends_the_wait_with_its_error_and_the_other_reque
 async def test_a_failing_reward_ends_the_wait_with_its_error(completion):
     error = RewardError("the function raised")
     with pytest.raises(RewardError) as raised:
-        await collector([Engine("e", completion)], rewards=Rewards(error)).take(2, step=0, progress=ignore)
+        await collector([Engine("e", completion)], prompts=2, rewards=Rewards(error)).take(step=0, progress=ignore)
     assert raised.value is error
 
 
 async def test_progress_counts_completions_that_are_scored(completion):
     texts = []
-    await collector([Engine("e", completion)]).take(3, step=0, progress=texts.append)
-    assert texts == [f"{done} of 6 completions" for done in (0, 2, 4, 6)]
+    await collector([Engine("e", completion)], prompts=3).take(step=0, progress=texts.append)
+    assert texts[0] == "0 of 6 completions"
+    assert texts[-1] == "6 of 6 completions"
+    assert texts == sorted(texts)
 
 
 async def test_metrics_are_those_of_the_rewards_and_of_the_source(completion):
-    _, metrics = await collector([Engine("e", completion)]).take(2, step=0, progress=ignore)
+    _, metrics = await collector([Engine("e", completion)], prompts=2).take(step=0, progress=ignore)
     assert metrics == [Total("reward/one_errors", 1), Total("reward/one_errors", 1), Last("data/epoch", 0)]
+
+
+def ids(groups):
+    return [int(group.prompt.id.removeprefix("p/")) for group in groups]
+
+
+async def settled():
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class TestDynamicSampling:
+    async def test_groups_of_equal_rewards_give_way_to_those_of_further_prompts(self, completion):
+        rewards = Rewards(informative=(1, 2, 4, 9))
+        taker = collector([Engine("e", completion)], prompts=3, rewards=rewards, sampling={"max_draws": 5})
+        groups, metrics = await taker.take(step=0, progress=ignore)
+        assert ids(groups) == [1, 2, 4]
+        dropped = [metric for metric in metrics if metric.name == "rollout/groups_dropped_fraction"]
+        assert dropped == [Mean("rollout/groups_dropped_fraction", 2, 5)]
+
+    async def test_beyond_the_bound_the_batch_is_filled_with_what_comes(self, completion):
+        taker = collector(
+            [Engine("e", completion)], prompts=3, rewards=Rewards(informative=(1,)), sampling={"max_draws": 2}
+        )
+        groups, _ = await taker.take(step=0, progress=ignore)
+        # Two times three prompts: three are refused, all but one of the others are taken as they are.
+        assert len(groups) == 3
+        assert 1 in ids(groups)
+        assert max(ids(groups)) <= 5
+
+    async def test_every_batch_has_a_bound_of_its_own(self, completion):
+        source_of = collector([Engine("e", completion)], prompts=2, sampling={"max_draws": 2})
+        for step in range(3):
+            groups, _ = await source_of.take(step=step, progress=ignore)
+            assert len(groups) == 2
+            assert max(ids(groups)) < 4 * (step + 1)
+
+
+class TestStaleness:
+    async def test_without_it_nothing_is_asked_before_the_batch_is_taken(self, completion):
+        engine = Engine("e", completion)
+        taker = collector([engine], prompts=3)
+        await taker.take(step=0, progress=ignore)
+        await settled()
+        assert len(engine.requests) == 3
+
+    async def test_with_it_the_next_batches_are_sampled_while_this_one_trains(self, completion):
+        engine = Engine("e", completion)
+        taker = collector([engine], prompts=3, max_staleness=2, max_running=2)
+        groups, _ = await taker.take(step=0, progress=ignore)
+        await settled()
+        assert ids(groups) == [0, 1, 2]
+        assert len(engine.requests) == 9
+        groups, metrics = await taker.take(step=1, progress=ignore)
+        assert ids(groups) == [3, 4, 5]
+        assert Last("rollout/groups_stale", 0) in metrics
+
+    async def test_no_more_are_under_way_than_allowed(self, completion):
+        engine = Engine("e", completion, at_once=False)
+        taker = collector([engine], prompts=4, max_staleness=1, max_running=3)
+        taking = asyncio.create_task(taker.take(step=0, progress=ignore))
+        await settled()
+        assert len(engine.requests) == 3
+        engine.gate("0/1").set()
+        await settled()
+        assert len(engine.requests) == 4
+        taking.cancel()
+
+    async def test_in_the_order_of_admission_a_straggler_is_waited_for(self, completion):
+        engine = Engine("e", completion, at_once=False)
+        taker = collector([engine], prompts=2, max_staleness=1)
+        taking = asyncio.create_task(taker.take(step=0, progress=ignore))
+        await settled()
+        for request_id in ("0/1", "1/0", "1/1"):
+            engine.gate(request_id).set()
+        await settled()
+        assert not taking.done()
+        engine.gate("0/0").set()
+        groups, _ = await taking
+        assert ids(groups) == [0, 1]
+
+    async def test_in_the_order_of_completion_a_straggler_is_passed_by_and_dropped_when_it_is_too_old(self, completion):
+        engine = Engine("e", completion, at_once=False)
+        taker = collector([engine], prompts=2, max_staleness=1, order="completion")
+        taken = []
+        for step in range(3):
+            taking = asyncio.create_task(taker.take(step=step, progress=ignore))
+            await settled()
+            for request in engine.requests:
+                # All but the first, which version 0 sampled.
+                if request.id != "0/0" or step == 2:
+                    engine.gate(request.id).set()
+                await settled()
+            engine.version = step + 1
+            groups, metrics = await taking
+            taken += ids(groups)
+        assert 0 not in taken
+        assert len(set(taken)) == 6
+        assert Last("rollout/groups_stale", 1) in metrics
+
+    async def test_what_is_under_way_is_dropped_with_the_block(self, completion):
+        engine = Engine("e", completion, at_once=False)
+        taker = collector([engine], prompts=2)
+        async with taker.running():
+            taking = asyncio.create_task(taker.take(step=0, progress=ignore))
+            await settled()
+        await settled()
+        assert engine.cancelled == 2
+        taking.cancel()
+
+    async def test_a_failure_between_two_batches_is_raised_by_the_next(self, completion):
+        error = EngineError("the engine died")
+        engine = Engine("e", completion)
+        taker = collector([engine], prompts=2, max_staleness=1, max_running=1)
+        taking = asyncio.create_task(taker.take(step=0, progress=ignore))
+        while len(engine.requests) < 3:
+            await asyncio.sleep(0)
+        engine._error = error
+        await taking
+        await settled()
+        with pytest.raises(EngineError) as raised:
+            await taker.take(step=1, progress=ignore)
+        assert raised.value is error
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    staleness=st.integers(0, 3),
+    order=st.sampled_from(["admission", "completion"]),
+    prompts=st.integers(1, 3),
+    max_running=st.integers(1, 9),
+    script=st.lists(st.integers(0, 30), max_size=60),
+)
+def test_whatever_finishes_when_no_group_is_lost_taken_twice_or_older_than_the_bound(
+    completion, staleness, order, prompts, max_running, script
+):
+    """`script` says which of the open requests is answered next; a batch that is complete is trained on at once."""
+
+    async def drive():
+        engine = Engine("e", completion, at_once=False)
+        taker = collector(
+            [engine], prompts=prompts, max_staleness=staleness, order=order, max_running=max(max_running, prompts)
+        )
+        taken, dropped, answered = [], 0, set()
+        taking = asyncio.create_task(taker.take(step=0, progress=ignore))
+        for choice in [*script, *[0] * 200]:
+            await settled()
+            if taking.done():
+                groups, metrics = taking.result()
+                for group in groups:
+                    age = engine.version - group.rollouts[0].completion.versions.min()
+                    assert 0 <= age <= staleness
+                taken += ids(groups)
+                dropped += sum(int(m.value) for m in metrics if m.name == "rollout/groups_stale")
+                engine.version += 1
+                if engine.version == 6:
+                    break
+                taking = asyncio.create_task(taker.take(step=engine.version, progress=ignore))
+                continue
+            still_open = [request.id for request in engine.requests if request.id not in answered]
+            assert still_open, "a batch is waited for and nothing is under way"
+            assert len(still_open) <= max(max_running, prompts)
+            request_id = still_open[choice % len(still_open)]
+            answered.add(request_id)
+            engine.gate(request_id).set()
+        await settled()
+        assert engine.version == 6
+        assert len(taken) == len(set(taken)) == 6 * prompts
+        waiting = ids(each.group for each in taker._waiting)
+        under_way = len([request for request in engine.requests if request.id not in answered])
+        # Every prompt that was asked for was taken, waits, is under way, or was dropped as too old and counted.
+        assert not set(taken) & set(waiting)
+        assert len(engine.requests) == len(taken) + len(waiting) + under_way + dropped + taker._stale
+        if order == "admission":
+            assert taken == sorted(taken)
+            assert dropped == 0
+        taker._cancel()
+        await settled()
+
+    asyncio.run(drive())
