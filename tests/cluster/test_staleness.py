@@ -1,4 +1,4 @@
-"""Sampling ahead of training, on real Ray, vLLM and DeepSpeed: published in flight, and every token knows its version."""
+"""Sampling ahead of training on real Ray, vLLM and DeepSpeed: every token knows its version."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def config(connected, make_config, model, tmp_path, request):
     indirect=True,
     ids=["keep", "completion", "finish"],
 )
-async def test_tokens_sampled_ahead_have_their_version_and_the_probability_that_the_trainer_finds(config, model):
+async def test_tokens_sampled_ahead_have_their_version_and_the_trainers_probability(config, model):
     records, samples = await whole_run(config, model)
     assert len(records) == STEPS
     ages = [record["rollout/staleness_max"] for record in records]
