@@ -19,6 +19,9 @@ from ray_rl.rollout.request import SampleRequest, request_seed
 from ray_rl.rollout.router import Router
 from ray_rl.types import Completion, Prompt, RolloutGroup
 
+CANCEL_S = 5.0
+"""Bound for requests that were dropped to end."""
+
 
 class Sampler(Protocol):
     """An engine, as the collector sees it."""
@@ -79,7 +82,10 @@ class Collector:
         try:
             yield
         finally:
+            left = list(self._running.values())
             self._cancel()
+            if left:
+                await asyncio.wait(left, timeout=CANCEL_S)
 
     async def take(self, *, step: int, progress: Callable[[str], None]) -> tuple[list[RolloutGroup], list[Metric]]:
         """The groups of a batch, in the order of their prompts, and room for the next ones.
