@@ -75,6 +75,10 @@ class Collector:
         """Groups dropped as too old since the last batch."""
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
+        """Something finished or failed: for `take`."""
+        self._room = asyncio.Event()
+        """The same, or a newer version: for the admission of prompts."""
+        self._admitting: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -82,7 +86,7 @@ class Collector:
         try:
             yield
         finally:
-            left = list(self._running.values())
+            left = [*self._running.values(), *([] if self._admitting is None else [self._admitting])]
             self._cancel()
             if left:
                 await asyncio.wait(left, timeout=CANCEL_S)
@@ -99,7 +103,10 @@ class Collector:
         """
         self._version = step
         count, samples = self._admission.prompts_per_step, self._config.algorithm.group_size
-        self._admit()
+        self._room.set()
+        if self._admitting is None:
+            self._admitting = asyncio.ensure_future(self._admit())
+            self._admitting.add_done_callback(lambda _: self._changed.set())
         while True:
             self._changed.clear()
             ready = self._ready()
@@ -107,6 +114,9 @@ class Collector:
             if self._failure is not None:
                 self._cancel()
                 raise self._failure
+            if self._admitting.done():
+                self._cancel()
+                self._admitting.result()
             if len(ready) >= count:
                 return self._batch(ready[:count])
             await self._changed.wait()
@@ -136,22 +146,27 @@ class Collector:
             self._waiting = fresh
             self._stale += dropped
             self._accepted -= dropped
-            self._admit()
+            self._room.set()
         ready = fresh[: self._admission.prompts_per_step]
         return sorted(ready, key=lambda each: each.number)
 
-    def _admit(self) -> None:
-        free = self._admission.capacity(version=self._version, accepted=self._accepted, running=len(self._running))
-        for prompt in self._source.take(free) if free else ():
-            number, self._admitted = self._admitted, self._admitted + 1
-            task = asyncio.ensure_future(self._sample(number, prompt))
-            self._running[number] = task
-            task.add_done_callback(partial(self._settle, number))
+    async def _admit(self) -> None:
+        """Starts prompts whenever there is room, until it is cancelled. A source that fails ends it."""
+        while True:
+            await self._room.wait()
+            self._room.clear()
+            free = self._admission.capacity(version=self._version, accepted=self._accepted, running=len(self._running))
+            for prompt in self._source.take(free) if free else ():
+                number, self._admitted = self._admitted, self._admitted + 1
+                task = asyncio.ensure_future(self._sample(number, prompt))
+                self._running[number] = task
+                task.add_done_callback(partial(self._settle, number))
 
     def _settle(self, number: int, task: asyncio.Task[_Finished]) -> None:
-        """Takes in what a task has brought, and lets the next prompt in."""
+        """Takes in what a task has brought, and makes room for the next."""
         del self._running[number]
         self._changed.set()
+        self._room.set()
         if task.cancelled():
             return
         error = task.exception()
@@ -164,7 +179,6 @@ class Collector:
             self._waiting.append(finished)
         else:
             self._refused.append(finished)
-        self._admit()
 
     async def _sample(self, number: int, prompt: Prompt) -> _Finished:
         step, index = divmod(number, self._admission.prompts_per_step)
@@ -184,6 +198,8 @@ class Collector:
         return len(self._refused) >= (sampling.max_draws - 1) * self._admission.prompts_per_step
 
     def _cancel(self) -> None:
+        if self._admitting is not None:
+            self._admitting.cancel()
         for task in self._running.values():
             task.cancel()
 

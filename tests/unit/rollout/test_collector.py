@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_rl.config import RunConfig
-from ray_rl.errors import EngineError, RewardError
+from ray_rl.errors import DataError, EngineError, RewardError
 from ray_rl.metrics.metric import Last, Mean, Total
 from ray_rl.rollout.collector import Collector
 from ray_rl.types import Prompt, Rollout, RolloutGroup
@@ -356,3 +356,17 @@ def test_whatever_finishes_when_no_group_is_lost_taken_twice_or_older_than_the_b
         await settled()
 
     asyncio.run(drive())
+
+
+async def test_a_source_that_fails_ends_the_wait_with_its_error(completion):
+    error = DataError("train.jsonl:7: no column")
+    taker = collector([Engine("e", completion)], prompts=2)
+
+    def fail(count):
+        raise error
+
+    taker._source.take = fail
+    with pytest.raises(DataError) as raised:
+        async with asyncio.timeout(5):
+            await taker.take(step=0, progress=ignore)
+    assert raised.value is error
