@@ -18,6 +18,10 @@ class Schedule(Config):
     """Share of the peak at the end of linear and cosine."""
 
 
+Packing = Literal["padded", "packed", "shared_prefix"]
+"""How the sequences of a micro-batch become rows."""
+
+
 class Offload(Config):
     """DeepSpeed's CPU offload."""
 
@@ -47,9 +51,10 @@ class Trained(Config):
     """Gradients are scaled down to this global norm."""
     micro_batch_tokens: int = Field(4096, ge=1)
     """Tokens (padding included) of one forward and backward pass on one worker."""
-    packing: Literal["auto", "padded", "shared_prefix"] = "auto"
-    """padded: one row a sequence. shared_prefix: the prompt of a group is computed once and its completions attend to
-    it. auto: shared_prefix on CPU, padded on GPU."""
+    packing: Literal["auto"] | Packing = "auto"
+    """padded: one row a sequence. packed: sequences one after the other in one row, without padding. shared_prefix:
+    packed, and the prompt of a group is computed once for all its completions. auto: shared_prefix on CPU; on GPU
+    packed with flash-attn, else padded."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ray_rl.config import RunConfig
-from ray_rl.config.train import Trained
+from ray_rl.config.train import Packing, Trained
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.models.attention import SHARED_PREFIX
 
@@ -39,31 +39,36 @@ def load_model_config(folder: str, *, trust_remote_code: bool) -> PretrainedConf
     return config
 
 
-def shares_prefixes(config: RunConfig, role: Trained, model_config: PretrainedConfig) -> bool:
-    """Whether a role computes each prompt once for all its completions (`packing`).
+def resolved_packing(config: RunConfig, role: Trained, model_config: PretrainedConfig) -> Packing:
+    """How a role lays out its micro-batches (`packing`).
 
     Raises:
-        ConfigError: asked for with a model whose attention the shared layout cannot express.
+        ConfigError: the model's attention cannot express the layout that is asked for.
     """
-    obstacle = _obstacle_to_sharing(model_config)
-    match role.packing:
-        case "shared_prefix" if obstacle:
-            raise ConfigError(f"packing=shared_prefix: the model has {obstacle}; set packing=padded")
-        case "auto":
-            return config.cluster.accelerator == "cpu" and obstacle is None
-        case packing:
-            return packing == "shared_prefix"
+    own_attention, windows = _own_attention(model_config), _windows(model_config)
+    obstacle = own_attention or (windows if role.packing in ("auto", "shared_prefix") else None)
+    if role.packing == "auto":
+        if config.cluster.accelerator == "cpu":
+            return "padded" if obstacle else "shared_prefix"
+        is_flash = attention_name(config, role, packing="packed") == "flash_attention_2"
+        return "packed" if is_flash and not own_attention else "padded"
+    if role.packing != "padded" and obstacle:
+        raise ConfigError(f"packing={role.packing}: the model has {obstacle}; set packing=padded")
+    return role.packing
 
 
-def _obstacle_to_sharing(model_config: PretrainedConfig) -> str | None:
-    """What keeps a model from sharing prefixes: its layers would see the row and not the tree."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
+def _windows(model_config: PretrainedConfig) -> str | None:
+    """What keeps a model from sharing prefixes: a window is counted along the row and not along the tree."""
     settings = model_config.to_dict()
     layers = settings.get("layer_types")
     is_windowed = settings.get("sliding_window") is not None if layers is None else set(layers) != {"full_attention"}
-    if is_windowed:
-        return "layers that are not full attention"
+    return "layers that are not full attention" if is_windowed else None
+
+
+def _own_attention(model_config: PretrainedConfig) -> str | None:
+    """What keeps a model from several sequences in a row: its layers would see the row and not the sequence."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
     # transformers' word for models whose attention is replaced by AttentionInterface; others ignore it.
     if model_class is None or not model_class._supports_attention_backend:
@@ -71,9 +76,9 @@ def _obstacle_to_sharing(model_config: PretrainedConfig) -> str | None:
     return None
 
 
-def attention_name(config: RunConfig, role: Trained, *, shared_prefix: bool) -> str:
+def attention_name(config: RunConfig, role: Trained, *, packing: Packing) -> str:
     """The attention that transformers should use."""
-    if shared_prefix:
+    if packing == "shared_prefix":
         return SHARED_PREFIX
     if role.attention != "auto":
         return role.attention

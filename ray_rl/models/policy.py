@@ -26,9 +26,9 @@ class ModelInputs:
     positions_BL: Tensor
     """int64, of each token in its own sequence."""
     attention_mask_BL: Tensor | None
-    """int64, 1 on tokens; None with a layout."""
+    """int64, 1 on tokens; None where rows have no padding."""
     layout: TreeLayout | None
-    """Trees of shared prefixes; None for padded rows."""
+    """Trees of shared prefixes; None without. Where sequences are packed, positions begin at 0 with each."""
     predict_N: Tensor
     """int64, index into the flattened [B * L] hidden states: the position before each loss token."""
     labels_N: Tensor

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ray_rl.algorithms.value_loss import clipped_value_loss
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Mean, Metric
-from ray_rl.models.loading import attention_name, load_model_config, shares_prefixes
+from ray_rl.models.loading import attention_name, load_model_config, resolved_packing
 from ray_rl.models.value import ValueModel, load_value_model
 from ray_rl.training.encoding import Encoded, Split
 from ray_rl.training.process_group import Member, join_process_group
@@ -41,16 +41,16 @@ class Critic:
         )
         torch.manual_seed(config.run.seed)
         trust = config.model.trust_remote_code
-        shared_prefix = shares_prefixes(config, role, load_model_config(folder, trust_remote_code=trust))
+        packing = resolved_packing(config, role, load_model_config(folder, trust_remote_code=trust))
         self._split = Split(
             workers=member.world,
             micro_batch_tokens=role.micro_batch_tokens,
             logit_chunk_tokens=role.micro_batch_tokens,  # its head is one number wide and runs once
-            shared_prefix=shared_prefix,
+            packing=packing,
         )
 
         def build() -> nn.Module:
-            attention = attention_name(config, role, shared_prefix=shared_prefix)
+            attention = attention_name(config, role, packing=packing)
             model = load_value_model(folder, dtype=config.model.dtype, attention=attention, trust_remote_code=trust)
             if role.gradient_checkpointing:
                 model.backbone.gradient_checkpointing_enable({"use_reentrant": False})

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ray_rl.config.train import Packing
 from ray_rl.models.attention import tree_layout
 from ray_rl.models.policy import ModelInputs
-from ray_rl.training.micro_batches import MicroBatch, Sizes, plan_micro_batches
+from ray_rl.training.micro_batches import MicroBatch, Sizes, Tree, plan_micro_batches
 from ray_rl.types import TrainBatch
 
 
@@ -41,7 +42,7 @@ class Split:
     workers: int
     micro_batch_tokens: int
     logit_chunk_tokens: int
-    shared_prefix: bool
+    packing: Packing
 
     def encode(self, batch: TrainBatch, rows: NDArray[np.int64], *, rank: int) -> list[Encoded]:
         """One worker's micro-batches of some rows of the batch: the same number on each worker, as `min_chunks` is."""
@@ -50,32 +51,34 @@ class Split:
             rows.tolist(),
             workers=self.workers,
             budget=self.micro_batch_tokens,
-            shared_prefix=self.shared_prefix,
+            packing=self.packing,
         )
         encoded = []
         for together in zip(*plans, strict=True):
             chunks = max(math.ceil(_loss_tokens(batch, micro) / self.logit_chunk_tokens) for micro in together)
-            inputs = encode(batch, together[rank], shared_prefix=self.shared_prefix, min_chunks=max(chunks, 1))
+            inputs = encode(batch, together[rank], packing=self.packing, min_chunks=max(chunks, 1))
             encoded.append(inputs)
         return encoded
 
 
-def encode(batch: TrainBatch, micro_batch: MicroBatch, *, shared_prefix: bool, min_chunks: int = 1) -> Encoded:
+def encode(batch: TrainBatch, micro_batch: MicroBatch, *, packing: Packing, min_chunks: int = 1) -> Encoded:
     """Tensors of a micro-batch; an empty one becomes two tokens without a loss."""
     if not micro_batch:
-        return _nothing(shared_prefix=shared_prefix, min_chunks=min_chunks)
-    if shared_prefix:
-        return _encode_trees(batch, micro_batch, min_chunks)
-    return _encode_padded(batch, micro_batch, min_chunks)
+        return _nothing(packing=packing, min_chunks=min_chunks)
+    if packing == "padded":
+        return _encode_padded(batch, micro_batch, min_chunks)
+    if packing == "packed":
+        micro_batch = tuple(Tree(tree.prompt, (row,)) for tree in micro_batch for row in tree.rows)
+    return _encode_row(batch, micro_batch, min_chunks, is_shared=packing == "shared_prefix")
 
 
-def _nothing(*, shared_prefix: bool, min_chunks: int) -> Encoded:
+def _nothing(*, packing: Packing, min_chunks: int) -> Encoded:
     empty = np.zeros(0, np.int64)
     inputs = ModelInputs(
         tokens_BL=torch.zeros(1, 2, dtype=torch.int64),
         positions_BL=torch.arange(2)[None],
-        attention_mask_BL=None if shared_prefix else torch.ones(1, 2, dtype=torch.int64),
-        layout=tree_layout([(1, [1])]) if shared_prefix else None,
+        attention_mask_BL=torch.ones(1, 2, dtype=torch.int64) if packing == "padded" else None,
+        layout=tree_layout([(1, [1])]) if packing == "shared_prefix" else None,
         predict_N=torch.zeros(0, dtype=torch.int64),
         labels_N=torch.zeros(0, dtype=torch.int64),
         min_chunks=min_chunks,
@@ -91,8 +94,11 @@ def _loss_times(batch: TrainBatch, row: int) -> NDArray[np.int64]:
     return np.flatnonzero(batch.loss_mask_RT[row, : batch.lengths_R[row]])
 
 
-def _encode_trees(batch: TrainBatch, micro_batch: MicroBatch, min_chunks: int) -> Encoded:
-    """One row: every prompt once, followed by its completions."""
+def _encode_row(batch: TrainBatch, micro_batch: MicroBatch, min_chunks: int, *, is_shared: bool) -> Encoded:
+    """One row of trees: a prompt followed by its completions, of which there is one where prompts are not shared.
+
+    Without a layout, attention finds where sequences start from positions that begin at 0 again.
+    """
     tokens, positions, predict, row_N, time_N, trees = [], [], [], [], [], []
     end = 0
     for tree in micro_batch:
@@ -117,7 +123,7 @@ def _encode_trees(batch: TrainBatch, micro_batch: MicroBatch, min_chunks: int) -
         tokens_BL=torch.from_numpy(np.concatenate(tokens).astype(np.int64))[None],
         positions_BL=torch.from_numpy(np.concatenate(positions))[None],
         attention_mask_BL=None,
-        layout=tree_layout(trees),
+        layout=tree_layout(trees) if is_shared else None,
         predict_N=torch.from_numpy(np.concatenate(predict)),
         labels_N=torch.from_numpy(batch.tokens_RT[rows, times].astype(np.int64)),
         min_chunks=min_chunks,

@@ -9,7 +9,7 @@ import torch
 
 from ray_rl.config import RunConfig
 from ray_rl.config.train import ReferenceConfig
-from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, shares_prefixes
+from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, resolved_packing
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.deepspeed_config import frozen_config
 from ray_rl.training.encoding import Split
@@ -43,14 +43,14 @@ class Reference:
             if on_cpu:
                 torch.set_num_threads(threads)
         model_config = load_model_config(folder, trust_remote_code=config.model.trust_remote_code)
-        shared_prefix = shares_prefixes(config, config.train, model_config)
+        packing = resolved_packing(config, config.train, model_config)
         self._split = Split(
             workers=member.world,
             micro_batch_tokens=config.train.micro_batch_tokens,
             logit_chunk_tokens=config.train.logit_chunk_tokens,
-            shared_prefix=shared_prefix,
+            packing=packing,
         )
-        attention = attention_name(config, config.train, shared_prefix=shared_prefix)
+        attention = attention_name(config, config.train, packing=packing)
         self._policy = _load(config, role, folder, attention=attention, device=self._device)
 
     @torch.no_grad()

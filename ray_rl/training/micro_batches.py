@@ -9,6 +9,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ray_rl.config.train import Packing
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -38,7 +40,7 @@ class Sizes:
 
 
 def plan_micro_batches(
-    sizes: Sizes, rows: Sequence[int], *, workers: int, budget: int, shared_prefix: bool
+    sizes: Sizes, rows: Sequence[int], *, workers: int, budget: int, packing: Packing
 ) -> list[list[MicroBatch]]:
     """Micro-batches of every worker: balanced in tokens, each within the budget, the same number on each.
 
@@ -50,12 +52,13 @@ def plan_micro_batches(
         rows: the rollouts to compute.
         workers: data-parallel ranks.
         budget: tokens of a micro-batch, padding included (`train.micro_batch_tokens`).
-        shared_prefix: rows of one prompt stay together where the budget and the number of workers allow.
+        packing: under shared_prefix, rows of one prompt stay together where the budget and the number of workers allow.
     """
-    trees = _shared_trees(sizes, rows, workers=workers, budget=budget) if shared_prefix else _single_trees(sizes, rows)
-    plans = [
-        _pack(sizes, share, budget=budget, shared_prefix=shared_prefix) for share in _balance(sizes, trees, workers)
-    ]
+    if packing == "shared_prefix":
+        trees = _shared_trees(sizes, rows, workers=workers, budget=budget)
+    else:
+        trees = _single_trees(sizes, rows)
+    plans = [_pack(sizes, share, budget=budget, packing=packing) for share in _balance(sizes, trees, workers)]
     longest = max(len(plan) for plan in plans)
     return [plan + [()] * (longest - len(plan)) for plan in plans]
 
@@ -98,7 +101,7 @@ def _balance(sizes: Sizes, trees: Sequence[Tree], workers: int) -> list[list[Tre
     return shares
 
 
-def _pack(sizes: Sizes, trees: Sequence[Tree], *, budget: int, shared_prefix: bool) -> list[MicroBatch]:
+def _pack(sizes: Sizes, trees: Sequence[Tree], *, budget: int, packing: Packing) -> list[MicroBatch]:
     """Consecutive trees, longest first, as many as fit. A padded row costs what the longest of its micro-batch does."""
     packed: list[MicroBatch] = []
     current: list[Tree] = []
@@ -106,7 +109,7 @@ def _pack(sizes: Sizes, trees: Sequence[Tree], *, budget: int, shared_prefix: bo
     for tree in trees:
         tokens = sizes.tokens(tree)
         # Sorted from long to short: the first of a micro-batch is its longest.
-        cost = tokens if shared_prefix or not current else sizes.tokens(current[0])
+        cost = tokens if packing != "padded" or not current else sizes.tokens(current[0])
         if current and used + cost > budget:
             packed.append(tuple(current))
             current, used, cost = [], 0, tokens

@@ -17,7 +17,7 @@ from ray_rl.algorithms.reduce import reduction_count, token_weights
 from ray_rl.algorithms.select import informative_rows
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Maximum, Mean, Metric, Total
-from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, shares_prefixes
+from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, resolved_packing
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.encoding import Encoded, Split
 from ray_rl.training.gather import ParameterStream
@@ -55,18 +55,18 @@ class Trainer:
             member, accelerator=config.cluster.accelerator, threads=threads, timeout_s=train.timeout_s
         )
         torch.manual_seed(config.run.seed)
-        shared_prefix = shares_prefixes(
+        packing = resolved_packing(
             config, train, load_model_config(folder, trust_remote_code=config.model.trust_remote_code)
         )
         self._split = Split(
             workers=member.world,
             micro_batch_tokens=train.micro_batch_tokens,
             logit_chunk_tokens=train.logit_chunk_tokens,
-            shared_prefix=shared_prefix,
+            packing=packing,
         )
 
         def build() -> nn.Module:
-            return _policy(config, folder, attention=attention_name(config, train, shared_prefix=shared_prefix))
+            return _policy(config, folder, attention=attention_name(config, train, packing=packing))
 
         self._zero = ZeroEngine(config, train, build, name="policy", device=self._device)
         self.stream = ParameterStream(self._zero.module, dtype=config.model.dtype)

@@ -25,7 +25,7 @@ EXACT = 1e-5
 KL, ENTROPY, CLIP = 0.1, 0.01, 0.2
 
 STAGES = (0, 1, 2, 3)
-PACKINGS = ("padded", "shared_prefix")
+PACKINGS = ("padded", "packed", "shared_prefix")
 WHOLE, QUARTER = 4096, 16
 """Tokens of a micro-batch: one micro-batch, or at least four."""
 

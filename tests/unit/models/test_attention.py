@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ray_rl.config.train import Packing
 from ray_rl.errors import ConfigError
 from ray_rl.models.attention import CHANGES_SCORES, SHARED_PREFIX, shared_prefix_attention, tree_layout
 from ray_rl.models.policy import PolicyModel
@@ -32,11 +33,11 @@ def whole(batch: TrainBatch) -> MicroBatch:
 
 
 def losses_of_policy(
-    model: torch.nn.Module, batch: TrainBatch, micro: MicroBatch, *, shared_prefix: bool = True
+    model: torch.nn.Module, batch: TrainBatch, micro: MicroBatch, *, packing: Packing = "shared_prefix"
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the loss tokens as the trainer computes them, and the same from the reference's array."""
     policy = PolicyModel(model, chunk_tokens=4, temperature=1.0)
-    encoded = encode(batch, micro, shared_prefix=shared_prefix)
+    encoded = encode(batch, micro, packing=packing)
     logprobs_N, _ = policy(encoded.inputs, with_entropy=True)
     (logprobs_N * encoded.pick(batch.advantages_RT)).sum().backward()
     reference = tiny_llama()
@@ -54,10 +55,14 @@ def test_shared_prefixes_give_the_logprobs_and_gradients_of_separate_sequences(n
     assert torch.allclose(logprobs_N, expected_N, rtol=EXACT, atol=EXACT)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("packing", ["padded", "packed"])
 @pytest.mark.parametrize("name", BATCHES)
-def test_padded_rows_give_the_logprobs_and_gradients_of_separate_sequences(name: str) -> None:
+def test_padded_and_packed_rows_give_the_logprobs_and_gradients_of_separate_sequences(
+    name: str, packing: Packing, attention: str
+) -> None:
     batch = BATCHES[name]
-    logprobs_N, expected_N = losses_of_policy(tiny_llama("sdpa"), batch, whole(batch), shared_prefix=False)
+    logprobs_N, expected_N = losses_of_policy(tiny_llama(attention), batch, whole(batch), packing=packing)
     assert torch.allclose(logprobs_N, expected_N, rtol=EXACT, atol=EXACT)
 
 
@@ -66,7 +71,8 @@ def test_gradient_checkpointing_changes_nothing(attention: str) -> None:
     model = tiny_llama(attention).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     batch = ragged_batch()
-    logprobs_N, expected_N = losses_of_policy(model, batch, whole(batch), shared_prefix=attention == SHARED_PREFIX)
+    packing: Packing = "shared_prefix" if attention == SHARED_PREFIX else "packed"
+    logprobs_N, expected_N = losses_of_policy(model, batch, whole(batch), packing=packing)
     assert torch.allclose(logprobs_N, expected_N, rtol=EXACT, atol=EXACT)
 
 
@@ -83,7 +89,7 @@ def test_completions_do_not_see_each_other_nor_other_trees() -> None:
     changed.tokens_RT[0] = (changed.tokens_RT[0] + 1) % 40
     changed.prompt_ids[2][:] = 3
     policy = PolicyModel(tiny_llama(SHARED_PREFIX), chunk_tokens=64, temperature=1.0)
-    encoded = [encode(b, whole(b), shared_prefix=True) for b in (batch, changed)]
+    encoded = [encode(b, whole(b), packing="shared_prefix") for b in (batch, changed)]
     before, after = (policy(e.inputs, with_entropy=False)[0] for e in encoded)
     others = (encoded[0].row_N != 0) & (encoded[0].row_N < 4)
     assert torch.equal(before[others], after[others])
@@ -97,12 +103,12 @@ def test_a_model_that_changes_its_scores_is_refused(keyword: str) -> None:
         shared_prefix_attention(None, x, x, x, None, scaling=1.0, layout=tree_layout([(1, [2])]), **{keyword: 1.0})
 
 
-def bfloat16_error(attention: str, batch: TrainBatch, *, shared_prefix: bool) -> float:
+def bfloat16_error(attention: str, batch: TrainBatch, *, packing: Packing) -> float:
     """Relative error of the bfloat16 gradient to the float32 one of the same (rounded) weights."""
     model = tiny_llama(attention, dtype=torch.bfloat16)
     exact = tiny_llama()
     exact.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
-    encoded = encode(batch, whole(batch), shared_prefix=shared_prefix)
+    encoded = encode(batch, whole(batch), packing=packing)
     logprobs_N, _ = PolicyModel(model, chunk_tokens=64, temperature=1.0)(encoded.inputs, with_entropy=False)
     (logprobs_N * encoded.pick(batch.advantages_RT)).sum().backward()
     (one_by_one(exact, batch) * torch.from_numpy(batch.advantages_RT * batch.loss_mask_RT)).sum().backward()
@@ -111,6 +117,6 @@ def bfloat16_error(attention: str, batch: TrainBatch, *, shared_prefix: bool) ->
 
 def test_the_error_of_bfloat16_is_no_larger_than_that_of_padded_sdpa() -> None:
     batches = [ragged_batch((7, 9, 8, 6), (6, 8, 7, 8) * 4, gaps=False, seed=seed) for seed in range(10)]
-    shared = np.mean([bfloat16_error(SHARED_PREFIX, batch, shared_prefix=True) for batch in batches])
-    padded = np.mean([bfloat16_error("sdpa", batch, shared_prefix=False) for batch in batches])
+    shared = np.mean([bfloat16_error(SHARED_PREFIX, batch, packing="shared_prefix") for batch in batches])
+    padded = np.mean([bfloat16_error("sdpa", batch, packing="padded") for batch in batches])
     assert shared <= padded

@@ -7,7 +7,7 @@ from transformers import BloomConfig, GPT2Config, GPT2LMHeadModel, MistralConfig
 
 from ray_rl.config import RunConfig
 from ray_rl.errors import ConfigError, DataError
-from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, shares_prefixes
+from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, resolved_packing
 from tests.unit.models.tiny import tiny_llama
 
 
@@ -71,13 +71,19 @@ def test_a_model_that_changes_its_logits_after_the_head_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("packing", "accelerator", "shares"),
-    [("auto", "cpu", True), ("auto", "gpu", False), ("padded", "cpu", False), ("shared_prefix", "cpu", True)],
+    ("packing", "accelerator", "resolved"),
+    [
+        ("auto", "cpu", "shared_prefix"),
+        ("auto", "gpu", "padded"),  # flash-attn is not installed here
+        ("padded", "cpu", "padded"),
+        ("packed", "cpu", "packed"),
+        ("shared_prefix", "cpu", "shared_prefix"),
+    ],
 )
-def test_prefixes_are_shared_on_cpu_unless_the_configuration_says_otherwise(tmp_path, packing, accelerator, shares):
+def test_prefixes_are_shared_on_cpu_unless_the_configuration_says_otherwise(tmp_path, packing, accelerator, resolved):
     model_config = load_model_config(saved(tmp_path), trust_remote_code=False)
     config = run(packing=packing, accelerator=accelerator)
-    assert shares_prefixes(config, config.train, model_config) is shares
+    assert resolved_packing(config, config.train, model_config) == resolved
 
 
 @pytest.mark.parametrize(
@@ -89,19 +95,26 @@ def test_prefixes_are_shared_on_cpu_unless_the_configuration_says_otherwise(tmp_
     ],
 )
 def test_models_whose_attention_is_not_a_tree_are_padded_and_cannot_share_prefixes(model_config, obstacle):
-    assert shares_prefixes(run(), run().train, model_config) is False
+    assert resolved_packing(run(), run().train, model_config) == "padded"
     with pytest.raises(ConfigError, match=rf"{obstacle}.*set packing=padded"):
-        shares_prefixes(run(), run(packing="shared_prefix").train, model_config)
+        resolved_packing(run(), run(packing="shared_prefix").train, model_config)
+
+
+def test_windows_may_be_packed_and_an_attention_of_its_own_may_not():
+    packed = run(packing="packed").train
+    assert resolved_packing(run(), packed, MistralConfig(sliding_window=16)) == "packed"
+    with pytest.raises(ConfigError, match="packing=packed: the model has an attention of its own"):
+        resolved_packing(run(), packed, BloomConfig())
 
 
 @pytest.mark.parametrize("model_config", [Qwen2Config(), Qwen3Config(), MistralConfig(sliding_window=None)])
 def test_models_of_full_attention_share_prefixes_on_cpu(model_config):
-    assert shares_prefixes(run(), run().train, model_config) is True
+    assert resolved_packing(run(), run().train, model_config) == "shared_prefix"
 
 
 @pytest.mark.parametrize(
-    ("attention", "shared_prefix", "name"),
-    [("auto", True, "ray_rl_shared_prefix"), ("auto", False, "sdpa"), ("eager", False, "eager")],
+    ("attention", "packing", "name"),
+    [("auto", "shared_prefix", "ray_rl_shared_prefix"), ("auto", "packed", "sdpa"), ("eager", "padded", "eager")],
 )
-def test_the_attention_follows_the_packing(attention, shared_prefix, name):
-    assert attention_name(run(), run(attention=attention).train, shared_prefix=shared_prefix) == name
+def test_the_attention_follows_the_packing(attention, packing, name):
+    assert attention_name(run(), run(attention=attention).train, packing=packing) == name

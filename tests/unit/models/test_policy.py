@@ -3,13 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ray_rl.config.train import Packing
 from ray_rl.models.policy import ModelInputs, PolicyModel
 from ray_rl.training.encoding import encode
 from ray_rl.training.micro_batches import Tree
 from tests.unit.models.tiny import gradients, one_by_one, ragged_batch, relative_error, tiny_llama
 
 BATCH = ragged_batch()
-ENCODED = encode(BATCH, tuple(Tree(row // 2, (row,)) for row in range(6)), shared_prefix=False)
+ENCODED = encode(BATCH, tuple(Tree(row // 2, (row,)) for row in range(6)), packing="padded")
 LOSS_TOKENS = len(ENCODED.row_N)
 
 
@@ -39,11 +40,11 @@ def test_the_entropy_is_computed_only_when_asked_for() -> None:
     assert (entropy_N > 0).all()
 
 
-@pytest.mark.parametrize("shared_prefix", [True, False])
-def test_an_empty_micro_batch_touches_every_parameter_with_zero_gradient(shared_prefix: bool) -> None:
-    attention = "ray_rl_shared_prefix" if shared_prefix else "sdpa"
+@pytest.mark.parametrize("packing", ["padded", "packed", "shared_prefix"])
+def test_an_empty_micro_batch_touches_every_parameter_with_zero_gradient(packing: Packing) -> None:
+    attention = "ray_rl_shared_prefix" if packing == "shared_prefix" else "sdpa"
     policy = PolicyModel(tiny_llama(attention), chunk_tokens=5, temperature=1.0)
-    encoded = encode(BATCH, (), shared_prefix=shared_prefix)
+    encoded = encode(BATCH, (), packing=packing)
     logprobs_N, entropy_N = policy(encoded.inputs, with_entropy=True)
     assert logprobs_N.shape == entropy_N.shape == (0,)
     logprobs_N.sum().backward()

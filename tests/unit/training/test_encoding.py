@@ -40,19 +40,19 @@ def sequences_meant() -> dict[tuple[int, int], list[int]]:
     return meant
 
 
-@pytest.mark.parametrize("shared_prefix", [True, False])
-def test_every_loss_token_is_predicted_from_its_prompt_and_its_own_earlier_tokens(shared_prefix):
-    assert sequences_seen(encode(BATCH, MICRO, shared_prefix=shared_prefix)) == sequences_meant()
+@pytest.mark.parametrize("packing", ["padded", "packed", "shared_prefix"])
+def test_every_loss_token_is_predicted_from_its_prompt_and_its_own_earlier_tokens(packing):
+    assert sequences_seen(encode(BATCH, MICRO, packing=packing)) == sequences_meant()
 
 
-@pytest.mark.parametrize("shared_prefix", [True, False])
-def test_values_are_picked_in_the_order_of_the_labels(shared_prefix):
-    encoded = encode(BATCH, MICRO, shared_prefix=shared_prefix)
+@pytest.mark.parametrize("packing", ["padded", "packed", "shared_prefix"])
+def test_values_are_picked_in_the_order_of_the_labels(packing):
+    encoded = encode(BATCH, MICRO, packing=packing)
     assert torch.equal(encoded.pick(BATCH.tokens_RT.astype(np.float32)).long(), encoded.inputs.labels_N)
 
 
 def test_trees_are_one_row_without_padding():
-    encoded = encode(BATCH, MICRO, shared_prefix=True)
+    encoded = encode(BATCH, MICRO, packing="shared_prefix")
     # Prompt 0 twice, since its rows are in two trees; every other token once.
     assert encoded.inputs.tokens_BL.shape == (1, 5 + 2 + 7 + 5 + BATCH.lengths_R.sum())
     assert encoded.tokens == encoded.inputs.tokens_BL.numel()
@@ -60,7 +60,7 @@ def test_trees_are_one_row_without_padding():
 
 
 def test_padded_rows_are_masked_past_their_end():
-    encoded = encode(BATCH, MICRO, shared_prefix=False)
+    encoded = encode(BATCH, MICRO, packing="padded")
     lengths = [7 + 4, 7 + 2, 5 + 6, 2 + 1, 2 + 4, 5 + 3]
     assert encoded.inputs.attention_mask_BL.sum(1).tolist() == lengths
     assert encoded.inputs.tokens_BL.shape == (6, max(lengths))
@@ -69,24 +69,24 @@ def test_padded_rows_are_masked_past_their_end():
 
 
 def test_a_slot_holds_its_token_and_padding_is_marked():
-    layout = encode(BATCH, (Tree(0, (0, 1)), Tree(1, (2,))), shared_prefix=True).inputs.layout
+    layout = encode(BATCH, (Tree(0, (0, 1)), Tree(1, (2,))), packing="shared_prefix").inputs.layout
     prompts, completions = layout.is_token[:10].view(2, 5), layout.is_token[10:].view(2, 2, 6)
     assert prompts.sum(1).tolist() == [5, 2]
     assert completions.sum(2).tolist() == [[3, 6], [1, 0]]
     assert layout.token_of_slot[layout.is_token].tolist() == [*range(5), 14, 15, *range(5, 14), 16]
 
 
-@pytest.mark.parametrize("shared_prefix", [True, False])
-def test_an_empty_micro_batch_has_tokens_but_no_loss(shared_prefix):
-    encoded = encode(BATCH, (), shared_prefix=shared_prefix)
+@pytest.mark.parametrize("packing", ["padded", "packed", "shared_prefix"])
+def test_an_empty_micro_batch_has_tokens_but_no_loss(packing):
+    encoded = encode(BATCH, (), packing=packing)
     assert encoded.inputs.tokens_BL.numel() == 2
     assert len(encoded.inputs.predict_N) == len(encoded.inputs.labels_N) == len(encoded.row_N) == encoded.tokens == 0
 
 
-@pytest.mark.parametrize("shared_prefix", [True, False])
+@pytest.mark.parametrize("packing", ["padded", "packed", "shared_prefix"])
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_the_head_runs_equally_often_on_every_worker_and_every_token_has_one(workers, shared_prefix):
-    split = Split(workers=workers, micro_batch_tokens=16, logit_chunk_tokens=2, shared_prefix=shared_prefix)
+def test_the_head_runs_equally_often_on_every_worker_and_every_token_has_one(workers, packing):
+    split = Split(workers=workers, micro_batch_tokens=16, logit_chunk_tokens=2, packing=packing)
     shares = [split.encode(BATCH, np.arange(6), rank=rank) for rank in range(workers)]
     for together in zip(*shares, strict=True):
         most = max(len(encoded.row_N) for encoded in together)
