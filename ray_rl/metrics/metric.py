@@ -41,7 +41,19 @@ class Last:
     value: float
 
 
-Metric = Mean | Total | Maximum | Last
+@dataclass(frozen=True, slots=True)
+class EffectiveFraction:
+    """Effective sample size of importance weights as a share of the samples: (sum w)^2 / (count * sum w^2) (Kish)."""
+
+    name: str
+    total: float
+    """Sum of the weights."""
+    squares: float
+    """Sum of their squares."""
+    count: float
+
+
+Metric = Mean | Total | Maximum | Last | EffectiveFraction
 
 
 def reduce_metrics(metrics: Iterable[Metric]) -> dict[str, float]:
@@ -62,6 +74,9 @@ def _merge(seen: Metric, new: Metric) -> Metric:
     match seen, new:
         case Mean(), Mean():
             return Mean(seen.name, seen.total + new.total, seen.count + new.count)
+        case EffectiveFraction(), EffectiveFraction():
+            squares = seen.squares + new.squares
+            return EffectiveFraction(seen.name, seen.total + new.total, squares, seen.count + new.count)
         case Total(), Total():
             return Total(seen.name, seen.value + new.value)
         case Maximum(), Maximum():
@@ -76,6 +91,8 @@ def _value(metric: Metric) -> float | None:
     match metric:
         case Mean():
             return metric.total / metric.count if metric.count else None
+        case EffectiveFraction():
+            return metric.total**2 / (metric.count * metric.squares) if metric.count and metric.squares else None
         case Total() | Maximum() | Last():
             return metric.value
         case _:

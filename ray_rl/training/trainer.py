@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ray_rl.algorithms.kl import MAX_LOG_RATIO
 from ray_rl.algorithms.policy_loss import LossInputs, LossSum, policy_loss
 from ray_rl.algorithms.reduce import reduction_count, token_weights
 from ray_rl.algorithms.select import informative_rows
 from ray_rl.config import RunConfig
-from ray_rl.metrics.metric import Maximum, Mean, Metric, Total
+from ray_rl.metrics.metric import EffectiveFraction, Maximum, Mean, Metric, Total
 from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, resolved_packing
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.encoding import Encoded, Split
@@ -185,13 +186,21 @@ def assemble(values: Sequence[Tensor], batch: TrainBatch, share: Sequence[Encode
 
 
 def _gap(difference_N: Tensor) -> list[Metric]:
-    """How far the trainer's log-probabilities are from those that the engine reported."""
-    gap_N = difference_N.abs()
-    if len(gap_N) == 0:
+    """How far the trainer's log-probabilities are from those that the engine reported: trainer - engine."""
+    count = len(difference_N)
+    if count == 0:
         return []
+    gap_N = difference_N.abs()
+    log_weights_N = difference_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    weights_N = log_weights_N.exp()
     return [
-        Mean("sync/logprob_gap_mean", float(gap_N.sum()), len(gap_N)),
+        Mean("sync/logprob_gap_mean", float(gap_N.sum()), count),
         Maximum("sync/logprob_gap_max", float(gap_N.max())),
+        # KL(engine || trainer) on the engine's own tokens.
+        Mean("sync/logprob_gap_k3", float((weights_N - 1.0 - log_weights_N).sum()), count),
+        EffectiveFraction(
+            "sync/effective_fraction", float(weights_N.sum()), float(weights_N.square().sum()), float(count)
+        ),
     ]
 
 

@@ -49,6 +49,7 @@ async def test_tokens_sampled_ahead_have_their_version_and_the_trainers_probabil
     # float32 against float32; a request that outlived a publish had its keys computed anew.
     assert max(record["sync/logprob_gap_max"] for record in records) < 1e-3
     assert [record["policy/correction_mean"] for record in records] == pytest.approx([1.0] * STEPS, abs=1e-3)
+    assert [record["sync/effective_fraction"] for record in records] == pytest.approx([1.0] * STEPS, abs=1e-4)
     for sample in samples:
         versions = [version for version, _ in sample["versions"]]
         assert versions == sorted(versions)

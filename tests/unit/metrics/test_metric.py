@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from ray_rl.metrics.metric import Last, Maximum, Mean, Total, reduce_metrics
+from ray_rl.metrics.metric import EffectiveFraction, Last, Maximum, Mean, Total, reduce_metrics
 
 
 def test_means_merge_by_total_and_count_not_by_mean_of_means():
@@ -27,3 +27,11 @@ def test_nan_survives_a_maximum(values):
 def test_one_name_with_two_reductions_is_refused():
     with pytest.raises(ValueError, match="'a' is both Mean and Total"):
         reduce_metrics([Mean("a", 1, 1), Total("a", 1)])
+
+
+def test_the_effective_fraction_is_that_of_all_weights_together():
+    parts = [EffectiveFraction("e", 3.0, 5.0, 2), EffectiveFraction("e", 1.0, 1.0, 1)]
+    # Weights 1, 2 and 1: 4^2 / (3 * 6).
+    assert reduce_metrics(parts) == {"e": pytest.approx(16 / 18)}
+    assert reduce_metrics([EffectiveFraction("e", 5.0, 5.0, 5)]) == {"e": 1.0}
+    assert reduce_metrics([EffectiveFraction("e", 0.0, 0.0, 0)]) == {}
