@@ -4,7 +4,7 @@ Both compute the same policy with other kernels, and perhaps an older version: w
 sampled. Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training".
 """
 
-from typing import assert_never
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ def importance_weights(
     return weights_N, weights_N != ratio_N
 
 
-def over_sequence(values_N: Tensor, row_N: Tensor, over: str) -> Tensor:
+def over_sequence(values_N: Tensor, row_N: Tensor, over: Literal["sum", "mean"]) -> Tensor:
     """Each token gets the sum or the mean over the tokens of its row; differentiable."""
     index_N: Tensor
     counts: Tensor

@@ -15,11 +15,6 @@ class KlControl:
         self.coefficient = config.coefficient
         self._control = config.control
 
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether `observe` changes anything."""
-        return isinstance(self._control, AdaptiveKl)
-
     def observe(self, kl: float, *, samples: int) -> None:
         """Moves the coefficient after a step of so many sequences; `kl` as for `adapted_kl_coefficient`."""
         match self._control:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ray_rl.algorithms.whiten import whiten
 from ray_rl.config.algorithm import Shaping
 
 
@@ -47,15 +48,6 @@ def overlong_fraction(lengths_R: Tensor, *, max_tokens: int, share: float) -> Te
 
 
 def rescaled(scores_R: Tensor) -> Tensor:
-    """Scores with variance 1 and the mean that they had (TRL's whiten_rewards: unbiased variance, eps 1e-8).
-
-    (x - mean) / sqrt(var + 1e-8) + mean over the scored ones; computed in float64, and equal scores stay as they are.
-    """
+    """Scores with variance 1 and the mean that they had (TRL's whiten_rewards); nan stays nan."""
     is_scored_R = ~scores_R.isnan()
-    scored = scores_R[is_scored_R].double()
-    if len(scored) == 0 or scored.amax() == scored.amin():
-        return scores_R
-    mean, variance = scored.mean(), scored.var(correction=1)
-    result_R = torch.full_like(scores_R, torch.nan)
-    result_R[is_scored_R] = ((scored - mean) * (variance + 1e-8).rsqrt() + mean).to(scores_R.dtype)
-    return result_R
+    return whiten(scores_R, is_scored_R, shift_mean=False).masked_fill(~is_scored_R, torch.nan)

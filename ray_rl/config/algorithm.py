@@ -120,3 +120,15 @@ class Algorithm(Config):
     def optimizer_steps(self) -> int:
         """Optimizer steps a batch."""
         return self.update_epochs * self.minibatches
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether the trainer computes log-probabilities apart from the update.
+
+        The policy before it is the policy of its first optimizer step, which computes them anyway: they are needed for
+        a second step, or for a KL before the update.
+        """
+        if self.old_policy == "rollout":
+            return False
+        needs_kl = self.kl.coefficient > 0 and (self.kl.place == "reward" or self.kl.control.kind == "adaptive")
+        return self.optimizer_steps > 1 or needs_kl

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_rl.config.run import RunConfig
+from ray_rl.config.train import ReferenceConfig
 
 DEVICES = Path("/dev")
 """Where the kernel lists the GPUs."""
@@ -27,9 +28,9 @@ class Ask:
         return f"{self.role} {self.gpus} ({self.keys})"
 
 
-def has_reference(config: RunConfig) -> bool:
-    """Whether the run loads a frozen reference."""
-    return config.algorithm.kl.coefficient > 0
+def loaded_reference(config: RunConfig) -> ReferenceConfig | None:
+    """The frozen reference that the run loads; None where no KL needs it."""
+    return config.reference if config.algorithm.kl.coefficient > 0 else None
 
 
 def role_workers(config: RunConfig) -> dict[str, tuple[int, str]]:
@@ -40,8 +41,9 @@ def role_workers(config: RunConfig) -> dict[str, tuple[int, str]]:
     workers = {"actor": (config.train.workers, "train.workers")}
     if config.critic is not None:
         workers["critic"] = (config.critic.workers, "critic.workers")
-    if config.reference is not None and has_reference(config):
-        workers["reference"] = (config.reference.workers, "reference.workers")
+    reference = loaded_reference(config)
+    if reference is not None:
+        workers["reference"] = (reference.workers, "reference.workers")
     if config.reward is not None:
         workers["reward"] = (config.reward.workers, "reward.workers")
     workers["rollout"] = (config.rollout.engines, "rollout.engines")

@@ -14,7 +14,7 @@ from pathlib import Path
 from ray_rl.config.algorithm_rules import algorithm_rules, training_rules
 from ray_rl.config.data import CustomSource, Jsonl, Parquet, ReasoningGym
 from ray_rl.config.explain import as_one_message, show
-from ray_rl.config.gpus import has_reference, visible_gpu_count
+from ray_rl.config.gpus import loaded_reference, visible_gpu_count
 from ray_rl.config.hardware_rules import hardware_rules
 from ray_rl.config.known import PACKAGED_MODELS
 from ray_rl.config.rewards import CustomReward, ReasoningGymScore, Regex
@@ -70,8 +70,9 @@ def check_run_folder_is_free(config: RunConfig) -> None:
 
 def _models(config: RunConfig) -> Iterator[str]:
     yield from _model("model.path", config.model.path)
-    if config.reference is not None and config.reference.path is not None and has_reference(config):
-        yield from _model("reference.path", config.reference.path)
+    reference = loaded_reference(config)
+    if reference is not None and reference.path is not None:
+        yield from _model("reference.path", reference.path)
     if config.critic is not None and config.critic.path is not None:
         yield from _model("critic.path", config.critic.path)
     if config.reward is not None:

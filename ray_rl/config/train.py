@@ -1,4 +1,4 @@
-"""How the policy is updated."""
+"""How the policy and the critic are updated, and the frozen models beside them."""
 
 from typing import Any, Literal
 

@@ -68,7 +68,7 @@ async def with_baselines(
     calls: dict[str, Coroutine[Any, Any, Any]] = {}
     if config.algorithm.old_policy == "rollout":
         batch = replace(batch, old_logprobs_RT=batch.rollout_logprobs_RT)
-    if _needs_old_logprobs(config, roles):
+    if config.algorithm.needs_old_logprobs:
         calls["old"] = roles.actor.logprobs(batch)
     if roles.reference is not None:
         calls["reference"] = roles.reference.logprobs(batch)
@@ -91,19 +91,6 @@ async def with_baselines(
     scores_MR, metrics = found["scores"]
     groups = with_model_scores(groups, combined(scores_MR, config.reward.combine), weight=config.reward.weight)
     return groups, replace(batch, rewards_R=rewards_of(groups)), [*metrics, *disagreement(scores_MR)]
-
-
-def _needs_old_logprobs(config: RunConfig, roles: Roles) -> bool:
-    """Whether log-probabilities are computed apart from the update.
-
-    The policy before it is the policy of its first optimizer step, which computes them anyway: they are needed for a
-    second step, or for a KL before the update.
-    """
-    if config.algorithm.old_policy == "rollout":
-        return False
-    kl = config.algorithm.kl
-    needs_kl = roles.reference is not None and (kl.place == "reward" or kl.control.kind == "adaptive")
-    return config.algorithm.optimizer_steps > 1 or needs_kl
 
 
 def observe(config: RunConfig, batch: TrainBatch, kl: KlControl) -> list[Metric]:

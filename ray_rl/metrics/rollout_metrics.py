@@ -19,7 +19,6 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, version: int) -> dict[str
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
-    sampled_by = [int(rollout.completion.versions.min()) for rollout in rollouts if len(rollout.completion.versions)]
     truncated = sum(rollout.completion.finish_reason == "length" for rollout in rollouts)
     informative = sum(is_informative(group) for group in groups)
     return {
@@ -27,9 +26,15 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, version: int) -> dict[str
         "rollout/tokens": sum(lengths),
         "rollout/length_mean": statistics.fmean(lengths),
         "rollout/truncated_fraction": truncated / len(rollouts),
-        "rollout/staleness_max": version - min(sampled_by, default=version),
+        "rollout/staleness_max": staleness(groups, version=version),
         "rollout/groups_informative_fraction": informative / len(groups),
     }
+
+
+def staleness(groups: Sequence[RolloutGroup], *, version: int) -> int:
+    """How many versions before `version` the oldest token was sampled."""
+    completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    return version - min((int(c.versions.min()) for c in completions if len(c.versions)), default=version)
 
 
 def _reward_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_rl.config import RunConfig
+from ray_rl.config.gpus import loaded_reference
 from ray_rl.config.known import KNOWN_SHAPES, find_shape
 from ray_rl.config.shapes import FAMILIES, ModelShape
 from ray_rl.errors import ConfigError
 from ray_rl.planner.engines import KvCache, cpu_engine_memory, engine_memory
 from ray_rl.planner.gpus import GIB, ClusterShape
-from ray_rl.planner.memory import Memory, critic_path, reference_memory, reward_memory, trained_memory
+from ray_rl.planner.memory import Memory, model_path, reference_memory, reward_memory, trained_memory
 from ray_rl.planner.plan import Plan, unbounded_plan, wanted
 
 USABLE = 0.95
@@ -76,11 +77,12 @@ def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, M
     policy = known_shape("model.path", config.model.path)
     memories = {"actor": trained_memory(config, "actor", config.train, policy)}
     if config.critic is not None:
-        backbone = known_shape("critic.path", critic_path(config, config.critic))
+        backbone = known_shape("critic.path", model_path(config, config.critic))
         memories["critic"] = trained_memory(config, "critic", config.critic, backbone)
-    if config.reference is not None and config.algorithm.kl.coefficient > 0:
-        path = config.model.path if config.reference.path is None else config.reference.path
-        memories["reference"] = reference_memory(config, config.reference, known_shape("reference.path", path))
+    reference = loaded_reference(config)
+    if reference is not None:
+        shape = known_shape("reference.path", model_path(config, reference))
+        memories["reference"] = reference_memory(config, reference, shape)
     if config.reward is not None:
         shapes = [known_shape(f"reward.paths.{i}", path) for i, path in enumerate(config.reward.paths)]
         memories["reward"] = reward_memory(config, config.reward, shapes)

@@ -14,7 +14,7 @@ BATCH_TOKENS = 2048
 """Of a forward pass: vLLM 0.32's default for `AsyncLLM`."""
 
 GRAPH_BYTES = GIB
-"""CUDA graphs; vLLM reports 0.5 to 1 GiB."""
+"""CUDA graphs: an allowance, not measured."""
 
 SAMPLER_COPIES = 3
 """Float32 arrays of [sequences, V] in the sampler: logits, log-probabilities, and what is sorted or drawn."""

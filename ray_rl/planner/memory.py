@@ -15,7 +15,7 @@ from ray_rl.planner.hardware import resolve_dtype
 from ray_rl.planner.states import BYTES, MASTER, MOMENTS, step_copy, trained_states
 
 CONTEXT_BYTES = 3 * GIB // 2
-"""CUDA context, cuBLAS workspace and NCCL's buffers of a process on a GPU; ours, from experience with H100."""
+"""CUDA context, cuBLAS workspace and NCCL's buffers of a process on a GPU: an allowance, not measured."""
 
 REDUCE_BUCKET = 500_000_000
 """Elements: DeepSpeed's reduce_bucket_size."""
@@ -242,6 +242,6 @@ def reward_memory(config: RunConfig, reward: RewardModelConfig, shapes: list[Mod
     return Memory("reward", held, {"forward": {"activations": activations}})
 
 
-def critic_path(config: RunConfig, critic: CriticConfig) -> str:
-    """The model that the critic starts from."""
-    return config.model.path if critic.path is None else critic.path
+def model_path(config: RunConfig, role: CriticConfig | ReferenceConfig) -> str:
+    """The model that a role loads: its own, or that of the policy."""
+    return config.model.path if role.path is None else role.path

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from math import ceil
 
 from ray_rl.config import RunConfig
+from ray_rl.config.gpus import loaded_reference
 from ray_rl.config.shapes import ModelShape
 from ray_rl.config.train import Trained
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import Assessment, known_shape
 from ray_rl.planner.gpus import Gpu
-from ray_rl.planner.memory import Bounds, critic_path
+from ray_rl.planner.memory import Bounds, model_path
 
 TRAINING_SHARE = 0.35
 """Of the peak: model operations that ZeRO with padded rows reaches (MFU)."""
@@ -58,15 +59,17 @@ def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
     policy = known_shape("model.path", config.model.path)
     step = step_arithmetic(config)
     tokens = step.rollouts * step.longest
-    passes = [_scoring_s(policy.parameters, tokens, config.train.workers, gpu) * (algorithm.optimizer_steps > 1)]
+    passes = [_scoring_s(policy.parameters, tokens, config.train.workers, gpu) * algorithm.needs_old_logprobs]
     update_s = _training_s(policy.parameters, tokens * algorithm.update_epochs, config.train, gpu)
-    if "reference" in assessment.memories and config.reference is not None:
-        passes.append(_scoring_s(policy.parameters, tokens, config.reference.workers, gpu))
+    reference = loaded_reference(config)
+    if reference is not None:
+        frozen = known_shape("reference.path", model_path(config, reference)).parameters
+        passes.append(_scoring_s(frozen, tokens, reference.workers, gpu))
     if config.reward is not None:
         models = [known_shape("reward.paths", path).scorer_parameters for path in config.reward.paths]
         passes.append(_scoring_s(sum(models), tokens, config.reward.workers, gpu))
     if config.critic is not None:
-        critic = known_shape("critic.path", critic_path(config, config.critic)).scorer_parameters
+        critic = known_shape("critic.path", model_path(config, config.critic)).scorer_parameters
         passes.append(_scoring_s(critic, tokens, config.critic.workers, gpu))
         # The critic and the actor are trained at the same time.
         update_s = max(update_s, _training_s(critic, tokens * algorithm.update_epochs, config.critic, gpu))

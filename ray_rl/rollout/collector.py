@@ -12,7 +12,7 @@ from typing import Protocol
 from ray_rl.config import RunConfig
 from ray_rl.data.source import PromptSource
 from ray_rl.metrics.metric import Last, Mean, Metric
-from ray_rl.metrics.rollout_metrics import is_informative
+from ray_rl.metrics.rollout_metrics import is_informative, staleness
 from ray_rl.rewards.combine import Rewards
 from ray_rl.rollout.admission import Admission
 from ray_rl.rollout.request import SampleRequest, request_seed
@@ -122,7 +122,8 @@ class Collector:
             await self._changed.wait()
 
     def _batch(self, taken: list[_Finished]) -> tuple[list[RolloutGroup], list[Metric]]:
-        self._waiting = [each for each in self._waiting if each not in taken]
+        numbers = {each.number for each in taken}
+        self._waiting = [each for each in self._waiting if each.number not in numbers]
         metrics = [metric for each in (*taken, *self._refused) for metric in each.metrics]
         if self._config.algorithm.dynamic_sampling is not None:
             drawn = len(taken) + len(self._refused)
@@ -140,7 +141,7 @@ class Collector:
             first_open = min(self._running, default=self._admitted)
             return [each for each in self._waiting if each.number < first_open]
         bound = self._admission.max_staleness
-        fresh = [each for each in self._waiting if self._version - _oldest(each.group, self._version) <= bound]
+        fresh = [each for each in self._waiting if staleness([each.group], version=self._version) <= bound]
         dropped = len(self._waiting) - len(fresh)
         if dropped:
             self._waiting = fresh
@@ -202,9 +203,3 @@ class Collector:
             self._admitting.cancel()
         for task in self._running.values():
             task.cancel()
-
-
-def _oldest(group: RolloutGroup, version: int) -> int:
-    """The oldest version that sampled a token of the group."""
-    versions = [int(r.completion.versions.min()) for r in group.rollouts if len(r.completion.versions)]
-    return min(versions, default=version)

@@ -55,14 +55,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def make(make_config: Make, ranks: Ranks) -> Make:
-    def make_for_ranks(**critic: Any) -> RunConfig:
+    def make_for_ranks(*, offload: bool = False, **critic: Any) -> RunConfig:
         deepspeed = PARTITION_ALL if critic.get("zero_stage") == 3 else {}
         own = {"workers": ranks.world, "micro_batch_tokens": QUARTER, "deepspeed": deepspeed}
         return make_config(
             algorithm={"kind": "ppo", "advantage": {"kind": "gae"}, "group_size": 1},
             critic=own | {"value_clip": VALUE_CLIP} | critic,
             train={"micro_batch_tokens": QUARTER, "logit_chunk_tokens": 2},
-            reference={"workers": ranks.world, "zero_stage": 3},
+            reference={"workers": ranks.world, "zero_stage": 3, "offload": offload},
             cluster={"accelerator": "cpu"},
         )
 
@@ -201,10 +201,11 @@ def read_reference(member: Member, config: RunConfig, folder: str) -> tuple[NDAr
     return scores.rows, scores.values_MT
 
 
+@pytest.mark.parametrize("offload", [False, True])
 def test_a_reference_that_its_workers_share_gives_the_log_probabilities_of_the_whole_model(
-    ranks: Ranks, make: Make, folders: dict[str, str]
+    ranks: Ranks, make: Make, folders: dict[str, str], offload: bool
 ) -> None:
     with torch.no_grad():
         expected_RT = one_by_one(tiny_llama(), BATCH).numpy() * BATCH.loss_mask_RT
-    found_RT = assembled(ranks.run(read_reference, make(), folders["policy"]))
+    found_RT = assembled(ranks.run(read_reference, make(offload=offload), folders["policy"]))
     np.testing.assert_allclose(found_RT, expected_RT, atol=EXACT)

@@ -13,7 +13,7 @@ from ray_rl.config.load import load_config
 from ray_rl.config.train import TrainConfig
 from ray_rl.planner.assess import known_shape, role_memories
 from ray_rl.planner.gpus import ClusterShape
-from ray_rl.planner.memory import critic_path, trained_memory
+from ray_rl.planner.memory import model_path, trained_memory
 from ray_rl.planner.states import deepspeed_states
 from ray_rl.training.process_group import Member
 from ray_rl.types import TrainBatch
@@ -38,7 +38,7 @@ def test_the_states_of_every_recipe_are_what_the_estimators_of_deepspeed_say(rec
     config = load_config(recipe)
     trained = {"actor": config.train} | ({} if config.critic is None else {"critic": config.critic})
     for role, settings in trained.items():
-        path = config.model.path if isinstance(settings, TrainConfig) else critic_path(config, settings)
+        path = config.model.path if isinstance(settings, TrainConfig) else model_path(config, settings)
         shape = known_shape(role, path)
         parameters = shape.parameters if role == "actor" else shape.scorer_parameters
         offload = {"cpu_offload": settings.offload.optimizer}

@@ -1,6 +1,7 @@
 """A run with real workers on the cluster of these tests."""
 
 import json
+from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,13 @@ from typing import Any
 from ray_rl.config import RunConfig
 
 
-async def whole_run(config: RunConfig, model: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What `metrics.jsonl` and the samples of all steps say after the run; every model is `model`."""
+async def whole_run(
+    config: RunConfig, model: Path, *, watch: Callable[[Any], Any] = lambda roles: roles
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What `metrics.jsonl` and the samples of all steps say after the run; every model is `model`.
+
+    `watch` may put something between the driver and its roles.
+    """
     from ray_rl.cluster.start import started_workers
     from ray_rl.config.rules import check
     from ray_rl.data.chat import ChatTokenizer
@@ -44,7 +50,7 @@ async def whole_run(config: RunConfig, model: Path) -> tuple[list[dict[str, Any]
             critic=workers.critic,
             reference=workers.reference,
         )
-        await train(config, roles, run, export_to=None)
+        await train(config, watch(roles), run, export_to=None)
     records = [json.loads(line) for line in folder.metrics_jsonl.read_text().splitlines()]
     samples = [json.loads(line) for file in sorted(folder.rollouts.iterdir()) for line in file.read_text().splitlines()]
     return records, samples

@@ -7,7 +7,7 @@ from ray_rl.planner.memory import (
     LIVE_PARAMETERS,
     REDUCE_BUCKET,
     Memory,
-    critic_path,
+    model_path,
     reference_memory,
     reward_memory,
     trained_memory,
@@ -111,8 +111,8 @@ def test_a_critic_has_a_head_of_one_number_and_neither_logits_nor_sync(make):
     assert memory.held["weights"] == 2 * SHAPE.scorer_parameters
     assert "logits" not in memory.terms()
     assert "sync" not in memory.phases
-    assert critic_path(config, config.critic) == SEVEN
-    assert critic_path(config, config.critic.model_copy(update={"path": REWARD})) == REWARD
+    assert model_path(config, config.critic) == SEVEN
+    assert model_path(config, config.critic.model_copy(update={"path": REWARD})) == REWARD
 
 
 def test_a_micro_batch_is_at_least_one_sequence(make):

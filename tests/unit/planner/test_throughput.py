@@ -44,6 +44,12 @@ def test_scores_are_those_of_the_slowest_role_and_none_without_one(timed):
     assert judged.score_s == faster.score_s == pytest.approx(2 * N * judged.tokens / (989.4e12 * 0.45))
 
 
+def test_a_reference_takes_as_long_as_its_own_model_is_large(timed):
+    kl = {"algorithm": {"prompts_per_step": 64, "kl": {"coefficient": 0.1}}}
+    same, small = (timed(**kl, reference={"path": path}) for path in (None, "Qwen/Qwen2.5-3B"))
+    assert small.score_s == pytest.approx(same.score_s * 3_085_938_688 / N)
+
+
 def test_actor_and_critic_learn_at_the_same_time(timed):
     both = timed(**PPO)
     fewer = timed(**PPO | {"critic": {"workers": 2, "zero_stage": 3, "gradient_checkpointing": True}})

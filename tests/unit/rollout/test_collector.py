@@ -276,6 +276,24 @@ class TestStaleness:
         assert len(set(taken)) == 6
         assert Last("rollout/groups_stale", 1) in metrics
 
+    async def test_what_is_dropped_as_too_old_makes_room_for_another(self, completion):
+        engine = Engine("e", completion, at_once=False)
+        taker = collector([engine], prompts=1, max_staleness=1, order="completion")
+        for step, request_id in enumerate(("1/0", "2/0")):
+            taking = asyncio.create_task(taker.take(step=step, progress=ignore))
+            await settled()
+            engine.gate(request_id).set()
+            await taking
+            engine.version += 1
+        taking = asyncio.create_task(taker.take(step=2, progress=ignore))
+        await settled()
+        assert [request.id for request in engine.requests] == ["0/0", "1/0", "2/0", "3/0"]
+        engine.gate("0/0").set()  # of version 0, two steps ago
+        await settled()
+        assert [request.id for request in engine.requests][4:] == ["4/0"]
+        assert not taking.done()
+        taking.cancel()
+
     async def test_what_is_under_way_is_dropped_with_the_block(self, completion):
         engine = Engine("e", completion, at_once=False)
         taker = collector([engine], prompts=2)
