@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,6 +197,7 @@ class RayWeights:
             world=1 + workers * len(self._engines),
             capacity_bytes=self._config.weight_sync.bucket_mib * MIB,
             timeout_s=self._config.weight_sync.timeout_s,
+            segment=f"ray_rl-{uuid.uuid4().hex}",
         )
         transport = transport_of(self._config)
         joining = [

@@ -70,6 +70,11 @@ def _hardware(config: RunConfig, visible_gpus: int) -> Iterator[str]:
                 "set weight_sync.backend=auto, or cluster.accelerator=gpu"
             )
         return
+    if config.weight_sync.backend == "shared_memory":
+        yield (
+            "weight_sync.backend=shared_memory: is for trainers and engines on the CPUs of one host, and "
+            "cluster.accelerator=gpu; set weight_sync.backend=auto"
+        )
     asks = asked_gpus(config)
     asked = sum(ask.gpus for ask in asks)
     roles = f"{asked} GPUs are asked for: " + " + ".join(map(str, asks))

@@ -49,8 +49,8 @@ class RolloutConfig(Config):
 class WeightSyncConfig(Config):
     """How new weights reach the engines."""
 
-    backend: Literal["auto", "gloo", "nccl"] = "auto"
-    """auto: nccl on GPU, gloo on CPU."""
+    backend: Literal["auto", "shared_memory", "gloo", "nccl"] = "auto"
+    """auto: nccl on GPU; on CPU shared_memory in a cluster that is started here, gloo (sockets) in any other."""
     bucket_mib: int = Field(64, ge=1)
     """Parameters are packed into buckets of this size; a decoder layer is not split unless it alone is larger."""
     timeout_s: float = Field(300.0, gt=0)

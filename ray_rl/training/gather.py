@@ -68,6 +68,26 @@ class ParameterStream:
             yield self._gather(group)
 
     @torch.no_grad()
+    def slices(self) -> Iterator[tuple[int, Tensor]]:
+        """This rank's part of every parameter, in order: its first element, and flat values in the trainer's dtype.
+
+        Together the ranks hold every element once. No collective.
+        """
+        rank, world = dist.get_rank(), dist.get_world_size()
+        for parameter in self._parameters.values():
+            if _is_sharded(parameter):
+                part, total = parameter.ds_tensor.detach().reshape(-1), parameter.ds_numel
+                size = part.numel()
+            else:
+                whole = parameter.detach().reshape(-1)
+                total = whole.numel()
+                size = -(-total // world)
+                part = whole[rank * size : (rank + 1) * size]
+            start = min(rank * size, total)
+            # The last slice of ZeRO-3 is padded to the size of the others.
+            yield start, part[: total - start]
+
+    @torch.no_grad()
     def _gather(self, group: list[ParameterSpec]) -> list[tuple[ParameterSpec, Tensor | None]]:
         parameters = [self._parameters[spec.name] for spec in group]
         if not _is_sharded(parameters[0]):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -92,15 +94,23 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             on_failure.callback(self.shutdown)
             on_failure.callback(arriving.clear)
             for k, bucket in enumerate(buckets):
-                for following in buckets[k + len(arriving) : k + IN_FLIGHT]:
-                    buffer = self._ring.take(bucket_bytes(following))
-                    arriving.append((buffer, self._group.broadcast(buffer)))
+                arriving += map(self.expect, buckets[k + len(arriving) : k + IN_FLIGHT])
                 buffer, work = arriving.pop(0)
                 work.wait()
                 model.load_weights(unpack(buffer, bucket))
-                if not self._holds_views():
-                    self._ring.give(buffer)
+                self.release(buffer)
             on_failure.pop_all()
+
+    def expect(self, bucket: Sequence[ParameterSpec]) -> tuple[Tensor, Any]:
+        """Where a bucket will be, and what to wait for until it is there."""
+        assert self._group is not None
+        buffer = self._ring.take(bucket_bytes(bucket))
+        return buffer, self._group.broadcast(buffer)
+
+    def release(self, buffer: Tensor) -> None:
+        """Called when a bucket is loaded."""
+        if not self._holds_views():
+            self._ring.give(buffer)
 
     def finish_weight_update(self) -> None:
         """Ends the update: layers in the form that the kernels want."""

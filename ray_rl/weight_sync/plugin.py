@@ -1,12 +1,18 @@
 """What vLLM calls in each of its processes (entry point `vllm.general_plugins`)."""
 
-BACKEND = "ray_rl_gloo"
-"""Name of our weight-transfer backend in vLLM's configuration."""
+GLOO, SHARED_MEMORY = "ray_rl_gloo", "ray_rl_shared_memory"
+"""Names of our weight-transfer backends in vLLM's configuration."""
+
+RECEIVERS = {
+    GLOO: ("ray_rl.weight_sync.gloo_receiver", "GlooReceiver"),
+    SHARED_MEMORY: ("ray_rl.weight_sync.shared_memory_receiver", "SharedMemoryReceiver"),
+}
 
 
 def register() -> None:
-    """Makes the gloo receiver known to vLLM, by name: it is imported when an engine asks for it."""
+    """Makes our receivers known to vLLM, by name: they are imported when an engine asks for one."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, "ray_rl.weight_sync.gloo_receiver", "GlooReceiver")
+    for backend, (module, receiver) in RECEIVERS.items():
+        if backend not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(backend, module, receiver)

@@ -33,6 +33,8 @@ class Rendezvous:
     """1 + workers of all engines."""
     capacity_bytes: int
     timeout_s: float
+    segment: str
+    """Name of the shared memory, where the transport uses it."""
 
 
 class Sender(Protocol):

@@ -6,23 +6,29 @@ from typing import Any, Literal, assert_never
 
 from ray_rl.config import RunConfig
 from ray_rl.training.gather import ParameterStream
-from ray_rl.weight_sync.plugin import BACKEND
+from ray_rl.weight_sync.plugin import GLOO, SHARED_MEMORY
+from ray_rl.weight_sync.shared_memory_sender import SharedMemorySender
 from ray_rl.weight_sync.sender import NCCL_BUFFERS, GlooSender, Rendezvous, Sender
 
-Transport = Literal["gloo", "nccl"]
+Transport = Literal["shared_memory", "gloo", "nccl"]
 
 
 def transport_of(config: RunConfig) -> Transport:
-    """`weight_sync.backend`, with auto resolved: nccl on GPU, gloo on CPU."""
+    """`weight_sync.backend`, with auto resolved: nccl on GPU; on CPU shared memory in a cluster of this machine alone,
+    gloo in any other."""
     backend = config.weight_sync.backend
     if backend != "auto":
         return backend
-    return "nccl" if config.cluster.accelerator == "gpu" else "gloo"
+    if config.cluster.accelerator == "gpu":
+        return "nccl"
+    return "shared_memory" if config.cluster.address is None else "gloo"
 
 
 def build_sender(transport: Transport, stream: ParameterStream, *, is_sender: bool) -> Sender:
     """The trainer's side."""
     match transport:
+        case "shared_memory":
+            return SharedMemorySender(stream, is_sender=is_sender)
         case "gloo":
             return GlooSender(stream, is_sender=is_sender)
         case "nccl":
@@ -35,7 +41,15 @@ def build_sender(transport: Transport, stream: ParameterStream, *, is_sender: bo
 
 def vllm_backend(transport: Transport) -> str:
     """What vLLM calls the transport."""
-    return BACKEND if transport == "gloo" else "nccl"
+    match transport:
+        case "shared_memory":
+            return SHARED_MEMORY
+        case "gloo":
+            return GLOO
+        case "nccl":
+            return "nccl"
+        case _:
+            assert_never(transport)
 
 
 def engine_init_info(transport: Transport, rendezvous: Rendezvous, *, rank_offset: int) -> dict[str, Any]:
@@ -47,8 +61,9 @@ def engine_init_info(transport: Transport, rendezvous: Rendezvous, *, rank_offse
         rank_offset: rank of the engine's first worker; the trainer is 0.
     """
     match transport:
-        case "gloo":
-            return {
+        case "shared_memory" | "gloo":
+            shared = {"segment": rendezvous.segment} if transport == "shared_memory" else {}
+            return shared | {
                 "address": rendezvous.address,
                 "port": rendezvous.port,
                 "rank_offset": rank_offset,

@@ -196,7 +196,7 @@ async def test_the_exported_weights_are_the_trainers_bit_for_bit_and_a_tied_head
     specs = [
         ParameterSpec(*spec) for spec in zip(*(update_info[key] for key in ("names", "dtypes", "shapes")), strict=True)
     ]
-    rendezvous = Rendezvous(*await trained.free_address(), world=3, capacity_bytes=2**20, timeout_s=60.0)
+    rendezvous = Rendezvous(*await trained.free_address(), world=3, capacity_bytes=2**20, timeout_s=60.0, segment="")
     await lone.score.remote(trained.prompt)  # it is there
     listener = WeightListener(rendezvous, 2, specs)
     init_info = engine_init_info("gloo", rendezvous, rank_offset=1)
@@ -215,6 +215,27 @@ async def test_the_exported_weights_are_the_trainers_bit_for_bit_and_a_tied_head
     await lone.repack_tied_head.remote()
     fresh = await lone.score.remote(trained.prompt + trained.answer)
     assert gap(np.array(fresh[len(trained.prompt) - 1 :]), trainer) < FLOAT32_GAP
+
+
+async def test_the_slices_of_the_ranks_make_up_the_whole_weights(trained):
+    """What goes through shared memory, where trainer and engines share a host."""
+    from safetensors.torch import load_file
+
+    def slices(shell):
+        stream = shell._trainer.stream
+        return [
+            (spec.name, start, part.numpy()) for spec, (start, part) in zip(stream.specs, stream.slices(), strict=True)
+        ]
+
+    handles = trained.workers.actor._team.handles
+    by_rank = await asyncio.gather(*[_settled(handle.__ray_call__.remote(slices)) for handle in handles])
+    exported = load_file(trained.export / "model.safetensors")
+    written = {name: np.full(tensor.numel(), np.nan, np.float32) for name, tensor in exported.items()}
+    for name, start, part in (part for rank in by_rank for part in rank):
+        written[name][start : start + len(part)] = part
+    assert sum(len(part) for rank in by_rank for _, _, part in rank) == sum(map(len, written.values()))
+    for name, tensor in exported.items():
+        assert tensor.numpy().tobytes() == written[name].tobytes(), name
 
 
 async def test_the_export_gives_one_greedy_answer_in_transformers_and_in_a_fresh_vllm(trained, lone):

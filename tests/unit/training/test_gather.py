@@ -45,3 +45,12 @@ def test_the_size_of_a_parameter_follows_its_dtype():
     assert ParameterSpec("w", "float32", (3, 5)).bytes == 60
     assert ParameterSpec("w", "bfloat16", (3, 5)).bytes == 30
     assert ParameterSpec("scale", "float32", ()).bytes == 4
+
+
+def test_the_slices_of_one_rank_are_the_whole_parameters_in_the_order_of_the_specs(stream):
+    slices = list(stream.slices())
+    values = dict(stream._parameters)
+    assert len(slices) == len(stream.specs)
+    for spec, (start, part) in zip(stream.specs, slices, strict=True):
+        assert start == 0
+        assert torch.equal(part, values[spec.name].reshape(-1))

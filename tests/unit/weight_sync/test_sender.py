@@ -46,7 +46,7 @@ def meet():
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        return Rendezvous("127.0.0.1", port, 1 + engines, CAPACITY_BYTES, timeout_s)
+        return Rendezvous("127.0.0.1", port, 1 + engines, CAPACITY_BYTES, timeout_s, segment="")
 
     return make
 

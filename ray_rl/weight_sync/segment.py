@@ -1,0 +1,82 @@
+"""Memory that the processes of one host share."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ray_rl.errors import WeightSyncError
+
+SHARED = Path("/dev/shm")
+POLL_S = 0.05
+MIB = 2**20
+
+
+class Segment:
+    """A piece of shared memory, seen as a flat uint8 tensor.
+
+    Its name is only for meeting: once all have it mapped it can be forgotten, and the kernel frees the memory with the
+    last process, however that ends.
+    """
+
+    def __init__(self, name: str, file: int, size: int) -> None:
+        """Maps an open file; use `create` or `attach`."""
+        self._path = SHARED / name
+        self._map = mmap.mmap(file, size)
+        os.close(file)
+        self.buffer: Tensor = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    @classmethod
+    def create(cls, name: str, size: int) -> Segment:
+        """New memory.
+
+        Raises:
+            WeightSyncError: there is not enough of it; says how much there is.
+        """
+        file = os.open(SHARED / name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            os.posix_fallocate(file, 0, size)  # now, and not as a bus error in the middle of a publish
+        except OSError as error:
+            os.close(file)
+            (SHARED / name).unlink()
+            raise WeightSyncError(
+                f"a publish needs {size / MIB:.0f} MiB of shared memory, and {SHARED} has "
+                f"{shutil.disk_usage(SHARED).free / MIB:.0f} MiB free ({error.strerror}); enlarge it (docker run "
+                "--shm-size), or set weight_sync.backend=gloo"
+            ) from error
+        return cls(name, file, size)
+
+    @classmethod
+    def attach(cls, name: str, *, timeout_s: float) -> Segment:
+        """Memory that another process creates, waited for.
+
+        Raises:
+            WeightSyncError: it has not come within `timeout_s`.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                file = os.open(SHARED / name, os.O_RDWR)
+            except FileNotFoundError:
+                if time.monotonic() > deadline_s:
+                    raise WeightSyncError(
+                        f"the trainer's shared memory {SHARED / name} was not there within "
+                        f"weight_sync.timeout_s={timeout_s:g}: trainer and engines must be on one host and see one "
+                        f"{SHARED}; set weight_sync.backend=gloo where they are not"
+                    ) from None
+            else:
+                size = os.fstat(file).st_size
+                if size > 0:  # else it is being made
+                    return cls(name, file, size)
+                os.close(file)
+            time.sleep(POLL_S)
+
+    def forget_name(self) -> None:
+        """Removes the name; who has the memory mapped keeps it."""
+        self._path.unlink(missing_ok=True)

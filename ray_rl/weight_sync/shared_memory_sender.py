@@ -1,0 +1,116 @@
+"""The trainer's side of a publish through shared memory: every rank writes its own slice of every parameter."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ray_rl.errors import WeightSyncError
+from ray_rl.metrics.metric import Last, Metric, Total
+from ray_rl.training.gather import ParameterStream
+from ray_rl.weight_sync.buckets import bucket_bytes, plan_buckets, unpack
+from ray_rl.weight_sync.gloo_group import GlooGroup
+from ray_rl.weight_sync.segment import Segment
+from ray_rl.weight_sync.sender import Rendezvous
+
+
+class SharedMemorySender:
+    """Nothing is gathered and nothing goes through a socket but the word that a bucket is complete.
+
+    The slices of ZeRO-3 land where they belong in the whole parameter; without ZeRO-3 the ranks share the work alike.
+    """
+
+    def __init__(self, stream: ParameterStream, *, is_sender: bool) -> None:
+        """Remembers what to send.
+
+        Args:
+            stream: of this rank's trainer.
+            is_sender: rank 0.
+        """
+        self._stream = stream
+        self._is_sender = is_sender
+        self._segment: Segment | None = None
+        self._group: GlooGroup | None = None
+
+    def announce(self) -> dict[str, Any]:
+        """Names, dtypes and shapes."""
+        specs = self._stream.specs
+        return {
+            "names": [spec.name for spec in specs],
+            "dtypes": [spec.dtype for spec in specs],
+            "shapes": [list(spec.shape) for spec in specs],
+        }
+
+    def join(self, rendezvous: Rendezvous) -> None:
+        """Rank 0 makes the memory and opens the group in which buckets are announced; the other ranks map it."""
+        self.close()
+        self._capacity_bytes = rendezvous.capacity_bytes
+        if not self._is_sender:
+            self._segment = Segment.attach(rendezvous.segment, timeout_s=rendezvous.timeout_s)
+            return
+        self._segment = Segment.create(rendezvous.segment, bucket_bytes(self._stream.specs))
+        self._group = GlooGroup(
+            address=rendezvous.address,
+            port=rendezvous.port,
+            rank=0,
+            world=rendezvous.world,
+            timeout_s=rendezvous.timeout_s,
+        )
+
+    def send(self) -> list[Metric]:
+        """Writes all parameters, and tells the engines of each bucket when every rank has written its part.
+
+        Raises:
+            WeightSyncError: an engine went away or did not keep up; the group is closed, `join` must come before the
+                next publish.
+        """
+        if self._segment is None:
+            raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
+        start_s = time.perf_counter()
+        failure = self._write_all(self._segment)
+        if failure is not None:
+            self.close()
+            raise WeightSyncError(f"sending weights failed: {failure}") from failure
+        if not self._is_sender:
+            return []
+        self._segment.forget_name()  # all have met, or there would be no publish
+        sent = bucket_bytes(self._stream.specs)
+        return [Total("sync/bytes", sent), Last("sync/gb_per_s", sent / (time.perf_counter() - start_s) / 1e9)]
+
+    def close(self) -> None:
+        """Leaves the group and the memory."""
+        if self._is_sender and self._segment is not None:
+            self._segment.forget_name()
+        self._group = self._segment = None
+
+    def _write_all(self, segment: Segment) -> RuntimeError | None:
+        """Why the engines could not be told, if they could not. Every rank writes to the end: each bucket is a barrier."""
+        told: list[Any] = []
+        failure: RuntimeError | None = None
+        slices = self._stream.slices()
+        offset = 0
+        for bucket in plan_buckets(self._stream.specs, capacity_bytes=self._capacity_bytes):
+            size = bucket_bytes(bucket)
+            for _, view in unpack(segment.buffer[offset : offset + size], bucket):
+                start, values = next(slices)
+                view.view(-1)[start : start + values.numel()].copy_(values)
+            offset += size
+            dist.barrier()
+            if self._group is not None and failure is None:
+                try:
+                    told.append(self._group.broadcast(torch.zeros(1, dtype=torch.uint8)))
+                except RuntimeError as error:
+                    failure = error
+        return failure or _settled(told)
+
+
+def _settled(works: list[Any]) -> RuntimeError | None:
+    try:
+        for work in works:
+            work.wait()
+    except RuntimeError as error:
+        return error
+    return None
