@@ -7,6 +7,7 @@
     |-- RewardError              a reward function raised or returned nan
     |-- TrainingError            nan or inf in a loss or gradient
     `-- OutsideError             something outside this process failed
+        |-- CheckpointError      a checkpoint that cannot be written, or does not verify
         |-- ClusterError         Ray: placement, a lost worker, a wait that ran out
         |-- EngineError          a vLLM engine
         |-- SandboxError         a function in a worker process raised or crashed it
@@ -42,6 +43,10 @@ class TrainingError(RayRLError, ArithmeticError):
 
 class OutsideError(RayRLError, RuntimeError):
     """Something outside this process failed."""
+
+
+class CheckpointError(OutsideError):
+    """A checkpoint could not be written, or is not what its manifest says."""
 
 
 class ClusterError(OutsideError):

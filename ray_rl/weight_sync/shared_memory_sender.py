@@ -87,7 +87,7 @@ class SharedMemorySender:
         self._group = self._segment = None
 
     def _write_all(self, segment: Segment) -> RuntimeError | None:
-        """Why the engines could not be told, if they could not. Every rank writes to the end: each bucket is a barrier."""
+        """Why the engines were not told, if they were not. Every rank writes to the end: each bucket is a barrier."""
         told: list[Any] = []
         failure: RuntimeError | None = None
         slices = self._stream.slices()

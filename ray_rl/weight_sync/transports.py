@@ -7,15 +7,14 @@ from typing import Any, Literal, assert_never
 from ray_rl.config import RunConfig
 from ray_rl.training.gather import ParameterStream
 from ray_rl.weight_sync.plugin import GLOO, SHARED_MEMORY
-from ray_rl.weight_sync.shared_memory_sender import SharedMemorySender
 from ray_rl.weight_sync.sender import NCCL_BUFFERS, GlooSender, Rendezvous, Sender
+from ray_rl.weight_sync.shared_memory_sender import SharedMemorySender
 
 Transport = Literal["shared_memory", "gloo", "nccl"]
 
 
 def transport_of(config: RunConfig) -> Transport:
-    """`weight_sync.backend`, with auto resolved: nccl on GPU; on CPU shared memory in a cluster of this machine alone,
-    gloo in any other."""
+    """`weight_sync.backend`; auto is nccl on GPU, shared memory in a cluster of this host alone, else gloo."""
     backend = config.weight_sync.backend
     if backend != "auto":
         return backend

@@ -1,0 +1,147 @@
+"""Seconds of a whole publish on real Ray, DeepSpeed and vLLM: SmolLM2-135M, ZeRO-3 on two workers, two engines.
+
+Beside it, in the same run: the same through sockets, in buckets and one parameter at a time (gathered by DeepSpeed,
+sent and loaded each by itself), and a plain copy of the same bytes from memory to memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ray_rl.config import RunConfig
+
+WORKERS, ENGINES = 2, 2
+ROUNDS = 9
+MODEL = "smollm2-135m-instruct"
+
+
+def config_of(folder: str, scratch: Path, backend: str) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "publish", "dir": str(scratch), "steps": 1},
+            "model": {"path": folder, "dtype": "float32"},
+            "data": {"kind": "addition"},
+            "rewards": [{"kind": "number"}],
+            "train": {"workers": WORKERS, "zero_stage": 3},
+            "rollout": {"engines": ENGINES, "max_tokens": 8, "max_sequences": 4, "kv_cache_gib": 0.05},
+            "weight_sync": {"backend": backend},
+            "cluster": {"accelerator": "cpu"},
+        }
+    )
+
+
+def gather_one_by_one(shell: Any) -> None:
+    """Runs in a trainer's worker: its stream gathers as most code does, a collective of DeepSpeed's a parameter."""
+    import deepspeed
+
+    class OneByOne:
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+            self.specs = stream.specs
+
+        def groups(self) -> Iterator[list[Any]]:
+            for spec in self.specs:
+                parameter = self._stream._parameters[spec.name]
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    yield [(spec, parameter.detach())]
+
+    shell._sender._stream = OneByOne(shell._sender._stream)
+    shell._sender.in_flight = 1
+
+
+async def timed(action: Callable[[], Awaitable[Any]], rounds: int = ROUNDS) -> list[float]:
+    """Seconds of each round, after one that warms up."""
+    seconds = []
+    for _ in range(rounds + 1):
+        start_s = time.perf_counter()
+        await action()
+        seconds.append(time.perf_counter() - start_s)
+    return seconds[1:]
+
+
+async def publishes(
+    folder: str, scratch: Path, backend: str, *, also_one_by_one: bool
+) -> tuple[list[list[float]], int]:
+    """Seconds of each round, those of one parameter at a time behind where asked; and the bytes of the weights."""
+    from ray_rl.cluster.roles import RayWeights
+    from ray_rl.cluster.session import ray_session
+    from ray_rl.cluster.start import started_workers
+    from ray_rl.planner.plan import plan
+
+    config = config_of(folder, scratch, backend)
+    layout = plan(config)
+    folders, versions = dict.fromkeys(layout.workers, (folder,)), iter(range(1, 10_000))
+    with ray_session(config, layout):
+        async with started_workers(config, layout, folders=folders, logs=scratch / backend, note=print) as workers:
+            sent = next(m for m in await workers.weights.publish(next(versions)) if m.name == "sync/bytes")
+            found = [await timed(lambda: workers.weights.publish(next(versions)))]
+            if also_one_by_one:
+                handles = workers.actor._team.handles
+                await asyncio.gather(*[settled(handle.__ray_call__.remote(gather_one_by_one)) for handle in handles])
+                alone = config.weight_sync.model_copy(update={"bucket_mib": 0})
+                slow = RayWeights(config.model_copy(update={"weight_sync": alone}), workers.actor, workers.engines)
+                await slow.join(*await handles[0].free_address.remote())
+                found.append(await timed(lambda: slow.publish(next(versions))))
+    return found, int(sent.value)
+
+
+async def settled(ref: Any) -> Any:
+    return await ref
+
+
+async def plain_copy(size: int) -> list[float]:
+    """From one warm buffer to another, with all threads."""
+    source, target = torch.ones(size, dtype=torch.uint8), torch.ones(size, dtype=torch.uint8)
+
+    async def copy() -> None:
+        target.copy_(source)
+
+    return await timed(copy)
+
+
+def main() -> None:
+    from ray_rl.cluster.environment import prepare_environment
+    from ray_rl.models.packaged import resolve_model
+
+    prepare_environment(local=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, logs = resolve_model(MODEL), Path(scratch)
+        (shared,), size = asyncio.run(publishes(folder, logs, "shared_memory", also_one_by_one=False))
+        (bucketed, alone), _ = asyncio.run(publishes(folder, logs, "gloo", also_one_by_one=True))
+        seconds = {
+            "publish (shared memory)": shared,
+            "through sockets, in buckets": bucketed,
+            "through sockets, one parameter at a time": alone,
+            "plain copy": asyncio.run(plain_copy(size)),
+        }
+    base = statistics.median(shared)
+    table = Table(
+        title=f"Publish of {size / 2**20:.0f} MiB: ZeRO-3, {WORKERS} workers, {ENGINES} engines, {ROUNDS} rounds"
+    )
+    for column in ("what", "median s", "least s", "most s", "GB/s", "against a publish"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for what, each in seconds.items():
+        middle = statistics.median(each)
+        table.add_row(
+            what,
+            f"{middle:.3f}",
+            f"{min(each):.3f}",
+            f"{max(each):.3f}",
+            f"{size / middle / 1e9:.2f}",
+            f"{middle / base:.2f}x",
+        )
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
