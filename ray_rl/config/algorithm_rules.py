@@ -124,6 +124,11 @@ def _off_policy(config: RunConfig) -> Iterator[str]:
             "the trainer computes probabilities over the whole vocabulary, so that every ratio is biased; set "
             "rollout.top_p=1"
         )
+    if config.rollout.on_publish == "abort_and_resume" and config.rollout.stop:
+        yield (
+            "rollout.on_publish=abort_and_resume: a string of rollout.stop that a publish cuts in two would not be "
+            "seen; set rollout.on_publish=keep"
+        )
     if config.algorithm.old_policy == "rollout" and config.algorithm.correction is not None:
         yield (
             "algorithm.correction: it weighs the trainer's policy before the update against the engine's, and under "

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from ray_rl.config.base import Config
 
+OnPublish = Literal["keep", "finish", "abort_and_resume"]
+
 
 class RolloutConfig(Config):
     """vLLM engines and their sampling settings."""
@@ -27,9 +29,10 @@ class RolloutConfig(Config):
     order: Literal["admission", "completion"] = "admission"
     """admission: batches come in the order of the prompts, and stragglers are waited for. completion: as groups finish,
     and what has become older than max_staleness is dropped and counted."""
-    on_publish: Literal["keep", "finish"] = "keep"
-    """What becomes of completions under way when weights are published. keep: they go on with the new weights, and
-    every token knows its version. finish: the publish waits for them."""
+    on_publish: OnPublish = "keep"
+    """What becomes of completions under way when weights are published. keep: they stop where they are and go on with
+    the new weights, and every token knows its version. finish: the publish waits for them. abort_and_resume: as keep,
+    but the engine drops them and is asked for the rest behind what they had, so that they hold no memory meanwhile."""
     max_running: int | None = Field(None, ge=1)
     """Prompts under way at once. None: those of max_staleness + 1 steps."""
     max_sequences: int = Field(256, ge=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from ray_rl.config import RunConfig
 from ray_rl.errors import EngineError
 from ray_rl.rollout.receiver import WeightReceiver
-from ray_rl.rollout.request import SampleRequest
+from ray_rl.rollout.request import SampleRequest, continuation, joined
 from ray_rl.types import Completion
 
 GIB = 2**30
@@ -106,6 +108,23 @@ class Engine:
         Raises:
             EngineError: the engine died, or its answer has not a log-probability and a version for every token.
         """
+        parts = await self._sample(request, max_tokens=self._config.rollout.max_tokens)
+        return list(await asyncio.gather(*(self._to_the_end(request, i, part) for i, part in enumerate(parts))))
+
+    async def _to_the_end(self, request: SampleRequest, sample: int, part: Completion) -> Completion:
+        """A completion sampled on wherever a publish cut it short, each time under the weights of then."""
+        if part.finish_reason != "abort":
+            return part
+        cuts = 0
+        while part.finish_reason == "abort":
+            cuts += 1
+            rest = continuation(request, sample=sample, cut=cuts, sampled=part.token_ids.tolist())
+            left = self._config.rollout.max_tokens - len(part.token_ids)
+            part = joined(part, *await self._sample(rest, max_tokens=left))
+        text = self._llm.get_tokenizer().decode(part.token_ids.tolist(), skip_special_tokens=True)
+        return replace(part, text=text)
+
+    async def _sample(self, request: SampleRequest, *, max_tokens: int) -> list[Completion]:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -113,7 +132,7 @@ class Engine:
         parameters = SamplingParams(
             n=request.samples,
             seed=request.seed,
-            max_tokens=rollout.max_tokens,
+            max_tokens=max_tokens,
             temperature=rollout.temperature,
             top_p=rollout.top_p,
             stop=rollout.stop or None,

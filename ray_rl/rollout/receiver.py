@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ray_rl.config.rollout import OnPublish
 
 if TYPE_CHECKING:
     from vllm.v1.engine import PauseMode
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
+PAUSES: Mapping[OnPublish, PauseMode] = {"keep": "keep", "finish": "wait", "abort_and_resume": "abort"}
+"""What vLLM calls each."""
+
+
 class WeightReceiver:
     """vLLM's native weight transfer, in the steps of a publish: join once; then begin, receive, commit, resume."""
 
-    def __init__(self, llm: AsyncLLM, *, on_publish: Literal["keep", "finish"] = "keep") -> None:
+    def __init__(self, llm: AsyncLLM, *, on_publish: OnPublish = "keep") -> None:
         """Does nothing yet.
 
         Args:
@@ -20,7 +27,7 @@ class WeightReceiver:
             on_publish: what becomes of completions under way.
         """
         self._llm = llm
-        self._pause: PauseMode = "keep" if on_publish == "keep" else "wait"
+        self._pause = PAUSES[on_publish]
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Joins the trainer's transfer group; blocks until the trainer is there."""
@@ -29,7 +36,7 @@ class WeightReceiver:
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def begin_update(self) -> None:
-        """Pauses generation, keeping or finishing what is under way, and makes the model ready for new weights.
+        """Pauses generation, as `on_publish` says with what is under way, and makes the model ready for new weights.
 
         The caches are cleared: attention of later tokens must not mix keys of two versions.
         """

@@ -1,9 +1,14 @@
-"""What is asked of an engine, and the one place where sampling seeds come from."""
+"""What is asked of an engine, whole or in parts, and the one place where sampling seeds come from."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from ray_rl.types import Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,5 +33,35 @@ def request_seed(*, run_seed: int, step: int, index: int, prompt_id: str) -> int
         index: of the prompt in the step, as one prompt may come twice where two epochs meet.
         prompt_id: of the prompt.
     """
-    digest = hashlib.blake2b(f"{run_seed}/{step}/{index}/{prompt_id}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return _hashed(f"{run_seed}/{step}/{index}/{prompt_id}")
+
+
+def continuation(request: SampleRequest, *, sample: int, cut: int, sampled: Sequence[int]) -> SampleRequest:
+    """The request for the rest of one completion of `request`, after what was sampled of it.
+
+    Its seed is a hash of the completion's own and of the cut: the stream of random numbers cannot be taken up in the
+    middle, and from its start it would repeat the choices that led here.
+
+    Args:
+        request: that was cut short.
+        sample: number of the completion in it.
+        cut: how often this completion has been cut short.
+        sampled: its tokens so far.
+    """
+    seed = _hashed(f"{request.seed + sample}/{cut}")
+    return SampleRequest(f"{request.id}/{sample}/{cut}", (*request.token_ids, *sampled), 1, seed)
+
+
+def joined(part: Completion, rest: Completion) -> Completion:
+    """Two parts of one completion as one, which ends as the second does."""
+    return Completion(
+        token_ids=np.concatenate([part.token_ids, rest.token_ids]),
+        logprobs=np.concatenate([part.logprobs, rest.logprobs]),
+        versions=np.concatenate([part.versions, rest.versions]),
+        finish_reason=rest.finish_reason,
+        text=part.text + rest.text,
+    )
+
+
+def _hashed(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1

@@ -40,8 +40,9 @@ def make(connected, make_config, model, tmp_path):
         {"max_staleness": 1},
         {"max_staleness": 2, "order": "completion"},
         {"max_staleness": 1, "on_publish": "finish"},
+        {"max_staleness": 1, "on_publish": "abort_and_resume"},
     ],
-    ids=["keep", "completion", "finish"],
+    ids=["keep", "completion", "finish", "abort_and_resume"],
 )
 async def test_tokens_sampled_ahead_have_their_version_and_the_trainers_probability(make, model, rollout):
     config = make(
@@ -61,6 +62,7 @@ async def test_tokens_sampled_ahead_have_their_version_and_the_trainers_probabil
     assert [record["policy/correction_mean"] for record in records] == pytest.approx([1.0] * STEPS, abs=1e-3)
     assert [record["sync/effective_fraction"] for record in records] == pytest.approx([1.0] * STEPS, abs=1e-4)
     for sample in samples:
+        assert sample["finish_reason"] in ("stop", "length")
         versions = [version for version, _ in sample["versions"]]
         assert versions == sorted(versions)
         assert 0 <= sample["step"] - 1 - versions[0] <= config.rollout.max_staleness

@@ -212,6 +212,12 @@ class TestOffPolicy:
             "probabilities over the whole vocabulary, so that every ratio is biased; set rollout.top_p=1"
         )
 
+    def test_a_stop_string_must_not_be_cut_in_two(self, refused, passes):
+        passes("rollout.on_publish=abort_and_resume")
+        passes("rollout.on_publish=keep", "rollout.stop=['###']")
+        message = refused("rollout.on_publish=abort_and_resume", "rollout.stop=['###']")
+        assert message.endswith("would not be seen; set rollout.on_publish=keep")
+
     def test_a_correction_needs_two_policies(self, refused, passes):
         passes("algorithm.old_policy=trainer", "algorithm.correction={kind: truncate_tokens}")
         passes("algorithm.old_policy=rollout")

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
-from ray_rl.rollout.request import request_seed
+from ray_rl.rollout.request import SampleRequest, continuation, joined, request_seed
+from ray_rl.types import Completion
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,31 @@ def test_seeds_fit_what_engines_take_and_differ_where_anything_differs():
     }
     assert len(seeds) == 3 * 10 * 10 * 2
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_the_rest_of_a_completion_is_asked_for_behind_what_it_had_with_a_stream_of_its_own():
+    whole = SampleRequest("3/1", (5, 6), 4, 100)
+    rest = continuation(whole, sample=2, cut=1, sampled=[7, 8])
+    assert (rest.id, rest.token_ids, rest.samples) == ("3/1/2/1", (5, 6, 7, 8), 1)
+    others = [continuation(whole, sample=sample, cut=cut, sampled=[7, 8]) for sample in range(4) for cut in (1, 2)]
+    assert len({other.seed for other in others} | {100 + sample for sample in range(4)}) == 8 + 4
+    assert len({other.id for other in others} | {whole.id}) == 8 + 1
+
+
+def part(tokens, version, finish_reason):
+    return Completion(
+        np.array(tokens, np.int32),
+        np.array([-0.5 * token for token in tokens], np.float32),
+        np.full(len(tokens), version, np.int32),
+        finish_reason,
+        "".join(map(str, tokens)),
+    )
+
+
+def test_parts_are_one_completion_that_ends_as_the_last():
+    one = joined(joined(part([7, 8], 2, "abort"), part([], 3, "abort")), part([9], 4, "stop"))
+    assert one.token_ids.tolist() == [7, 8, 9]
+    assert one.logprobs.tolist() == [-3.5, -4.0, -4.5]
+    assert one.versions.tolist() == [2, 2, 4]
+    assert (one.token_ids.dtype, one.logprobs.dtype, one.versions.dtype) == (np.int32, np.float32, np.int32)
+    assert (one.finish_reason, one.text) == ("stop", "789")
