@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from ray_rl.config import RunConfig
 from ray_rl.data.source import PromptSource
@@ -31,11 +31,28 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Finished:
+class Finished:
+    """A group that is complete and scored."""
+
     number: int
     """Of the prompt, in the order of admission."""
     group: RolloutGroup
     metrics: list[Metric]
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """All that a collector needs to go on where another stopped."""
+
+    source: Mapping[str, Any]
+    """Position of the prompt source."""
+    admitted: int
+    accepted: int
+    under_way: tuple[tuple[int, Prompt], ...]
+    """Number and prompt of what was not complete: it is sampled anew, with the same seeds."""
+    waiting: tuple[Finished, ...]
+    refused: tuple[Finished, ...]
+    stale: int
 
 
 class Collector:
@@ -67,9 +84,11 @@ class Collector:
         self._version = 0
         self._admitted = 0
         self._accepted = 0
-        self._running: dict[int, asyncio.Task[_Finished]] = {}
-        self._waiting: list[_Finished] = []
-        self._refused: list[_Finished] = []
+        self._running: dict[int, asyncio.Task[Finished]] = {}
+        self._under_way: dict[int, Prompt] = {}
+        """Prompts that are running, and those that a restored collector has yet to ask for."""
+        self._waiting: list[Finished] = []
+        self._refused: list[Finished] = []
         """Groups of equal rewards since the last batch, under dynamic sampling."""
         self._stale = 0
         """Groups dropped as too old since the last batch."""
@@ -121,7 +140,29 @@ class Collector:
                 return self._batch(ready[:count])
             await self._changed.wait()
 
-    def _batch(self, taken: list[_Finished]) -> tuple[list[RolloutGroup], list[Metric]]:
+    def state(self) -> Collected:
+        """Where it stands: between two batches, whatever is under way."""
+        return Collected(
+            source=self._source.state(),
+            admitted=self._admitted,
+            accepted=self._accepted,
+            under_way=tuple(self._under_way.items()),
+            waiting=tuple(self._waiting),
+            refused=tuple(self._refused),
+            stale=self._stale,
+        )
+
+    def restore(self, state: Collected) -> None:
+        """Goes on where another collector of the same configuration stood; before the first batch.
+
+        The counts are of the whole run, as the trainer's version is, so that the bound on staleness holds on.
+        """
+        self._source.restore(state.source)
+        self._admitted, self._accepted, self._stale = state.admitted, state.accepted, state.stale
+        self._under_way = dict(state.under_way)
+        self._waiting, self._refused = list(state.waiting), list(state.refused)
+
+    def _batch(self, taken: list[Finished]) -> tuple[list[RolloutGroup], list[Metric]]:
         numbers = {each.number for each in taken}
         self._waiting = [each for each in self._waiting if each.number not in numbers]
         metrics = [metric for each in (*taken, *self._refused) for metric in each.metrics]
@@ -134,11 +175,11 @@ class Collector:
         self._refused, self._stale = [], 0
         return [each.group for each in taken], metrics + self._source.metrics()
 
-    def _ready(self) -> list[_Finished]:
+    def _ready(self) -> list[Finished]:
         """Groups that may be taken now, in the order of their prompts."""
         if self._config.rollout.order == "admission":
             self._waiting.sort(key=lambda each: each.number)
-            first_open = min(self._running, default=self._admitted)
+            first_open = min(self._under_way, default=self._admitted)
             return [each for each in self._waiting if each.number < first_open]
         bound = self._admission.max_staleness
         fresh = [each for each in self._waiting if staleness([each.group], version=self._version) <= bound]
@@ -153,17 +194,23 @@ class Collector:
 
     async def _admit(self) -> None:
         """Starts prompts whenever there is room, until it is cancelled. A source that fails ends it."""
+        for number, prompt in self._under_way.items():  # those of a collector before this one
+            self._start(number, prompt)
         while True:
             await self._room.wait()
             self._room.clear()
             free = self._admission.capacity(version=self._version, accepted=self._accepted, running=len(self._running))
             for prompt in self._source.take(free) if free else ():
                 number, self._admitted = self._admitted, self._admitted + 1
-                task = asyncio.ensure_future(self._sample(number, prompt))
-                self._running[number] = task
-                task.add_done_callback(partial(self._settle, number))
+                self._under_way[number] = prompt
+                self._start(number, prompt)
 
-    def _settle(self, number: int, task: asyncio.Task[_Finished]) -> None:
+    def _start(self, number: int, prompt: Prompt) -> None:
+        task = asyncio.ensure_future(self._sample(number, prompt))
+        self._running[number] = task
+        task.add_done_callback(partial(self._settle, number))
+
+    def _settle(self, number: int, task: asyncio.Task[Finished]) -> None:
         """Takes in what a task has brought, and makes room for the next."""
         del self._running[number]
         self._changed.set()
@@ -175,13 +222,14 @@ class Collector:
             self._failure = self._failure or error
             return
         finished = task.result()
+        del self._under_way[number]
         if self._is_wanted(finished.group):
             self._accepted += 1
             self._waiting.append(finished)
         else:
             self._refused.append(finished)
 
-    async def _sample(self, number: int, prompt: Prompt) -> _Finished:
+    async def _sample(self, number: int, prompt: Prompt) -> Finished:
         step, index = divmod(number, self._admission.prompts_per_step)
         samples = self._config.algorithm.group_size
         seed = request_seed(run_seed=self._config.run.seed, step=step, index=index, prompt_id=prompt.id)
@@ -189,7 +237,7 @@ class Collector:
         with self._router.place(samples * self._config.rollout.max_tokens + len(prompt.token_ids)) as engine:
             completions = await self._samplers[engine].generate(request)
         group, metrics = await self._rewards.ascore(prompt, completions)
-        return _Finished(number, group, metrics)
+        return Finished(number, group, metrics)
 
     def _is_wanted(self, group: RolloutGroup) -> bool:
         """Whether a group counts for a batch: under dynamic sampling, within the bound, not one of equal rewards."""

@@ -33,6 +33,12 @@ class Source:
     def metrics(self):
         return [Last("data/epoch", 0)]
 
+    def state(self):
+        return {"taken": self.taken}
+
+    def restore(self, state):
+        self.taken = state["taken"]
+
 
 class Engine:
     """Answers a request when `let` is called with its prompt's number, or at once."""
@@ -319,58 +325,119 @@ class TestStaleness:
         assert raised.value is error
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+class Interleaved:
+    """A trainer, its rollouts and its checkpoints, moved on step by step by a script.
+
+    An engine answers, or fails; a complete batch is trained on and published; the run is saved, or dies and goes on
+    from what was saved last.
+    """
+
+    def __init__(self, completion, options):
+        self._completion, self._options = completion, options
+        self.prompts, self.staleness = options["prompts"], options["max_staleness"]
+        self.trained, self.dropped, self.saved = [], 0, (0, [], 0, None)
+        self._begin(0, None)
+
+    def _begin(self, version, state):
+        self.engine = Engine("e", self._completion, at_once=False)
+        self.engine.version = version
+        self.answered = set()
+        self.taker = collector([self.engine], **self._options)
+        if state is not None:
+            self.taker.restore(state)
+        self._take()
+
+    def _take(self):
+        self.taking = asyncio.create_task(self.taker.take(step=self.engine.version, progress=ignore))
+
+    @property
+    def still_open(self):
+        return [request.id for request in self.engine.requests if request.id not in self.answered]
+
+    async def answer(self, choice):
+        assert self.still_open, "a batch is waited for and nothing is under way"
+        assert len(self.still_open) <= self._options["max_running"]
+        request_id = self.still_open[choice % len(self.still_open)]
+        self.answered.add(request_id)
+        self.engine.gate(request_id).set()
+        await settled()
+
+    async def fail(self, choice):
+        """A request fails: the run ends with its error, and is taken up again."""
+        self.engine._error = EngineError("the engine died")
+        await self.answer(choice)
+        with pytest.raises(EngineError):
+            await self.taking
+        await self.resume()
+
+    async def train(self):
+        """What is complete, until nothing is."""
+        while self.taking.done():
+            groups, metrics = self.taking.result()
+            for group in groups:
+                assert 0 <= self.engine.version - group.rollouts[0].completion.versions.min() <= self.staleness
+            self.trained += ids(groups)
+            self.dropped += sum(int(m.value) for m in metrics if m.name == "rollout/groups_stale")
+            self.engine.version += 1
+            self.save()
+            self._take()
+            await settled()
+
+    def save(self):
+        self.saved = (self.engine.version, list(self.trained), self.dropped, self.taker.state())
+
+    async def resume(self):
+        """Everything since the last checkpoint is gone."""
+        self.taking.cancel()
+        self.taker._cancel()
+        await settled()
+        version, trained, self.dropped, state = self.saved
+        self.trained = list(trained)
+        self._begin(version, state)
+        await settled()
+
+    def check(self):
+        """Every prompt that was drawn was trained on, waits, is under way, or was dropped as too old: once each."""
+        state = self.taker.state()
+        waiting = ids(each.group for each in state.waiting)
+        under_way = [int(prompt.id.removeprefix("p/")) for _, prompt in state.under_way]
+        known = [*self.trained, *waiting, *under_way]
+        assert len(known) == len(set(known))
+        assert state.source["taken"] == len(known) + self.dropped + state.stale
+        if self._options["order"] == "admission":
+            assert self.trained == list(range(len(self.trained)))
+            assert self.dropped + state.stale == 0
+
+
 @given(
     staleness=st.integers(0, 3),
     order=st.sampled_from(["admission", "completion"]),
     prompts=st.integers(1, 3),
-    max_running=st.integers(1, 9),
-    script=st.lists(st.integers(0, 30), max_size=60),
+    max_running=st.integers(3, 9),
+    script=st.lists(st.tuples(st.sampled_from(["answer"] * 8 + ["fail", "resume"]), st.integers(0, 30)), max_size=60),
 )
-def test_whatever_finishes_when_no_group_is_lost_taken_twice_or_older_than_the_bound(
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_finishes_fails_and_resumes_when_no_group_is_lost_trained_twice_or_older_than_the_bound(
     completion, staleness, order, prompts, max_running, script
 ):
-    """`script` says which of the open requests is answered next; a batch that is complete is trained on at once."""
+    options = {"prompts": prompts, "max_staleness": staleness, "order": order, "max_running": max_running}
 
     async def drive():
-        engine = Engine("e", completion, at_once=False)
-        taker = collector(
-            [engine], prompts=prompts, max_staleness=staleness, order=order, max_running=max(max_running, prompts)
-        )
-        taken, dropped, answered = [], 0, set()
-        taking = asyncio.create_task(taker.take(step=0, progress=ignore))
-        for choice in [*script, *[0] * 200]:
-            await settled()
-            if taking.done():
-                groups, metrics = taking.result()
-                for group in groups:
-                    age = engine.version - group.rollouts[0].completion.versions.min()
-                    assert 0 <= age <= staleness
-                taken += ids(groups)
-                dropped += sum(int(m.value) for m in metrics if m.name == "rollout/groups_stale")
-                engine.version += 1
-                if engine.version == 6:
-                    break
-                taking = asyncio.create_task(taker.take(step=engine.version, progress=ignore))
-                continue
-            still_open = [request.id for request in engine.requests if request.id not in answered]
-            assert still_open, "a batch is waited for and nothing is under way"
-            assert len(still_open) <= max(max_running, prompts)
-            request_id = still_open[choice % len(still_open)]
-            answered.add(request_id)
-            engine.gate(request_id).set()
+        run = Interleaved(completion, options)
         await settled()
-        assert engine.version == 6
-        assert len(taken) == len(set(taken)) == 6 * prompts
-        waiting = ids(each.group for each in taker._waiting)
-        under_way = len([request for request in engine.requests if request.id not in answered])
-        # Every prompt that was asked for was taken, waits, is under way, or was dropped as too old and counted.
-        assert not set(taken) & set(waiting)
-        assert len(engine.requests) == len(taken) + len(waiting) + under_way + dropped + taker._stale
-        if order == "admission":
-            assert taken == sorted(taken)
-            assert dropped == 0
-        taker._cancel()
+        for event, choice in [*script, *[("answer", 0)] * 100]:
+            if event == "resume":
+                await run.resume()
+            else:
+                await getattr(run, event)(choice)
+            await run.train()
+            run.check()
+            if run.engine.version >= 6:
+                break
+        assert run.engine.version >= 6
+        assert len(run.trained) == run.engine.version * prompts
+        run.taking.cancel()
+        run.taker._cancel()
         await settled()
 
     asyncio.run(drive())

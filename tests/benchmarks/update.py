@@ -1,0 +1,149 @@
+"""Processor time of one forward and backward pass, by the layout of its sequences; and how exact each layout is.
+
+The model is SmolLM2-135M (grouped-query heads, tied embeddings) in float32. Every layout computes logits at the
+completions alone. Seconds are those of the processor, so that other load counts less. The gradient is held against
+that of one plain transformers forward pass a sequence.
+
+bfloat16 is measured on the model's first layers: processors without bfloat16 instructions emulate it. There the
+reference is float32 with the same, rounded weights.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ray_rl.config.train import Packing
+from ray_rl.models.attention import SHARED_PREFIX
+from ray_rl.models.loading import load_causal_lm
+from ray_rl.models.packaged import resolve_model
+from ray_rl.models.policy import PolicyModel
+from ray_rl.training.encoding import Split
+from ray_rl.types import TrainBatch
+
+MODEL = "smollm2-135m-instruct"
+LAYOUTS: tuple[Packing, ...] = ("padded", "packed", "shared_prefix")
+MICRO_BATCH_TOKENS = 4096
+CHUNK_TOKENS = 1024
+ROUNDS = 2
+BFLOAT16_LAYERS = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    prompts: int
+    group: int
+    prompt_tokens: int
+    completion_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.prompts} x {self.group} x ({self.prompt_tokens} + {self.completion_tokens})"
+
+    def batch(self, vocabulary: int) -> TrainBatch:
+        """Random tokens; every completion has the full length, so that padding costs its least."""
+        random = np.random.default_rng(0)
+        shape = (self.prompts * self.group, self.completion_tokens)
+        return TrainBatch(
+            prompt_ids=tuple(
+                random.integers(3, vocabulary, self.prompt_tokens).astype(np.int32) for _ in range(self.prompts)
+            ),
+            group_size=self.group,
+            tokens_RT=random.integers(3, vocabulary, shape).astype(np.int32),
+            lengths_R=np.full(shape[0], self.completion_tokens, np.int32),
+            loss_mask_RT=np.ones(shape, np.bool_),
+            rollout_logprobs_RT=np.zeros(shape, np.float32),
+            rewards_R=np.zeros(shape[0], np.float32),
+            advantages_RT=np.repeat(random.normal(size=(shape[0], 1)), shape[1], 1).astype(np.float32),
+        )
+
+
+SHAPES = (Shape(8, 8, 43, 20), Shape(1, 8, 512, 128))
+
+
+def load(folder: str, layout: Packing | None, *, dtype: torch.dtype, layers: int | None) -> PreTrainedModel:
+    """The model with the attention of a layout; None is for the reference."""
+    attention = SHARED_PREFIX if layout == "shared_prefix" else "sdpa"
+    model = load_causal_lm(folder, dtype="float32", attention=attention, trust_remote_code=False)
+    if layers is not None:
+        del model.model.layers[layers:]
+        model = model.bfloat16()  # the reference has the rounded weights, too
+    return model.to(dtype)
+
+
+def backward(model: PreTrainedModel, batch: TrainBatch, layout: Packing) -> float:
+    """Leaves the gradient of sum(advantage * logprob) in the parameters; seconds of the processor."""
+    policy = PolicyModel(model, chunk_tokens=CHUNK_TOKENS, temperature=1.0)
+    split = Split(workers=1, micro_batch_tokens=MICRO_BATCH_TOKENS, logit_chunk_tokens=CHUNK_TOKENS, packing=layout)
+    model.zero_grad()
+    start_s = time.process_time()
+    for micro in split.encode(batch, np.arange(batch.rows), rank=0):
+        logprobs_N, _ = policy(micro.inputs, with_entropy=False)
+        assert batch.advantages_RT is not None
+        (logprobs_N * micro.pick(batch.advantages_RT)).sum().backward()
+    return time.process_time() - start_s
+
+
+def backward_one_by_one(model: PreTrainedModel, batch: TrainBatch) -> None:
+    """The same gradient, a sequence at a time, with nothing of ours."""
+    model.zero_grad()
+    assert batch.advantages_RT is not None
+    for row, (completion, advantages) in enumerate(zip(batch.tokens_RT, batch.advantages_RT, strict=True)):
+        prompt = batch.prompt_ids[row // batch.group_size]
+        tokens = torch.from_numpy(np.concatenate([prompt, completion])).long()
+        logits = model(input_ids=tokens[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
+        logprobs = logits.float().log_softmax(-1).gather(1, tokens[len(prompt) :, None])[:, 0]
+        (logprobs * torch.from_numpy(advantages)).sum().backward()
+
+
+def gradient(model: PreTrainedModel) -> Tensor:
+    return torch.cat([p.grad.float().flatten() for p in model.parameters() if p.grad is not None])
+
+
+def errors(folder: str, batch: TrainBatch, *, dtype: torch.dtype, layers: int | None) -> dict[Packing, list[float]]:
+    """|gradient - reference| / |reference| of each layout, and behind it the seconds of each round."""
+    model = load(folder, None, dtype=torch.float32, layers=layers)
+    backward_one_by_one(model, batch)
+    reference = gradient(model)
+    found: dict[Packing, list[float]] = {}
+    for layout in LAYOUTS:
+        model = load(folder, layout, dtype=dtype, layers=layers)
+        seconds = [backward(model, batch, layout) for _ in range(ROUNDS)]
+        error = float((gradient(model) - reference).norm() / reference.norm())
+        found[layout] = [error, *seconds]
+    return found
+
+
+def main() -> None:
+    folder = resolve_model(MODEL)
+    vocabulary = load_causal_lm(folder, dtype="float32", attention="sdpa", trust_remote_code=False).config.vocab_size
+    table = Table(title=f"One update of {MODEL}, prompts x group x (prompt + completion tokens), float32")
+    for column in (
+        "shape",
+        "layout",
+        "processor s",
+        "padded takes",
+        "gradient error",
+        f"bf16, {BFLOAT16_LAYERS} layers",
+    ):
+        table.add_column(column, justify="left" if column in ("shape", "layout") else "right")
+    for shape in SHAPES:
+        batch = shape.batch(vocabulary)
+        exact = errors(folder, batch, dtype=torch.float32, layers=None)
+        rounded = errors(folder, batch, dtype=torch.bfloat16, layers=BFLOAT16_LAYERS)
+        base = min(exact["padded"][1:])
+        for layout, (error, *seconds) in exact.items():
+            least = min(seconds)
+            cells = (f"{least:.1f}", f"{base / least:.2f}x", f"{error:.1e}", f"{rounded[layout][0]:.1e}")
+            table.add_row(str(shape), layout, *cells)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
