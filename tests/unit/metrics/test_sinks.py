@@ -57,6 +57,14 @@ def test_a_sample_is_recorded_with_all_that_explains_it(tmp_path, make_group):
     assert (second["reward"], second["advantage"], second["versions"]) == (None, -0.5, [[7, 4]])
 
 
+def test_token_ids_of_any_size_and_number_are_written_as_they_are(tmp_path, make_group):
+    sink = RolloutSink(tmp_path)
+    for step, tokens in enumerate(([7], [0, 10, 9], [151_935, 0, 100], [])):
+        group = make_group([1.0], lengths=[len(tokens)])
+        group.rollouts[0].completion.token_ids[:] = tokens
+        assert read_lines(sink.write(step, [group]))[0]["token_ids"] == tokens
+
+
 def test_without_advantages_the_record_says_null(tmp_path, make_group):
     path = RolloutSink(tmp_path).write(1, [make_group([1.0])])
     assert read_lines(path)[0]["advantage"] is None

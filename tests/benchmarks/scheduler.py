@@ -1,0 +1,221 @@
+"""The real driver and collector: how much of the ideal overlap they reach, and what they cost themselves.
+
+*Overlap.* Time is virtual, and `simulated.py` is the model of engines and trainer. A step is ideal if it takes
+
+    max(tokens / rate of all engines with every slot taken, training + publish)
+
+for the tokens that it trained on: as if sequences could be cut at will, no engine ever had a free slot, and a publish
+did not stop the engines. No schedule can be that good; ours is not compared with anything kinder. Training/sampling is
+the second over the first: 1 leaves no slack on either side, and 2.1 is what the planner computes for this model.
+
+*What bounds it.* Under `max_staleness: 1` everything that batch v + 1 trains on is sampled after publish v, as a token
+of older weights would be two steps old. From there to the end of its slowest sequence takes the latency L. So a step
+takes T = training + publish if L < T, and no less than (T + L) / 2 otherwise, in whatever order groups are taken. L is
+never below the time of a completion of full length, and rather that plus the time in which it waited for a slot. Where
+sampling and training take equally long, T = L is out of reach unless a step is many times as long as its longest
+completion. The second table shows that: what hides the stragglers is many rollouts a slot, engines that are a little
+faster than the trainer, or `max_staleness: 2`.
+
+*The driver's own time* is processor time of the whole process, at 1,024 completions of 8,192 tokens a step, with roles
+that answer at once: collecting, packing, advantages, metrics, and every file that a step leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ray_rl.config import RunConfig
+from ray_rl.config.load import load_config
+from ray_rl.loops.online import train
+from ray_rl.loops.roles import Roles
+from ray_rl.metrics.console import RunConsole
+from ray_rl.metrics.metric import Metric
+from ray_rl.metrics.run import Run
+from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.planner.assess import assess
+from ray_rl.planner.gpus import DEFAULT_GPU, ClusterShape
+from ray_rl.planner.throughput import estimate
+from ray_rl.rollout.collector import Collector
+from ray_rl.rollout.request import SampleRequest
+from ray_rl.types import Completion, TrainBatch
+from tests.benchmarks.simulated import GROUP, MAX_TOKENS, PLANNED, SLOTS, SYNC_S, Judge, Load, Machines, Source
+from tests.benchmarks.virtual_time import run_in_virtual_time
+
+PROMPTS = 128
+STEPS, WARM = 9, 2
+"""Simulated, and left out at the start: they have nothing to overlap with."""
+POLICIES = ((0, "admission"), (1, "admission"), (1, "completion"), (2, "admission"), (2, "completion"))
+RECIPE = Path(__file__).parents[2] / "configs" / "grpo_math_qwen2.5-7b_16xh100.yaml"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    step_s: float
+    ideal_s: float
+    tokens: float
+    """Mean length of what was trained on: below that of what was sampled where the long are dropped."""
+    stale: float
+    """Groups dropped as too old, over those trained on."""
+
+    @property
+    def of_ideal(self) -> str:
+        share = self.ideal_s / self.step_s
+        return f"[{'green' if share >= 0.9 else 'red'}]{share:.1%}[/]"
+
+
+def config_of(folder: str, *, prompts: int, steps: int, staleness: int, order: str, engines: int = 1) -> RunConfig:
+    rollout = {"engines": engines, "max_tokens": MAX_TOKENS, "max_staleness": staleness, "order": order}
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "driver", "dir": folder, "steps": steps, "samples": 0, "heartbeat_s": 3600},
+            "model": {"path": "none"},
+            "data": {"kind": "addition"},
+            "rewards": [{"kind": "number"}],
+            "algorithm": {"prompts_per_step": prompts, "group_size": GROUP},
+            "rollout": rollout,
+        }
+    )
+
+
+async def drive(config: RunConfig, roles: Roles, clock: Callable[[], float]) -> list[dict[str, float]]:
+    """What `metrics.jsonl` says of every step, with the time at which the step ended."""
+    records = []
+    with Run(config, RunFolder.create(config), RunConsole(io.StringIO()), clock=clock) as run:
+        logged = run.log
+
+        def log(*arguments: Any) -> dict[str, float]:
+            records.append(logged(*arguments))
+            return records[-1]
+
+        run.log = log
+        await train(config, roles, run, export_to=None)
+    return records
+
+
+def simulate(load: Load, *, staleness: int, order: str) -> Outcome:
+    machines = Machines(load)
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_of(
+            folder, prompts=load.prompts, steps=STEPS, staleness=staleness, order=order, engines=load.engines
+        )
+        collector = Collector(config, Source(), machines.engines, Judge())
+        roles = Roles(rollouts=collector, actor=machines, weights=machines)
+        records = run_in_virtual_time(lambda clock: drive(config, roles, clock))[WARM:]
+    tokens = statistics.fmean(machines.tokens[WARM:])
+    return Outcome(
+        step_s=(machines.ends_s[-1] - machines.ends_s[WARM - 1]) / len(records),
+        ideal_s=max(load.sampling_s(tokens), tokens * load.training_s + SYNC_S),
+        tokens=tokens / (load.prompts * GROUP),
+        stale=statistics.fmean(record.get("rollout/groups_stale", 0.0) for record in records) / load.prompts,
+    )
+
+
+def overlap_table() -> Table:
+    table = Table(title=f"{PROMPTS} prompts x {GROUP} completions a step, lognormal lengths (sigma 1), virtual time")
+    for column in ("GPUs", "training/sampling", "staleness", "order", "steps/h", "s/step", "ideal s/step", "of ideal"):
+        table.add_column(column, justify="right")
+    table.add_column("mean tokens", justify="right")
+    table.add_column("stale groups", justify="right")
+    for ratio, gpus in itertools.product((1.0, PLANNED), (16, 32, 48)):
+        load = Load(gpus, PROMPTS, ratio)
+        for staleness, order in POLICIES if ratio == 1.0 else POLICIES[:3]:
+            found = simulate(load, staleness=staleness, order=order)
+            times = (f"{3600 / found.step_s:.1f}", f"{found.step_s:.0f}", f"{found.ideal_s:.0f}", found.of_ideal)
+            rest = (f"{found.tokens:,.0f}", f"{found.stale:.1%}")
+            table.add_row(str(gpus), f"{ratio:g}", str(staleness), order, *times, *rest)
+        table.add_section()
+    return table
+
+
+def slack_table() -> Table:
+    """On one engine and as many GPUs that train: by the first table, only the rollouts a slot count, not the GPUs."""
+    ratios = (1.0, 1.25, 1.5)
+    table = Table(title="Of ideal, max_staleness 1 in the order of admission")
+    for column in ("rollouts a slot and step", *(f"training/sampling {ratio:g}" for ratio in ratios)):
+        table.add_column(column, justify="right")
+    for waves in (1.33, 4, 8, 16):
+        loads = [Load(8, round(waves * SLOTS / GROUP), ratio) for ratio in ratios]
+        found = [simulate(load, staleness=1, order="admission").of_ideal for load in loads]
+        table.add_row(f"{waves:g}", *found)
+    return table
+
+
+class Instant:
+    """Engine and trainer that answer at once, with completions of full length."""
+
+    def __init__(self) -> None:
+        random, shape = np.random.default_rng(0), (PROMPTS * GROUP, MAX_TOKENS)
+        tokens, logprobs = random.integers(0, 150_000, shape, np.int32), -random.random(shape, np.float32)
+        self._arrays = itertools.cycle(zip(tokens, logprobs, strict=True))
+        self._version = 0
+        self.published: list[tuple[float, float]] = []
+        """Processor time and time of each publish: from one to the next is a step."""
+
+    async def generate(self, request: SampleRequest) -> list[Completion]:
+        versions = np.full(MAX_TOKENS, self._version, np.int32)
+        drawn = itertools.islice(self._arrays, request.samples)
+        return [Completion(tokens, logprobs, versions, "length", "word " * 6000) for tokens, logprobs in drawn]
+
+    async def update(self, batch: TrainBatch) -> list[Metric]:
+        return []
+
+    async def publish(self, version: int) -> list[Metric]:
+        self._version = version
+        self.published.append((time.process_time(), time.perf_counter()))
+        return []
+
+
+def driver_s(order: str, steps: int = 3) -> tuple[float, float]:
+    """Processor time and time of a step; the mean, without the first."""
+    instant = Instant()
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_of(folder, prompts=PROMPTS, steps=steps, staleness=1, order=order)
+        collector = Collector(config, Source(), [instant], Judge())
+        asyncio.run(drive(config, Roles(rollouts=collector, actor=instant, weights=instant), time.perf_counter))
+    steps_s = [np.subtract(after, before) for before, after in itertools.pairwise(instant.published[1:])]
+    cpu_s, wall_s = np.mean(steps_s, axis=0).tolist()
+    return cpu_s, wall_s
+
+
+def planned_step_s() -> float:
+    """The planner's step of 1,024 x 8,192 tokens for a 7B model on 16 H100, sampling and training at the same time."""
+    config = load_config(RECIPE, [f"rollout.max_tokens={MAX_TOKENS}"])
+    found = estimate(config, assess(config, ClusterShape.of(config, gpu=DEFAULT_GPU)))
+    return max(found.rollout_s, found.score_s + found.update_s + found.sync_s)
+
+
+def driver_table() -> Table:
+    step_s = planned_step_s()
+    table = Table(title=f"The driver's own time at {PROMPTS * GROUP:,} completions of {MAX_TOKENS:,} tokens a step")
+    planned = f"of {step_s:.0f} s, the planner's\nstep of 7B on 16 H100"
+    for column in ("order", "processor s/step", "s/step", planned, "of a step of 100 s"):
+        table.add_column(column, justify="right")
+    for order in ("admission", "completion"):
+        cpu_s, wall_s = driver_s(order)
+        table.add_row(order, f"{cpu_s:.2f}", f"{wall_s:.2f}", f"{cpu_s / step_s:.2%}", f"{cpu_s / 100:.2%}")
+    return table
+
+
+def main() -> None:
+    console = Console(width=140)
+    for table in (overlap_table, slack_table, driver_table):
+        started_s = time.process_time()
+        console.print(table())
+        console.print(f"(measured in {time.process_time() - started_s:.0f} s of processor time)\n")
+
+
+if __name__ == "__main__":
+    main()
