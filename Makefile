@@ -56,7 +56,7 @@ format: setup-test ## format the code in place
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: setup-test ## measure this system against TRL on this machine
+bench: setup-test ## measure this system against TRL on this machine, and its parts against their bounds
 	$(BIN)/python -m tests.benchmarks
 
 .PHONY: lock

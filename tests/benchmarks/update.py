@@ -1,9 +1,8 @@
 """Processor time of one forward and backward pass, by the layout of its sequences; and how exact each layout is.
 
 The model is SmolLM2-135M (grouped-query heads, tied embeddings) in float32. Every layout computes logits at the
-completions alone. Seconds are those of the processor, with one thread,
-so that other load counts less. The gradient is held against
-that of one plain transformers forward pass a sequence.
+completions alone. Seconds are those of the processor, with one thread, so that other load counts less. The gradient is
+held against that of one plain transformers forward pass a sequence.
 
 bfloat16 is measured on the model's first layers and fewer sequences: processors without bfloat16 instructions emulate
 it. There the reference is float32 with the same, rounded weights.
