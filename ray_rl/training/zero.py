@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ray_rl.config import RunConfig
 from ray_rl.config.train import Trained
 from ray_rl.errors import TrainingError
 from ray_rl.metrics.metric import Last, Metric
+from ray_rl.training import zero_state
 from ray_rl.training.deepspeed_config import deepspeed_config
 from ray_rl.training.encoding import Encoded
 from ray_rl.training.schedule import learning_rate_factor
@@ -84,6 +85,19 @@ class ZeroEngine:
             metrics.append(Last(f"{self._name}/learning_rate", rate))
         self._steps += 1
         return metrics
+
+    def slices(self) -> Iterator[tuple[str, int, Tensor]]:
+        """This rank's slices of master weights and moments; see `zero_state.slices`."""
+        return zero_state.slices(self.engine)
+
+    def state(self) -> dict[str, int]:
+        """What `restore` needs beside the slices."""
+        return {"steps": self._steps, "adam_step": zero_state.adam_step(self.engine)}
+
+    def restore(self, read: zero_state.Read, state: Mapping[str, int]) -> None:
+        """Goes on where an engine of the same model stood, whatever its stage and number of ranks; a collective."""
+        zero_state.restore(self.engine, read, step=state["adam_step"])
+        self._steps = state["steps"]
 
     def _initialize(self, build: Callable[[], nn.Module]) -> Any:
         import deepspeed

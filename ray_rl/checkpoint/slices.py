@@ -1,0 +1,93 @@
+"""Named vectors in slices: written by as many processes as hold them, read by any other number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_rl.errors import CheckpointError
+
+Slice = tuple[str, int, Tensor]
+"""Name of a vector, the first element of a slice of it, and the slice: flat, of any dtype."""
+
+SUFFIX = ".safetensors"
+STATE = "state"
+"""Where safetensors keeps our own numbers, as JSON."""
+
+
+def write_slices(path: Path, slices: Iterable[Slice], state: Mapping[str, Any]) -> None:
+    """One process's slices, with a small state of JSON values.
+
+    Args:
+        path: of a new safetensors file.
+        slices: without overlap, here or in the files of other processes.
+        state: numbers of this process.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {f"{start}:{name}": values.detach().contiguous().cpu() for name, start, values in slices}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={STATE: json.dumps(state)})
+
+
+class SliceReader:
+    """Whatever ranges of the vectors that the files of a folder make up."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the headers alone.
+
+        Raises:
+            CheckpointError: no such files, or not safetensors.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        self._folder = folder
+        self._slices: dict[str, list[tuple[int, int, Any]]] = {}
+        self.states: dict[str, dict[str, Any]] = {}
+        """Of each process, by the name of its file without suffix."""
+        paths = sorted(folder.glob(f"*{SUFFIX}"))
+        if not paths:
+            raise CheckpointError(f"{folder}: holds no {SUFFIX} files; resume from another checkpoint")
+        for path in paths:
+            try:
+                file = safe_open(path, "pt")
+                self.states[path.stem] = json.loads(file.metadata()[STATE])
+            except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+                raise CheckpointError(
+                    f"{path}: not a file of slices: {error}; resume from another checkpoint"
+                ) from error
+            for key in list(file.keys()):
+                start, _, name = key.partition(":")
+                values = file.get_slice(key)
+                self._slices.setdefault(name, []).append((int(start), values.get_shape()[0], values))
+        for found in self._slices.values():
+            found.sort(key=lambda each: each[0])
+
+    def __contains__(self, name: str) -> bool:
+        """Whether anything is there of a vector."""
+        return name in self._slices
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a vector.
+
+        Raises:
+            CheckpointError: not all of them are there.
+        """
+        parts: list[Tensor] = []
+        at = start
+        for first, size, values in self._slices.get(name, ()):
+            if at < stop and first <= at < first + size:
+                end = min(stop, first + size)
+                parts.append(values[at - first : end - first])
+                at = end
+        if at < stop:
+            raise CheckpointError(
+                f"{self._folder}: elements {at} to {stop} of {name} are missing: it is of another model, or of a run "
+                "whose ranks wrote to different folders; resume from another checkpoint"
+            )
+        return torch.cat(parts) if parts else torch.empty(0)
