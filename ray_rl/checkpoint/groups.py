@@ -1,0 +1,110 @@
+"""Prompts and scored groups on disk: what an asynchronous run has sampled and not yet trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_rl.checkpoint.store import disk_errors_explained, read_json, write_json
+from ray_rl.errors import CheckpointError
+from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup
+
+TOKENS = ("token_ids", "logprobs", "versions")
+"""Arrays of a completion."""
+
+
+def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
+    """The prompt with everything that its rewards need.
+
+    Raises:
+        CheckpointError: a column holds what JSON cannot; names it.
+    """
+    for column, value in prompt.columns.items():
+        try:
+            is_same = json.loads(json.dumps(value, allow_nan=False)) == value
+        except (TypeError, ValueError):
+            is_same = False
+        if not is_same:
+            raise CheckpointError(
+                f"{prompt.id}: column {column!r} is a {type(value).__name__}, which a checkpoint cannot hold; give the "
+                "data source columns of text, numbers, booleans, lists and dictionaries with text for keys"
+            )
+    messages = [asdict(message) for message in prompt.messages]
+    return asdict(prompt) | {"token_ids": list(prompt.token_ids), "messages": messages}
+
+
+def prompt_from_json(found: Mapping[str, Any]) -> Prompt:
+    """What `prompt_to_json` was given."""
+    return Prompt(
+        id=found["id"],
+        token_ids=tuple(found["token_ids"]),
+        text=found["text"],
+        columns=found["columns"],
+        messages=tuple(Message(**message) for message in found["messages"]),
+    )
+
+
+def write_groups(folder: Path, groups: Sequence[RolloutGroup]) -> None:
+    """Two files in a folder: tokens as safetensors, the rest as JSON.
+
+    Raises:
+        CheckpointError: the file system refuses, or a column of a prompt is not for JSON.
+    """
+    from safetensors.numpy import save_file
+
+    write_json(folder / "groups.json", [_group_to_json(group) for group in groups])
+    completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    arrays = {
+        name: np.concatenate([getattr(completion, name) for completion in completions])
+        for name in (TOKENS if completions else ())
+    }
+    with disk_errors_explained(folder):
+        save_file(arrays, folder / "tokens.safetensors")
+
+
+def read_groups(folder: Path) -> list[RolloutGroup]:
+    """What `write_groups` was given, bit for bit.
+
+    Raises:
+        CheckpointError: the files are not those of `write_groups`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    groups = read_json(folder / "groups.json")
+    try:
+        tokens = load_file(folder / "tokens.safetensors")
+        lengths = [rollout["length"] for group in groups for rollout in group["rollouts"]]
+        ends = np.cumsum(lengths)[:-1]
+        split = {name: iter(np.split(array, ends)) for name, array in tokens.items()}
+        return [_group_from_json(group, split) for group in groups]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise CheckpointError(f"{folder}: no scored groups: {error!r}; resume from another checkpoint") from error
+
+
+def _group_to_json(group: RolloutGroup) -> dict[str, Any]:
+    rollouts = [
+        {
+            "length": len(rollout.completion.token_ids),
+            "finish_reason": rollout.completion.finish_reason,
+            "text": rollout.completion.text,
+            "reward": rollout.reward,
+            "reward_parts": dict(rollout.reward_parts),
+        }
+        for rollout in group.rollouts
+    ]
+    return {"prompt": prompt_to_json(group.prompt), "rollouts": rollouts}
+
+
+def _group_from_json(found: Mapping[str, Any], split: Mapping[str, Any]) -> RolloutGroup:
+    rollouts = []
+    for each in found["rollouts"]:
+        arrays = {name: next(split[name]) for name in TOKENS}
+        completion = Completion(**arrays, finish_reason=each["finish_reason"], text=each["text"])
+        rollouts.append(Rollout(completion, each["reward"], each["reward_parts"]))
+    return RolloutGroup(prompt_from_json(found["prompt"]), rollouts)
