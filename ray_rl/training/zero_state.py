@@ -18,7 +18,6 @@ from ray_rl.errors import CheckpointError
 
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-STEP = "adam_step"
 
 Read = Callable[[str, int, int], Tensor]
 """Name of a vector, first element and end of the slice to read."""

@@ -67,24 +67,34 @@ class SharedMemorySender:
             WeightSyncError: an engine went away or did not keep up; the group is closed, `join` must come before the
                 next publish.
         """
-        if self._segment is None:
-            raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
         start_s = time.perf_counter()
-        failure = self._write_all(self._segment)
+        is_closed = self._segment is None or (self._is_sender and self._group is None)
+        failure = None if self._segment is None else self._write_all(self._segment)
+        if is_closed:
+            raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
         if failure is not None:
-            self.close()
+            self._leave()
             raise WeightSyncError(f"sending weights failed: {failure}") from failure
         if not self._is_sender:
             return []
+        assert self._segment is not None
         self._segment.forget_name()  # all have met, or there would be no publish
         sent = bucket_bytes(self._stream.specs)
         return [Total("sync/bytes", sent), Last("sync/gb_per_s", sent / (time.perf_counter() - start_s) / 1e9)]
 
     def close(self) -> None:
         """Leaves the group and the memory."""
+        self._leave()
+        self._segment = None
+
+    def _leave(self) -> None:
+        """Closes the sockets, so that engines that wait fail at once.
+
+        The other ranks do not know of it: the memory stays, and with it the barriers of the next publish.
+        """
         if self._is_sender and self._segment is not None:
             self._segment.forget_name()
-        self._group = self._segment = None
+        self._group = None
 
     def _write_all(self, segment: Segment) -> RuntimeError | None:
         """Why the engines were not told, if they were not. Every rank writes to the end: each bucket is a barrier."""

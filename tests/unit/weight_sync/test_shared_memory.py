@@ -40,9 +40,11 @@ class Stream:
     def __init__(self):
         self.values = [torch.randn(shape) for shape in SHAPES]
         self.specs = [ParameterSpec(f"w{i}", "float32", shape) for i, shape in enumerate(SHAPES)]
+        self.written = 0
 
     def slices(self):
         for value in self.values:
+            self.written += 1
             yield 0, value.view(-1)
 
 
@@ -128,8 +130,11 @@ def test_an_engine_that_goes_away_is_an_error_long_before_the_limit_and_the_name
             sender.send()
     assert time.monotonic() - start_s < 20
     assert not (segment_module.SHARED / rendezvous.segment).exists()
+    stream.written = 0
     with pytest.raises(WeightSyncError, match="join the engines again"):
         sender.send()
+    # The other ranks, which do not know, wait at a barrier a bucket.
+    assert stream.written == len(SHAPES)
 
 
 def test_memory_that_never_comes_is_an_error_that_names_the_way_out():
