@@ -10,55 +10,27 @@ import torch.distributed as dist
 
 from ray_rl.errors import WeightSyncError
 from ray_rl.metrics.metric import Last, Metric, Total
-from ray_rl.training.gather import ParameterStream
 from ray_rl.weight_sync.buckets import bucket_bytes, plan_buckets, unpack
-from ray_rl.weight_sync.gloo_group import GlooGroup
 from ray_rl.weight_sync.segment import Segment
-from ray_rl.weight_sync.sender import Rendezvous
+from ray_rl.weight_sync.sender import GlooSender, Rendezvous
 
 
-class SharedMemorySender:
+class SharedMemorySender(GlooSender):
     """Nothing is gathered and nothing goes through a socket but the word that a bucket is complete.
 
     The slices of ZeRO-3 land where they belong in the whole parameter; without ZeRO-3 the ranks share the work alike.
     """
 
-    def __init__(self, stream: ParameterStream, *, is_sender: bool) -> None:
-        """Remembers what to send.
-
-        Args:
-            stream: of this rank's trainer.
-            is_sender: rank 0.
-        """
-        self._stream = stream
-        self._is_sender = is_sender
-        self._segment: Segment | None = None
-        self._group: GlooGroup | None = None
-
-    def announce(self) -> dict[str, Any]:
-        """Names, dtypes and shapes."""
-        specs = self._stream.specs
-        return {
-            "names": [spec.name for spec in specs],
-            "dtypes": [spec.dtype for spec in specs],
-            "shapes": [list(spec.shape) for spec in specs],
-        }
+    _segment: Segment | None = None
 
     def join(self, rendezvous: Rendezvous) -> None:
         """Rank 0 makes the memory and opens the group in which buckets are announced; the other ranks map it."""
         self.close()
-        self._capacity_bytes = rendezvous.capacity_bytes
-        if not self._is_sender:
+        if self._is_sender:
+            self._segment = Segment.create(rendezvous.segment, bucket_bytes(self._stream.specs))
+        else:
             self._segment = Segment.attach(rendezvous.segment, timeout_s=rendezvous.timeout_s)
-            return
-        self._segment = Segment.create(rendezvous.segment, bucket_bytes(self._stream.specs))
-        self._group = GlooGroup(
-            address=rendezvous.address,
-            port=rendezvous.port,
-            rank=0,
-            world=rendezvous.world,
-            timeout_s=rendezvous.timeout_s,
-        )
+        super().join(rendezvous)
 
     def send(self) -> list[Metric]:
         """Writes all parameters, and tells the engines of each bucket when every rank has written its part.
