@@ -5,6 +5,7 @@
     |   |-- ConfigError          a key, a value or a combination of values
     |   `-- DataError            a prompt file, a row, a model folder
     |-- RewardError              a reward function raised or returned nan
+    |-- Preempted                told to stop; everything is saved: exit code 75
     |-- TrainingError            nan or inf in a loss or gradient
     `-- OutsideError             something outside this process failed
         |-- CheckpointError      a checkpoint that cannot be written, or does not verify
@@ -35,6 +36,10 @@ class DataError(UserError, ValueError):
 
 class RewardError(RayRLError, RuntimeError):
     """A reward function raised, hung, or returned something that is not a finite number or None."""
+
+
+class Preempted(RayRLError):
+    """The run was told to stop and can be resumed. Exit code 75."""
 
 
 class TrainingError(RayRLError, ArithmeticError):

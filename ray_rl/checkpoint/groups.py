@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_rl.checkpoint.store import disk_errors_explained, read_json, write_json
+from ray_rl.checkpoint.store import read_json, write_json
+from ray_rl.checkpoint.tensors import save_tensors
 from ray_rl.errors import CheckpointError
 from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup
 
@@ -55,16 +56,15 @@ def write_groups(folder: Path, groups: Sequence[RolloutGroup]) -> None:
     Raises:
         CheckpointError: the file system refuses, or a column of a prompt is not for JSON.
     """
-    from safetensors.numpy import save_file
+    from torch import from_numpy
 
     write_json(folder / "groups.json", [_group_to_json(group) for group in groups])
     completions = [rollout.completion for group in groups for rollout in group.rollouts]
     arrays = {
-        name: np.concatenate([getattr(completion, name) for completion in completions])
+        name: from_numpy(np.concatenate([getattr(completion, name) for completion in completions]))
         for name in (TOKENS if completions else ())
     }
-    with disk_errors_explained(folder):
-        save_file(arrays, folder / "tokens.safetensors")
+    save_tensors(folder / "tokens.safetensors", arrays)
 
 
 def read_groups(folder: Path) -> list[RolloutGroup]:

@@ -36,7 +36,7 @@ def export_policy(
         model: whose configuration is written.
         parameters: names and whole tensors on the rank that writes; None on the others, which write nothing.
         source: folder or hub name that training started from; its tokenizer is copied.
-        to: a folder that does not exist yet.
+        to: the folder; one that is there already is replaced.
     """
     weights = {name: tensor.to("cpu", copy=True) for name, tensor in parameters if tensor is not None}
     if not weights:
@@ -46,6 +46,8 @@ def export_policy(
     partial.mkdir(parents=True)
     model.save_pretrained(partial, state_dict=weights)
     _copy_tokenizer(source, partial)
+    if to.exists():  # of a run that had ended, and went on
+        shutil.rmtree(to)
     partial.rename(to)
 
 

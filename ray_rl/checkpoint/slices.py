@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ray_rl.checkpoint.tensors import save_tensors
 from ray_rl.errors import CheckpointError
 
 Slice = tuple[str, int, Tensor]
@@ -27,12 +28,12 @@ def write_slices(path: Path, slices: Iterable[Slice], state: Mapping[str, Any]) 
         path: of a new safetensors file.
         slices: without overlap, here or in the files of other processes.
         state: numbers of this process.
-    """
-    from safetensors.torch import save_file
 
+    Raises:
+        CheckpointError: the file system refuses.
+    """
     tensors = {f"{start}:{name}": values.detach().contiguous().cpu() for name, start, values in slices}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={STATE: json.dumps(state)})
+    save_tensors(path, tensors, {STATE: json.dumps(state)})
 
 
 class SliceReader:

@@ -9,12 +9,14 @@ import traceback
 from collections.abc import Sequence
 
 from ray_rl import __version__
-from ray_rl.cli import doctor, export, plan, train, validate
-from ray_rl.errors import RayRLError, UserError
+from ray_rl.cli import doctor, export, plan, resume, train, validate
+from ray_rl.errors import Preempted, RayRLError, UserError
 
 DONE = 0
 FAILED = 1
 BAD_INPUT = 2
+CHECKPOINTED = 75
+"""Saved; run me again (EX_TEMPFAIL of sysexits.h)."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
@@ -23,9 +25,10 @@ examples:
   ray-rl doctor
   ray-rl validate configs/grpo_addition_smollm2-135m_cpu.yaml
   ray-rl train configs/grpo_addition_smollm2-135m_cpu.yaml run.steps=3 train.workers=2
+  ray-rl resume runs/grpo-addition
   ray-rl export runs/grpo-addition --to my-model --dtype bfloat16
 
-exit codes: 0 done, 1 failed, 2 your configuration or input is wrong
+exit codes: 0 done, 1 failed, 2 your configuration or input is wrong, 75 told to stop and saved: resume it
 """
 
 
@@ -38,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
+    except Preempted as stopped:
+        print(f"ray-rl: {stopped}", file=sys.stderr)
+        return CHECKPOINTED
     except RayRLError as error:
         code = BAD_INPUT if isinstance(error, UserError) else FAILED
         if code == FAILED and os.environ.get("RAY_RL_TRACEBACK") == "1":
@@ -59,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ray-rl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (train, validate, plan, export, doctor):
+    for module in (train, resume, validate, plan, export, doctor):
         module.add_to(commands)
     return parser
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ray_rl.cli.arguments import add_config
 from ray_rl.errors import UserError
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
+    from ray_rl.config.run import RunConfig
+
+Resume = Literal["auto", "required"]
+"""Whether a run goes on if it can, or must."""
 
 NEEDED = ("torch", "transformers", "ray", "deepspeed", "vllm")
 """Modules that a run imports and the base install lacks."""
@@ -26,22 +30,40 @@ def add_to(commands: Commands) -> None:
         epilog="example: ray-rl train configs/grpo_addition_smollm2-135m_cpu.yaml run.name=first run.steps=3",
     )
     add_config(parser)
+    parser.add_argument(
+        "--resume",
+        choices=["auto"],
+        help="auto: if the run folder is there already, go on from its newest checkpoint; for jobs that are started "
+        "again after exit code 75 or a crash",
+    )
     parser.set_defaults(command=train)
 
 
 def train(arguments: argparse.Namespace) -> int:
+    """Loads the configuration and trains; see `start`."""
+    from ray_rl.config.load import load_config
+
+    start(load_config(arguments.config, arguments.overrides), resume=arguments.resume)
+    return 0
+
+
+def start(config: RunConfig, *, resume: Resume | None) -> None:
     """Checks configuration, run folder, installation and data, then trains.
+
+    Args:
+        config: of the run.
+        resume: None: the run folder must not exist. auto: it may. required: it must, with a checkpoint.
 
     Raises:
         UserError: the input is wrong; nothing was started or written.
         RayRLError: the run failed.
     """
-    from ray_rl.config.load import load_config
     from ray_rl.config.rules import check, check_run_folder_is_free
 
-    config = load_config(arguments.config, arguments.overrides)
     check(config)
-    check_run_folder_is_free(config)
+    goes_on = resume is not None and (Path(config.run.dir).expanduser() / config.run.name).is_dir()
+    if not goes_on:
+        check_run_folder_is_free(config)
     check_installed()
 
     from ray_rl.config.known import PACKAGED_MODELS
@@ -53,8 +75,7 @@ def train(arguments: argparse.Namespace) -> int:
 
     from ray_rl.loops.build import run_training
 
-    run_training(config)
-    return 0
+    run_training(config, resume=resume if goes_on else None)
 
 
 def check_installed() -> None:

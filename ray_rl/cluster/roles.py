@@ -73,7 +73,26 @@ async def _updated(team: Team, batch: TrainBatch) -> list[Metric]:
     return [metric for rank in metrics for metric in rank]
 
 
-class RayCritic:
+class RaySaved:
+    """A model under training, as checkpoints see it."""
+
+    _team: Team
+
+    async def save(self, folder: Path) -> None:
+        """Returns when every rank has copied its state."""
+        await self._team.all([h.save.remote(str(folder)) for h in self._team.handles], f"saving {self._team.role}")
+
+    async def is_saved(self) -> bool:
+        """Whether every rank has written what it copied."""
+        refs = [handle.is_saved.remote() for handle in self._team.handles]
+        return all(await self._team.all(refs, f"saving {self._team.role}"))
+
+    async def load(self, folder: Path) -> None:
+        """Goes on where those stood that saved to a folder."""
+        await self._team.all([h.load.remote(str(folder)) for h in self._team.handles], f"loading {self._team.role}")
+
+
+class RayCritic(RaySaved):
     """The value model under training."""
 
     def __init__(self, team: Team) -> None:
@@ -105,7 +124,7 @@ class RayRewardModels:
         return scores_MR, [metric for worker in metrics for metric in worker]
 
 
-class RayActor(RayScorer):
+class RayActor(RaySaved, RayScorer):
     """The policy under training."""
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
@@ -133,26 +152,14 @@ class RayActor(RayScorer):
         await self._team.all(refs, "joining the transfer group")
 
 
-class RayEngine:
-    """One engine: samples for the collector, receives in a publish."""
+class RayReceiver:
+    """One engine, as a publish sees it."""
 
     def __init__(self, name: str, handle: Any, *, logs: Path, config: RunConfig) -> None:
         self.name = name
         self._handle = handle
         self._logs = logs
         self._config = config
-
-    async def generate(self, request: SampleRequest) -> list[Completion]:
-        """Completions of one prompt."""
-        return await self._call(
-            self._handle.generate.remote(request), "generating", timeout_s=self._config.rollout.timeout_s
-        )
-
-    async def score(self, token_ids: list[int]) -> list[float]:
-        """Log-probabilities of given tokens; see `Engine.score`."""
-        return await self._call(
-            self._handle.score.remote(token_ids), "scoring", timeout_s=self._config.rollout.timeout_s
-        )
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Meets the trainer."""
@@ -178,6 +185,30 @@ class RayEngine:
     async def _call(self, ref: ray.ObjectRef, doing: str, *, timeout_s: float | None = None) -> Any:
         bound_s = self._config.weight_sync.timeout_s if timeout_s is None else timeout_s
         return await call(self.name, ref, doing=doing, timeout_s=bound_s, logs=self._logs)
+
+
+class RayEngine(RayReceiver):
+    """One engine: samples for the collector, receives in a publish."""
+
+    async def generate(self, request: SampleRequest) -> list[Completion]:
+        """Completions of one prompt."""
+        return await self._call(
+            self._handle.generate.remote(request), "generating", timeout_s=self._config.rollout.timeout_s
+        )
+
+    async def hold(self) -> None:
+        """Takes requests, and does not begin with them."""
+        await self._call(self._handle.hold.remote(), "holding requests")
+
+    async def release(self, sequences: int) -> None:
+        """Begins once so many sequences have been asked for."""
+        await self._call(self._handle.release.remote(sequences), "beginning with requests")
+
+    async def score(self, token_ids: list[int]) -> list[float]:
+        """Log-probabilities of given tokens; see `Engine.score`."""
+        return await self._call(
+            self._handle.score.remote(token_ids), "scoring", timeout_s=self._config.rollout.timeout_s
+        )
 
 
 class RayWeights:

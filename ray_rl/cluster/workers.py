@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ray_rl.checkpoint.slice_writer import SliceWriter
     from ray_rl.rollout.engine import Engine
     from ray_rl.rollout.request import SampleRequest
     from ray_rl.training.process_group import Member
     from ray_rl.training.trainer import Scores
+    from ray_rl.training.zero import ZeroEngine
     from ray_rl.weight_sync.sender import Rendezvous
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -93,8 +95,37 @@ class Shell:
             return address, probe.getsockname()[1]
 
 
+class Saved:
+    """What a checkpoint asks of a worker whose model is under training."""
+
+    _zero: ZeroEngine
+    _member: Member
+    _writer: SliceWriter
+
+    def save(self, folder: str) -> None:
+        """Returns when this rank's state is copied; it is then written beside training: see `is_saved`."""
+        path = Path(folder) / f"rank_{self._member.rank}.safetensors"
+        self._writer.write(path, self._zero.slices(), self._zero.state())
+
+    def is_saved(self) -> bool:
+        """`SliceWriter.is_written`."""
+        return self._writer.is_written()
+
+    def load(self, folder: str) -> None:
+        """Goes on where the ranks stood that wrote to a folder; a collective."""
+        from ray_rl.checkpoint.slices import SliceReader
+
+        reader = SliceReader(Path(folder))
+        self._zero.restore(reader.read, reader.states["rank_0"])
+
+    def _keep(self, zero: ZeroEngine, member: Member) -> None:
+        from ray_rl.checkpoint.slice_writer import SliceWriter
+
+        self._zero, self._member, self._writer = zero, member, SliceWriter()
+
+
 @ray.remote
-class TrainWorker(Shell):
+class TrainWorker(Shell, Saved):
     """`Trainer` and the sending end of the weight transport."""
 
     def start(self, member: Member) -> None:
@@ -105,6 +136,7 @@ class TrainWorker(Shell):
         self._trainer = Trainer(self._setting.config, self._setting.folder, member, threads=self._setting.threads)
         transport = transport_of(self._setting.config)
         self._sender = build_sender(transport, self._trainer.stream, is_sender=member.rank == 0)
+        self._keep(self._trainer.zero, member)
 
     def update(self, batch: TrainBatch) -> list[Metric]:
         """`Trainer.update`."""
@@ -136,7 +168,7 @@ class TrainWorker(Shell):
 
 
 @ray.remote
-class CriticWorker(Shell):
+class CriticWorker(Shell, Saved):
     """`Critic`."""
 
     def start(self, member: Member) -> None:
@@ -144,6 +176,7 @@ class CriticWorker(Shell):
         from ray_rl.training.critic import Critic
 
         self._critic = Critic(self._setting.config, self._setting.folder, member, threads=self._setting.threads)
+        self._keep(self._critic.zero, member)
 
     def values(self, batch: TrainBatch) -> Scores:
         """`Critic.values`."""
@@ -232,6 +265,14 @@ class EngineWorker(Shell, ReceivingWorker):
     async def generate(self, request: SampleRequest) -> list[Completion]:
         """`Engine.generate`."""
         return await self._engine.generate(request)
+
+    async def hold(self) -> None:
+        """`Engine.hold`."""
+        await self._engine.hold()
+
+    async def release(self, sequences: int) -> None:
+        """`Engine.release`."""
+        await self._engine.release(sequences)
 
     async def score(self, token_ids: list[int]) -> list[float]:
         """`Engine.score`."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ray_rl.config.algorithm_rules import algorithm_rules, training_rules
 from ray_rl.config.data import CustomSource, Jsonl, Parquet, ReasoningGym
+from ray_rl.config.determinism import determinism_rules
 from ray_rl.config.explain import as_one_message, show
 from ray_rl.config.gpus import loaded_reference, visible_gpu_count
 from ray_rl.config.hardware_rules import hardware_rules
@@ -43,6 +44,7 @@ def check(config: RunConfig, *, visible_gpus: int | None = None) -> None:
         *_lengths(config),
         *_data(config),
         *_rewards(config),
+        *determinism_rules(config),
         *hardware_rules(config, visible_gpu_count() if visible_gpus is None else visible_gpus),
     ]
     if problems:

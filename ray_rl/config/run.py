@@ -27,6 +27,11 @@ class RunSection(Config):
     samples: int = Field(3, ge=0)
     """Completions shown at the end and every `show_every` steps."""
     show_every: int = Field(10, ge=1)
+    deterministic: bool = False
+    """Two runs of one seed on one kind of CPU are equal bit for bit: in rewards, losses and weights. Float32,
+    synchronous, on CPU."""
+    grace_s: float = Field(120.0, gt=0)
+    """Between SIGTERM, SIGUSR1 or Ctrl-C and the end of the process: time to finish the step and save."""
 
 
 class ModelConfig(Config):
@@ -43,6 +48,14 @@ class ModelConfig(Config):
 class CheckpointConfig(Config):
     """What is left on disk."""
 
+    every_steps: int | None = Field(10, ge=1)
+    """Save all that the run needs to go on, this often and after the last step. None: only when told to stop."""
+    keep_last: int = Field(2, ge=1)
+    """Of the newest checkpoints; older ones are deleted once a newer one is on disk."""
+    keep_every: int | None = Field(None, ge=1)
+    """Checkpoints of steps that are multiples of this are never deleted."""
+    timeout_s: float = Field(1800.0, gt=0)
+    """Limit for a checkpoint to be written or read."""
     export: bool = True
     """Write the final policy to `export/` in Hugging Face format."""
 

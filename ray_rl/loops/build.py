@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, ExitStack, closing
+from typing import Literal
 
+from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.source import build_source
+from ray_rl.errors import Preempted
+from ray_rl.loops.checkpoints import Checkpoints, read_progress
 from ray_rl.loops.online import train
+from ray_rl.loops.resuming import is_finished, reopened, store_of
 from ray_rl.loops.roles import Roles
+from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
@@ -21,41 +26,64 @@ from ray_rl.planner.plan import plan
 from ray_rl.rewards.combine import build_rewards
 from ray_rl.rollout.collector import Collector
 
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a process that was told to end, as shells have it."""
+Resume = Literal["auto", "required"]
+"""Whether a run starts anew where there is no checkpoint, or must have one."""
 
 
-class Terminated(SystemExit):
-    """SIGTERM came; all workers were ended."""
+def run_training(config: RunConfig, *, resume: Resume | None = None) -> None:
+    """Runs a checked configuration from start to end, or from its newest checkpoint to the end.
 
-
-def run_training(config: RunConfig) -> None:
-    """Runs a checked configuration from start to end.
+    Args:
+        config: of the run.
+        resume: None for a new run; else its folder is there. required: with a checkpoint in it.
 
     Raises:
+        Preempted: the run was told to stop; it can be resumed.
         RayRLError: what went wrong; the run folder holds what had been logged until then.
     """
     prepare_environment(local=config.cluster.address is None)
     config = _resolved(config)
-    folder = RunFolder.create(config)
-    with Run(config, folder, RunConsole()) as run:
-        try:
-            asyncio.run(_train(config, folder, run))
-        except asyncio.CancelledError:
-            raise Terminated(TERMINATED) from None
+    console = RunConsole()
+    with ExitStack() as stack:
+        if resume is None:
+            since, folder = None, RunFolder.create(config)
+            stack.enter_context(folder.owned())
+        else:
+            since, folder = reopened(config, stack, is_required=resume == "required", note=console.say)
+        if is_finished(config, folder, since):
+            console.say(f"{folder.root}: all {config.run.steps} steps are done; raise run.steps to train on")
+            return
+        done = None if since is None else read_progress(since)
+        step, version = (0, 0) if done is None else (done.step, done.version)
+        run = stack.enter_context(Run(config, folder, console, step=step, version=version))
+        _run(config, folder, run, since)
+
+
+def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | None) -> None:
+    stop = Stop(grace_s=config.run.grace_s)
+    try:
+        asyncio.run(_train(config, folder, run, since, stop))
+    except asyncio.CancelledError:
+        if stop.is_immediate or stop.signal is None:
+            raise KeyboardInterrupt from None
+        saved = CheckpointStore(folder.checkpoints, keep_last=1, keep_every=None).steps()
+        found = f"the newest checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
+        raise Preempted(f"{stop.signal.name}: ended after step {run.step} of {config.run.steps}; {found}") from None
 
 
 def _resolved(config: RunConfig) -> RunConfig:
     """With what depends on the machine made explicit, so that the run folder says it."""
-    dtype = resolve_dtype(config.model.dtype, config.cluster.accelerator)
+    wanted = "float32" if config.run.deterministic else config.model.dtype
+    dtype = resolve_dtype(wanted, config.cluster.accelerator)
     return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
 
 
-async def _train(config: RunConfig, folder: RunFolder, run: Run) -> None:
+async def _train(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | None, stop: Stop) -> None:
     # Ray reads its environment when it is imported: not before run_training has prepared it.
     from ray_rl.cluster.session import ray_session
     from ray_rl.cluster.start import started_workers
 
+    stop.listen()
     layout = plan(config)
     async with AsyncExitStack() as stack:
         with run.phase("start"):
@@ -67,7 +95,7 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run) -> None:
             rewards = stack.enter_context(closing(build_rewards(config.rewards)))
             run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
             stack.enter_context(ray_session(config, layout))
-            _end_on_sigterm()
+            stop.listen()
             workers = await stack.enter_async_context(
                 started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note)
             )
@@ -79,7 +107,14 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run) -> None:
             reference=workers.reference,
             reward=workers.reward,
         )
-        await train(config, roles, run, export_to=folder.export if config.checkpoint.export else None)
+        await train(
+            config,
+            roles,
+            run,
+            checkpoints=Checkpoints(config, store_of(config, folder), roles, since=since),
+            stop=stop,
+            export_to=folder.export if config.checkpoint.export else None,
+        )
 
 
 def _folders(config: RunConfig, model: str) -> dict[str, tuple[str, ...]]:
@@ -91,10 +126,3 @@ def _folders(config: RunConfig, model: str) -> dict[str, tuple[str, ...]]:
     resolved = {role: (model if path is None else resolve_model(path),) for role, path in paths.items()}
     rewards = () if config.reward is None else tuple(resolve_model(path) for path in config.reward.paths)
     return {"actor": (model,), "rollout": (model,), "reward": rewards, **resolved}
-
-
-def _end_on_sigterm() -> None:
-    """Makes SIGTERM unwind this task, as Ctrl-C does: the handler that Ray installs aborts and leaves processes."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

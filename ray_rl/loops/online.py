@@ -16,7 +16,10 @@ from ray_rl.algorithms.kl_control import KlControl
 from ray_rl.algorithms.value_loss import explained_variance
 from ray_rl.config import RunConfig
 from ray_rl.data.pack import pack, rewards_of
+from ray_rl.errors import Preempted
+from ray_rl.loops.checkpoints import Checkpoints
 from ray_rl.loops.roles import Roles
+from ray_rl.loops.stopping import Stop, StopAsked
 from ray_rl.metrics.metric import Last, Mean, Metric
 from ray_rl.metrics.run import Run
 from ray_rl.rewards.model_part import conversations, disagreement, with_model_scores
@@ -24,32 +27,47 @@ from ray_rl.rollout.together import together
 from ray_rl.types import RolloutGroup, TrainBatch
 
 
-async def train(config: RunConfig, roles: Roles, run: Run, *, export_to: Path | None) -> None:
-    """Trains for `run.steps` steps, then writes the policy to `export_to`.
+async def train(
+    config: RunConfig, roles: Roles, run: Run, *, checkpoints: Checkpoints, stop: Stop, export_to: Path | None
+) -> None:
+    """Trains up to step `run.steps`, then writes the policy to `export_to`.
 
     Args:
         config: what to do.
         roles: who does it; started, and stopped by the caller.
         run: counters, clock and records.
-        export_to: a folder that does not exist, or None to write nothing.
+        checkpoints: what to start from, and where to save.
+        stop: asked for between steps and while rollouts are waited for.
+        export_to: a folder, or None to write nothing.
+
+    Raises:
+        Preempted: it was asked to stop, and everything is saved.
     """
     credit = credit_fn(config.algorithm, max_tokens=config.rollout.max_tokens)
     kl = KlControl(config.algorithm.kl)
     with run.phase("start"):
+        await checkpoints.restore(kl)
         run.note("publishing the first weights")
         await roles.weights.publish(run.version)  # engines start from the trainer's weights
-    async with roles.rollouts.running():
+    stop.finish_steps(run.say)
+    async with checkpoints.under_way(), roles.rollouts.running():
         while run.step < config.run.steps:
-            await step(config, roles, run, credit, kl)
+            checkpoints.between_steps()
+            try:
+                await step(config, roles, run, credit, kl, stop)
+            except StopAsked:
+                await checkpoints.save_given_up(run, kl)
+                raise Preempted(f"told to stop; saved after step {run.step} of {config.run.steps}") from None
+            await checkpoints.save_if_due(run, kl)
     if export_to is not None:
         with run.phase("export"):
             await roles.actor.export(export_to)
 
 
-async def step(config: RunConfig, roles: Roles, run: Run, credit: Credit, kl: KlControl) -> None:
-    """One batch of rollouts, trained on and published."""
+async def step(config: RunConfig, roles: Roles, run: Run, credit: Credit, kl: KlControl, stop: Stop) -> None:
+    """One batch of rollouts, trained on and published; given up as long as it waits for rollouts."""
     with run.phase("rollout"):
-        groups, metrics = await roles.rollouts.take(step=run.step, progress=run.note)
+        groups, metrics = await stop.unless_asked(roles.rollouts.take(step=run.step, progress=run.note))
     batch = pack(groups, mask_truncated=config.algorithm.mask_truncated)
     groups, batch, judged = await with_baselines(config, groups, batch, roles, run)
     batch = credit(batch, kl.coefficient)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ray_rl.metrics.metric import Metric
+from ray_rl.rollout.collector import Collected
 from ray_rl.types import Message, RolloutGroup, TrainBatch
 
 if TYPE_CHECKING:
@@ -23,7 +24,26 @@ class Rollouts(Protocol):
         """The block in which rollouts may be under way; what is left at its end is dropped."""
 
     async def take(self, *, step: int, progress: Callable[[str], None]) -> tuple[Sequence[RolloutGroup], list[Metric]]:
-        """The groups of a batch, in the order of their prompts."""
+        """The groups of a batch, in the order of their prompts. May be cancelled: no group is lost."""
+
+    def state(self) -> Collected:
+        """Where it stands."""
+
+    def restore(self, state: Collected) -> None:
+        """Goes on where another stood; before the first batch."""
+
+
+class Saved(Protocol):
+    """A model under training, as checkpoints see it."""
+
+    async def save(self, folder: Path) -> None:
+        """Returns when the state is copied; it is then written to files in `folder`, beside training."""
+
+    async def is_saved(self) -> bool:
+        """Whether they are written."""
+
+    async def load(self, folder: Path) -> None:
+        """Goes on where another stood."""
 
 
 class Scorer(Protocol):
@@ -33,7 +53,7 @@ class Scorer(Protocol):
         """float32 [R, T] of the loss tokens; 0 elsewhere."""
 
 
-class Actor(Scorer, Protocol):
+class Actor(Scorer, Saved, Protocol):
     """The policy under training."""
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
@@ -43,7 +63,7 @@ class Actor(Scorer, Protocol):
         """Writes the policy in Hugging Face format."""
 
 
-class Critic(Protocol):
+class Critic(Saved, Protocol):
     """The value model under training."""
 
     async def values(self, batch: TrainBatch) -> NDArray[np.float32]:

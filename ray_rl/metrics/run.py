@@ -34,6 +34,8 @@ class Run:
         folder: RunFolder,
         console: RunConsole,
         *,
+        step: int = 0,
+        version: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Opens the sinks and starts the heartbeat. `close` must follow, or the end of a `with` block.
@@ -42,23 +44,25 @@ class Run:
             config: what is run.
             folder: where to write.
             console: where to show.
+            step: batches trained on before, where a run goes on.
+            version: of the policy that they left.
             clock: seconds from any origin, never backwards.
         """
-        self.step = 0
-        self.version = 0
+        self.step = step
+        self.version = version
         self._config = config.run
         self._folder = folder
         self._console = console
         self._clock = clock
         self._start_s = clock()
-        self._trained_version = 0
-        self._summary = Summary(planned=config.run.steps)
+        self._trained_version = version
+        self._summary = Summary(planned=config.run.steps, before=step)
         self._shown: tuple[str, list[Sample]] | None = None
         self._is_closed = False
         self._jsonl = JsonlSink(folder.metrics_jsonl)
-        self._tensorboard = TensorBoardSink(folder.tensorboard)
+        self._tensorboard = TensorBoardSink(folder.tensorboard, first_step=step + 1)
         self._rollouts = RolloutSink(folder.rollouts)
-        self._trace = TraceWriter(folder.trace, name=f"ray_rl {config.run.name}")
+        self._trace = TraceWriter(folder.trace(first_step=step + 1), name=f"ray_rl {config.run.name}")
         self._phases = Phases(clock, ended=self._trace_span)
         self._heartbeat = Heartbeat(
             self._phases.current,
@@ -91,6 +95,10 @@ class Run:
         """How far the current phase is ("12 of 64 completions"). In `start`, or outside of phases, shown at once."""
         if self._phases.note(text):
             self._console.say(text)
+
+    def say(self, text: str) -> None:
+        """One line, shown at once."""
+        self._console.say(text)
 
     def log(
         self,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +23,74 @@ class RunFolder:
     root: Path
 
     @classmethod
+    def of(cls, config: RunConfig) -> RunFolder:
+        """The folder of a run, there or not."""
+        return cls(Path(config.run.dir).expanduser() / config.run.name)
+
+    @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
         """Makes the folder, readable by its owner alone, and writes `config.yaml` and `environment.json`.
 
         Raises:
             ConfigError: it exists already, or it cannot be created.
         """
-        folder = cls(Path(config.run.dir).expanduser() / config.run.name)
+        folder = cls.of(config)
         folder._make()
-        folder.config_yaml.write_text(dump_config(config), encoding="utf-8")
-        folder.environment_json.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
+        folder._describe(config, folder.environment_json)
         return folder
+
+    @classmethod
+    def reopen(cls, config: RunConfig, *, step: int) -> RunFolder:
+        """The folder of a run that goes on after `step`; what it says of later steps, which are trained again, goes.
+
+        `config.yaml` becomes the configuration now in force, the one before stays as `config.until_step_<N>.yaml`, and
+        there is a new `environment.from_step_<N + 1>.json`.
+
+        Raises:
+            ConfigError: it cannot be written to.
+        """
+        folder = cls.of(config)
+        try:
+            if folder.config_yaml.read_text(encoding="utf-8") != dump_config(config):
+                os.replace(folder.config_yaml, folder.root / f"config.until_step_{step}.yaml")
+            folder._describe(config, folder.root / f"environment.from_step_{step + 1}.json")
+            folder._forget_after(step)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder.root}: the run cannot go on in this folder ({error}); see that you may write to it"
+            ) from error
+        return folder
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Keeps the folder for this process while the block lasts.
+
+        Raises:
+            ConfigError: another process has it.
+        """
+        with (self.root / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.root}: another process trains in this run folder; wait for its end or stop it first"
+                ) from error
+            yield
+
+    def _describe(self, config: RunConfig, environment_json: Path) -> None:
+        self.config_yaml.write_text(dump_config(config), encoding="utf-8")
+        environment_json.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
+
+    def _forget_after(self, step: int) -> None:
+        if self.metrics_jsonl.exists():
+            lines = self.metrics_jsonl.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+            rewritten = self.root / ".metrics.jsonl.rewritten"
+            rewritten.write_bytes(b"".join(kept))
+            os.replace(rewritten, self.metrics_jsonl)
+        for file in self.rollouts.glob("step_*.jsonl"):
+            if int(file.stem.split("_")[1].split(".")[0]) > step:
+                file.unlink()
 
     def _make(self) -> None:
         try:
@@ -45,7 +106,7 @@ class RunFolder:
                 "set run.dir to a folder that you may write to"
             ) from error
         for part in (self.rollouts, self.logs):
-            part.mkdir()
+            part.mkdir(mode=0o700)
 
     @property
     def config_yaml(self) -> Path:
@@ -87,7 +148,6 @@ class RunFolder:
         """One file for every role and rank."""
         return self.root / "logs"
 
-    @property
-    def trace(self) -> Path:
-        """The phases of all steps, for chrome://tracing or ui.perfetto.dev."""
-        return self.root / "trace.json"
+    def trace(self, *, first_step: int) -> Path:
+        """The phases of all steps from one on, for chrome://tracing or ui.perfetto.dev."""
+        return self.root / ("trace.json" if first_step == 1 else f"trace.from_step_{first_step}.json")

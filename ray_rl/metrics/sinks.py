@@ -36,10 +36,15 @@ class JsonlSink:
 class TensorBoardSink:
     """TensorBoard scalars, by TensorBoard's own event writer: no torch, no TensorFlow. The tag is the metric's key."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, first_step: int = 1) -> None:
+        """Starts a file; where a run goes on, TensorBoard forgets what older files say of `first_step` and later."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._writer = EventFileWriter(str(folder))
+        if first_step > 1:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
 
     def write(self, values: Mapping[str, float]) -> None:
         """Adds all values at `values["step"]`."""

@@ -19,6 +19,8 @@ class Summary:
 
     planned: int
     """Steps that the configuration asks for."""
+    before: int = 0
+    """Of them, steps of the run before it went on here."""
     steps: int = 0
     step_s: float = 0.0
     tokens: float = 0.0
@@ -40,12 +42,11 @@ class Summary:
 
     def title(self, *, total_s: float, failed: BaseException | None) -> str:
         """How it ended."""
+        done = self.before + self.steps
         if failed is not None:
-            where = (
-                f"in step {self.steps + 1} of {self.planned}" if self.steps < self.planned else "after the last step"
-            )
+            where = f"in step {done + 1} of {self.planned}" if done < self.planned else "after the last step"
             return f"Stopped {where} after {duration(total_s)} by {type(failed).__name__}"
-        return f"Done: {self.steps} of {self.planned} steps in {duration(total_s)}"
+        return f"Done: {done} of {self.planned} steps in {duration(total_s)}"
 
     def rows(self, *, folder: Path, export: Path | None) -> list[tuple[str, str]]:
         """Label and text of every line below the title."""

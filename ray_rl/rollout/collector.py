@@ -17,6 +17,7 @@ from ray_rl.rewards.combine import Rewards
 from ray_rl.rollout.admission import Admission
 from ray_rl.rollout.request import SampleRequest, request_seed
 from ray_rl.rollout.router import Router
+from ray_rl.rollout.together import together
 from ray_rl.types import Completion, Prompt, RolloutGroup
 
 CANCEL_S = 5.0
@@ -28,6 +29,12 @@ class Sampler(Protocol):
 
     async def generate(self, request: SampleRequest) -> list[Completion]:
         """G completions of a prompt."""
+
+    async def hold(self) -> None:
+        """Takes requests, and does not begin with them."""
+
+    async def release(self, sequences: int) -> None:
+        """Begins once so many sequences have been asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,8 @@ class Collector:
         self._room = asyncio.Event()
         """The same, or a newer version: for the admission of prompts."""
         self._admitting: asyncio.Task[None] | None = None
+        self._placed = [0] * len(samplers)
+        """Sequences of this wave at each engine, in deterministic mode."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -200,10 +209,29 @@ class Collector:
             await self._room.wait()
             self._room.clear()
             free = self._admission.capacity(version=self._version, accepted=self._accepted, running=len(self._running))
-            for prompt in self._source.take(free) if free else ():
-                number, self._admitted = self._admitted, self._admitted + 1
-                self._under_way[number] = prompt
-                self._start(number, prompt)
+            if not free:
+                continue
+            if not self._config.run.deterministic:
+                self._start_new(free)
+            elif not self._running:
+                await self._wave(free)
+
+    async def _wave(self, free: int) -> None:
+        """Starts prompts that are computed together from the first token on, however they come in.
+
+        What is sampled beside a sequence changes the last bits of its log-probabilities.
+        """
+        self._placed = [0] * len(self._samplers)
+        await together(sampler.hold() for sampler in self._samplers)
+        self._start_new(free)
+        await asyncio.sleep(0)  # all of them choose their engine
+        await together(map(_release, self._samplers, self._placed))
+
+    def _start_new(self, free: int) -> None:
+        for prompt in self._source.take(free):
+            number, self._admitted = self._admitted, self._admitted + 1
+            self._under_way[number] = prompt
+            self._start(number, prompt)
 
     def _start(self, number: int, prompt: Prompt) -> None:
         task = asyncio.ensure_future(self._sample(number, prompt))
@@ -235,6 +263,7 @@ class Collector:
         seed = request_seed(run_seed=self._config.run.seed, step=step, index=index, prompt_id=prompt.id)
         request = SampleRequest(f"{step}/{index}", prompt.token_ids, samples, seed)
         with self._router.place(samples * self._config.rollout.max_tokens + len(prompt.token_ids)) as engine:
+            self._placed[engine] += samples
             completions = await self._samplers[engine].generate(request)
         group, metrics = await self._rewards.ascore(prompt, completions)
         return Finished(number, group, metrics)
@@ -251,3 +280,7 @@ class Collector:
             self._admitting.cancel()
         for task in self._running.values():
             task.cancel()
+
+
+async def _release(sampler: Sampler, sequences: int) -> None:
+    await sampler.release(sequences)

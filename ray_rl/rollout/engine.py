@@ -17,6 +17,7 @@ from ray_rl.types import Completion
 
 GIB = 2**30
 
+ARRIVAL_POLL_S = 0.005
 CPU_BLOCK_TOKENS = 32
 CPU_BATCH_TOKENS = 8192
 """Of a KV block (the kernel takes multiples of 32) and of a forward pass on CPU."""
@@ -150,6 +151,25 @@ class Engine:
         if final is None or len(final.outputs) != request.samples:
             raise EngineError(f"request {request.id} asked for {request.samples} completions and got {final}")
         return [_completion(output, request.id) for output in sorted(final.outputs, key=lambda o: o.index)]
+
+    async def hold(self) -> None:
+        """Takes requests, and does not begin with them until `release`."""
+        await self._llm.pause_generation(mode="keep", clear_cache=False)
+
+    async def release(self, sequences: int) -> None:
+        """Begins once so many sequences have been asked for.
+
+        Raises:
+            EngineError: they were not within `rollout.timeout_s`.
+        """
+        limit_s = self._config.rollout.timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                while self._llm.output_processor.get_num_unfinished_requests() < sequences:
+                    await asyncio.sleep(ARRIVAL_POLL_S)
+        except TimeoutError:
+            raise EngineError(f"{sequences} sequences did not arrive within rollout.timeout_s={limit_s:g}") from None
+        await self._llm.resume_generation()
 
     @property
     def receiver(self) -> WeightReceiver:

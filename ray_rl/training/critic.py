@@ -56,19 +56,19 @@ class Critic:
                 model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
             return model.train()
 
-        self._zero = ZeroEngine(config, role, build, name="critic", device=self._device)
+        self.zero = ZeroEngine(config, role, build, name="critic", device=self._device)
 
     @property
     def model(self) -> ValueModel:
         """The critic; its parameters are shards under ZeRO-3."""
-        model: ValueModel = self._zero.module
+        model: ValueModel = self.zero.module
         return model
 
     @torch.no_grad()
     def values(self, batch: TrainBatch) -> Scores:
         """Values of the states of this rank's share of the batch under the current weights; a collective."""
         share = self._split.encode(batch, np.arange(batch.rows), rank=self._rank)
-        return assemble([self._zero.engine(encoded.inputs.to(self._device)) for encoded in share], batch, share)
+        return assemble([self.zero.engine(encoded.inputs.to(self._device)) for encoded in share], batch, share)
 
     def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with old values and returns, in as many optimizer steps as the actor; a collective.
@@ -80,7 +80,7 @@ class Critic:
         for _ in range(self._algorithm.update_epochs):
             for rows in np.split(np.arange(batch.rows), self._algorithm.minibatches):
                 has_loss = bool(batch.loss_mask_RT[rows].any())
-                metrics += self._zero.step(partial(self.accumulate, batch, rows) if has_loss else None)
+                metrics += self.zero.step(partial(self.accumulate, batch, rows) if has_loss else None)
         return metrics
 
     def accumulate(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Metric]:
@@ -90,13 +90,13 @@ class Critic:
             return self._loss(encoded, batch)
 
         share = self._split.encode(batch, rows, rank=self._rank)
-        return self._zero.accumulate(share, backward, count=float(batch.loss_mask_RT[rows].sum()))
+        return self.zero.accumulate(share, backward, count=float(batch.loss_mask_RT[rows].sum()))
 
     def _loss(self, encoded: Encoded, batch: TrainBatch) -> tuple[Tensor, list[Metric]]:
         """The sum of the loss over a micro-batch."""
         assert batch.old_values_RT is not None, "the batch has no values"
         assert batch.returns_RT is not None, "the batch has no returns"
-        values_N = self._zero.engine(encoded.inputs.to(self._device))
+        values_N = self.zero.engine(encoded.inputs.to(self._device))
         loss_N, is_clipped_N = clipped_value_loss(
             values_N,
             encoded.pick(batch.old_values_RT).to(self._device),

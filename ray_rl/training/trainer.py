@@ -69,13 +69,13 @@ class Trainer:
         def build() -> nn.Module:
             return _policy(config, folder, attention=attention_name(config, train, packing=packing))
 
-        self._zero = ZeroEngine(config, train, build, name="policy", device=self._device)
-        self.stream = ParameterStream(self._zero.module, dtype=config.model.dtype)
+        self.zero = ZeroEngine(config, train, build, name="policy", device=self._device)
+        self.stream = ParameterStream(self.zero.module, dtype=config.model.dtype)
 
     @property
     def model(self) -> PolicyModel:
         """The policy; its parameters are shards under ZeRO-3."""
-        policy: PolicyModel = self._zero.module
+        policy: PolicyModel = self.zero.module
         return policy
 
     def update(self, batch: TrainBatch) -> list[Metric]:
@@ -99,7 +99,7 @@ class Trainer:
     def logprobs(self, batch: TrainBatch) -> Scores:
         """Log-probabilities of this rank's share of the batch under the current weights; a collective."""
         share = self._split.encode(batch, np.arange(batch.rows), rank=self._rank)
-        return score(self._zero.engine, batch, share, device=self._device)
+        return score(self.zero.engine, batch, share, device=self._device)
 
     def accumulate(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Metric]:
         """Leaves the gradient of the mean loss over some rows in the engine; a collective.
@@ -125,7 +125,7 @@ class Trainer:
             return self._loss(encoded, batch, weights_R)
 
         metrics: list[Metric] = [Total("train/tokens", sum(encoded.tokens for encoded in share))]
-        return metrics + self._zero.accumulate(share, backward, count=count)
+        return metrics + self.zero.accumulate(share, backward, count=count)
 
     def _with_gradient(self, batch: TrainBatch, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows that have a gradient. The others stay in the count, so leaving them out changes nothing but time."""
@@ -138,7 +138,7 @@ class Trainer:
         """One step on some rows of the batch."""
         trained = len(self._with_gradient(batch, rows))
         has_loss = trained > 0 and bool(batch.loss_mask_RT[rows].any())
-        metrics = self._zero.step(partial(self.accumulate, batch, rows) if has_loss else None)
+        metrics = self.zero.step(partial(self.accumulate, batch, rows) if has_loss else None)
         if self._rank == 0:
             metrics.append(Mean("train/skipped_fraction", len(rows) - trained, len(rows)))
         return metrics
@@ -146,7 +146,7 @@ class Trainer:
     def _loss(self, encoded: Encoded, batch: TrainBatch, weights_R: NDArray[np.float32]) -> tuple[Tensor, list[Metric]]:
         """The sum of the loss over a micro-batch."""
         algorithm, device = self._config.algorithm, self._device
-        logprobs_N, entropy_N = self._zero.engine(
+        logprobs_N, entropy_N = self.zero.engine(
             encoded.inputs.to(device), with_entropy=True, entropy_grad=algorithm.entropy_coefficient > 0
         )
         assert batch.advantages_RT is not None, "the batch has no advantages"

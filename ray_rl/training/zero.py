@@ -87,17 +87,33 @@ class ZeroEngine:
         return metrics
 
     def slices(self) -> Iterator[tuple[str, int, Tensor]]:
-        """This rank's slices of master weights and moments; see `zero_state.slices`."""
-        return zero_state.slices(self.engine)
+        """This rank's slices of master weights and moments (see `zero_state.slices`), and its random generators."""
+        yield from zero_state.slices(self.engine)
+        for name, generator in self._generators().items():
+            yield name, 0, generator.get_state()
 
     def state(self) -> dict[str, int]:
         """What `restore` needs beside the slices."""
-        return {"steps": self._steps, "adam_step": zero_state.adam_step(self.engine)}
+        return {"steps": self._steps, "adam_step": zero_state.adam_step(self.engine), "ranks": dist.get_world_size()}
 
     def restore(self, read: zero_state.Read, state: Mapping[str, int]) -> None:
-        """Goes on where an engine of the same model stood, whatever its stage and number of ranks; a collective."""
+        """Goes on where an engine of the same model stood, whatever its stage and number of ranks; a collective.
+
+        Ranks that were not there before keep the generators that they have.
+        """
         zero_state.restore(self.engine, read, step=state["adam_step"])
         self._steps = state["steps"]
+        if dist.get_rank() < state["ranks"]:
+            for name, generator in self._generators().items():
+                generator.set_state(read(name, 0, generator.get_state().numel()))
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        """Those of torch, by name in a checkpoint."""
+        rank = dist.get_rank()
+        found = {f"generator/cpu/{rank}": torch.default_generator}
+        if self._device != "cpu":
+            found[f"generator/cuda/{rank}"] = torch.cuda.default_generators[torch.cuda.current_device()]
+        return found
 
     def _initialize(self, build: Callable[[], nn.Module]) -> Any:
         import deepspeed

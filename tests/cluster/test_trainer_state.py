@@ -53,7 +53,7 @@ def whole_weights(trainer: Any) -> NDArray[np.float32] | None:
 
 
 def save(trainer: Any, folder: Path, rank: int) -> None:
-    zero = trainer._zero
+    zero = trainer.zero
     write_slices(folder / f"rank_{rank}.safetensors", zero.slices(), zero.state())
 
 
@@ -77,7 +77,7 @@ def restored(member: Member, config: RunConfig, model: str, batch: TrainBatch, f
 
     trainer = Trainer(config, model, member)
     reader = SliceReader(folder)
-    trainer._zero.restore(reader.read, reader.states["rank_0"])
+    trainer.zero.restore(reader.read, reader.states["rank_0"])
     middle = whole_weights(trainer)
     for _ in range(2):
         trainer.update(batch)

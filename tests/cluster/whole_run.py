@@ -16,12 +16,15 @@ async def whole_run(
 
     `watch` may put something between the driver and its roles.
     """
+    from ray_rl.checkpoint.store import CheckpointStore
     from ray_rl.cluster.start import started_workers
     from ray_rl.config.rules import check
     from ray_rl.data.chat import ChatTokenizer
     from ray_rl.data.source import build_source
+    from ray_rl.loops.checkpoints import Checkpoints
     from ray_rl.loops.online import train
     from ray_rl.loops.roles import Roles
+    from ray_rl.loops.stopping import Stop
     from ray_rl.metrics.console import RunConsole
     from ray_rl.metrics.run import Run
     from ray_rl.metrics.run_folder import RunFolder
@@ -50,7 +53,10 @@ async def whole_run(
             critic=workers.critic,
             reference=workers.reference,
         )
-        await train(config, watch(roles), run, export_to=None)
+        roles = watch(roles)
+        store = CheckpointStore(folder.checkpoints, keep_last=1, keep_every=None)
+        checkpoints = Checkpoints(config, store, roles, since=None)
+        await train(config, roles, run, checkpoints=checkpoints, stop=Stop(grace_s=60), export_to=None)
     records = [json.loads(line) for line in folder.metrics_jsonl.read_text().splitlines()]
     samples = [json.loads(line) for file in sorted(folder.rollouts.iterdir()) for line in file.read_text().splitlines()]
     return records, samples

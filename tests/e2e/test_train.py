@@ -1,24 +1,13 @@
 """`ray-rl train` as a user runs it, on a model small enough for every machine: what it prints, leaves and ends."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-import yaml
 
 from ray_rl.config.load import load_config
-from tests.tiny_model import write_tiny_model
+from tests.e2e.command import GROUP, PROMPTS, place_for, run
 
 STEPS = 2
-PROMPTS, GROUP = 4, 4
-LIMIT_S = 400
-GONE_WITHIN_S = 30.0
 
 ALWAYS = {
     "step",
@@ -46,102 +35,15 @@ ALWAYS = {
 }
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A run that ended."""
-
-    command: list[str]
-    place: Path
-    folder: Path
-    code: int
-    stdout: str
-    stderr: str
-    left_behind: list[str]
-
-    @property
-    def metrics(self) -> list[dict]:
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-
-    def rollouts(self, step: int) -> list[dict]:
-        file = self.folder / "rollouts" / f"step_{step:06d}.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def processes_of(session: int) -> list[str]:
-    """Command lines of the processes of a session."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
-            line = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if int(its_session) == session and state != "Z":
-            found.append(f"{stat.parent.name} {line}")
-    return found
-
-
-def run(place: Path, *overrides: str, end_after_step: int | None = None) -> Ended:
-    """The command in a session of its own, whose processes can be told from all others.
-
-    Args:
-        place: the folder to run in.
-        overrides: of the configuration.
-        end_after_step: send SIGTERM after this step.
-    """
-    command = [str(Path(sys.executable).with_name("ray-rl")), "train", "run.yaml", *overrides]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
-    process = subprocess.Popen(
-        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
-    folder = place / "runs" / yaml.safe_load((place / "run.yaml").read_text())["run"]["name"]
-    try:
-        if end_after_step is not None:
-            wait_for_step(process, folder / "metrics.jsonl", end_after_step)
-            process.terminate()
-        stdout, stderr = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    give_up_s = time.monotonic() + GONE_WITHIN_S
-    while (left := processes_of(process.pid)) and time.monotonic() < give_up_s:
-        time.sleep(0.2)
-    return Ended(command, place, folder, process.returncode, stdout.decode(), stderr.decode(), left)
-
-
-def wait_for_step(process: subprocess.Popen, metrics: Path, step: int) -> None:
-    give_up_s = time.monotonic() + LIMIT_S
-    while process.poll() is None and time.monotonic() < give_up_s:
-        if metrics.is_file() and len(metrics.read_text().splitlines()) >= step:
-            return
-        time.sleep(0.2)
-
-
-def place_for(folder: Path, name: str, **algorithm: object) -> Path:
-    write_tiny_model(folder / "model")
-    config = {
-        "run": {"name": name, "steps": STEPS},
-        "model": {"path": "./model", "dtype": "float32"},
-        "data": {"kind": "addition", "maximum": 4, "max_prompt_tokens": 32},
-        "rewards": [{"kind": "number", "require_stop": False}],
-        "algorithm": {"prompts_per_step": PROMPTS, "group_size": GROUP, **algorithm},
-        "rollout": {"max_tokens": 16, "max_sequences": 16, "kv_cache_gib": 0.05},
-        "train": {"learning_rate": 1e-3},
-        "cluster": {"accelerator": "cpu"},
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return run(place_for(tmp_path_factory.mktemp("plain"), "plain"))
+    return run(place_for(tmp_path_factory.mktemp("plain"), "plain", steps=STEPS))
 
 
 @pytest.fixture(scope="module")
 def penalised(tmp_path_factory):
     algorithm = {"kl": {"coefficient": 0.1}, "update_epochs": 2, "minibatches": 2}
-    return run(place_for(tmp_path_factory.mktemp("penalised"), "penalised", **algorithm))
+    return run(place_for(tmp_path_factory.mktemp("penalised"), "penalised", steps=STEPS, algorithm=algorithm))
 
 
 @pytest.fixture(scope="module", params=["plain", "penalised"])
@@ -295,13 +197,3 @@ def test_a_second_run_into_the_same_folder_is_refused(plain):
     assert again.code == 2
     assert again.stderr.startswith("ray-rl: error: run.name=plain: runs/plain exists already")
     assert {path: path.stat().st_mtime_ns for path in plain.folder.rglob("*")} == before
-
-
-def test_a_run_that_is_told_to_end_ends_all_its_processes_and_says_how_far_it_came(tmp_path):
-    terminated = run(place_for(tmp_path, "terminated"), "run.steps=100000", end_after_step=1)
-    assert terminated.code == 128 + signal.SIGTERM
-    assert terminated.left_behind == []
-    assert "of 100000 after " in terminated.stdout.split("Stopped in step ")[1]
-    assert terminated.metrics[0]["step"] == 1
-    assert not (terminated.folder / "export").exists()
-    assert "Traceback" not in terminated.stderr

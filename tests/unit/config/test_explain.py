@@ -39,7 +39,7 @@ def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("checkpoint: {qqq: 9}", "checkpoint.qqq: unknown key, its value is 9; remove it or use one of export"),
+        ("checkpoint: {qqq: 9}", "checkpoint.qqq: unknown key, its value is 9; remove it or use one of every_steps, "),
         ("train: 3", "train=3: must be a mapping of options"),
         ("train: {betas: [0.9, []]}", "train.betas.1=[]: must be a valid number (AdamW.)"),
         ("train: {eps: .inf}", "train.eps=inf: must be a finite number (AdamW.)"),

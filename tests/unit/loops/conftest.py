@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ray_rl.checkpoint.store import CheckpointStore
 from ray_rl.config import RunConfig
+from ray_rl.loops.checkpoints import Checkpoints, read_progress
 from ray_rl.loops.online import train
 from ray_rl.loops.roles import Roles
+from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Last
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.rollout.collector import Collected
 from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup
 
 QUESTION = "What is 1+2?"
@@ -34,12 +38,19 @@ class Script:
         self.finish_reason = "stop"
         self.errors: dict[str, Exception] = {}
         """By call, for example "update 2"."""
+        self.meanwhile: dict[str, Callable[[], Any]] = {}
+        """By call, what happens while it is under way."""
+        self.hangs_in_step: int | None = None
+        self.questions = 0
+        """How often it is asked in vain whether a checkpoint is written."""
         self.versions_sampled: list[int] = []
         self._served = -1
         self._updates = 0
 
     def enter(self, call: str) -> None:
         self.journal.append(call)
+        if call in self.meanwhile:
+            self.meanwhile[call]()
         if call in self.errors:
             raise self.errors[call]
 
@@ -48,6 +59,8 @@ class Script:
 
     async def take(self, *, step: int, progress: Callable[[str], None]) -> tuple[list[Any], list[Any]]:
         self.enter(f"take for step {step}")
+        if step == self.hangs_in_step:
+            await asyncio.sleep(3600)
         self.versions_sampled.append(self._served)
         return [_group(index, self._served, self.finish_reason) for index in range(PROMPTS)], [Last("data/epoch", 0)]
 
@@ -60,10 +73,39 @@ class Script:
     async def export(self, folder: Path) -> None:
         self.enter(f"export to {folder.name}")
 
+    def state(self) -> Collected:
+        return Collected({"position": self._updates}, PROMPTS, PROMPTS, (), (), (), 0)
+
+    def restore(self, state: Collected) -> None:
+        self.enter(f"restore position {state.source['position']}")
+
     async def publish(self, version: int) -> list[Any]:
         self.enter(f"publish {version}")
         self._served = version
         return [Last("sync/gb_per_s", 1.0)]
+
+
+class Model:
+    """A model that is saved and loaded: into one file, after as many questions as the script says."""
+
+    def __init__(self, script: Script, role: str) -> None:
+        self._script, self._role = script, role
+        self._unanswered = 0
+
+    async def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights").write_text(self._role)
+        self._unanswered = self._script.questions
+        self._script.enter(f"save {self._role}")
+
+    async def is_saved(self) -> bool:
+        self._unanswered -= 1
+        if self._unanswered < 0:
+            self._script.enter(f"{self._role} is saved")
+        return self._unanswered < 0
+
+    async def load(self, folder: Path) -> None:
+        self._script.enter(f"load {(folder / 'weights').read_text()}")
 
 
 class Scorer:
@@ -78,18 +120,19 @@ class Scorer:
         return np.full(batch.tokens_RT.shape, self._value, np.float32)
 
 
-class Actor(Scorer):
+class Actor(Scorer, Model):
     def __init__(self, script: Script) -> None:
-        super().__init__(script, "actor", -1.0)
+        Scorer.__init__(self, script, "actor", -1.0)
+        Model.__init__(self, script, "actor")
         self.update = script.update
         self.export = script.export
 
 
-class Critic:
+class Critic(Model):
     """Values of one constant."""
 
     def __init__(self, script: Script) -> None:
-        self._script = script
+        super().__init__(script, "critic")
 
     async def values(self, batch: Any) -> Any:
         self._script.enter("values")
@@ -137,9 +180,20 @@ class Loop:
 
     def __init__(self, config: RunConfig, *, reference: bool, export: bool) -> None:
         self.script = Script()
-        self.folder = RunFolder.create(config)
-        self.run = Run(config, self.folder, RunConsole(io.StringIO()))
-        self._config = config
+        self.config = config
+        self.store = CheckpointStore(
+            Path(config.run.dir) / config.run.name / "checkpoints", keep_last=2, keep_every=None
+        )
+        self.since = self.store.latest(print)
+        self.console = io.StringIO()
+        if self.since is None:
+            self.folder = RunFolder.create(config)
+            self.run = Run(config, self.folder, RunConsole(self.console))
+        else:
+            done = read_progress(self.since)
+            self.folder = RunFolder.reopen(config, step=done.step)
+            self.run = Run(config, self.folder, RunConsole(self.console), step=done.step, version=done.version)
+        self.stop = Stop(grace_s=600)
         self._reference = Scorer(self.script, "reference", -2.0) if reference else None
         self._export_to = self.folder.export if export else None
 
@@ -148,11 +202,12 @@ class Loop:
             rollouts=self.script,
             actor=Actor(self.script),
             weights=self.script,
-            critic=Critic(self.script) if self._config.critic else None,
+            critic=Critic(self.script) if self.config.critic else None,
             reference=self._reference,
-            reward=RewardModels(self.script) if self._config.reward else None,
+            reward=RewardModels(self.script) if self.config.reward else None,
         )
-        await train(self._config, roles, self.run, export_to=self._export_to)
+        checkpoints = Checkpoints(self.config, self.store, roles, since=self.since)
+        await train(self.config, roles, self.run, checkpoints=checkpoints, stop=self.stop, export_to=self._export_to)
 
 
 @pytest.fixture
@@ -166,6 +221,8 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
         export: bool = True,
         critic: object = None,
         reward: object = None,
+        every_steps: int | None = None,
+        timeout_s: float = 60.0,
         **algorithm: object,
     ) -> Loop:
         config = RunConfig.model_validate(
@@ -177,6 +234,7 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
                 "algorithm": {"prompts_per_step": PROMPTS, "group_size": 2, **algorithm},
                 "critic": critic,
                 "reward": reward,
+                "checkpoint": {"every_steps": every_steps, "timeout_s": timeout_s},
             }
         )
         loops.append(Loop(config, reference=reference, export=export))

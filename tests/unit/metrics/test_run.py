@@ -96,7 +96,7 @@ def test_a_metric_that_the_run_computes_itself_is_refused(start, clock, make_gro
 def test_the_trace_has_the_phases_and_the_step_around_them(start, clock, make_group):
     started = start()
     do_step(started.run, clock, make_group([1.0, 0.0]))
-    events = [event for event in json.loads(started.folder.trace.read_text()) if event["ph"] == "X"]
+    events = [event for event in json.loads(started.folder.trace(first_step=1).read_text()) if event["ph"] == "X"]
     assert [(event["name"], event["ts"], event["dur"]) for event in events] == [
         ("rollout", 0, 6_000_000),
         ("train", 6_000_000, 3_000_000),

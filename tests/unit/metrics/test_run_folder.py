@@ -30,8 +30,12 @@ def test_a_new_folder_is_private_and_holds_the_configuration_that_loads_back(mak
 def test_every_path_is_inside_the_folder(make_config):
     folder = RunFolder.create(make_config())
     names = ["config_yaml", "environment_json", "metrics_jsonl", "rollouts", "tensorboard", "checkpoints", "export"]
-    names += ["logs", "trace"]
-    assert all(getattr(folder, name).parent == folder.root for name in names)
+    paths = [getattr(folder, name) for name in (*names, "logs")] + [
+        folder.trace(first_step=1),
+        folder.trace(first_step=4),
+    ]
+    assert all(path.parent == folder.root for path in paths)
+    assert len(set(paths)) == len(paths)
 
 
 def test_an_existing_folder_is_refused_with_a_remedy_and_left_alone(make_config):
@@ -83,3 +87,43 @@ def test_a_container_limit_counts_as_the_memory(tmp_path):
 
 def test_a_folder_outside_of_git_has_no_commit(tmp_path):
     assert git_state(tmp_path) is None
+
+
+@pytest.fixture
+def ended(make_config):
+    """A folder with the records of three steps, the last line torn."""
+    folder = RunFolder.create(make_config())
+    lines = [json.dumps({"step": step, "reward/mean": step / 7}) for step in (1, 2, 3)]
+    folder.metrics_jsonl.write_text("\n".join(lines) + '\n{"step": 4, "rew')
+    for step in (1, 2, 3, 4):
+        (folder.rollouts / f"step_{step:06d}.jsonl").write_text(f"{step}\n")
+    return folder
+
+
+def test_a_run_that_goes_on_forgets_what_comes_after_its_checkpoint_and_nothing_else(make_config, ended):
+    before = ended.metrics_jsonl.read_text().splitlines()[:2]
+    RunFolder.reopen(make_config(), step=2)
+    assert ended.metrics_jsonl.read_text().splitlines() == before
+    assert sorted(file.name for file in ended.rollouts.iterdir()) == ["step_000001.jsonl", "step_000002.jsonl"]
+
+
+def test_a_torn_line_at_the_end_is_dropped(make_config, ended):
+    RunFolder.reopen(make_config(), step=4)
+    assert [json.loads(line)["step"] for line in ended.metrics_jsonl.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_the_configuration_before_is_kept_where_it_differs(make_config, ended):
+    RunFolder.reopen(make_config(), step=2)
+    assert not list(ended.root.glob("config.until*"))
+    RunFolder.reopen(make_config(steps=9), step=2)
+    assert load_config(ended.config_yaml).run.steps == 9
+    assert load_config(ended.root / "config.until_step_2.yaml").run.steps == 3
+    assert json.loads((ended.root / "environment.from_step_3.json").read_text())["argv"] == sys.argv
+
+
+def test_one_process_at_a_time_owns_a_folder(make_config):
+    folder = RunFolder.create(make_config())
+    with folder.owned(), pytest.raises(ConfigError, match="another process trains in this run folder"), folder.owned():
+        pass
+    with folder.owned():
+        pass

@@ -89,10 +89,21 @@ class Rewards:
         return RolloutGroup(prompt, rollouts), [Total("reward/one_errors", 1)]
 
 
-def collector(engines, *, prompts, lengths=(4,), rewards=None, group_size=2, seed=0, sampling=None, **rollout):
+def collector(
+    engines,
+    *,
+    prompts,
+    lengths=(4,),
+    rewards=None,
+    group_size=2,
+    seed=0,
+    sampling=None,
+    deterministic=False,
+    **rollout,
+):
     config = RunConfig.model_validate(
         {
-            "run": {"name": "test", "steps": 1, "seed": seed},
+            "run": {"name": "test", "steps": 1, "seed": seed, "deterministic": deterministic},
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
@@ -455,3 +466,44 @@ async def test_a_source_that_fails_ends_the_wait_with_its_error(completion):
         async with asyncio.timeout(5):
             await taker.take(step=0, progress=ignore)
     assert raised.value is error
+
+
+class HeldEngine(Engine):
+    """Begins when as many sequences have been asked for as it was released with."""
+
+    def __init__(self, name, completion):
+        super().__init__(name, completion)
+        self.journal = []
+        self._is_held = asyncio.Event()
+
+    async def hold(self):
+        self.journal.append("hold")
+        self._is_held = asyncio.Event()
+
+    async def release(self, sequences):
+        self.journal.append(f"release {sequences} of {sum(request.samples for request in self.requests)}")
+        self._is_held.set()
+
+    async def generate(self, request):
+        self.requests.append(request)
+        await self._is_held.wait()
+        self.requests.remove(request)
+        return [self._completion(f"{request.id}") for _ in range(request.samples)]
+
+
+async def test_in_deterministic_mode_engines_begin_when_they_have_all_requests(completion):
+    engines = [HeldEngine("a", completion), HeldEngine("b", completion)]
+    taker = collector(engines, prompts=3, deterministic=True)
+    for step in range(2):
+        await taker.take(step=step, progress=ignore)
+    assert engines[0].journal == ["hold", "release 4 of 4"] * 2
+    assert engines[1].journal == ["hold", "release 2 of 2"] * 2
+
+
+async def test_in_deterministic_mode_more_prompts_are_drawn_when_all_of_a_wave_are_done(completion):
+    engine = HeldEngine("a", completion)
+    rewards = Rewards(informative=(1, 3, 4))
+    taker = collector([engine], prompts=2, deterministic=True, rewards=rewards, sampling={"max_draws": 4})
+    groups, _ = await taker.take(step=0, progress=ignore)
+    assert [group.prompt.id for group in groups] == ["p/1", "p/3"]
+    assert engine.journal == ["hold", "release 4 of 4", "hold", "release 2 of 2", "hold", "release 2 of 2"]

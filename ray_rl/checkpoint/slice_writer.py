@@ -1,0 +1,46 @@
+"""Slices on their way to disk while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ray_rl.checkpoint.slices import Slice, write_slices
+from ray_rl.errors import CheckpointError
+
+
+class SliceWriter:
+    """Holds training up for a copy to host memory only, and writes from there in a thread."""
+
+    def __init__(self) -> None:
+        """Nothing is written yet."""
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def write(self, path: Path, slices: Iterable[Slice], state: Mapping[str, Any]) -> None:
+        """Returns when everything is copied; see `write_slices`.
+
+        Raises:
+            CheckpointError: the file before it is still being written.
+        """
+        if not self.is_written():
+            raise CheckpointError(f"{path}: the checkpoint before it is still being written")
+        # Copied even where they are on the host: they are live, and the next optimizer step changes them.
+        copies = [(name, start, values.detach().to("cpu", copy=True)) for name, start, values in slices]
+        self._writing = self._threads.submit(write_slices, path, copies, dict(state))
+
+    def is_written(self) -> bool:
+        """Whether nothing is left to write.
+
+        Raises:
+            CheckpointError: the file system refused; once.
+        """
+        if self._writing is None:
+            return True
+        if not self._writing.done():
+            return False
+        written, self._writing = self._writing, None
+        written.result()
+        return True

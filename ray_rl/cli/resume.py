@@ -1,0 +1,55 @@
+"""`ray-rl resume`: a run goes on from its newest checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_rl.cli.train import start
+from ray_rl.config.run import RunConfig
+from ray_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from ray_rl.cli.arguments import Commands
+
+
+def add_to(commands: Commands) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "resume",
+        help="go on with a run from its newest checkpoint",
+        description="Goes on with a run where its newest complete checkpoint was made. Values that are set here and "
+        "differ from those of the run are listed; what would make nonsense of the checkpoint is refused.",
+        epilog="example: ray-rl resume runs/grpo-addition run.steps=60",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="sets one value, in YAML: run.steps=60")
+    parser.set_defaults(command=resume)
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Checks, then trains on.
+
+    Raises:
+        UserError: not a run folder, no checkpoint in it, or wrong values; nothing was started or written.
+        RayRLError: the run failed.
+    """
+    start(in_folder(arguments.run, arguments.overrides), resume="required")
+    return 0
+
+
+def in_folder(run: Path, overrides: list[str]) -> RunConfig:
+    """The configuration of a run folder under overrides, wherever the folder is now.
+
+    Raises:
+        UserError: it is not a run folder, or the overrides are wrong.
+    """
+    from ray_rl.config.load import load_config
+
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run}: not a run folder, it has no config.yaml; give the folder that `ray-rl train` left")
+    folder = run.expanduser().absolute()
+    place = [f"run.dir={str(folder.parent)!r}", f"run.name={folder.name!r}"]
+    return load_config(file, [*overrides, *place])

@@ -1,0 +1,59 @@
+"""What may change in the configuration of a run that goes on. Loads without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ray_rl.config.explain import as_one_message, show
+from ray_rl.config.run import RunConfig
+from ray_rl.errors import ConfigError
+
+FIXED = {
+    "model.path": "the checkpoint holds the weights of the other model",
+    "data": "the position in the data would mean other prompts",
+    "run.seed": "it orders the prompts and seeds the sampling",
+    "algorithm.prompts_per_step": "steps and prompts are counted together",
+}
+"""Keys, or sections, that stay as they were, with the reason."""
+
+FREE = ("run.name", "run.dir")
+"""Say where the folder is, and it may have been moved."""
+
+
+def changes(before: RunConfig, now: RunConfig) -> list[str]:
+    """One line for every value that differs: "train.learning_rate: 1e-05 -> 2e-05".
+
+    Raises:
+        ConfigError: a value differs that must not.
+    """
+    old, new = dict(_flat("", before.model_dump())), dict(_flat("", now.model_dump()))
+    keys = [key for key in {**old, **new} if key not in FREE and old.get(key) != new.get(key)]
+    problems = [
+        f"{key}={show(new.get(key))}: the run had {show(old.get(key))}, and {reason}; leave it, or start another run"
+        for key in keys
+        for fixed, reason in _fixed(before, now).items()
+        if key == fixed or key.startswith(f"{fixed}.")
+    ]
+    if problems:
+        raise ConfigError(as_one_message(problems))
+    return [f"{key}: {show(old.get(key))} -> {show(new.get(key))}" for key in keys]
+
+
+def _fixed(before: RunConfig, now: RunConfig) -> dict[str, str]:
+    fixed = dict(FIXED)
+    if before.rollout.max_staleness > 0:
+        fixed["algorithm.group_size"] = "the checkpoint may hold groups of that size"
+    if (before.critic is None) != (now.critic is None):
+        fixed["critic"] = "a critic is trained from the first step on, or not at all"
+    elif before.critic is not None:
+        fixed["critic.path"] = "the checkpoint holds the weights of the other model"
+    return fixed
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+    else:
+        yield prefix, value

@@ -1,0 +1,102 @@
+"""Requests to stop, by signal: once to save and end, Ctrl-C twice to end at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+TEARDOWN_S = 30.0
+"""Of the grace, or half of it where it is shorter: for workers to end after the last checkpoint."""
+CHECKPOINTED = 75
+"""Exit code: saved, run me again (EX_TEMPFAIL of sysexits.h)."""
+
+
+class StopAsked(Exception):
+    """Someone wants the run to end; nothing is left half done."""
+
+
+class Stop:
+    """Whether the run was asked to stop, and what to do about it.
+
+    Before the first step there is nothing to save, and the task is cancelled at once. Later the step is finished, or
+    given up while it waits for rollouts; `TEARDOWN_S` before the grace is over the task is cancelled, and when it is
+    over the process ends, whatever it does.
+    """
+
+    def __init__(self, *, grace_s: float) -> None:
+        """Listens to nothing yet.
+
+        Args:
+            grace_s: from the signal to the end of the process.
+        """
+        self._grace_s = grace_s
+        self._asked = asyncio.Event()
+        self._task: asyncio.Task[Any] | None = None
+        self._note: Callable[[str], None] | None = None
+        self.signal: signal.Signals | None = None
+        """The first one that came."""
+        self.is_immediate = False
+        """Asked a second time by Ctrl-C."""
+
+    def listen(self) -> None:
+        """Takes the signals for the task that calls; anew after whoever else sets handlers, as Ray does."""
+        self._task = asyncio.current_task()
+        for each in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(each, self._ask, each)
+
+    def finish_steps(self, note: Callable[[str], None]) -> None:
+        """From now on there is something to save.
+
+        Args:
+            note: told of a signal.
+        """
+        self._note = note
+
+    async def unless_asked(self, call: Coroutine[Any, Any, Result]) -> Result:
+        """The result of a call that may be given up.
+
+        Raises:
+            StopAsked: a signal came before the result; the call was cancelled, or not even begun.
+        """
+        if self._asked.is_set():
+            call.close()
+            raise StopAsked
+        working = asyncio.ensure_future(call)
+        asked = asyncio.ensure_future(self._asked.wait())
+        try:
+            await asyncio.wait({working, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise StopAsked
+            return working.result()
+        finally:
+            asked.cancel()
+            working.cancel()
+
+    def _ask(self, number: signal.Signals) -> None:
+        assert self._task is not None, "listen comes first"
+        if self.signal is not None:
+            if number == signal.SIGINT:
+                self.is_immediate = True
+                self._task.cancel()
+            return
+        self.signal = number
+        self._asked.set()
+        last = threading.Timer(self._grace_s, os._exit, (CHECKPOINTED,))
+        last.daemon = True
+        last.start()
+        if self._note is None:
+            self._task.cancel()
+            return
+        self._note(
+            f"{number.name}: finishing the step and saving, within run.grace_s={self._grace_s:g}"
+            + ("; Ctrl-C again ends now" if number == signal.SIGINT else "")
+        )
+        reserve_s = min(TEARDOWN_S, self._grace_s / 2)
+        asyncio.get_running_loop().call_later(self._grace_s - reserve_s, self._task.cancel)

@@ -1,0 +1,118 @@
+"""A run that was interrupted and resumed is the run that was not, bit for bit."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.command import Ended, kill_all, place_for, run, steps_done, wait_until
+
+STEPS = 6
+PPO = {
+    "kind": "ppo",
+    "advantage": {"kind": "gae", "lam": 0.95, "whiten": "batch"},
+    "kl": {"coefficient": 0.1, "place": "reward", "estimator": "k1", "control": {"kind": "adaptive", "target": 0.1}},
+    "minibatches": 2,
+}
+ALGORITHMS = {"grpo": {}, "ppo": {"algorithm": PPO, "critic": {"workers": 1, "zero_stage": 3}}}
+OF_THE_CLOCK = ("time/", "throughput/", "sync/gb_per_s")
+
+
+def place(folder: Path, name: str, kind: str) -> Path:
+    return place_for(
+        folder,
+        name,
+        steps=STEPS,
+        **ALGORITHMS[kind],
+        run={"name": name, "steps": STEPS, "deterministic": True},
+        train={"learning_rate": 1e-3, "workers": 2, "zero_stage": 3, "schedule": {"kind": "cosine"}},
+        checkpoint={"every_steps": 3},
+    )
+
+
+def without_the_clock(records: list[dict]) -> list[dict]:
+    return [{key: value for key, value in record.items() if not key.startswith(OF_THE_CLOCK)} for record in records]
+
+
+@pytest.fixture(scope="module", params=list(ALGORITHMS))
+def whole(request, tmp_path_factory) -> tuple[str, Ended]:
+    """Six steps without an interruption."""
+    kind = request.param
+    ended = run(place(tmp_path_factory.mktemp(f"whole-{kind}"), "whole", kind))
+    assert ended.code == 0, ended.stderr
+    return kind, ended
+
+
+@pytest.fixture(scope="module")
+def interrupted(whole, tmp_path_factory) -> list[Ended]:
+    """Told to stop in step 2, resumed, killed with all its processes in step 4, and resumed to the end."""
+    there = place(tmp_path_factory.mktemp(f"interrupted-{whole[0]}"), "parts", whole[0])
+    folder = there / "runs" / "parts"
+
+    def stop_in_step_2(process):
+        wait_until(process, lambda: steps_done(folder) == 1)
+        process.send_signal(signal.SIGUSR1)
+
+    def kill_in_step_4(process):
+        wait_until(process, lambda: (folder / "checkpoints" / "step_3").is_dir())
+        kill_all(process.pid)
+
+    return [
+        run(there, then=stop_in_step_2),
+        run(there, "resume", str(folder), then=kill_in_step_4),
+        run(there, "train", "run.yaml", "--resume", "auto"),
+    ]
+
+
+def test_told_to_stop_it_saves_ends_all_its_processes_and_asks_to_be_run_again(interrupted):
+    stopped = interrupted[0]
+    assert stopped.code == 75, stopped.stdout + stopped.stderr
+    assert stopped.left_behind == []
+    assert "SIGUSR1: finishing the step and saving, within run.grace_s=120" in stopped.stdout
+    assert stopped.stderr.startswith("ray-rl: told to stop; saved after step ")
+    assert "Traceback" not in stopped.stderr
+
+
+def test_it_goes_on_behind_the_newest_checkpoint_and_says_so(interrupted):
+    assert "going on after step 3 of 6" in interrupted[2].stdout
+    assert interrupted[2].code == 0, interrupted[2].stderr
+
+
+def test_metrics_are_those_of_the_run_without_interruption(whole, interrupted):
+    expected, seen = without_the_clock(whole[1].metrics), without_the_clock(interrupted[2].metrics)
+    assert [record["step"] for record in seen] == list(range(1, STEPS + 1))
+    assert json.dumps(seen) == json.dumps(expected)
+
+
+def test_samples_are_those_of_the_run_without_interruption(whole, interrupted):
+    for step in range(1, STEPS + 1):
+        assert interrupted[2].rollouts(step) == whole[1].rollouts(step)
+
+
+def test_the_weights_are_those_of_the_run_without_interruption(whole, interrupted):
+    weights = [ended.folder / "export" / "model.safetensors" for ended in (whole[1], interrupted[2])]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert weights[0].read_bytes() != (whole[1].place / "model" / "model.safetensors").read_bytes()
+
+
+def test_rewards_differ_so_that_there_is_something_to_compare(whole):
+    assert any(record["reward/std"] > 0 for record in whole[1].metrics)
+    assert len({record["policy/grad_norm"] for record in whole[1].metrics}) > 1
+
+
+def test_old_checkpoints_are_gone_and_the_last_is_there(interrupted):
+    names = sorted(path.name for path in (interrupted[2].folder / "checkpoints").iterdir())
+    assert names == ["step_3", "step_6"]
+
+
+def test_a_run_that_is_done_has_nothing_to_resume(interrupted):
+    again = run(interrupted[2].place, "resume", str(interrupted[2].folder))
+    assert again.code == 0
+    assert "all 6 steps are done; raise run.steps to train on" in again.stdout
+
+
+def test_what_would_make_nonsense_of_a_checkpoint_is_refused(interrupted):
+    again = run(interrupted[2].place, "resume", str(interrupted[2].folder), "run.seed=7", "run.steps=9")
+    assert again.code == 2
+    assert "run.seed=7: the run had 0, and it orders the prompts and seeds the sampling" in again.stderr

@@ -1,0 +1,38 @@
+import pytest
+
+from ray_rl.cli.main import main
+from ray_rl.cli.resume import in_folder
+from ray_rl.config.load import dump_config, load_config
+from ray_rl.errors import UserError
+
+CONFIG = """\
+run: {name: test, dir: somewhere, steps: 10}
+model: {path: smollm2-135m-instruct}
+data: {kind: addition}
+rewards: [{kind: number}]
+cluster: {accelerator: cpu}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    folder = tmp_path / "moved" / "here"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump_config(load_config(tmp_path / "run.yaml")))
+    return folder
+
+
+def test_a_run_goes_on_in_the_folder_that_is_given_wherever_it_was(folder):
+    config = in_folder(folder, ["run.steps=12"])
+    assert (config.run.dir, config.run.name, config.run.steps) == (str(folder.parent), "here", 12)
+
+
+def test_a_folder_that_is_not_of_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"not a run folder, it has no config.yaml"):
+        in_folder(tmp_path, [])
+
+
+def test_a_run_without_a_checkpoint_is_not_started_anew(folder, capsys):
+    assert main(["resume", str(folder)]) == 2
+    assert "no complete checkpoint to go on from; start the run anew with `ray-rl train`" in capsys.readouterr().err

@@ -1,0 +1,160 @@
+"""The driver and its checkpoints, over scripted roles."""
+
+import asyncio
+import json
+import signal
+
+import pytest
+
+from ray_rl.errors import CheckpointError, Preempted, TrainingError
+
+SAVED = ["save actor", "actor is saved"]
+
+
+def saves(journal):
+    return [call for call in journal if call.startswith("save ")]
+
+
+def ask(loop):
+    """What a signal does, without the signal: `os.kill` would reach pytest's own handlers first."""
+    loop.stop._asked.set()
+
+
+async def test_a_checkpoint_is_made_after_every_so_many_steps_and_after_the_last(loop):
+    five = loop(steps=5, every_steps=2)
+    await five.train()
+    assert five.store.steps() == [4, 5]
+    assert len(saves(five.script.journal)) == 3
+    after_two = five.script.journal.index("publish 2") + 1
+    assert five.script.journal[after_two] == "save actor"
+
+
+async def test_without_every_steps_nothing_is_saved(loop):
+    two = loop(steps=2)
+    await two.train()
+    assert not two.folder.checkpoints.exists()
+
+
+async def test_the_critic_is_saved_beside_the_actor(loop):
+    one = loop(steps=1, every_steps=1, critic={}, kind="ppo", advantage={"kind": "gae", "whiten": None})
+    await one.train()
+    (checkpoint,) = one.folder.checkpoints.iterdir()
+    assert {path.name for path in checkpoint.iterdir()} >= {"actor", "critic", "rollouts", "run.json"}
+
+
+async def test_a_run_that_goes_on_starts_where_it_was_saved(loop):
+    first = loop(
+        steps=4,
+        every_steps=2,
+        kl={"coefficient": 0.1, "control": {"kind": "adaptive", "target": 0.5}},
+        update_epochs=2,
+        reference=True,
+    )
+    first.script.errors["update 4"] = TrainingError("the loss is nan")
+    with pytest.raises(TrainingError):
+        await first.train()
+    first.run.close()
+    saved = json.loads((first.folder.checkpoints / "step_2" / "run.json").read_text())
+    assert (saved["step"], saved["version"]) == (2, 2)
+    assert saved["kl_coefficient"] != 0.1
+
+    second = loop(
+        steps=4,
+        every_steps=2,
+        kl={"coefficient": 0.1, "control": {"kind": "adaptive", "target": 0.5}},
+        update_epochs=2,
+        reference=True,
+    )
+    await second.train()
+    assert second.script.journal[:4] == ["restore position 2", "load actor", "publish 2", "take for step 2"]
+    assert second.script.batches[0].kl_coefficient == saved["kl_coefficient"]
+    second.run.close()
+    lines = [json.loads(line) for line in second.folder.metrics_jsonl.read_text().splitlines()]
+    assert [(line["step"], line["version"]) for line in lines] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert sorted(file.name for file in second.folder.rollouts.iterdir()) == [
+        f"step_{step:06d}.jsonl" for step in (1, 2, 3, 4)
+    ]
+
+
+async def test_training_goes_on_while_a_checkpoint_is_written(loop, monkeypatch):
+    monkeypatch.setattr("ray_rl.loops.checkpoints.POLL_S", 0.0)
+    three = loop(steps=3, every_steps=2)
+    three.script.questions = 3
+    await three.train()
+    journal = three.script.journal
+    assert journal.index("save actor") < journal.index("take for step 2") < journal.index("actor is saved")
+    assert three.store.steps() == [2, 3]
+
+
+async def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_those_before_it(loop):
+    four = loop(steps=4, every_steps=1)
+    four.script.meanwhile["update 2"] = lambda: four.script.errors.update(
+        {"actor is saved": CheckpointError("No space left on device")}
+    )
+    with pytest.raises(CheckpointError, match="No space left"):
+        await four.train()
+    assert four.store.steps() == [1]
+    assert not list(four.folder.checkpoints.glob(".*"))
+
+
+async def test_a_run_that_fails_still_ends_the_checkpoint_under_way(loop, monkeypatch):
+    monkeypatch.setattr("ray_rl.loops.checkpoints.POLL_S", 0.0)
+    three = loop(steps=3, every_steps=2)
+    three.script.questions = 3
+    three.script.errors["take for step 2"] = TrainingError("no more")
+    with pytest.raises(TrainingError):
+        await three.train()
+    assert three.store.steps() == [2]
+
+
+async def test_a_checkpoint_that_takes_too_long_is_an_error_with_the_remedy(loop):
+    one = loop(steps=1, every_steps=1, timeout_s=0.05)
+    one.script.questions = 10**6
+    with pytest.raises(CheckpointError, match=r"step 1 was not written within checkpoint.timeout_s=0.05; raise it"):
+        await one.train()
+    assert one.store.steps() == []
+
+
+async def test_told_to_stop_in_an_update_the_step_is_finished_and_saved(loop):
+    four = loop(steps=4)
+    four.script.meanwhile["update 2"] = lambda: ask(four)
+    with pytest.raises(Preempted, match="saved after step 2 of 4"):
+        await four.train()
+    assert four.script.journal[-3:] == ["publish 2", *SAVED]
+    assert four.store.steps() == [2]
+
+
+async def test_told_to_stop_while_rollouts_are_waited_for_the_step_is_given_up(loop):
+    four = loop(steps=4)
+    four.script.hangs_in_step = 2
+    four.script.meanwhile["take for step 2"] = lambda: ask(four)
+    with pytest.raises(Preempted, match="saved after step 2 of 4"):
+        await four.train()
+    assert four.script.journal[-3:] == ["take for step 2", *SAVED]
+
+
+async def test_a_step_that_is_saved_already_is_not_saved_again(loop):
+    four = loop(steps=4, every_steps=2)
+    four.script.hangs_in_step = 2
+    four.script.meanwhile["take for step 2"] = lambda: ask(four)
+    with pytest.raises(Preempted):
+        await four.train()
+    assert saves(four.script.journal) == ["save actor"]
+    assert four.store.steps() == [2]
+
+
+async def test_told_to_stop_in_the_last_step_the_run_is_done(loop):
+    two = loop(steps=2)
+    two.script.meanwhile["update 2"] = lambda: ask(two)
+    await two.train()
+    assert two.script.journal[-1] == "export to export"
+
+
+async def test_a_signal_before_there_is_anything_to_save_cancels_at_once(loop):
+    one = loop()
+    one.stop.listen()
+    one.stop._ask(signal.SIGTERM)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.sleep(5)
+    assert one.stop.signal == signal.SIGTERM
+    assert not one.stop.is_immediate

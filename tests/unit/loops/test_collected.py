@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from ray_rl.checkpoint.store import write_json
+from ray_rl.errors import CheckpointError
+from ray_rl.loops.collected import read_collected, write_collected
+from ray_rl.metrics.metric import EffectiveFraction, Last, Maximum, Mean, Total
+from ray_rl.rollout.collector import Collected, Finished
+from ray_rl.types import Completion, Prompt, Rollout, RolloutGroup
+
+METRICS = [Mean("a", 1.5, 2), Total("b", 0.1), Maximum("c", -3.0), Last("d", 7), EffectiveFraction("e", 1.0, 2.0, 3)]
+
+
+def group(number):
+    arrays = np.arange(3, dtype=np.int32), np.full(3, -0.1, np.float32), np.array([1, 1, 2], np.int32)
+    prompt = Prompt(f"p/{number}", (1, 2), "?", {"answer": "3"})
+    return RolloutGroup(prompt, [Rollout(Completion(*arrays, "stop", f"text {number}"), 0.5, {"number": 0.5})])
+
+
+def state():
+    return Collected(
+        source={"epoch": 1, "index": 3},
+        admitted=9,
+        accepted=6,
+        under_way=((7, Prompt("p/7", (4, 5), "??", {"answer": "1"})), (8, Prompt("p/8", (4,), "?", {}))),
+        waiting=(Finished(6, group(6), METRICS),),
+        refused=(Finished(4, group(4), []), Finished(5, group(5), METRICS[:1])),
+        stale=2,
+    )
+
+
+def test_everything_comes_back(tmp_path):
+    write_collected(tmp_path / "rollouts", state())
+    found, expected = read_collected(tmp_path / "rollouts"), state()
+    for name in ("source", "admitted", "accepted", "under_way", "stale"):
+        assert getattr(found, name) == getattr(expected, name)
+    for ours, theirs in zip((*found.waiting, *found.refused), (*expected.waiting, *expected.refused), strict=True):
+        assert (ours.number, ours.metrics) == (theirs.number, theirs.metrics)
+        assert ours.group.prompt == theirs.group.prompt
+        (one,), (other,) = ours.group.rollouts, theirs.group.rollouts
+        assert one.completion.text == other.completion.text
+        assert one.completion.logprobs.tobytes() == other.completion.logprobs.tobytes()
+
+
+@pytest.mark.parametrize("found", [{}, [], {"waiting": [], "refused": []}])
+def test_another_file_is_no_state(tmp_path, found):
+    write_collected(tmp_path, Collected({}, 0, 0, (), (), (), 0))
+    write_json(tmp_path / "collector.json", found)
+    with pytest.raises(CheckpointError, match="no state of a collector"):
+        read_collected(tmp_path)
