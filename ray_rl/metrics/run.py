@@ -79,6 +79,17 @@ class Run:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.close(failed=error)
 
+    def rewind(self, *, step: int, version: int) -> None:
+        """Goes back to where a checkpoint was made; what was written of later steps goes, as they are trained again."""
+        self._jsonl.close()
+        self._tensorboard.close()
+        self._folder.forget_after(step)
+        self._jsonl = JsonlSink(self._folder.metrics_jsonl)
+        self._tensorboard = TensorBoardSink(self._folder.tensorboard, first_step=step + 1)
+        self._summary.before = step - self._summary.steps
+        self.step, self.version, self._trained_version = step, version, version
+        self._phases.end_step()
+
     def advance(self) -> int:
         """The next policy version, for the weights that were just trained."""
         self.version += 1

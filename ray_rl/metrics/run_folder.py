@@ -54,7 +54,7 @@ class RunFolder:
             if folder.config_yaml.read_text(encoding="utf-8") != dump_config(config):
                 os.replace(folder.config_yaml, folder.root / f"config.until_step_{step}.yaml")
             folder._describe(config, folder.root / f"environment.from_step_{step + 1}.json")
-            folder._forget_after(step)
+            folder.forget_after(step)
         except OSError as error:
             raise ConfigError(
                 f"{folder.root}: the run cannot go on in this folder ({error}); see that you may write to it"
@@ -81,7 +81,8 @@ class RunFolder:
         self.config_yaml.write_text(dump_config(config), encoding="utf-8")
         environment_json.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
 
-    def _forget_after(self, step: int) -> None:
+    def forget_after(self, step: int) -> None:
+        """Drops the records and samples of later steps, and a line that was not written to its end."""
         if self.metrics_jsonl.exists():
             lines = self.metrics_jsonl.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
