@@ -69,10 +69,10 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run) -> None:
             stack.enter_context(ray_session(config, layout))
             _end_on_sigterm()
             workers = await stack.enter_async_context(
-                started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note)
+                started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell)
             )
         roles = Roles(
-            rollouts=Collector(config, source, workers.engines, rewards),
+            rollouts=Collector(config, source, workers.engines, rewards, router=workers.router),
             actor=workers.actor,
             weights=workers.weights,
             critic=workers.critic,

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ray_rl.config import RunConfig
 from ray_rl.data.source import PromptSource
+from ray_rl.errors import EngineLost
 from ray_rl.metrics.metric import Last, Mean, Metric
 from ray_rl.metrics.rollout_metrics import is_informative, staleness
 from ray_rl.rewards.combine import Rewards
@@ -27,7 +28,11 @@ class Sampler(Protocol):
     """An engine, as the collector sees it."""
 
     async def generate(self, request: SampleRequest) -> list[Completion]:
-        """G completions of a prompt."""
+        """G completions of a prompt.
+
+        Raises:
+            EngineLost: another engine may be asked the same.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,15 @@ class Collector:
     they finish (`order: completion`), when what has become too old is dropped.
     """
 
-    def __init__(self, config: RunConfig, source: PromptSource, samplers: Sequence[Sampler], rewards: Rewards) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        source: PromptSource,
+        samplers: Sequence[Sampler],
+        rewards: Rewards,
+        *,
+        router: Router | None = None,
+    ) -> None:
         """Asks nothing yet.
 
         Args:
@@ -72,13 +85,15 @@ class Collector:
             source: of the prompts.
             samplers: the engines.
             rewards: the judges; closed by whoever made them.
+            router: over the engines, told by others which of them serve. None: one of its own, so that an engine that
+                is lost stays so.
         """
         rollout, per_step = config.rollout, config.algorithm.prompts_per_step
         self._config = config
         self._source = source
         self._samplers = samplers
         self._rewards = rewards
-        self._router = Router(len(samplers))
+        self._router = Router(len(samplers)) if router is None else router
         most = rollout.max_running or (rollout.max_staleness + 1) * per_step
         self._admission = Admission(per_step, rollout.max_staleness, most)
         self._version = 0
@@ -173,7 +188,7 @@ class Collector:
             metrics.append(Last("rollout/groups_ahead", len(self._waiting) + len(self._running)))
             metrics.append(Last("rollout/groups_stale", self._stale))
         self._refused, self._stale = [], 0
-        return [each.group for each in taken], metrics + self._source.metrics()
+        return [each.group for each in taken], metrics + self._source.metrics() + self._router.metrics()
 
     def _ready(self) -> list[Finished]:
         """Groups that may be taken now, in the order of their prompts."""
@@ -234,10 +249,20 @@ class Collector:
         samples = self._config.algorithm.group_size
         seed = request_seed(run_seed=self._config.run.seed, step=step, index=index, prompt_id=prompt.id)
         request = SampleRequest(f"{step}/{index}", prompt.token_ids, samples, seed)
-        with self._router.place(samples * self._config.rollout.max_tokens + len(prompt.token_ids)) as engine:
-            completions = await self._samplers[engine].generate(request)
+        completions = await self._generated(request)
         group, metrics = await self._rewards.ascore(prompt, completions)
         return Finished(number, group, metrics)
+
+    async def _generated(self, request: SampleRequest) -> list[Completion]:
+        """The answer of the first engine that lives to give it. Each is asked with the same seeds."""
+        rollout = self._config.rollout
+        while True:
+            await self._router.available(timeout_s=rollout.timeout_s)
+            with self._router.place(request.samples * rollout.max_tokens + len(request.token_ids)) as engine:
+                try:
+                    return await self._samplers[engine].generate(request)
+                except EngineLost:
+                    self._router.quarantine(engine)
 
     def _is_wanted(self, group: RolloutGroup) -> bool:
         """Whether a group counts for a batch: under dynamic sampling, within the bound, not one of equal rewards."""
