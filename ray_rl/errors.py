@@ -10,7 +10,9 @@
     `-- OutsideError             something outside this process failed
         |-- CheckpointError      a checkpoint that cannot be written, or does not verify
         |-- ClusterError         Ray: placement, a lost worker, a wait that ran out
+        |   `-- WorkerLost       its process is gone
         |-- EngineError          a vLLM engine
+        |   `-- EngineLost       it died or hangs: another can do what it was asked
         |-- SandboxError         a function in a worker process raised or crashed it
         `-- WeightSyncError      a publish that did not complete or did not verify
 
@@ -58,8 +60,16 @@ class ClusterError(OutsideError):
     """Ray could not place, reach or wait for a worker."""
 
 
+class WorkerLost(ClusterError):
+    """The process of a worker is gone."""
+
+
 class EngineError(OutsideError):
     """A vLLM engine failed or answered nonsense."""
+
+
+class EngineLost(EngineError):
+    """An engine died or was given up because it hangs; what it was asked may be asked of another."""
 
 
 class SandboxError(OutsideError):

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from ray_rl.errors import ClusterError, EngineError, RayRLError
+from ray_rl.errors import ClusterError, EngineError, RayRLError, WorkerLost
 from ray_rl.rollout.together import settle
 
 LOG_LINES = 15
@@ -46,7 +46,8 @@ async def call_all(
 
     Raises:
         RayRLError: what a worker raised, as it raised it.
-        ClusterError: a worker died, or was not done in time; names it.
+        WorkerLost: a worker died; names it.
+        ClusterError: a worker was not done in time, or raised anything else; names it.
     """
     settled = await settle({name: _result(ref) for name, ref in refs.items()}, timeout_s=timeout_s)
     if settled.failures:
@@ -81,8 +82,8 @@ def _explained(name: str, error: BaseException, doing: str, logs: Path | None) -
     if isinstance(error, RayActorError):
         text = COLOUR.sub("", str(error)).strip()
         if error.actor_init_failed:
-            return ClusterError(f"{doing}: {name} could not be started: {text}{_tail(name, logs)}")
-        return ClusterError(
+            return WorkerLost(f"{doing}: {name} could not be started: {text}{_tail(name, logs)}")
+        return WorkerLost(
             f"{doing}: {name} died {_circumstances(text)}. Usual causes: out of memory (see dmesg), a full /dev/shm or "
             f"disk.{_tail(name, logs)}"
         )

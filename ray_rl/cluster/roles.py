@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +12,16 @@ import numpy as np
 import ray
 
 from ray_rl.cluster.calls import call, call_all
+from ray_rl.cluster.engine_process import EngineProcess
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Metric
 from ray_rl.rewards.assignment import assembled
 from ray_rl.rollout.request import SampleRequest
-from ray_rl.rollout.together import together
 from ray_rl.types import Completion, Message, TrainBatch
-from ray_rl.weight_sync.publish import publish
 from ray_rl.weight_sync.sender import Rendezvous
-from ray_rl.weight_sync.transports import engine_init_info, transport_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +123,26 @@ class RayRewardModels:
 class RayActor(RaySaved, RayScorer):
     """The policy under training."""
 
+    def __init__(self, team: Team) -> None:
+        super().__init__(team)
+        self.sending = asyncio.Lock()
+        """Held while weights go to engines: they must not change meanwhile."""
+        self.is_ahead = False
+        """Whether its weights may be newer than those that were published last."""
+
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with advantages."""
+        async with self.sending:
+            self.is_ahead = True
         return await _updated(self._team, batch)
+
+    async def meeting_place(self) -> tuple[str, int]:
+        """Address of rank 0, and a port that is free there."""
+        team, ref = self._team, self._team.handles[0].free_address.remote()
+        address: tuple[str, int] = await call(
+            "actor-0", ref, doing="finding a free port", timeout_s=team.timeout_s, logs=team.logs
+        )
+        return address
 
     async def export(self, folder: Path) -> None:
         """Writes the policy."""
@@ -155,11 +168,15 @@ class RayActor(RaySaved, RayScorer):
 class RayReceiver:
     """One engine, as a publish sees it."""
 
-    def __init__(self, name: str, handle: Any, *, logs: Path, config: RunConfig) -> None:
-        self.name = name
-        self._handle = handle
-        self._logs = logs
+    def __init__(self, process: EngineProcess, *, config: RunConfig) -> None:
+        self.name = process.name
+        self.process = process
+        """That does what is asked now. `RayWeights.admit` puts another in its place."""
         self._config = config
+
+    @property
+    def _handle(self) -> Any:
+        return self.process.handle
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Meets the trainer."""
@@ -184,11 +201,11 @@ class RayReceiver:
 
     async def _call(self, ref: ray.ObjectRef, doing: str, *, timeout_s: float | None = None) -> Any:
         bound_s = self._config.weight_sync.timeout_s if timeout_s is None else timeout_s
-        return await call(self.name, ref, doing=doing, timeout_s=bound_s, logs=self._logs)
+        return await self.process.call(ref, doing, timeout_s=bound_s)
 
 
 class RayEngine(RayReceiver):
-    """One engine: samples for the collector, receives in a publish."""
+    """One engine: samples for the collector, receives in a publish. It outlives the processes that do so."""
 
     async def generate(self, request: SampleRequest) -> list[Completion]:
         """Completions of one prompt."""
@@ -209,34 +226,3 @@ class RayEngine(RayReceiver):
         return await self._call(
             self._handle.score.remote(token_ids), "scoring", timeout_s=self._config.rollout.timeout_s
         )
-
-
-class RayWeights:
-    """The way from the actor to the engines."""
-
-    def __init__(self, config: RunConfig, actor: RayActor, engines: Sequence[RayEngine]) -> None:
-        self._config = config
-        self._actor = actor
-        self._engines = engines
-
-    async def join(self, address: str, port: int) -> None:
-        """Brings trainer and engines together; `address` and `port` are free on the node of the trainer's rank 0."""
-        workers = self._config.rollout.tensor_parallel
-        rendezvous = Rendezvous(
-            address=address,
-            port=port,
-            world=1 + workers * len(self._engines),
-            capacity_bytes=self._config.weight_sync.bucket_mib * MIB,
-            timeout_s=self._config.weight_sync.timeout_s,
-            segment=f"ray_rl-{uuid.uuid4().hex}",
-        )
-        transport = transport_of(self._config)
-        joining = [
-            engine.join_transfer(engine_init_info(transport, rendezvous, rank_offset=1 + workers * i))
-            for i, engine in enumerate(self._engines)
-        ]
-        await together([self._actor.join_transfer(rendezvous), *joining])
-
-    async def publish(self, version: int) -> list[Metric]:
-        """Returns when every engine serves `version`."""
-        return await publish(self._actor, self._engines, version=version, timeout_s=self._config.weight_sync.timeout_s)

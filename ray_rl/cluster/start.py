@@ -7,17 +7,22 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from ray_rl.cluster.calls import call
-from ray_rl.cluster.placement import placed
-from ray_rl.cluster.roles import RayActor, RayCritic, RayEngine, RayRewardModels, RayScorer, RayWeights, Team
+from ray_rl.cluster.engine_process import EngineProcess
+from ray_rl.cluster.health import Health
+from ray_rl.cluster.placement import Slot, placed
+from ray_rl.cluster.roles import RayActor, RayCritic, RayEngine, RayRewardModels, RayScorer, Team
+from ray_rl.cluster.weights import RayWeights
 from ray_rl.cluster.workers import CriticWorker, EngineWorker, ReferenceWorker, RewardWorker, Setting, TrainWorker
 from ray_rl.config import RunConfig
 from ray_rl.planner.plan import Plan
+from ray_rl.rollout.router import Router
 from ray_rl.rollout.together import together
 from ray_rl.training.process_group import Member
 
@@ -29,14 +34,11 @@ SHELLS: dict[str, Any] = {
     "critic": CriticWorker,
     "reference": ReferenceWorker,
     "reward": RewardWorker,
-    "rollout": EngineWorker,
 }
+"""But for the engines, which may be started more than once."""
 TRAINING, SCORING = ("actor", "critic"), ("critic", "reference", "reward")
 AT_ONCE = {"rollout": ("rollout",), **dict.fromkeys(SCORING, SCORING), **dict.fromkeys(TRAINING, TRAINING)}
 """The roles that work while a role works longest."""
-
-OPTIONS = {"rollout": {"max_concurrency": ENGINE_CALLS}}
-"""Of the Ray actors of a role, beside where they run."""
 
 STOP_S = 20.0
 """Bound for an engine to end its processes before its actor is killed."""
@@ -48,6 +50,8 @@ class Workers:
 
     actor: RayActor
     engines: list[RayEngine]
+    router: Router
+    """Over the engines: those that serve now."""
     weights: RayWeights
     critic: RayCritic | None
     reference: RayScorer | None
@@ -56,9 +60,15 @@ class Workers:
 
 @asynccontextmanager
 async def started_workers(
-    config: RunConfig, plan: Plan, *, folders: Mapping[str, tuple[str, ...]], logs: Path, note: Callable[[str], None]
+    config: RunConfig,
+    plan: Plan,
+    *,
+    folders: Mapping[str, tuple[str, ...]],
+    logs: Path,
+    note: Callable[[str], None],
+    tell: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Workers]:
-    """Places and starts every worker, and ends them with the block.
+    """Places and starts every worker, and ends them with the block, in which lost engines are brought back.
 
     All roles load at the same time. Loading is bounded by `cluster.start_timeout_s`, that of engines by
     `rollout.start_timeout_s`.
@@ -69,6 +79,7 @@ async def started_workers(
         folders: of the models of each role; one, but for `reward`.
         logs: folder for a log file of each worker.
         note: told what is waited for.
+        tell: told of engines that are lost and that come back. None: as `note`.
     """
     note(f"placing {', '.join(f'{workers} {role}' for role, workers in plan.workers.items())}")
     threads, environment = _threads(config, plan), _environment(config)
@@ -77,31 +88,54 @@ async def started_workers(
         note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
         handles = {
             role: [
-                SHELLS[role].options(**slot.options(), **OPTIONS.get(role, {})).remote(settings[role], f"{role}-{i}")
+                SHELLS[role].options(**slot.options()).remote(settings[role], f"{role}-{i}")
                 for i, slot in enumerate(slots[role])
             ]
             for role in plan.workers
+            if role in SHELLS
         }
+        launch = partial(_launch, config, slots["rollout"], settings["rollout"])
+        engines = [RayEngine(launch(i), config=config) for i in range(plan.workers["rollout"])]
+        actor = RayActor(Team("actor", handles["actor"], logs, _bound_s(config, "actor")))
+        weights = RayWeights(config, actor, engines, tell=tell or note)
+        router = Router(len(engines))
+        health = Health(config, engines, router=router, weights=weights, launch=launch, tell=tell or note)
         try:
-            yield await _start(config, handles, logs=logs)
+            workers = await _start(config, handles, actor, engines, router, weights, logs=logs)
+            async with health.watching():
+                yield workers
         finally:
-            await _stop(handles["rollout"])
-            for handle in (handle for role in handles.values() for handle in role):
+            await _stop(health.handles)
+            for handle in (*health.handles, *(handle for role in handles.values() for handle in role)):
                 ray.kill(handle)
 
 
-async def _start(config: RunConfig, handles: dict[str, list[Any]], *, logs: Path) -> Workers:
+def _launch(config: RunConfig, slots: list[Slot], setting: Setting, index: int) -> EngineProcess:
+    """The actor of an engine, which has not loaded its model yet."""
+    name = f"rollout-{index}"
+    worker: Any = EngineWorker
+    handle = worker.options(**slots[index].options(), max_concurrency=ENGINE_CALLS).remote(setting, name)
+    return EngineProcess(name, handle, config=config, logs=Path(setting.logs))
+
+
+async def _start(
+    config: RunConfig,
+    handles: dict[str, list[Any]],
+    actor: RayActor,
+    engines: list[RayEngine],
+    router: Router,
+    weights: RayWeights,
+    *,
+    logs: Path,
+) -> Workers:
     teams = {role: Team(role, workers, logs, _bound_s(config, role)) for role, workers in handles.items()}
-    await together(_load(config, role, handles[role], logs) for role in handles)
-    actor = RayActor(teams["actor"])
-    engines = [
-        RayEngine(f"rollout-{i}", handle, logs=logs, config=config) for i, handle in enumerate(handles["rollout"])
-    ]
-    weights = RayWeights(config, actor, engines)
-    await weights.join(*await _address(config, "actor", handles["actor"], logs))
+    loading = [_load(config, role, handles[role], logs) for role in handles]
+    await together([*loading, *(engine.process.start() for engine in engines)])
+    await weights.join(*await actor.meeting_place())
     return Workers(
         actor=actor,
         engines=engines,
+        router=router,
         weights=weights,
         critic=RayCritic(teams["critic"]) if "critic" in teams else None,
         reference=RayScorer(teams["reference"]) if "reference" in teams else None,
@@ -111,11 +145,8 @@ async def _start(config: RunConfig, handles: dict[str, list[Any]], *, logs: Path
 
 async def _load(config: RunConfig, role: str, handles: list[Any], logs: Path) -> None:
     """Loads the models of one role."""
-    bound_s = config.rollout.start_timeout_s if role == "rollout" else config.cluster.start_timeout_s
-    team = Team(role, handles, logs, bound_s)
+    team = Team(role, handles, logs, config.cluster.start_timeout_s)
     match role:
-        case "rollout":
-            await team.all([handle.start.remote() for handle in handles], "starting vLLM")
         case "reward":
             await team.all([handle.start.remote(i) for i, handle in enumerate(handles)], "loading")
         case _:
@@ -143,7 +174,6 @@ def _bound_s(config: RunConfig, role: str) -> float:
         "critic": config.critic,
         "reference": config.reference,
         "reward": config.reward,
-        "rollout": config.rollout,
     }
     section = sections[role]
     assert section is not None, f"the plan has a role {role} that the configuration has not"

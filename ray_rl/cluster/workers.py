@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ray_rl.checkpoint.slice_writer import SliceWriter
+    from ray_rl.cluster.processes import Family
     from ray_rl.rollout.engine import Engine
     from ray_rl.rollout.request import SampleRequest
     from ray_rl.training.process_group import Member
@@ -243,6 +244,10 @@ class ReceivingWorker:
         """`WeightReceiver.resume`."""
         await self._engine.receiver.resume()
 
+    async def abort_update(self) -> None:
+        """`WeightReceiver.abort_update`."""
+        await self._engine.receiver.abort_update()
+
 
 @ray.remote
 class EngineWorker(Shell, ReceivingWorker):
@@ -277,6 +282,16 @@ class EngineWorker(Shell, ReceivingWorker):
     async def score(self, token_ids: list[int]) -> list[float]:
         """`Engine.score`."""
         return await self._engine.score(token_ids)
+
+    async def ping(self) -> None:
+        """`Engine.ping`."""
+        await self._engine.ping()
+
+    async def family(self) -> Family:
+        """This process and those that it has started."""
+        from ray_rl.cluster.processes import family_of
+
+        return family_of(os.getpid(), node=ray.get_runtime_context().get_node_id())
 
     async def stop(self) -> None:
         """`Engine.stop`."""

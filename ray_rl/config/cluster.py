@@ -24,3 +24,5 @@ class ClusterConfig(Config):
     """Roles that share a GPU group: worker i of each on GPU i."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Limit for placement, and for workers to start."""
+    max_restarts: int = Field(3, ge=0)
+    """Of one engine, after which it is given up. The run goes on with the others, and ends when none is left."""

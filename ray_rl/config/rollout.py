@@ -47,6 +47,11 @@ class RolloutConfig(Config):
     """Limit for all completions of one prompt."""
     start_timeout_s: float = Field(600.0, gt=0)
     """Limit for loading an engine."""
+    heartbeat_s: float = Field(5.0, gt=0)
+    """An engine is asked this often whether it still computes."""
+    heartbeat_timeout_s: float = Field(120.0, gt=0)
+    """An engine that does not answer for so long is ended and restarted. Longer than its longest forward pass, between
+    which it answers; a publish does not count, as weight_sync.timeout_s bounds it."""
 
 
 class WeightSyncConfig(Config):

@@ -97,10 +97,10 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoi
             stack.enter_context(ray_session(config, layout))
             stop.listen()
             workers = await stack.enter_async_context(
-                started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note)
+                started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell)
             )
         roles = Roles(
-            rollouts=Collector(config, source, workers.engines, rewards),
+            rollouts=Collector(config, source, workers.engines, rewards, router=workers.router),
             actor=workers.actor,
             weights=workers.weights,
             critic=workers.critic,

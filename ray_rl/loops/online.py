@@ -49,7 +49,7 @@ async def train(
         await checkpoints.restore(kl)
         run.note("publishing the first weights")
         await roles.weights.publish(run.version)  # engines start from the trainer's weights
-    stop.finish_steps(run.say)
+    stop.finish_steps(run.tell)
     async with checkpoints.under_way(), roles.rollouts.running():
         while run.step < config.run.steps:
             checkpoints.between_steps()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from typing import Self
 
 from ray_rl.config import RunConfig
@@ -107,9 +108,11 @@ class Run:
         if self._phases.note(text):
             self._console.say(text)
 
-    def say(self, text: str) -> None:
-        """One line, shown at once."""
+    def tell(self, text: str) -> None:
+        """One line that must not get lost, whatever the phase: shown at once, and kept in `logs/driver.log`."""
         self._console.say(text)
+        with (self._folder.logs / "driver.log").open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}\n")
 
     def log(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 from ray_rl.config import RunConfig
 from ray_rl.data.source import PromptSource
+from ray_rl.errors import EngineLost
 from ray_rl.metrics.metric import Last, Mean, Metric
 from ray_rl.metrics.rollout_metrics import is_informative, staleness
 from ray_rl.rewards.combine import Rewards
 from ray_rl.rollout.admission import Admission
 from ray_rl.rollout.request import SampleRequest, request_seed
 from ray_rl.rollout.router import Router
-from ray_rl.rollout.together import together
 from ray_rl.types import Completion, Prompt, RolloutGroup
 
 CANCEL_S = 5.0
@@ -28,7 +28,11 @@ class Sampler(Protocol):
     """An engine, as the collector sees it."""
 
     async def generate(self, request: SampleRequest) -> list[Completion]:
-        """G completions of a prompt."""
+        """G completions of a prompt.
+
+        Raises:
+            EngineLost: another engine may be asked the same.
+        """
 
     async def hold(self) -> None:
         """Takes requests, and does not begin with them."""
@@ -71,7 +75,15 @@ class Collector:
     they finish (`order: completion`), when what has become too old is dropped.
     """
 
-    def __init__(self, config: RunConfig, source: PromptSource, samplers: Sequence[Sampler], rewards: Rewards) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        source: PromptSource,
+        samplers: Sequence[Sampler],
+        rewards: Rewards,
+        *,
+        router: Router | None = None,
+    ) -> None:
         """Asks nothing yet.
 
         Args:
@@ -79,13 +91,15 @@ class Collector:
             source: of the prompts.
             samplers: the engines.
             rewards: the judges; closed by whoever made them.
+            router: over the engines, told by others which of them serve. None: one of its own, so that an engine that
+                is lost stays so.
         """
         rollout, per_step = config.rollout, config.algorithm.prompts_per_step
         self._config = config
         self._source = source
         self._samplers = samplers
         self._rewards = rewards
-        self._router = Router(len(samplers))
+        self._router = Router(len(samplers)) if router is None else router
         most = rollout.max_running or (rollout.max_staleness + 1) * per_step
         self._admission = Admission(per_step, rollout.max_staleness, most)
         self._version = 0
@@ -182,7 +196,7 @@ class Collector:
             metrics.append(Last("rollout/groups_ahead", len(self._waiting) + len(self._running)))
             metrics.append(Last("rollout/groups_stale", self._stale))
         self._refused, self._stale = [], 0
-        return [each.group for each in taken], metrics + self._source.metrics()
+        return [each.group for each in taken], metrics + self._source.metrics() + self._router.metrics()
 
     def _ready(self) -> list[Finished]:
         """Groups that may be taken now, in the order of their prompts."""
@@ -222,10 +236,11 @@ class Collector:
         What is sampled beside a sequence changes the last bits of its log-probabilities.
         """
         self._placed = [0] * len(self._samplers)
-        await together(sampler.hold() for sampler in self._samplers)
+        serving = [i for i in range(len(self._samplers)) if i not in self._router.quarantined]
+        await _unless_lost(self._samplers[i].hold() for i in serving)
         self._start_new(free)
         await asyncio.sleep(0)  # all of them choose their engine
-        await together(map(_release, self._samplers, self._placed))
+        await _unless_lost(self._samplers[i].release(self._placed[i]) for i in serving)
 
     def _start_new(self, free: int) -> None:
         for prompt in self._source.take(free):
@@ -262,11 +277,21 @@ class Collector:
         samples = self._config.algorithm.group_size
         seed = request_seed(run_seed=self._config.run.seed, step=step, index=index, prompt_id=prompt.id)
         request = SampleRequest(f"{step}/{index}", prompt.token_ids, samples, seed)
-        with self._router.place(samples * self._config.rollout.max_tokens + len(prompt.token_ids)) as engine:
-            self._placed[engine] += samples
-            completions = await self._samplers[engine].generate(request)
+        completions = await self._generated(request)
         group, metrics = await self._rewards.ascore(prompt, completions)
         return Finished(number, group, metrics)
+
+    async def _generated(self, request: SampleRequest) -> list[Completion]:
+        """The answer of the first engine that lives to give it. Each is asked with the same seeds."""
+        rollout = self._config.rollout
+        while True:
+            await self._router.available(timeout_s=rollout.timeout_s)
+            with self._router.place(request.samples * rollout.max_tokens + len(request.token_ids)) as engine:
+                self._placed[engine] += request.samples
+                try:
+                    return await self._samplers[engine].generate(request)
+                except EngineLost:
+                    self._router.quarantine(engine)
 
     def _is_wanted(self, group: RolloutGroup) -> bool:
         """Whether a group counts for a batch: under dynamic sampling, within the bound, not one of equal rewards."""
@@ -282,5 +307,8 @@ class Collector:
             task.cancel()
 
 
-async def _release(sampler: Sampler, sequences: int) -> None:
-    await sampler.release(sequences)
+async def _unless_lost(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All of them. What a lost engine was asked goes to the others, with other bits than without the loss."""
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(result, BaseException) and not isinstance(result, EngineLost):
+            raise result

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ray_rl.config import RunConfig
-from ray_rl.errors import EngineError
+from ray_rl.errors import EngineError, EngineLost
 from ray_rl.rollout.receiver import WeightReceiver
 from ray_rl.rollout.request import SampleRequest, continuation, joined
 from ray_rl.types import Completion
@@ -18,6 +18,10 @@ from ray_rl.types import Completion
 GIB = 2**30
 
 ARRIVAL_POLL_S = 0.005
+"""Between looks whether all of a wave have arrived."""
+DEATH_POLL_S = 0.2
+"""Between looks whether vLLM's processes are alive: a call that they were to answer ends in no other way."""
+
 CPU_BLOCK_TOKENS = 32
 CPU_BATCH_TOKENS = 8192
 """Of a KV block (the kernel takes multiples of 32) and of a forward pass on CPU."""
@@ -147,7 +151,7 @@ class Engine:
             async for output in self._llm.generate(prompt, parameters, request.id):
                 final = output
         except EngineDeadError as error:
-            raise EngineError(f"the engine died during request {request.id}; see its log") from error
+            raise EngineLost(f"the engine died during request {request.id}; see its log") from error
         if final is None or len(final.outputs) != request.samples:
             raise EngineError(f"request {request.id} asked for {request.samples} completions and got {final}")
         return [_completion(output, request.id) for output in sorted(final.outputs, key=lambda o: o.index)]
@@ -190,6 +194,22 @@ class Engine:
         if final is None:
             raise EngineError("the engine gave no answer to a scoring request")
         return [entry[token].logprob for entry, token in zip(final.prompt_logprobs[1:], token_ids[1:], strict=True)]
+
+    async def ping(self) -> None:
+        """Returns when every process that computes has answered: between two forward passes, or after an update.
+
+        Raises:
+            EngineLost: vLLM's processes are gone.
+        """
+        answer = asyncio.ensure_future(self._llm.collective_rpc("check_health"))
+        try:
+            while not answer.done():
+                if self._llm.errored:
+                    raise EngineLost("vLLM's process ended; see its log")
+                await asyncio.wait({answer}, timeout=DEATH_POLL_S)
+            answer.result()
+        finally:
+            answer.cancel()
 
     def stop(self) -> None:
         """Ends vLLM's processes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,3 +58,16 @@ class WeightReceiver:
     async def resume(self) -> None:
         """Generates again; what was kept goes on."""
         await self._llm.resume_generation()
+
+    async def abort_update(self) -> None:
+        """Ends an update that a failed publish left half done; generation stays paused.
+
+        The weights are then a mixture, and no better for it: only a whole update makes them a version. For that vLLM
+        must take a new one, which it refuses while one is open; and a layer that got some of its weights would count
+        them towards the next update. Finishing sets both right. A failed reception has closed the update already, and
+        left the layers as they were: it is opened again first.
+        """
+        opening = asyncio.ensure_future(self._llm.start_weight_update())
+        await asyncio.wait({opening})
+        opening.exception()  # it is open still
+        await self._llm.finish_weight_update()

@@ -2,25 +2,87 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ray_rl.errors import EngineError
+from ray_rl.metrics.metric import Last, Metric, Total
+
 
 class Router:
-    """Gives each request to the engine with the fewest outstanding tokens; ties go to the first."""
+    """Gives each request to the engine with the fewest outstanding tokens; ties go to the first.
+
+    An engine in quarantine gets none until it is released.
+    """
 
     def __init__(self, engines: int) -> None:
+        """All engines serve.
+
+        Args:
+            engines: how many.
+        """
         self._outstanding = [0] * engines
+        self._serving = set(range(engines))
+        self._changed = asyncio.Event()
+        self._end: BaseException | None = None
+        self._released = 0
+
+    async def available(self, *, timeout_s: float) -> None:
+        """Returns when an engine serves, and until the next wait one does.
+
+        Raises:
+            EngineError: none has within `timeout_s`; says which are in quarantine.
+            RayRLError: none will, as `close` said.
+        """
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while not self._serving and self._end is None:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                raise EngineError(
+                    f"no engine serves: a request has waited rollout.timeout_s={timeout_s:g} for one of "
+                    f"{', '.join(f'rollout-{engine}' for engine in self.quarantined)} to be restarted; see their logs"
+                ) from None
+        if self._end is not None:
+            raise self._end
 
     @contextmanager
     def place(self, tokens: int) -> Iterator[int]:
         """Index of the engine to use for a request of at most `tokens` tokens, which count as long as it runs."""
-        engine = min(range(len(self._outstanding)), key=self._outstanding.__getitem__)
+        engine = min(self._serving, key=lambda index: (self._outstanding[index], index))
         self._outstanding[engine] += tokens
         try:
             yield engine
         finally:
             self._outstanding[engine] -= tokens
+
+    def quarantine(self, engine: int) -> None:
+        """Gives it no more requests. Twice is as once."""
+        self._serving.discard(engine)
+
+    def release(self, engine: int) -> None:
+        """Gives it requests again, after a restart."""
+        self._released += engine not in self._serving
+        self._serving.add(engine)
+        self._changed.set()
+
+    def close(self, error: BaseException) -> None:
+        """Ends every wait with `error`: there will be no engine. The first error stays."""
+        self._end = self._end or error
+        self._changed.set()
+
+    def metrics(self) -> list[Metric]:
+        """Engines that serve now, and those that came back since the last call."""
+        released, self._released = self._released, 0
+        return [Last("engines/alive", len(self._serving)), Total("engines/restarts", released)]
+
+    @property
+    def quarantined(self) -> tuple[int, ...]:
+        """Indices of those that get no requests."""
+        return tuple(index for index in range(len(self._outstanding)) if index not in self._serving)
 
     @property
     def outstanding(self) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ async def whole_run(
         rewards = stack.enter_context(closing(build_rewards(config.rewards)))
         folders = dict.fromkeys(layout.workers, (str(model),))
         workers = await stack.enter_async_context(
-            started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note)
+            started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell)
         )
         roles = Roles(
             rollouts=Collector(
@@ -47,6 +47,7 @@ async def whole_run(
                 build_source(config.data, seed=0, tokenizer=ChatTokenizer(model)),
                 workers.engines,
                 rewards,
+                router=workers.router,
             ),
             actor=workers.actor,
             weights=workers.weights,

@@ -192,7 +192,13 @@ async def test_progress_counts_completions_that_are_scored(completion):
 
 async def test_metrics_are_those_of_the_rewards_and_of_the_source(completion):
     _, metrics = await collector([Engine("e", completion)], prompts=2).take(step=0, progress=ignore)
-    assert metrics == [Total("reward/one_errors", 1), Total("reward/one_errors", 1), Last("data/epoch", 0)]
+    assert metrics == [
+        Total("reward/one_errors", 1),
+        Total("reward/one_errors", 1),
+        Last("data/epoch", 0),
+        Last("engines/alive", 1),
+        Total("engines/restarts", 0),
+    ]
 
 
 def ids(groups):
