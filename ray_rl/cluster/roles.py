@@ -29,8 +29,8 @@ class Team:
     """The workers of one role, by rank."""
 
     role: str
-    handles: Sequence[Any]
-    """Ray actors."""
+    handles: list[Any]
+    """Ray actors; others take their place when one is lost."""
     logs: Path
     timeout_s: float
     """Bound of each call."""

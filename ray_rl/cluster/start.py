@@ -13,18 +13,17 @@ from typing import Any
 
 import ray
 
-from ray_rl.cluster.calls import call
 from ray_rl.cluster.engine_process import EngineProcess
 from ray_rl.cluster.health import Health
 from ray_rl.cluster.placement import Slot, placed
 from ray_rl.cluster.roles import RayActor, RayCritic, RayEngine, RayRewardModels, RayScorer, Team
+from ray_rl.cluster.trainers import Trainers
 from ray_rl.cluster.weights import RayWeights
 from ray_rl.cluster.workers import CriticWorker, EngineWorker, ReferenceWorker, RewardWorker, Setting, TrainWorker
 from ray_rl.config import RunConfig
 from ray_rl.planner.plan import Plan
 from ray_rl.rollout.router import Router
 from ray_rl.rollout.together import together
-from ray_rl.training.process_group import Member
 
 ENGINE_CALLS = 1024
 """Calls that an engine actor takes at once: the requests under way are bounded by the collector."""
@@ -53,9 +52,22 @@ class Workers:
     router: Router
     """Over the engines: those that serve now."""
     weights: RayWeights
+    trainers: Trainers
     critic: RayCritic | None
     reference: RayScorer | None
     reward: RayRewardModels | None
+
+    async def restart(self) -> list[str]:
+        """Starts again what trains, and all that lost a worker; the engines drop what they were asked.
+
+        Returns:
+            The roles that were started.
+
+        Raises:
+            OutsideError: there is no place for them, or they could not be loaded.
+        """
+        started, _ = await asyncio.gather(self.trainers.restart(), self.weights.forget())
+        return started
 
 
 @asynccontextmanager
@@ -86,28 +98,47 @@ async def started_workers(
     settings = {role: Setting(config, folders[role], str(logs), threads[role], environment) for role in plan.workers}
     with placed(plan, timeout_s=config.cluster.start_timeout_s) as slots:
         note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
-        handles = {
-            role: [
-                SHELLS[role].options(**slot.options()).remote(settings[role], f"{role}-{i}")
-                for i, slot in enumerate(slots[role])
-            ]
-            for role in plan.workers
+        launch = partial(_launch, config, slots["rollout"], settings["rollout"])
+        launch_worker = partial(_launch_worker, slots, settings)
+        teams = {
+            role: Team(role, [launch_worker(role, i) for i in range(workers)], logs, _bound_s(config, role))
+            for role, workers in plan.workers.items()
             if role in SHELLS
         }
-        launch = partial(_launch, config, slots["rollout"], settings["rollout"])
         engines = [RayEngine(launch(i), config=config) for i in range(plan.workers["rollout"])]
-        actor = RayActor(Team("actor", handles["actor"], logs, _bound_s(config, "actor")))
+        actor = RayActor(teams["actor"])
+        trainers = Trainers(config, teams, launch=launch_worker)
         weights = RayWeights(config, actor, engines, tell=tell or note)
         router = Router(len(engines))
         health = Health(config, engines, router=router, weights=weights, launch=launch, tell=tell or note)
         try:
-            workers = await _start(config, handles, actor, engines, router, weights, logs=logs)
+            await together([trainers.load(), *(engine.process.start() for engine in engines)])
+            await weights.join(*await actor.meeting_place())
             async with health.watching():
-                yield workers
+                yield Workers(
+                    actor=actor,
+                    engines=engines,
+                    router=router,
+                    weights=weights,
+                    trainers=trainers,
+                    critic=RayCritic(teams["critic"]) if "critic" in teams else None,
+                    reference=RayScorer(teams["reference"]) if "reference" in teams else None,
+                    reward=_reward_models(config, teams),
+                )
         finally:
             await _stop(health.handles)
-            for handle in (*health.handles, *(handle for role in handles.values() for handle in role)):
+            for handle in health.handles:
                 ray.kill(handle)
+            trainers.kill()
+
+
+def _launch_worker(slots: Mapping[str, list[Slot]], settings: Mapping[str, Setting], role: str, rank: int) -> Any:
+    """The actor of a worker, which has not loaded its model yet."""
+    return SHELLS[role].options(**slots[role][rank].options()).remote(settings[role], f"{role}-{rank}")
+
+
+def _reward_models(config: RunConfig, teams: Mapping[str, Team]) -> RayRewardModels | None:
+    return None if config.reward is None else RayRewardModels(teams["reward"], models=len(config.reward.paths))
 
 
 def _launch(config: RunConfig, slots: list[Slot], setting: Setting, index: int) -> EngineProcess:
@@ -116,55 +147,6 @@ def _launch(config: RunConfig, slots: list[Slot], setting: Setting, index: int) 
     worker: Any = EngineWorker
     handle = worker.options(**slots[index].options(), max_concurrency=ENGINE_CALLS).remote(setting, name)
     return EngineProcess(name, handle, config=config, logs=Path(setting.logs))
-
-
-async def _start(
-    config: RunConfig,
-    handles: dict[str, list[Any]],
-    actor: RayActor,
-    engines: list[RayEngine],
-    router: Router,
-    weights: RayWeights,
-    *,
-    logs: Path,
-) -> Workers:
-    teams = {role: Team(role, workers, logs, _bound_s(config, role)) for role, workers in handles.items()}
-    loading = [_load(config, role, handles[role], logs) for role in handles]
-    await together([*loading, *(engine.process.start() for engine in engines)])
-    await weights.join(*await actor.meeting_place())
-    return Workers(
-        actor=actor,
-        engines=engines,
-        router=router,
-        weights=weights,
-        critic=RayCritic(teams["critic"]) if "critic" in teams else None,
-        reference=RayScorer(teams["reference"]) if "reference" in teams else None,
-        reward=None if config.reward is None else RayRewardModels(teams["reward"], models=len(config.reward.paths)),
-    )
-
-
-async def _load(config: RunConfig, role: str, handles: list[Any], logs: Path) -> None:
-    """Loads the models of one role."""
-    team = Team(role, handles, logs, config.cluster.start_timeout_s)
-    match role:
-        case "reward":
-            await team.all([handle.start.remote(i) for i, handle in enumerate(handles)], "loading")
-        case _:
-            address, port = await _address(config, role, handles, logs)
-            members = [Member(rank, len(handles), address, port) for rank in range(len(handles))]
-            await team.all([h.start.remote(member) for h, member in zip(handles, members, strict=True)], "loading")
-
-
-async def _address(config: RunConfig, role: str, handles: list[Any], logs: Path) -> tuple[str, int]:
-    """Where the first worker of a role can be met."""
-    address: tuple[str, int] = await call(
-        f"{role}-0",
-        handles[0].free_address.remote(),
-        doing="starting",
-        timeout_s=config.cluster.start_timeout_s,
-        logs=logs,
-    )
-    return address
 
 
 def _bound_s(config: RunConfig, role: str) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from ray_rl.cluster.engine_process import EngineProcess
 from ray_rl.cluster.failure_policy import Died, Poisoned, Silent
 from ray_rl.cluster.roles import RayActor, RayEngine
 from ray_rl.config import RunConfig
-from ray_rl.errors import ClusterError, EngineLost, OutsideError
+from ray_rl.errors import ClusterError, EngineLost, OutsideError, WorkerLost
 from ray_rl.metrics.metric import Metric
 from ray_rl.rollout.together import together
 from ray_rl.weight_sync.publish import publish
@@ -80,8 +80,24 @@ class RayWeights:
             engine.process = process
             if self._version is None or self._actor.is_ahead:
                 return
-            with process.excused():
+            with process.excused(), suppress(WorkerLost):  # the trainer's: the next publish is of another one
                 await self._to_one(engine, self._version)
+
+    async def forget(self) -> None:
+        """The trainer is another one: no version holds until the next publish, and nobody waits for what was asked."""
+        self._members, self._version = [], None
+        await together(self._drop(engine.process) for engine in self._living())
+
+    async def _drop(self, process: EngineProcess) -> None:
+        bound_s = self._config.weight_sync.timeout_s
+        try:
+            await process.call(process.handle.drop.remote(), "dropping requests", timeout_s=bound_s)
+        except EngineLost:
+            return
+        except OutsideError as error:
+            process.lose(Died(str(error)))
+            return
+        await self._recover(process)
 
     async def _to_all(self, version: int) -> list[Metric]:
         """Sends until it succeeds for all that live; a failure that no lost engine explains is forgiven once."""
@@ -89,6 +105,8 @@ class RayWeights:
         while engines := self._living():
             try:
                 return await self._send(engines, version)
+            except WorkerLost:  # of the trainer: no engine is to blame
+                raise
             except OutsideError as error:
                 failure = error
             self._members = []
@@ -114,6 +132,8 @@ class RayWeights:
         """Sends to one engine, which is lost when that fails."""
         try:
             return await self._send([engine], version)
+        except WorkerLost:
+            raise
         except OutsideError as error:
             self._members = []
             engine.process.lose(Poisoned(str(error)))

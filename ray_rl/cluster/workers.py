@@ -249,8 +249,34 @@ class ReceivingWorker:
         await self._engine.receiver.abort_update()
 
 
+class SamplingWorker:
+    """What is asked of an engine's worker between publishes."""
+
+    _engine: Engine
+
+    async def generate(self, request: SampleRequest) -> list[Completion]:
+        """`Engine.generate`."""
+        return await self._engine.generate(request)
+
+    async def hold(self) -> None:
+        """`Engine.hold`."""
+        await self._engine.hold()
+
+    async def release(self, sequences: int) -> None:
+        """`Engine.release`."""
+        await self._engine.release(sequences)
+
+    async def drop(self) -> None:
+        """`Engine.drop`."""
+        await self._engine.drop()
+
+    async def score(self, token_ids: list[int]) -> list[float]:
+        """`Engine.score`."""
+        return await self._engine.score(token_ids)
+
+
 @ray.remote
-class EngineWorker(Shell, ReceivingWorker):
+class EngineWorker(Shell, SamplingWorker, ReceivingWorker):
     """`Engine`, on the event loop of an asynchronous actor."""
 
     async def start(self) -> None:
@@ -266,22 +292,6 @@ class EngineWorker(Shell, ReceivingWorker):
             threads=self._setting.threads,
         )
         await self._engine.start()
-
-    async def generate(self, request: SampleRequest) -> list[Completion]:
-        """`Engine.generate`."""
-        return await self._engine.generate(request)
-
-    async def hold(self) -> None:
-        """`Engine.hold`."""
-        await self._engine.hold()
-
-    async def release(self, sequences: int) -> None:
-        """`Engine.release`."""
-        await self._engine.release(sequences)
-
-    async def score(self, token_ids: list[int]) -> list[float]:
-        """`Engine.score`."""
-        return await self._engine.score(token_ids)
 
     async def ping(self) -> None:
         """`Engine.ping`."""

@@ -12,10 +12,9 @@ from ray_rl.config import RunConfig
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.source import build_source
 from ray_rl.errors import Preempted
-from ray_rl.loops.checkpoints import Checkpoints, read_progress
-from ray_rl.loops.online import train
-from ray_rl.loops.resuming import is_finished, reopened, store_of
-from ray_rl.loops.roles import Roles
+from ray_rl.loops.checkpoints import read_progress
+from ray_rl.loops.recovery import train_on
+from ray_rl.loops.resuming import is_finished, reopened
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.run import Run
@@ -99,22 +98,13 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoi
             workers = await stack.enter_async_context(
                 started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell)
             )
-        roles = Roles(
-            rollouts=Collector(config, source, workers.engines, rewards, router=workers.router),
-            actor=workers.actor,
-            weights=workers.weights,
-            critic=workers.critic,
-            reference=workers.reference,
-            reward=workers.reward,
-        )
-        await train(
-            config,
-            roles,
-            run,
-            checkpoints=Checkpoints(config, store_of(config, folder), roles, since=since),
-            stop=stop,
-            export_to=folder.export if config.checkpoint.export else None,
-        )
+        start = source.state()
+
+        def rollouts() -> Collector:
+            source.restore(start)
+            return Collector(config, source, workers.engines, rewards, router=workers.router)
+
+        await train_on(config, folder, run, workers, rollouts=rollouts, since=since, stop=stop)
 
 
 def _folders(config: RunConfig, model: str) -> dict[str, tuple[str, ...]]:

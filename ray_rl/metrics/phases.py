@@ -20,6 +20,7 @@ _DOING = {
     "sync": "publishing weights",
     "evaluate": "evaluating",
     "checkpoint": "saving a checkpoint",
+    "restart": "starting lost workers again",
     "export": "writing the model",
 }
 

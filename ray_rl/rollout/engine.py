@@ -44,6 +44,7 @@ class Engine:
         self._transfer_backend = transfer_backend
         self._threads = threads
         self._llm: Any = None
+        self._drops = 0
 
     async def start(self) -> None:
         """Loads the model; the engine then serves version 0.
@@ -113,15 +114,16 @@ class Engine:
         Raises:
             EngineError: the engine died, or its answer has not a log-probability and a version for every token.
         """
+        drops = self._drops
         parts = await self._sample(request, max_tokens=self._config.rollout.max_tokens)
-        return list(await asyncio.gather(*(self._to_the_end(request, i, part) for i, part in enumerate(parts))))
+        return list(await asyncio.gather(*(self._to_the_end(request, i, part, drops) for i, part in enumerate(parts))))
 
-    async def _to_the_end(self, request: SampleRequest, sample: int, part: Completion) -> Completion:
+    async def _to_the_end(self, request: SampleRequest, sample: int, part: Completion, drops: int) -> Completion:
         """A completion sampled on wherever a publish cut it short, each time under the weights of then."""
         if part.finish_reason != "abort":
             return part
         cuts = 0
-        while part.finish_reason == "abort":
+        while part.finish_reason == "abort" and drops == self._drops:
             cuts += 1
             rest = continuation(request, sample=sample, cut=cuts, sampled=part.token_ids.tolist())
             left = self._config.rollout.max_tokens - len(part.token_ids)
@@ -155,6 +157,11 @@ class Engine:
         if final is None or len(final.outputs) != request.samples:
             raise EngineError(f"request {request.id} asked for {request.samples} completions and got {final}")
         return [_completion(output, request.id) for output in sorted(final.outputs, key=lambda o: o.index)]
+
+    async def drop(self) -> None:
+        """Ends all requests, as nobody waits for them any more; generation is paused until the next publish."""
+        self._drops += 1
+        await self._llm.pause_generation(mode="abort", clear_cache=True)
 
     async def hold(self) -> None:
         """Takes requests, and does not begin with them until `release`."""

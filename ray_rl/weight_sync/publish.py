@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
-from ray_rl.errors import RayRLError, WeightSyncError
+from ray_rl.errors import RayRLError, WeightSyncError, WorkerLost
 from ray_rl.metrics.metric import Metric
 from ray_rl.rollout.together import settle
 
@@ -51,6 +51,7 @@ async def publish(origin: Origin, receivers: Sequence[Receiver], *, version: int
     have not got.
 
     Raises:
+        WorkerLost: a worker of the trainer died.
         WeightSyncError: someone failed, was not done within `timeout_s`, or reports another version; says who, and at
             what. Engines that had not resumed stay paused.
     """
@@ -61,6 +62,8 @@ async def publish(origin: Origin, receivers: Sequence[Receiver], *, version: int
         settled = await settle(calls, timeout_s=max(0.0, left_s))
         for error in settled.failures.values():
             if not isinstance(error, RayRLError):
+                raise error
+            if isinstance(error, WorkerLost):
                 raise error
         if settled.failures:
             # All of them: an engine that dies breaks the sender's connection, which may be the first to complain.

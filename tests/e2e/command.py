@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +57,9 @@ def processes_of(session: int) -> list[str]:
 
 def kill_all(session: int) -> None:
     """SIGKILL for every process of a session, the command first."""
-    os.kill(session, signal.SIGKILL)
-    for process in processes_of(session):
-        os.kill(int(process.split()[0]), signal.SIGKILL)
+    for pid in (session, *(int(process.split()[0]) for process in processes_of(session))):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def run(place: Path, *arguments: str, then: Callable[[subprocess.Popen], None] = lambda process: None) -> Ended:

@@ -223,6 +223,7 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
         reward: object = None,
         every_steps: int | None = None,
         timeout_s: float = 60.0,
+        max_restarts: int = 3,
         **algorithm: object,
     ) -> Loop:
         config = RunConfig.model_validate(
@@ -234,6 +235,7 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
                 "algorithm": {"prompts_per_step": PROMPTS, "group_size": 2, **algorithm},
                 "critic": critic,
                 "reward": reward,
+                "cluster": {"max_restarts": max_restarts},
                 "checkpoint": {"every_steps": every_steps, "timeout_s": timeout_s},
             }
         )

@@ -1,0 +1,74 @@
+"""Going back to a checkpoint when a worker that trains is lost, over scripted roles."""
+
+import json
+
+import pytest
+
+from ray_rl.errors import TrainingError, WorkerLost
+from ray_rl.loops.recovery import train_on
+from tests.unit.loops.conftest import Actor
+
+LOST = WorkerLost("the update of the actor: actor-1 died on 10.0.0.7 (process 4711).\nLast lines")
+
+
+class Crew:
+    """Workers whose trainers can be started again."""
+
+    def __init__(self, loop):
+        self._script = loop.script
+        self.actor, self.weights = Actor(loop.script), loop.script
+        self.critic = self.reference = self.reward = None
+
+    async def restart(self):
+        self._script.enter("restart")
+        self._script.errors.clear()
+        return ["actor"]
+
+
+async def train(loop, *, errors):
+    loop.script.errors.update(errors)
+
+    def rollouts():
+        loop.script.enter("first prompt")
+        return loop.script
+
+    await train_on(loop.config, loop.folder, loop.run, Crew(loop), rollouts=rollouts, since=None, stop=loop.stop)
+
+
+async def test_a_lost_trainer_costs_the_steps_behind_the_newest_checkpoint(loop):
+    four = loop(steps=4, every_steps=2, export=False)
+    await train(four, errors={"update 4": LOST})
+    journal = four.script.journal
+    after = journal[journal.index("update 4") + 1 :]
+    assert after[:6] == ["restart", "first prompt", "restore position 2", "load actor", "publish 2", "take for step 2"]
+    four.run.close()
+    lines = [json.loads(line) for line in four.folder.metrics_jsonl.read_text().splitlines()]
+    assert [(line["step"], line["version"]) for line in lines] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert (
+        "actor-1 died on 10.0.0.7 (process 4711). Going back to step 2 of 4; restart 1 of 3" in four.console.getvalue()
+    )
+    assert "Done: 4 of 4 steps" in four.console.getvalue()
+
+
+async def test_without_a_checkpoint_the_run_starts_from_the_weights_it_began_with(loop):
+    two = loop(steps=2, export=False)
+    await train(two, errors={"publish 2": LOST})
+    after = two.script.journal[two.script.journal.index("publish 2") + 1 :]
+    assert after[:4] == ["restart", "first prompt", "publish 0", "take for step 0"]
+    two.run.close()
+    assert len(two.folder.metrics_jsonl.read_text().splitlines()) == 2
+    assert len(list(two.folder.rollouts.iterdir())) == 2
+
+
+async def test_restarts_are_bounded(loop):
+    two = loop(steps=2, max_restarts=0)
+    with pytest.raises(WorkerLost, match="actor-1 died"):
+        await train(two, errors={"update 1": LOST})
+    assert "restart" not in two.script.journal
+
+
+async def test_any_other_failure_ends_the_run(loop):
+    two = loop(steps=2)
+    with pytest.raises(TrainingError):
+        await train(two, errors={"update 1": TrainingError("the loss is nan")})
+    assert "restart" not in two.script.journal
