@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 BACKOFFS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Before each restart; the last before all further ones. What ends an engine at once, as a full disk, often lasts."""
+"""Before each restart; the last before all further ones. What ends an engine at once, like a full disk, often lasts."""
 
 
 @dataclass(frozen=True, slots=True)

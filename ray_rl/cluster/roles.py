@@ -132,9 +132,13 @@ class RayActor(RaySaved, RayScorer):
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with advantages."""
+        await self.go_ahead()
+        return await _updated(self._team, batch)
+
+    async def go_ahead(self) -> None:
+        """Returns when no weights are being sent; from then on they may change, until the next publish."""
         async with self.sending:
             self.is_ahead = True
-        return await _updated(self._team, batch)
 
     async def meeting_place(self) -> tuple[str, int]:
         """Address of rank 0, and a port that is free there."""

@@ -1,4 +1,4 @@
-"""Engines that die or hang in the middle of a run on real Ray, vLLM and DeepSpeed: it goes on, and nothing is lost."""
+"""Engines that die or hang in a run on real Ray, vLLM and DeepSpeed: the run goes on, and nothing is lost."""
 
 import asyncio
 import os

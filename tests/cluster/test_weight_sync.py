@@ -17,7 +17,6 @@ import pytest
 import pytest_asyncio
 
 from ray_rl.config import RunConfig
-from ray_rl.errors import ClusterError, WeightSyncError
 from ray_rl.rollout.request import SampleRequest
 from tests.tiny_model import write_tiny_model
 
@@ -136,7 +135,7 @@ async def trained(config, model):
         before = [await score(engine, prompt, answer) for engine in workers.engines]
         source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
         roles = Roles(
-            rollouts=Collector(config, source, workers.engines, rewards),
+            rollouts=Collector(config, source, workers.engines, rewards, router=workers.router),
             actor=workers.actor,
             weights=workers.weights,
         )
@@ -264,7 +263,7 @@ async def test_engines_that_join_again_take_further_versions(trained):
         assert gap(scores, trainer) < FLOAT32_GAP
 
 
-async def test_a_publish_to_an_engine_that_was_killed_fails_within_seconds_and_names_it(trained):
+async def test_a_publish_goes_on_within_seconds_without_an_engine_that_was_killed(trained):
     """Last: it leaves one engine."""
     victim = trained.workers.engines[1]
     pid = await victim._handle.__ray_call__.remote(lambda _: os.getpid())
@@ -272,9 +271,10 @@ async def test_a_publish_to_an_engine_that_was_killed_fails_within_seconds_and_n
     assert len(processes) >= 2, "the engine has processes of its own"
     os.kill(pid, signal.SIGKILL)
     start_s = time.monotonic()
-    with pytest.raises((WeightSyncError, ClusterError), match="rollout-1 died"):
-        await trained.workers.weights.publish(STEPS + 2)
+    await trained.workers.weights.publish(STEPS + 2)
     assert time.monotonic() - start_s < 20
+    survivor = trained.workers.engines[0]
+    assert gap(await score(survivor, trained.prompt, trained.answer), await trained.trainer_scores()) < FLOAT32_GAP
     await _until_gone(processes, within_s=60)
 
 

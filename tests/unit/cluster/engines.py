@@ -1,0 +1,85 @@
+"""Scripted actors: what stands behind an engine or the trainer, with futures set by hand for Ray's references."""
+
+import asyncio
+from types import SimpleNamespace
+
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from ray_rl.cluster.engine_process import EngineProcess
+from ray_rl.config import RunConfig
+from ray_rl.metrics.metric import Total
+
+
+def config_of(*, engines=2, max_restarts=3):
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "test", "steps": 1},
+            "model": {"path": "tiny"},
+            "data": {"kind": "addition"},
+            "rewards": [{"kind": "number"}],
+            "rollout": {"engines": engines, "heartbeat_s": 1.0, "heartbeat_timeout_s": 10.0, "start_timeout_s": 60},
+            "weight_sync": {"timeout_s": 30, "backend": "gloo"},
+            "cluster": {"accelerator": "cpu", "max_restarts": max_restarts},
+        }
+    )
+
+
+class Actor:
+    """Every method writes down that it was called, and does what `plans` says: an error, "hang" or nothing."""
+
+    def __init__(self, name, journal, answers=None):
+        self._name, self._journal = name, journal
+        self._answers = answers or {}
+        self.plans = {}
+        self._pending = []
+        self.is_dead = False
+
+    def __getattr__(self, method):
+        return SimpleNamespace(remote=lambda *arguments: self._called(method, arguments))
+
+    def _called(self, method, arguments):
+        future = asyncio.get_running_loop().create_future()
+        if method != "ping":
+            self._journal.append(f"{self._name} {method}")
+        plan = self.plans.pop(method, None)
+        if self.is_dead or plan == "die":
+            self.die()
+            future.set_exception(ActorDiedError())
+        elif plan == "hang":
+            self.plans[method] = plan
+            self._pending.append(future)
+        elif plan is not None:
+            future.set_exception(RayTaskError(method, "Traceback ...", plan).as_instanceof_cause())
+        else:
+            answer = self._answers.get(method)
+            future.set_result(answer(*arguments) if callable(answer) else answer)
+        return future
+
+    def die(self):
+        self.is_dead = True
+        for future in self._pending:
+            if not future.done():
+                future.set_exception(ActorDiedError())
+
+
+class Process(EngineProcess):
+    """Ends without Ray."""
+
+    async def end(self):
+        self.handle._journal.append(f"{self.name} is ended")
+        self.handle.die()
+        return []
+
+
+def process_of(index, journal, config, logs):
+    name = f"rollout-{index}"
+    return Process(name, Actor(name, journal, {"commit": lambda version: version}), config=config, logs=logs)
+
+
+def trainer_of(journal):
+    answers = {
+        "announce": {"names": ["w"]},
+        "send_weights": [Total("sync/bytes", 4)],
+        "free_address": ("127.0.0.1", 1),
+    }
+    return Actor("actor-0", journal, answers)
