@@ -5,11 +5,12 @@
     |   |-- ConfigError          a key, a value or a combination of values
     |   `-- DataError            a prompt file, a row, a model folder
     |-- RewardError              a reward function raised or returned nan
-    |-- TrainingError            nan or inf in a loss or gradient
+    |-- TrainingError            nan or inf in a loss, a gradient or a log-probability
     `-- OutsideError             something outside this process failed
         |-- CheckpointError      a checkpoint that cannot be written, or does not verify
         |-- ClusterError         Ray: placement, a lost worker, a wait that ran out
         |-- EngineError          a vLLM engine
+        |-- RecordError          the run folder cannot be written: a full disk
         |-- SandboxError         a function in a worker process raised or crashed it
         `-- WeightSyncError      a publish that did not complete or did not verify
 
@@ -38,7 +39,7 @@ class RewardError(RayRLError, RuntimeError):
 
 
 class TrainingError(RayRLError, ArithmeticError):
-    """A loss or a gradient that is not finite; nothing was applied."""
+    """A loss, a gradient or a log-probability that is not finite; nothing was applied."""
 
 
 class OutsideError(RayRLError, RuntimeError):
@@ -55,6 +56,10 @@ class ClusterError(OutsideError):
 
 class EngineError(OutsideError):
     """A vLLM engine failed or answered nonsense."""
+
+
+class RecordError(OutsideError):
+    """A file of the run folder could not be written; what it held before is whole."""
 
 
 class SandboxError(OutsideError):

@@ -16,6 +16,7 @@ from ray_rl.algorithms.kl_control import KlControl
 from ray_rl.algorithms.value_loss import explained_variance
 from ray_rl.config import RunConfig
 from ray_rl.data.pack import pack, rewards_of
+from ray_rl.loops.guard import NONFINITE, Guard, require_finite, without_loss
 from ray_rl.loops.roles import Roles
 from ray_rl.metrics.metric import Last, Mean, Metric
 from ray_rl.metrics.run import Run
@@ -34,31 +35,37 @@ async def train(config: RunConfig, roles: Roles, run: Run, *, export_to: Path | 
         export_to: a folder that does not exist, or None to write nothing.
     """
     credit = credit_fn(config.algorithm, max_tokens=config.rollout.max_tokens)
-    kl = KlControl(config.algorithm.kl)
+    kl, guard = KlControl(config.algorithm.kl), Guard(config, run)
     with run.phase("start"):
         run.note("publishing the first weights")
         await roles.weights.publish(run.version)  # engines start from the trainer's weights
     async with roles.rollouts.running():
         while run.step < config.run.steps:
-            await step(config, roles, run, credit, kl)
+            await step(config, roles, run, guard, credit, kl)
     if export_to is not None:
         with run.phase("export"):
             await roles.actor.export(export_to)
 
 
-async def step(config: RunConfig, roles: Roles, run: Run, credit: Credit, kl: KlControl) -> None:
+async def step(config: RunConfig, roles: Roles, run: Run, guard: Guard, credit: Credit, kl: KlControl) -> None:
     """One batch of rollouts, trained on and published."""
     with run.phase("rollout"):
         groups, metrics = await roles.rollouts.take(step=run.step, progress=run.note)
     batch = pack(groups, mask_truncated=config.algorithm.mask_truncated)
-    groups, batch, judged = await with_baselines(config, groups, batch, roles, run)
-    batch = credit(batch, kl.coefficient)
-    observed = observe(config, batch, kl)
-    with run.phase("train"):
+    try:
+        groups, batch, judged = await with_baselines(config, groups, batch, roles, run)
+        require_finite(batch, groups, metrics)
+        batch = credit(batch, kl.coefficient)
+        observed = [*judged, *observe(config, batch, kl)]
+    except NONFINITE as error:
+        guard.skip(error, groups)
+        batch, observed = without_loss(batch), []
+    with run.phase("train"), guard.saving(groups):
         trained = await update(config, batch, roles, run)
+    guarded = guard.counted(trained, groups)
     with run.phase("sync"):
         published = await roles.weights.publish(run.advance())
-    run.log([*metrics, *judged, *observed, *trained, *published], groups, _mean_advantages(batch))
+    run.log([*metrics, *observed, *trained, *guarded, *published], groups, _mean_advantages(batch))
 
 
 async def with_baselines(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray_rl.config.rewards import RewardConfig
@@ -30,16 +31,27 @@ class _Group:
     columns: Mapping[str, list[Any]]
 
 
-def build_rewards(rewards: Sequence[RewardConfig]) -> Rewards:
+Save = Callable[[Sequence[RolloutGroup]], Path]
+"""Writes samples that could not be scored and returns their file; from any thread."""
+
+
+def build_rewards(rewards: Sequence[RewardConfig], *, save: Save | None = None) -> Rewards:
     """The reward functions of a run. Worker processes start at the first call that needs them."""
-    return Rewards(build_parts(rewards))
+    return Rewards(build_parts(rewards), save=save)
 
 
 class Rewards:
     """Scores groups of completions. Safe to call from several threads; `close` ends the worker processes."""
 
-    def __init__(self, parts: Sequence[RewardPart]) -> None:
+    def __init__(self, parts: Sequence[RewardPart], *, save: Save | None = None) -> None:
+        """Starts nothing yet.
+
+        Args:
+            parts: to add up.
+            save: called with the samples of a prompt before their error is raised, which then names the file.
+        """
         self._parts = tuple(parts)
+        self._save = save
         # One process a part: killing one that hangs must not lose another's imports.
         self._workers = {part.name: Worker() for part in self._parts if part.isolated}
 
@@ -60,13 +72,19 @@ class Rewards:
             if part.on_error == "skip":
                 metrics.append(Total(f"reward/{part.name}_errors", len(errors)))
             elif errors:
-                raise errors[0]
+                raise self._saved(errors[0], group)
             scores_by_part[part.name] = [None if isinstance(v, RewardError) else v for v in verdicts]
         rollouts = []
         for index, completion in enumerate(completions):
             scores = {name: scores[index] for name, scores in scores_by_part.items()}
             rollouts.append(Rollout(completion, self._weighted_sum(scores), scores))
         return RolloutGroup(prompt, rollouts), metrics
+
+    def _saved(self, error: RewardError, group: _Group) -> RewardError:
+        if self._save is not None:
+            unscored = RolloutGroup(group.prompt, [Rollout(each, None, {}) for each in group.completions])
+            error.args = (f"{error}. The samples of the prompt are in {self._save([unscored])}",)
+        return error
 
     async def ascore(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[RolloutGroup, list[Metric]]:
         """`score` in a thread, so that the event loop goes on."""

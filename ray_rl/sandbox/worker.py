@@ -24,6 +24,9 @@ from ray_rl.sandbox.channel import receive, send
 START_TIMEOUT_S = 120.0
 """For importing the module of a function, once per process: sympy and reasoning_gym take seconds on a busy machine."""
 
+EXIT_S = 1.0
+"""For a child that was killed, or has closed its socket, to be gone."""
+
 
 class Worker:
     """One child process, started at the first call and again after one that killed it. Safe to call from any thread.
@@ -126,7 +129,7 @@ class Worker:
         if self._process is None:
             return None
         try:
-            return self._process.wait(timeout=1.0)
+            return self._process.wait(timeout=EXIT_S)
         except subprocess.TimeoutExpired:
             return None
 
@@ -140,4 +143,5 @@ class Worker:
         channel.close()
         with contextlib.suppress(ProcessLookupError):  # it is gone, and started nothing that is left
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, and dies when that lets it
+            process.wait(timeout=EXIT_S)

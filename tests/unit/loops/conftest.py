@@ -32,6 +32,15 @@ class Script:
         self.critic_batches: list[Any] = []
         self.conversations: Any = None
         self.finish_reason = "stop"
+        self.engine_logprobs: dict[int, float] = {}
+        """What the engine says of the tokens of a step, where it is not -0.5."""
+        self.rewards: dict[int, tuple[float | None, float | None]] = {}
+        """Of a step's completions, where they are not REWARDS."""
+        self.answers: dict[str, float] = {}
+        """What a model says of every token, where it is not its constant."""
+        self.take_metrics: list[Any] = [Last("data/epoch", 0)]
+        self.update_metrics: dict[int, list[Any]] = {}
+        """Beside the norm of the gradient, by update."""
         self.errors: dict[str, Exception] = {}
         """By call, for example "update 2"."""
         self.versions_sampled: list[int] = []
@@ -49,13 +58,15 @@ class Script:
     async def take(self, *, step: int, progress: Callable[[str], None]) -> tuple[list[Any], list[Any]]:
         self.enter(f"take for step {step}")
         self.versions_sampled.append(self._served)
-        return [_group(index, self._served, self.finish_reason) for index in range(PROMPTS)], [Last("data/epoch", 0)]
+        logprob, rewards = self.engine_logprobs.get(step, -0.5), self.rewards.get(step, REWARDS)
+        groups = [_group(index, self._served, self.finish_reason, logprob, rewards) for index in range(PROMPTS)]
+        return groups, self.take_metrics
 
     async def update(self, batch: Any) -> list[Any]:
         self._updates += 1
         self.enter(f"update {self._updates}")
         self.batches.append(batch)
-        return [Last("policy/grad_norm", 0.5)]
+        return [Last("policy/grad_norm", 0.5), *self.update_metrics.get(self._updates, [])]
 
     async def export(self, folder: Path) -> None:
         self.enter(f"export to {folder.name}")
@@ -71,11 +82,13 @@ class Scorer:
 
     def __init__(self, script: Script, role: str, value: float) -> None:
         self._script, self._role, self._value = script, role, value
+        self._named = "trainer" if role == "actor" else role
 
     async def logprobs(self, batch: Any) -> Any:
         self._script.enter(f"{self._role} log-probabilities")
         await asyncio.sleep(0)
-        return np.full(batch.tokens_RT.shape, self._value, np.float32)
+        value = self._script.answers.get(f"the {self._named}'s log-probability", self._value)
+        return np.full(batch.tokens_RT.shape, value, np.float32)
 
 
 class Actor(Scorer):
@@ -94,7 +107,7 @@ class Critic:
     async def values(self, batch: Any) -> Any:
         self._script.enter("values")
         await asyncio.sleep(0)
-        return np.full(batch.tokens_RT.shape, 0.25, np.float32)
+        return np.full(batch.tokens_RT.shape, self._script.answers.get("the critic's value", 0.25), np.float32)
 
     async def update(self, batch: Any) -> list[Any]:
         self._script.enter("critic update")
@@ -115,13 +128,13 @@ class RewardModels:
         return np.stack([places, 2 * places]), [Last("reward/model_truncated_fraction", 0.0)]
 
 
-def _group(index: int, version: int, finish_reason: Any) -> RolloutGroup:
+def _group(index: int, version: int, finish_reason: Any, logprob: float, rewards: Any) -> RolloutGroup:
     rollouts = []
-    for sample, reward in enumerate(REWARDS):
+    for sample, reward in enumerate(rewards):
         length = 2 + sample
         completion = Completion(
             token_ids=np.full(length, 10 * index + sample, np.int32),
-            logprobs=np.full(length, -0.5, np.float32),
+            logprobs=np.full(length, logprob, np.float32),
             versions=np.full(length, version, np.int32),
             finish_reason=finish_reason,
             text=str(index),
@@ -138,10 +151,15 @@ class Loop:
     def __init__(self, config: RunConfig, *, reference: bool, export: bool) -> None:
         self.script = Script()
         self.folder = RunFolder.create(config)
-        self.run = Run(config, self.folder, RunConsole(io.StringIO()))
+        self._stream = io.StringIO()
+        self.run = Run(config, self.folder, RunConsole(self._stream))
         self._config = config
         self._reference = Scorer(self.script, "reference", -2.0) if reference else None
         self._export_to = self.folder.export if export else None
+
+    def said(self) -> str:
+        """What the console shows, on one line."""
+        return " ".join(self._stream.getvalue().split())
 
     async def train(self) -> None:
         roles = Roles(
@@ -162,21 +180,24 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
     def make(
         *,
         steps: int = 2,
+        name: str = "test",
         reference: bool = False,
         export: bool = True,
         critic: object = None,
         reward: object = None,
+        train: object = None,
         **algorithm: object,
     ) -> Loop:
         config = RunConfig.model_validate(
             {
-                "run": {"name": "test", "dir": str(tmp_path), "steps": steps},
+                "run": {"name": name, "dir": str(tmp_path), "steps": steps},
                 "model": {"path": "tiny"},
                 "data": {"kind": "addition"},
                 "rewards": [{"kind": "number"}],
                 "algorithm": {"prompts_per_step": PROMPTS, "group_size": 2, **algorithm},
                 "critic": critic,
                 "reward": reward,
+                "train": train or {},
             }
         )
         loops.append(Loop(config, reference=reference, export=export))
