@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray_rl.config.redact import hide, secrets_of
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.errors import ConfigError, RewardError, SandboxError
 from ray_rl.metrics.metric import Metric, Total
@@ -191,7 +192,7 @@ def _error(
     count = len(group.completions)
     which = f"completion {indices[0]} of {count}: " if len(indices) == 1 else f"all {count} completions, the first: "
     error = RewardError(
-        f"reward {part.name!r}, prompt {group.prompt.id}, {which}{shown!r}: {what}. "
+        f"reward {part.name!r}, prompt {group.prompt.id}, {which}{shown!r}: {hide(what, secrets_of(part.options))}. "
         "Correct the function or the data, or set on_error: skip to go on without an opinion"
     )
     error.__cause__ = cause

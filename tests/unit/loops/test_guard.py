@@ -56,12 +56,12 @@ async def test_what_models_say_is_looked_at_as_what_engines_say(loop):
 async def test_a_reward_beyond_float32_and_a_step_whose_rewards_all_failed_are_refused(loop):
     huge = loop(steps=1, name="huge")
     huge.script.rewards[0] = (1e39, 0.0)
-    with pytest.raises(RewardError, match="completion 0 of 2: its reward 1e\\+39 is not finite in float32"):
+    with pytest.raises(RewardError, match=r"completion 0 of 2: its reward 1e\+39 is not finite in float32"):
         await huge.train()
     unscored = loop(steps=1, name="unscored")
     unscored.script.rewards[0] = (None, None)
     unscored.script.take_metrics = [Last("data/epoch", 0), Total("reward/mine_errors", 4)]
-    with pytest.raises(RewardError, match="no completion of the step has a reward: functions .* failed 4 times on 4"):
+    with pytest.raises(RewardError, match=r"no completion of the step has a reward: functions .* failed 4 times on 4"):
         await unscored.train()
 
 
@@ -101,7 +101,7 @@ async def test_a_reward_model_that_fails_is_skipped_too_and_a_worker_that_dies_i
 
 async def test_one_step_too_many_in_a_row_ends_the_run_and_others_do_not_count(loop):
     many = loop(steps=9, train=SKIP)
-    many.script.update_metrics = dict.fromkeys((1, 2, 4, 5, 6), [TRAINER_SKIPPED])
+    many.script.update_metrics = {update: [TRAINER_SKIPPED] for update in (1, 2, 4, 5, 6)}
     with pytest.raises(TrainingError) as raised:
         await many.train()
     assert str(raised.value).startswith(

@@ -1,11 +1,15 @@
 import math
 import pickle
 import time
+from contextlib import closing
 
 import pytest
+from pydantic import TypeAdapter
 
+from ray_rl.config.rewards import RewardConfig
 from ray_rl.errors import ConfigError, RewardError
 from ray_rl.metrics.metric import Total
+from ray_rl.rewards.combine import build_rewards
 
 LENGTH = {"kind": "length", "target": 2}
 
@@ -144,3 +148,25 @@ async def test_scoring_leaves_the_event_loop_free(rewards, prompt, says, users):
     assert not scoring.done()
     group, _ = await scoring
     assert math.isclose(group.rollouts[0].reward, 1.0)
+
+
+def test_the_samples_of_a_prompt_that_fails_are_saved_and_the_error_names_their_file(prompt, says, users, tmp_path):
+    saved = []
+
+    def save(groups):
+        saved.extend(groups)
+        return tmp_path / "samples.jsonl"
+
+    section = TypeAdapter(list[RewardConfig]).validate_python([users("return [0.0, math.nan]")])
+    with closing(build_rewards(section, save=save)) as parts, pytest.raises(RewardError) as raised:
+        parts.score(prompt(), [says("good"), says("bad")])
+    assert str(raised.value).endswith(f". The samples of the prompt are in {tmp_path}/samples.jsonl")
+    (group,) = saved
+    assert [(each.completion.text, each.reward) for each in group.rollouts] == [("good", None), ("bad", None)]
+
+
+def test_a_secret_among_the_options_stays_out_of_the_error(rewards, prompt, says, users):
+    section = users("raise OSError('401 for key ' + columns['api_key'])") | {"options": {"api_key": "sk-very-secret"}}
+    with pytest.raises(RewardError, match=r"OSError: 401 for key \*\*\*") as raised:
+        rewards(section).score(prompt(), [says("a"), says("b")])
+    assert "very-secret" not in str(raised.value)
