@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ray_rl.config.run import ModelConfig
 from tests.test_architecture import PACKAGE, ROOT, Source, calls
 
 LIMITS = {"timeout", "timeout_s", "deadline_s"}
@@ -119,13 +120,13 @@ def _is_reference(node: ast.expr) -> bool:
 
 
 def untrusted(source: Source) -> Iterator[tuple[int, str]]:
-    """Line and name of every call that would run what a file holds."""
+    """Line and name of every call that would run what a file holds: pickles, weights that may be some, remote code."""
     for call, name in calls(source.tree):
-        allows = any(
-            keyword.arg == "allow_pickle" and not (isinstance(keyword.value, ast.Constant) and not keyword.value.value)
-            for keyword in call.keywords
-        )
-        if name in FROM_ELSEWHERE or allows:
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        allows = given.get("allow_pickle", "False") != "False" or given.get("trust_remote_code") == "True"
+        is_model = name.endswith("from_pretrained") and "Model" in name
+        is_safe = given.get("use_safetensors") == "True" or "gguf_file" in given
+        if name in FROM_ELSEWHERE or allows or (is_model and not is_safe):
             yield call.lineno, name
 
 
@@ -213,12 +214,26 @@ def test_what_has_a_limit_or_does_not_wait_passes(text):
         "np.load(path, allow_pickle=True)",
         "yaml.load(text, yaml.Loader)",
         "eval(x)",
+        "AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)",
+        "AutoTokenizer.from_pretrained(folder, trust_remote_code=True)",
     ],
 )
 def test_a_call_that_would_run_what_it_reads_is_found(text):
     assert len(list(untrusted(Source(f"{PACKAGE}/checkpoint/a.py", text)))) == 1
 
 
-@pytest.mark.parametrize("text", ["np.load(path, allow_pickle=False)", "yaml.safe_load(text)", "load_file(path)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "np.load(path, allow_pickle=False)",
+        "yaml.safe_load(text)",
+        "load_file(path)",
+        "AutoTokenizer.from_pretrained(folder)",
+    ],
+)
 def test_a_call_that_only_reads_passes(text):
     assert list(untrusted(Source(f"{PACKAGE}/checkpoint/a.py", text))) == []
+
+
+def test_remote_code_runs_only_where_the_user_asks_for_it():
+    assert ModelConfig(path="model").trust_remote_code is False

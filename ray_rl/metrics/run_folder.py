@@ -10,6 +10,7 @@ from ray_rl.config import RunConfig
 from ray_rl.config.load import dump_config
 from ray_rl.errors import ConfigError
 from ray_rl.metrics.environment import describe_environment
+from ray_rl.metrics.whole_pieces import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,12 @@ class RunFolder:
 
         Raises:
             ConfigError: it exists already, or it cannot be created.
+            RecordError: the disk is full.
         """
         folder = cls(Path(config.run.dir).expanduser() / config.run.name)
         folder._make()
-        folder.config_yaml.write_text(dump_config(config), encoding="utf-8")
-        folder.environment_json.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
+        write_whole(folder.config_yaml, iter([dump_config(config).encode()]))
+        write_whole(folder.environment_json, iter([json.dumps(describe_environment(), indent=2).encode(), b"\n"]))
         return folder
 
     def _make(self) -> None:
@@ -45,7 +47,7 @@ class RunFolder:
                 "set run.dir to a folder that you may write to"
             ) from error
         for part in (self.rollouts, self.logs):
-            part.mkdir()
+            part.mkdir(mode=0o700)
 
     @property
     def config_yaml(self) -> Path:
