@@ -71,7 +71,7 @@ EXCEPTIONS = {
     ("sandbox/child.py", "send"): "the parent has a limit and kills the child at it",
     ("sandbox/child.py", "pickle.loads"): "what the parent sends over a socket that nobody else has",
     ("sandbox/worker.py", "pickle.loads"): "what the function returned, as trusted as the function",
-    ("sandbox/worker.py", "self._thread.submit().result"): "the calls inside and those before it have limits",
+    ("sandbox/worker.py", "call.result"): "the calls inside and those before it have limits",
     ("training/gather.py", "dist.gather"): "train.timeout_s, of its group",
     ("training/zero.py", "dist.all_reduce"): "train.timeout_s, of its group",
     ("training/zero_state.py", "persistent[0].all_gather"): "train.timeout_s, of its group",

@@ -82,9 +82,10 @@ class Rewards:
         return RolloutGroup(prompt, rollouts), metrics
 
     def _saved(self, error: RewardError, group: _Group) -> RewardError:
-        if self._save is not None:
+        save = self._save
+        if save is not None:
             unscored = RolloutGroup(group.prompt, [Rollout(each, None, {}) for each in group.completions])
-            error.args = (f"{error}. The samples of the prompt are in {self._save([unscored])}",)
+            error.args = (f"{error}. The samples of the prompt are in {save([unscored])}",)
         return error
 
     async def ascore(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[RolloutGroup, list[Metric]]:
@@ -92,7 +93,8 @@ class Rewards:
         return await asyncio.to_thread(self.score, prompt, completions)
 
     def close(self) -> None:
-        """Ends the worker processes. No call may follow."""
+        """Ends the worker processes, and calls that are under way with them. No call may follow."""
+        self._save = None  # nobody asks any more for what these calls were about
         for worker in self._workers.values():
             worker.close()
 

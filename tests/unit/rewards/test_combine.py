@@ -1,6 +1,7 @@
 import math
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -170,3 +171,17 @@ def test_a_secret_among_the_options_stays_out_of_the_error(rewards, prompt, says
     with pytest.raises(RewardError, match=r"OSError: 401 for key \*\*\*") as raised:
         rewards(section).score(prompt(), [says("a"), says("b")])
     assert "very-secret" not in str(raised.value)
+
+
+def test_what_is_under_way_when_rewards_are_closed_ends_at_once_and_saves_nothing(prompt, says, users):
+    section = TypeAdapter(list[RewardConfig]).validate_python([users("time.sleep(60)") | {"timeout_s": 60}])
+    parts = build_rewards(section, save=pytest.fail)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(parts.score, prompt(), [says("a"), says("b")]) for _ in range(2)]
+        time.sleep(1.0)
+        start_s = time.monotonic()
+        parts.close()
+        for call in calls:
+            with pytest.raises(RewardError):
+                call.result(timeout=10)
+    assert time.monotonic() - start_s < 5
