@@ -220,7 +220,7 @@ def test_a_secret_in_the_configuration_is_not_in_its_record(bad_rewards):
 @pytest.fixture(scope="module")
 def nan_weights(tmp_path_factory):
     place = place_for(tmp_path_factory.mktemp("nan"), "nan")
-    train = {"learning_rate": 1e30, "on_nonfinite": "skip", "max_skips": 1}
+    train = {"learning_rate": 1e18, "on_nonfinite": "skip", "max_skips": 1}
     return run(change(place, train=train, run={"steps": 9}, checkpoint={"export": False}))
 
 
