@@ -6,13 +6,14 @@
     |   `-- DataError            a prompt file, a row, a model folder
     |-- RewardError              a reward function raised or returned nan
     |-- Preempted                told to stop; everything is saved: exit code 75
-    |-- TrainingError            nan or inf in a loss or gradient
+    |-- TrainingError            nan or inf in a loss, a gradient or a log-probability
     `-- OutsideError             something outside this process failed
         |-- CheckpointError      a checkpoint that cannot be written, or does not verify
         |-- ClusterError         Ray: placement, a lost worker, a wait that ran out
         |   `-- WorkerLost       its process is gone
         |-- EngineError          a vLLM engine
         |   `-- EngineLost       it died or hangs: another can do what it was asked
+        |-- RecordError          the run folder cannot be written: a full disk
         |-- SandboxError         a function in a worker process raised or crashed it
         `-- WeightSyncError      a publish that did not complete or did not verify
 
@@ -45,7 +46,7 @@ class Preempted(RayRLError):
 
 
 class TrainingError(RayRLError, ArithmeticError):
-    """A loss or a gradient that is not finite; nothing was applied."""
+    """A loss, a gradient or a log-probability that is not finite; nothing was applied."""
 
 
 class OutsideError(RayRLError, RuntimeError):
@@ -70,6 +71,10 @@ class EngineError(OutsideError):
 
 class EngineLost(EngineError):
     """An engine died or was given up because it hangs; what it was asked may be asked of another."""
+
+
+class RecordError(OutsideError):
+    """A file of the run folder could not be written; what it held before is whole."""
 
 
 class SandboxError(OutsideError):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ray_rl import __version__
 from ray_rl.cli import doctor, export, plan, resume, train, validate
+from ray_rl.config.redact import hide, secrets_of
 from ray_rl.errors import Preempted, RayRLError, UserError
 
 DONE = 0
@@ -47,13 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RayRLError as error:
         code = BAD_INPUT if isinstance(error, UserError) else FAILED
         if code == FAILED and os.environ.get("RAY_RL_TRACEBACK") == "1":
-            traceback.print_exc()
+            print(_without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         else:
-            print(f"ray-rl: error: {error}", file=sys.stderr)
+            print(_without_secrets(f"ray-rl: error: {error}"), file=sys.stderr)
         return code
     except KeyboardInterrupt:
         print("ray-rl: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _without_secrets(text: str) -> str:
+    """A message without the values of variables like HF_TOKEN: what a library raised may quote them."""
+    return hide(text, secrets_of(dict(os.environ)))
 
 
 def _parser() -> argparse.ArgumentParser:

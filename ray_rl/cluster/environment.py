@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 
 
 def prepare_environment(*, local: bool) -> None:
@@ -23,6 +24,11 @@ def prepare_environment(*, local: bool) -> None:
         return
     # Named for the systems where it is the default: a cluster of one machine listens on loopback only.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if sys.platform == "linux":
+        # torch's groups and vLLM take the address of the host's name otherwise.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

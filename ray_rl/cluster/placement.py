@@ -142,7 +142,7 @@ def _gpus_of_bundles(
             f"cluster.start_timeout_s={timeout_s:g} which GPUs they got; look at the raylet logs of their nodes"
         )
     gpus: list[dict[int, list[int]]] = [{} for _ in groups]
-    for ref, ids in zip(done, ray.get(done), strict=True):
+    for ref, ids in zip(done, ray.get(done, timeout=timeout_s), strict=True):
         index, bundle = refs[ref]
         gpus[index][bundle] = ids
     return gpus

@@ -185,3 +185,9 @@ def _deepspeed(config: RunConfig, key: str, role: Trained) -> Iterator[str]:
             f"model.dtype={config.model.dtype}; set {key}.zero_stage=1, or {key}.gradient_dtype=bfloat16, or "
             "model.dtype=float32"
         )
+    bf16 = role.deepspeed.get("bf16")
+    if isinstance(bf16, dict) and bf16.get("check_grad_overflow") is False:
+        yield (
+            f"{key}.deepspeed.bf16.check_grad_overflow=false: DeepSpeed would apply gradients that are not finite; "
+            f"remove it from {key}.deepspeed"
+        )

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ray_rl.config.base import Config
+from ray_rl.config.redact import HIDDEN, is_secret, without_secrets
 from ray_rl.config.yaml_tree import Located
 
 _SURE = 0.8
@@ -70,7 +71,8 @@ def _line(detail: ErrorDetails, tree: Located, model: type[Config]) -> str:
     where = _place(tree, spot.path)
     match detail["type"]:
         case "extra_forbidden":
-            return f"{where}: {key}: unknown key, its value is {show(detail['input'])}; {_suggest(spot, tree, model)}"
+            value = HIDDEN if is_secret(key) else show(without_secrets(detail["input"]))
+            return f"{where}: {key}: unknown key, its value is {value}; {_suggest(spot, tree, model)}"
         case "missing":
             meaning = f" ({_meaning(spot)})" if _meaning(spot) else ""
             return f"{where}: {key}: missing, and there is no default; add it{meaning}"

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from ray_rl.config.explain import explain, show
+from ray_rl.config.redact import HIDDEN, hidden_keys, without_secrets
 from ray_rl.config.run import RunConfig
 from ray_rl.config.yaml_tree import Dumper, Located, merge, parse_value, read_yaml
 from ray_rl.errors import ConfigError
@@ -29,14 +30,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for text in overrides:
         _override(tree, text)
     try:
-        return RunConfig.model_validate(tree.plain())
+        config = RunConfig.model_validate(tree.plain())
     except ValidationError as error:
         raise ConfigError(explain(error, tree, RunConfig)) from None
+    missing = hidden_keys(config.model_dump())
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)}={HIDDEN}: a secret that was left out when the configuration was written; set it "
+            "again, or let the function read it from the environment, which it inherits"
+        )
+    return config
 
 
 def dump_config(config: RunConfig) -> str:
-    """YAML that `load_config` reads back to an equal configuration, every default written out."""
-    return yaml.dump(config.model_dump(), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
+    """YAML that `load_config` reads back to an equal configuration, every default written out.
+
+    But for secrets, which are left out: strings in free mappings under names like api_key, and logins in addresses.
+    """
+    return yaml.dump(
+        without_secrets(config.model_dump()), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120
+    )
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> Located:

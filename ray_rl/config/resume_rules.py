@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray_rl.config.explain import as_one_message, show
+from ray_rl.config.redact import without_secrets
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
 
@@ -21,18 +22,23 @@ FREE = ("run.name", "run.dir")
 """Say where the folder is, and it may have been moved."""
 
 
-def changes(before: RunConfig, now: RunConfig) -> list[str]:
+def changes(before: Mapping[str, Any], now: RunConfig) -> list[str]:
     """One line for every value that differs: "train.learning_rate: 1e-05 -> 2e-05".
+
+    Args:
+        before: what `config.yaml` of the run says, where secrets are left out.
+        now: the configuration with which the run goes on.
 
     Raises:
         ConfigError: a value differs that must not.
     """
-    old, new = dict(_flat("", before.model_dump())), dict(_flat("", now.model_dump()))
+    after = without_secrets(now.model_dump())
+    old, new = dict(_flat("", before)), dict(_flat("", after))
     keys = [key for key in {**old, **new} if key not in FREE and old.get(key) != new.get(key)]
     problems = [
         f"{key}={show(new.get(key))}: the run had {show(old.get(key))}, and {reason}; leave it, or start another run"
         for key in keys
-        for fixed, reason in _fixed(before, now).items()
+        for fixed, reason in _fixed(before, after).items()
         if key == fixed or key.startswith(f"{fixed}.")
     ]
     if problems:
@@ -40,20 +46,21 @@ def changes(before: RunConfig, now: RunConfig) -> list[str]:
     return [f"{key}: {show(old.get(key))} -> {show(new.get(key))}" for key in keys]
 
 
-def _fixed(before: RunConfig, now: RunConfig) -> dict[str, str]:
+def _fixed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     fixed = dict(FIXED)
-    if before.rollout.max_staleness > 0:
+    if before["rollout"]["max_staleness"] > 0:
         fixed["algorithm.group_size"] = "the checkpoint may hold groups of that size"
-    if (before.critic is None) != (now.critic is None):
+    if (before["critic"] is None) != (now["critic"] is None):
         fixed["critic"] = "a critic is trained from the first step on, or not at all"
-    elif before.critic is not None:
+    elif before["critic"] is not None:
         fixed["critic.path"] = "the checkpoint holds the weights of the other model"
     return fixed
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
     else:
-        yield prefix, value
+        # Tuples come back from a file as lists.
+        yield prefix, list(value) if isinstance(value, tuple) else value

@@ -21,6 +21,7 @@ from ray_rl.config.known import PACKAGED_MODELS
 from ray_rl.config.rewards import CustomReward, ReasoningGymScore, Regex
 from ray_rl.config.run import RunConfig
 from ray_rl.config.shapes import read_settings
+from ray_rl.config.weight_files import weight_file_problems
 from ray_rl.errors import ConfigError
 
 TRANSFORMERS_LABELS = 2
@@ -93,6 +94,8 @@ def _model(key: str, path: str) -> Iterator[str]:
                 f"{key}={path}: the folder has no config.json, so it is not a model in Hugging Face format; "
                 f"set {key} to the folder that has it"
             )
+        for problem in weight_file_problems(folder):
+            yield f"{key}={path}: {problem}: the weights are incomplete or damaged; copy or download them again"
     elif folder.exists():
         yield f"{key}={path}: is a file; set {key} to the folder of a model in Hugging Face format"
     elif _looks_like_a_folder(path):

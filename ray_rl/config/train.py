@@ -73,6 +73,11 @@ class TrainConfig(Trained):
 
     logit_chunk_tokens: int = Field(1024, ge=1)
     """Positions whose logits exist at once; the others are recomputed in the backward pass."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """nan or inf in a reward, log-probability, loss or gradient is never applied, and the samples are saved. stop: the
+    run ends. skip: it goes on with the next step, the critic's too."""
+    max_skips: int = Field(3, ge=1)
+    """Steps in a row that may be skipped; one more stops the run."""
 
 
 class CriticConfig(Trained):

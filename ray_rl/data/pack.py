@@ -46,11 +46,12 @@ def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> Tra
 
 
 def rewards_of(groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
-    """float32 [R]; nan where no reward function had an opinion."""
+    """float32 [R]; nan where no reward function had an opinion, inf where a reward is beyond float32."""
     import numpy as np
 
     rewards = [rollout.reward for group in groups for rollout in group.rollouts]
-    return np.array([math.nan if reward is None else reward for reward in rewards], np.float32)
+    with np.errstate(over="ignore"):
+        return np.array([math.nan if reward is None else reward for reward in rewards], np.float32)
 
 
 def _pad(rows: Sequence[NDArray[Scalar]], dtype: type[Scalar]) -> NDArray[Scalar]:

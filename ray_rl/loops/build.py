@@ -91,7 +91,7 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoi
             folders = _folders(config, model)
             tokenizer = ChatTokenizer(model, trust_remote_code=config.model.trust_remote_code)
             source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
-            rewards = stack.enter_context(closing(build_rewards(config.rewards)))
+            rewards = stack.enter_context(closing(build_rewards(config.rewards, save=run.save_failed)))
             run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
             stack.enter_context(ray_session(config, layout))
             stop.listen()

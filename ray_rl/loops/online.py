@@ -18,6 +18,7 @@ from ray_rl.config import RunConfig
 from ray_rl.data.pack import pack, rewards_of
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import Checkpoints
+from ray_rl.loops.guard import NONFINITE, Guard, require_finite, without_loss
 from ray_rl.loops.roles import Roles
 from ray_rl.loops.stopping import Stop, StopAsked
 from ray_rl.metrics.metric import Last, Mean, Metric
@@ -44,7 +45,7 @@ async def train(
         Preempted: it was asked to stop, and everything is saved.
     """
     credit = credit_fn(config.algorithm, max_tokens=config.rollout.max_tokens)
-    kl = KlControl(config.algorithm.kl)
+    kl, guard = KlControl(config.algorithm.kl), Guard(config, run)
     with run.phase("start"):
         await checkpoints.restore(kl)
         run.note("publishing the first weights")
@@ -54,7 +55,7 @@ async def train(
         while run.step < config.run.steps:
             checkpoints.between_steps()
             try:
-                await step(config, roles, run, credit, kl, stop)
+                await step(config, roles, run, guard, credit, kl, stop)
             except StopAsked:
                 await checkpoints.save_given_up(run, kl)
                 raise Preempted(f"told to stop; saved after step {run.step} of {config.run.steps}") from None
@@ -64,19 +65,27 @@ async def train(
             await roles.actor.export(export_to)
 
 
-async def step(config: RunConfig, roles: Roles, run: Run, credit: Credit, kl: KlControl, stop: Stop) -> None:
+async def step(
+    config: RunConfig, roles: Roles, run: Run, guard: Guard, credit: Credit, kl: KlControl, stop: Stop
+) -> None:
     """One batch of rollouts, trained on and published; given up as long as it waits for rollouts."""
     with run.phase("rollout"):
         groups, metrics = await stop.unless_asked(roles.rollouts.take(step=run.step, progress=run.note))
     batch = pack(groups, mask_truncated=config.algorithm.mask_truncated)
-    groups, batch, judged = await with_baselines(config, groups, batch, roles, run)
-    batch = credit(batch, kl.coefficient)
-    observed = observe(config, batch, kl)
-    with run.phase("train"):
+    try:
+        groups, batch, judged = await with_baselines(config, groups, batch, roles, run)
+        require_finite(batch, groups, metrics)
+        batch = credit(batch, kl.coefficient)
+        observed = [*judged, *observe(config, batch, kl)]
+    except NONFINITE as error:
+        guard.skip(error, groups)
+        batch, observed = without_loss(batch), []
+    with run.phase("train"), guard.saving(groups):
         trained = await update(config, batch, roles, run)
+    guarded = guard.counted(trained, groups)
     with run.phase("sync"):
         published = await roles.weights.publish(run.advance())
-    run.log([*metrics, *judged, *observed, *trained, *published], groups, _mean_advantages(batch))
+    run.log([*metrics, *observed, *trained, *guarded, *published], groups, _mean_advantages(batch))
 
 
 async def with_baselines(

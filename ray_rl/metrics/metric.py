@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
+SKIPPED = "skipped_optimizer_steps"
+"""Last part of the name under which a role counts the steps that it did not apply."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mean:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 START = "start"
 """The phase before the first step: engines load and get their first weights. Its time belongs to no step."""
 
+STOP_S = 5.0
+"""For the heartbeat to finish what it is saying, to a terminal that may be stopped."""
+
 _DOING = {
     START: "starting",
     "rollout": "waiting for rollouts",
@@ -156,7 +159,7 @@ class Heartbeat:
     def stop(self) -> None:
         """Ends the thread; nothing is said afterwards."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(timeout=STOP_S)
 
     def _run(self) -> None:
         while not self._stop.wait(min(1.0, self._every_s / 4)):

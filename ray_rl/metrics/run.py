@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Self
 
 from ray_rl.config import RunConfig
+from ray_rl.errors import RecordError
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Metric, reduce_metrics
 from ray_rl.metrics.phases import Heartbeat, Phases, Span
@@ -129,6 +131,7 @@ class Run:
 
         Raises:
             ValueError: a metric has a name that is computed here, or two kinds of reduction.
+            RecordError: the disk is full; what was written before is whole.
         """
         self.step += 1
         step_s, phases_s = self._phases.end_step()
@@ -145,6 +148,10 @@ class Run:
         self._show(values, groups)
         return values
 
+    def save_failed(self, groups: Sequence[RolloutGroup]) -> Path:
+        """Writes samples of the step under way, which will have no record; returns their file. From any thread."""
+        return self._rollouts.add_failed(self.step + 1, groups)
+
     def close(self, *, failed: BaseException | None = None) -> None:
         """Shows the last samples and the summary, and closes everything. A second call does nothing.
 
@@ -158,7 +165,11 @@ class Run:
         self._console.close()
         self._jsonl.close()
         self._tensorboard.close()
-        self._trace.close()
+        try:
+            self._trace.close()
+        except RecordError:
+            if failed is None:
+                raise
         if failed is None and self._shown is not None:
             self._console.samples(*self._shown)
         export = self._folder.export if self._folder.export.is_dir() else None
@@ -171,9 +182,10 @@ class Run:
     def _write(
         self, values: dict[str, float], groups: Sequence[RolloutGroup], advantages_R: Sequence[float] | None
     ) -> None:
+        # The samples first: they are what a full disk has no room for, and a step on record has them.
+        self._rollouts.write(self.step, groups, advantages_R=advantages_R)
         self._jsonl.write(values)
         self._tensorboard.write(values)
-        self._rollouts.write(self.step, groups, advantages_R=advantages_R)
         end_s = self._clock() - self._start_s
         duration_s = values["time/step_s"]
         args = {"version": self.version}

@@ -14,6 +14,7 @@ from ray_rl.config import RunConfig
 from ray_rl.config.load import dump_config
 from ray_rl.errors import ConfigError
 from ray_rl.metrics.environment import describe_environment
+from ray_rl.metrics.whole_pieces import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class RunFolder:
 
         Raises:
             ConfigError: it exists already, or it cannot be created.
+            RecordError: the disk is full.
         """
         folder = cls.of(config)
         folder._make()
@@ -78,17 +80,15 @@ class RunFolder:
             yield
 
     def _describe(self, config: RunConfig, environment_json: Path) -> None:
-        self.config_yaml.write_text(dump_config(config), encoding="utf-8")
-        environment_json.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
+        write_whole(self.config_yaml, iter([dump_config(config).encode()]))
+        write_whole(environment_json, iter([json.dumps(describe_environment(), indent=2).encode(), b"\n"]))
 
     def forget_after(self, step: int) -> None:
         """Drops the records and samples of later steps, and a line that was not written to its end."""
         if self.metrics_jsonl.exists():
             lines = self.metrics_jsonl.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
-            rewritten = self.root / ".metrics.jsonl.rewritten"
-            rewritten.write_bytes(b"".join(kept))
-            os.replace(rewritten, self.metrics_jsonl)
+            write_whole(self.metrics_jsonl, iter(kept))
         for file in self.rollouts.glob("step_*.jsonl"):
             if int(file.stem.split("_")[1].split(".")[0]) > step:
                 file.unlink()

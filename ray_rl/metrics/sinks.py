@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
+import socket
+import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_rl.errors import RecordError
+from ray_rl.metrics.whole_pieces import PieceFile, explained, write_whole
 from ray_rl.types import Rollout, RolloutGroup
 
 if TYPE_CHECKING:
@@ -21,12 +28,15 @@ class JsonlSink:
     """`metrics.jsonl`: one strict JSON object a step, on disk when `write` returns. nan and inf become null."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+        self._file = PieceFile(path, keep=True)
 
     def write(self, values: Mapping[str, float]) -> None:
-        """Appends one line."""
-        self._file.write(strict_json(values) + "\n")
-        self._file.flush()
+        """Appends one line.
+
+        Raises:
+            RecordError: it does not fit on the disk; the lines before it are whole.
+        """
+        self._file.append(f"{strict_json(values)}\n".encode(errors="backslashreplace"))
 
     def close(self) -> None:
         """Closes the file."""
@@ -34,32 +44,45 @@ class JsonlSink:
 
 
 class TensorBoardSink:
-    """TensorBoard scalars, by TensorBoard's own event writer: no torch, no TensorFlow. The tag is the metric's key."""
+    """TensorBoard scalars, without torch and TensorFlow. The tag is the metric's key.
+
+    Not by TensorBoard's own event writer: its thread ends at a full disk, and whoever flushes then waits for ever.
+    """
 
     def __init__(self, folder: Path, *, first_step: int = 1) -> None:
         """Starts a file; where a run goes on, TensorBoard forgets what older files say of `first_step` and later."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.compat.proto.event_pb2 import SessionLog
 
-        self._writer = EventFileWriter(str(folder))
+        with explained(folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{first_step}"
+        self._file = PieceFile(folder / name, keep=False)
+        self._add(wall_time=time.time(), file_version="brain.Event:2")
         if first_step > 1:
-            start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+            self._add(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, values: Mapping[str, float]) -> None:
-        """Adds all values at `values["step"]`."""
-        from tensorboard.compat.proto.event_pb2 import Event
+        """Adds all values at `values["step"]`.
+
+        Raises:
+            RecordError: they do not fit on the disk.
+        """
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         scalars = [Summary.Value(tag=key, simple_value=value) for key, value in values.items() if key != "step"]
-        self._writer.add_event(
-            Event(wall_time=time.time(), step=int(values["step"]), summary=Summary(value=scalars)),
-        )
-        self._writer.flush()
+        self._add(wall_time=time.time(), step=int(values["step"]), summary=Summary(value=scalars))
 
     def close(self) -> None:
         """Closes the event file."""
-        self._writer.close()
+        self._file.close()
+
+    def _add(self, **fields: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        RecordWriter(record).write(Event(**fields).SerializeToString())
+        self._file.append(record.getvalue())
 
 
 class RolloutSink:
@@ -68,6 +91,7 @@ class RolloutSink:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._numbers = _Numbers()
+        self._appending = threading.Lock()
 
     def write(self, step: int, groups: Sequence[RolloutGroup], *, advantages_R: Sequence[float] | None = None) -> Path:
         """Writes the file of one step and returns its path.
@@ -76,23 +100,57 @@ class RolloutSink:
             step: number of the step, from 1.
             groups: the samples that were trained on.
             advantages_R: one advantage a rollout, ordered as in `groups`.
+
+        Raises:
+            RecordError: they do not fit on the disk; names the file in the folder for temporary ones that has them.
         """
         path = self._folder / f"step_{step:06d}.jsonl"
+        try:
+            write_whole(path, self._lines(step, groups, advantages_R))
+        except RecordError as error:
+            kept = self._keep_elsewhere(path.name, self._lines(step, groups, advantages_R))
+            raise RecordError(f"{error}. The samples of step {step} are {kept}") from error
+        return path
+
+    def add_failed(self, step: int, groups: Sequence[RolloutGroup]) -> Path:
+        """Appends samples of a step that fails to `step_000012.failed.jsonl`; from any thread.
+
+        Raises:
+            RecordError: they do not fit on the disk.
+        """
+        path = self._folder / f"step_{step:06d}.failed.jsonl"
+        with self._appending:
+            file = PieceFile(path, keep=True)
+            try:
+                file.append(b"".join(self._lines(step, groups, None)))
+            finally:
+                file.close()
+        return path
+
+    def _keep_elsewhere(self, name: str, lines: Iterator[bytes]) -> str:
+        """Where the lines are now."""
+        try:
+            path = Path(tempfile.mkdtemp(prefix="ray_rl-")) / name
+            write_whole(path, lines)
+        except (OSError, RecordError):
+            return "lost: the folder for temporary files is full, too"
+        return f"in {path}"
+
+    def _lines(
+        self, step: int, groups: Sequence[RolloutGroup], advantages_R: Sequence[float] | None
+    ) -> Iterator[bytes]:
         rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
         advantages = [None] * len(rollouts) if advantages_R is None else [float(value) for value in advantages_R]
-        with path.open("wb") as file:
-            for (group, rollout), advantage in zip(rollouts, advantages, strict=True):
-                record = strict_json(_record(step, group, rollout, advantage)).encode(errors="backslashreplace")
-                numbers = self._numbers.joined(rollout.completion.token_ids)
-                file.write(record.removesuffix(b"}") + b', "token_ids": [' + numbers + b"]}\n")
-        return path
+        for (group, rollout), advantage in zip(rollouts, advantages, strict=True):
+            record = strict_json(_record(step, group, rollout, advantage)).encode(errors="backslashreplace")
+            numbers = self._numbers.joined(rollout.completion.token_ids)
+            yield record.removesuffix(b"}") + b', "token_ids": [' + numbers + b"]}\n"
 
 
 class _Numbers:
     """Token ids as text, looked up: millions a step, and number by number they were most of the driver's own time."""
 
     def __init__(self) -> None:
-        self._size = 0
         self._texts: NDArray[np.bytes_] | None = None
 
     def joined(self, token_ids: NDArray[np.int32]) -> bytes:
@@ -101,11 +159,12 @@ class _Numbers:
 
         if not len(token_ids):
             return b""
-        if self._texts is None or int(token_ids.max()) >= self._size:
-            self._size = 2 * int(token_ids.max()) + 1
-            self._texts = np.array([f"{number}, " for number in range(self._size)], np.bytes_)
+        texts = self._texts
+        if texts is None or int(token_ids.max()) >= len(texts):
+            size = 2 * int(token_ids.max()) + 1
+            texts = self._texts = np.array([f"{number}, " for number in range(size)], np.bytes_)
         # numpy fills strings up to one width with zero bytes.
-        return self._texts[token_ids].tobytes().replace(b"\0", b"")[:-2]
+        return texts[token_ids].tobytes().replace(b"\0", b"")[:-2]
 
 
 def _record(step: int, group: RolloutGroup, rollout: Rollout, advantage: float | None) -> dict[str, Any]:

@@ -6,10 +6,11 @@ Format: "Trace Event Format", JSON array form; complete events (`ph: X`), times 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ray_rl.metrics.whole_pieces import PieceFile
 
 _END = b"\n]\n"
 
@@ -24,8 +25,8 @@ class TraceWriter:
             path: the file; what it held is lost.
             name: title of the process in the viewer.
         """
-        self._file = path.open("wb", buffering=0)
-        self._file.write(b"[" + _END)
+        self._file = PieceFile(path, keep=False)
+        self._file.append(b"[" + _END)
         self._events: list[dict[str, Any]] = [_metadata("process_name", 0, name)]
         self._rows: dict[str, int] = {}
         self._is_empty = True
@@ -56,19 +57,24 @@ class TraceWriter:
         )
 
     def flush(self) -> None:
-        """Writes what was remembered over the closing bracket, with a new one, in one piece."""
+        """Writes what was remembered over the closing bracket, with a new one, in one piece.
+
+        Raises:
+            RecordError: it does not fit on the disk; the file is valid without it.
+        """
         if not self._events:
             return
         lines = ",\n".join(json.dumps(event, allow_nan=False) for event in self._events)
-        self._file.seek(-len(_END), os.SEEK_END)
-        self._file.write((b"\n" if self._is_empty else b",\n") + lines.encode("ascii") + _END)
+        self._file.append((b"\n" if self._is_empty else b",\n") + lines.encode("ascii") + _END, over=_END)
         self._events.clear()
         self._is_empty = False
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self.flush()
-        self._file.close()
+        try:
+            self.flush()
+        finally:
+            self._file.close()
 
 
 def _metadata(kind: str, tid: int, name: str) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ray_rl.config.redact import hide, secrets_of
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.errors import ConfigError, RewardError, SandboxError
 from ray_rl.metrics.metric import Metric, Total
@@ -30,16 +32,27 @@ class _Group:
     columns: Mapping[str, list[Any]]
 
 
-def build_rewards(rewards: Sequence[RewardConfig]) -> Rewards:
+Save = Callable[[Sequence[RolloutGroup]], Path]
+"""Writes samples that could not be scored and returns their file; from any thread."""
+
+
+def build_rewards(rewards: Sequence[RewardConfig], *, save: Save | None = None) -> Rewards:
     """The reward functions of a run. Worker processes start at the first call that needs them."""
-    return Rewards(build_parts(rewards))
+    return Rewards(build_parts(rewards), save=save)
 
 
 class Rewards:
     """Scores groups of completions. Safe to call from several threads; `close` ends the worker processes."""
 
-    def __init__(self, parts: Sequence[RewardPart]) -> None:
+    def __init__(self, parts: Sequence[RewardPart], *, save: Save | None = None) -> None:
+        """Starts nothing yet.
+
+        Args:
+            parts: to add up.
+            save: called with the samples of a prompt before their error is raised, which then names the file.
+        """
         self._parts = tuple(parts)
+        self._save = save
         # One process a part: killing one that hangs must not lose another's imports.
         self._workers = {part.name: Worker() for part in self._parts if part.isolated}
 
@@ -60,7 +73,7 @@ class Rewards:
             if part.on_error == "skip":
                 metrics.append(Total(f"reward/{part.name}_errors", len(errors)))
             elif errors:
-                raise errors[0]
+                raise self._saved(errors[0], group)
             scores_by_part[part.name] = [None if isinstance(v, RewardError) else v for v in verdicts]
         rollouts = []
         for index, completion in enumerate(completions):
@@ -68,12 +81,20 @@ class Rewards:
             rollouts.append(Rollout(completion, self._weighted_sum(scores), scores))
         return RolloutGroup(prompt, rollouts), metrics
 
+    def _saved(self, error: RewardError, group: _Group) -> RewardError:
+        save = self._save
+        if save is not None:
+            unscored = RolloutGroup(group.prompt, [Rollout(each, None, {}) for each in group.completions])
+            error.args = (f"{error}. The samples of the prompt are in {save([unscored])}",)
+        return error
+
     async def ascore(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[RolloutGroup, list[Metric]]:
         """`score` in a thread, so that the event loop goes on."""
         return await asyncio.to_thread(self.score, prompt, completions)
 
     def close(self) -> None:
-        """Ends the worker processes. No call may follow."""
+        """Ends the worker processes, and calls that are under way with them. No call may follow."""
+        self._save = None  # nobody asks any more for what these calls were about
         for worker in self._workers.values():
             worker.close()
 
@@ -173,7 +194,7 @@ def _error(
     count = len(group.completions)
     which = f"completion {indices[0]} of {count}: " if len(indices) == 1 else f"all {count} completions, the first: "
     error = RewardError(
-        f"reward {part.name!r}, prompt {group.prompt.id}, {which}{shown!r}: {what}. "
+        f"reward {part.name!r}, prompt {group.prompt.id}, {which}{shown!r}: {hide(what, secrets_of(part.options))}. "
         "Correct the function or the data, or set on_error: skip to go on without an opinion"
     )
     error.__cause__ = cause

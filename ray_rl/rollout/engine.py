@@ -102,6 +102,7 @@ class Engine:
             # The distribution that was sampled from: after temperature, and after top-p where there is one.
             logprobs_mode="processed_logprobs",
             trust_remote_code=config.model.trust_remote_code,
+            load_format="safetensors",
             weight_transfer_config=WeightTransferConfig(backend=self._transfer_backend),
             enable_log_requests=False,
             disable_log_stats=True,

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
 from ray_rl.errors import SandboxError
@@ -23,6 +23,9 @@ from ray_rl.sandbox.channel import receive, send
 
 START_TIMEOUT_S = 120.0
 """For importing the module of a function, once per process: sympy and reasoning_gym take seconds on a busy machine."""
+
+EXIT_S = 1.0
+"""For a child that was killed, or has closed its socket, to be gone."""
 
 
 class Worker:
@@ -37,6 +40,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._loaded: set[str] = set()
+        self._is_closed = False
 
     def call(
         self,
@@ -58,14 +62,28 @@ class Worker:
 
         Raises:
             TimeoutError: the limit passed; the child was killed, the next call starts another.
-            SandboxError: the function raised (its traceback is a note), or the child died.
+            SandboxError: the function raised (its traceback is a note), or the child died, or the worker was closed.
         """
-        return self._thread.submit(self._call, function, timeout_s, tuple(args), dict(kwargs or {}), convert).result()
+        if self._is_closed:
+            raise SandboxError(f"{function} was not called: its worker is closed")
+        call = self._thread.submit(self._call, function, timeout_s, tuple(args), dict(kwargs or {}), convert)
+        try:
+            return call.result()
+        except CancelledError as error:
+            raise SandboxError(f"{function} was not called: its worker was closed") from error
 
     def close(self) -> None:
-        """Ends the child, after the calls that were made before. No call may follow."""
-        self._thread.submit(self._stop).result()
+        """Kills the child. Calls under way and waiting fail at once: many that hang would take long to end one by one.
+
+        No call may follow.
+        """
+        self._is_closed = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        process = self._process
+        if process is not None:
+            _kill(process.pid)
         self._thread.shutdown()
+        self._stop()
 
     @property
     def pid(self) -> int | None:
@@ -84,6 +102,8 @@ class Worker:
     def _exchange(self, request: tuple[Any, ...], doing: str, limit_s: float) -> Any:
         payload = pickle.dumps(request)
         channel = self._channel or self._start()
+        if self._is_closed:  # after the start: `close` kills what it sees
+            raise SandboxError(f"{doing} was ended: its worker was closed")
         deadline_s = time.monotonic() + limit_s
         try:
             send(channel, payload, deadline_s=deadline_s)
@@ -126,7 +146,7 @@ class Worker:
         if self._process is None:
             return None
         try:
-            return self._process.wait(timeout=1.0)
+            return self._process.wait(timeout=EXIT_S)
         except subprocess.TimeoutExpired:
             return None
 
@@ -138,6 +158,12 @@ class Worker:
         if process is None or channel is None:
             return
         channel.close()
-        with contextlib.suppress(ProcessLookupError):  # it is gone, and started nothing that is left
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _kill(process.pid)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, and dies when that lets it
+            process.wait(timeout=EXIT_S)
+
+
+def _kill(pid: int) -> None:
+    """Kills a child with all it started."""
+    with contextlib.suppress(ProcessLookupError):  # it is gone, and started nothing that is left
+        os.killpg(pid, signal.SIGKILL)

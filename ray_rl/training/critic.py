@@ -74,7 +74,7 @@ class Critic:
         """Trains on a batch with old values and returns, in as many optimizer steps as the actor; a collective.
 
         Raises:
-            TrainingError: a loss or gradient is not finite, raised on every rank.
+            TrainingError: a loss or gradient is not finite and `train.on_nonfinite` is stop; raised on every rank.
         """
         metrics: list[Metric] = []
         for _ in range(self._algorithm.update_epochs):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,31 @@ class Member:
     world: int
     address: str
     port: int
+
+
+def rendezvous_store(address: str, port: int, *, world: int | None, is_master: bool, timeout_s: float) -> dist.TCPStore:
+    """Where ranks meet. It listens at `address` alone; torch by itself would listen on every interface.
+
+    Args:
+        address: of the master.
+        port: free there.
+        world: ranks to come, or None.
+        is_master: whether this process keeps the store.
+        timeout_s: of every operation, and for the master to be there.
+    """
+    listener = None
+    if is_master:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.create_server((address, port), family=family).detach()
+    return dist.TCPStore(
+        address,
+        port,
+        world,
+        is_master=is_master,
+        timeout=timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        master_listen_fd=listener,
+    )
 
 
 def join_process_group(member: Member, *, accelerator: str, threads: int, timeout_s: float) -> str:
@@ -49,5 +76,19 @@ def join_process_group(member: Member, *, accelerator: str, threads: int, timeou
         # Its shared-memory all-reduce is compiled on first use, for minutes; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "gloo" if accelerator == "cpu" else "nccl"
-    deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=timeout_s), verbose=False)
+    timeout = timedelta(seconds=timeout_s)
+    if not dist.is_initialized():
+        store = rendezvous_store(
+            member.address, member.port, world=member.world, is_master=member.rank == 0, timeout_s=timeout_s
+        )
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=member.rank,
+            world_size=member.world,
+            timeout=timeout,
+            # As DeepSpeed does where it makes the group itself.
+            device_id=torch.device("cuda:0") if backend == "nccl" and member.world > 1 else None,
+        )
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return "cpu" if accelerator == "cpu" else "cuda:0"

@@ -85,8 +85,8 @@ class Trainer:
             batch: with advantages; with old_logprobs if there is more than one optimizer step.
 
         Raises:
-            TrainingError: a loss or gradient is not finite, raised on every rank. The parameters are as they were
-                before the optimizer step, but gradients are left behind: load a new trainer.
+            TrainingError: a loss or gradient is not finite and `train.on_nonfinite` is stop; raised on every rank, with
+                weights and moments as they were before the optimizer step.
         """
         algorithm = self._config.algorithm
         metrics: list[Metric] = []

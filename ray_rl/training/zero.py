@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from ray_rl.config import RunConfig
 from ray_rl.config.train import Trained
 from ray_rl.errors import TrainingError
-from ray_rl.metrics.metric import Last, Metric
+from ray_rl.metrics.metric import SKIPPED, Last, Metric, Total
 from ray_rl.training import zero_state
 from ray_rl.training.deepspeed_config import deepspeed_config
+from ray_rl.training.discard import discard_gradients
 from ray_rl.training.encoding import Encoded
 from ray_rl.training.schedule import learning_rate_factor
+
+logger = logging.getLogger(__name__)
 
 Backward = Callable[[Encoded], tuple[Tensor, list[Metric]]]
 """A micro-batch to its loss: a sum over tokens, not yet divided by the count of the optimizer step."""
@@ -57,7 +61,7 @@ class ZeroEngine:
             count: of the whole optimizer step, over all ranks.
 
         Raises:
-            TrainingError: the loss of a rank is not finite; raised on every rank.
+            TrainingError: the loss of a rank is not finite; raised on every rank. The gradient is forgotten.
         """
         metrics: list[Metric] = []
         total = 0.0
@@ -75,14 +79,19 @@ class ZeroEngine:
         """One optimizer step: `learn` accumulates a gradient. None: there is none; only the schedule moves on.
 
         Raises:
-            TrainingError: the gradient is not finite.
+            TrainingError: loss or gradient are not finite, and `train.on_nonfinite` is stop. Raised on every rank;
+                weights and moments are as they were, and the gradient is forgotten.
         """
         rate = self._set_learning_rate()
         metrics: list[Metric] = []
         if learn is not None:
-            metrics = learn()
-            metrics.append(Last(f"{self._name}/grad_norm", self._apply()))
-            metrics.append(Last(f"{self._name}/learning_rate", rate))
+            try:
+                metrics = self._learn(learn, rate)
+            except TrainingError as error:
+                if self._config.train.on_nonfinite == "stop":
+                    raise
+                logger.warning("%s", error)
+                metrics = [Total(f"{self._name}/{SKIPPED}", 1)] if dist.get_rank() == 0 else []
         self._steps += 1
         return metrics
 
@@ -129,11 +138,17 @@ class ZeroEngine:
         )
         return engine
 
+    def _learn(self, learn: Callable[[], list[Metric]], rate: float) -> list[Metric]:
+        metrics = learn()
+        norm = self._apply()
+        return [*metrics, Last(f"{self._name}/grad_norm", norm), Last(f"{self._name}/learning_rate", rate)]
+
     def _require_finite(self, loss: float) -> None:
         """Every rank raises if any has a loss that is not finite; nothing has been applied."""
         is_bad = torch.tensor(0.0 if math.isfinite(loss) else 1.0, device=self._device)
         dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
         if is_bad.item():
+            discard_gradients(self.engine)
             raise TrainingError(
                 f"optimizer step {self._steps} of the {self._name}: the loss of rank {dist.get_rank()} is {loss}, and "
                 "that of one rank at least is not finite; the step was not applied. Look at the step's rollouts; a "
@@ -149,6 +164,8 @@ class ZeroEngine:
             is_applied = math.isfinite(norm)
             if is_applied:
                 engine.step()
+            else:
+                discard_gradients(engine)
         else:
             engine.step()
             norm, is_applied = float(engine.get_global_grad_norm()), engine.was_step_applied()

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ray_rl.errors import WeightSyncError
+from ray_rl.training.process_group import rendezvous_store
 
 
 class GlooGroup:
@@ -22,11 +23,9 @@ class GlooGroup:
         """
         timeout = timedelta(seconds=timeout_s)
         try:
-            self._store = dist.TCPStore(
-                address, port, world, is_master=rank == 0, timeout=timeout, wait_for_workers=False
-            )
+            self._store = rendezvous_store(address, port, world=world, is_master=rank == 0, timeout_s=timeout_s)
             self._group: Any = dist.ProcessGroupGloo(self._store, rank, world, timeout)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise WeightSyncError(
                 f"rank {rank} of {world} (0 is the trainer, then the workers of the engines) did not meet the others "
                 f"at {address}:{port} within weight_sync.timeout_s={timeout_s:g}: {error}"

@@ -75,6 +75,18 @@ def test_a_missing_model_folder_is_named(place):
     assert message.startswith("model.path=./models/nope: no such model folder; set model.path to ")
 
 
+def test_weights_that_were_cut_off_are_refused_before_anything_starts(place):
+    model = place / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"max_position_embeddings": 4096}')
+    header = json.dumps({"head": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(10))
+    assert train(place, "model.path=./model") == (
+        f"model.path=./model: model.safetensors has {8 + len(header) + 10} bytes, and its header describes "
+        f"{8 + len(header) + 16}: the weights are incomplete or damaged; copy or download them again"
+    )
+
+
 def test_a_missing_data_file_is_named(place):
     message = train(place, "data.path=nope.jsonl")
     assert message == f"data.path=nope.jsonl: no such file ({place}/nope.jsonl); set data.path to a file that exists"
@@ -86,10 +98,11 @@ def test_a_missing_data_file_is_named(place):
         ('{"prompt": "What is 1+2?", "answer": \n', "JSON"),
         ('{"question": "What is 1+2?"}\n', "prompt"),
         ('["What is 1+2?"]\n', "object"),
+        ('{"prompt": "What is 1+2?", "answer": "3', "JSON"),
     ],
 )
 def test_a_malformed_row_is_named_by_file_and_line(place, row, words):
-    (place / "train.jsonl").write_text(ROW + row + ROW)
+    (place / "train.jsonl").write_text(ROW + row + (ROW if row.endswith("\n") else ""))
     message = train(place)
     assert "train.jsonl:2" in message
     assert words in message

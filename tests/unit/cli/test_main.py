@@ -127,3 +127,14 @@ class TestValidate:
     def test_a_wrong_configuration_ends_with_2(self, capsys):
         assert main(["validate", str(CONFIG), "algorithm.group_size=1"]) == 2
         assert capsys.readouterr().err.startswith("ray-rl: error: algorithm.group_size=1: ")
+
+
+@pytest.mark.parametrize("traceback", ["0", "1"])
+def test_the_value_of_a_variable_that_is_a_secret_is_not_repeated(command_that, monkeypatch, capsys, traceback):
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
+    monkeypatch.setenv("RAY_RL_TRACEBACK", traceback)
+    command_that(raises(ClusterError("401 for https://me:pw@hub.example with hf_very_secret")))
+    assert main([]) == 1
+    shown = capsys.readouterr().err
+    assert "401 for https://***@hub.example with ***" in shown
+    assert "very_secret" not in shown

@@ -31,6 +31,16 @@ def test_a_cluster_started_here_listens_on_loopback_and_one_that_is_joined_does_
     assert environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names Linux's loopback interface")
+def test_groups_of_a_cluster_started_here_meet_on_loopback_unless_the_user_says_otherwise(environ):
+    prepare_environment(local=False)
+    assert "GLOO_SOCKET_IFNAME" not in environ
+    environ["NCCL_SOCKET_IFNAME"] = "ib0"
+    prepare_environment(local=True)
+    found = [environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "VLLM_HOST_IP")]
+    assert found == ["lo", "ib0", "127.0.0.1"]
+
+
 def test_a_cluster_that_is_joined_keeps_the_authentication_that_it_has(environ):
     prepare_environment(local=False)
     assert "RAY_AUTH_MODE" not in environ

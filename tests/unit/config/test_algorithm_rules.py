@@ -223,3 +223,14 @@ class TestOffPolicy:
         passes("algorithm.old_policy=rollout")
         message = refused("algorithm.old_policy=rollout", "algorithm.correction={kind: truncate_tokens}")
         assert message.endswith("set algorithm.correction=null, or algorithm.old_policy=trainer")
+
+
+class TestGuards:
+    @pytest.mark.parametrize("key", ["train", "critic"])
+    def test_deepspeed_may_not_be_told_to_apply_what_is_not_finite(self, refused, passes, key):
+        more = PPO if key == "critic" else ()
+        passes(*more, f"{key}.deepspeed={{bf16: {{check_grad_overflow: true}}}}")
+        assert refused(*more, f"{key}.deepspeed={{bf16: {{check_grad_overflow: false}}}}") == (
+            f"{key}.deepspeed.bf16.check_grad_overflow=false: DeepSpeed would apply gradients that are not finite; "
+            f"remove it from {key}.deepspeed"
+        )

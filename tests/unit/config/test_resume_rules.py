@@ -1,7 +1,14 @@
 import pytest
+import yaml
 
-from ray_rl.config.resume_rules import changes
+from ray_rl.config import resume_rules
+from ray_rl.config.load import dump_config
 from ray_rl.errors import ConfigError
+
+
+def changes(before, now):
+    """Against what the run folder says."""
+    return resume_rules.changes(yaml.safe_load(dump_config(before)), now)
 
 
 def test_an_equal_configuration_has_no_changes_wherever_its_folder_is(load):
@@ -53,3 +60,8 @@ def test_another_critic_is_refused_and_its_learning_rate_is_not(load):
 def test_several_problems_are_told_at_once(load):
     with pytest.raises(ConfigError, match="2 problems"):
         changes(load(), load("run.seed=1", "data.maximum=7"))
+
+
+def test_a_secret_that_the_run_folder_does_not_hold_is_no_change(load):
+    judge = "rewards=[{kind: custom, function: 'judge:score', options: {api_key: abcdefgh}}]"
+    assert changes(load(judge), load(judge)) == []

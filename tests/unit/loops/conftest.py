@@ -36,6 +36,15 @@ class Script:
         self.critic_batches: list[Any] = []
         self.conversations: Any = None
         self.finish_reason = "stop"
+        self.engine_logprobs: dict[int, float] = {}
+        """What the engine says of the tokens of a step, where it is not -0.5."""
+        self.rewards: dict[int, tuple[float | None, float | None]] = {}
+        """Of a step's completions, where they are not REWARDS."""
+        self.answers: dict[str, float] = {}
+        """What a model says of every token, where it is not its constant."""
+        self.take_metrics: list[Any] = [Last("data/epoch", 0)]
+        self.update_metrics: dict[int, list[Any]] = {}
+        """Beside the norm of the gradient, by update."""
         self.errors: dict[str, Exception] = {}
         """By call, for example "update 2"."""
         self.meanwhile: dict[str, Callable[[], Any]] = {}
@@ -62,13 +71,15 @@ class Script:
         if step == self.hangs_in_step:
             await asyncio.sleep(3600)
         self.versions_sampled.append(self._served)
-        return [_group(index, self._served, self.finish_reason) for index in range(PROMPTS)], [Last("data/epoch", 0)]
+        logprob, rewards = self.engine_logprobs.get(step, -0.5), self.rewards.get(step, REWARDS)
+        groups = [_group(index, self._served, self.finish_reason, logprob, rewards) for index in range(PROMPTS)]
+        return groups, self.take_metrics
 
     async def update(self, batch: Any) -> list[Any]:
         self._updates += 1
         self.enter(f"update {self._updates}")
         self.batches.append(batch)
-        return [Last("policy/grad_norm", 0.5)]
+        return [Last("policy/grad_norm", 0.5), *self.update_metrics.get(self._updates, [])]
 
     async def export(self, folder: Path) -> None:
         self.enter(f"export to {folder.name}")
@@ -113,11 +124,13 @@ class Scorer:
 
     def __init__(self, script: Script, role: str, value: float) -> None:
         self._script, self._role, self._value = script, role, value
+        self._named = "trainer" if role == "actor" else role
 
     async def logprobs(self, batch: Any) -> Any:
         self._script.enter(f"{self._role} log-probabilities")
         await asyncio.sleep(0)
-        return np.full(batch.tokens_RT.shape, self._value, np.float32)
+        value = self._script.answers.get(f"the {self._named}'s log-probability", self._value)
+        return np.full(batch.tokens_RT.shape, value, np.float32)
 
 
 class Actor(Scorer, Model):
@@ -137,7 +150,7 @@ class Critic(Model):
     async def values(self, batch: Any) -> Any:
         self._script.enter("values")
         await asyncio.sleep(0)
-        return np.full(batch.tokens_RT.shape, 0.25, np.float32)
+        return np.full(batch.tokens_RT.shape, self._script.answers.get("the critic's value", 0.25), np.float32)
 
     async def update(self, batch: Any) -> list[Any]:
         self._script.enter("critic update")
@@ -158,13 +171,13 @@ class RewardModels:
         return np.stack([places, 2 * places]), [Last("reward/model_truncated_fraction", 0.0)]
 
 
-def _group(index: int, version: int, finish_reason: Any) -> RolloutGroup:
+def _group(index: int, version: int, finish_reason: Any, logprob: float, rewards: Any) -> RolloutGroup:
     rollouts = []
-    for sample, reward in enumerate(REWARDS):
+    for sample, reward in enumerate(rewards):
         length = 2 + sample
         completion = Completion(
             token_ids=np.full(length, 10 * index + sample, np.int32),
-            logprobs=np.full(length, -0.5, np.float32),
+            logprobs=np.full(length, logprob, np.float32),
             versions=np.full(length, version, np.int32),
             finish_reason=finish_reason,
             text=str(index),
@@ -181,9 +194,7 @@ class Loop:
     def __init__(self, config: RunConfig, *, reference: bool, export: bool) -> None:
         self.script = Script()
         self.config = config
-        self.store = CheckpointStore(
-            Path(config.run.dir) / config.run.name / "checkpoints", keep_last=2, keep_every=None
-        )
+        self.store = CheckpointStore(RunFolder.of(config).checkpoints, keep_last=2, keep_every=None)
         self.since = self.store.latest(print)
         self.console = io.StringIO()
         if self.since is None:
@@ -196,6 +207,10 @@ class Loop:
         self.stop = Stop(grace_s=600)
         self._reference = Scorer(self.script, "reference", -2.0) if reference else None
         self._export_to = self.folder.export if export else None
+
+    def said(self) -> str:
+        """What the console shows, on one line."""
+        return " ".join(self.console.getvalue().split())
 
     async def train(self) -> None:
         roles = Roles(
@@ -217,6 +232,7 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
     def make(
         *,
         steps: int = 2,
+        name: str = "test",
         reference: bool = False,
         export: bool = True,
         critic: object = None,
@@ -224,11 +240,12 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
         every_steps: int | None = None,
         timeout_s: float = 60.0,
         max_restarts: int = 3,
+        train: object = None,
         **algorithm: object,
     ) -> Loop:
         config = RunConfig.model_validate(
             {
-                "run": {"name": "test", "dir": str(tmp_path), "steps": steps},
+                "run": {"name": name, "dir": str(tmp_path), "steps": steps},
                 "model": {"path": "tiny"},
                 "data": {"kind": "addition"},
                 "rewards": [{"kind": "number"}],
@@ -237,6 +254,7 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
                 "reward": reward,
                 "cluster": {"max_restarts": max_restarts},
                 "checkpoint": {"every_steps": every_steps, "timeout_s": timeout_s},
+                "train": train or {},
             }
         )
         loops.append(Loop(config, reference=reference, export=export))

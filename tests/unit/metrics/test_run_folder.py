@@ -66,6 +66,11 @@ def test_the_environment_holds_no_environment_variable(monkeypatch):
     assert "hf_secret_of_mine" not in json.dumps(describe_environment())
 
 
+def test_the_command_line_is_recorded_without_secrets(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ray-rl", "train", "run.yaml", "rewards.0.options.api_key=sk-very-secret"])
+    assert describe_environment()["argv"] == ["ray-rl", "train", "run.yaml", "rewards.0.options.api_key=***"]
+
+
 def test_a_package_that_is_not_installed_has_no_version():
     assert package_versions(["pydantic", "no-such-package-here"])["no-such-package-here"] is None
 

@@ -173,6 +173,23 @@ def test_close_ends_the_child(users):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only the Linux kernel kills a child with its parent")
+def test_close_does_not_wait_for_calls_that_hang_and_those_that_wait_behind_them(users):
+    worker = Worker()
+    with ThreadPoolExecutor(4) as threads:
+        calls = [threads.submit(worker.call, f"{users}:sleep", timeout_s=60, args=[60]) for _ in range(4)]
+        give_up_s = time.monotonic() + 20
+        while worker.pid is None and time.monotonic() < give_up_s:
+            time.sleep(0.01)
+        start_s = time.monotonic()
+        worker.close()
+        assert time.monotonic() - start_s < 5
+    for call in calls:
+        with pytest.raises(SandboxError, match=r"closed|ended its process"):
+            call.result(timeout=0)
+    with pytest.raises(SandboxError, match="was not called: its worker is closed"):
+        worker.call(f"{users}:double", timeout_s=5, args=[1])
+
+
 def test_a_hung_child_dies_with_its_parent(users, tmp_path):
     script = (
         "import os, threading, time\n"

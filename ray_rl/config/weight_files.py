@@ -1,0 +1,61 @@
+"""Whether the safetensors files of a model folder are whole, from their headers alone. Loads without torch.
+
+Format: 8 bytes, little-endian, the length of a JSON header; the header; the data. `data_offsets` of each tensor are
+relative to the end of the header (https://huggingface.co/docs/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LENGTH_BYTES = 8
+HEADER_BYTES = 100 * 2**20
+"""What the format allows a header."""
+INDEX = "model.safetensors.index.json"
+
+
+def weight_file_problems(folder: Path) -> Iterator[str]:
+    """What is wrong with the weights in a folder, one message a file; nothing for other formats than safetensors."""
+    index = folder / INDEX
+    files = {path.name for path in folder.glob("*.safetensors")}
+    if index.is_file():
+        settings = _json(index.read_bytes())
+        if not isinstance(settings, dict) or not isinstance(settings.get("weight_map"), dict):
+            yield f"{INDEX} is not a JSON object with a weight_map"
+            return
+        missing = sorted(set(settings["weight_map"].values()) - files)
+        if missing:
+            yield f"{INDEX} names {', '.join(missing[:3])}{' and others' if missing[3:] else ''}, not in the folder"
+    for name in sorted(files):
+        problem = _problem(folder / name)
+        if problem is not None:
+            yield f"{name} {problem}"
+
+
+def _problem(path: Path) -> str | None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if size < LENGTH_BYTES or not 0 < length <= min(HEADER_BYTES, size - LENGTH_BYTES):
+            return f"has {size} bytes and no header of safetensors"
+        header = _json(file.read(length))
+    if not isinstance(header, dict):
+        return "has a header that is not a JSON object"
+    tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+    try:
+        end = max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
+    except (KeyError, IndexError, TypeError, ValueError):
+        return "has a header without the offsets of its tensors"
+    wanted = LENGTH_BYTES + length + end
+    return None if size == wanted else f"has {size} bytes, and its header describes {wanted}"
+
+
+def _json(text: bytes) -> Any:
+    """None where it is not JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

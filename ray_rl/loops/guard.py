@@ -1,0 +1,153 @@
+"""What becomes of a step whose numbers are not finite.
+
+It is not applied, its samples are saved, and the run ends or goes on, as `train.on_nonfinite` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ray_rl.config import RunConfig
+from ray_rl.errors import RewardError, TrainingError
+from ray_rl.metrics.metric import SKIPPED, Metric, Total
+from ray_rl.metrics.run import Run
+from ray_rl.types import RolloutGroup, TrainBatch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NONFINITE = (TrainingError, RewardError)
+"""What the guard is for; other failures are not of numbers."""
+
+
+class Guard:
+    """Counts the steps that were skipped in a row, and saves the samples of one that ends the run."""
+
+    def __init__(self, config: RunConfig, run: Run) -> None:
+        self._may_skip = config.train.on_nonfinite == "skip"
+        self._most = config.train.max_skips
+        self._run = run
+        self._reason: str | None = None
+        """Why the step under way is not trained on."""
+        self._in_a_row = 0
+
+    @contextmanager
+    def saving(self, groups: Sequence[RolloutGroup]) -> Iterator[None]:
+        """Saves the samples if the block fails for its numbers; the error then names their file."""
+        try:
+            yield
+        except NONFINITE as error:
+            self._save(error, groups)
+            raise
+
+    def skip(self, error: TrainingError | RewardError, groups: Sequence[RolloutGroup]) -> None:
+        """Agrees that the step is not trained on.
+
+        Raises:
+            TrainingError: it may not be skipped; the samples are saved.
+            RewardError: the same.
+        """
+        if not self._may_skip:
+            self._save(error, groups)
+            raise error
+        self._reason = str(error)
+
+    def counted(self, trained: Sequence[Metric], groups: Sequence[RolloutGroup]) -> list[Metric]:
+        """What the step's record says of the guard; nothing where steps may not be skipped.
+
+        Args:
+            trained: metrics of the update.
+            groups: of the step.
+
+        Raises:
+            TrainingError: one step too many in a row was skipped; the samples are saved.
+        """
+        roles = [metric.name.removesuffix(f"/{SKIPPED}") for metric in trained if metric.name.endswith(SKIPPED)]
+        if roles:
+            self._reason = (
+                f"loss or gradient of the {' and the '.join(roles)} were not finite, see the logs of its role"
+            )
+        reason, self._reason = self._reason, None
+        self._in_a_row = 0 if reason is None else self._in_a_row + 1
+        if self._in_a_row > self._most:
+            error = TrainingError(
+                f"{self._in_a_row} steps in a row had numbers that are not finite (train.max_skips={self._most}); "
+                f"the last one: {reason}"
+            )
+            self._save(error, groups)
+            raise error
+        if reason is not None:
+            self._run.note(f"step {self._run.step + 1} is skipped ({self._in_a_row} in a row): {reason}")
+        return [Total("guard/skipped_steps", int(reason is not None))] if self._may_skip else []
+
+    def _save(self, error: BaseException, groups: Sequence[RolloutGroup]) -> None:
+        error.args = (f"{error}. The step's samples are in {self._run.save_failed(groups)}",)
+
+
+def require_finite(batch: TrainBatch, groups: Sequence[RolloutGroup], metrics: Sequence[Metric]) -> None:
+    """Checks what engines, models and rewards say of a batch before anything is made of it.
+
+    Args:
+        batch: with all that is known before advantages.
+        groups: that it was made from.
+        metrics: of the rollouts.
+
+    Raises:
+        TrainingError: a log-probability or a value of a loss token is nan or inf; names the first.
+        RewardError: a reward is too large for float32, or every reward failed.
+    """
+    for who, values_RT in (
+        ("the engine's log-probability", batch.rollout_logprobs_RT),
+        ("the trainer's log-probability", batch.old_logprobs_RT),
+        ("the reference's log-probability", batch.reference_logprobs_RT),
+        ("the critic's value", batch.old_values_RT),
+    ):
+        if values_RT is not None:
+            _require_finite_tokens(who, values_RT, batch, groups)
+    for row in np.flatnonzero(np.isinf(batch.rewards_R)):
+        reward = groups[row // batch.group_size].rollouts[row % batch.group_size].reward
+        raise RewardError(f"{_which(row, batch, groups)}: its reward {reward} is not finite in float32; scale it down")
+    failed = sum(m.value for m in metrics if isinstance(m, Total) and m.name.endswith("_errors"))
+    if failed and np.isnan(batch.rewards_R).all():
+        raise RewardError(
+            f"no completion of the step has a reward: functions with on_error: skip failed {failed:g} times on "
+            f"{batch.rows} completions"
+        )
+
+
+def _require_finite_tokens(
+    who: str, values_RT: NDArray[np.float32], batch: TrainBatch, groups: Sequence[RolloutGroup]
+) -> None:
+    bad_RT = batch.loss_mask_RT & ~np.isfinite(values_RT)
+    if not bad_RT.any():
+        return
+    row, time = np.argwhere(bad_RT)[0]
+    version = groups[row // batch.group_size].rollouts[row % batch.group_size].completion.versions[time]
+    share = f"{int(bad_RT.sum())} of {int(batch.loss_mask_RT.sum())}"
+    raise TrainingError(
+        f"{_which(row, batch, groups)}: {who} of token {time}, sampled by version {version}, is "
+        f"{values_RT[row, time]}; of the step's tokens {share} are not finite. The step was not applied. In the first "
+        "step, the weights of the model are not finite; later, a lower learning_rate or model.dtype=float32 may help"
+    )
+
+
+def _which(row: int, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> str:
+    prompt, sample = divmod(int(row), batch.group_size)
+    return f"prompt {groups[prompt].prompt.id}, completion {sample} of {batch.group_size}"
+
+
+def without_loss(batch: TrainBatch) -> TrainBatch:
+    """The batch with nothing to train on: an update with it moves on the schedules and nothing else."""
+    nothing_RT = np.zeros(batch.tokens_RT.shape, np.float32)
+    return replace(
+        batch,
+        loss_mask_RT=np.zeros(batch.tokens_RT.shape, np.bool_),
+        advantages_RT=nothing_RT,
+        old_values_RT=nothing_RT,
+        returns_RT=nothing_RT,
+    )

@@ -1,0 +1,239 @@
+"""No wait without a bound, nothing unpickled that another could have written.
+
+Every call in the package that can wait is found by its name. It has a time limit of its own, or stands below with the
+reason why it ends without.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from ray_rl.config.run import ModelConfig
+from tests.test_architecture import PACKAGE, ROOT, Source, calls
+
+LIMITS = {"timeout", "timeout_s", "deadline_s"}
+"""Keywords that bound a call."""
+
+MADE_ANYWHERE = {
+    "init_process_group",
+    "init_distributed",
+    "new_group",
+    "TCPStore",
+    "ProcessGroupGloo",
+    "rendezvous_store",
+}
+MADE_ANYWHERE |= {"create_connection", "urlopen", "call_all"}
+WITH_LIMIT = MADE_ANYWHERE | {"ray.get", "ray.wait", "asyncio.wait", "asyncio.wait_for", "asyncio.timeout", "settle"}
+WITH_LIMIT |= {"subprocess.run", "subprocess.check_output", "subprocess.check_call", "subprocess.call"}
+WITH_LIMIT |= {"receive", "send"}
+"""Calls, by their whole name or (MADE_ANYWHERE) its last part, that need a limit by keyword, or some by position."""
+
+BY_POSITION = {"asyncio.wait_for": 2, "asyncio.timeout": 1, "ProcessGroupGloo": 4}
+"""Arguments among which the limit is."""
+
+WITH_ARGUMENT = {"wait", "join", "result", "get", "acquire", "communicate", "exception", "recv", "accept"}
+"""Methods that wait for ever when they are given nothing."""
+
+COLLECTIVES = {"all_reduce", "all_gather", "all_gather_object", "all_gather_into_tensor", "all_to_all", "barrier"}
+COLLECTIVES |= {
+    "broadcast_object_list",
+    "gather_object",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "monitored_barrier",
+}
+ON_A_GROUP = {"broadcast", "gather", "recv", "reduce", "scatter", "send"}
+"""Of `torch.distributed`, the latter where the owner's name says so. Their limit is that of their group."""
+OWNERS = ("dist", "distributed", "group")
+
+FROM_ELSEWHERE = {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "eval", "exec"}
+FROM_ELSEWHERE |= {"cloudpickle.loads", "joblib.load", "marshal.load", "marshal.loads", "shelve.open", "yaml.load"}
+FROM_ELSEWHERE |= {"yaml.unsafe_load", "yaml.full_load", "pandas.read_pickle", "pd.read_pickle"}
+"""Calls that run what they read."""
+
+EXCEPTIONS = {
+    ("cluster/calls.py", "await ref"): "its only caller waits in `settle`, with a limit",
+    ("cluster/start.py", "await ref"): "its only caller waits for STOP_S",
+    ("metrics/console.py", "capture.get"): "what was printed into a string",
+    (
+        "rollout/collector.py",
+        "self._changed.wait",
+    ): "every request under way has rollout.timeout_s; its end is a change",
+    ("rollout/collector.py", "self._room.wait"): "runs beside `take`, which cancels it",
+    ("rollout/collector.py", "self._admitting.result"): "of a task that is done",
+    ("rollout/collector.py", "task.result"): "of a task that is done",
+    ("rollout/collector.py", "task.exception"): "of a task that is done",
+    ("rollout/together.py", "task.result"): "of a task that is done",
+    ("rollout/together.py", "task.exception"): "of a task that is done",
+    ("sandbox/child.py", "receive"): "the child lives as long as its parent and waits for work",
+    ("sandbox/child.py", "send"): "the parent has a limit and kills the child at it",
+    ("sandbox/child.py", "pickle.loads"): "what the parent sends over a socket that nobody else has",
+    ("sandbox/worker.py", "pickle.loads"): "what the function returned, as trusted as the function",
+    ("sandbox/worker.py", "call.result"): "the calls inside and those before it have limits",
+    ("training/gather.py", "dist.gather"): "train.timeout_s, of its group",
+    ("training/zero.py", "dist.all_reduce"): "train.timeout_s, of its group",
+    ("training/zero_state.py", "persistent[0].all_gather"): "train.timeout_s, of its group",
+    ("weight_sync/gloo_group.py", "self._group.broadcast"): "weight_sync.timeout_s, of its group",
+    ("weight_sync/gloo_receiver.py", "self._group.broadcast"): "weight_sync.timeout_s, of its group",
+    ("weight_sync/gloo_receiver.py", "work.wait"): "weight_sync.timeout_s, of its group",
+    ("weight_sync/sender.py", "self._group.broadcast"): "weight_sync.timeout_s, of its group",
+    ("weight_sync/sender.py", "work.wait"): "weight_sync.timeout_s, of its group",
+    ("weight_sync/shared_memory_receiver.py", "self._group.broadcast"): "weight_sync.timeout_s, of its group",
+    ("weight_sync/shared_memory_sender.py", "self._group.broadcast"): "weight_sync.timeout_s, of its group",
+    ("weight_sync/shared_memory_sender.py", "dist.barrier"): "train.timeout_s, of its group",
+    ("weight_sync/shared_memory_sender.py", "work.wait"): "weight_sync.timeout_s, of its group",
+}
+"""File and call, and why it ends."""
+
+
+def unbounded(source: Source) -> Iterator[tuple[int, str]]:
+    """Line and name of every call, and every awaited reference of Ray's, that has no limit of its own."""
+    for call, whole in calls(source.tree):
+        name = re.sub(r"\(.*\)", "()", whole, flags=re.DOTALL)
+        last = name.rsplit(".", 1)[-1]
+        listed = last if last in MADE_ANYWHERE else name
+        if listed in WITH_LIMIT:
+            if not _has_limit(call) and len(call.args) < BY_POSITION.get(listed, len(call.args) + 1):
+                yield call.lineno, name
+        elif last in WITH_ARGUMENT and isinstance(call.func, ast.Attribute):
+            if not call.args and not call.keywords:
+                yield call.lineno, name
+        elif last in COLLECTIVES or (last in ON_A_GROUP and name.removesuffix(f".{last}").endswith(OWNERS)):
+            yield call.lineno, name
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Await) and source.folder == "cluster" and _is_reference(node.value):
+            yield node.lineno, f"await {ast.unparse(node.value)}"
+
+
+def _has_limit(call: ast.Call) -> bool:
+    for keyword in call.keywords:
+        if keyword.arg in LIMITS:
+            return not (isinstance(keyword.value, ast.Constant) and keyword.value.value is None)
+    return False
+
+
+def _is_reference(node: ast.expr) -> bool:
+    """A name, or `handle.method.remote(...)`: of Ray, awaited without a limit."""
+    return isinstance(node, ast.Name) or (isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".remote"))
+
+
+def untrusted(source: Source) -> Iterator[tuple[int, str]]:
+    """Line and name of every call that would run what a file holds: pickles, weights that may be some, remote code."""
+    for call, name in calls(source.tree):
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        allows = given.get("allow_pickle", "False") != "False" or given.get("trust_remote_code") == "True"
+        is_model = name.endswith("from_pretrained") and "Model" in name
+        is_safe = given.get("use_safetensors") == "True" or "gguf_file" in given
+        if name in FROM_ELSEWHERE or allows or (is_model and not is_safe):
+            yield call.lineno, name
+
+
+def package() -> list[Source]:
+    files = sorted((ROOT / PACKAGE).rglob("*.py"))
+    return [Source(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")) for file in files]
+
+
+def found(rule) -> list[tuple[str, int, str]]:
+    return [
+        (source.path.removeprefix(f"{PACKAGE}/"), line, name) for source in package() for line, name in rule(source)
+    ]
+
+
+@pytest.mark.parametrize("rule", [unbounded, untrusted])
+def test_the_package_keeps_the_rule(rule):
+    offences = [f"{path}:{line}: {name}" for path, line, name in found(rule) if (path, name) not in EXCEPTIONS]
+    assert not offences, "\n" + "\n".join(offences)
+
+
+def test_every_exception_is_still_there():
+    there = {(path, name) for rule in (unbounded, untrusted) for path, _, name in found(rule)}
+    assert not EXCEPTIONS.keys() - there
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("ray.get(refs)", "ray.get"),
+        ("ray.get(refs, timeout=None)", "ray.get"),
+        ("ray.wait(refs, num_returns=2)", "ray.wait"),
+        ("async def f():\n    await asyncio.wait(tasks)", "asyncio.wait"),
+        ("async def f():\n    await ref", "await ref"),
+        ("async def f():\n    await handle.update.remote(batch)", "await handle.update.remote(batch)"),
+        ("dist.init_process_group('gloo', rank=0)", "dist.init_process_group"),
+        ("deepspeed.init_distributed(dist_backend='gloo')", "deepspeed.init_distributed"),
+        ("dist.new_group([0, 1])", "dist.new_group"),
+        ("dist.TCPStore(address, port, 2)", "dist.TCPStore"),
+        ("dist.all_reduce(x)", "dist.all_reduce"),
+        ("torch.distributed.barrier(group)", "torch.distributed.barrier"),
+        ("dist.gather(flat, None, dst=0)", "dist.gather"),
+        ("dist.ProcessGroupGloo(store, 0, 2)", "dist.ProcessGroupGloo"),
+        ("work.wait()", "work.wait"),
+        ("thread.join()", "thread.join"),
+        ("future.result()", "future.result"),
+        ("queue.get()", "queue.get"),
+        ("lock.acquire()", "lock.acquire"),
+        ("process.communicate()", "process.communicate"),
+        ("subprocess.run(['git'])", "subprocess.run"),
+        ("socket.create_connection(address)", "socket.create_connection"),
+        ("receive(channel)", "receive"),
+    ],
+)
+def test_a_wait_without_a_limit_is_found(text, name):
+    assert [name for _, name in unbounded(Source(f"{PACKAGE}/cluster/a.py", text))] == [name]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ray.get(refs, timeout=5)",
+        "async def f():\n    await asyncio.wait(tasks, timeout=5)",
+        "async def f():\n    await asyncio.wait_for(task, 5)",
+        "async def f():\n    await settle(calls, timeout_s=5)",
+        "async def f():\n    await self._team.all(refs)",
+        "dist.init_process_group('gloo', timeout=limit)",
+        "work.wait(limit)",
+        "', '.join(names)",
+        "values.get('key')",
+        "event.wait(timeout=5)",
+        "os.path.join(a, b)",
+        "values_NV.gather(1, labels)",
+        "dist.ProcessGroupGloo(store, 0, 2, limit)",
+    ],
+)
+def test_what_has_a_limit_or_does_not_wait_passes(text):
+    assert list(unbounded(Source(f"{PACKAGE}/cluster/a.py", text))) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torch.load(path)",
+        "pickle.loads(data)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text, yaml.Loader)",
+        "eval(x)",
+        "AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)",
+        "AutoTokenizer.from_pretrained(folder, trust_remote_code=True)",
+    ],
+)
+def test_a_call_that_would_run_what_it_reads_is_found(text):
+    assert len(list(untrusted(Source(f"{PACKAGE}/checkpoint/a.py", text)))) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "np.load(path, allow_pickle=False)",
+        "yaml.safe_load(text)",
+        "load_file(path)",
+        "AutoTokenizer.from_pretrained(folder)",
+    ],
+)
+def test_a_call_that_only_reads_passes(text):
+    assert list(untrusted(Source(f"{PACKAGE}/checkpoint/a.py", text))) == []
+
+
+def test_remote_code_runs_only_where_the_user_asks_for_it():
+    assert ModelConfig(path="model").trust_remote_code is False
