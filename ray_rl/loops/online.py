@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ray_rl.algorithms.credit import Credit, credit_fn, mean_kl
+from ray_rl.algorithms.credit import Credit, credit_fn
 from ray_rl.algorithms.ensemble import combined
 from ray_rl.algorithms.kl_control import KlControl
-from ray_rl.algorithms.value_loss import explained_variance
 from ray_rl.config import RunConfig
 from ray_rl.data.pack import pack, rewards_of
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import Checkpoints
 from ray_rl.loops.guard import NONFINITE, Guard, require_finite, without_loss
+from ray_rl.loops.observations import mean_advantages, observe
 from ray_rl.loops.roles import Roles
 from ray_rl.loops.stopping import Stop, StopAsked
-from ray_rl.metrics.metric import Last, Mean, Metric
+from ray_rl.metrics.metric import Metric
 from ray_rl.metrics.run import Run
 from ray_rl.rewards.model_part import conversations, disagreement, with_model_scores
 from ray_rl.rollout.together import together
@@ -85,7 +82,7 @@ async def step(
     guarded = guard.counted(trained, groups)
     with run.phase("sync"):
         published = await roles.weights.publish(run.advance())
-    run.log([*metrics, *observed, *trained, *guarded, *published], groups, _mean_advantages(batch))
+    run.log([*metrics, *observed, *trained, *guarded, *published], groups, mean_advantages(batch))
 
 
 async def with_baselines(
@@ -120,24 +117,6 @@ async def with_baselines(
     return groups, replace(batch, rewards_R=rewards_of(groups)), [*metrics, *disagreement(scores_MR)]
 
 
-def observe(config: RunConfig, batch: TrainBatch, kl: KlControl) -> list[Metric]:
-    """What the batch says of critic and KL before the update; moves the KL coefficient for the next step."""
-    metrics: list[Metric] = []
-    if batch.returns_RT is not None and batch.old_values_RT is not None:
-        values, returns, mask = map(torch.from_numpy, (batch.old_values_RT, batch.returns_RT, batch.loss_mask_RT))
-        metrics.append(Mean("critic/value_mean", float(values[mask].sum()), int(mask.sum())))
-        metrics.append(Mean("critic/return_mean", float(returns[mask].sum()), int(mask.sum())))
-        explained = explained_variance(values, returns, mask)
-        metrics += [] if math.isnan(explained) else [Last("critic/explained_variance", explained)]
-    if batch.reference_logprobs_RT is not None:
-        metrics.append(Last("policy/kl_coefficient", kl.coefficient))
-        if batch.old_logprobs_RT is not None:
-            distance = mean_kl(batch, config.algorithm.kl)
-            metrics.append(Last("policy/kl_before_update", distance))
-            kl.observe(distance, samples=batch.rows)
-    return metrics
-
-
 async def update(config: RunConfig, batch: TrainBatch, roles: Roles, run: Run) -> list[Metric]:
     """The critic and the actor, at the same time; in the critic's warm-up it alone."""
     calls: list[Coroutine[Any, Any, list[Metric]]] = []
@@ -147,11 +126,3 @@ async def update(config: RunConfig, batch: TrainBatch, roles: Roles, run: Run) -
     if not is_warming_up:
         calls.append(roles.actor.update(batch))
     return [metric for found in await together(calls) for metric in found]
-
-
-def _mean_advantages(batch: TrainBatch) -> list[float]:
-    """[R], over the loss tokens of each rollout; 0 where there are none."""
-    assert batch.advantages_RT is not None
-    totals_R = batch.advantages_RT.sum(1, dtype=float)
-    means: list[float] = (totals_R / batch.loss_mask_RT.sum(1).clip(min=1)).tolist()
-    return means

@@ -14,6 +14,8 @@ Result = TypeVar("Result")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 TEARDOWN_S = 30.0
 """Of the grace, or half of it where it is shorter: for workers to end after the last checkpoint."""
+CANCEL_S = 5.0
+"""Bound for what was given up to end."""
 CHECKPOINTED = 75
 """Exit code: saved, run me again (EX_TEMPFAIL of sysexits.h)."""
 
@@ -78,6 +80,7 @@ class Stop:
         finally:
             asked.cancel()
             working.cancel()
+            await asyncio.wait({asked, working}, timeout=CANCEL_S)
 
     def _ask(self, number: signal.Signals) -> None:
         assert self._task is not None, "listen comes first"
