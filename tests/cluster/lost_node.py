@@ -1,0 +1,82 @@
+"""A run on a Ray cluster of three nodes; the one with the trainer is killed: `python -m tests.cluster.lost_node FOLDER`.
+
+A process of its own, since a process is connected to one cluster at a time. FOLDER has a `run.yaml`; each node has room
+for one worker, so that one node is spare. Prints one JSON object.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from ray_rl.cluster.environment import prepare_environment
+
+ROOT = Path(__file__).parent.parent.parent
+NODES = 3
+KILL_AFTER_STEP = 3
+LIMIT_S = 500.0
+
+
+def main(folder: str) -> None:
+    prepare_environment(local=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 2**27}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+    try:
+        nodes = [cluster.add_node(wait=False, num_cpus=1, **memory) for _ in range(NODES)]
+        cluster.wait_for_nodes()
+        print(json.dumps(observe(Path(folder), cluster.address, nodes)))
+    finally:
+        cluster.shutdown()
+
+
+def observe(place: Path, address: str, nodes: list) -> dict[str, object]:
+    """How the run ended, and the nodes (by number) on which its workers were before and after the loss."""
+    command = [str(Path(sys.executable).with_name("ray-rl")), "train", "run.yaml", f"cluster.address={address}"]
+    with (place / "output").open("wb") as output:
+        run = subprocess.Popen(command, cwd=place, stdout=output, stderr=subprocess.STDOUT)
+        metrics = place / "runs" / "lost-node" / "metrics.jsonl"
+        try:
+            wait_for_steps(run, metrics, KILL_AFTER_STEP)
+            raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
+            before = where("TrainWorker", raylets)
+            psutil.Process(raylets[before[0]]).kill()
+            killed_s = time.monotonic()
+            wait_for_steps(run, metrics, KILL_AFTER_STEP + 1, fewer_first=True)
+            after, back_s = where("TrainWorker", raylets), time.monotonic() - killed_s
+            code = run.wait(timeout=LIMIT_S)
+        finally:
+            run.kill()
+    return {"code": code, "before": before, "after": after, "back_s": back_s}
+
+
+def wait_for_steps(run: subprocess.Popen, metrics: Path, steps: int, *, fewer_first: bool = False) -> None:
+    """Until the records have so many lines; `fewer_first`: once they have been fewer."""
+    give_up_s = time.monotonic() + LIMIT_S
+    while fewer_first or not metrics.exists() or len(metrics.read_text().splitlines()) < steps:
+        if run.poll() is not None or time.monotonic() > give_up_s:
+            raise SystemExit(f"the run did not come to step {steps}: {run.poll()}")
+        if fewer_first and len(metrics.read_text().splitlines()) < KILL_AFTER_STEP:
+            fewer_first = False
+        time.sleep(0.02)
+
+
+def where(title: str, raylets: list[int]) -> list[int]:
+    """Numbers of the nodes on which processes with a title run."""
+    return [
+        number
+        for number, raylet in enumerate(raylets)
+        if psutil.pid_exists(raylet)
+        for child in psutil.Process(raylet).children()
+        if title in " ".join(child.cmdline())
+    ]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
