@@ -35,6 +35,8 @@ BY_POSITION = {"asyncio.wait_for": 2, "asyncio.timeout": 1, "ProcessGroupGloo": 
 
 WITH_ARGUMENT = {"wait", "join", "result", "get", "acquire", "communicate", "exception", "recv", "accept"}
 """Methods that wait for ever when they are given nothing."""
+OF_A_THREAD = {"result", "exception"}
+"""Those of a future of `concurrent.futures`."""
 
 COLLECTIVES = {"all_reduce", "all_gather", "all_gather_object", "all_gather_into_tensor", "all_to_all", "barrier"}
 COLLECTIVES |= {
@@ -62,11 +64,6 @@ EXCEPTIONS = {
         "self._changed.wait",
     ): "every request under way has rollout.timeout_s; its end is a change",
     ("rollout/collector.py", "self._room.wait"): "runs beside `take`, which cancels it",
-    ("rollout/collector.py", "self._admitting.result"): "of a task that is done",
-    ("rollout/collector.py", "task.result"): "of a task that is done",
-    ("rollout/collector.py", "task.exception"): "of a task that is done",
-    ("rollout/together.py", "task.result"): "of a task that is done",
-    ("rollout/together.py", "task.exception"): "of a task that is done",
     ("sandbox/child.py", "receive"): "the child lives as long as its parent and waits for work",
     ("sandbox/child.py", "send"): "the parent has a limit and kills the child at it",
     ("sandbox/child.py", "pickle.loads"): "what the parent sends over a socket that nobody else has",
@@ -97,6 +94,8 @@ def unbounded(source: Source) -> Iterator[tuple[int, str]]:
         if listed in WITH_LIMIT:
             if not _has_limit(call) and len(call.args) < BY_POSITION.get(listed, len(call.args) + 1):
                 yield call.lineno, name
+        elif last in OF_A_THREAD and "concurrent.futures" not in source.text:
+            continue  # of a task of asyncio: it never waits
         elif last in WITH_ARGUMENT and isinstance(call.func, ast.Attribute):
             if not call.args and not call.keywords:
                 yield call.lineno, name
@@ -171,7 +170,7 @@ def test_every_exception_is_still_there():
         ("dist.ProcessGroupGloo(store, 0, 2)", "dist.ProcessGroupGloo"),
         ("work.wait()", "work.wait"),
         ("thread.join()", "thread.join"),
-        ("future.result()", "future.result"),
+        ("from concurrent.futures import Future\nfuture.result()", "future.result"),
         ("queue.get()", "queue.get"),
         ("lock.acquire()", "lock.acquire"),
         ("process.communicate()", "process.communicate"),
@@ -194,6 +193,7 @@ def test_a_wait_without_a_limit_is_found(text, name):
         "async def f():\n    await self._team.all(refs)",
         "dist.init_process_group('gloo', timeout=limit)",
         "work.wait(limit)",
+        "task.result()",
         "', '.join(names)",
         "values.get('key')",
         "event.wait(timeout=5)",

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -40,6 +41,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._loaded: set[str] = set()
+        self._submitting = threading.Lock()
         self._is_closed = False
 
     def call(
@@ -64,9 +66,10 @@ class Worker:
             TimeoutError: the limit passed; the child was killed, the next call starts another.
             SandboxError: the function raised (its traceback is a note), or the child died, or the worker was closed.
         """
-        if self._is_closed:
-            raise SandboxError(f"{function} was not called: its worker is closed")
-        call = self._thread.submit(self._call, function, timeout_s, tuple(args), dict(kwargs or {}), convert)
+        with self._submitting:
+            if self._is_closed:
+                raise SandboxError(f"{function} was not called: its worker is closed")
+            call = self._thread.submit(self._call, function, timeout_s, tuple(args), dict(kwargs or {}), convert)
         try:
             return call.result()
         except CancelledError as error:
@@ -77,8 +80,9 @@ class Worker:
 
         No call may follow.
         """
-        self._is_closed = True
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        with self._submitting:
+            self._is_closed = True
+            self._thread.shutdown(wait=False, cancel_futures=True)
         process = self._process
         if process is not None:
             _kill(process.pid)

@@ -6,6 +6,8 @@ Three runs show everything: one whose disk fills up, one whose reward functions 
 import ipaddress
 import json
 import os
+import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -18,8 +20,10 @@ import yaml
 
 from tests.e2e.test_train import LIMIT_S, Ended, place_for, processes_of, run
 
-DISK_KIB = 160
-"""Of the tmpfs: room for the start of a run and some steps."""
+DISK_KIB = 1200
+NOTES = 20_000
+"""Size of the tmpfs, and characters of a column that is recorded with each of a step's 16 samples: room for a few
+steps, and it is samples that there is no room for then."""
 
 REWARDS = """\
 import time
@@ -43,11 +47,12 @@ def hangs(completions, **columns):
 """
 
 
-def change(place, **sections):
+def change(place, *, data=None, rewards=None, **sections):
     path = place / "run.yaml"
     config = yaml.safe_load(path.read_text())
+    config |= {"data": data or config["data"], "rewards": rewards or config["rewards"]}
     for name, section in sections.items():
-        config[name] = section if isinstance(section, list) else config.get(name, {}) | section
+        config[name] = config.get(name, {}) | section
     path.write_text(yaml.safe_dump(config))
     return place
 
@@ -92,6 +97,19 @@ def listening(pids):
     return found
 
 
+def pids_that_see_the_mounts_of(pid):
+    """All processes of a run that has a namespace of mounts, whatever became of their parents."""
+    own = os.readlink(f"/proc/{pid}/ns/mnt")
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/ns/mnt"):
+        try:
+            if os.readlink(entry) == own:
+                found.append(int(entry.parts[2]))
+        except OSError:
+            continue
+    return found
+
+
 def is_loopback(address):
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
@@ -101,19 +119,23 @@ def is_loopback(address):
 def full_disk(tmp_path_factory):
     """A run whose folder is a small tmpfs, what it left there, and what its processes listened at."""
     place = place_for(tmp_path_factory.mktemp("full"), "full")
-    change(place, checkpoint={"export": False}, run={"steps": 100000, "samples": 0})
-    for name in ("runs", "kept", "tmp"):
+    data = {"kind": "jsonl", "path": "train.jsonl", "max_prompt_tokens": 32}
+    (place / "train.jsonl").write_text(
+        json.dumps({"prompt": "What is 1+2?", "answer": "3", "notes": "x" * NOTES}) + "\n"
+    )
+    change(place, data=data, checkpoint={"export": False}, run={"steps": 100000, "samples": 0})
+    for name in ("runs", "kept"):
         (place / name).mkdir()
     program = Path(sys.executable).with_name("ray-rl")
     script = (
-        f"mount -t tmpfs -o size={DISK_KIB}k tmpfs runs || exit 99; {program} train run.yaml & wait $!; code=$?; "
+        f"mount -t tmpfs -o size={DISK_KIB}k tmpfs runs || exit 99; {program} train run.yaml; code=$?; "
         "cp -a runs/. kept/; exit $code"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
     process = subprocess.Popen(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
         cwd=place,
-        env=environment | {"TMPDIR": str(place / "tmp"), "HF_TOKEN": "hf_very_secret"},
+        env=environment | {"HF_TOKEN": "hf_very_secret"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -124,7 +146,7 @@ def full_disk(tmp_path_factory):
         give_up_s = time.monotonic() + LIMIT_S
         while process.poll() is None and time.monotonic() < give_up_s:
             if not sockets and inside.is_file() and inside.stat().st_size:
-                sockets = listening([line.split()[0] for line in processes_of(process.pid)])
+                sockets = listening(pids_that_see_the_mounts_of(process.pid))
             time.sleep(0.1)
         stdout, stderr = process.communicate(timeout=30)
     except subprocess.TimeoutExpired:
@@ -141,11 +163,13 @@ def test_a_full_disk_ends_the_run_with_the_file_the_room_left_and_where_its_samp
     ended, _ = full_disk
     message = error_of(ended)
     assert message.startswith("cannot write runs/full/rollouts/step_0000")
-    assert ".jsonl: No space left on device; 0.0 MiB are free there. Make room, or set run.dir" in message
+    assert re.search(
+        r"\.jsonl: No space left on device; 0\.\d MiB are free there\. Make room, or set run\.dir", message
+    )
     kept = Path(message.rpartition(" are in ")[2])
-    steps = len(ended.metrics)
-    assert kept.name == f"step_{steps + 1:06d}.jsonl"
+    assert kept.name == f"step_{len(ended.metrics) + 1:06d}.jsonl"
     assert len(records(kept)) == 16
+    shutil.rmtree(kept.parent)
 
 
 def test_all_that_was_written_before_the_disk_was_full_is_whole(full_disk):
