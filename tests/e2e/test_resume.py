@@ -11,7 +11,7 @@ from tests.e2e.command import Ended, kill_all, place_for, run, steps_done, wait_
 STEPS = 6
 PPO = {
     "kind": "ppo",
-    "advantage": {"kind": "gae", "lam": 0.95, "whiten": "batch"},
+    "advantage": {"kind": "gae", "lam": 0.95, "whiten": {}},
     "kl": {"coefficient": 0.1, "place": "reward", "estimator": "k1", "control": {"kind": "adaptive", "target": 0.1}},
     "minibatches": 2,
 }
