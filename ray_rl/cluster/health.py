@@ -182,7 +182,8 @@ class Health:
                 consequence = f"restart {number} of {most} in {after_s:g} s; {goes_on}"
             case _:
                 consequence = f"given up after {self._restarts[index]} restarts; {others} left"
-        return f"{self._engines[index].name} is lost: {fault.reason.splitlines()[0]}: {consequence}"
+        reason = fault.reason.splitlines()[0].rstrip(".")
+        return f"{self._engines[index].name} is lost: {reason}: {consequence}"
 
     def _standing(self, index: int) -> Standing:
         return Standing(

@@ -117,6 +117,8 @@ def test_a_failure_that_killed_no_engine_is_tried_once_more_with_all(drive):
         assert metrics == SENT
         assert party.faults() == [None, None]
         assert [entry for entry in journal if "commit" in entry] == ["rollout-0 commit", "rollout-1 commit"]
+        # What the sockets still hold of the first attempt would be taken for the second.
+        assert {"actor-0 join_transfer", "rollout-0 join_transfer", "rollout-1 join_transfer"} < set(journal)
         assert party.told == [
             "publishing version 0, sending and receiving: actor-0: connection closed by peer; "
             "sending again to rollout-0, rollout-1"
