@@ -58,12 +58,23 @@ FROM_ELSEWHERE |= {"yaml.unsafe_load", "yaml.full_load", "pandas.read_pickle", "
 EXCEPTIONS = {
     ("cluster/calls.py", "await ref"): "its only caller waits in `settle`, with a limit",
     ("cluster/start.py", "await ref"): "its only caller waits for STOP_S",
+    ("cluster/engine_process.py", "self._lost.wait"): "stands beside a call with a limit, and is cancelled with it",
+    ("cluster/engine_process.py", "asyncio.wait"): "the call inside has a limit; that of heartbeats is of `Health`",
+    (
+        "cluster/health.py",
+        "asyncio.wait",
+    ): "heartbeats end the wait for an engine; a cancelled task ends at its next wait",
+    ("cluster/health.py", "process.fitted.wait"): "a publish has a limit, and heartbeats watch the engine meanwhile",
+    ("loops/stopping.py", "asyncio.wait"): "what is waited for has limits of its own: a batch of rollouts",
+    ("loops/stopping.py", "self._asked.wait"): "stands beside that wait, and is cancelled with it",
     ("metrics/console.py", "capture.get"): "what was printed into a string",
     (
         "rollout/collector.py",
         "self._changed.wait",
     ): "every request under way has rollout.timeout_s; its end is a change",
     ("rollout/collector.py", "self._room.wait"): "runs beside `take`, which cancels it",
+    ("rollout/receiver.py", "asyncio.wait"): "the driver's call has weight_sync.timeout_s",
+    ("rollout/router.py", "self._changed.wait"): "inside of a timeout_at",
     ("sandbox/child.py", "receive"): "the child lives as long as its parent and waits for work",
     ("sandbox/child.py", "send"): "the parent has a limit and kills the child at it",
     ("sandbox/child.py", "pickle.loads"): "what the parent sends over a socket that nobody else has",

@@ -42,5 +42,5 @@ class SliceWriter:
         if not self._writing.done():
             return False
         written, self._writing = self._writing, None
-        written.result()
+        written.result(timeout=0)  # it is done
         return True

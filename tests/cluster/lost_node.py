@@ -1,4 +1,4 @@
-"""A run on a Ray cluster of three nodes; the one with the trainer is killed: `python -m tests.cluster.lost_node FOLDER`.
+"""A run on three Ray nodes; the one with the trainer is killed: `python -m tests.cluster.lost_node FOLDER`.
 
 A process of its own, since a process is connected to one cluster at a time. FOLDER has a `run.yaml`; each node has room
 for one worker, so that one node is spare. Prints one JSON object.
