@@ -63,7 +63,7 @@ EXCEPTIONS = {
     (
         "cluster/health.py",
         "asyncio.wait",
-    ): "heartbeats end the wait for an engine; a cancelled task ends at its next wait",
+    ): "heartbeats end the wait for an engine; cancelled tasks end at their next wait",
     ("cluster/health.py", "process.fitted.wait"): "a publish has a limit, and heartbeats watch the engine meanwhile",
     ("loops/stopping.py", "asyncio.wait"): "what is waited for has limits of its own: a batch of rollouts",
     ("loops/stopping.py", "self._asked.wait"): "stands beside that wait, and is cancelled with it",

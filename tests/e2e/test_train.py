@@ -81,9 +81,11 @@ def test_nothing_is_written_beside_the_run_folder(ended):
 def test_the_run_folder_is_the_owners_alone_and_has_what_is_promised(ended):
     assert ended.folder.stat().st_mode & 0o777 == 0o700
     assert {path.name for path in ended.folder.iterdir()} == {
+        "checkpoints",
         "config.yaml",
         "environment.json",
         "export",
+        "lock",
         "logs",
         "metrics.jsonl",
         "rollouts",
