@@ -3,12 +3,19 @@
 import os
 import re
 import signal
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.command import GROUP, PROMPTS, place_for, processes_of, run, steps_done, wait_until
 
-STEPS = 5
+STEPS = 20
+"""Steps take a tenth of a second, and one of them must be met in its update."""
+
+
+def log(folder: Path) -> str:
+    file = folder / "logs" / "driver.log"
+    return file.read_text() if file.exists() else ""
 
 
 def pids(session: int, title: str) -> list[int]:
@@ -29,14 +36,14 @@ def ended(tmp_path_factory):
     folder = place / "runs" / "lost"
     engines = []
 
-    def kill_a_trainer_in_step_4(process):
-        wait_until(process, lambda: steps_done(folder) == 3 and pids(process.pid, "ray::TrainWorker.update"))
+    def kill_a_trainer(process):
+        wait_until(process, lambda: steps_done(folder) >= 3 and pids(process.pid, "ray::TrainWorker.update"))
         engines.append(pids(process.pid, "EngineCore"))
         os.kill(pids(process.pid, "ray::TrainWorker.update")[-1], signal.SIGKILL)
-        wait_until(process, lambda: steps_done(folder) == 4)
+        wait_until(process, lambda: "started again" in log(folder))
         engines.append(pids(process.pid, "EngineCore"))
 
-    return run(place, then=kill_a_trainer_in_step_4), engines
+    return run(place, then=kill_a_trainer), engines
 
 
 def test_the_run_ends_as_if_nothing_had_happened(ended):
@@ -47,10 +54,9 @@ def test_the_run_ends_as_if_nothing_had_happened(ended):
 
 
 def test_it_says_who_died_and_where_it_goes_on(ended):
-    log = (ended[0].folder / "logs" / "driver.log").read_text()
-    assert re.search(r"actor-\d died on .*Going back to step 2 of 5; restart 1 of 3", log)
-    assert "training goes on behind step 2" in log
-    assert "actor started again" in log
+    said = log(ended[0].folder)
+    assert re.search(r"actor-\d died on .*Going back to step \d+ of 20; restart 1 of 3", said)
+    assert "actor started again; training goes on behind step " in said
 
 
 def test_every_prompt_of_the_epoch_is_trained_on_once(ended):
