@@ -22,7 +22,7 @@ LAYERS = (
     ("types", "errors"),
     ("config",),
     ("algorithms", "planner", "metrics", "sandbox"),
-    ("models", "data"),
+    ("models", "data", "launching"),
     ("rewards", "environments"),
     ("rollout", "training", "checkpoint"),
     ("evaluation", "weight_sync"),
@@ -38,7 +38,7 @@ ONLY_IN = {
     "vllm": {"rollout", "weight_sync"},
     "deepspeed": {"training", "checkpoint", "weight_sync"},
 }
-LIGHT = ("types", "errors", "config", "planner", "cli")
+LIGHT = ("types", "errors", "config", "planner", "launching", "cli")
 """Load in the base install, which has none of HEAVY."""
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "numpy")
 

@@ -18,8 +18,8 @@ FIXED = {
 }
 """Keys, or sections, that stay as they were, with the reason."""
 
-FREE = ("run.name", "run.dir")
-"""Say where the folder is, and it may have been moved."""
+FREE = ("run.name", "run.dir", "launch")
+"""Keys, or sections, that are not the run's: where its folder is, which may have been moved, and how it is launched."""
 
 
 def changes(before: Mapping[str, Any], now: RunConfig) -> list[str]:
@@ -34,7 +34,7 @@ def changes(before: Mapping[str, Any], now: RunConfig) -> list[str]:
     """
     after = without_secrets(now.model_dump())
     old, new = dict(_flat("", before)), dict(_flat("", after))
-    keys = [key for key in {**old, **new} if key not in FREE and old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if not _is_free(key) and old.get(key) != new.get(key)]
     problems = [
         f"{key}={show(new.get(key))}: the run had {show(old.get(key))}, and {reason}; leave it, or start another run"
         for key in keys
@@ -44,6 +44,10 @@ def changes(before: Mapping[str, Any], now: RunConfig) -> list[str]:
     if problems:
         raise ConfigError(as_one_message(problems))
     return [f"{key}: {show(old.get(key))} -> {show(new.get(key))}" for key in keys]
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
 def _fixed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

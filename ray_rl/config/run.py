@@ -8,6 +8,7 @@ from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config
 from ray_rl.config.cluster import ClusterConfig
 from ray_rl.config.data import DataConfig
+from ray_rl.config.launch import LaunchConfig
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.config.rollout import RolloutConfig, WeightSyncConfig
 from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig
@@ -77,3 +78,4 @@ class RunConfig(Config):
     reward: RewardModelConfig | None = None
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    launch: LaunchConfig = LaunchConfig()
