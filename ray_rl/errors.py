@@ -15,7 +15,8 @@
         |   `-- EngineLost       it died or hangs: another can do what it was asked
         |-- RecordError          the run folder cannot be written: a full disk
         |-- SandboxError         a function in a worker process raised or crashed it
-        `-- WeightSyncError      a publish that did not complete or did not verify
+        `-- WeightSyncError      a publish that did not complete
+            `-- WeightMismatch   it did, and an engine has not got what was sent
 
 All carry one message and nothing else, so that they pickle: they cross Ray.
 """
@@ -82,4 +83,8 @@ class SandboxError(OutsideError):
 
 
 class WeightSyncError(OutsideError):
-    """A publish did not complete, or an engine does not serve the version that was sent."""
+    """A publish did not complete, or an engine does not report the version that was sent."""
+
+
+class WeightMismatch(WeightSyncError):
+    """What an engine received, or serves, is not what the trainer sent."""

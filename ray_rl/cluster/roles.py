@@ -18,7 +18,8 @@ from ray_rl.metrics.metric import Metric
 from ray_rl.rewards.assignment import assembled
 from ray_rl.rollout.request import SampleRequest
 from ray_rl.types import Completion, Message, TrainBatch
-from ray_rl.weight_sync.sender import Rendezvous
+from ray_rl.weight_sync.proof import Digests, merged
+from ray_rl.weight_sync.sender import Rendezvous, Sent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -158,10 +159,10 @@ class RayActor(RaySaved, RayScorer):
         ref = handle.announce.remote()
         return await call("actor-0", ref, doing="announcing", timeout_s=self._team.timeout_s, logs=self._team.logs)
 
-    async def send_weights(self) -> list[Metric]:
+    async def send_weights(self) -> Sent:
         """Sends; a collective of the ranks."""
-        metrics = await self._team.all([handle.send_weights.remote() for handle in self._team.handles], "sending")
-        return [metric for rank in metrics for metric in rank]
+        ranks = await self._team.all([handle.send_weights.remote() for handle in self._team.handles], "sending")
+        return Sent([metric for sent in ranks for metric in sent.metrics], merged(sent.digests for sent in ranks))
 
     async def join_transfer(self, rendezvous: Rendezvous) -> None:
         """Meets the engines."""
@@ -193,6 +194,10 @@ class RayReceiver:
     async def receive_weights(self, update_info: dict[str, Any]) -> None:
         """Receives."""
         await self._call(self._handle.receive_weights.remote(update_info), "receiving weights")
+
+    async def prove(self, digests: Digests) -> None:
+        """Compares what arrived with what was sent."""
+        await self._call(self._handle.prove.remote(digests), "proving what it received")
 
     async def commit(self, version: int) -> int:
         """Ends the update."""

@@ -10,7 +10,7 @@ from ray_rl.cluster.engine_process import EngineProcess
 from ray_rl.cluster.failure_policy import Died, Poisoned, Silent
 from ray_rl.cluster.roles import RayActor, RayEngine
 from ray_rl.config import RunConfig
-from ray_rl.errors import ClusterError, EngineLost, OutsideError, WorkerLost
+from ray_rl.errors import ClusterError, EngineLost, OutsideError, WeightMismatch, WorkerLost
 from ray_rl.metrics.metric import Metric
 from ray_rl.rollout.together import together
 from ray_rl.weight_sync.publish import publish
@@ -100,8 +100,11 @@ class RayWeights:
         await self._recover(process)
 
     async def _to_all(self, version: int) -> list[Metric]:
-        """Sends until it succeeds for all that live; a failure that no lost engine explains is forgiven once."""
-        unexplained = 0
+        """Sends until it succeeds for all that live; a failure that no lost engine explains is forgiven once.
+
+        So is a mismatch. A second one ends the run: whatever changes weights on their way cannot be trusted again.
+        """
+        unexplained, mismatches = 0, 0
         while engines := self._living():
             try:
                 return await self._send(engines, version)
@@ -109,6 +112,9 @@ class RayWeights:
                 raise
             except OutsideError as error:
                 failure = error
+            mismatches += isinstance(failure, WeightMismatch)
+            if mismatches > 1:
+                raise failure
             self._members = []
             await together(self._recover(engine.process) for engine in engines)
             survivors = self._living()

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from ray_rl.training.process_group import Member
     from ray_rl.training.trainer import Scores
     from ray_rl.training.zero import ZeroEngine
-    from ray_rl.weight_sync.sender import Rendezvous
+    from ray_rl.weight_sync.proof import Digests
+    from ray_rl.weight_sync.sender import Rendezvous, Sent
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
@@ -155,7 +156,7 @@ class TrainWorker(Shell, Saved):
         """`Sender.join`."""
         self._sender.join(rendezvous)
 
-    def send_weights(self) -> list[Metric]:
+    def send_weights(self) -> Sent:
         """`Sender.send`."""
         return self._sender.send()
 
@@ -235,6 +236,10 @@ class ReceivingWorker:
     async def receive_weights(self, update_info: dict[str, Any]) -> None:
         """`WeightReceiver.receive_weights`."""
         await self._engine.receiver.receive_weights(update_info)
+
+    async def prove(self, digests: Digests) -> None:
+        """`WeightReceiver.prove`."""
+        await self._engine.receiver.prove(digests)
 
     async def commit(self, version: int) -> int:
         """`WeightReceiver.commit`."""

@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray_rl.config.rollout import OnPublish
+from ray_rl.errors import WeightMismatch
 
 if TYPE_CHECKING:
     from vllm.v1.engine import PauseMode
     from vllm.v1.engine.async_llm import AsyncLLM
 
+
+DIGESTS = "digests"
+"""Under which a receiver of weights is told what was sent, as a second update without parameters."""
+MISMATCH = "is not what was sent"
+"""In every message of a receiver that has got something else."""
 
 PAUSES: Mapping[OnPublish, PauseMode] = {"keep": "keep", "finish": "wait", "abort_and_resume": "abort"}
 """What vLLM calls each."""
@@ -49,6 +55,22 @@ class WeightReceiver:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+
+    async def prove(self, digests: Mapping[str, Mapping[int, str]]) -> None:
+        """Compares what arrived with the trainer's digests of what was sent; the update stays open.
+
+        Raises:
+            WeightMismatch: they differ. Nothing may be served then.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        request = WeightTransferUpdateRequest(update_info={DIGESTS: digests})
+        proving = asyncio.ensure_future(self._llm.update_weights(request))
+        await asyncio.wait({proving})
+        error = proving.exception()
+        if error is not None and MISMATCH in str(error):
+            raise WeightMismatch(str(error).strip().splitlines()[-1]) from None  # vLLM passes on its text alone
+        proving.result()
 
     async def commit(self, version: int) -> int:
         """Ends the update under its new version, which it returns as vLLM reports it. Generation stays paused."""

@@ -18,9 +18,11 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from ray_rl.errors import WeightSyncError
+from ray_rl.rollout.receiver import DIGESTS
 from ray_rl.training.gather import ParameterSpec
 from ray_rl.weight_sync.buckets import BufferRing, bucket_bytes, plan_buckets, unpack
 from ray_rl.weight_sync.gloo_group import GlooGroup
+from ray_rl.weight_sync.proof import Arrivals, Digests
 
 IN_FLIGHT = 2
 """Broadcasts under way at once: one is loaded into the model while the next arrives."""
@@ -45,6 +47,8 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
     names: list[str]
     dtypes: list[str]
     shapes: list[list[int]] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+    """Elements of the parts of each parameter that the trainer digests by themselves."""
 
 
 class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
@@ -57,6 +61,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         super().__init__(*args, **kwargs)
         self._group: GlooGroup | None = None
         self._ring = BufferRing()
+        self._arrivals = Arrivals()
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Joins the sender's group."""
@@ -73,10 +78,18 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     def start_weight_update(self) -> None:
         """Prepares the model for weights in checkpoint form."""
         initialize_layerwise_reload(self.model)
+        self._arrivals.begin()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receives and loads everything. Overridden because the base class synchronises an accelerator."""
-        self.receive_weights(self.parse_update_info(update_info))
+        """Receives and loads everything; or, given the trainer's digests, proves that it has arrived.
+
+        Overridden because the base class synchronises an accelerator, too.
+        """
+        sent: Digests | None = update_info.get(DIGESTS)
+        if sent is not None:
+            self._arrivals.prove(sent)
+        else:
+            self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         """Receives bucket after bucket; a bucket is loaded while the next is on its way."""
@@ -86,6 +99,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             ParameterSpec(name, dtype, tuple(shape))
             for name, dtype, shape in zip(update_info.names, update_info.dtypes, update_info.shapes, strict=True)
         ]
+        parts = dict(zip(update_info.names, update_info.parts, strict=True))
         buckets = plan_buckets(specs, capacity_bytes=self._info.capacity_bytes)
         model: Any = self.model
         arriving: list[tuple[Any, Any]] = []
@@ -97,7 +111,9 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
                 arriving += map(self.expect, buckets[k + len(arriving) : k + IN_FLIGHT])
                 buffer, work = arriving.pop(0)
                 work.wait()
-                model.load_weights(unpack(buffer, bucket))
+                tensors = unpack(buffer, bucket)
+                self._arrivals.add(tensors, parts)
+                model.load_weights(tensors)
                 self.release(buffer)
             on_failure.pop_all()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
 from ray_rl.errors import WeightSyncError
-from ray_rl.metrics.metric import Last, Metric, Total
+from ray_rl.metrics.metric import Last, Total
 from ray_rl.training.gather import ParameterStream
-from ray_rl.weight_sync.sender import NCCL_BUFFERS, Rendezvous
+from ray_rl.weight_sync.proof import Digests, digest
+from ray_rl.weight_sync.sender import NCCL_BUFFERS, Rendezvous, Sent
 
 
 class _StreamSource(WeightSource):
@@ -21,13 +23,18 @@ class _StreamSource(WeightSource):
 
     def __init__(self, stream: ParameterStream) -> None:
         self._stream = stream
+        self.digests: Digests = {}
+        """Of what was read since the last publish began."""
 
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(spec.name, getattr(torch, spec.dtype), spec.shape) for spec in self._stream.specs]
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
+        self.digests = {}
         for group in self._stream.groups():
             for spec, tensor in group:
+                if tensor is not None:
+                    self.digests[spec.name] = {0: digest(tensor)}
                 # The stream's memory is used again by the next layer, and a packed buffer spans layers.
                 yield spec.name, tensor if tensor is None else tensor.clone()
 
@@ -63,12 +70,13 @@ class NcclSender:
         self._engine: NCCLTrainerWeightTransferEngine | None = None
 
     def announce(self) -> dict[str, Any]:
-        """Names, dtypes and shapes."""
+        """Names, dtypes, shapes, and the elements of the parts that are digested by themselves: all of them."""
         specs = self._stream.specs
         return {
             "names": [spec.name for spec in specs],
             "dtype_names": [spec.dtype for spec in specs],
             "shapes": [list(spec.shape) for spec in specs],
+            "parts": [prod(spec.shape) for spec in specs],
         }
 
     def join(self, rendezvous: Rendezvous) -> None:
@@ -81,11 +89,10 @@ class NcclSender:
             packed_num_buffers=NCCL_BUFFERS,
             rank=0 if self._is_sender else 1,
         )
-        self._engine = NCCLTrainerWeightTransferEngine.trainer_init(
-            info, client=_DriverCalls(), source=_StreamSource(self._stream)
-        )
+        self._source = _StreamSource(self._stream)
+        self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_DriverCalls(), source=self._source)
 
-    def send(self) -> list[Metric]:
+    def send(self) -> Sent:
         """Broadcasts everything.
 
         Raises:
@@ -98,9 +105,9 @@ class NcclSender:
         torch.cuda.synchronize()
         seconds = time.perf_counter() - start_s
         if not self._is_sender:
-            return []
+            return Sent([], {})
         sent = sum(spec.bytes for spec in self._stream.specs)
-        return [Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)]
+        return Sent([Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)], self._source.digests)
 
     def close(self) -> None:
         """Leaves the group."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from ray_rl.metrics.metric import Last, Metric, Total
 from ray_rl.training.gather import ParameterSpec, ParameterStream
 from ray_rl.weight_sync.buckets import BufferRing, bucket_bytes, plan_buckets, unpack
 from ray_rl.weight_sync.gloo_group import GlooGroup
+from ray_rl.weight_sync.proof import Digests, digest
 
 IN_FLIGHT = 2
 """Broadcasts under way at once: one bucket is filled while the one before is sent."""
@@ -37,6 +39,15 @@ class Rendezvous:
     """Name of the shared memory, where the transport uses it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What one rank of the trainer knows of a publish that it took part in."""
+
+    metrics: list[Metric]
+    digests: Digests
+    """Of its own parts: all parts together are merged by the driver."""
+
+
 class Sender(Protocol):
     """What a transport offers the trainer. Called on every rank of the actor, in the same order."""
 
@@ -46,7 +57,7 @@ class Sender(Protocol):
     def join(self, rendezvous: Rendezvous) -> None:
         """Meets the engines, which must be joining at the same time."""
 
-    def send(self) -> list[Metric]:
+    def send(self) -> Sent:
         """Sends all parameters as they are now, while the engines receive; a collective of the trainer's ranks."""
 
     def close(self) -> None:
@@ -69,12 +80,13 @@ class GlooSender:
         self._group: GlooGroup | None = None
 
     def announce(self) -> dict[str, Any]:
-        """Names, dtypes and shapes."""
+        """Names, dtypes, shapes, and the elements of the parts that are digested by themselves."""
         specs = self._stream.specs
         return {
             "names": [spec.name for spec in specs],
             "dtypes": [spec.dtype for spec in specs],
             "shapes": [list(spec.shape) for spec in specs],
+            "parts": self._parts(),
         }
 
     def join(self, rendezvous: Rendezvous) -> None:
@@ -89,7 +101,7 @@ class GlooSender:
                 timeout_s=rendezvous.timeout_s,
             )
 
-    def send(self) -> list[Metric]:
+    def send(self) -> Sent:
         """Gathers layer by layer into flat buckets and broadcasts them.
 
         Raises:
@@ -103,20 +115,25 @@ class GlooSender:
                 pass
             if self._is_sender:
                 raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
-            return []
+            return Sent([], {})
+        digests: Digests = {}
         try:
-            sent = self._stream_buckets(parameters)
+            sent = self._stream_buckets(_digested(parameters, digests))
         except RuntimeError as error:
             self.close()
             for _ in parameters:  # as above
                 pass
             raise WeightSyncError(f"sending weights failed: {error}") from error
         seconds = time.perf_counter() - start_s
-        return [Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)]
+        return Sent([Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)], digests)
 
     def close(self) -> None:
         """Closes the sockets."""
         self._group = None
+
+    def _parts(self) -> list[int]:
+        """Rank 0 has every parameter whole."""
+        return [prod(spec.shape) for spec in self._stream.specs]
 
     def _stream_buckets(self, parameters: Any) -> int:
         assert self._group is not None
@@ -143,3 +160,10 @@ class GlooSender:
         buffer, work = in_flight.pop(0)
         work.wait()
         self._ring.give(buffer)
+
+
+def _digested(parameters: Iterator[Any], digests: Digests) -> Iterator[Any]:
+    """The same parameters, each digested where it was gathered."""
+    for spec, tensor in parameters:
+        digests[spec.name] = {0: digest(tensor)}
+        yield spec, tensor

@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 
 from ray_rl.errors import WeightSyncError
-from ray_rl.metrics.metric import Last, Metric, Total
+from ray_rl.metrics.metric import Last, Total
 from ray_rl.weight_sync.buckets import bucket_bytes, plan_buckets, unpack
+from ray_rl.weight_sync.proof import Digests, digest
 from ray_rl.weight_sync.segment import Segment
-from ray_rl.weight_sync.sender import GlooSender, Rendezvous
+from ray_rl.weight_sync.sender import GlooSender, Rendezvous, Sent
 
 
 class SharedMemorySender(GlooSender):
@@ -32,7 +33,7 @@ class SharedMemorySender(GlooSender):
             self._segment = Segment.attach(rendezvous.segment, timeout_s=rendezvous.timeout_s)
         super().join(rendezvous)
 
-    def send(self) -> list[Metric]:
+    def send(self) -> Sent:
         """Writes all parameters, and tells the engines of each bucket when every rank has written its part.
 
         Raises:
@@ -41,18 +42,20 @@ class SharedMemorySender(GlooSender):
         """
         start_s = time.perf_counter()
         is_closed = self._segment is None or (self._is_sender and self._group is None)
-        failure = None if self._segment is None else self._write_all(self._segment)
+        digests: Digests = {}
+        failure = None if self._segment is None else self._write_all(self._segment, digests)
         if is_closed:
             raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
         if failure is not None:
             self._leave()
             raise WeightSyncError(f"sending weights failed: {failure}") from failure
         if not self._is_sender:
-            return []
+            return Sent([], digests)
         assert self._segment is not None
         self._segment.forget_name()  # all have met, or there would be no publish
         sent = bucket_bytes(self._stream.specs)
-        return [Total("sync/bytes", sent), Last("sync/gb_per_s", sent / (time.perf_counter() - start_s) / 1e9)]
+        seconds = time.perf_counter() - start_s
+        return Sent([Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)], digests)
 
     def close(self) -> None:
         """Leaves the group and the memory."""
@@ -68,7 +71,11 @@ class SharedMemorySender(GlooSender):
             self._segment.forget_name()
         self._group = None
 
-    def _write_all(self, segment: Segment) -> RuntimeError | None:
+    def _parts(self) -> list[int]:
+        """Each rank has its own slice; the first is as long as any."""
+        return [values.numel() for _, values in self._stream.slices()]
+
+    def _write_all(self, segment: Segment, digests: Digests) -> RuntimeError | None:
         """Why the engines were not told, if they were not. Every rank writes to the end: each bucket is a barrier."""
         told: list[Any] = []
         failure: RuntimeError | None = None
@@ -76,9 +83,12 @@ class SharedMemorySender(GlooSender):
         offset = 0
         for bucket in plan_buckets(self._stream.specs, capacity_bytes=self._capacity_bytes):
             size = bucket_bytes(bucket)
-            for _, view in unpack(segment.buffer[offset : offset + size], bucket):
+            for name, view in unpack(segment.buffer[offset : offset + size], bucket):
                 start, values = next(slices)
-                view.view(-1)[start : start + values.numel()].copy_(values)
+                own = values.to(view.dtype)
+                if own.numel():  # the last ranks have nothing of a very small parameter
+                    digests[name] = {start: digest(own)}
+                view.view(-1)[start : start + own.numel()].copy_(own)
             offset += size
             dist.barrier()
             if self._group is not None and failure is None:

@@ -6,7 +6,7 @@ from typing import Any, Literal, assert_never
 
 from ray_rl.config import RunConfig
 from ray_rl.training.gather import ParameterStream
-from ray_rl.weight_sync.plugin import GLOO, SHARED_MEMORY
+from ray_rl.weight_sync.plugin import GLOO, NCCL, SHARED_MEMORY
 from ray_rl.weight_sync.sender import NCCL_BUFFERS, GlooSender, Rendezvous, Sender
 from ray_rl.weight_sync.shared_memory_sender import SharedMemorySender
 
@@ -46,7 +46,7 @@ def vllm_backend(transport: Transport) -> str:
         case "gloo":
             return GLOO
         case "nccl":
-            return "nccl"
+            return NCCL
         case _:
             assert_never(transport)
 

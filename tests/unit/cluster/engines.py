@@ -8,6 +8,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray_rl.cluster.engine_process import EngineProcess
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Total
+from ray_rl.weight_sync.sender import Sent
 
 
 def config_of(*, engines=2, max_restarts=3):
@@ -79,7 +80,7 @@ def process_of(index, journal, config, logs):
 def trainer_of(journal):
     answers = {
         "announce": {"names": ["w"]},
-        "send_weights": [Total("sync/bytes", 4)],
+        "send_weights": Sent([Total("sync/bytes", 4)], {"w": {0: "d1"}}),
         "free_address": ("127.0.0.1", 1),
     }
     return Actor("actor-0", journal, answers)

@@ -91,6 +91,7 @@ def test_an_engine_that_died_is_quarantined_ended_restarted_and_fitted_before_it
             "rollout-0 join_transfer",
             "rollout-0 begin_update",
             "rollout-0 receive_weights",
+            "rollout-0 prove",
             "rollout-0 commit",
             "rollout-0 resume",
         ]

@@ -7,7 +7,7 @@ import pytest
 from ray_rl.cluster.failure_policy import Died, Poisoned, Silent
 from ray_rl.cluster.roles import RayActor, RayEngine, Team
 from ray_rl.cluster.weights import RayWeights
-from ray_rl.errors import EngineError, OutsideError, WeightSyncError
+from ray_rl.errors import EngineError, OutsideError, WeightMismatch, WeightSyncError
 from ray_rl.metrics.metric import Total
 from tests.benchmarks.virtual_time import run_in_virtual_time
 from tests.unit.cluster.engines import config_of, process_of, trainer_of
@@ -67,7 +67,7 @@ def test_while_all_live_they_stay_in_their_group(drive):
     drive(script)
 
 
-@pytest.mark.parametrize("moment", ["begin_update", "receive_weights", "commit", "resume"])
+@pytest.mark.parametrize("moment", ["begin_update", "receive_weights", "prove", "commit", "resume"])
 def test_an_engine_that_dies_in_a_publish_is_left_out_and_the_other_gets_all_again_in_a_group_without_it(drive, moment):
     async def script(party):
         await party.publish(0)
@@ -85,6 +85,7 @@ def test_an_engine_that_dies_in_a_publish_is_left_out_and_the_other_gets_all_aga
             "actor-0 announce",
             "actor-0 send_weights",
             "rollout-1 receive_weights",
+            "rollout-1 prove",
             "rollout-1 commit",
             "rollout-1 resume",
         ]
@@ -233,5 +234,31 @@ def test_an_engine_that_cannot_be_admitted_is_lost_again(drive):
         await party.weights.admit(party.engines[0], process)
         assert isinstance(process.fault, Poisoned)
         assert not process.fitted.is_set()
+
+    drive(script)
+
+
+def test_a_mismatch_is_sent_again_once_and_the_second_ends_the_run_with_nobody_serving(drive):
+    mismatch = WeightMismatch("what arrived is not what was sent: 1 of 1 parameters differ")
+
+    async def script(party):
+        party.handle(1).plans["prove"] = mismatch
+        metrics, journal = await party.publish(0)
+        assert metrics == SENT
+        assert party.faults() == [None, None]
+        assert journal.count("actor-0 send_weights") == 2
+        assert "is not what was sent" in party.told[0]
+
+        async def always():
+            while True:
+                party.handle(1).plans["prove"] = mismatch
+                await asyncio.sleep(0)
+
+        repeating = asyncio.ensure_future(always())
+        party.journal.clear()
+        with pytest.raises(WeightMismatch, match="publishing version 1, proving"):
+            await party.weights.publish(1)
+        repeating.cancel()
+        assert not [entry for entry in party.journal if "commit" in entry or "resume" in entry]
 
     drive(script)

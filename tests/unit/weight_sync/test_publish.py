@@ -4,9 +4,12 @@ import asyncio
 
 import pytest
 
-from ray_rl.errors import ClusterError, WeightSyncError
+from ray_rl.errors import ClusterError, WeightMismatch, WeightSyncError
 from ray_rl.metrics.metric import Total
 from ray_rl.weight_sync.publish import publish
+from ray_rl.weight_sync.sender import Sent
+
+SENT = {"w": {0: "d1"}}
 
 
 class Party:
@@ -34,7 +37,7 @@ class Party:
 
     async def send_weights(self):
         await self._enter("sends")
-        return [Total("sync/bytes", 4)]
+        return Sent([Total("sync/bytes", 4)], SENT)
 
     async def begin_update(self):
         await self._enter("pauses")
@@ -42,6 +45,10 @@ class Party:
     async def receive_weights(self, update_info):
         assert update_info == {"names": ["w"]}
         await self._enter("receives")
+
+    async def prove(self, digests):
+        assert digests == SENT
+        await self._enter("proves")
 
     async def commit(self, version):
         await self._enter(f"commits {version}")
@@ -77,8 +84,8 @@ def phases(journal):
 
 async def test_nobody_receives_before_all_pause_and_nobody_resumes_before_all_have_committed(run_publish, journal):
     assert await run_publish() == [Total("sync/bytes", 4)]
-    assert phases(journal) == ["pauses", "announces", "sends", "receives", "commits 7", "resumes"]
-    assert len(journal) == 10
+    assert phases(journal) == ["pauses", "announces", "sends", "receives", "proves", "commits 7", "resumes"]
+    assert len(journal) == 12
 
 
 async def test_an_engine_that_reports_another_version_is_named_and_nobody_resumes(run_publish, journal):
@@ -132,3 +139,10 @@ async def test_a_defect_of_ours_is_raised_as_it_is(run_publish):
     with pytest.raises(KeyError) as raised:
         await run_publish(a={"errors": {"receives": error}})
     assert raised.value is error
+
+
+async def test_an_engine_that_got_something_else_keeps_all_from_serving(run_publish, journal):
+    wrong = {"errors": {"proves": WeightMismatch("what arrived is not what was sent: ...")}}
+    with pytest.raises(WeightMismatch, match=r"publishing version 7, proving: what arrived is not what was sent"):
+        await run_publish(b=wrong)
+    assert not [call for call in journal if "commits" in call or "resumes" in call]

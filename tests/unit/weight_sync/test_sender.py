@@ -9,7 +9,8 @@ import torch
 from ray_rl.errors import WeightSyncError
 from ray_rl.metrics.metric import Last, Total
 from ray_rl.training.gather import ParameterSpec
-from ray_rl.weight_sync.sender import GlooSender, Rendezvous
+from ray_rl.weight_sync.proof import digest
+from ray_rl.weight_sync.sender import GlooSender, Rendezvous, Sent
 from tests.weight_listener import WeightListener
 
 CAPACITY_BYTES = 1024
@@ -61,14 +62,15 @@ def test_every_receiver_gets_every_parameter_bit_for_bit_publish_after_publish(m
     rendezvous, stream = meet(engines=2), Stream()
     receivers = [WeightListener(rendezvous, rank, stream.specs) for rank in (1, 2)]
     sender = joined(rendezvous, stream)
-    metrics = sender.send()
+    publish = sender.send()
     for receiver in receivers:
         receiver.join(20)
         assert receiver.error is None
         assert list(receiver.received) == [spec.name for spec in stream.specs]
         for spec, value in zip(stream.specs, stream.values, strict=True):
             assert torch.equal(receiver.received[spec.name], value)
-    sent, speed = metrics
+        assert publish.digests[spec.name] == {0: digest(value)}
+    sent, speed = publish.metrics
     assert sent == Total("sync/bytes", sum(value.numel() * 4 for value in stream.values))
     assert isinstance(speed, Last)
     assert speed.name == "sync/gb_per_s"
@@ -86,7 +88,7 @@ def test_the_other_ranks_only_take_part_in_the_gather(meet):
     stream = Stream(is_first=False)
     sender = GlooSender(stream, is_sender=False)
     sender.join(meet(engines=1))
-    assert sender.send() == []
+    assert sender.send() == Sent([], {})
     assert stream.gathered == 4
 
 

@@ -96,7 +96,7 @@ def test_every_receiver_finds_every_parameter_bit_for_bit_publish_after_publish(
         stream.values = [torch.randn(shape) for shape in SHAPES]
         receivers = [Listener(rendezvous, rank, stream.specs) for rank in (1, 2)]
         sender.join(rendezvous)
-        sent, speed = sender.send()
+        sent, speed = sender.send().metrics
         for receiver in receivers:
             receiver.join(20)
             assert receiver.error is None

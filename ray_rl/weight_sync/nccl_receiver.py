@@ -1,0 +1,69 @@
+"""vLLM's side of a publish over NCCL: its own receiver, which digests what it loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
+
+from ray_rl.rollout.receiver import DIGESTS
+from ray_rl.weight_sync.proof import Arrivals, Digests
+
+
+@dataclass
+class NcclUpdateInfo(NCCLWeightTransferUpdateInfo):
+    """What is about to be sent."""
+
+    parts: list[int] = field(default_factory=list)
+    """As for gloo."""
+
+
+class NcclReceiver(NCCLWeightTransferEngine):
+    """Packed broadcasts over NCCL, proved like all others."""
+
+    update_info_cls = NcclUpdateInfo
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._arrivals = Arrivals()
+
+    def start_weight_update(self) -> None:
+        """Prepares the model for weights in checkpoint form."""
+        super().start_weight_update()
+        self._arrivals.begin()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receives and loads everything; or, given the trainer's digests, proves that it has arrived."""
+        sent: Digests | None = update_info.get(DIGESTS)
+        if sent is not None:
+            self._arrivals.prove(sent)
+        else:
+            super().update_weights(update_info)
+
+    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+        """Receives through vLLM's consumer, which loads what it unpacks into `self.model`."""
+        assert isinstance(update_info, NcclUpdateInfo)
+        parts = dict(zip(update_info.names, update_info.parts, strict=True))
+        model: Any = self.model
+        self.model = _Digesting(model, self._arrivals, parts)  # type: ignore[assignment]
+        try:
+            super().receive_weights(update_info)
+        finally:
+            self.model = model
+
+
+class _Digesting:
+    """Stands before a model while it loads."""
+
+    def __init__(self, model: Any, arrivals: Arrivals, parts: dict[str, int]) -> None:
+        self._model = model
+        self._arrivals = arrivals
+        self._parts = parts
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> Any:
+        pairs = list(tensors)
+        self._arrivals.add(pairs, self._parts)
+        return self._model.load_weights(pairs)
