@@ -230,6 +230,10 @@ class RayEngine(RayReceiver):
         """Begins once so many sequences have been asked for."""
         await self._call(self._handle.release.remote(sequences), "beginning with requests")
 
+    async def checksums(self) -> list[dict[str, str]]:
+        """Of all loaded weights; see `WeightReceiver.checksums`."""
+        return await self._call(self._handle.checksums.remote(), "computing checksums")
+
     async def score(self, token_ids: list[int]) -> list[float]:
         """Log-probabilities of given tokens; see `Engine.score`."""
         return await self._call(

@@ -86,7 +86,7 @@ class RayWeights:
     async def forget(self) -> None:
         """The trainer is another one: no version holds until the next publish, and nobody waits for what was asked."""
         self._members, self._version = [], None
-        await together(self._drop(engine.process) for engine in self._living())
+        await together(self._drop(engine.process) for engine in self.living())
 
     async def _drop(self, process: EngineProcess) -> None:
         bound_s = self._config.weight_sync.timeout_s
@@ -105,7 +105,7 @@ class RayWeights:
         So is a mismatch. A second one ends the run: whatever changes weights on their way cannot be trusted again.
         """
         unexplained, mismatches = 0, 0
-        while engines := self._living():
+        while engines := self.living():
             try:
                 return await self._send(engines, version)
             except WorkerLost:  # of the trainer: no engine is to blame
@@ -117,7 +117,7 @@ class RayWeights:
                 raise failure
             self._members = []
             await together(self._recover(engine.process) for engine in engines)
-            survivors = self._living()
+            survivors = self.living()
             names = ", ".join(engine.name for engine in survivors) or "none, as no engine is left"
             self._tell(f"{str(failure).splitlines()[0]}; sending again to {names}")
             unexplained += len(survivors) == len(engines)
@@ -130,7 +130,7 @@ class RayWeights:
         metrics: list[Metric] = []
         for engine in engines:
             metrics = await self._to_one(engine, version) or metrics
-        if not self._living():
+        if not self.living():
             raise failure
         return metrics
 
@@ -170,7 +170,8 @@ class RayWeights:
         except OutsideError as error:
             process.lose(Died(str(error)))
 
-    def _living(self) -> list[RayEngine]:
+    def living(self) -> list[RayEngine]:
+        """The engines that are not lost."""
         return [engine for engine in self._engines if engine.process.fault is None]
 
     async def _meet(self, engines: Sequence[RayEngine], address: str, port: int) -> None:

@@ -253,6 +253,10 @@ class ReceivingWorker:
         """`WeightReceiver.abort_update`."""
         await self._engine.receiver.abort_update()
 
+    async def checksums(self) -> list[dict[str, str]]:
+        """`WeightReceiver.checksums`."""
+        return await self._engine.receiver.checksums()
+
 
 class SamplingWorker:
     """What is asked of an engine's worker between publishes."""

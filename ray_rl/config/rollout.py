@@ -63,3 +63,6 @@ class WeightSyncConfig(Config):
     """Parameters are packed into buckets of this size; a decoder layer is not split unless it alone is larger."""
     timeout_s: float = Field(300.0, gt=0)
     """Limit of one publish, and of every collective in it."""
+    audit_every: int | None = Field(10, ge=1)
+    """Every so many versions, look at what engines have loaded and how they answer, beyond the proof that every publish
+    carries: see `ray_rl.weight_sync.audit`. None: never."""

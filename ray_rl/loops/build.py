@@ -24,6 +24,7 @@ from ray_rl.planner.hardware import resolve_dtype
 from ray_rl.planner.plan import plan
 from ray_rl.rewards.combine import build_rewards
 from ray_rl.rollout.collector import Collector
+from ray_rl.weight_sync.audit import CANARY
 
 Resume = Literal["auto", "required"]
 """Whether a run starts anew where there is no checkpoint, or must have one."""
@@ -104,7 +105,8 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoi
             source.restore(start)
             return Collector(config, source, workers.engines, rewards, router=workers.router)
 
-        await train_on(config, folder, run, workers, rollouts=rollouts, since=since, stop=stop)
+        canary = tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens]
+        await train_on(config, folder, run, workers, rollouts=rollouts, canary=canary, since=since, stop=stop)
 
 
 def _folders(config: RunConfig, model: str) -> dict[str, tuple[str, ...]]:

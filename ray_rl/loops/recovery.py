@@ -16,6 +16,7 @@ from ray_rl.loops.roles import Roles, Rollouts
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.weight_sync.audit import AuditedWeights
 
 if TYPE_CHECKING:
     from ray_rl.cluster.start import Workers
@@ -28,6 +29,7 @@ async def train_on(
     workers: Workers,
     *,
     rollouts: Callable[[], Rollouts],
+    canary: tuple[int, ...],
     since: Checkpoint | None,
     stop: Stop,
 ) -> None:
@@ -41,6 +43,7 @@ async def train_on(
         run: counters, clock and records.
         workers: started.
         rollouts: makes the prompts and their judges anew, from the first prompt on.
+        canary: a prompt that engines are audited with, in tokens.
         since: where the run goes on; None at its start.
         stop: see `train`.
 
@@ -53,7 +56,9 @@ async def train_on(
         roles = Roles(
             rollouts=rollouts(),
             actor=workers.actor,
-            weights=workers.weights,
+            weights=AuditedWeights(
+                config, workers.weights, actor=workers.actor, engines=workers.weights.living, prompt=canary
+            ),
             critic=workers.critic,
             reference=workers.reference,
             reward=workers.reward,

@@ -116,10 +116,15 @@ class Engine:
             EngineError: the engine died, or its answer has not a log-probability and a version for every token.
         """
         drops = self._drops
-        parts = await self._sample(request, max_tokens=self._config.rollout.max_tokens)
-        return list(await asyncio.gather(*(self._to_the_end(request, i, part, drops) for i, part in enumerate(parts))))
+        limit = self._config.rollout.max_tokens
+        most = limit if request.max_tokens is None else min(limit, request.max_tokens)
+        parts = await self._sample(request, max_tokens=most)
+        whole = (self._to_the_end(request, i, part, drops, most) for i, part in enumerate(parts))
+        return list(await asyncio.gather(*whole))
 
-    async def _to_the_end(self, request: SampleRequest, sample: int, part: Completion, drops: int) -> Completion:
+    async def _to_the_end(
+        self, request: SampleRequest, sample: int, part: Completion, drops: int, most: int
+    ) -> Completion:
         """A completion sampled on wherever a publish cut it short, each time under the weights of then."""
         if part.finish_reason != "abort":
             return part
@@ -127,7 +132,7 @@ class Engine:
         while part.finish_reason == "abort" and drops == self._drops:
             cuts += 1
             rest = continuation(request, sample=sample, cut=cuts, sampled=part.token_ids.tolist())
-            left = self._config.rollout.max_tokens - len(part.token_ids)
+            left = most - len(part.token_ids)
             part = joined(part, *await self._sample(rest, max_tokens=left))
         text = self._llm.get_tokenizer().decode(part.token_ids.tolist(), skip_special_tokens=True)
         return replace(part, text=text)

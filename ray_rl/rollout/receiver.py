@@ -77,6 +77,10 @@ class WeightReceiver:
         await self._llm.finish_weight_update(str(version))
         return int(await self._llm.get_weight_version())
 
+    async def checksums(self) -> list[dict[str, str]]:
+        """SHA-256 of every loaded weight by name, for each worker; of an empty tensor where only kernels have it."""
+        return list(await self._llm.compute_weight_checksums())
+
     async def resume(self) -> None:
         """Generates again; what was kept goes on."""
         await self._llm.resume_generation()

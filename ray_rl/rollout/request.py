@@ -22,6 +22,8 @@ class SampleRequest:
     """G."""
     seed: int
     """Completion g is drawn with seed + g."""
+    max_tokens: int | None = None
+    """Of each completion; None: `rollout.max_tokens`."""
 
 
 def request_seed(*, run_seed: int, step: int, index: int, prompt_id: str) -> int:

@@ -17,6 +17,7 @@ class Crew:
     def __init__(self, loop):
         self._script = loop.script
         self.actor, self.weights = Actor(loop.script), loop.script
+        self.weights.living = list  # no engine is there to be audited
         self.critic = self.reference = self.reward = None
 
     async def restart(self):
@@ -32,7 +33,8 @@ async def train(loop, *, errors):
         loop.script.enter("first prompt")
         return loop.script
 
-    await train_on(loop.config, loop.folder, loop.run, Crew(loop), rollouts=rollouts, since=None, stop=loop.stop)
+    crew = Crew(loop)
+    await train_on(loop.config, loop.folder, loop.run, crew, rollouts=rollouts, canary=(1,), since=None, stop=loop.stop)
 
 
 async def test_a_lost_trainer_costs_the_steps_behind_the_newest_checkpoint(loop):

@@ -1,0 +1,187 @@
+"""The second line behind the proof of a publish: do engines serve what they received, and does it act like the policy?
+
+Every publish is proved byte by byte before it is loaded (`proof`). What an engine makes of it is looked at now and
+then:
+
+- Checksums of the loaded weights are equal on all engines. Of weights that live in packed kernels only (vLLM's CPU
+  build packs most linear layers) the checksum is that of an empty tensor and says nothing: `sync/checksums_proved` is
+  the share that says something.
+- A canary: one fixed prompt, answered by every engine, and the trainer's log-probabilities of that answer. In float32
+  it sees weights that are one step of 1e-6 old (6e-4 against 4e-6, measured). In bfloat16 it cannot see a stale step
+  (0.041 either way), so there it judges nothing: it is a number to plot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ray_rl.config import RunConfig
+from ray_rl.errors import EngineLost, WeightMismatch
+from ray_rl.metrics.metric import Last, Metric
+from ray_rl.rollout.request import SampleRequest
+from ray_rl.rollout.together import together
+from ray_rl.types import Completion, TrainBatch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CANARY = "Name three colours, then count from one to five."
+CANARY_TOKENS = 16
+CANARY_SEED = 20260101
+FLOAT32_GAP = 1e-2
+"""Largest gap of a token's log-probability that two float32 implementations of one model explain, with room."""
+EMPTY = hashlib.sha256(b"").hexdigest()
+"""What a weight that lives elsewhere gives."""
+
+Checksums = Sequence[Mapping[str, str]]
+"""Of each worker of an engine, by parameter."""
+
+
+class AuditedEngine(Protocol):
+    """An engine, as an audit sees it."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    async def generate(self, request: SampleRequest) -> list[Completion]:
+        """Completions of one prompt."""
+
+    async def checksums(self) -> Checksums:
+        """SHA-256 of every loaded weight."""
+
+
+class Scorer(Protocol):
+    """The trainer."""
+
+    async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
+        """float32 [R, T] of the loss tokens."""
+
+
+class Publisher(Protocol):
+    """The way to the engines."""
+
+    async def publish(self, version: int) -> list[Metric]:
+        """Returns when every engine serves `version`."""
+
+
+class AuditedWeights:
+    """Publishes, and audits every `weight_sync.audit_every`-th version."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        weights: Publisher,
+        *,
+        actor: Scorer,
+        engines: Callable[[], Sequence[AuditedEngine]],
+        prompt: tuple[int, ...],
+    ) -> None:
+        """Asks nothing yet.
+
+        Args:
+            config: of the run.
+            weights: which publish.
+            actor: whose weights they are.
+            engines: those that live now.
+            prompt: of the canary, in tokens.
+        """
+        self._config = config
+        self._weights = weights
+        self._actor = actor
+        self._engines = engines
+        self._prompt = prompt
+
+    async def publish(self, version: int) -> list[Metric]:
+        """Returns when every engine serves `version`, and what it serves was looked at if that is due.
+
+        Raises:
+            WeightMismatch: engines differ among themselves or, in float32, from the trainer, and did so again after
+                everything had been published once more.
+        """
+        metrics = await self._weights.publish(version)
+        every = self._config.weight_sync.audit_every
+        if every is None or version % every:
+            return metrics
+        try:
+            return [*metrics, *await self._audit(version)]
+        except WeightMismatch:
+            metrics = await self._weights.publish(version)
+            return [*metrics, *await self._audit(version)]
+
+    async def _audit(self, version: int) -> list[Metric]:
+        found = await together(self._look_at(engine, version) for engine in self._engines())
+        seen = {name: (checksums, gap) for name, checksums, gap in found if checksums is not None}
+        if not seen:
+            return []
+        proved = require_same({name: checksums for name, (checksums, _) in seen.items()})
+        gaps = {name: gap for name, (_, gap) in seen.items()}
+        if self._config.model.dtype == "float32":
+            require_close(gaps, version)
+        return [Last("sync/checksums_proved", proved), Last("sync/canary_gap_max", max(gaps.values()))]
+
+    async def _look_at(self, engine: AuditedEngine, version: int) -> tuple[str, Checksums | None, float]:
+        """An engine's checksums and its largest gap to the trainer; nothing of one that is lost meanwhile."""
+        request = SampleRequest(f"canary/{version}", self._prompt, 1, CANARY_SEED, max_tokens=CANARY_TOKENS)
+        try:
+            checksums = await engine.checksums()
+            (completion,) = await engine.generate(request)
+        except EngineLost:
+            return engine.name, None, 0.0
+        logprobs_RT = await self._actor.logprobs(batch_of(self._prompt, completion, rows=self._config.train.workers))
+        gap_T = np.abs(logprobs_RT[0, : len(completion.logprobs)] - completion.logprobs)
+        return engine.name, checksums, float(gap_T.max())
+
+
+def batch_of(prompt: tuple[int, ...], completion: Completion, *, rows: int) -> TrainBatch:
+    """One completion as a batch of equal rows: every rank of the trainer gets one."""
+    tokens_RT = np.tile(completion.token_ids, (rows, 1))
+    return TrainBatch(
+        prompt_ids=(np.asarray(prompt, np.int32),),
+        group_size=rows,
+        tokens_RT=tokens_RT,
+        lengths_R=np.full(rows, tokens_RT.shape[1], np.int32),
+        loss_mask_RT=np.ones_like(tokens_RT, np.bool_),
+        rollout_logprobs_RT=np.tile(completion.logprobs, (rows, 1)),
+        rewards_R=np.zeros(rows, np.float32),
+    )
+
+
+def require_same(checksums: Mapping[str, Checksums]) -> float:
+    """Compares the loaded weights of all engines, worker by worker.
+
+    Returns:
+        The share of weights whose checksum says anything; that of one engine proves nothing about others.
+
+    Raises:
+        WeightMismatch: two engines differ; names them and a parameter.
+    """
+    (first, expected), *others = checksums.items()
+    for name, seen in others:
+        for worker, (own, other) in enumerate(zip(seen, expected, strict=True)):
+            wrong = sorted(key for key in {*own, *other} if own.get(key) != other.get(key))
+            if wrong:
+                raise WeightMismatch(
+                    f"{name} and {first} have loaded different weights from one publish: {len(wrong)} of {len(other)}, "
+                    f"the first {wrong[0]} (worker {worker})"
+                )
+    digests = [digest for worker in expected for digest in worker.values()]
+    return sum(digest != EMPTY for digest in digests) / max(1, len(digests))
+
+
+def require_close(gaps: Mapping[str, float], version: int) -> None:
+    """Judges the canary of a float32 run.
+
+    Raises:
+        WeightMismatch: an engine's log-probabilities are not the trainer's.
+    """
+    far = [f"{name} by {gap:.2g}" for name, gap in gaps.items() if not gap <= FLOAT32_GAP]
+    if far:
+        raise WeightMismatch(
+            f"version {version}: the log-probabilities of {', '.join(far)} are not the trainer's, and float32 explains "
+            f"{FLOAT32_GAP:g}: the weights arrived, but are not what is computed with"
+        )
