@@ -71,6 +71,9 @@ class Trained(Config):
 class TrainConfig(Trained):
     """The actor."""
 
+    frozen_layers: int = Field(0, ge=0)
+    """Decoder layers from the first on that are not trained, and with them the embeddings (and a head tied to those).
+    Engines get them once and not with every publish. `ray-rl plan` counts them as if they were trained."""
     logit_chunk_tokens: int = Field(1024, ge=1)
     """Positions whose logits exist at once; the others are recomputed in the backward pass."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

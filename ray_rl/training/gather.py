@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,15 +51,23 @@ class ParameterStream:
             ParameterSpec(name, dtype, tuple(p.ds_shape if _is_sharded(p) else p.shape))
             for name, p in self._parameters.items()
         ]
+        """Of all parameters."""
+        self.trained_specs = [spec for spec in self.specs if self._parameters[spec.name].requires_grad]
+        """Of those that training changes."""
 
-    def groups(self) -> Iterator[list[tuple[ParameterSpec, Tensor | None]]]:
+    def groups(
+        self, specs: Sequence[ParameterSpec] | None = None
+    ) -> Iterator[list[tuple[ParameterSpec, Tensor | None]]]:
         """Parameters of one layer after another, whole on rank 0 and None elsewhere; a collective.
 
         The tensors may share memory with the parameters: do not write to them. Every rank must exhaust it, also after
         an error, or the others wait.
+
+        Args:
+            specs: of the parameters, in their order; the same on every rank. None: all.
         """
         group: list[ParameterSpec] = []
-        for spec in self.specs:
+        for spec in self.specs if specs is None else specs:
             if group and _layer(spec.name) != _layer(group[-1].name):
                 yield self._gather(group)
                 group = []
@@ -68,13 +76,16 @@ class ParameterStream:
             yield self._gather(group)
 
     @torch.no_grad()
-    def slices(self) -> Iterator[tuple[int, Tensor]]:
-        """This rank's part of every parameter, in order: its first element, and flat values in the trainer's dtype.
+    def slices(self, specs: Sequence[ParameterSpec] | None = None) -> Iterator[tuple[int, Tensor]]:
+        """This rank's part of each parameter, in order: its first element, and flat values in the trainer's dtype.
 
         Together the ranks hold every element once. No collective.
+
+        Args:
+            specs: of the parameters. None: all.
         """
         rank, world = dist.get_rank(), dist.get_world_size()
-        for parameter in self._parameters.values():
+        for parameter in (self._parameters[spec.name] for spec in (self.specs if specs is None else specs)):
             if _is_sharded(parameter):
                 part, total = parameter.ds_tensor.detach().reshape(-1), parameter.ds_numel
                 size = part.numel()

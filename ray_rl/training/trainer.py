@@ -18,6 +18,7 @@ from ray_rl.algorithms.reduce import reduction_count, token_weights
 from ray_rl.algorithms.select import informative_rows
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import EffectiveFraction, Maximum, Mean, Metric, Total
+from ray_rl.models.freezing import freeze
 from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, resolved_packing
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.encoding import Encoded, Split
@@ -218,6 +219,7 @@ def _policy(config: RunConfig, folder: str, *, attention: str) -> PolicyModel:
     )
     if config.train.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    freeze(causal_lm, layers=config.train.frozen_layers)
     policy = PolicyModel(
         causal_lm, chunk_tokens=config.train.logit_chunk_tokens, temperature=config.rollout.temperature
     )

@@ -160,7 +160,7 @@ class ZeroEngine:
         engine = self.engine
         if engine.zero_optimization_stage() == 0 and self._config.model.dtype == "float32":
             # Here DeepSpeed neither reports the norm nor refuses one that is not finite.
-            norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters()]))
+            norm = float(torch.nn.utils.get_total_norm([p.grad for p in _trained(engine.module)]))
             is_applied = math.isfinite(norm)
             if is_applied:
                 engine.step()
@@ -188,8 +188,8 @@ class ZeroEngine:
 
 def _optimizer(module: nn.Module, role: Trained) -> torch.optim.Optimizer:
     """AdamW; norms and biases (one axis) are not decayed."""
-    matrices = [p for p in module.parameters() if len(_shape(p)) > 1]
-    vectors = [p for p in module.parameters() if len(_shape(p)) <= 1]
+    matrices = [p for p in _trained(module) if len(_shape(p)) > 1]
+    vectors = [p for p in _trained(module) if len(_shape(p)) <= 1]
     groups = [{"params": matrices, "weight_decay": role.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -198,6 +198,10 @@ def _optimizer(module: nn.Module, role: Trained) -> torch.optim.Optimizer:
         eps=role.eps,
         fused=True,
     )
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:

@@ -23,15 +23,17 @@ class _StreamSource(WeightSource):
 
     def __init__(self, stream: ParameterStream) -> None:
         self._stream = stream
+        self.specs = stream.specs
+        """To be sent next."""
         self.digests: Digests = {}
         """Of what was read since the last publish began."""
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(spec.name, getattr(torch, spec.dtype), spec.shape) for spec in self._stream.specs]
+        return [ParamMeta(spec.name, getattr(torch, spec.dtype), spec.shape) for spec in self.specs]
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         self.digests = {}
-        for group in self._stream.groups():
+        for group in self._stream.groups(self.specs):
             for spec, tensor in group:
                 if tensor is not None:
                     self.digests[spec.name] = {0: digest(tensor)}
@@ -68,10 +70,11 @@ class NcclSender:
         self._stream = stream
         self._is_sender = is_sender
         self._engine: NCCLTrainerWeightTransferEngine | None = None
+        self._source = _StreamSource(stream)
 
     def announce(self) -> dict[str, Any]:
         """Names, dtypes, shapes, and the elements of the parts that are digested by themselves: all of them."""
-        specs = self._stream.specs
+        specs = self._source.specs
         return {
             "names": [spec.name for spec in specs],
             "dtype_names": [spec.dtype for spec in specs],
@@ -93,7 +96,7 @@ class NcclSender:
         self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_DriverCalls(), source=self._source)
 
     def send(self) -> Sent:
-        """Broadcasts everything.
+        """Broadcasts everything to engines that have just joined, then what training changes.
 
         Raises:
             WeightSyncError: before `join`.
@@ -104,9 +107,10 @@ class NcclSender:
         self._engine.send_weights()
         torch.cuda.synchronize()
         seconds = time.perf_counter() - start_s
+        sent = sum(spec.bytes for spec in self._source.specs)
+        self._source.specs = self._stream.trained_specs
         if not self._is_sender:
             return Sent([], {})
-        sent = sum(spec.bytes for spec in self._stream.specs)
         return Sent([Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)], self._source.digests)
 
     def close(self) -> None:

@@ -78,10 +78,11 @@ class GlooSender:
         self._is_sender = is_sender
         self._ring = BufferRing()
         self._group: GlooGroup | None = None
+        self._specs = stream.specs
 
     def announce(self) -> dict[str, Any]:
         """Names, dtypes, shapes, and the elements of the parts that are digested by themselves."""
-        specs = self._stream.specs
+        specs = self._specs
         return {
             "names": [spec.name for spec in specs],
             "dtypes": [spec.dtype for spec in specs],
@@ -92,6 +93,7 @@ class GlooSender:
     def join(self, rendezvous: Rendezvous) -> None:
         """Opens the group as rank 0; the other ranks only learn the size of a bucket."""
         self._capacity_bytes = rendezvous.capacity_bytes
+        self._specs = self._stream.specs  # these engines may have nothing yet
         if self._is_sender:
             self._group = GlooGroup(
                 address=rendezvous.address,
@@ -104,17 +106,20 @@ class GlooSender:
     def send(self) -> Sent:
         """Gathers layer by layer into flat buckets and broadcasts them.
 
+        Engines that have just joined get all parameters, later those that training changes.
+
         Raises:
             WeightSyncError: an engine went away or did not keep up; the group is closed, `join` must come before the
                 next publish.
         """
         start_s = time.perf_counter()
-        parameters = (pair for group in self._stream.groups() for pair in group)
+        parameters = (pair for group in self._stream.groups(self._specs) for pair in group)
         if not self._is_sender or self._group is None:
             for _ in parameters:  # the gather is a collective: the other ranks would wait for this one
                 pass
             if self._is_sender:
                 raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
+            self._specs = self._stream.trained_specs
             return Sent([], {})
         digests: Digests = {}
         try:
@@ -124,6 +129,7 @@ class GlooSender:
             for _ in parameters:  # as above
                 pass
             raise WeightSyncError(f"sending weights failed: {error}") from error
+        self._specs = self._stream.trained_specs
         seconds = time.perf_counter() - start_s
         return Sent([Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)], digests)
 
@@ -133,13 +139,13 @@ class GlooSender:
 
     def _parts(self) -> list[int]:
         """Rank 0 has every parameter whole."""
-        return [prod(spec.shape) for spec in self._stream.specs]
+        return [prod(spec.shape) for spec in self._specs]
 
     def _stream_buckets(self, parameters: Any) -> int:
         assert self._group is not None
         in_flight: list[tuple[Tensor, Any]] = []
         sent = 0
-        for bucket in plan_buckets(self._stream.specs, capacity_bytes=self._capacity_bytes):
+        for bucket in plan_buckets(self._specs, capacity_bytes=self._capacity_bytes):
             while len(in_flight) >= IN_FLIGHT:
                 self._finish(in_flight)
             buffer = self._fill(bucket, parameters)

@@ -50,10 +50,12 @@ class SharedMemorySender(GlooSender):
             self._leave()
             raise WeightSyncError(f"sending weights failed: {failure}") from failure
         if not self._is_sender:
+            self._specs = self._stream.trained_specs
             return Sent([], digests)
         assert self._segment is not None
         self._segment.forget_name()  # all have met, or there would be no publish
-        sent = bucket_bytes(self._stream.specs)
+        sent = bucket_bytes(self._specs)
+        self._specs = self._stream.trained_specs
         seconds = time.perf_counter() - start_s
         return Sent([Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)], digests)
 
@@ -73,15 +75,15 @@ class SharedMemorySender(GlooSender):
 
     def _parts(self) -> list[int]:
         """Each rank has its own slice; the first is as long as any."""
-        return [values.numel() for _, values in self._stream.slices()]
+        return [values.numel() for _, values in self._stream.slices(self._specs)]
 
     def _write_all(self, segment: Segment, digests: Digests) -> RuntimeError | None:
         """Why the engines were not told, if they were not. Every rank writes to the end: each bucket is a barrier."""
         told: list[Any] = []
         failure: RuntimeError | None = None
-        slices = self._stream.slices()
+        slices = self._stream.slices(self._specs)
         offset = 0
-        for bucket in plan_buckets(self._stream.specs, capacity_bytes=self._capacity_bytes):
+        for bucket in plan_buckets(self._specs, capacity_bytes=self._capacity_bytes):
             size = bucket_bytes(bucket)
             for name, view in unpack(segment.buffer[offset : offset + size], bucket):
                 start, values = next(slices)

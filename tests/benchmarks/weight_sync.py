@@ -47,10 +47,10 @@ def gather_one_by_one(shell: Any) -> None:
     class OneByOne:
         def __init__(self, stream: Any) -> None:
             self._stream = stream
-            self.specs = stream.specs
+            self.specs = self.trained_specs = stream.specs
 
-        def groups(self) -> Iterator[list[Any]]:
-            for spec in self.specs:
+        def groups(self, specs: list[Any]) -> Iterator[list[Any]]:
+            for spec in specs:
                 parameter = self._stream._parameters[spec.name]
                 with deepspeed.zero.GatheredParameters([parameter]):
                     yield [(spec, parameter.detach())]

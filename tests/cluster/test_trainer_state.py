@@ -100,6 +100,22 @@ def test_master_weights_in_float32_go_on_under_weights_in_bfloat16(ranks: Ranks,
     assert end_again.tobytes() == end.tobytes()
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_frozen_stays_as_it_was_and_the_rest_goes_on_bit_for_bit(ranks: Ranks, make, folder, tmp_path, stage):
+    config = make(stage, frozen_layers=1)
+    _, end = ranks.run(saved_in_the_middle, config, folder, BATCH, tmp_path)[0]
+    _, end_again = ranks.run(restored, config, folder, BATCH, tmp_path)[0]
+    assert end_again.tobytes() == end.tobytes()
+    before = {name: parameter.detach().numpy().ravel() for name, parameter in tiny_llama().named_parameters()}
+    offset = 0
+    for name, values in before.items():
+        after = end[offset : offset + values.size]
+        offset += values.size
+        is_frozen = "embed" in name or ".layers.0." in name
+        assert np.array_equal(after, values) == is_frozen, name
+    assert offset == end.size
+
+
 def test_stage_0_in_bfloat16_is_refused_with_the_remedy(ranks: Ranks, make, folder, tmp_path):
     config = make(0, dtype="bfloat16", gradient_dtype="bfloat16")
     with pytest.raises(AssertionError, match=r"CheckpointError: .* set zero_stage to 1 or more"):

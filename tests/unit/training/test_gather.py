@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ray_rl.models.freezing import freeze
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.gather import ParameterSpec, ParameterStream
 from tests.unit.models.tiny import tiny_llama
@@ -32,6 +33,19 @@ def test_every_parameter_comes_once_in_the_order_of_the_specs_a_tied_head_as_its
     names = [spec.name for group in stream.groups() for spec, _ in group]
     assert names == [spec.name for spec in stream.specs] == [name for name, _ in tiny_llama().named_parameters()]
     assert "lm_head.weight" not in names
+
+
+def test_what_is_frozen_is_left_out_of_what_is_trained_and_can_be_left_out_of_the_stream():
+    model = tiny_llama()
+    freeze(model, layers=1)
+    stream = ParameterStream(PolicyModel(model, chunk_tokens=1, temperature=1.0), dtype="bfloat16")
+    trained = [spec.name for spec in stream.trained_specs]
+    assert len(stream.specs) > len(trained) > 0
+    assert {name.split(".")[2] for name in trained if "layers" in name} == {"1"}
+    assert "model.embed_tokens.weight" not in trained
+    assert [spec.name for group in stream.groups(stream.trained_specs) for spec, _ in group] == trained
+    sizes = [part.numel() for _, part in stream.slices(stream.trained_specs)]
+    assert sizes == [torch.Size(spec.shape).numel() for spec in stream.trained_specs]
 
 
 def test_values_are_sent_in_the_dtype_and_shape_of_their_spec(stream):

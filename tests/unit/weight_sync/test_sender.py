@@ -14,6 +14,8 @@ from ray_rl.weight_sync.sender import GlooSender, Rendezvous, Sent
 from tests.weight_listener import WeightListener
 
 CAPACITY_BYTES = 1024
+FROZEN = 2
+"""Parameters from the first on that training does not change."""
 SHAPES = [(30, 16), (16,), (16, 16), (48, 32), (16,), (700,), (3, 5, 7)]
 
 
@@ -24,12 +26,13 @@ class Stream:
         generator = torch.Generator().manual_seed(0)
         self.values = [torch.randn(shape, generator=generator) for shape in SHAPES]
         self.specs = [ParameterSpec(f"w{i}", "float32", shape) for i, shape in enumerate(SHAPES)]
+        self.trained_specs = self.specs[FROZEN:]
         self.gathered = 0
         self._is_first = is_first
 
-    def groups(self):
+    def groups(self, specs):
         memory = torch.empty(4096)
-        pairs = list(zip(self.specs, self.values, strict=True))
+        pairs = [pair for pair in zip(self.specs, self.values, strict=True) if pair[0] in specs]
         for start in range(0, len(pairs), 2):
             group, offset = [], 0
             for spec, value in pairs[start : start + 2]:
@@ -141,3 +144,31 @@ def test_after_a_failure_nothing_is_sent_before_the_engines_are_joined_again_and
     sender.send()
     receiver.join(20)
     assert len(receiver.received) == len(SHAPES)
+
+
+def test_what_training_does_not_change_is_sent_to_engines_that_have_just_joined_and_not_again(meet):
+    stream = Stream()
+    sender = GlooSender(stream, is_sender=True)
+    for _ in range(2):
+        rendezvous = meet(engines=1)
+        whole = WeightListener(rendezvous, 1, stream.specs)
+        sender.join(rendezvous)
+        assert sender.announce()["names"] == [spec.name for spec in stream.specs]
+        assert list(sender.send().digests) == [spec.name for spec in stream.specs]
+        whole.join(20)
+        assert len(whole.received) == len(SHAPES)
+        assert sender.announce()["names"] == [spec.name for spec in stream.trained_specs]
+        assert len(sender.announce()["parts"]) == len(SHAPES) - FROZEN
+
+
+def test_a_rank_that_does_not_send_gathers_what_the_sender_sends(meet):
+    stream = Stream(is_first=False)
+    sender = GlooSender(stream, is_sender=False)
+    sender.join(meet(engines=1))
+    sender.send()
+    assert stream.gathered == 4
+    sender.send()
+    assert stream.gathered == 4 + 3
+    sender.join(meet(engines=1))
+    sender.send()
+    assert stream.gathered == 4 + 3 + 4

@@ -40,9 +40,11 @@ class Stream:
     def __init__(self):
         self.values = [torch.randn(shape) for shape in SHAPES]
         self.specs = [ParameterSpec(f"w{i}", "float32", shape) for i, shape in enumerate(SHAPES)]
+        self.trained_specs = self.specs
         self.written = 0
 
-    def slices(self):
+    def slices(self, specs):
+        assert specs == self.specs
         for value in self.values:
             self.written += 1
             yield 0, value.view(-1)
