@@ -1,7 +1,7 @@
 """Seconds of a whole publish on real Ray, DeepSpeed and vLLM: SmolLM2-135M, ZeRO-3 on two workers, two engines.
 
 Beside it, in the same run: the same through sockets, in buckets and one parameter at a time (gathered by DeepSpeed,
-sent and loaded each by itself), and a plain copy of the same bytes from memory to memory.
+sent and loaded each by itself), and plain copies of the same bytes from memory to memory.
 """
 
 from __future__ import annotations
@@ -99,12 +99,15 @@ async def settled(ref: Any) -> Any:
     return await ref
 
 
-async def plain_copy(size: int) -> list[float]:
-    """From one warm buffer to another, with all threads."""
+async def plain_copy(size: int, *, fresh: bool) -> list[float]:
+    """From one buffer to another with all threads: memory that is there already, or that the kernel gives out first."""
     source, target = torch.ones(size, dtype=torch.uint8), torch.ones(size, dtype=torch.uint8)
 
     async def copy() -> None:
-        target.copy_(source)
+        if fresh:
+            source.clone()
+        else:
+            target.copy_(source)
 
     return await timed(copy)
 
@@ -122,7 +125,8 @@ def main() -> None:
             "publish (shared memory)": shared,
             "through sockets, in buckets": bucketed,
             "through sockets, one parameter at a time": alone,
-            "plain copy": asyncio.run(plain_copy(size)),
+            "plain copy into fresh memory": asyncio.run(plain_copy(size, fresh=True)),
+            "plain copy into warm memory": asyncio.run(plain_copy(size, fresh=False)),
         }
     base = statistics.median(shared)
     table = Table(
