@@ -1,0 +1,91 @@
+"""The steps of docker/Dockerfile.cpu, run for real, and what is in the image afterwards."""
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.docker.buildah import Buildah, missing
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "localhost/ray-rl:cpu"
+CONFIG = "/opt/ray-rl/configs/grpo_addition_smollm2-135m_cpu.yaml"
+BUILD_S = 1200.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.skipif(bool(missing()), reason=str(missing()))]
+
+
+@dataclass
+class Image:
+    """The image, and one container of it for all tests."""
+
+    buildah: Buildah
+    container: str
+
+    def run(self, *words: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
+        """A whole command, as `docker run` and pods give it."""
+        options = ["--isolation", "chroot", *([] if user is None else ["--user", user])]
+        return self.buildah.tried("run", *options, self.container, "--", *words, timeout_s=240)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    buildah = Buildah(tmp_path_factory.mktemp("images"))
+    try:
+        buildah.bootstrap()
+        buildah.build(IMAGE, file=ROOT / "docker/Dockerfile.cpu", context=ROOT, timeout_s=BUILD_S)
+        yield Image(buildah, buildah("from", IMAGE, timeout_s=300).strip())
+    finally:
+        buildah.close()
+
+
+def printed(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def test_the_user_is_not_root_and_may_write_where_runs_go(image: Image):
+    said = image.buildah.configuration(IMAGE)
+    assert (said["User"], said["WorkingDir"], said["Cmd"]) == ("10001", "/workspace", ["ray-rl", "--help"])
+    assert not said.get("Entrypoint")
+    assert printed(image.run("sh", "-c", "id -u; pwd; touch run && rm run")) == "10001\n/workspace"
+
+
+def test_any_other_user_may_write_there_too_and_nobody_may_change_the_packages(image: Image):
+    assert printed(image.run("sh", "-c", "id -u; touch other && rm other", user="4242:4242")) == "4242"
+    for user in ("10001", "4242:4242"):
+        assert image.run("touch", "/opt/ray-rl/venv/lib/new", user=user).returncode == 1
+
+
+def test_the_image_has_the_locked_packages_and_nothing_else(image: Image):
+    lines = (ROOT / "docker/requirements-cpu.txt").read_text().splitlines()
+    locked = {line for line in lines if "==" in line and not line.startswith("#")}
+    freeze = "from importlib.metadata import distributions as d\nfor one in d(): print(one.name, one.version, sep='==')"
+    installed = {
+        line.lower().replace("_", "-").replace(".", "-", line.count(".", 0, line.find("==")))
+        for line in printed(image.run("python", "-c", freeze)).splitlines()
+    }
+    own = {line.partition("==")[0] for line in installed - locked}
+    assert locked - installed == set()
+    assert own <= {"pip", "setuptools", "uv", "ray-rl"}
+
+
+def test_the_command_and_its_checks_work(image: Image):
+    assert "train" in printed(image.run("ray-rl", "--help"))
+    assert printed(image.run("ray-rl", "validate", CONFIG))
+    assert printed(image.run("ray-rl", "doctor"))
+
+
+def test_every_library_of_a_run_imports(image: Image):
+    libraries = "import torch, ray, deepspeed; from vllm.v1.engine import async_llm; print(torch.__version__)"
+    assert printed(image.run("python", "-c", libraries)).splitlines()[-1].endswith("+cpu")
+
+
+def test_a_login_shell_without_an_environment_finds_ray_as_in_the_pods_of_kuberay(image: Image):
+    words = ["env", "-i", "/bin/bash", "-lc", "command -v ray ray-rl python wget"]
+    assert printed(image.run(*words)).splitlines() == [
+        *(f"/opt/ray-rl/venv/bin/{name}" for name in ("ray", "ray-rl", "python")),
+        "/usr/bin/wget",
+    ]

@@ -1,0 +1,75 @@
+"""Every shell script and Dockerfile of the repository passes its linter."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOLS = Path(sys.executable).parent
+SHELL = re.compile(rb"#! *(/usr)?/bin/(env +)?(ba|da)?sh\b")
+
+
+def files():
+    """The files of the checkout, new ones included; in an unpacked archive, all below the root but for .venv."""
+    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode == 0:
+        return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+    return [path for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
+
+
+def is_script(path):
+    if path.suffix in {".sh", ".bash", ".sbatch"}:
+        return True
+    with path.open("rb") as file:
+        return SHELL.match(file.readline(80)) is not None
+
+
+def is_image(path):
+    return path.name.split(".")[0] in {"Dockerfile", "Containerfile"}
+
+
+def lint(*words):
+    """The complaints of a linter, or an empty text."""
+    done = subprocess.run([TOOLS / words[0], *words[1:]], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr == ""
+    assert (done.returncode == 0) == (done.stdout == "")
+    return done.stdout
+
+
+def shellcheck(*paths):
+    return lint("shellcheck", "--format=gcc", "--external-sources", *paths)
+
+
+def hadolint(*paths):
+    return lint("hadolint", "--no-color", *paths)
+
+
+def test_shellcheck_finds_nothing_in_any_script():
+    scripts = [path for path in files() if is_script(path)]
+    assert {ROOT / ".ci/run", ROOT / "docker/install.sh"} <= set(scripts)
+    assert shellcheck(*scripts) == ""
+
+
+def test_hadolint_finds_nothing_in_any_dockerfile():
+    images = [path for path in files() if is_image(path)]
+    assert {ROOT / "docker/Dockerfile.cpu", ROOT / "docker/Dockerfile.gpu"} <= set(images)
+    assert hadolint(*images) == ""
+
+
+@pytest.mark.parametrize("name", ["run.sh", "run.sbatch", "run"])
+def test_a_fault_in_a_script_would_be_found(tmp_path, name):
+    script = tmp_path / name
+    script.write_text("#!/bin/bash\nrm -r $1/*\n")
+    assert is_script(script)
+    assert "SC2086" in shellcheck(script)
+
+
+def test_a_fault_in_a_dockerfile_would_be_found(tmp_path):
+    image = tmp_path / "Dockerfile.cpu"
+    image.write_text("FROM debian:latest\nRUN cd /tmp\n")
+    assert is_image(image)
+    assert {"DL3007", "DL3003"} <= set(re.findall(r"DL\d+", hadolint(image)))
