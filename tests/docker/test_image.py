@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from tests.docker.buildah import Buildah, missing
 
@@ -46,6 +47,11 @@ def printed(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout.strip()
 
 
+def canonical(pin: str) -> str:
+    name, _, version = pin.partition("==")
+    return f"{canonicalize_name(name)}=={version}"
+
+
 def test_the_user_is_not_root_and_may_write_where_runs_go(image: Image):
     said = image.buildah.configuration(IMAGE)
     assert (said["User"], said["WorkingDir"], said["Cmd"]) == ("10001", "/workspace", ["ray-rl", "--help"])
@@ -62,11 +68,10 @@ def test_any_other_user_may_write_there_too_and_nobody_may_change_the_packages(i
 def test_the_image_has_the_locked_packages_and_nothing_else(image: Image):
     lines = (ROOT / "docker/requirements-cpu.txt").read_text().splitlines()
     locked = {line for line in lines if "==" in line and not line.startswith("#")}
-    freeze = "from importlib.metadata import distributions as d\nfor one in d(): print(one.name, one.version, sep='==')"
-    installed = {
-        line.lower().replace("_", "-").replace(".", "-", line.count(".", 0, line.find("==")))
-        for line in printed(image.run("python", "-c", freeze)).splitlines()
-    }
+    listing = (
+        "from importlib.metadata import distributions as d\nfor one in d(): print(one.name, one.version, sep='==')"
+    )
+    installed = {canonical(line) for line in printed(image.run("python", "-c", listing)).splitlines()}
     own = {line.partition("==")[0] for line in installed - locked}
     assert locked - installed == set()
     assert own <= {"pip", "setuptools", "uv", "ray-rl"}
