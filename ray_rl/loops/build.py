@@ -55,7 +55,7 @@ def run_training(config: RunConfig, *, resume: Resume | None = None) -> None:
             return
         done = None if since is None else read_progress(since)
         step, version = (0, 0) if done is None else (done.step, done.version)
-        run = stack.enter_context(Run(config, folder, console, step=step, version=version, gauges=_gauges(config)))
+        run = stack.enter_context(Run(config, folder, console, step=step, version=version, gauges=gauges_of(config)))
         _run(config, folder, run, since)
 
 
@@ -71,7 +71,7 @@ def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | Non
         raise Preempted(f"{stop.signal.name}: ended after step {run.step} of {config.run.steps}; {found}") from None
 
 
-def _gauges(config: RunConfig) -> GaugeSink | None:
+def gauges_of(config: RunConfig) -> GaugeSink | None:
     """On a cluster that the run joins; nobody scrapes one that starts and ends with it."""
     if config.cluster.address is None:
         return None
