@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from urllib.parse import urlsplit
 MIRROR = "http://deb.debian.org/debian"
 RELEASE = "bookworm"
 BASE = "localhost/base"
+DISK_BYTES = 20 * 2**30
+"""Three times the image: its container, the packed layer, the layer."""
 CERTIFICATES = "/etc/machine-certificates.crt"
 """Where the base image has those of this machine."""
 
@@ -22,7 +25,10 @@ def missing() -> str | None:
     tools = [tool for tool in ("buildah", "debootstrap") if shutil.which(tool) is None]
     if tools:
         return f"{' and '.join(tools)} not installed: tests/docker/install.sh"
-    return None if os.geteuid() == 0 else "needs root: debootstrap and chroot"
+    if os.geteuid() != 0:
+        return "needs root: debootstrap and chroot"
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    return None if free > DISK_BYTES else f"{free / 2**30:.0f} GiB free in {tempfile.gettempdir()}; needs 20"
 
 
 class Buildah:
