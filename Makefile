@@ -44,6 +44,10 @@ test: setup-test ## run every test: unit, then cluster, then end to end
 	run tests/e2e; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
+.PHONY: test-image
+test-image: setup-test ## build the CPU image with buildah and look inside; as root (four minutes)
+	$(BIN)/python -m pytest tests/docker
+
 .PHONY: check
 check: setup-test ## check lint, formatting and types; change nothing
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from ray_rl.loops.recovery import train_on
 from ray_rl.loops.resuming import is_finished, reopened
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
+from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.models.packaged import resolve_model
@@ -55,7 +56,7 @@ def run_training(config: RunConfig, *, resume: Resume | None = None) -> None:
             return
         done = None if since is None else read_progress(since)
         step, version = (0, 0) if done is None else (done.step, done.version)
-        run = stack.enter_context(Run(config, folder, console, step=step, version=version))
+        run = stack.enter_context(Run(config, folder, console, step=step, version=version, gauges=gauges_of(config)))
         _run(config, folder, run, since)
 
 
@@ -69,6 +70,15 @@ def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | Non
         saved = CheckpointStore(folder.checkpoints, keep_last=1, keep_every=None).steps()
         found = f"the newest checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
         raise Preempted(f"{stop.signal.name}: ended after step {run.step} of {config.run.steps}; {found}") from None
+
+
+def gauges_of(config: RunConfig) -> GaugeSink | None:
+    """On a cluster that the run joins; nobody scrapes one that starts and ends with it."""
+    if config.cluster.address is None:
+        return None
+    from ray_rl.cluster.gauges import RayGauges
+
+    return GaugeSink(RayGauges(config.run.name).set)
 
 
 def _resolved(config: RunConfig) -> RunConfig:

@@ -14,6 +14,7 @@ from ray_rl.errors import RecordError
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Metric, reduce_metrics
 from ray_rl.metrics.phases import Heartbeat, Phases, Span
+from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.rollout_metrics import rollout_metrics
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.metrics.sinks import JsonlSink, RolloutSink, TensorBoardSink
@@ -39,6 +40,7 @@ class Run:
         *,
         step: int = 0,
         version: int = 0,
+        gauges: GaugeSink | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Opens the sinks and starts the heartbeat. `close` must follow, or the end of a `with` block.
@@ -49,6 +51,7 @@ class Run:
             console: where to show.
             step: batches trained on before, where a run goes on.
             version: of the policy that they left.
+            gauges: where to export what `metrics.jsonl` says.
             clock: seconds from any origin, never backwards.
         """
         self.step = step
@@ -64,6 +67,7 @@ class Run:
         self._is_closed = False
         self._jsonl = JsonlSink(folder.metrics_jsonl)
         self._tensorboard = TensorBoardSink(folder.tensorboard, first_step=step + 1)
+        self._gauges = gauges
         self._rollouts = RolloutSink(folder.rollouts)
         self._trace = TraceWriter(folder.trace(first_step=step + 1), name=f"ray_rl {config.run.name}")
         self._phases = Phases(clock, ended=self._trace_span)
@@ -186,6 +190,8 @@ class Run:
         self._rollouts.write(self.step, groups, advantages_R=advantages_R)
         self._jsonl.write(values)
         self._tensorboard.write(values)
+        if self._gauges is not None:
+            self._gauges.write(values)
         end_s = self._clock() - self._start_s
         duration_s = values["time/step_s"]
         args = {"version": self.version}

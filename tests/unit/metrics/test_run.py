@@ -7,6 +7,7 @@ import pytest
 
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Last, Mean
+from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 
@@ -67,6 +68,16 @@ def test_a_step_returns_exactly_the_promised_keys(start, clock, make_group):
         "throughput/tokens_per_s": 1.0,
         "policy/entropy": 2.0,
     }
+
+
+def test_gauges_say_what_metrics_jsonl_says(make_config, clock, make_group):
+    config, gauges = make_config(), {}
+    folder = RunFolder.create(config)
+    sink = GaugeSink(gauges.__setitem__)
+    with Run(config, folder, RunConsole(io.StringIO()), gauges=sink, clock=clock) as run:
+        do_step(run, clock, make_group([1.0, 0.0]))
+    (written,) = [json.loads(line) for line in folder.metrics_jsonl.read_text().splitlines()]
+    assert gauges == {"ray_rl_" + key.replace("/", "_"): value for key, value in written.items()}
 
 
 def test_every_step_is_one_line_of_metrics_and_one_file_of_samples(start, clock, make_group):

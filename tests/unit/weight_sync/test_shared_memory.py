@@ -1,6 +1,6 @@
 """Publishes through shared memory: a real process group, and receivers that read what they are told is there."""
 
-import shutil
+import resource
 import socket
 import threading
 import time
@@ -146,7 +146,12 @@ def test_memory_that_never_comes_is_an_error_that_names_the_way_out():
 
 def test_too_little_memory_is_an_error_before_anything_is_written(monkeypatch, tmp_path):
     monkeypatch.setattr(segment_module, "SHARED", tmp_path)
-    size = shutil.disk_usage(tmp_path).total * 2
-    with pytest.raises(WeightSyncError, match=r"needs \d+ MiB of shared memory, and .* set weight_sync.backend=gloo"):
-        Segment.create("too-large", size)
+    # A limit for this process: to ask for more than the disk has would fill it, for everybody, until that fails.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with pytest.raises(WeightSyncError, match=r"needs 2 MiB of shared memory, and .* set weight_sync.backend=gloo"):
+            Segment.create("too-large", 2**21)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
