@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from ray_rl import __version__
-from ray_rl.cli import doctor, export, plan, resume, train, validate
+from ray_rl.cli import doctor, export, jobs, launch, plan, resume, train, validate
 from ray_rl.config.redact import hide, secrets_of
 from ray_rl.errors import Preempted, RayRLError, UserError
 
@@ -27,6 +27,7 @@ examples:
   ray-rl validate configs/grpo_addition_smollm2-135m_cpu.yaml
   ray-rl train configs/grpo_addition_smollm2-135m_cpu.yaml run.steps=3 train.workers=2
   ray-rl resume runs/grpo-addition
+  ray-rl submit ray-job configs/grpo_math_qwen2.5-7b_16xh100.yaml --launch launch/ray_job.yaml --follow
   ray-rl export runs/grpo-addition --to my-model --dtype bfloat16
 
 exit codes: 0 done, 1 failed, 2 your configuration or input is wrong, 75 told to stop and saved: resume it
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ray-rl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (train, resume, validate, plan, export, doctor):
+    for module in (train, resume, validate, plan, export, doctor, launch, jobs):
         module.add_to(commands)
     return parser
 
