@@ -36,6 +36,12 @@ RAY_STOP_WAIT_S = 3
 STOP_MARGIN_S = 30.0
 """Beyond the time that the job has to save: for Ray to notice its end."""
 _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers that tell of every request."""
 
 
 class _Client(JobSubmissionClient):
@@ -85,7 +91,8 @@ class Jobs:
         # Ray lets these two go before the address that it is given.
         os.environ.pop("RAY_ADDRESS", None)
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         parts = urlsplit(self.address)
         assert parts.hostname is not None, "checked above"
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from ray_rl.config import RunConfig
@@ -60,18 +60,11 @@ def _secrets(config: RunConfig, backend: Backend, overrides: Sequence[str]) -> I
 
 
 def _run_folder(config: RunConfig, backend: Backend) -> Iterator[str]:
-    """The next attempt has to find what the last one left."""
+    """The next attempt has to find what the last one left. On Kubernetes only its claim stays: see `kuberay`."""
     folder = config.run.dir
-    match backend:
-        case "ray-job" if not Path(folder).expanduser().is_absolute():
-            yield (
-                f"run.dir={folder}: a Ray job runs in its node's copy of the current folder, which Ray deletes, with "
-                "all checkpoints in a relative run.dir; set run.dir to an absolute path on storage that every node "
-                f"has, for example run.dir=/shared/{folder}"
-            )
-        case "kuberay" if not PurePosixPath(folder).is_relative_to(config.launch.kuberay.runs_path):
-            runs = config.launch.kuberay.runs_path
-            yield (
-                f"run.dir={folder}: is lost with the pods, of which only {runs} is a volume "
-                f"(launch.kuberay.runs_path, of the claim {config.launch.kuberay.claim}); set run.dir={runs}"
-            )
+    if backend == "ray-job" and not Path(folder).expanduser().is_absolute():
+        yield (
+            f"run.dir={folder}: a Ray job runs in its node's copy of the current folder, which Ray deletes, with "
+            "all checkpoints in a relative run.dir; set run.dir to an absolute path on storage that every node "
+            f"has, for example run.dir=/shared/{folder}"
+        )
