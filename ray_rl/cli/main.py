@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: words after the program's name; None takes those of the process.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         return int(arguments.command(arguments))
     except Preempted as stopped:
@@ -56,6 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ray-rl: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may stand behind options, too, where argparse does not look for them."""
+    parser = _parser()
+    arguments, left = parser.parse_known_args(argv)
+    if left and ("overrides" not in arguments or any(word.startswith("-") for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        arguments.overrides += left
+    return arguments
 
 
 def _without_secrets(text: str) -> str:

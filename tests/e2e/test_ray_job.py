@@ -1,6 +1,7 @@
 """The demo configuration, with a model that starts fast, as jobs of a Ray cluster with a token."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -137,7 +138,7 @@ def test_a_driver_that_saved_and_asked_to_be_run_again_is(story: Story):
 
 
 def test_the_log_is_shown_as_it_comes_and_once(story: Story):
-    assert story.followed.stdout.count("\nstep 1/500") == 1
+    assert len(re.findall(r"^step +1/500 ", story.followed.stdout, re.MULTILINE)) == 1
 
 
 def test_a_dry_run_of_stop_stops_nothing(story: Story):
@@ -179,7 +180,7 @@ def test_the_run_folder_is_whole(story: Story):
 def test_workers_find_the_code_of_the_project(story: Story):
     sample = json.loads((story.folder / "rollouts" / "step_000001.jsonl").read_text().splitlines()[0])
     assert sample["completion"]
-    assert 0 < sample["rewards"]["short"] <= 1
+    assert 0 < sample["reward_parts"]["short"] <= 1
 
 
 @pytest.fixture(scope="module")
@@ -209,17 +210,16 @@ def test_what_is_rendered_is_what_is_submitted(user: User, misconfigured):
     assert by_us["entrypoint"].startswith("ray-rl train configs/demo.yaml run.name=wrong ")
     assert by_us["entrypoint"].endswith(" cluster.address=auto --resume auto")
     assert by_us["metadata"]["run"] == "wrong"
-    assert by_us["entrypoint_num_cpus"] == 1
 
 
 LIST = """
 import json
 from ray.job_submission import JobSubmissionClient
-keys = ("entrypoint", "runtime_env", "entrypoint_num_cpus", "entrypoint_num_gpus")
+keys = ("entrypoint", "runtime_env")
 def seen(job):
     info = job.dict()
     metadata = {k: v for k, v in info["metadata"].items() if k not in ("job_name", "job_submission_id")}
-    return {key: info.get(key) for key in keys} | {"metadata": metadata}
+    return {key: info[key] for key in keys} | {"metadata": metadata}
 print(json.dumps({job.submission_id: seen(job) for job in JobSubmissionClient().list_jobs() if job.submission_id}))
 """
 
