@@ -42,7 +42,7 @@ class Submission:
 
 def submission_of(job: Job, *, attempt: int = 1) -> Submission:
     """The attempt of a run as a Ray job. Ray refuses a name that it has seen, so that nothing is submitted twice."""
-    metadata = {"run": job.name, "config_hash": job.config_hash}
+    metadata = {"run": job.name, "steps": str(job.steps), "gpus": str(job.plan.gpus), "config_hash": job.config_hash}
     if job.commit is not None:
         metadata["git_sha"] = job.commit
     return Submission(
