@@ -215,7 +215,11 @@ def _follow_attempts(jobs: Jobs, job: Job, options: list[str]) -> int:
     while True:
         name = _submit_attempt(jobs, job)
         _say_how_to_follow("ray-job", name, *options)
-        outcome = jobs.follow(name, show)
+        try:
+            outcome = jobs.follow(name, show)
+        except KeyboardInterrupt:
+            print(f"ray-rl: {name} runs on, and nobody submits it again; the commands above reach it", file=sys.stderr)
+            raise
         print(f"ray-rl: {outcome}", file=sys.stderr)
         if outcome.state == "STOPPED":
             raise Preempted(f"{name} was stopped; submit the run again, and it goes on from its newest checkpoint")

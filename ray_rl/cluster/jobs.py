@@ -184,7 +184,7 @@ class Jobs:
         If it does not, its cluster may say otherwise, in the environment of `ray start`; a client cannot see that.
         """
         given = ((self._details(job).runtime_env or {}).get("env_vars") or {}).get(_STOP_WAIT)
-        return (RAY_STOP_WAIT_S, False) if given is None else (int(given), True)
+        return (int(given), True) if given is not None and given.isdecimal() else (RAY_STOP_WAIT_S, False)
 
     def _details(self, job: str) -> JobDetails:
         with self._explained():
