@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from ray_rl import __version__
-from ray_rl.cli import doctor, export, plan, resume, train, validate
+from ray_rl.cli import doctor, export, jobs, launch, plan, resume, train, validate
 from ray_rl.config.redact import hide, secrets_of
 from ray_rl.errors import Preempted, RayRLError, UserError
 
@@ -27,6 +27,7 @@ examples:
   ray-rl validate configs/grpo_addition_smollm2-135m_cpu.yaml
   ray-rl train configs/grpo_addition_smollm2-135m_cpu.yaml run.steps=3 train.workers=2
   ray-rl resume runs/grpo-addition
+  ray-rl submit ray-job configs/grpo_math_qwen2.5-7b_16xh100.yaml --launch launch/ray_job.yaml --follow
   ray-rl export runs/grpo-addition --to my-model --dtype bfloat16
 
 exit codes: 0 done, 1 failed, 2 your configuration or input is wrong, 75 told to stop and saved: resume it
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: words after the program's name; None takes those of the process.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         return int(arguments.command(arguments))
     except Preempted as stopped:
@@ -57,6 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may stand behind options, too, where argparse does not look for them."""
+    parser = _parser()
+    arguments, left = parser.parse_known_args(argv)
+    if left and ("overrides" not in arguments or any(word.startswith("-") for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        arguments.overrides += left
+    return arguments
+
+
 def _without_secrets(text: str) -> str:
     """A message without the values of variables like HF_TOKEN: what a library raised may quote them."""
     return hide(text, secrets_of(dict(os.environ)))
@@ -71,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ray-rl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (train, resume, validate, plan, export, doctor):
+    for module in (train, resume, validate, plan, export, doctor, launch, jobs):
         module.add_to(commands)
     return parser
 

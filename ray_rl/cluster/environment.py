@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import sys
+from pathlib import Path
+
+from ray_rl.errors import UserError
 
 
 def prepare_environment(*, local: bool) -> None:
@@ -32,3 +36,31 @@ def prepare_environment(*, local: bool) -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def use_token(path: str | None) -> None:
+    """Sets which token is shown to a cluster, before anything imports Ray.
+
+    Args:
+        path: of its file; None leaves it to RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, if one of them is set.
+
+    Raises:
+        UserError: the file cannot be read, or others can read it.
+    """
+    if path is not None:
+        file = Path(path).expanduser()
+        try:
+            with file.open("rb") as opened:
+                mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
+        except OSError as error:
+            raise UserError(
+                f"launch.ray_job.token_path={path}: cannot be read ({error.strerror}); set it to the file with the "
+                "token that the cluster was started with"
+            ) from None
+        if mode & 0o077:
+            raise UserError(f"launch.ray_job.token_path={path}: others may use it (mode {mode:o}); chmod 600 {file}")
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
+        os.environ["RAY_AUTH_MODE"] = "token"
+    elif os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -67,13 +67,13 @@ class LaunchConfig(Config):
     """Of containers under Slurm: "/lustre/me:/lustre/me"."""
     workdir: str | None = None
     """The project on the cluster's nodes, where the configuration's paths start. None: the current folder; in images,
-    /workspace."""
+    /workspace. A Ray job always runs in its copy of the current folder."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Variables of the driver and of all workers: NCCL_SOCKET_IFNAME, NCCL_IB_HCA. Secrets do not belong here."""
     queue: str | None = None
     """Slurm's partition, Kueue's or Volcano's queue."""
     time_limit: str = Field("24:00:00", pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-5][0-9]:[0-5][0-9]$")
-    """[days-]hours:minutes:seconds of one attempt."""
+    """[days-]hours:minutes:seconds of one attempt. A Ray job has no limit."""
     retries: int = Field(3, ge=0)
     """Attempts after the first, each going on from the newest checkpoint. Exit code 2 is never tried again; an attempt
     that saved and ended with 75 always is, where the scheduler can do it, and does not count."""

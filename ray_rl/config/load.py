@@ -15,18 +15,21 @@ from ray_rl.config.yaml_tree import Dumper, Located, merge, parse_value, read_ya
 from ray_rl.errors import ConfigError
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration in a file, over the files that it `extends`, under the overrides.
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str | Path | None = None) -> RunConfig:
+    """The configuration in a file, over the files that it `extends`, under the launch file and the overrides.
 
     `extends: other.yaml` is relative to its file; mappings merge key by key, lists and scalars replace, and a mapping
     that names another `kind` replaces the whole one. An override is `dotted.key=value`, the value in YAML; list entries
     go by index (`rewards.0.weight=2`); a whole section can be given (`data={kind: jsonl, path: train.jsonl}`).
+    A launch file holds what stands under `launch:` in a configuration, without that key.
     Rules between fields are not checked here: see `ray_rl.config.rules`.
 
     Raises:
         ConfigError: with every problem, each with `file:line` or its override, the value seen and the remedy.
     """
     tree = _read(Path(path), ())
+    if launch is not None:
+        tree = merge(tree, Located({"launch": _read(Path(launch), ())}, tree.where))
     for text in overrides:
         _override(tree, text)
     try:

@@ -28,12 +28,13 @@ TRANSFORMERS_LABELS = 2
 """What a config.json that says nothing means."""
 
 
-def check(config: RunConfig, *, visible_gpus: int | None = None) -> None:
+def check(config: RunConfig, *, visible_gpus: int | None = None, is_elsewhere: bool = False) -> None:
     """Checks every rule between fields, and that the folders and files named exist.
 
     Args:
         config: as `load_config` returns it.
         visible_gpus: GPUs of this machine, for a run that starts its own cluster here; None counts them.
+        is_elsewhere: it runs on machines whose absolute paths may be missing here; they look for themselves.
 
     Raises:
         ConfigError: naming every violation with its remedy.
@@ -41,9 +42,9 @@ def check(config: RunConfig, *, visible_gpus: int | None = None) -> None:
     problems = [
         *algorithm_rules(config),
         *training_rules(config),
-        *_models(config),
+        *_models(config, is_elsewhere=is_elsewhere),
         *_lengths(config),
-        *_data(config),
+        *_data(config, is_elsewhere=is_elsewhere),
         *_rewards(config),
         *determinism_rules(config),
         *hardware_rules(config, visible_gpu_count() if visible_gpus is None else visible_gpus),
@@ -71,21 +72,27 @@ def check_run_folder_is_free(config: RunConfig) -> None:
         )
 
 
-def _models(config: RunConfig) -> Iterator[str]:
-    yield from _model("model.path", config.model.path)
+def _models(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
+    yield from _model("model.path", config.model.path, is_elsewhere=is_elsewhere)
     reference = loaded_reference(config)
     if reference is not None and reference.path is not None:
-        yield from _model("reference.path", reference.path)
+        yield from _model("reference.path", reference.path, is_elsewhere=is_elsewhere)
     if config.critic is not None and config.critic.path is not None:
-        yield from _model("critic.path", config.critic.path)
+        yield from _model("critic.path", config.critic.path, is_elsewhere=is_elsewhere)
     if config.reward is not None:
         for index, path in enumerate(config.reward.paths):
-            yield from _model(f"reward.paths.{index}", path)
+            yield from _model(f"reward.paths.{index}", path, is_elsewhere=is_elsewhere)
             yield from _labels(f"reward.paths.{index}", path)
 
 
-def _model(key: str, path: str) -> Iterator[str]:
-    if path in PACKAGED_MODELS:
+def _is_missing_here(path: str, *, is_elsewhere: bool) -> bool:
+    """Whether an absolute path is not here, where that is no mistake."""
+    place = Path(path).expanduser()
+    return is_elsewhere and place.is_absolute() and not place.exists()
+
+
+def _model(key: str, path: str, *, is_elsewhere: bool) -> Iterator[str]:
+    if path in PACKAGED_MODELS or _is_missing_here(path, is_elsewhere=is_elsewhere):
         return
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -155,9 +162,11 @@ def _context_tokens(path: str) -> int | None:
     return None
 
 
-def _data(config: RunConfig) -> Iterator[str]:
+def _data(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
     data = config.data
     match data:
+        case Jsonl() | Parquet() if _is_missing_here(data.path, is_elsewhere=is_elsewhere):
+            return
         case Jsonl() | Parquet():
             file = Path(data.path).expanduser()
             if not file.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +11,15 @@ from pathlib import Path
 
 from ray_rl.config import RunConfig
 from ray_rl.config.launch import LaunchConfig
+from ray_rl.config.load import dump_config
 from ray_rl.errors import ConfigError
 from ray_rl.planner.plan import Plan, plan
 
 ADDRESS = "cluster.address=auto"
 """Every back end starts the Ray cluster, or finds it there; the driver joins it."""
+
+STOP_MARGIN_S = 15
+"""Beyond `run.grace_s`, after which the driver ends itself: for Ray to see that before it kills."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +31,8 @@ class Job:
     """From the working folder, on the cluster as here."""
     overrides: tuple[str, ...]
     plan: Plan
+    commit: str | None = None
+    """Of the project's checkout, "-dirty" behind it where tracked files differ; None outside of one."""
 
     @property
     def name(self) -> str:
@@ -70,25 +78,34 @@ class Job:
         return " && ".join(map(shlex.join, parts))
 
     @property
+    def config_hash(self) -> str:
+        """12 hexadecimal digits of the SHA-256 of the resolved configuration, without how it is launched."""
+        bare = self.config.model_copy(update={"launch": LaunchConfig()})
+        return hashlib.sha256(dump_config(bare).encode()).hexdigest()[:12]
+
+    @property
     def environment(self) -> dict[str, str]:
         """Variables of every process, in the order of their names."""
         # Workers at Ray's niceness of 15 starve beside anything else on a CPU node.
         own = {
             "PYTHONUNBUFFERED": "1",
             "RAY_DEDUP_LOGS": "0",
+            # Ray kills a job that it stops after 3 s, unless the job's own environment says otherwise: time to save.
+            "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(self.config.run.grace_s) + STOP_MARGIN_S),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
         }
         return dict(sorted((own | self.launch.environment).items()))
 
 
-def job_of(config: RunConfig, path: str, overrides: Sequence[str] = ()) -> Job:
+def job_of(config: RunConfig, path: str, overrides: Sequence[str] = (), *, commit: str | None = None) -> Job:
     """The job of a checked configuration.
 
     Args:
         config: of the run, overrides and launch file included.
         path: of its file, relative to the project.
-        overrides: `key=value`, without those of `launch`.
+        overrides: `key=value`; those of `launch` and of `cluster.address` are left out.
+        commit: of the checkout, if it is one.
 
     Raises:
         ConfigError: an absolute path, which the cluster need not have; or the roles do not fit the nodes.
@@ -99,4 +116,4 @@ def job_of(config: RunConfig, path: str, overrides: Sequence[str] = ()) -> Job:
             "project's root with a relative path"
         )
     kept = tuple(text for text in overrides if not text.strip().startswith(("launch.", "launch=", "cluster.address=")))
-    return Job(config=config, config_path=path, overrides=kept, plan=plan(config))
+    return Job(config=config, config_path=path, overrides=kept, plan=plan(config), commit=commit)

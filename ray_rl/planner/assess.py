@@ -93,6 +93,14 @@ def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, M
     return memories, cache
 
 
+def unknown_models(config: RunConfig) -> list[str]:
+    """The models of a run whose memory cannot be planned here, as they are named."""
+    paths = [config.model.path]
+    paths += [model_path(config, role) for role in (config.critic, loaded_reference(config)) if role is not None]
+    paths += [] if config.reward is None else config.reward.paths
+    return [path for path in dict.fromkeys(paths) if find_shape(path) is None]
+
+
 def known_shape(key: str, path: str) -> ModelShape:
     """The shape of a model.
 

@@ -47,6 +47,7 @@ def main() -> None:
     """Serves requests until the parent closes its end."""
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     _die_with(parent)
+    _outlive_requests_to_stop()
     channel = socket.socket(fileno=descriptor)
     while True:
         try:
@@ -74,6 +75,15 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         sys.exit(1)
+
+
+def _outlive_requests_to_stop() -> None:
+    """Ray, Slurm and shells tell all processes of a job to stop: the driver then needs us to finish its step.
+
+    Not SIG_IGN, which what a function starts would inherit.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
 
 
 if __name__ == "__main__":

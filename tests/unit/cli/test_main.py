@@ -23,6 +23,8 @@ heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "numpy"} & set(sys
 raise SystemExit(f"imported {heavy}" if heavy else code)
 """
 
+RENDER = ["render", "slurm", "--help"]
+
 
 @pytest.fixture
 def command_that(monkeypatch):
@@ -43,7 +45,9 @@ def raises(error):
     return command
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["validate", str(CONFIG)], ["doctor", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["validate", str(CONFIG)], ["doctor", "--json"], RENDER]
+)
 def test_light_commands_answer_quickly_and_import_nothing_heavy(words, tmp_path):
     started = time.monotonic()
     done = subprocess.run(
@@ -138,3 +142,17 @@ def test_the_value_of_a_variable_that_is_a_secret_is_not_repeated(command_that, 
     shown = capsys.readouterr().err
     assert "401 for https://***@hub.example with ***" in shown
     assert "very_secret" not in shown
+
+
+def test_overrides_may_stand_behind_options(capsys):
+    words = [str(CONFIG), "run.seed=1", "--nodes", "2", "run.stps=3"]
+    assert main(["plan", *words]) == 2
+    assert "override 'run.stps=3': run.stps: unknown key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["plan", str(CONFIG), "--nods", "2"], ["doctor", "run.seed=1"]])
+def test_an_option_that_is_none_and_a_word_too_much_end_with_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "ray-rl: error: unrecognized arguments: " in capsys.readouterr().err

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from ray_rl.errors import ConfigError
-from ray_rl.planner.assess import assess, known_shape
+from ray_rl.planner.assess import assess, known_shape, unknown_models
 from ray_rl.planner.gpus import GPUS, ClusterShape
 from tests.unit.planner.conftest import REWARD, SEVENTY
 
@@ -75,3 +75,14 @@ def test_the_shape_of_a_folder_is_that_of_its_configuration(tmp_path):
     settings |= {"intermediate_size": 16, "vocab_size": 32}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert known_shape("model.path", str(tmp_path)).layers == 2
+
+
+def test_models_of_unknown_shape_are_named_once_by_every_role_that_loads_one(make):
+    config = make(
+        algorithm={"preset": "ppo"},
+        model={"path": "nobody/novel-9b"},
+        critic={"path": "nobody/critic-9b"},
+        reward={"paths": [REWARD, "nobody/judge-9b"]},
+    )
+    assert unknown_models(config) == ["nobody/novel-9b", "nobody/critic-9b", "nobody/judge-9b"]
+    assert unknown_models(make()) == []

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -206,3 +207,12 @@ def test_a_hung_child_dies_with_its_parent(users, tmp_path):
     parent = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=30)
     assert parent.returncode == -9
     wait_until_gone(int(parent.stdout))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_child_outlives_what_tells_the_whole_job_to_stop_for_its_driver_has_a_step_to_finish(worker, users, number):
+    worker.call(f"{users}:double", args=[1], timeout_s=5)
+    asked = worker.pid
+    os.kill(asked, number)
+    assert worker.call(f"{users}:double", args=[4], timeout_s=5) == 8
+    assert worker.pid == asked

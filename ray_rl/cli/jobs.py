@@ -1,0 +1,157 @@
+"""`ray-rl status`, `logs` and `stop`: runs that were submitted, by the name that `ray-rl submit` printed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from ray_rl.cli.launch import show
+
+if TYPE_CHECKING:
+    from ray_rl.cli.arguments import Commands
+    from ray_rl.cluster.jobs import Jobs
+
+_BACKENDS = {"ray-job": "a job of a Ray cluster", "slurm": "a job of Slurm", "kuberay": "a RayJob"}
+
+
+def add_to(commands: Commands) -> None:
+    """Adds the commands."""
+    parser = commands.add_parser(
+        "status",
+        help="print where a submitted run stands",
+        description="Prints one line: the state and, once it has ended, the exit code. 2 if there is none.",
+    )
+    _add_backends(parser)
+    parser.set_defaults(command=status)
+
+    parser = commands.add_parser(
+        "logs", help="print what a submitted run prints", description="Prints what a submitted run has printed."
+    )
+    for own in _add_backends(parser):
+        own.add_argument("--follow", action="store_true", help="go on until it has ended")
+    parser.set_defaults(command=logs)
+
+    parser = commands.add_parser(
+        "stop",
+        help="ask a submitted run to save and end",
+        description="Asks a submitted run to finish its step, save and end, within its run.grace_s. Submitted again, "
+        "it goes on from there.",
+    )
+    for own in _add_backends(parser):
+        own.add_argument("--dry-run", action="store_true", help="look at the job, and print what would happen")
+    parser.set_defaults(command=stop)
+
+
+def _add_backends(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    backends = parser.add_subparsers(title="back ends", metavar="BACKEND", dest="backend", required=True)
+    parsers = []
+    for name, what in _BACKENDS.items():
+        own = backends.add_parser(name, help=what)
+        own.add_argument("id", metavar="ID", help="as `ray-rl submit` printed it")
+        match name:
+            case "ray-job":
+                own.add_argument("--address", metavar="URL", help="of the dashboard; default RAY_API_SERVER_ADDRESS")
+                own.add_argument("--token-path", metavar="FILE", help="with the token; default RAY_AUTH_TOKEN_PATH")
+            case "kuberay":
+                own.add_argument("--namespace", metavar="NAME", default="default", help="of the RayJob")
+        parsers.append(own)
+    return parsers
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Prints one line.
+
+    Raises:
+        UserError: there is no such job.
+    """
+    print(_status(arguments))
+    return 0
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    """Prints the log.
+
+    Raises:
+        UserError: there is no such job.
+    """
+    match arguments.backend:
+        case "ray-job":
+            jobs = _ray_jobs(arguments)
+            if arguments.follow:
+                print(f"ray-rl: {jobs.follow(arguments.id, show)}", file=sys.stderr)
+            else:
+                show(jobs.logs(arguments.id))
+        case "slurm":
+            from ray_rl.launching import slurm_commands
+
+            for line in slurm_commands.logs(arguments.id, follow=arguments.follow):
+                print(line.removesuffix("\n"), flush=True)
+        case "kuberay":
+            from ray_rl.launching import kuberay_commands
+
+            for line in kuberay_commands.logs(arguments.id, follow=arguments.follow, namespace=arguments.namespace):
+                print(line.removesuffix("\n"), flush=True)
+    return 0
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """Stops a job, or says what that would do.
+
+    Raises:
+        UserError: there is no such job.
+        ClusterError: it did not end in time.
+    """
+    if arguments.dry_run:
+        print(_status(arguments))
+        print("dry run: it would be asked to finish its step, save and end, if it has not ended; nothing was done")
+        return 0
+    match arguments.backend:
+        case "ray-job":
+            _stop_ray_job(_ray_jobs(arguments), arguments.id)
+        case "slurm":
+            from ray_rl.launching import slurm_commands
+
+            print(slurm_commands.stop(arguments.id))
+        case "kuberay":
+            from ray_rl.launching import kuberay_commands
+
+            print(kuberay_commands.stop(arguments.id, namespace=arguments.namespace))
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> str:
+    match arguments.backend:
+        case "ray-job":
+            return str(_ray_jobs(arguments).status(arguments.id))
+        case "slurm":
+            from ray_rl.launching import slurm_commands
+
+            return slurm_commands.status(arguments.id)
+        case _:
+            from ray_rl.launching import kuberay_commands
+
+            return kuberay_commands.status(arguments.id, namespace=arguments.namespace)
+
+
+def _ray_jobs(arguments: argparse.Namespace) -> Jobs:
+    from ray_rl.cluster.environment import use_token
+
+    use_token(arguments.token_path)
+    from ray_rl.cluster.jobs import Jobs
+
+    return Jobs(arguments.address)
+
+
+def _stop_ray_job(jobs: Jobs, job: str) -> None:
+    """Stops a Ray job and prints the last thing that it said: up to where it saved."""
+    wait_s, is_its_own = jobs.stop_wait_s(job)
+    if not is_its_own:
+        print(
+            f"ray-rl: warning: {job} was not submitted by ray-rl: Ray kills it {wait_s} s after the signal, unless "
+            "`ray start` of its head found RAY_JOB_STOP_WAIT_TIME_S in its environment; it may end without saving",
+            file=sys.stderr,
+        )
+    print(jobs.stop(job))
+    lines = jobs.logs(job).strip().splitlines()
+    print("\n".join(lines[-1:]))

@@ -1,0 +1,247 @@
+"""`ray-rl render` and `ray-rl submit`: from one configuration to a laptop, a Ray cluster, Slurm or Kubernetes."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+
+from ray_rl.cli.arguments import add_config
+from ray_rl.errors import ConfigError, Preempted, UserError
+
+if TYPE_CHECKING:
+    from ray_rl.cli.arguments import Commands
+    from ray_rl.cluster.jobs import Jobs
+    from ray_rl.launching.job import Job
+    from ray_rl.launching.rules import Backend
+
+BACKENDS = {
+    "local": "this machine, with a Ray cluster of the run's own",
+    "ray-job": "a job of a Ray cluster that is there",
+    "slurm": "an sbatch script that starts Ray on its nodes",
+    "kuberay": "a RayJob for KubeRay",
+}
+
+
+def add_to(commands: Commands) -> None:
+    """Adds both commands."""
+    parser = commands.add_parser(
+        "render",
+        help="print what would run: a command, an sbatch script, a RayJob manifest",
+        description="Prints exactly what would run, and contacts nobody. The launch section of the configuration, or "
+        "a launch file, says where.",
+        epilog="example: ray-rl render slurm configs/grpo_math_qwen2.5-7b_16xh100.yaml launch.queue=h100",
+    )
+    backends = parser.add_subparsers(title="back ends", metavar="BACKEND", dest="backend", required=True)
+    for name, what in BACKENDS.items():
+        _add_run(backends.add_parser(name, help=what, description=f"Prints it for {what}."))
+    parser.set_defaults(command=render)
+
+    parser = commands.add_parser(
+        "submit",
+        help="check, plan and submit a run to a Ray cluster, Slurm or Kubernetes",
+        description="Checks the configuration against the hardware that it asks for, plans it, submits it, and says "
+        "how to follow. Exit code 2 if something is wrong; nothing was submitted then.",
+        epilog="example: ray-rl submit ray-job configs/grpo_math_qwen2.5-7b_16xh100.yaml run.dir=/shared/runs --follow",
+    )
+    backends = parser.add_subparsers(title="back ends", metavar="BACKEND", dest="backend", required=True)
+    for name, what in BACKENDS.items():
+        if name == "local":
+            continue
+        own = backends.add_parser(name, help=what, description=f"Submits {what}.")
+        _add_run(own)
+        own.add_argument("--dry-run", action="store_true", help="check, plan, and print what would be submitted")
+        if name == "ray-job":
+            own.add_argument(
+                "--follow",
+                action="store_true",
+                help="print what the run prints, submit it again after exit code 75 and, launch.retries times, after a "
+                "failure; the exit code is that of the last attempt",
+            )
+    parser.set_defaults(command=submit)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--launch", metavar="FILE", help="YAML file with the content of a launch section; goes before the one in CONFIG"
+    )
+
+
+def render(arguments: argparse.Namespace) -> int:
+    """Prints what would run.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    print(rendered(checked_job(arguments), arguments.backend), end="")
+    return 0
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Submits a run that fits; 0, or with --follow the exit code of its driver.
+
+    Raises:
+        ConfigError: with every problem, and changes under which the run fits.
+        ClusterError: the other side does not answer.
+    """
+    job = checked_job(arguments)
+    _require_room(job)
+    text = rendered(job, arguments.backend)
+    if arguments.dry_run:
+        print(text, end="")
+        print(f"ray-rl: dry run: {job.name} is valid and fits; nothing was submitted", file=sys.stderr)
+        return 0
+    match arguments.backend:
+        case "ray-job":
+            return _submit_ray_job(job, follow=arguments.follow)
+        case "slurm":
+            from ray_rl.launching import slurm_commands
+
+            _say_how_to_follow("slurm", slurm_commands.submit(job, text))
+        case "kuberay":
+            from ray_rl.launching import kuberay_commands
+
+            options = ("--namespace", job.launch.kuberay.namespace)
+            _say_how_to_follow("kuberay", kuberay_commands.submit(job, text), *options)
+    return 0
+
+
+def checked_job(arguments: argparse.Namespace) -> Job:
+    """The job of a command's arguments, all rules checked: on the hardware that it asks for, not on this machine's.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    from ray_rl.config.gpus import asked_gpus
+    from ray_rl.config.load import load_config
+    from ray_rl.config.rules import check
+    from ray_rl.launching.job import job_of
+    from ray_rl.launching.rules import check_launch
+    from ray_rl.metrics.environment import git_state
+
+    config = load_config(arguments.config, arguments.overrides, launch=arguments.launch)
+    asked = sum(ask.gpus for ask in asked_gpus(config))
+    check(config, visible_gpus=asked, is_elsewhere=arguments.backend != "local")
+    check_launch(config, arguments.backend, arguments.overrides)
+    git = git_state(Path.cwd())
+    commit = None if git is None else git["commit"] + ("-dirty" if git["dirty"] else "")
+    return job_of(config, arguments.config, arguments.overrides, commit=commit)
+
+
+def rendered(job: Job, backend: Backend) -> str:
+    """What a back end would run.
+
+    Raises:
+        ConfigError: the back end needs what the configuration does not say.
+    """
+    match backend:
+        case "local":
+            from ray_rl.launching import local
+
+            return local.render(job)
+        case "ray-job":
+            from ray_rl.launching import ray_job
+
+            return ray_job.render(job)
+        case "slurm":
+            from ray_rl.launching import slurm
+
+            return slurm.render(job)
+        case "kuberay":
+            from ray_rl.launching import kuberay
+
+            return kuberay.render(job)
+        case _:
+            assert_never(backend)
+
+
+def _require_room(job: Job) -> None:
+    """Refuses what `ray-rl plan` refuses. A model of unknown shape is let through, its memory unplanned."""
+    from ray_rl.planner.advice import propose
+    from ray_rl.planner.assess import assess, unknown_models
+    from ray_rl.planner.gpus import ClusterShape
+    from ray_rl.planner.report import refusal
+
+    unknown = unknown_models(job.config)
+    if unknown:
+        print(f"ray-rl: note: the shape of {', '.join(unknown)} is not known: memory was not planned", file=sys.stderr)
+        return
+    assessment = assess(job.config, ClusterShape.of(job.config))
+    if not assessment.fits:
+        raise ConfigError(refusal(assessment, propose(job.config, assessment)))
+
+
+def _submit_ray_job(job: Job, *, follow: bool) -> int:
+    from ray_rl.cluster.environment import use_token
+
+    section = job.launch.ray_job
+    use_token(section.token_path)
+    from ray_rl.cluster.jobs import Jobs
+
+    jobs = Jobs(section.address)
+    options = [] if section.address is None else ["--address", section.address]
+    options += [] if section.token_path is None else ["--token-path", section.token_path]
+    if follow:
+        return _follow_attempts(jobs, job, options)
+    _say_how_to_follow("ray-job", _submit_attempt(jobs, job), *options)
+    return 0
+
+
+def _submit_attempt(jobs: Jobs, job: Job) -> str:
+    """Submits the next attempt; its name.
+
+    Raises:
+        UserError: another one has not ended.
+    """
+    from ray_rl.launching.ray_job import submission_of
+
+    last, running = jobs.attempts(job.name)
+    if running is not None:
+        raise UserError(
+            f"run.name={job.name}: {running} has not ended; follow it with `ray-rl logs ray-job {running} --follow`, "
+            f"stop it with `ray-rl stop ray-job {running}`, or set run.name to another name"
+        )
+    return jobs.submit(submission_of(job, attempt=last + 1))
+
+
+def _follow_attempts(jobs: Jobs, job: Job, options: list[str]) -> int:
+    """Attempts, one after the other; the exit code of the last."""
+    from ray_rl.launching.attempts import FAILED, is_countable, is_tried_again
+
+    failures = 0
+    while True:
+        name = _submit_attempt(jobs, job)
+        _say_how_to_follow("ray-job", name, *options)
+        try:
+            outcome = jobs.follow(name, show)
+        except KeyboardInterrupt:
+            print(f"ray-rl: {name} runs on, and nobody submits it again; the commands above reach it", file=sys.stderr)
+            raise
+        print(f"ray-rl: {outcome}", file=sys.stderr)
+        if outcome.state == "STOPPED":
+            raise Preempted(f"{name} was stopped; submit the run again, and it goes on from its newest checkpoint")
+        code = FAILED if outcome.code is None else outcome.code
+        failures += is_countable(code)
+        if not is_tried_again(code, failures=failures, retries=job.launch.retries):
+            return code
+        print(
+            f"ray-rl: {name} saved, and is submitted again"
+            if not is_countable(code)
+            else f"ray-rl: {name} failed, and is submitted again: {failures} of launch.retries={job.launch.retries}",
+            file=sys.stderr,
+        )
+
+
+def show(text: str) -> None:
+    """Prints a piece of a log at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _say_how_to_follow(backend: str, name: str, *options: str) -> None:
+    words = shlex.join([backend, name, *options])
+    print(f"ray-rl: submitted {name}", file=sys.stderr)
+    print(f"  ray-rl logs {words} --follow\n  ray-rl status {words}\n  ray-rl stop {words}", file=sys.stderr)

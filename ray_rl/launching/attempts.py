@@ -1,0 +1,39 @@
+"""Attempts of a run: how they are named, and which end calls for another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+DONE = 0
+FAILED = 1
+BAD_INPUT = 2
+CHECKPOINTED = 75
+"""Exit codes of the driver: see `ray-rl --help`."""
+
+
+def attempt_id(run: str, attempt: int) -> str:
+    """The name of an attempt: grpo-addition-1."""
+    return f"{run}-{attempt}"
+
+
+def attempts_of(run: str, ids: Iterable[str]) -> list[int]:
+    """The numbers of the attempts of a run among the names of jobs, ascending."""
+    matches = (re.fullmatch(rf"{re.escape(run)}-([1-9][0-9]*)", each) for each in ids)
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def is_countable(code: int) -> bool:
+    """Whether an attempt counts against `launch.retries`: it failed, and another may do better."""
+    return code not in (DONE, BAD_INPUT, CHECKPOINTED)
+
+
+def is_tried_again(code: int, *, failures: int, retries: int) -> bool:
+    """Whether another attempt follows one that ended by itself.
+
+    Args:
+        code: exit code of the driver, or 1 where it was lost with its node.
+        failures: countable attempts, this one included.
+        retries: `launch.retries`.
+    """
+    return code == CHECKPOINTED or (is_countable(code) and failures <= retries)

@@ -1,0 +1,29 @@
+"""A run on this machine, as a script for bash."""
+
+from __future__ import annotations
+
+import shlex
+
+from ray_rl.launching.job import ADDRESS, Job
+
+
+def render(job: Job) -> str:
+    """A script that starts a Ray cluster for the run alone, or goes on with it; its exit code is that of the driver."""
+    where = f"{job.plan.gpus} GPUs" if job.plan.gpus else "CPU"
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# {job.name}: {job.steps} steps on this machine, on {where}. Exit code 75: saved, run me again.",
+        "set -euo pipefail",
+        *(f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()),
+    ]
+    if job.preflight is not None:
+        lines.append(shlex.join(_here(job, job.preflight)))
+    lines.append(f"exec {shlex.join(_here(job, job.entrypoint))}")
+    return "\n".join(lines) + "\n"
+
+
+def _here(job: Job, command: tuple[str, ...]) -> list[str]:
+    """The command without the cluster that the other back ends have; a local one is the default."""
+    instead = [] if job.config.cluster.address is None else ["cluster.address=null"]
+    place = command.index(ADDRESS)
+    return [*command[:place], *instead, *command[place + 1 :]]

@@ -1,0 +1,70 @@
+"""Rules between a run and the way it is launched. Each yields one message per violation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from ray_rl.config import RunConfig
+from ray_rl.config.explain import as_one_message
+from ray_rl.config.redact import is_secret, without_arguments, without_logins
+from ray_rl.errors import ConfigError
+
+Backend = Literal["local", "ray-job", "slurm", "kuberay"]
+"""Ways to launch."""
+
+_SECRETS_BELONG = {
+    "local": "into the environment of this shell, which the run inherits",
+    "ray-job": "into the environment in which the nodes' `ray start` runs, which jobs inherit",
+    "slurm": "into the environment in which you submit, which the job inherits",
+    "kuberay": "into a secret that launch.kuberay.environment_from names",
+}
+
+
+def check_launch(config: RunConfig, backend: Backend, overrides: Sequence[str] = ()) -> None:
+    """Checks that a run can be launched in a way.
+
+    Args:
+        config: of the run.
+        backend: the way.
+        overrides: as given; the launched command repeats them.
+
+    Raises:
+        ConfigError: naming every violation with its remedy.
+    """
+    problems = [*_names(config), *_secrets(config, backend, overrides), *_run_folder(config, backend)]
+    if problems:
+        raise ConfigError(as_one_message(problems))
+
+
+def _names(config: RunConfig) -> Iterator[str]:
+    for name in config.launch.environment:
+        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None:
+            yield f"launch.environment.{name}: not the name of a variable; write letters, digits and underscores"
+
+
+def _secrets(config: RunConfig, backend: Backend, overrides: Sequence[str]) -> Iterator[str]:
+    """What is rendered is read by many: queues, dashboards, histories."""
+    where = _SECRETS_BELONG[backend]
+    for name, value in config.launch.environment.items():
+        if is_secret(name) or without_logins(value) != value:
+            yield f"launch.environment.{name}: looks like a secret, and would be written into the job; put it {where}"
+    for given, hidden in zip(overrides, without_arguments(overrides), strict=True):
+        if given != hidden:
+            yield f"override '{hidden}': looks like a secret, and would be written into the job; put it {where}"
+    address = config.launch.ray_job.address
+    if address is not None and without_logins(address) != address:
+        yield "launch.ray_job.address: has a password in it; set launch.ray_job.token_path, or leave the login out"
+
+
+def _run_folder(config: RunConfig, backend: Backend) -> Iterator[str]:
+    """The next attempt has to find what the last one left. On Kubernetes only its claim stays: see `kuberay`."""
+    folder = config.run.dir
+    if backend == "ray-job" and not Path(folder).expanduser().is_absolute():
+        yield (
+            f"run.dir={folder}: a Ray job runs in its node's copy of the current folder, which Ray deletes, with "
+            "all checkpoints in a relative run.dir; set run.dir to an absolute path on storage that every node "
+            f"has, for example run.dir=/shared/{folder}"
+        )

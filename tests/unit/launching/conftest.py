@@ -1,0 +1,27 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ray_rl.config.load import load_config
+from ray_rl.launching.job import Job, job_of
+
+CONFIG = """\
+run: {name: test, dir: /runs, steps: 10}
+model: {path: smollm2-135m-instruct}
+data: {kind: addition}
+rewards: [{kind: number}]
+cluster: {accelerator: cpu}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
+    """Makes the job of the smallest configuration, in a folder of its own, under overrides."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*overrides: str, path: str = "run.yaml", commit: str | None = None) -> Job:
+        Path(path).write_text(CONFIG)
+        return job_of(load_config(path, overrides), path, overrides, commit=commit)
+
+    return make

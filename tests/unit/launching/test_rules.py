@@ -1,0 +1,57 @@
+import pytest
+
+from ray_rl.config.load import load_config
+from ray_rl.errors import ConfigError
+from ray_rl.launching.rules import check_launch
+
+
+@pytest.fixture
+def refused(job):
+    """The message with which a way to launch refuses the smallest configuration under overrides."""
+
+    def message(backend, *overrides):
+        job()
+        with pytest.raises(ConfigError) as caught:
+            check_launch(load_config("run.yaml", overrides), backend, overrides)
+        return str(caught.value)
+
+    return message
+
+
+def test_a_ray_job_needs_a_run_folder_that_outlives_its_copy_of_the_project(refused, job):
+    text = refused("ray-job", "run.dir=runs")
+    assert text.startswith("run.dir=runs: a Ray job runs in its node's copy of the current folder, which Ray deletes")
+    assert text.endswith("for example run.dir=/shared/runs")
+    check_launch(job("run.dir=/shared/runs").config, "ray-job")
+    check_launch(job("run.dir=~/runs").config, "ray-job")
+
+
+@pytest.mark.parametrize("backend", ["local", "slurm"])
+def test_where_the_project_itself_is_shared_a_relative_folder_is_right(job, backend):
+    check_launch(job("run.dir=runs").config, backend)
+
+
+@pytest.mark.parametrize("backend", ["local", "ray-job", "slurm", "kuberay"])
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("launch.environment={HF_TOKEN: hf_123456}", "launch.environment.HF_TOKEN"),
+        ("launch.environment={http_proxy: 'http://me:hf_123456@proxy'}", "launch.environment.http_proxy"),
+        ("rewards.0={kind: custom, function: 'a:b', options: {api_key: hf_123456}}", "override 'rewards.0="),
+    ],
+)
+def test_a_secret_is_refused_without_being_shown(refused, backend, override, named):
+    text = refused(backend, override)
+    assert named in text
+    assert "looks like a secret, and would be written into the job; put it into " in text
+    assert "hf_123456" not in text
+
+
+def test_a_password_in_the_address_is_refused(refused):
+    text = refused("ray-job", "launch.ray_job.address=http://me:hf_123456@head:8265")
+    assert "launch.ray_job.address: has a password in it" in text
+    assert "hf_123456" not in text
+
+
+def test_what_is_no_variable_is_refused(refused):
+    assert "launch.environment.A B;c: not the name of a variable" in refused("slurm", "launch.environment={'A B;c': x}")
