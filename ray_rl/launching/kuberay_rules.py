@@ -34,6 +34,7 @@ RESOURCE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 DELETION_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 NEEDS_GATE = {"networkPolicy", "tlsOptions", "historyServerOptions"}
 """Fields of a cluster that do nothing unless the operator was started with a feature gate that is off by default."""
+MANAGERS = ("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue")
 MAX_KUEUE_GROUPS = 17
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 
@@ -154,6 +155,8 @@ def _deletion_rule(job: Manifest, index: int, rule: Manifest, seconds: dict[tupl
     state = str(condition.get("jobStatus") or condition.get("jobDeploymentStatus"))
     if ttl < 0:
         yield f"{where}.condition.ttlSeconds={ttl}: must be 0 or more"
+    if len({"jobStatus", "jobDeploymentStatus"} & condition.keys()) != 1:
+        yield f"{where}.condition: needs one of jobStatus and jobDeploymentStatus"
     if _at(job, "spec", "clusterSelector") and policy in ("DeleteCluster", "DeleteWorkers"):
         yield f"{where}.policy={policy}: the cluster of a clusterSelector is not the job's to delete"
     if _cluster(job).get("enableInTreeAutoscaling") and policy == "DeleteWorkers":
@@ -269,7 +272,7 @@ def groups_have_a_size(manifest: Manifest) -> Iterator[str]:
             continue
         if not 0 <= least <= most:
             yield f"{name}: minReplicas={least} and maxReplicas={most}; 0 <= minReplicas <= maxReplicas"
-        if asked is not None and not least <= asked <= most:
+        elif asked is not None and not least <= asked <= most:
             yield f"{name}: replicas={asked} is not between minReplicas={least} and maxReplicas={most}"
         if group.get("suspend") and scales:
             yield f"{name}: suspend=true: not with enableInTreeAutoscaling"
@@ -311,7 +314,7 @@ def cluster_token(manifest: Manifest) -> Iterator[str]:
     kubernetes = bool(options.get("enableK8sTokenAuth"))
     if kubernetes and options.get("mode") != "token":
         yield "authOptions.enableK8sTokenAuth=true: needs authOptions.mode=token"
-    if kubernetes and manifest.get("kind") == "RayJob":
+    elif kubernetes and manifest.get("kind") == "RayJob":
         yield "authOptions.enableK8sTokenAuth=true: not for a RayJob"
     if options.get("mode") != "token":
         return
@@ -354,6 +357,13 @@ def cluster_fault_tolerance(manifest: Manifest) -> Iterator[str]:
             yield "gcsFaultToleranceOptions.storage: only with backend=rocksdb"
 
 
+def cluster_manager(manifest: Manifest) -> Iterator[str]:
+    """Who reconciles it."""
+    for where, spec in (("spec", _at(manifest, "spec")), ("spec.rayClusterSpec", _cluster(manifest))):
+        if spec.get("managedBy") not in (None, *MANAGERS):
+            yield f"{where}.managedBy={spec['managedBy']}: must be one of {', '.join(MANAGERS)}"
+
+
 def cluster_gates(manifest: Manifest) -> Iterator[str]:
     """Nothing that is silently ignored."""
     for key in sorted(NEEDS_GATE & _cluster(manifest).keys()):
@@ -379,5 +389,6 @@ CLUSTER_RULES: tuple[Rule, ...] = (
     cluster_autoscaler,
     cluster_token,
     cluster_fault_tolerance,
+    cluster_manager,
     cluster_gates,
 )
