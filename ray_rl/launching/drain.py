@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from ray_rl.launching.kuberay_retries import RAY_JOB
+
 POLL_S = 0.5
 CONNECT_S = 2.0
 TRIES = 3
 """A head that does not answer so often in a row is gone."""
 GCS = "--gcs-address="
 """Argument of a raylet."""
+PROC = Path("/proc")
 
 
 def main(words: list[str]) -> int:
@@ -38,23 +41,32 @@ def main(words: list[str]) -> int:
 
 def end_driver(deadline_s: float) -> None:
     """SIGTERM for every `ray-rl train` of this container, and their end."""
-    pids = list(drivers())
+    job = os.environ.get(RAY_JOB)
+    pids = list(drivers(job))
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    _wait(lambda: not set(pids) & set(drivers()), deadline_s)
+    _wait(lambda: not set(pids) & set(drivers(job)), deadline_s)
 
 
-def drivers() -> Iterator[int]:
-    """Process ids of drivers, without shells around them."""
-    for pid, words in _processes():
-        if "train" in words and any(Path(word).name == "ray-rl" for word in words[:2]):
+def drivers(job: str | None) -> Iterator[int]:
+    """Process ids of the drivers of a RayJob, or of none, without shells around them."""
+    for pid, words in _processes(PROC):
+        if "train" in words and any(Path(word).name == "ray-rl" for word in words[:2]) and _job_of(pid) == job:
             yield pid
 
 
-def outlast_head(deadline_s: float) -> None:
+def _job_of(pid: int) -> str | None:
+    with suppress(OSError):
+        for line in (PROC / str(pid) / "environ").read_bytes().decode(errors="replace").split("\0"):
+            if line.startswith(f"{RAY_JOB}="):
+                return line.partition("=")[2]
+    return None
+
+
+def outlast_head(deadline_s: float, *, proc: Path = PROC) -> None:
     """Returns once nothing listens any more where this container's raylet has its head."""
-    address = head_address()
+    address = head_address(proc)
     if address is None:
         return
     silent = 0
@@ -67,9 +79,9 @@ def outlast_head(deadline_s: float) -> None:
     _wait(is_gone, deadline_s)
 
 
-def head_address() -> tuple[str, int] | None:
+def head_address(proc: Path) -> tuple[str, int] | None:
     """Of the raylet of this container: an address and not a name, which goes away with the head."""
-    for _, words in _processes():
+    for _, words in _processes(proc):
         for word in words:
             if word.startswith(GCS):
                 host, _, port = word.removeprefix(GCS).rpartition(":")
@@ -90,9 +102,9 @@ def _wait(condition: Callable[[], bool], deadline_s: float) -> None:
         time.sleep(POLL_S)
 
 
-def _processes() -> Iterator[tuple[int, list[str]]]:
+def _processes(proc: Path) -> Iterator[tuple[int, list[str]]]:
     """Id and words of the processes that can be seen; those that ended meanwhile have no words."""
-    for folder in Path("/proc").glob("[0-9]*"):
+    for folder in proc.glob("[0-9]*"):
         with suppress(OSError):
             text = (folder / "cmdline").read_bytes().decode(errors="replace")
             yield int(folder.name), text.rstrip("\0").split("\0")

@@ -19,8 +19,10 @@ CONFIG_VOLUME = "config"
 CONFIG_KEY = "run.yaml"
 """Of the ConfigMap; a file's own name need not be one."""
 GPU = "nvidia.com/gpu"
-TEARDOWN_S = 60
-"""After the driver has ended, for Ray to end too (it drains for up to 30 s)."""
+TEARDOWN_S = 30
+"""After the driver has ended, for Ray to end too."""
+OF_EVERY_POD = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+"""Ray's own wait at SIGTERM, 30 s, is for services. Ours is over by then, and so is the head that it would ask."""
 
 
 def workdir(job: Job) -> str:
@@ -44,7 +46,7 @@ def head_template(job: Job, *, name: str) -> Manifest:
     launch = job.launch
     kuberay = launch.kuberay
     # Another than Ray's 3 s between SIGTERM and SIGKILL, when the job is stopped or deleted while it runs.
-    own = {RAY_JOB: name, "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(job.config.run.grace_s))}
+    own = OF_EVERY_POD | {RAY_JOB: name, "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(job.config.run.grace_s))}
     container = _container(job, "ray-head", environment=job.environment | own, drain="driver")
     container["ports"] = [
         {"containerPort": 6379, "name": "gcs-server"},
@@ -70,7 +72,7 @@ def worker_template(job: Job) -> Manifest:
     """The pod of one node."""
     launch = job.launch
     kuberay = launch.kuberay
-    container = _container(job, "ray-worker", environment=job.environment, drain="worker")
+    container = _container(job, "ray-worker", environment=job.environment | OF_EVERY_POD, drain="worker")
     amounts = {"cpu": str(launch.cpus_per_node), "memory": f"{launch.memory_gib_per_node}Gi"}
     if job.gpus_per_node:
         amounts[GPU] = str(job.gpus_per_node)

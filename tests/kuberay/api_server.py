@@ -16,17 +16,17 @@ from tests.kuberay.pods import GATEWAY
 class ApiServer:
     """Holds RayJobs and Roles, and the credentials of pods."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, *, address: str = GATEWAY) -> None:
         self.objects: dict[tuple[str, str], dict] = {}
         self.lock = threading.RLock()
         self.tokens: dict[str, str] = {}
         """Account by token."""
         self.answers: list[int] = []
-        self.place = place
+        self.place, self.address = place, address
         place.mkdir()
         self._certificate, self._key = place / "ca.crt", place / "key.pem"
         words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=kubernetes"]
-        words += ["-addext", f"subjectAltName=IP:{GATEWAY}", "-keyout", str(self._key), "-out", str(self._certificate)]
+        words += ["-addext", f"subjectAltName=IP:{address}", "-keyout", str(self._key), "-out", str(self._certificate)]
         subprocess.run(words, check=True, capture_output=True, timeout=60)
         self.port = 0
 
@@ -84,7 +84,7 @@ class ApiServer:
             def log_message(self, format: str, *arguments: object) -> None:
                 pass
 
-        server = ThreadingHTTPServer((GATEWAY, 0), Handler)
+        server = ThreadingHTTPServer((self.address, 0), Handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._certificate, self._key)
         server.socket = context.wrap_socket(server.socket, server_side=True)

@@ -1,8 +1,8 @@
 """A stand-in for KubeRay's operator: takes a RayJob and does with it what the controller of 1.7 does.
 
-Source: KubeRay 1.7, ray-operator/controllers/ray/{rayjob_controller.go,common/pod.go,common/job.go}. Pods are namespaces
-of this machine (`tests.kuberay.pods`). What is taken from the manifest: rayStartParams, environment, mounts, grace,
-preStop, accounts, entrypoint, limits and retries.
+Source: KubeRay 1.7, ray-operator/controllers/ray: rayjob_controller.go, common/pod.go and common/job.go. Pods are
+namespaces of this machine (`tests.kuberay.pods`). What is taken from the manifest: rayStartParams, environment, mounts,
+grace, preStop, accounts, entrypoint and retries. What is left out: images, limits of memory and CPU, deadlines.
 """
 
 import json

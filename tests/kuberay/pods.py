@@ -125,10 +125,12 @@ class Pod:
         """Lines for bash that make the container's view of the disk; nothing of it is seen outside."""
         yield "mount --make-rprivate /"
         yield "mount -t tmpfs tmpfs /run"
+        yield f"hostname {self.name}"
         session = self.place / "tmp" / self.name
         session.mkdir(parents=True, exist_ok=True)
         hosts = self.place / f"{self.name}.hosts"
-        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{at} {name}\n" for name, at in self.hosts.items()))
+        known = {"localhost": "127.0.0.1", self.name: self.address, **self.hosts}
+        hosts.write_text("".join(f"{at} {name}\n" for name, at in known.items()))
         yield f"mount --bind {hosts} /etc/hosts"
         names = self.place / "resolv.conf"
         names.write_text("nameserver 127.0.0.1\n")  # where nobody listens: an unknown name fails at once
