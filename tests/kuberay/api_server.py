@@ -89,7 +89,7 @@ class ApiServer:
         context.load_cert_chain(self._certificate, self._key)
         server.socket = context.wrap_socket(server.socket, server_side=True)
         self.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
             yield

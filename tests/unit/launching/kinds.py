@@ -1,5 +1,9 @@
-"""Strict validation of KubeRay's own kinds against the schemas of their CRDs; a field that is not there is an error."""
+"""What the tests of manifests need: the schemas of KubeRay's kinds, strictly applied, and kubectl."""
 
+import json
+import re
+import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,8 @@ ROOT = Path(__file__).parents[3]
 CRDS = ROOT.parent / "shared" / "kubernetes"
 NO_CRDS = f"no CRDs of KubeRay in {CRDS}" if not (CRDS / "ray.io_rayjobs.yaml").is_file() else None
 """Why nothing can be validated here."""
+KUBECTL_MINOR = 27
+"""First 1.x that asks servers to validate fields, as OpenAPI v3 says they do; overlays need 1.21."""
 
 
 @cache
@@ -58,3 +64,15 @@ def _strict(schema: Any) -> Any:
         if "required" in found:  # the API server fills defaults in first
             found["required"] = [key for key in found["required"] if "default" not in properties.get(key, {})]
     return found
+
+
+@cache
+def without_kubectl() -> str | None:
+    """Why kubectl cannot be used here; None where it can."""
+    remedy = f"kubectl 1.{KUBECTL_MINOR} or newer is needed (https://kubernetes.io/docs/tasks/tools; Debian's is older)"
+    if shutil.which("kubectl") is None:
+        return remedy
+    command = ["kubectl", "version", "--client", "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    minor = int(re.sub(r"\D.*", "", json.loads(done.stdout)["clientVersion"]["minor"]))
+    return None if minor >= KUBECTL_MINOR else f"{remedy}; this is 1.{minor}"

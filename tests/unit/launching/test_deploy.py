@@ -1,19 +1,17 @@
 """What `deploy/kuberay/` builds, as `kubectl kustomize` builds it."""
 
-import shutil
 import subprocess
 
 import pytest
 import yaml
 
 from ray_rl.launching.kuberay_rules import problems_of
-from tests.unit.launching.kinds import NO_CRDS, ROOT, schema_errors
+from tests.unit.launching.kinds import NO_CRDS, ROOT, schema_errors, without_kubectl
 
 KUBERAY = ROOT / "deploy" / "kuberay"
 FOLDERS = sorted(file.parent for file in KUBERAY.rglob("kustomization.yaml"))
 OVERLAYS = {"kueue", "volcano", "rdma", "gcs-ft-redis", "gcs-ft-rocksdb", "development"}
-NO_KUBECTL = shutil.which("kubectl") is None
-pytestmark = pytest.mark.skipif(NO_KUBECTL, reason="no kubectl (Debian: kubernetes-client)")
+pytestmark = pytest.mark.skipif(without_kubectl() is not None, reason=str(without_kubectl()))
 
 
 def built(folder):
