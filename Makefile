@@ -44,6 +44,10 @@ test: setup-test ## run every test: unit, then cluster, then end to end
 	run tests/e2e; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
+.PHONY: test-launch
+test-launch: setup-test ## run what needs root: runs on a Kubernetes of namespaces
+	$(BIN)/python -m pytest tests/kuberay
+
 .PHONY: check
 check: setup-test ## check lint, formatting and types; change nothing
 	$(BIN)/ruff check .
