@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BRIDGE, GATEWAY, NETWORK = "rlkube0", "10.78.0.1", "10.78.0"
-COMMANDS = ("ip", "nsenter", "unshare", "mount")
+COMMANDS = ("ip", "nsenter", "unshare", "setpriv", "mount")
 BIN = Path(sys.executable).parent
 
 
@@ -115,7 +115,9 @@ class Pod:
             **environment,
         }
         script = "\n".join([*self._mounts(mounts), f"cd {shlex.quote(workdir)}", _exec(whole, command)])
-        words = ["nsenter", f"--net=/run/netns/{self.name}", "unshare", "--uts", "--mount", "--pid", "--fork"]
+        # Killed with the thread that started it, however the tests end.
+        words = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/run/netns/{self.name}"]
+        words += ["unshare", "--uts", "--mount", "--pid", "--fork"]
         words += ["--mount-proc", "--kill-child", "bash", "-ec", script]
         with log.open("wb") as file:
             process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
