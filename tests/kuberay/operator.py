@@ -43,7 +43,7 @@ class Operator:
         self.history: list[str] = []
         self.pods: list[Pod] = []
         self.clusters = 0
-        self._token = ""
+        self._token, self._started_s = "", time.monotonic()
         self._numbers = iter(range(11, 250))
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
@@ -91,10 +91,6 @@ class Operator:
         """Waits until the deployment is in a state."""
         self.wait_for(lambda: self.status["jobDeploymentStatus"] == state, state, limit_s=limit_s)
 
-    def log_of(self, container: str) -> str:
-        """What a container of the head printed, of all attempts."""
-        return "\n".join(file.read_text() for file in sorted(self._place.glob(f"*head-{container}.log")))
-
     def tails(self) -> str:
         files = sorted(self._place.glob("*.log"))
         return "\n".join(f"--- {file.name}\n" + "\n".join(file.read_text().splitlines()[-25:]) for file in files)
@@ -107,6 +103,7 @@ class Operator:
                 after = self.status["jobDeploymentStatus"]
                 if after != before:
                     self.history.append(after)
+                    print(f"{time.monotonic() - self._started_s:.1f} s: {after or 'New'}")
         except BaseException as error:
             if not self._is_over.is_set():
                 self.error = error
