@@ -48,6 +48,10 @@ test: setup-test ## run every test: unit, then cluster, then end to end
 test-image: setup-test ## build the CPU image with buildah and look inside; as root (four minutes)
 	$(BIN)/python -m pytest tests/docker
 
+.PHONY: test-launch
+test-launch: setup-test ## run what needs root: runs on a Kubernetes of namespaces
+	$(BIN)/python -m pytest tests/kuberay
+
 .PHONY: check
 check: setup-test ## check lint, formatting and types; change nothing
 	$(BIN)/ruff check .

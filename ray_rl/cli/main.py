@@ -12,6 +12,7 @@ from ray_rl import __version__
 from ray_rl.cli import doctor, export, jobs, launch, plan, resume, train, validate
 from ray_rl.config.redact import hide, secrets_of
 from ray_rl.errors import Preempted, RayRLError, UserError
+from ray_rl.launching.kuberay_retries import forbid_retries
 
 DONE = 0
 FAILED = 1
@@ -40,7 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: words after the program's name; None takes those of the process.
     """
-    arguments = _parsed(argv)
+    try:
+        arguments = _parsed(argv)
+    except SystemExit as ended:
+        if ended.code == BAD_INPUT:
+            _forbid_retries()
+        raise
     try:
         return int(arguments.command(arguments))
     except Preempted as stopped:
@@ -52,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         else:
             print(_without_secrets(f"ray-rl: error: {error}"), file=sys.stderr)
+        if code == BAD_INPUT:
+            _forbid_retries()
         return code
     except KeyboardInterrupt:
         print("ray-rl: interrupted", file=sys.stderr)
@@ -67,6 +75,13 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     if left:
         arguments.overrides += left
     return arguments
+
+
+def _forbid_retries() -> None:
+    """Where we are the driver of a RayJob, its controller would start all pods again for the same wrong input."""
+    message = forbid_retries(os.environ)
+    if message is not None:
+        print(f"ray-rl: {message}", file=sys.stderr)
 
 
 def _without_secrets(text: str) -> str:

@@ -43,6 +43,14 @@ class KubeRayLaunch(Config):
 
     namespace: str = "default"
     service_account: str | None = None
+    """Of the head, where the driver runs; it needs the right to patch this RayJob, else exit code 2 is tried again.
+    None: one is made with the job, with that right and no other."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes for GPUs: {nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3}."""
+    head_cpus: int = Field(4, ge=1)
+    """Of the head, which runs Ray's services and the driver, and no role."""
+    head_memory_gib: int = Field(32, ge=2)
+    """Of the head. Its /dev/shm is that of the other pods, but at most half of this."""
     claim: str = "ray-rl-runs"
     """PersistentVolumeClaim, ReadWriteMany, for run folders; mounted at `runs_path`."""
     runs_path: str = "/runs"
