@@ -96,7 +96,7 @@ def suspects(speeds: Sequence[PairSpeed]) -> list[PairSpeed]:
 
 
 def judge_links(speeds: Sequence[PairSpeed]) -> list[Finding]:
-    """A finding for each pair of nodes that is slow or does not answer, by its worst rail; one for all where none is."""
+    """A finding for each pair of nodes that is slow or silent, by its worst rail; one for all where none is."""
     if not speeds:
         return [Finding("links", "ok", "one node: there are none")]
     worst: dict[tuple[str, str], PairSpeed] = {}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ray_rl.launching.finding import Finding, Verdict, disk_room, no_shared_memory, shared_memory_room
+from ray_rl.launching.links import PairSpeed, SweepPoint
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "torch": ("torch",),
@@ -82,6 +83,15 @@ class Wanted:
     """0 on CPU."""
     folder: str
     """`run.dir`, on all nodes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All that `ray-rl doctor --cluster` says."""
+
+    findings: list[Finding]
+    pairs: list[PairSpeed]
+    bandwidth: list[SweepPoint]
 
 
 def judge_nodes(
