@@ -107,6 +107,8 @@ class Links:
     def measure(self) -> Measured:
         """All pairs, then all ranks together, unless a pair does not answer: then that would not end."""
         try:
+            if len(self._nodes) > 1:
+                self._ready(self._keys())  # all at the same time; what fails here is tried again where it is needed
             pairs = self._pairs()
             silent = sorted({" - ".join(pair.nodes) for pair in pairs if pair.trouble})
             if silent:
@@ -121,13 +123,17 @@ class Links:
         for number, pairs in enumerate(plan, start=1):
             self._note(f"links: round {number} of {len(plan)}, pairs at the same time: {self._named(pairs)}")
             speeds |= self._probed(pairs)
-        doubtful = suspects(list(speeds.values()))
+        # Beside others a pair may have been slow for lack of processors. Silence for so long needs another reason.
+        doubtful = [speed for speed in suspects(list(speeds.values())) if not speed.trouble]
         again = sorted({key[:2] for key, speed in speeds.items() if speed in doubtful})[:AGAIN]
         for pair in again:
             self._note(f"links: {self._named([pair])} once more, alone")
             for key, speed in self._probed([pair]).items():
                 speeds[key] = max(speeds[key], speed, key=lambda one: (not one.trouble, one.slower_gb_s))
         return list(speeds.values())
+
+    def _keys(self) -> list[Key]:
+        return [(node, rank) for node, there in enumerate(self._nodes) for rank in range(there.ranks)]
 
     def _named(self, pairs: Iterable[tuple[int, int]]) -> str:
         return ", ".join(f"{self._nodes[a].name} - {self._nodes[b].name}" for a, b in pairs)
@@ -167,7 +173,7 @@ class Links:
 
     def _sweep(self) -> tuple[list[SweepPoint], str]:
         """Points, and why there are none."""
-        keys = [(node, rank) for node, there in enumerate(self._nodes) for rank in range(there.ranks)]
+        keys = self._keys()
         if len(keys) < 2:
             return [], ""
         failures = self._ready(keys)
