@@ -81,6 +81,7 @@ EXCEPTIONS = {
     ("sandbox/worker.py", "pickle.loads"): "what the function returned, as trusted as the function",
     ("sandbox/worker.py", "call.result"): "the calls inside and those before it have limits",
     ("training/gather.py", "dist.gather"): "train.timeout_s, of its group",
+    ("training/link_probe.py", "group.broadcast"): "what it returns is waited for with a limit",
     ("training/zero.py", "dist.all_reduce"): "train.timeout_s, of its group",
     ("training/zero_state.py", "persistent[0].all_gather"): "train.timeout_s, of its group",
     ("weight_sync/gloo_group.py", "self._group.broadcast"): "weight_sync.timeout_s, of its group",

@@ -10,21 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
-GIB = 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report."""
-
-    name: str
-    verdict: Literal["ok", "warn", "fail"]
-    detail: str
-    """What was seen."""
-    remedy: str = ""
-    """What to do about it; empty when there is nothing to do."""
+from ray_rl.launching.finding import GIB, Finding, disk_room, no_shared_memory, shared_memory_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,27 +113,15 @@ def memory(total_gib: float, available_gib: float) -> Finding:
 def disk(name: str, folder: Path) -> Finding:
     """Free space where a folder is, or will be."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free_gib = shutil.disk_usage(there).free / GIB
-    detail = f"{free_gib:.1f} GiB free at {there}"
-    if free_gib < 1:
-        return Finding(name, "fail", detail, "free 1 GiB at the least: an export holds the whole model")
-    if free_gib < 10:
-        return Finding(name, "warn", detail, "free 10 GiB, or the room that the model's exports and logs need")
-    return Finding(name, "ok", detail)
+    return disk_room(name, shutil.disk_usage(there).free / GIB, at=str(there))
 
 
 def shared_memory(folder: Path) -> Finding:
     """Where Ray keeps its objects and NCCL its buffers; containers give 64 MiB unless told."""
     if not folder.is_dir():
-        return Finding(
-            "/dev/shm", "warn", "missing", "Ray falls back to slower files; run on Linux with /dev/shm mounted"
-        )
+        return no_shared_memory()
     usage = shutil.disk_usage(folder)
-    detail = f"{usage.free / GIB:.1f} GiB free of {usage.total / GIB:.1f}"
-    if usage.free < 2 * GIB:
-        remedy = "give the container more (docker run --shm-size=8g), or remove stale files in /dev/shm"
-        return Finding("/dev/shm", "fail" if usage.free < GIB // 16 else "warn", detail, remedy)
-    return Finding("/dev/shm", "ok", detail)
+    return shared_memory_room(usage.free / GIB, usage.total / GIB)
 
 
 def gpus() -> Finding:

@@ -1,4 +1,4 @@
-"""`ray-rl doctor`: is this machine fit for a run? One line a check, with a verdict and a remedy."""
+"""`ray-rl doctor`: is this machine, or a Ray cluster, fit for a run? One line a check, with a verdict and a remedy."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ray_rl.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import Console
+
     from ray_rl.cli.arguments import Commands
-    from ray_rl.cli.checks import Finding
+    from ray_rl.config.run import RunConfig
+    from ray_rl.launching.finding import Finding
+    from ray_rl.launching.preflight import Report
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -21,32 +27,102 @@ def add_to(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "doctor",
-        help="look at versions, cores, memory, disk, GPUs and Ray's settings",
+        help="look at versions, cores, memory, disk, GPUs and Ray's settings; with --cluster at all nodes of a cluster",
         description="Looks at versions and hardware, a line each with its verdict. Exit code 1 if one of them is fail.",
+        epilog="example: ray-rl doctor --cluster configs/ppo_math_llama3.3-70b_48xh100.yaml cluster.address=auto",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON list of objects instead")
+    parser.add_argument("--json", action="store_true", help="print JSON instead: a list, with --cluster an object")
+    parser.add_argument(
+        "--cluster",
+        metavar="CONFIG",
+        help="look at every node of the Ray cluster at cluster.address of this run, and measure the links between them",
+    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="sets one value of CONFIG")
     parser.set_defaults(command=doctor)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Prints the report; 1 if a verdict is fail, else 0."""
+    """Prints the report; 1 if a verdict is fail, else 0.
+
+    Raises:
+        UserError: values without --cluster; a configuration that is wrong or names no cluster.
+        ClusterError: the cluster cannot be joined.
+    """
+    if arguments.cluster is not None:
+        return _doctor_of_cluster(arguments.cluster, arguments.overrides, is_json=arguments.json)
+    if arguments.overrides:
+        raise UserError(f"{arguments.overrides[0]}: values belong to a configuration; add --cluster CONFIG")
+
     from ray_rl.cli.checks import findings
 
     report = list(findings())
     if arguments.json:
-        print(json.dumps([asdict(finding) for finding in report], indent=2))
+        print(json.dumps([_as_object(finding) for finding in report], indent=2))
     elif sys.stdout.isatty():
         _print_table(report)
     else:
         _print_lines(report)
-    return 1 if any(finding.verdict == "fail" for finding in report) else 0
+    return _exit_code(report)
+
+
+def _doctor_of_cluster(path: str, overrides: Sequence[str], *, is_json: bool) -> int:
+    config = _config(path, overrides)
+
+    from ray_rl.cli.train import check_installed
+    from ray_rl.cluster.environment import prepare_environment
+
+    check_installed()
+    prepare_environment(local=False)
+    from ray_rl.cluster.preflight import look_at_cluster
+
+    # Not to the standard output, which is the report.
+    report = look_at_cluster(config, lambda text: print(f"doctor: {text}", file=sys.stderr, flush=True))
+    if is_json:
+        print(json.dumps(_report_object(report), indent=2))
+        return _exit_code(report.findings)
+    if sys.stdout.isatty():
+        _print_table(report.findings)
+    else:
+        _print_lines(report.findings)
+    _print_speeds(report)
+    return _exit_code(report.findings)
+
+
+def _config(path: str, overrides: Sequence[str]) -> RunConfig:
+    from ray_rl.config.load import load_config
+
+    config = load_config(path, list(overrides))
+    if config.cluster.address is None:
+        raise ConfigError(
+            "cluster.address=null: there is no cluster to look at; set cluster.address=auto on one of its nodes, or "
+            "host:port of its head. For this machine alone: ray-rl doctor"
+        )
+    return config
+
+
+def _exit_code(findings: Sequence[Finding]) -> int:
+    return 1 if any(finding.verdict == "fail" for finding in findings) else 0
+
+
+def _as_object(finding: Finding) -> dict[str, str]:
+    """Without a node where there is none."""
+    return {key: value for key, value in asdict(finding).items() if key != "node" or value}
+
+
+def _report_object(report: Report) -> dict[str, Any]:
+    return {
+        "findings": [_as_object(finding) for finding in report.findings],
+        "bandwidth": [asdict(point) | {"bus_gb_s": point.bus_gb_s} for point in report.bandwidth],
+        "pairs": [asdict(pair) for pair in report.pairs],
+    }
 
 
 def _print_lines(report: Sequence[Finding]) -> None:
     width = max(len(finding.name) for finding in report)
     for finding in report:
         remedy = f" -> {finding.remedy}" if finding.remedy else ""
-        print(f"{finding.verdict:4}  {finding.name:{width}}  {finding.detail}{remedy}")
+        node = f"{finding.node}: " if finding.node else ""
+        print(f"{finding.verdict:4}  {finding.name:{width}}  {node}{finding.detail}{remedy}")
 
 
 def _print_table(report: Sequence[Finding]) -> None:
@@ -57,5 +133,46 @@ def _print_table(report: Sequence[Finding]) -> None:
     table = Table("", "check", "seen", "remedy", box=None, pad_edge=False)
     for finding in report:
         verdict = Text(finding.verdict, style=_COLOURS[finding.verdict])
-        table.add_row(verdict, finding.name, Text(finding.detail), Text(finding.remedy))
+        detail = f"{finding.node}: {finding.detail}" if finding.node else finding.detail
+        table.add_row(verdict, finding.name, Text(detail), Text(finding.remedy))
     Console().print(table)
+
+
+def _print_speeds(report: Report) -> None:
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=120, no_color=True, highlight=False)
+    if report.bandwidth:
+        _print_bandwidth(report, console)
+    if report.pairs:
+        _print_pairs(report, console)
+
+
+def _print_bandwidth(report: Report, console: Console) -> None:
+    from rich.table import Table
+
+    from ray_rl.launching.links import size_text
+
+    console.print(f"\nbus bandwidth over {report.bandwidth[0].ranks} ranks, GB/s (as nccl-tests define it)")
+    operations = list(dict.fromkeys(point.operation for point in report.bandwidth))
+    speeds = {(point.operation, point.bytes): f"{point.bus_gb_s:.3g}" for point in report.bandwidth}
+    table = Table("size", *operations, box=None, pad_edge=False)
+    for size in sorted({point.bytes for point in report.bandwidth}):
+        table.add_row(size_text(size), *(speeds.get((operation, size), "-") for operation in operations))
+    console.print(table)
+
+
+def _print_pairs(report: Report, console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print("\nlinks between nodes, slowest first")
+    has_rails = any(pair.rail for pair in report.pairs)
+    table = Table("from", "to", *(["GPU"] if has_rails else []), box=None, pad_edge=False)
+    for title in ("GB/s", "GB/s back", "round trip, ms"):
+        table.add_column(title, justify="right")
+    for pair in sorted(report.pairs, key=lambda pair: pair.slower_gb_s):
+        rail = [str(pair.rail)] if has_rails else []
+        numbers = (f"{pair.forth_gb_s:.3g}", f"{pair.back_gb_s:.3g}", f"{1000 * pair.round_trip_s:.3g}")
+        table.add_row(*map(Text, (*pair.nodes, *rail, *(("none",) * 3 if pair.trouble else numbers))))
+    console.print(table)

@@ -35,18 +35,24 @@ def ray_session(config: RunConfig, plan: Plan) -> Iterator[None]:
         ConfigError: the plan needs more GPUs than the cluster has.
         ClusterError: the cluster cannot be reached.
     """
-    try:
-        if config.cluster.address is None:
-            _start_local(plan)
-        else:
-            _require_answer(config.cluster.address)
-            ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
-        raise ClusterError(
-            f"cluster.address={config.cluster.address}: no Ray started or answers there: {error}"
-        ) from error
-    try:
+    with _started(plan) if config.cluster.address is None else joined(config.cluster.address):
         require_gpus(config, plan)
+        yield
+
+
+@contextmanager
+def joined(address: str) -> Iterator[None]:
+    """A connection to a cluster that is there, closed with the block.
+
+    Raises:
+        ClusterError: it cannot be reached.
+    """
+    try:
+        _require_answer(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"cluster.address={address}: no Ray started or answers there: {error}") from error
+    try:
         yield
     finally:
         ray.shutdown()
@@ -59,15 +65,23 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
-def _start_local(plan: Plan) -> None:
-    ray.init(
-        address="local",
-        num_cpus=math.ceil(plan.cpus) + DRIVER_CPUS,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
+@contextmanager
+def _started(plan: Plan) -> Iterator[None]:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=math.ceil(plan.cpus) + DRIVER_CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"cluster.address=None: no Ray started or answers there: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def require_gpus(config: RunConfig, plan: Plan) -> None:

@@ -139,6 +139,11 @@ class TestReport:
             "remedy": "install it",
         }
 
+    def test_a_finding_of_a_cluster_names_its_node(self, found, capsys):
+        found(Finding("clock", "fail", "40 s ahead", "run an NTP client", "node-7"))
+        assert main(["doctor"]) == 1
+        assert capsys.readouterr().out == "fail  clock  node-7: 40 s ahead -> run an NTP client\n"
+
     def test_a_terminal_gets_a_table(self, found, capsys, monkeypatch):
         found(Finding("cores", "ok", "2 [of 2]"))
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -150,3 +155,8 @@ class TestReport:
         main(["doctor", "--json"])
         names = [finding["name"] for finding in json.loads(capsys.readouterr().out)]
         assert len(names) == len(set(names)) == 17
+
+
+def test_values_without_a_configuration_are_refused(capsys):
+    assert main(["doctor", "run.steps=3"]) == 2
+    assert "run.steps=3: values belong to a configuration; add --cluster CONFIG" in capsys.readouterr().err

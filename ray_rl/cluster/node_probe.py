@@ -1,0 +1,141 @@
+"""What looks at a node, on that node.
+
+It is sent there by value (see `preflight.node_actor`) and returns plain dictionaries: it must work where `ray_rl` is
+another one, or is not there at all. So it imports nothing but the standard library.
+"""
+
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+
+NVIDIA_SMI_S = 20.0
+"""It hangs where the driver does."""
+
+SEEN_S = 5.0
+"""For a new file to be seen by another client of a network file system."""
+
+
+class NodeProbe:
+    """One for each node, in a process of its own."""
+
+    def look(self, packages: Mapping[str, Sequence[str]], runs: str) -> dict[str, Any]:
+        """Versions, GPUs and room.
+
+        Args:
+            packages: names with the distributions that provide them.
+            runs: folder of runs, which need not be there yet.
+        """
+        gpus, trouble = _gpus()
+        # Not tempfile.gettempdir(): it passes over a full disk in silence.
+        folders = {
+            "disk of runs": runs,
+            "disk of TMPDIR": os.environ.get("TMPDIR", "/tmp"),
+            "disk of ~/.cache": os.path.expanduser("~/.cache"),
+        }
+        return {
+            "versions": versions(packages),
+            "gpus": gpus,
+            "gpu_trouble": trouble,
+            "shared_memory": _room("/dev/shm") if os.path.isdir("/dev/shm") else None,
+            "disks": {name: _room(folder) for name, folder in folders.items()},
+        }
+
+    def clock(self) -> float:
+        """Seconds since 1970, by this node."""
+        return time.time()
+
+    def meet_canary(self, folder: str, theirs: str, content: str, own: str, answer: str) -> dict[str, str]:
+        """Reads the driver's file and writes one for it; why either was not possible, empty where it was."""
+        found = {"unread": await_content(os.path.join(folder, theirs), content), "unwritten": ""}
+        try:
+            # Also where the driver's file is not seen: whether the place can be written is another question.
+            os.makedirs(folder, exist_ok=True)
+            Path(folder, own).write_text(answer, encoding="ascii")
+        except OSError as error:
+            found["unwritten"] = str(error)
+        return found
+
+    def forget_canary(self, folder: str, own: str) -> None:
+        """Removes what is left of it where the folder is not the driver's."""
+        Path(folder, own).unlink(missing_ok=True)
+        if os.path.isdir(folder) and not os.listdir(folder):
+            os.rmdir(folder)
+
+
+def await_content(path: str, content: str) -> str:
+    """Why a file does not come to have this content within `SEEN_S`; empty when it does."""
+    deadline_s = time.monotonic() + SEEN_S
+    while True:
+        reason = _difference(path, content)
+        if not reason or time.monotonic() > deadline_s:
+            return reason
+        time.sleep(0.1)
+
+
+def _difference(path: str, content: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        return str(error)
+    return "" if text == content else f"{path} has other content than was written"
+
+
+def versions(packages: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+    """Of python, of ray_rl with a digest of its source, and of the packages; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "ray_rl": _own_version()}
+    for name, distributions in packages.items():
+        found[name] = next((version for name in distributions if (version := _version(name)) is not None), None)
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _own_version() -> str | None:
+    """With a digest of the source that would be imported: between releases the version alone says nothing."""
+    found = importlib.util.find_spec("ray_rl")
+    if found is None or found.origin is None:
+        return None
+    root = Path(found.origin).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    import ray_rl
+
+    return f"{ray_rl.__version__}, source {digest.hexdigest()[:8]}"
+
+
+def _gpus() -> tuple[int, str]:
+    """How many nvidia-smi lists, and what it says instead."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return 0, ""
+    try:
+        answer = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=False)
+    except subprocess.TimeoutExpired:
+        return 0, f"no answer in {NVIDIA_SMI_S:g} s"
+    count = sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+    if answer.returncode != 0:
+        return count, " ".join((answer.stderr or answer.stdout).split())[:200] or f"exit code {answer.returncode}"
+    return count, ""
+
+
+def _room(folder: str) -> dict[str, Any]:
+    path = Path(folder)
+    there = next(place for place in (path, *path.parents) if place.exists())
+    usage = shutil.disk_usage(there)
+    return {"at": str(there), "free_gib": usage.free / GIB, "total_gib": usage.total / GIB}
