@@ -11,23 +11,18 @@ pause() { sleep 1 & wait $! || true; }
 
 # ---- on the nodes ----------------------------------------------------------------------------------------------------
 
-# Ray until it ends or is told to. Arguments: GPUs, then those of `ray start`.
+# Ray until it ends. Arguments: GPUs, then those of `ray start`.
 ray_node() {
-    local gpus=$1 cpus=${RAY_RL_CPUS:-${SLURM_CPUS_ON_NODE:-$(nproc)}} names ray
+    local gpus=$1 cpus=${RAY_RL_CPUS:-${SLURM_CPUS_ON_NODE:-$(nproc)}} port=$RAY_RL_PORT names
     shift
     ulimit -Sn "$(ulimit -Hn)" || true
     # Libraries that see Slurm's variables believe that MPI has started them.
-    names=$(compgen -v | grep -E '^(SLURM|SRUN|PMI)') && mapfile -t names <<<"$names" && unset "${names[@]}"
-    ray start "$@" --num-gpus="$gpus" --num-cpus="$cpus" --block --disable-usage-stats \
-        --min-worker-port=20000 --max-worker-port=21999 --dashboard-agent-listen-port=$((RAY_RL_PORT + 3)) \
-        --dashboard-agent-grpc-port=$((RAY_RL_PORT + 4)) --runtime-env-agent-port=$((RAY_RL_PORT + 5)) \
-        --metrics-export-port=$((RAY_RL_PORT + 6)) --node-manager-port=$((RAY_RL_PORT + 7)) --object-manager-port=$((RAY_RL_PORT + 8)) &
-    ray=$!
-    trap 'kill "$ray"' TERM
-    while kill -0 "$ray" 2>/dev/null; do wait "$ray"; done
-    echo "Ray on $(hostname) has ended"
-    # Even told to: a node of Ray that is gone ends the attempt.
-    exit 1
+    mapfile -t names < <(compgen -e | grep -E '^(SLURM|SRUN|PMI)')
+    unset "${names[@]}"
+    exec ray start "$@" --num-gpus="$gpus" --num-cpus="$cpus" --block --disable-usage-stats \
+        --min-worker-port=20000 --max-worker-port=21999 --dashboard-agent-listen-port=$((port + 3)) \
+        --dashboard-agent-grpc-port=$((port + 4)) --runtime-env-agent-port=$((port + 5)) \
+        --metrics-export-port=$((port + 6)) --node-manager-port=$((port + 7)) --object-manager-port=$((port + 8))
 }
 
 # The preflight, where one is asked for, then the driver, which takes the place of this shell.
@@ -175,7 +170,7 @@ watch_driver() {
 
 # ---- ending ----------------------------------------------------------------------------------------------------------
 
-# TERM for steps, and KILL 20 seconds later for those that are left.
+# At TERM srun ends its step, without a word to it: nothing of Ray outlives an attempt. What hangs goes with the job.
 end_steps() {
     local pid until=$((SECONDS + 20)) left
     for pid in "$@"; do alive "$pid" && kill -TERM "$pid"; done
