@@ -1,7 +1,8 @@
-"""Who of a cluster's nodes is there: for launchers, which start the driver when all are, and end it when one is gone."""
+"""Which nodes of a cluster are there: launchers start the driver when all are, and end it when one is lost."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ def joined() -> Iterator[None]:
         ClusterError: none answers.
     """
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
         raise ClusterError(f"no Ray cluster answers: {error}") from error
     try:
@@ -60,7 +61,7 @@ def await_nodes(nodes: int, *, timeout_s: float, note: Callable[[str], None]) ->
 
 
 def lost_of(nodes: set[str]) -> set[str]:
-    """Blocks until nodes are not alive any more, and returns which; the caller is ended from outside if none ever is."""
+    """Blocks until some are not alive any more, and returns which; a caller that sees none is ended from outside."""
     while not (lost := nodes - living()):
         time.sleep(WATCH_S)
     return lost

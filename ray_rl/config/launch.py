@@ -24,14 +24,14 @@ class SlurmLaunch(Config):
     container: Literal["none", "pyxis"] = "none"
     """pyxis: every step runs in `launch.image`, by pyxis and enroot."""
     cpu_nodes: int = Field(0, ge=0)
-    """Nodes without GPUs, as a group of their own in a heterogeneous job. Ray's head and the driver move to the first of
-    them, and with the driver the reward functions, which run beside it: they then take no cores from the trainers and
-    engines. More than one only helps rewards or environments of yours that start Ray tasks; on `cluster.accelerator=cpu`
-    Ray places roles there, too."""
+    """Nodes without GPUs, as a group of their own in a heterogeneous job. Ray's head and the driver move to the first
+    of them, and with the driver the reward functions, which run beside it: they then take no cores from trainers and
+    engines. More than one only helps rewards or environments of yours that start Ray tasks; with
+    `cluster.accelerator=cpu` Ray places roles there, too."""
     cpu_partition: str | None = None
     """Of that group. None: `launch.queue`."""
     warn_s: int = Field(300, ge=10)
-    """USR1 comes so long before the time limit: the run saves, and the job is queued again. Longer than `run.grace_s`."""
+    """USR1 comes so long before the time limit: the run saves, and the job is queued again. More than `run.grace_s`."""
     ready_timeout_s: int = Field(600, ge=10)
     """Limit for all Ray nodes to be alive."""
     port: int = Field(6379, ge=1024, le=32767)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from importlib.resources import files
+from pathlib import PurePosixPath
 
 from ray_rl.config.launch import SlurmLaunch
 from ray_rl.errors import ConfigError
@@ -34,8 +35,8 @@ def render(job: Job) -> str:
 def _check(job: Job) -> None:
     launch, grace_s = job.launch, job.config.run.grace_s
     slurm = launch.slurm
-    if slurm.container == "pyxis" and launch.image is None:
-        raise ConfigError("launch.slurm.container=pyxis without launch.image: name the image, best a squashfs file")
+    if slurm.container == "pyxis":
+        _check_container(job)
     if slurm.warn_s <= grace_s:
         raise ConfigError(
             f"launch.slurm.warn_s={slurm.warn_s}: the run has run.grace_s={grace_s:g} seconds to save after the "
@@ -45,6 +46,20 @@ def _check(job: Job) -> None:
         raise ConfigError(
             f"launch.time_limit={launch.time_limit} is not longer than launch.slurm.warn_s={slurm.warn_s}: the run "
             "would be told to save as soon as it starts"
+        )
+
+
+def _check_container(job: Job) -> None:
+    if job.launch.image is None:
+        raise ConfigError("launch.slurm.container=pyxis without launch.image: name the image, best a squashfs file")
+    runs = PurePosixPath(job.launch.workdir or WORKSPACE) / job.config.run.dir
+    # "/lustre/me:/workspace/runs:rw", or one path that is the same inside and outside.
+    inside = [PurePosixPath((mount.split(":") * 2)[1]) for mount in job.launch.mounts]
+    if not any(runs.is_relative_to(folder) for folder in inside):
+        raise ConfigError(
+            f"run folders would be in {runs}, which is in no launch.mounts ({', '.join(job.launch.mounts) or 'none'}): "
+            "they would end with the container, and no attempt could go on; mount a folder that all nodes see, or set "
+            "run.dir to one that is mounted"
         )
 
 
@@ -109,7 +124,7 @@ def _further(options: list[str]) -> list[str]:
 def _note(job: Job) -> list[str]:
     return [
         f"# {job.name}: {job.steps} steps of {job.config_path}",
-        f"# Made by `ray-rl render slurm`. To submit it by hand, in the project's folder: mkdir -p {LOGS} && sbatch FILE",
+        f"# Made by `ray-rl render slurm`. By hand, in the project's folder: mkdir -p {LOGS} && sbatch FILE",
         "# shellcheck disable=SC2329 # some functions are called by steps and traps",
     ]
 
@@ -138,8 +153,8 @@ def _container(job: Job) -> list[str]:
 
 
 def _mounts(job: Job) -> str:
-    """Of the containers, separated by commas with one in front; empty without containers."""
-    return "" if job.launch.slurm.container == "none" else ",".join(["", *job.launch.mounts])
+    """Of the containers, separated by commas; empty without containers."""
+    return "" if job.launch.slurm.container == "none" else ",".join(job.launch.mounts)
 
 
 def _setup(job: Job) -> list[str]:

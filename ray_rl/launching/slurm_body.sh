@@ -19,7 +19,7 @@ ray_node() {
     # Libraries that see Slurm's variables believe that MPI has started them.
     mapfile -t names < <(compgen -e | grep -E '^(SLURM|SRUN|PMI)')
     unset "${names[@]}"
-    exec ray start "$@" --num-gpus="$gpus" --num-cpus="$cpus" --block --disable-usage-stats \
+    exec ray start "$@" --log-color=false --num-gpus="$gpus" --num-cpus="$cpus" --block --disable-usage-stats \
         --min-worker-port=20000 --max-worker-port=21999 --dashboard-agent-listen-port=$((port + 3)) \
         --dashboard-agent-grpc-port=$((port + 4)) --runtime-env-agent-port=$((port + 5)) \
         --metrics-export-port=$((port + 6)) --node-manager-port=$((port + 7)) --object-manager-port=$((port + 8))
@@ -52,7 +52,7 @@ prepare() {
     head_address=$(address_of "$head_name")
     # Steps share the nodes' CPUs, GPUs and memory, and are not bound to single cores.
     STEP+=(--export=ALL --overlap --cpu-bind=none --kill-on-bad-exit=1)
-    [ -z "$CONTAINER_MOUNTS" ] || STEP+=(--container-mounts="${CONTAINER_MOUNTS#,},$ATTEMPT_DIR:$ATTEMPT_DIR")
+    [ -z "$CONTAINER_MOUNTS" ] || STEP+=(--container-mounts="$CONTAINER_MOUNTS,$ATTEMPT_DIR:$ATTEMPT_DIR")
     ON_HEAD=(--nodes=1 --ntasks=1 --nodelist="$head_name" "${STEP[@]}")
 }
 

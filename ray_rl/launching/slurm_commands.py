@@ -168,8 +168,8 @@ def _job_log(job_id: str) -> Path:
         if here:
             return here[0]
         raise UserError(
-            f"Slurm does not know job {job_id}, and there is no {LOGS}/*-{job_id}.log here; call this in the folder where "
-            "the job was submitted"
+            f"Slurm does not know job {job_id}, and there is no {LOGS}/*-{job_id}.log here; call this in the folder "
+            "where the job was submitted"
         ) from None
 
 
@@ -215,8 +215,8 @@ def _answer(
         )
     except FileNotFoundError as error:
         raise UserError(
-            f"{command[0]}: not found; call this on a login node of the Slurm cluster, or use `ray-rl render slurm` and "
-            "take the script there"
+            f"{command[0]}: not found; call this on a login node of the Slurm cluster, or take there what "
+            "`ray-rl render slurm` prints"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise OutsideError(f"{command[0]}: no answer from Slurm within {COMMAND_S:g} s") from error

@@ -1,5 +1,6 @@
 """One virtual cluster for all tests of this folder, and runs on it."""
 
+import json
 import os
 import shutil
 import sys
@@ -74,6 +75,10 @@ class Submitted:
     @property
     def steps(self) -> int:
         return steps_done(self.run_folder)
+
+    @property
+    def metrics(self) -> list[dict]:
+        return [json.loads(line) for line in (self.run_folder / "metrics.jsonl").read_text().splitlines()]
 
     @property
     def state(self) -> str:

@@ -74,6 +74,15 @@ class VirtualCluster:
         process.kill()
         process.wait(COMMAND_S)
 
+    def processes(self, name: str) -> list[str]:
+        """Command lines of what runs on a host."""
+        found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, timeout=COMMAND_S, check=True)
+        lines = []
+        for pid in found.stdout.decode().split():
+            with suppress(OSError):
+                lines.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        return lines
+
     def await_idle(self) -> None:
         """Until every host takes jobs."""
         wait_for(lambda: self._idle() == len(HOSTS), UP_S, "hosts to be idle", self._sinfo)
@@ -195,7 +204,10 @@ def _write_files(root: Path) -> None:
     plugstack = root / "plugstack.conf"
     here = socket.gethostname().split(".")[0]
     conf.write_text(
-        conf.read_text().replace("SlurmctldHost=vm(", f"SlurmctldHost={here}(") + f"PlugStackConfig={plugstack}\n"
+        conf.read_text().replace("SlurmctldHost=vm(", f"SlurmctldHost={here}(")
+        + f"PlugStackConfig={plugstack}\n"
+        # Heterogeneous jobs wait for the backfill scheduler, by default for half a minute.
+        + "SchedulerParameters=bf_interval=1\n"
     )
     up = root / "netns-up.sh"
     up.write_text(up.read_text().replace("10.77.0.1 vm", f"10.77.0.1 {here}"))
