@@ -87,11 +87,10 @@ class Submitted:
     def wait(self, condition: Callable[[], bool], what: str, limit_s: float = ATTEMPT_S) -> None:
         wait_for(condition, limit_s, what, self.everything)
 
-    def hurry(self) -> None:
-        """Spares the job that was queued again the two minutes that Slurm lets it wait."""
-        self.wait(lambda: self.state in ("PENDING", "RUNNING"), "the job to be queued again")
-        if self.state == "PENDING":
-            self.cluster.command("scontrol", "update", f"jobid={self.number}", "StartTime=now")
+    def hurry(self, restarts: int) -> None:
+        """Spares a job that was queued again the two minutes that Slurm lets it wait."""
+        self.wait(lambda: f"restarts: {restarts}\n" in status(self.number), "the job to be queued again")
+        self.cluster.command("scontrol", "update", f"jobid={self.number}", "StartTime=now")
 
     def wait_for_end(self) -> str:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")

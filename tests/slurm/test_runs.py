@@ -50,7 +50,7 @@ def test_a_killed_host_ends_the_attempt_at_once_and_the_next_one_finishes(demo, 
     assert (job.logs / "attempt-0" / "outcome").read_text() == "failed\n"
 
     cluster.start_host(away)
-    job.hurry()
+    job.hurry(restarts=1)
     assert job.wait_for_end() == "COMPLETED", job.everything()
     assert 1 <= goes_on_behind(job.of_attempt(1, "driver.log")) < 60
     assert [line["step"] for line in job.metrics] == list(range(1, 61))
@@ -72,7 +72,7 @@ def test_usr1_saves_and_queues_again_and_a_stop_saves_and_does_not(demo, cluster
     job.wait(lambda: "saved; queued again" in job.log, "it to be queued again")
     saved = job.steps
     assert f"told to stop; saved after step {saved}" in job.of_attempt(0, "driver.log")
-    job.hurry()
+    job.hurry(restarts=1)
     job.wait(lambda: job.steps >= saved + 2, "further steps")
     assert goes_on_behind(job.of_attempt(1, "driver.log")) == saved
 

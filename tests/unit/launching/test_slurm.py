@@ -143,7 +143,7 @@ def test_a_container_needs_an_image():
 
 @pytest.mark.parametrize("mounts", [[], ["/lustre:/lustre"], ["/lustre/runs:/workspace/runs2"]])
 def test_run_folders_that_would_end_with_the_container_are_refused(mounts):
-    with pytest.raises(ConfigError, match="/workspace/runs, which is in no launch.mounts"):
+    with pytest.raises(ConfigError, match=r"/workspace/runs, which is in no launch\.mounts"):
         render(job(**PYXIS | {"mounts": mounts}))
 
 
