@@ -16,7 +16,7 @@ from ray_rl.launching.job import Job, job_of
 from ray_rl.launching.slurm import render
 from ray_rl.launching.slurm_commands import logs, status, submit
 from tests.e2e.command import steps_done
-from tests.slurm.virtual_cluster import VirtualCluster, virtual_cluster, wait_for, why_not
+from tests.slurm.virtual_cluster import PREFIX, VirtualCluster, virtual_cluster, wait_for, why_not
 from tests.test_architecture import ROOT
 from tests.tiny_model import write_tiny_model
 
@@ -30,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualCluster
     if reason := why_not():
         pytest.skip(f"no Slurm: {reason}")
     # Not below pytest's folder: sockets of Slurm and Ray have short names only.
-    root = Path(tempfile.mkdtemp(prefix="ray-rl-slurm-"))
+    root = Path(tempfile.mkdtemp(prefix=PREFIX))
     kept = os.environ.get("SLURM_CONF")
     try:
         with virtual_cluster(root) as cluster:

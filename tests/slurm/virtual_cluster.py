@@ -21,6 +21,8 @@ from tests.test_architecture import ROOT
 SHARED = ROOT.parent / "shared" / "slurm"
 HOSTS = ("node1", "node2", "node3")
 BRIDGE = "eco-br"
+PREFIX = "ray-rl-slurm-"
+"""Of the folder of a cluster."""
 LOCK = Path("/run/ray-rl-slurm.lock")
 """Held while a cluster is there; holds the folder of the last one."""
 PROGRAMS = ("slurmd", "slurmctld", "sbatch", "munged", "runuser", "ip", "nsenter", "unshare", "gcc")
@@ -114,7 +116,10 @@ def virtual_cluster(root: Path) -> Iterator[VirtualCluster]:
         root: an empty folder for its files, which all hosts see.
     """
     with _alone() as lock:
-        _end_leftovers(Path(lock.read()))
+        before = Path(lock.read())
+        _end_leftovers(before)
+        if before.name.startswith(PREFIX):
+            shutil.rmtree(before, ignore_errors=True)
         lock.seek(0)
         lock.truncate()
         lock.write(str(root))
@@ -135,7 +140,8 @@ def virtual_cluster(root: Path) -> Iterator[VirtualCluster]:
         finally:
             for process in (*cluster.hosts.values(), cluster.controller, munged):
                 if process is not None:
-                    process.kill()
+                    # With the daemons that it has started itself.
+                    os.killpg(process.pid, signal.SIGKILL)
                     process.wait(COMMAND_S)
             _end_leftovers(root)
 
