@@ -20,7 +20,7 @@ COVERED := --cov=ray_rl/algorithms --cov=ray_rl/planner --cov-branch --cov-fail-
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: ## create .venv with the locked packages that runs need
@@ -43,6 +43,10 @@ test: setup-test ## run every test: unit, then cluster, then end to end
 	run tests/cluster; \
 	run tests/e2e; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
+
+.PHONY: test-launch
+test-launch: setup-test ## run the tests of launchers that need a scheduler of their own: Slurm on virtual hosts
+	$(BIN)/python -m pytest tests/slurm
 
 .PHONY: check
 check: setup-test ## check lint, formatting and types; change nothing
