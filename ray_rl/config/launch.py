@@ -34,7 +34,7 @@ class SlurmLaunch(Config):
     """USR1 comes so long before the time limit: the run saves, and the job is queued again. More than `run.grace_s`."""
     ready_timeout_s: int = Field(600, ge=10)
     """Limit for all Ray nodes to be alive."""
-    port: int = Field(6379, ge=1024, le=32767)
+    port: int = Field(6379, ge=1024, le=19991)
     """Of Ray's head. The ports above it (to `port` + 8) and workers' 20000-21999 are used too, all below the ephemeral
     range. Two jobs that share a node need ports apart."""
     setup: list[str] = Field(default_factory=list)

@@ -36,7 +36,7 @@ driver_step() {
 
 address_of() {
     local address
-    address=$(getent ahostsv4 "$1" | awk '$1 !~ /^127\./ { print $1; exit }')
+    address=$(getent ahostsv4 "$1" | awk '$1 !~ /^127\./ { print $1; exit }') || true
     [ -n "$address" ] || address=$(hostname -I | awk '{ print $1 }')
     echo "$address"
 }
@@ -87,13 +87,13 @@ start_workers() {
         start_group $((CPU_NODES - 1)) 0 --het-group=0 --exclude="$head_name"
     fi
     export RAY_ADDRESS=$head_address:$RAY_RL_PORT
-    srun "${ON_HEAD[@]}" --job-name=roll-call python3 -m ray_rl.cli.roll_call $((NODES + CPU_NODES)) \
+    srun "${ON_HEAD[@]}" --job-name=roll-call python3 -m ray_rl.cli.roll_call "$ALL_NODES" \
         --timeout-s "$READY_S" --ready "$ATTEMPT_DIR/ready" >>"$ATTEMPT_DIR/nodes.log" 2>&1 &
     roll_call=$!
 }
 
 start_driver() {
-    say "all $((NODES + CPU_NODES)) nodes are there; starting the driver"
+    say "all $ALL_NODES nodes are there; starting the driver"
     export ATTEMPT_DIR
     srun "${ON_HEAD[@]}" --job-name=driver bash -c "$(declare -f preflight entrypoint driver_step); driver_step" \
         >>"$ATTEMPT_DIR/driver.log" 2>&1 &
@@ -206,7 +206,7 @@ failures() {
 queue_again() {
     say "$1; queued again"
     clean_up
-    scontrol requeue "$SLURM_JOB_ID" || say "Slurm refuses to queue it again; submit it anew: the run goes on where it is"
+    scontrol requeue "$SLURM_JOB_ID" || say "Slurm refuses to queue it again; submit it anew, and the run goes on"
 }
 
 finish() {
@@ -242,6 +242,7 @@ finish() {
     exit "$code"
 }
 
+ALL_NODES=$((NODES + CPU_NODES))
 ATTEMPT=${SLURM_RESTART_COUNT:-0}
 JOB_DIR=$PWD/slurm-logs/$SLURM_JOB_NAME-$SLURM_JOB_ID
 ATTEMPT_DIR=$JOB_DIR/attempt-$ATTEMPT
@@ -257,7 +258,7 @@ trap clean_up EXIT
 trap 'ask requeue "USR1"' USR1
 trap 'ask stop "TERM"' TERM
 start_head
-if wait_for "Ray head" head_answers && start_workers && wait_for "$NODES nodes" test -e "$ATTEMPT_DIR/ready"; then
+if wait_for "Ray head" head_answers && start_workers && wait_for "$ALL_NODES nodes" test -e "$ATTEMPT_DIR/ready"; then
     start_driver
     [ -z "$asked" ] || tell_driver
     watch_driver

@@ -12,6 +12,8 @@ from tests.unit.launching.test_slurm import job
 
 DEMO = "configs/grpo_addition_smollm2-135m_cpu.yaml"
 RETRIES = 1
+ONCE_THERE_ARE = 'until [ "$(grep -c job-name=ray-workers "$SCRIPT/srun.calls")" = {} ]; do sleep 1; done\n'
+"""A driver that ends well when so many steps of workers have begun."""
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_a_run_that_ends_well_ends_the_job_and_leaves_no_token(scheduler):
 
 def test_all_workers_are_one_step_on_all_nodes_but_the_heads(tmp_path):
     scheduler = make_scheduler(tmp_path, nodes=5)
-    scheduler.run(train="exit 0\n")
+    assert scheduler.run(train=ONCE_THERE_ARE.format(1)).code == 0
     workers = [call for call in scheduler.calls("srun") if "--job-name=ray-workers" in call]
     assert len(workers) == 1
     assert "--nodes=4 --ntasks=4 --ntasks-per-node=1 --exclude=node1" in workers[0]
@@ -55,7 +57,7 @@ def test_one_node_has_no_workers(tmp_path):
 
 def test_a_group_of_cpu_nodes_has_the_head_and_no_gpus(tmp_path):
     scheduler = make_scheduler(tmp_path, slurm={"cpu_nodes": 2})
-    assert scheduler.run(train="exit 0\n").code == 0
+    assert scheduler.run(train=ONCE_THERE_ARE.format(2)).code == 0
     calls = [call for call in scheduler.calls("srun") if "--job-name=ray-workers" in call]
     assert any(call.startswith("--nodes=2 --ntasks=2 --ntasks-per-node=1 --het-group=1") for call in calls)
     assert any(call.startswith("--nodes=1 --ntasks=1 --ntasks-per-node=1 --het-group=0 --exclude") for call in calls)
