@@ -20,7 +20,7 @@ COVERED := --cov=ray_rl/algorithms --cov=ray_rl/planner --cov-branch --cov-fail-
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: ## create .venv with the locked packages that runs need
@@ -49,8 +49,8 @@ test-image: setup-test ## build the CPU image with buildah and look inside; as r
 	$(BIN)/python -m pytest tests/docker
 
 .PHONY: test-launch
-test-launch: setup-test ## run what needs root: runs on a Kubernetes of namespaces
-	$(BIN)/python -m pytest tests/kuberay
+test-launch: setup-test ## run on Slurm and on Kubernetes as far as this machine can be them; as root (ten minutes)
+	$(BIN)/python -m pytest tests/slurm tests/kuberay
 
 .PHONY: check
 check: setup-test ## check lint, formatting and types; change nothing

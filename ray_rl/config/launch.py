@@ -24,16 +24,22 @@ class SlurmLaunch(Config):
     container: Literal["none", "pyxis"] = "none"
     """pyxis: every step runs in `launch.image`, by pyxis and enroot."""
     cpu_nodes: int = Field(0, ge=0)
-    """Further nodes without GPUs, as the second group of a heterogeneous job: for rewards and other work on CPUs."""
+    """Nodes without GPUs, as a group of their own in a heterogeneous job. Ray's head and the driver move to the first
+    of them, and with the driver the reward functions, which run beside it: they then take no cores from trainers and
+    engines. More than one only helps rewards or environments of yours that start Ray tasks; with
+    `cluster.accelerator=cpu` Ray places roles there, too."""
     cpu_partition: str | None = None
-    """Of the second group. None: `launch.queue`."""
+    """Of that group. None: `launch.queue`."""
     warn_s: int = Field(300, ge=10)
-    """USR1 comes so long before the time limit: the run saves, and the job is queued again."""
+    """USR1 comes so long before the time limit: the run saves, and the job is queued again. More than `run.grace_s`."""
     ready_timeout_s: int = Field(600, ge=10)
     """Limit for all Ray nodes to be alive."""
-    port: int = Field(6379, ge=1024, le=32767)
-    """Of Ray's head. The ports above it (to `port` + 20) and workers' 20000-21999 are used too, all below the ephemeral
-    range."""
+    port: int = Field(6379, ge=1024, le=19991)
+    """Of Ray's head. The ports above it (to `port` + 8) and workers' 20000-21999 are used too, all below the ephemeral
+    range. Two jobs that share a node need ports apart."""
+    setup: list[str] = Field(default_factory=list)
+    """Lines of shell for the environment of all steps: "module load cuda", "source .venv/bin/activate". None: the
+    project's own .venv; in images, nothing."""
     options: list[str] = Field(default_factory=list)
     """Further sbatch options, as written behind #SBATCH: "--exclusive", "--constraint=h100"."""
 
