@@ -73,7 +73,7 @@ class Sabotage:
         self._rollouts, self._router = roles.rollouts, roles.rollouts._router
         engines = roles.weights._engines
         self._engine = engines[self._victim]
-        self.running = self._rollouts.running
+        self.running, self.state = self._rollouts.running, self._rollouts.state
         for engine in engines:
             engine.generate = self._counted(engine.name, engine.generate)
         if self._during == "publish":

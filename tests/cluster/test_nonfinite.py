@@ -66,8 +66,8 @@ def train_on(
             outcomes.append(trainer.update(batch))
         except TrainingError as error:
             outcomes.append(str(error))
-    held = {f"{name}/{start}": part.clone().numpy() for name, start, part in trainer._zero.slices()}
-    return outcomes, held, trainer._zero.state()
+    held = {f"{name}/{start}": part.clone().numpy() for name, start, part in trainer.zero.slices()}
+    return outcomes, held, trainer.zero.state()
 
 
 @pytest.fixture(scope="module")
