@@ -13,6 +13,7 @@ import pytest
 
 from ray_rl.errors import ClusterError
 from tests.cluster.whole_run import whole_run
+from tests.driver_log import now, seconds_until
 from tests.tiny_model import write_tiny_model
 
 PROMPTS, GROUP, STEPS = 5, 4, 5
@@ -114,7 +115,7 @@ class Sabotage:
         return cut_short
 
     async def _strike(self):
-        self.is_done = True
+        self.is_done, self.struck_at = True, now()
         family = [psutil.Process(member.pid) for member in self._engine.process._family.members]
         (self.struck,) = [process for process in family if self._process in process.name()]
         for number in self._signals:
@@ -157,7 +158,7 @@ ACTOR, ENGINE_CORE = "ray::", "VLLM::"
     ],
 )
 async def test_the_run_ends_with_every_prompt_trained_once_and_the_engine_serves_again(
-    make, model, sabotage, rollout, why
+    make, model, sabotage, rollout, why, request
 ):
     config = make(**rollout)
     harm = Sabotage(**sabotage)
@@ -181,10 +182,11 @@ async def test_the_run_ends_with_every_prompt_trained_once_and_the_engine_serves
         assert harm.requests_at_risk > 0
     assert not harm.struck.is_running() or harm.struck.status() == psutil.STATUS_ZOMBIE
 
-    log = (Path(config.run.dir) / config.run.name / "logs" / "driver.log").read_text()
-    print(log)
-    assert re.search(f"{name} is lost: .*({why}).*: restart 1 of 3 in 1 s", log)
-    assert re.search(rf"{name} serves again, [\d.]+ s after it was lost", log)
+    file = Path(config.run.dir) / config.run.name / "logs" / "driver.log"
+    assert re.search(f"{name} is lost: .*({why}).*: restart 1 of 3 in 1 s", file.read_text())
+    assert re.search(rf"{name} serves again, [\d.]+ s after it was lost", file.read_text())
+    for text in ("is lost", "serves again"):
+        seconds_until(file, text, since=harm.struck_at, fault=request.node.callspec.id)
 
 
 async def test_with_no_restart_left_and_no_engine_the_run_ends_and_says_so(make, model):

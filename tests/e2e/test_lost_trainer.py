@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.driver_log import now, seconds_until
 from tests.e2e.command import GROUP, PROMPTS, place_for, processes_of, run, steps_done, wait_until
 
 STEPS = 20
@@ -34,16 +35,20 @@ def ended(tmp_path_factory):
         checkpoint={"every_steps": 2},
     )
     folder = place / "runs" / "lost"
-    engines = []
+    engines, killed_at = [], []
 
     def kill_a_trainer(process):
         wait_until(process, lambda: steps_done(folder) >= 3 and pids(process.pid, "ray::TrainWorker.update"))
         engines.append(pids(process.pid, "EngineCore"))
         os.kill(pids(process.pid, "ray::TrainWorker.update")[-1], signal.SIGKILL)
+        killed_at.append(now())
         wait_until(process, lambda: "started again" in log(folder))
         engines.append(pids(process.pid, "EngineCore"))
 
-    return run(place, then=kill_a_trainer), engines
+    ended = run(place, then=kill_a_trainer)
+    for text in ("Going back", "started again"):
+        seconds_until(folder / "logs" / "driver.log", text, since=killed_at[0], fault="a trainer rank killed")
+    return ended, engines
 
 
 def test_the_run_ends_as_if_nothing_had_happened(ended):
