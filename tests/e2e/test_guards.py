@@ -208,6 +208,28 @@ def test_a_reward_that_hangs_is_killed_at_its_limit_and_its_samples_are_saved(ba
     assert {sample["reward"] for sample in samples} == {None}
 
 
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("returns_nan", "users:returns_nan returned nan. Correct the function or the data"),
+        ("raises", "ValueError: no such answer"),
+        ("too_few", "users:too_few returned 3 values for 4 completions, not one for each. Correct the function"),
+    ],
+)
+def test_a_reward_that_misbehaves_ends_the_run_with_its_samples_saved(tmp_path, name, complaint):
+    place = place_for(tmp_path, "fatal", steps=1)
+    (place / "users.py").write_text(REWARDS)
+    change(place, rewards=[{"kind": "custom", "name": name, "function": f"users:{name}"}], checkpoint={"export": False})
+    ended = run(place)
+    message = error_of(ended)
+    assert message.startswith(f"reward '{name}', prompt addition/")
+    assert complaint in message
+    file = ended.place / message.rpartition("The samples of the prompt are in ")[2]
+    assert file.name == "step_000001.failed.jsonl"
+    assert {sample["reward"] for sample in records(file)} == {None}
+    assert ended.metrics == []
+
+
 def test_a_secret_in_the_configuration_is_not_in_its_record(bad_rewards):
     for path in (path for path in bad_rewards.folder.rglob("*") if path.is_file()):
         assert b"sk-very-secret" not in path.read_bytes(), path
