@@ -25,7 +25,7 @@ class Tampering:
         self._told = self._filled = 0
         """Buckets of this publish."""
         self._before: Any = None
-        """What the bucket had that is dropped, in the publish before."""
+        """What the bucket had that is dropped, in the last publish that was right."""
         self._broadcast = GlooGroup.broadcast
         self._send = sender.send
         module = sys.modules[type(sender).__module__]
@@ -52,10 +52,10 @@ class Tampering:
         if self._is_wrong and self.harm == "flip" and number == 0:
             (buffer if self._segment is None else self._segment.buffer)[HIGH_BYTE] ^= BIT
         if number == BUCKET and self._segment is None:
-            now = buffer.clone()
             if self._is_wrong and self.harm == "drop":
                 buffer.copy_(self._before)
-            self._before = now
+            elif not self._is_wrong:
+                self._before = buffer.clone()
         return self._broadcast(group, buffer)
 
     @property
