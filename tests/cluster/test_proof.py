@@ -163,11 +163,11 @@ async def publishes(request, connected, make_config, model):
 WRONG = pytest.mark.parametrize(
     ("harm", "complaint"),
     [
-        ("flip", r"proving: .*what arrived is not what was sent: 1 of \d+ parameters differ, 0 never came \("),
-        ("drop", r"proving: .*what arrived is not what was sent: [1-9]\d* of \d+ parameters differ, 0 never came \("),
+        ("flip", r"proving: rollout-0: what arrived is not what was sent: 1 of \d+ parameters differ, 0 never came \("),
+        ("drop", r"proving: rollout-0: what arrived is not what was sent: [1-9]\d* of \d+ parameters differ, 0 never came \("),
         (
             "one engine only",
-            r"proving: rollout-1: .*what arrived is not what was sent: (\d+) of \1 parameters differ, \1 never",
+            r"proving: rollout-1: what arrived is not what was sent: (\d+) of \1 parameters differ, \1 never",
         ),
     ],
     ids=["bit-flipped", "bucket-dropped", "one-of-two-reached"],
