@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.driver_log import seconds_until
+from tests.driver_log import said
 from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -69,4 +69,4 @@ def test_it_says_what_happened(ended, place):
     log = place / "runs" / "lost-node" / "logs" / "driver.log"
     assert "Going back to step 2 of 5; restart 1 of 3" in log.read_text()
     for text in ("Going back", "started again"):
-        seconds_until(log, text, since=datetime.fromisoformat(ended["killed_at"]), fault="a node with a trainer killed")
+        said(log, text, since=datetime.fromisoformat(ended["killed_at"]), fault="a node with a trainer killed")
