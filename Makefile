@@ -39,7 +39,7 @@ test: setup-test ## run every test: unit, then cluster, then end to end
 	@trap 'exit 130' INT; failed=; started=$$SECONDS; \
 	run() { echo "pytest $$*"; $(BIN)/python -m pytest "$$@" || failed="$$failed $$1"; }; \
 	run $(COVERED_TESTS) $(COVERED); \
-	run tests/unit tests/test_architecture.py $(COVERED_TESTS:%=--ignore %); \
+	run tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %); \
 	run tests/cluster; \
 	run tests/e2e; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]

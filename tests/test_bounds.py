@@ -22,30 +22,45 @@ MADE_ANYWHERE = {
     "new_group",
     "TCPStore",
     "ProcessGroupGloo",
+    "ProcessGroupNCCL",
+    "init_device_mesh",
+    "new_subgroups",
     "rendezvous_store",
+    "split_group",
 }
 MADE_ANYWHERE |= {"create_connection", "urlopen", "call_all"}
 WITH_LIMIT = MADE_ANYWHERE | {"ray.get", "ray.wait", "asyncio.wait", "asyncio.wait_for", "asyncio.timeout", "settle"}
+WITH_LIMIT |= {"asyncio.gather", "asyncio.as_completed", "asyncio.TaskGroup"}
+WITH_LIMIT |= {"concurrent.futures.wait", "concurrent.futures.as_completed", "select.select"}
 WITH_LIMIT |= {"subprocess.run", "subprocess.check_output", "subprocess.check_call", "subprocess.call"}
 WITH_LIMIT |= {"receive", "send"}
 """Calls, by their whole name or (MADE_ANYWHERE) its last part, that need a limit by keyword, or some by position."""
 
-BY_POSITION = {"asyncio.wait_for": 2, "asyncio.timeout": 1, "ProcessGroupGloo": 4}
-"""Arguments among which the limit is."""
+BY_POSITION = {"asyncio.wait_for": 2, "asyncio.timeout": 1, "ProcessGroupGloo": 4, "select.select": 4}
+"""Which argument the limit is."""
 
 WITH_ARGUMENT = {"wait", "join", "result", "get", "acquire", "communicate", "exception", "recv", "accept"}
-"""Methods that wait for ever when they are given nothing."""
+"""Methods that wait for ever when they are given nothing, or None."""
 OF_A_THREAD = {"result", "exception"}
 """Those of a future of `concurrent.futures`."""
 
 COLLECTIVES = {"all_reduce", "all_gather", "all_gather_object", "all_gather_into_tensor", "all_to_all", "barrier"}
 COLLECTIVES |= {
+    "all_gather_coalesced",
+    "all_reduce_coalesced",
+    "all_to_all_single",
+    "batch_isend_irecv",
     "broadcast_object_list",
     "gather_object",
+    "irecv",
+    "isend",
+    "monitored_barrier",
     "reduce_scatter",
     "reduce_scatter_tensor",
-    "monitored_barrier",
+    "scatter_object_list",
 }
+COLLECTIVES |= {"trainer_init", "send_weights", "init_weight_transfer_engine"}
+"""The last are vLLM's transfer over NCCL."""
 ON_A_GROUP = {"broadcast", "gather", "recv", "reduce", "scatter", "send"}
 """Of `torch.distributed`, the latter where the owner's name says so. Their limit is that of their group."""
 OWNERS = ("dist", "distributed", "group")
@@ -58,6 +73,7 @@ FROM_ELSEWHERE |= {"yaml.unsafe_load", "yaml.full_load", "pandas.read_pickle", "
 EXCEPTIONS = {
     ("cluster/calls.py", "await ref"): "its only caller waits in `settle`, with a limit",
     ("cluster/start.py", "await ref"): "its only caller waits for STOP_S",
+    ("cluster/start.py", "asyncio.gather"): "both wait for calls with limits",
     ("cluster/engine_process.py", "self._lost.wait"): "stands beside a call with a limit, and is cancelled with it",
     ("cluster/engine_process.py", "asyncio.wait"): "the call inside has a limit; that of heartbeats is of `Health`",
     (
@@ -73,7 +89,14 @@ EXCEPTIONS = {
         "self._changed.wait",
     ): "every request under way has rollout.timeout_s; its end is a change",
     ("rollout/collector.py", "self._room.wait"): "runs beside `take`, which cancels it",
+    ("rollout/collector.py", "asyncio.gather"): "of calls with limits to engines",
+    ("rollout/engine.py", "asyncio.gather"): "the driver's call has rollout.timeout_s",
     ("rollout/receiver.py", "asyncio.wait"): "the driver's call has weight_sync.timeout_s",
+    (
+        "rollout/receiver.py",
+        "self._llm.init_weight_transfer_engine",
+    ): "the driver's call has weight_sync.timeout_s",
+    ("rollout/together.py", "asyncio.gather"): "whoever asks gives it calls with limits",
     ("rollout/router.py", "self._changed.wait"): "inside of a timeout_at",
     ("sandbox/child.py", "receive"): "the child lives as long as its parent and waits for work",
     ("sandbox/child.py", "send"): "the parent has a limit and kills the child at it",
@@ -87,6 +110,12 @@ EXCEPTIONS = {
     ("weight_sync/gloo_group.py", "self._group.broadcast"): "weight_sync.timeout_s, of its group",
     ("weight_sync/gloo_receiver.py", "self._group.broadcast"): "weight_sync.timeout_s, of its group",
     ("weight_sync/gloo_receiver.py", "work.wait"): "weight_sync.timeout_s, of its group",
+    (
+        "weight_sync/nccl_sender.py",
+        "NCCLTrainerWeightTransferEngine.trainer_init",
+    ): "the driver's call has train.timeout_s; vLLM gives NCCL no limit",
+    ("weight_sync/nccl_sender.py", "self._engine.send_weights"): "the driver's call has train.timeout_s",
+    ("weight_sync/publish.py", "origin.send_weights"): "inside of `all_of`, with weight_sync.timeout_s",
     ("weight_sync/sender.py", "self._group.broadcast"): "weight_sync.timeout_s, of its group",
     ("weight_sync/sender.py", "work.wait"): "weight_sync.timeout_s, of its group",
     ("weight_sync/shared_memory_receiver.py", "self._group.broadcast"): "weight_sync.timeout_s, of its group",
@@ -99,30 +128,48 @@ EXCEPTIONS = {
 
 def unbounded(source: Source) -> Iterator[tuple[int, str]]:
     """Line and name of every call, and every awaited reference of Ray's, that has no limit of its own."""
+    imports = _imports(source.tree)
     for call, whole in calls(source.tree):
         name = re.sub(r"\(.*\)", "()", whole, flags=re.DOTALL)
-        last = name.rsplit(".", 1)[-1]
-        listed = last if last in MADE_ANYWHERE else name
+        first, dot, rest = name.partition(".")
+        called = imports.get(first, first) + dot + rest  # whatever it is imported as
+        last = called.rsplit(".", 1)[-1]
+        listed = last if last in MADE_ANYWHERE else called if called in WITH_LIMIT else name
         if listed in WITH_LIMIT:
-            if not _has_limit(call) and len(call.args) < BY_POSITION.get(listed, len(call.args) + 1):
+            if not _has_limit(call, position=BY_POSITION.get(listed)):
                 yield call.lineno, name
         elif last in OF_A_THREAD and "concurrent.futures" not in source.text:
             continue  # of a task of asyncio: it never waits
         elif last in WITH_ARGUMENT and isinstance(call.func, ast.Attribute):
-            if not call.args and not call.keywords:
+            if all(map(_is_none, (*call.args, *(keyword.value for keyword in call.keywords)))):
                 yield call.lineno, name
-        elif last in COLLECTIVES or (last in ON_A_GROUP and name.removesuffix(f".{last}").endswith(OWNERS)):
+        elif last in COLLECTIVES or (last in ON_A_GROUP and called.removesuffix(f".{last}").endswith(OWNERS)):
             yield call.lineno, name
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Await) and source.folder == "cluster" and _is_reference(node.value):
             yield node.lineno, f"await {ast.unparse(node.value)}"
 
 
-def _has_limit(call: ast.Call) -> bool:
-    for keyword in call.keywords:
-        if keyword.arg in LIMITS:
-            return not (isinstance(keyword.value, ast.Constant) and keyword.value.value is None)
-    return False
+def _imports(tree: ast.AST) -> dict[str, str]:
+    """Whole names of what is imported, by the name that it has here."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname: alias.name for alias in node.names if alias.asname}
+            found |= {name: name for alias in node.names for name in [alias.name.partition(".")[0]] if not alias.asname}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _has_limit(call: ast.Call, *, position: int | None) -> bool:
+    if position is not None and len(call.args) >= position:
+        return not _is_none(call.args[position - 1])
+    return any(keyword.arg in LIMITS and not _is_none(keyword.value) for keyword in call.keywords)
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 def _is_reference(node: ast.expr) -> bool:
@@ -189,6 +236,19 @@ def test_every_exception_is_still_there():
         ("subprocess.run(['git'])", "subprocess.run"),
         ("socket.create_connection(address)", "socket.create_connection"),
         ("receive(channel)", "receive"),
+        ("async def f():\n    await asyncio.gather(*refs)", "asyncio.gather"),
+        ("async def f():\n    await asyncio.wait_for(task, None)", "asyncio.wait_for"),
+        ("thread.join(timeout=None)", "thread.join"),
+        ("event.wait(None)", "event.wait"),
+        ("from ray import get\nget(refs)", "get"),
+        ("import ray as r\nr.get(refs)", "r.get"),
+        ("from torch.distributed import broadcast\nbroadcast(x, 0)", "broadcast"),
+        ("import torch.distributed as td\ntd.broadcast(x, 0)", "td.broadcast"),
+        ("import torch\ntorch.distributed.broadcast(x, 0)", "torch.distributed.broadcast"),
+        ("from torch.distributed import new_group as group_of\ngroup_of([0])", "group_of"),
+        ("dist.all_reduce(x, async_op=True)", "dist.all_reduce"),
+        ("dist.batch_isend_irecv(operations)", "dist.batch_isend_irecv"),
+        ("from concurrent.futures import wait\nwait(futures)", "wait"),
     ],
 )
 def test_a_wait_without_a_limit_is_found(text, name):

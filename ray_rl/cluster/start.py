@@ -94,6 +94,7 @@ async def started_workers(
         tell: told of engines that are lost and that come back. None: as `note`.
     """
     note(f"placing {', '.join(f'{workers} {role}' for role, workers in plan.workers.items())}")
+    logs = logs.absolute()  # workers may have another working directory
     threads, environment = _threads(config, plan), _environment(config)
     settings = {role: Setting(config, folders[role], str(logs), threads[role], environment) for role in plan.workers}
     with placed(plan, timeout_s=config.cluster.start_timeout_s) as slots:

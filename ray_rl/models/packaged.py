@@ -19,14 +19,17 @@ def cached_folder(name: str) -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """The folder or hub name to load `model.path` from; a packaged model is converted on first use.
+    """What to load `model.path` from: a folder, absolute, or a hub name. A packaged model is converted on first use.
+
+    Absolute, as workers on a cluster that was there before have another working directory.
 
     Raises:
         DataError: a packaged model whose package is not installed.
     """
     packaged = PACKAGED_MODELS.get(path)
     if packaged is None:
-        return path
+        folder = Path(path).expanduser()
+        return str(folder.absolute()) if folder.is_dir() else path
     folder = cached_folder(path)
     if not (folder / "config.json").is_file():
         _convert(path, packaged, folder)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 DIGESTS = "digests"
 """Under which a receiver of weights is told what was sent, as a second update without parameters."""
-MISMATCH = "is not what was sent"
-"""In every message of a receiver that has got something else."""
+MISMATCH = "what arrived is not what was sent"
+"""How every message begins of a receiver that has got something else."""
 
 PAUSES: Mapping[OnPublish, PauseMode] = {"keep": "keep", "finish": "wait", "abort_and_resume": "abort"}
 """What vLLM calls each."""
@@ -68,8 +68,9 @@ class WeightReceiver:
         proving = asyncio.ensure_future(self._llm.update_weights(request))
         await asyncio.wait({proving})
         error = proving.exception()
-        if error is not None and MISMATCH in str(error):
-            raise WeightMismatch(str(error).strip().splitlines()[-1]) from None  # vLLM passes on its text alone
+        _, found, details = str(error).partition(MISMATCH)  # vLLM passes on its text alone, behind words of its own
+        if found:
+            raise WeightMismatch(MISMATCH + details.splitlines()[0]) from None
         proving.result()
 
     async def commit(self, version: int) -> int:

@@ -2,7 +2,8 @@
 
 The trainer digests each part of a parameter out of its own memory, before it is copied for the transport; an engine
 digests what it loads from, before it loads it. A flipped bit, a bucket that was left out or came twice, and a publish
-that never reached an engine all show. What lies behind the load (an engine's packed kernels) does not: see `Audit`.
+that never reached an engine all show. What lies behind the load (an engine's packed kernels) does not: the second line
+is `sync/logprob_gap_max`, the engines' log-probabilities of every trained token against the trainer's.
 """
 
 from __future__ import annotations
@@ -79,9 +80,7 @@ def require_equal(sent: Digests, arrived: Digests) -> None:
         return
     missing = sum(name not in arrived for name in sent)
     names = ", ".join(wrong[:SHOWN]) + (", ..." if len(wrong) > SHOWN else "")
-    raise WeightMismatch(
-        f"what arrived {MISMATCH}: {len(wrong)} of {len(sent)} parameters differ, {missing} never came ({names})"
-    )
+    raise WeightMismatch(f"{MISMATCH}: {len(wrong)} of {len(sent)} parameters differ, {missing} never came ({names})")
 
 
 class Arrivals:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from ray_rl.cluster.environment import prepare_environment
+from tests.driver_log import now
 
 ROOT = Path(__file__).parent.parent.parent
 NODES = 3
@@ -47,13 +48,19 @@ def observe(place: Path, address: str, nodes: list) -> dict[str, object]:
             raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
             before = where("TrainWorker", raylets)
             psutil.Process(raylets[before[0]]).kill()
-            killed_s = time.monotonic()
+            killed_at = now()
             wait_for_steps(run, metrics, KILL_AFTER_STEP + 1, fewer_first=True)
-            after, back_s = where("TrainWorker", raylets), time.monotonic() - killed_s
+            after, back_at = where("TrainWorker", raylets), now()
             code = run.wait(timeout=LIMIT_S)
         finally:
             run.kill()
-    return {"code": code, "before": before, "after": after, "back_s": back_s}
+    return {
+        "code": code,
+        "before": before,
+        "after": after,
+        "killed_at": killed_at.isoformat(),
+        "back_s": (back_at - killed_at).total_seconds(),
+    }
 
 
 def wait_for_steps(run: subprocess.Popen, metrics: Path, steps: int, *, fewer_first: bool = False) -> None:

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.driver_log import said
 from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -64,5 +66,7 @@ def test_every_prompt_of_the_epoch_is_trained_on_once(ended, place):
 
 
 def test_it_says_what_happened(ended, place):
-    log = (place / "runs" / "lost-node" / "logs" / "driver.log").read_text()
-    assert "Going back to step 2 of 5; restart 1 of 3" in log
+    log = place / "runs" / "lost-node" / "logs" / "driver.log"
+    assert "Going back to step 2 of 5; restart 1 of 3" in log.read_text()
+    for text in ("Going back", "started again"):
+        said(log, text, since=datetime.fromisoformat(ended["killed_at"]), fault="a node with a trainer killed")

@@ -66,8 +66,8 @@ def train_on(
             outcomes.append(trainer.update(batch))
         except TrainingError as error:
             outcomes.append(str(error))
-    held = {f"{name}/{start}": part.clone().numpy() for name, start, part in trainer._zero.slices()}
-    return outcomes, held, trainer._zero.state()
+    held = {f"{name}/{start}": part.clone().numpy() for name, start, part in trainer.zero.slices()}
+    return outcomes, held, trainer.zero.state()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_skipped_step_leaves_weights_and_moments_bit_for_bit_and_the_next_step
     for (_, expected, counted), (_, held, state) in zip(straight, skipping, strict=True):
         assert held.keys() == expected.keys()
         assert all(np.array_equal(held[name], value) for name, value in expected.items())
-        assert state == {"steps": counted["steps"] + 1, "adam_step": counted["adam_step"]}
+        assert state == counted | {"steps": counted["steps"] + 1}
     metrics = [reduce_metrics(m for outcomes, _, _ in skipping for m in outcomes[step]) for step in range(3)]
     assert [line.get("policy/skipped_optimizer_steps") for line in metrics] == [None, 1, None]
     assert ["policy/grad_norm" in line for line in metrics] == [True, False, True]

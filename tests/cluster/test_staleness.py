@@ -79,7 +79,7 @@ class Watched:
     def __init__(self, roles):
         self._roles = roles
         self.groups, self.logprobs = [], []
-        self.running, self.update = roles.rollouts.running, roles.actor.update
+        self.running, self.state = roles.rollouts.running, roles.rollouts.state
 
     async def take(self, **keywords):
         groups, metrics = await self._roles.rollouts.take(**keywords)
@@ -92,8 +92,9 @@ class Watched:
 
 
 class WatchedActor:
-    def __init__(self, watched):
-        self.logprobs, self.update = watched.logprobs_of, watched.update
+    def __init__(self, watched, actor):
+        self.logprobs, self.update = watched.logprobs_of, actor.update
+        self.save, self.is_saved = actor.save, actor.is_saved
 
 
 async def test_a_request_that_outlives_a_publish_goes_on_under_the_new_weights_alone(make, model):
@@ -109,7 +110,7 @@ async def test_a_request_that_outlives_a_publish_goes_on_under_the_new_weights_a
 
     def watch(roles):
         seen.append(Watched(roles))
-        return replace(roles, rollouts=seen[0], actor=WatchedActor(seen[0]))
+        return replace(roles, rollouts=seen[0], actor=WatchedActor(seen[0], roles.actor))
 
     await whole_run(config, model, watch=watch)
     (watched,) = seen

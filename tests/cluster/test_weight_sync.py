@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from ray_rl.config import RunConfig
 from ray_rl.rollout.request import SampleRequest
+from tests.cluster.scores import FLOAT32_GAP, engine_scores, gap, trainer_scores
+from tests.cluster.whole_run import Started, started
 from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -25,58 +26,35 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 STEPS = 3
 QUESTION = "What is 3+4? Answer with a number."
 ANSWER = "3 + 4 is 7 the sum of 4 and 3"
-FLOAT32_GAP = 1e-4
-"""Two implementations of one float32 model differ by rounding alone."""
 
 
 @dataclass
 class Trained:
     """A run after its last step, with its workers still there."""
 
-    config: RunConfig
-    model: Path
-    export: Path
-    metrics: Path
-    workers: Any
+    run: Started
     prompt: list[int]
     answer: list[int]
     scores_of_version_0: list[np.ndarray]
 
+    @property
+    def workers(self) -> Any:
+        return self.run.workers
+
+    @property
+    def export(self) -> Path:
+        return self.run.folder.export
+
     async def engine_scores(self) -> list[np.ndarray]:
         """float32 [T] of the answer, by engine."""
-        return [await score(engine, self.prompt, self.answer) for engine in self.workers.engines]
+        return [await engine_scores(engine, self.prompt, self.answer) for engine in self.workers.engines]
 
     async def trainer_scores(self) -> np.ndarray:
         """float32 [T] of the answer."""
-        from ray_rl.types import TrainBatch
-
-        # Two rows, so that both ranks have one.
-        tokens_RT = np.array([self.answer, self.answer], np.int32)
-        batch = TrainBatch(
-            prompt_ids=(np.array(self.prompt, np.int32),),
-            group_size=2,
-            tokens_RT=tokens_RT,
-            lengths_R=np.full(2, len(self.answer), np.int32),
-            loss_mask_RT=np.ones_like(tokens_RT, np.bool_),
-            rollout_logprobs_RT=np.zeros(tokens_RT.shape, np.float32),
-            rewards_R=np.zeros(2, np.float32),
-        )
-        first, second = await self.workers.actor.logprobs(batch)
-        assert np.abs(first - second).max() < FLOAT32_GAP
-        return first
+        return await trainer_scores(self.workers.actor, self.prompt, self.answer)
 
     async def free_address(self) -> tuple[str, int]:
         return await self.workers.actor._team.handles[0].free_address.remote()
-
-
-async def score(engine, prompt, answer):
-    """The answer's log-probabilities; `engine.score` returns those of prompt and answer but for the first token."""
-    scores = await engine.score(prompt + answer)
-    return np.array(scores[len(prompt) - 1 :], np.float32)
-
-
-def gap(one, other):
-    return float(np.abs(one - other).max())
 
 
 @pytest.fixture(scope="module")
@@ -102,45 +80,15 @@ def config(connected, make_config, model):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def trained(config, model):
-    from contextlib import AsyncExitStack, closing
-
-    from ray_rl.cluster.start import started_workers
     from ray_rl.data.chat import ChatTokenizer
-    from ray_rl.data.source import build_source
-    from ray_rl.loops.online import train
-    from ray_rl.loops.roles import Roles
-    from ray_rl.metrics.console import RunConsole
-    from ray_rl.metrics.run import Run
-    from ray_rl.metrics.run_folder import RunFolder
-    from ray_rl.planner.plan import plan
-    from ray_rl.rewards.combine import build_rewards
-    from ray_rl.rollout.collector import Collector
 
     tokenizer = ChatTokenizer(model)
     prompt = list(tokenizer.encode(QUESTION, chat=True))
     answer = list(tokenizer.encode(ANSWER, chat=False))
-    folder = RunFolder.create(config)
-    async with AsyncExitStack() as stack:
-        run = stack.enter_context(Run(config, folder, RunConsole()))
-        rewards = stack.enter_context(closing(build_rewards(config.rewards)))
-        workers = await stack.enter_async_context(
-            started_workers(
-                config,
-                plan(config),
-                folders={"actor": (str(model),), "rollout": (str(model),)},
-                logs=folder.logs,
-                note=run.note,
-            )
-        )
-        before = [await score(engine, prompt, answer) for engine in workers.engines]
-        source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
-        roles = Roles(
-            rollouts=Collector(config, source, workers.engines, rewards, router=workers.router),
-            actor=workers.actor,
-            weights=workers.weights,
-        )
-        await train(config, roles, run, export_to=folder.export)
-        yield Trained(config, model, folder.export, folder.metrics_jsonl, workers, prompt, answer, before)
+    async with started(config, model) as run:
+        before = [await engine_scores(engine, prompt, answer) for engine in run.workers.engines]
+        await run.train(export_to=run.folder.export)
+        yield Trained(run, prompt, answer, before)
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +118,7 @@ async def test_the_engines_give_the_trainers_log_probabilities_and_no_longer_tho
 
 
 async def test_all_three_updates_trained_and_every_rollout_was_scored_by_the_trainer_as_by_its_engine(trained):
-    import json
-
-    lines = [json.loads(line) for line in trained.metrics.read_text().splitlines()]
+    lines = trained.run.records()
     assert [line["version"] for line in lines] == [1, 2, 3]
     for line in lines:
         assert line["policy/grad_norm"] > 0
@@ -186,6 +132,7 @@ async def test_the_exported_weights_are_the_trainers_bit_for_bit_and_a_tied_head
     from safetensors.torch import load_file
 
     from ray_rl.training.gather import ParameterSpec
+    from ray_rl.weight_sync.proof import digest
     from ray_rl.weight_sync.sender import Rendezvous
     from ray_rl.weight_sync.transports import engine_init_info
     from tests.weight_listener import WeightListener
@@ -200,13 +147,14 @@ async def test_the_exported_weights_are_the_trainers_bit_for_bit_and_a_tied_head
     listener = WeightListener(rendezvous, 2, specs)
     init_info = engine_init_info("gloo", rendezvous, rank_offset=1)
     await asyncio.gather(actor.join_transfer(rendezvous), _settled(lone.join_transfer.remote(init_info)))
-    await asyncio.gather(actor.send_weights(), _settled(lone.receive.remote(update_info)))
+    sent, _ = await asyncio.gather(actor.send_weights(), _settled(lone.receive.remote(update_info)))
     listener.join(30)
 
     exported = load_file(trained.export / "model.safetensors")
     assert exported.keys() == listener.received.keys() == set(update_info["names"])
     for name, tensor in exported.items():
         assert tensor.numpy().tobytes() == listener.received[name].numpy().tobytes(), name
+        assert sent.digests[name] == {0: digest(tensor)}
 
     trainer = await trained.trainer_scores()
     stale = await lone.score.remote(trained.prompt + trained.answer)
@@ -274,7 +222,9 @@ async def test_a_publish_goes_on_within_seconds_without_an_engine_that_was_kille
     await trained.workers.weights.publish(STEPS + 2)
     assert time.monotonic() - start_s < 20
     survivor = trained.workers.engines[0]
-    assert gap(await score(survivor, trained.prompt, trained.answer), await trained.trainer_scores()) < FLOAT32_GAP
+    assert (
+        gap(await engine_scores(survivor, trained.prompt, trained.answer), await trained.trainer_scores()) < FLOAT32_GAP
+    )
     await _until_gone(processes, within_s=60)
 
 

@@ -1,30 +1,64 @@
 """A run with real workers on the cluster of these tests."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Callable
-from contextlib import AsyncExitStack, closing
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_rl.config import RunConfig
 
+if TYPE_CHECKING:
+    from ray_rl.cluster.start import Workers
+    from ray_rl.loops.roles import Roles
+    from ray_rl.metrics.run import Run
+    from ray_rl.metrics.run_folder import RunFolder
 
-async def whole_run(
-    config: RunConfig, model: Path, *, watch: Callable[[Any], Any] = lambda roles: roles
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What `metrics.jsonl` and the samples of all steps say after the run; every model is `model`.
 
-    `watch` may put something between the driver and its roles.
-    """
-    from ray_rl.checkpoint.store import CheckpointStore
+@dataclass(frozen=True)
+class Started:
+    """A run whose workers are there, before its first step."""
+
+    config: RunConfig
+    folder: RunFolder
+    run: Run
+    workers: Workers
+    roles: Roles
+
+    async def train(self, roles: Roles | None = None, *, export_to: Path | None = None) -> None:
+        """All steps; `roles` may have something between the driver and its roles."""
+        from ray_rl.checkpoint.store import CheckpointStore
+        from ray_rl.loops.checkpoints import Checkpoints
+        from ray_rl.loops.online import train
+        from ray_rl.loops.stopping import Stop
+
+        roles = roles or self.roles
+        store = CheckpointStore(self.folder.checkpoints, keep_last=1, keep_every=None)
+        checkpoints = Checkpoints(self.config, store, roles, since=None)
+        stop = Stop(grace_s=60)
+        await train(self.config, roles, self.run, checkpoints=checkpoints, stop=stop, export_to=export_to)
+
+    def records(self) -> list[dict[str, Any]]:
+        """What `metrics.jsonl` says."""
+        return [json.loads(line) for line in self.folder.metrics_jsonl.read_text().splitlines()]
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The samples of all steps."""
+        files = sorted(self.folder.rollouts.iterdir())
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@asynccontextmanager
+async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
+    """The workers of a run, within the block; every model is `model`."""
     from ray_rl.cluster.start import started_workers
     from ray_rl.config.rules import check
     from ray_rl.data.chat import ChatTokenizer
     from ray_rl.data.source import build_source
-    from ray_rl.loops.checkpoints import Checkpoints
-    from ray_rl.loops.online import train
     from ray_rl.loops.roles import Roles
-    from ray_rl.loops.stopping import Stop
     from ray_rl.metrics.console import RunConsole
     from ray_rl.metrics.run import Run
     from ray_rl.metrics.run_folder import RunFolder
@@ -41,23 +75,24 @@ async def whole_run(
         workers = await stack.enter_async_context(
             started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell)
         )
+        source = build_source(config.data, seed=config.run.seed, tokenizer=ChatTokenizer(model))
         roles = Roles(
-            rollouts=Collector(
-                config,
-                build_source(config.data, seed=0, tokenizer=ChatTokenizer(model)),
-                workers.engines,
-                rewards,
-                router=workers.router,
-            ),
+            rollouts=Collector(config, source, workers.engines, rewards, router=workers.router),
             actor=workers.actor,
             weights=workers.weights,
             critic=workers.critic,
             reference=workers.reference,
         )
-        roles = watch(roles)
-        store = CheckpointStore(folder.checkpoints, keep_last=1, keep_every=None)
-        checkpoints = Checkpoints(config, store, roles, since=None)
-        await train(config, roles, run, checkpoints=checkpoints, stop=Stop(grace_s=60), export_to=None)
-    records = [json.loads(line) for line in folder.metrics_jsonl.read_text().splitlines()]
-    samples = [json.loads(line) for file in sorted(folder.rollouts.iterdir()) for line in file.read_text().splitlines()]
-    return records, samples
+        yield Started(config, folder, run, workers, roles)
+
+
+async def whole_run(
+    config: RunConfig, model: Path, *, watch: Callable[[Any], Any] = lambda roles: roles
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What `metrics.jsonl` and the samples of all steps say after the run; every model is `model`.
+
+    `watch` may put something between the driver and its roles.
+    """
+    async with started(config, model) as run:
+        await run.train(watch(run.roles))
+    return run.records(), run.samples()

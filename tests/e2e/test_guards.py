@@ -8,17 +8,14 @@ import json
 import os
 import re
 import shutil
-import signal
 import struct
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.e2e.test_train import LIMIT_S, Ended, place_for, processes_of, run
+from tests.e2e.command import place_for, run
+from tests.e2e.small_disk import run_on_small_disk
 
 DISK_KIB = 1200
 NOTES = 20_000
@@ -118,44 +115,20 @@ def is_loopback(address):
 @pytest.fixture(scope="module")
 def full_disk(tmp_path_factory):
     """A run whose folder is a small tmpfs, what it left there, and what its processes listened at."""
-    place = place_for(tmp_path_factory.mktemp("full"), "full")
+    place = place_for(tmp_path_factory.mktemp("full"), "full", steps=100_000)
     data = {"kind": "jsonl", "path": "train.jsonl", "max_prompt_tokens": 32}
     (place / "train.jsonl").write_text(
         json.dumps({"prompt": "What is 1+2?", "answer": "3", "notes": "x" * NOTES}) + "\n"
     )
-    change(place, data=data, checkpoint={"export": False}, run={"steps": 100000, "samples": 0})
-    for name in ("runs", "kept"):
-        (place / name).mkdir()
-    program = Path(sys.executable).with_name("ray-rl")
-    script = (
-        f"mount -t tmpfs -o size={DISK_KIB}k tmpfs runs || exit 99; {program} train run.yaml; code=$?; "
-        "cp -a runs/. kept/; exit $code"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
-    process = subprocess.Popen(
-        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
-        cwd=place,
-        env=environment | {"HF_TOKEN": "hf_very_secret"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    inside = Path(f"/proc/{process.pid}/root{place}/runs/full/metrics.jsonl")
+    change(place, data=data, checkpoint={"export": False}, run={"samples": 0})
     sockets = []
-    try:
-        give_up_s = time.monotonic() + LIMIT_S
-        while process.poll() is None and time.monotonic() < give_up_s:
-            if not sockets and inside.is_file() and inside.stat().st_size:
-                sockets = listening(pids_that_see_the_mounts_of(process.pid))
-            time.sleep(0.1)
-        stdout, stderr = process.communicate(timeout=30)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    if process.returncode == 99:
-        pytest.skip("this user may not mount a tmpfs")
-    left = processes_of(process.pid)
-    ended = Ended([], place, place / "kept" / "full", process.returncode, stdout.decode(), stderr.decode(), left)
+
+    def look(process, inside):
+        metrics = inside / "full" / "metrics.jsonl"
+        if not sockets and metrics.is_file() and metrics.stat().st_size:
+            sockets.extend(listening(pids_that_see_the_mounts_of(process.pid)))
+
+    ended = run_on_small_disk(place, kib=DISK_KIB, environment={"HF_TOKEN": "hf_very_secret"}, meanwhile=look)
     return ended, sockets
 
 
@@ -205,7 +178,7 @@ def test_no_secret_is_written_anywhere(full_disk):
 
 @pytest.fixture(scope="module")
 def bad_rewards(tmp_path_factory):
-    place = place_for(tmp_path_factory.mktemp("rewards"), "rewards")
+    place = place_for(tmp_path_factory.mktemp("rewards"), "rewards", steps=2)
     (place / "users.py").write_text(REWARDS)
     skipping = [
         {"kind": "custom", "name": name, "function": f"users:{name}", "on_error": "skip"}
@@ -235,6 +208,28 @@ def test_a_reward_that_hangs_is_killed_at_its_limit_and_its_samples_are_saved(ba
     assert {sample["reward"] for sample in samples} == {None}
 
 
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("returns_nan", "users:returns_nan returned nan. Correct the function or the data"),
+        ("raises", "ValueError: no such answer"),
+        ("too_few", "users:too_few returned 3 values for 4 completions, not one for each. Correct the function"),
+    ],
+)
+def test_a_reward_that_misbehaves_ends_the_run_with_its_samples_saved(tmp_path, name, complaint):
+    place = place_for(tmp_path, "fatal", steps=1)
+    (place / "users.py").write_text(REWARDS)
+    change(place, rewards=[{"kind": "custom", "name": name, "function": f"users:{name}"}], checkpoint={"export": False})
+    ended = run(place)
+    message = error_of(ended)
+    assert message.startswith(f"reward '{name}', prompt addition/")
+    assert complaint in message
+    file = ended.place / message.rpartition("The samples of the prompt are in ")[2]
+    assert file.name == "step_000001.failed.jsonl"
+    assert {sample["reward"] for sample in records(file)} == {None}
+    assert ended.metrics == []
+
+
 def test_a_secret_in_the_configuration_is_not_in_its_record(bad_rewards):
     for path in (path for path in bad_rewards.folder.rglob("*") if path.is_file()):
         assert b"sk-very-secret" not in path.read_bytes(), path
@@ -243,9 +238,9 @@ def test_a_secret_in_the_configuration_is_not_in_its_record(bad_rewards):
 
 @pytest.fixture(scope="module")
 def nan_weights(tmp_path_factory):
-    place = place_for(tmp_path_factory.mktemp("nan"), "nan")
+    place = place_for(tmp_path_factory.mktemp("nan"), "nan", steps=9)
     train = {"learning_rate": 1e18, "on_nonfinite": "skip", "max_skips": 1}
-    return run(change(place, train=train, run={"steps": 9}, checkpoint={"export": False}))
+    return run(change(place, train=train, checkpoint={"export": False}))
 
 
 def test_weights_that_become_nan_skip_a_step_and_then_end_the_run(nan_weights):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.driver_log import now, said
 from tests.e2e.command import GROUP, PROMPTS, place_for, processes_of, run, steps_done, wait_until
 
 STEPS = 20
@@ -34,16 +35,20 @@ def ended(tmp_path_factory):
         checkpoint={"every_steps": 2},
     )
     folder = place / "runs" / "lost"
-    engines = []
+    engines, killed_at = [], []
 
     def kill_a_trainer(process):
         wait_until(process, lambda: steps_done(folder) >= 3 and pids(process.pid, "ray::TrainWorker.update"))
         engines.append(pids(process.pid, "EngineCore"))
         os.kill(pids(process.pid, "ray::TrainWorker.update")[-1], signal.SIGKILL)
+        killed_at.append(now())
         wait_until(process, lambda: "started again" in log(folder))
         engines.append(pids(process.pid, "EngineCore"))
 
-    return run(place, then=kill_a_trainer), engines
+    ended = run(place, then=kill_a_trainer)
+    for text in ("Going back", "started again"):
+        said(folder / "logs" / "driver.log", text, since=killed_at[0], fault="a trainer rank killed")
+    return ended, engines
 
 
 def test_the_run_ends_as_if_nothing_had_happened(ended):
@@ -54,9 +59,9 @@ def test_the_run_ends_as_if_nothing_had_happened(ended):
 
 
 def test_it_says_who_died_and_where_it_goes_on(ended):
-    said = log(ended[0].folder)
-    assert re.search(r"actor-\d died on .*Going back to step \d+ of 20; restart 1 of 3", said)
-    assert "actor started again; training goes on behind step " in said
+    text = log(ended[0].folder)
+    assert re.search(r"actor-\d died on .*Going back to step \d+ of 20; restart 1 of 3", text)
+    assert "actor started again; training goes on behind step " in text
 
 
 def test_every_prompt_of_the_epoch_is_trained_on_once(ended):

@@ -16,6 +16,8 @@ PPO = {
     "minibatches": 2,
 }
 ALGORITHMS = {"grpo": {}, "ppo": {"algorithm": PPO, "critic": {"workers": 1, "zero_stage": 3}}}
+STOPS = {"grpo": signal.SIGTERM, "ppo": signal.SIGUSR1}
+"""Sent in the middle of a step."""
 OF_THE_CLOCK = ("time/", "throughput/", "sync/gb_per_s")
 
 
@@ -52,7 +54,7 @@ def interrupted(whole, tmp_path_factory) -> list[Ended]:
 
     def stop_in_step_2(process):
         wait_until(process, lambda: steps_done(folder) == 1)
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(STOPS[whole[0]])
 
     def kill_in_step_4(process):
         wait_until(process, lambda: (folder / "checkpoints" / "step_3").is_dir())
@@ -65,11 +67,11 @@ def interrupted(whole, tmp_path_factory) -> list[Ended]:
     ]
 
 
-def test_told_to_stop_it_saves_ends_all_its_processes_and_asks_to_be_run_again(interrupted):
+def test_told_to_stop_it_saves_ends_all_its_processes_and_asks_to_be_run_again(whole, interrupted):
     stopped = interrupted[0]
     assert stopped.code == 75, stopped.stdout + stopped.stderr
     assert stopped.left_behind == []
-    assert "SIGUSR1: finishing the step and saving, within run.grace_s=120" in stopped.stdout
+    assert f"{STOPS[whole[0]].name}: finishing the step and saving, within run.grace_s=120" in stopped.stdout
     assert stopped.stderr.startswith("ray-rl: told to stop; saved after step ")
     assert "Traceback" not in stopped.stderr
 

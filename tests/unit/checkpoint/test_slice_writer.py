@@ -1,4 +1,3 @@
-import resource
 import threading
 
 import pytest
@@ -9,15 +8,9 @@ from ray_rl.checkpoint.slice_writer import SliceWriter
 from ray_rl.checkpoint.slices import SliceReader, write_slices
 from ray_rl.checkpoint.tensors import save_tensors
 from ray_rl.errors import CheckpointError
+from tests.room import room_for
 
-
-@pytest.fixture
-def small_files():
-    """No file may grow beyond a page, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+PAGE = 4096
 
 
 def wait(writer):
@@ -55,15 +48,15 @@ def test_it_is_written_beside_whoever_asks_and_one_file_at_a_time(tmp_path, monk
     wait(writer)
 
 
-def test_a_file_system_that_refuses_is_an_error_for_the_one_who_asks_and_the_next_write_may_try(tmp_path, small_files):
+def test_a_file_system_that_refuses_is_an_error_for_the_one_who_asks_and_the_next_write_may_try(tmp_path):
     writer = SliceWriter()
-    writer.write(tmp_path / "rank_0.safetensors", [("a", 0, torch.ones(10_000))], {})
-    with pytest.raises(CheckpointError, match=r"rank_0.safetensors: .*File too large.*then resume"):
+    with room_for(PAGE), pytest.raises(CheckpointError, match=r"rank_0.safetensors: .*File too large.*then resume"):
+        writer.write(tmp_path / "rank_0.safetensors", [("a", 0, torch.ones(10_000))], {})
         wait(writer)
     writer.write(tmp_path / "rank_0.safetensors", [("a", 0, torch.ones(10))], {})
     wait(writer)
 
 
-def test_the_error_of_the_system_is_passed_on_with_its_reason(tmp_path, small_files):
-    with pytest.raises(CheckpointError, match="File too large"):
+def test_the_error_of_the_system_is_passed_on_with_its_reason(tmp_path):
+    with room_for(PAGE), pytest.raises(CheckpointError, match="File too large"):
         save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(10_000)})

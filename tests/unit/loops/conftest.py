@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import io
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,15 @@ class Loop:
         )
         checkpoints = Checkpoints(self.config, self.store, roles, since=self.since)
         await train(self.config, roles, self.run, checkpoints=checkpoints, stop=self.stop, export_to=self._export_to)
+
+
+@pytest.fixture(autouse=True)
+def no_last_timer() -> Iterator[None]:
+    """A signal starts a timer that ends the process when the grace is over: not this one."""
+    yield
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.cancel()
 
 
 @pytest.fixture

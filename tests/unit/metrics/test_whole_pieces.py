@@ -1,9 +1,7 @@
-"""What does not fit is not written at all. The kernel's own limit on the size of files stands for a full disk."""
+"""What does not fit is not written at all."""
 
 import json
-import resource
-import signal
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,19 +10,7 @@ from ray_rl.errors import RecordError
 from ray_rl.metrics.sinks import JsonlSink, RolloutSink, TensorBoardSink
 from ray_rl.metrics.trace import TraceWriter
 from ray_rl.metrics.whole_pieces import PieceFile, write_whole
-
-
-@contextmanager
-def room_for(size: int):
-    """No file of this process may grow beyond this size."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
+from tests.room import room_for
 
 
 def test_a_piece_that_fits_only_in_part_is_taken_back_and_the_next_one_that_fits_is_written(tmp_path):
