@@ -71,6 +71,7 @@ FROM_ELSEWHERE |= {"yaml.unsafe_load", "yaml.full_load", "pandas.read_pickle", "
 """Calls that run what they read."""
 
 EXCEPTIONS = {
+    ("training/link_probe.py", "dist.ProcessGroupNCCL"): "its options carry the limit",
     ("cluster/calls.py", "await ref"): "its only caller waits in `settle`, with a limit",
     ("cluster/start.py", "await ref"): "its only caller waits for STOP_S",
     ("cluster/start.py", "asyncio.gather"): "both wait for calls with limits",

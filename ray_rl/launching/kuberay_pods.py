@@ -45,9 +45,8 @@ def head_template(job: Job, *, name: str) -> Manifest:
     """
     launch = job.launch
     kuberay = launch.kuberay
-    # Another than Ray's 3 s between SIGTERM and SIGKILL, when the job is stopped or deleted while it runs.
-    own = OF_EVERY_POD | {RAY_JOB: name, "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(job.config.run.grace_s))}
-    container = _container(job, "ray-head", environment=job.environment | own, drain="driver")
+    environment = job.environment | OF_EVERY_POD | {RAY_JOB: name}
+    container = _container(job, "ray-head", environment=environment, drain="driver")
     container["ports"] = [
         {"containerPort": 6379, "name": "gcs-server"},
         {"containerPort": 8265, "name": "dashboard"},

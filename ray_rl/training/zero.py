@@ -160,7 +160,8 @@ class ZeroEngine:
         engine = self.engine
         if engine.zero_optimization_stage() == 0 and self._config.model.dtype == "float32":
             # Here DeepSpeed neither reports the norm nor refuses one that is not finite.
-            norm = float(torch.nn.utils.get_total_norm([p.grad for p in _trained(engine.module)]))
+            gradients = [p.grad for p in _trained(engine.module) if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
             is_applied = math.isfinite(norm)
             if is_applied:
                 engine.step()

@@ -25,6 +25,10 @@ def files():
     return [path for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
 
 
+FRAGMENTS = {ROOT / "ray_rl/launching/slurm_body.sh"}
+"""Parts of scripts: launch/*.sbatch hold them whole."""
+
+
 def is_script(path):
     if path.suffix in {".sh", ".bash", ".sbatch"}:
         return True
@@ -53,7 +57,7 @@ def hadolint(*paths):
 
 
 def test_shellcheck_finds_nothing_in_any_script():
-    scripts = [path for path in files() if is_script(path)]
+    scripts = [path for path in files() if is_script(path) and path not in FRAGMENTS]
     assert {ROOT / ".ci/run", ROOT / "docker/install.sh"} <= set(scripts)
     assert shellcheck(*scripts) == ""
 

@@ -150,7 +150,9 @@ def test_overrides_may_stand_behind_options(capsys):
     assert "override 'run.stps=3': run.stps: unknown key" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["plan", str(CONFIG), "--nods", "2"], ["doctor", "run.seed=1"]])
+@pytest.mark.parametrize(
+    "words", [["plan", str(CONFIG), "--nods", "2"], ["export", "runs/first", "--to", "there", "run.seed=1"]]
+)
 def test_an_option_that_is_none_and_a_word_too_much_end_with_2(words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words)

@@ -153,7 +153,7 @@ class TestPods:
         assert hooks == [[*module, "driver", "91"], [*module, "worker", "91"]]
 
     def test_a_job_that_is_stopped_has_the_same_time_to_save(self):
-        assert variables(pods(ray_job())[0])["RAY_JOB_STOP_WAIT_TIME_S"] == "91"
+        assert variables(pods(ray_job())[0])["RAY_JOB_STOP_WAIT_TIME_S"] == "106"
 
     def test_rdma_is_asked_for_with_the_right_to_pin_memory_on_gpu_pods_only(self):
         head, worker = pods(ray_job(kuberay={"rdma_resource": "rdma/ib"}))
