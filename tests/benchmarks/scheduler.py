@@ -37,10 +37,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ray_rl.checkpoint.store import CheckpointStore
 from ray_rl.config import RunConfig
 from ray_rl.config.load import load_config
+from ray_rl.loops.checkpoints import Checkpoints
 from ray_rl.loops.online import train
 from ray_rl.loops.roles import Roles
+from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Metric
 from ray_rl.metrics.run import Run
@@ -86,6 +89,7 @@ def config_of(folder: str, *, prompts: int, steps: int, staleness: int, order: s
             "rewards": [{"kind": "number"}],
             "algorithm": {"prompts_per_step": prompts, "group_size": GROUP},
             "rollout": rollout,
+            "checkpoint": {"every_steps": None},
         }
     )
 
@@ -101,7 +105,9 @@ async def drive(config: RunConfig, roles: Roles, clock: Callable[[], float]) -> 
             return records[-1]
 
         run.log = log
-        await train(config, roles, run, export_to=None)
+        store = CheckpointStore(Path(config.run.dir) / "checkpoints", keep_last=1, keep_every=None)
+        checkpoints = Checkpoints(config, store, roles, since=None)
+        await train(config, roles, run, checkpoints=checkpoints, stop=Stop(grace_s=60), export_to=None)
     return records
 
 

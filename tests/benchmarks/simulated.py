@@ -199,3 +199,6 @@ class Source:
 
     def metrics(self) -> list[Metric]:
         return []
+
+    def state(self) -> None:
+        return None
