@@ -45,7 +45,7 @@ test: setup-test ## run every test: unit, then cluster, then end to end
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
 .PHONY: test-image
-test-image: setup-test ## build the CPU image with buildah and look inside; as root (four minutes)
+test-image: setup-test ## build the CPU image with buildah and look inside; as root (five minutes)
 	$(BIN)/python -m pytest tests/docker
 
 .PHONY: test-launch
