@@ -182,7 +182,14 @@ def test_workers_find_the_code_of_the_project(story: Story):
 
 
 @pytest.fixture(scope="module")
-def misconfigured(user: User) -> tuple[Answer, Answer, Answer]:
+def failing(user: User) -> subprocess.Popen:
+    """More workers than the cluster has room for. It runs beside the misconfigured ones: a core each."""
+    config = user.config("failing", "train.workers=16", "cluster.start_timeout_s=1", "launch.retries=1")
+    return user.start("submit", "ray-job", *config, "--follow")
+
+
+@pytest.fixture(scope="module")
+def misconfigured(user: User, failing: subprocess.Popen) -> tuple[Answer, Answer, Answer]:
     """The rendered command run by bash, the same submitted, and where it stands."""
     config = user.config("wrong", "model.path=/only/on/the/cluster", "launch.retries=3")
     text = user.run("render", "ray-job", *config, f"launch.ray_job.address={user.head.address}").stdout
@@ -222,9 +229,8 @@ print(json.dumps({job.submission_id: seen(job) for job in JobSubmissionClient().
 """
 
 
-def test_a_job_that_fails_is_tried_again_as_often_as_asked_and_ends_with_1(user: User):
-    config = user.config("failing", "train.workers=16", "cluster.start_timeout_s=1", "launch.retries=1")
-    followed = user.run("submit", "ray-job", *config, "--follow")
+def test_a_job_that_fails_is_tried_again_as_often_as_asked_and_ends_with_1(failing: subprocess.Popen):
+    followed = ended(failing)
     assert followed.code == 1
     assert "failing-1 failed, and is submitted again: 1 of launch.retries=1" in followed.stderr
     assert "failing-2: FAILED, exit code 1" in followed.stderr
