@@ -112,10 +112,7 @@ class Hosts:
 
     def command(self, number: int, *words: str, timeout_s: float) -> subprocess.CompletedProcess:
         """Runs a command on a host."""
-        (inside,) = (
-            Path(f"/proc/{self._processes[number].pid}/task/{self._processes[number].pid}/children").read_text().split()
-        )
-        enter = ["nsenter", f"--target={inside}", "--net", "--mount", "--pid", f"--wdns={os.getcwd()}"]
+        enter = ["nsenter", f"--target={self._inside(number)}", "--net", "--mount", "--pid", f"--wdns={os.getcwd()}"]
         return subprocess.run(
             [*enter, *words], capture_output=True, text=True, timeout=timeout_s, check=False, env=self._environment()
         )
@@ -148,6 +145,16 @@ class Hosts:
 
     def logs(self) -> str:
         return "\n".join(file.read_text(errors="replace")[-2000:] for file in sorted(self._folder.glob("ray-*.log")))
+
+    def _inside(self, number: int) -> str:
+        """Process 1 of a host, by its number outside."""
+        process = self._processes[number]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline_s = time.monotonic() + COMMAND_S
+        while not (found := children.read_text().split()):
+            assert process.poll() is None and time.monotonic() < deadline_s, f"host {number} ended: {self.logs()}"
+            time.sleep(0.05)
+        return found[0]
 
     def _route(self, a: int, b: int, to: str) -> None:
         run("ip", "-n", f"{PREFIX}{a}", "route", "add", to, "dev", f"to{b}", "src", self.address(a))
