@@ -67,7 +67,7 @@ def observe(place: Path, address: str, nodes: list) -> dict[str, object]:
 
 
 def lines_of(file: Path) -> int:
-    """None while it is not there."""
+    """0 while it is not there."""
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
