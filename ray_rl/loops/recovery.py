@@ -51,23 +51,27 @@ async def train_on(
         RayRLError: what else went wrong, or a loss too many.
     """
     store = store_of(config, folder)
-    restarts = 0
+    restarts, step = 0, 0
     while True:
-        roles = Roles(
-            rollouts=rollouts(),
-            actor=workers.actor,
-            weights=AuditedWeights(
-                config, workers.weights, actor=workers.actor, engines=workers.weights.living, prompt=canary
-            ),
-            critic=workers.critic,
-            reference=workers.reference,
-            reward=workers.reward,
-        )
-        checkpoints = Checkpoints(config, store, roles, since=since)
-        export_to = folder.export if config.checkpoint.export else None
         try:
+            if restarts:
+                with run.phase("restart"):
+                    started = await workers.restart()
+                run.tell(f"{', '.join(started)} started again; training goes on behind step {step}")
+            roles = Roles(
+                rollouts=rollouts(),
+                actor=workers.actor,
+                weights=AuditedWeights(
+                    config, workers.weights, actor=workers.actor, engines=workers.weights.living, prompt=canary
+                ),
+                critic=workers.critic,
+                reference=workers.reference,
+                reward=workers.reward,
+            )
+            checkpoints = Checkpoints(config, store, roles, since=since)
+            export_to = folder.export if config.checkpoint.export else None
             return await train(config, roles, run, checkpoints=checkpoints, stop=stop, export_to=export_to)
-        except WorkerLost as lost:
+        except WorkerLost as lost:  # in a restart, too: a node that is gone may not be known to be gone yet
             if restarts == config.cluster.max_restarts:
                 raise
             restarts += 1
@@ -78,9 +82,6 @@ async def train_on(
                 f"{config.cluster.max_restarts}"
             )
         run.rewind(step=step, version=version)
-        with run.phase("restart"):
-            started = await workers.restart()
-        run.tell(f"{', '.join(started)} started again; training goes on behind step {step}")
 
 
 def _where(since: Checkpoint | None) -> tuple[int, int]:

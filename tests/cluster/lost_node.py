@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from tests.driver_log import now
 ROOT = Path(__file__).parent.parent.parent
 NODES = 3
 KILL_AFTER_STEP = 3
+"""And once there is a checkpoint: one is written beside the steps, which are short."""
 LIMIT_S = 500.0
 
 
@@ -44,13 +46,15 @@ def observe(place: Path, address: str, nodes: list) -> dict[str, object]:
         run = subprocess.Popen(command, cwd=place, stdout=output, stderr=subprocess.STDOUT)
         metrics = place / "runs" / "lost-node" / "metrics.jsonl"
         try:
-            wait_for_steps(run, metrics, KILL_AFTER_STEP)
+            wait_for(run, lambda: lines_of(metrics) >= KILL_AFTER_STEP, f"step {KILL_AFTER_STEP}")
+            wait_for(run, lambda: any((metrics.parent / "checkpoints").glob("step_*")), "a checkpoint")
             raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
             before = where("TrainWorker", raylets)
             psutil.Process(raylets[before[0]]).kill()
             killed_at = now()
-            wait_for_steps(run, metrics, KILL_AFTER_STEP + 1, fewer_first=True)
-            after, back_at = where("TrainWorker", raylets), now()
+            log = metrics.parent / "logs" / "driver.log"
+            wait_for(run, lambda: log.exists() and "started again" in log.read_text(), "a new start of the trainer")
+            after = where("TrainWorker", raylets)
             code = run.wait(timeout=LIMIT_S)
         finally:
             run.kill()
@@ -59,18 +63,20 @@ def observe(place: Path, address: str, nodes: list) -> dict[str, object]:
         "before": before,
         "after": after,
         "killed_at": killed_at.isoformat(),
-        "back_s": (back_at - killed_at).total_seconds(),
     }
 
 
-def wait_for_steps(run: subprocess.Popen, metrics: Path, steps: int, *, fewer_first: bool = False) -> None:
-    """Until the records have so many lines; `fewer_first`: once they have been fewer."""
+def lines_of(file: Path) -> int:
+    """0 while it is not there."""
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def wait_for(run: subprocess.Popen, condition: Callable[[], bool], what: str) -> None:
+    """Until it holds, while the run lives."""
     give_up_s = time.monotonic() + LIMIT_S
-    while fewer_first or not metrics.exists() or len(metrics.read_text().splitlines()) < steps:
+    while not condition():
         if run.poll() is not None or time.monotonic() > give_up_s:
-            raise SystemExit(f"the run did not come to step {steps}: {run.poll()}")
-        if fewer_first and len(metrics.read_text().splitlines()) < KILL_AFTER_STEP:
-            fewer_first = False
+            raise SystemExit(f"the run did not come to {what}: {run.poll()}")
         time.sleep(0.02)
 
 

@@ -20,7 +20,7 @@ from tests.tiny_model import write_tiny_model
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 QUESTION, ANSWER = "What is 3+4? Answer with a number.", "3 + 4 is 7 the sum of 4 and 3"
-STILL_S = 1.0
+STILL_S = 0.5
 """In which an engine that serves would have answered twice."""
 ANSWERED_S = 60.0
 LEARNT_GAP = 1e-2

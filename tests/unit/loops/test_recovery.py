@@ -21,8 +21,8 @@ class Crew:
         self.critic = self.reference = self.reward = None
 
     async def restart(self):
+        self._script.errors = {call: error for call, error in self._script.errors.items() if call == "restart"}
         self._script.enter("restart")
-        self._script.errors.clear()
         return ["actor"]
 
 
@@ -67,6 +67,24 @@ async def test_restarts_are_bounded(loop):
     with pytest.raises(WorkerLost, match="actor-1 died"):
         await train(two, errors={"update 1": LOST})
     assert "restart" not in two.script.journal
+
+
+async def test_a_worker_that_is_lost_again_in_its_restart_is_started_once_more(loop):
+    """Ray places on a node that is gone until it knows."""
+    two = loop(steps=2, max_restarts=2, export=False)
+    script = two.script
+    script.meanwhile["restart"] = lambda: script.meanwhile.update(restart=lambda: script.errors.clear())
+    await train(two, errors={"update 1": LOST, "restart": WorkerLost("starting: actor-1 died")})
+    after = two.script.journal[two.script.journal.index("update 1") + 1 :]
+    assert after[:4] == ["restart", "restart", "first prompt", "publish 0"]
+    assert "starting: actor-1 died Going back to step 0 of 2; restart 2 of 2" in two.said()
+
+
+async def test_a_worker_that_is_lost_in_every_restart_ends_the_run(loop):
+    two = loop(steps=2, max_restarts=2)
+    with pytest.raises(WorkerLost, match="starting: actor-1 died"):
+        await train(two, errors={"update 1": LOST, "restart": WorkerLost("starting: actor-1 died")})
+    assert two.script.journal.count("restart") == 2
 
 
 async def test_any_other_failure_ends_the_run(loop):
