@@ -113,11 +113,11 @@ def judge_links(speeds: Sequence[PairSpeed]) -> list[Finding]:
 
 
 def _in_all(faulty: Sequence[tuple[str, str]], pairs: set[tuple[str, str]]) -> set[str]:
-    """Nodes with several links that are all faulty, in a cluster where others are not."""
+    """Nodes all of whose links are faulty, in a cluster where others are not."""
     if len(faulty) == len(pairs):
         return set()
     links, faults = (Counter(node for pair in chosen for node in pair) for chosen in (pairs, faulty))
-    return {node for node, count in faults.items() if count == links[node] > 1}
+    return {node for node, count in faults.items() if count == links[node]}
 
 
 def _fault(speed: PairSpeed, speeds: Sequence[PairSpeed], common: set[str]) -> Finding:
