@@ -90,6 +90,8 @@ class Submitted:
     def hurry(self, restarts: int) -> None:
         """Spares a job that was queued again the two minutes that Slurm lets it wait."""
         self.wait(lambda: f"restarts: {restarts}\n" in status(self.number), "the job to be queued again")
+        # Slurm takes the end of the attempt before for that of the next one if this begins too soon.
+        self.cluster.await_idle()
         self.cluster.command("scontrol", "update", f"jobid={self.number}", "StartTime=now")
 
     def wait_for_end(self) -> str:

@@ -94,7 +94,7 @@ def test_a_group_of_cpu_nodes_takes_the_driver_and_gives_its_cpus(demo, cluster)
     nodes = job.of_attempt(0, "nodes.log")
     assert all(f"{host} (10.77.0.1" in nodes for host in HOSTS), nodes
     assert "Ray's head on node1" in job.log
-    assert cluster.command("scontrol", "show", "job", "--oneliner", job.number).count("JobId=") == 2
+    assert cluster.command("scontrol", "show", "job", "--oneliner", job.number).count("HetJobOffset=") == 2
 
 
 def test_a_wrong_configuration_is_not_queued_again(demo):
