@@ -40,6 +40,7 @@ test: setup-test ## run every test: unit, then cluster, then end to end
 	run() { echo "pytest $$*"; $(BIN)/python -m pytest "$$@" || failed="$$failed $$1"; }; \
 	run $(COVERED_TESTS) $(COVERED); \
 	run tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %); \
+	run tests/launching; \
 	run tests/cluster; \
 	run tests/e2e; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]

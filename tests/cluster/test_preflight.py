@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from ray_rl.config import RunConfig
+from ray_rl.config.load import dump_config
 from tests.cluster.namespaces import PORT, UP_S, Hosts, why_impossible
 
 ONE, TWO, THREE = (Hosts.address(number) for number in (1, 2, 3))
@@ -194,6 +195,6 @@ def test_without_an_address_there_is_nothing_to_look_at(make_config, tmp_path, c
     from ray_rl.cli.main import main
 
     config: RunConfig = make_config(cluster={"accelerator": "cpu"})
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True)))
+    (tmp_path / "run.yaml").write_text(dump_config(config))
     assert main(["doctor", "--cluster", str(tmp_path / "run.yaml")]) == 2
     assert "cluster.address=null: there is no cluster to look at" in capsys.readouterr().err

@@ -47,7 +47,9 @@ esac
     "hostname": "echo 127.0.0.1\n",
 }
 
-UNTIL_USR1 = "trap 'exit {code}' USR1\ntouch \"$SCRIPT/listens\"\nwhile :; do /bin/sleep 0.05 & wait $!; done\n"
+UNTIL_USR1 = (
+    'trap \'exit {code}\' USR1\ntouch "$SCRIPT/listens"\nwhile [ -d "$SCRIPT" ]; do /bin/sleep 0.05 & wait $!; done\n'
+)
 """A driver that trains until it is told to end, and has saved then."""
 
 

@@ -7,9 +7,9 @@ import pytest
 from ray_rl.errors import ClusterError, UserError
 from ray_rl.launching.kuberay import render
 from ray_rl.launching.kuberay_commands import logs, status, stop, submit
+from tests.launching.kubernetes_api import KubernetesApi
 from tests.unit.launching.jobs import job
 from tests.unit.launching.kinds import without_kubectl
-from tests.unit.launching.kubernetes_api import KubernetesApi
 
 pytestmark = pytest.mark.skipif(without_kubectl() is not None, reason=str(without_kubectl()))
 RAY_JOB = "/apis/ray.io/v1/namespaces/default/rayjobs/math"

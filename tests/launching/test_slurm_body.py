@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from ray_rl.launching.slurm import render
-from tests.unit.launching.scheduler import UNTIL_USR1, Scheduler
+from tests.launching.scheduler import UNTIL_USR1, Scheduler
 from tests.unit.launching.test_slurm import job
 
 DEMO = "configs/grpo_addition_smollm2-135m_cpu.yaml"
 RETRIES = 1
-ONCE_THERE_ARE = 'until [ "$(grep -c job-name=ray-workers "$SCRIPT/srun.calls")" = {} ]; do sleep 1; done\n'
+ONCE_THERE_ARE = (
+    'until [ ! -d "$SCRIPT" ] || [ "$(grep -c job-name=ray-workers "$SCRIPT/srun.calls")" = {} ]; do sleep 1; done\n'
+)
 """A driver that ends well when so many steps of workers have begun."""
 
 
@@ -139,7 +141,7 @@ def test_a_signal_while_nodes_start_ends_the_attempt_before_the_driver(scheduler
 @pytest.mark.parametrize("step", ["ray_head", "ray_workers", "roll_call"])
 def test_a_step_that_ends_ends_the_attempt_and_counts_though_the_driver_saved(scheduler, step):
     ready = "touch $ready\n" if step == "roll_call" else ""
-    wait = "" if step == "ray_head" else "until [ -e $SCRIPT/listens ]; do sleep 1; done\n"
+    wait = "" if step == "ray_head" else "until [ ! -d $SCRIPT ] || [ -e $SCRIPT/listens ]; do sleep 1; done\n"
     dies = f"{ready}{wait}echo died; exit 1\n"
     ended = scheduler.run(train=UNTIL_USR1.format(code=75), **{step: dies})
     assert (ended.outcome, ended.requeued) == ("failed", True), ended.log
@@ -149,7 +151,7 @@ def test_a_step_that_ends_ends_the_attempt_and_counts_though_the_driver_saved(sc
 
 
 def test_a_driver_that_hangs_when_a_node_is_lost_has_its_grace_and_no_more(scheduler):
-    dies = "until [ -e $SCRIPT/listens ]; do sleep 1; done; exit 1\n"
+    dies = "until [ ! -d $SCRIPT ] || [ -e $SCRIPT/listens ]; do sleep 1; done; exit 1\n"
     hangs = 'trap "" USR1\ntouch "$SCRIPT/listens"\nexec /bin/sleep 60\n'
     ended = scheduler.run(train=hangs, ray_workers=dies)
     assert (ended.outcome, ended.requeued) == ("failed", True), ended.log
