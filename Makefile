@@ -35,23 +35,28 @@ demo: setup ## train a 135M model on two CPU cores and watch it get better
 	$(BIN)/ray-rl train $(DEMO) run.name=demo-$$(date +%Y%m%d-%H%M%S)
 
 .PHONY: test
-test: setup-test ## run every test: unit, then cluster, then end to end
+test: setup-test ## run the tests: unit, then cluster, then end to end (25 minutes)
 	@trap 'exit 130' INT; failed=; started=$$SECONDS; \
 	run() { echo "pytest $$*"; $(BIN)/python -m pytest "$$@" || failed="$$failed $$1"; }; \
 	run $(COVERED_TESTS) $(COVERED); \
 	run tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %); \
 	run tests/launching; \
-	run tests/cluster; \
-	run tests/e2e; \
+	run tests/cluster -m "not faults and not launch"; \
+	run tests/e2e -m "not faults and not launch"; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
+
+.PHONY: test-faults
+test-faults: setup-test ## kill engines, trainers and nodes, fill disks, flip bits on the way of weights (8 minutes)
+	$(BIN)/python -m pytest tests/cluster tests/e2e -m faults
 
 .PHONY: test-image
 test-image: setup-test ## build the CPU image with buildah and look inside; as root (five minutes)
 	$(BIN)/python -m pytest tests/docker
 
 .PHONY: test-launch
-test-launch: setup-test ## run on Slurm and on Kubernetes as far as this machine can be them; as root (ten minutes)
+test-launch: setup-test ## run on Slurm, Kubernetes and Ray clusters as far as this machine can be them; as root (15 minutes)
 	$(BIN)/python -m pytest tests/slurm tests/kuberay
+	$(BIN)/python -m pytest tests/cluster tests/e2e -m launch
 
 .PHONY: check
 check: setup-test ## check lint, formatting and types; change nothing

@@ -18,6 +18,8 @@ from tests.cluster.whole_run import whole_run
 from tests.driver_log import now, said
 from tests.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.faults
+
 PROMPTS, GROUP, STEPS = 5, 4, 7
 """An epoch is as many prompts as all steps take."""
 BACK_S = 240.0

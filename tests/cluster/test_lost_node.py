@@ -13,6 +13,8 @@ import yaml
 from tests.driver_log import said
 from tests.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parent.parent.parent
 STEPS, PROMPTS, GROUP = 40, 3, 4
 LIMIT_S = 600

@@ -16,6 +16,8 @@ from ray_rl.config import RunConfig
 from ray_rl.config.load import dump_config
 from tests.cluster.namespaces import PORT, UP_S, Hosts, why_impossible
 
+pytestmark = pytest.mark.launch
+
 ONE, TWO, THREE = (Hosts.address(number) for number in (1, 2, 3))
 DOCTOR_S = 150
 OF_THE_MACHINE = {"/dev/shm", "disk of runs", "disk of TMPDIR", "disk of ~/.cache"}

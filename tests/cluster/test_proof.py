@@ -17,7 +17,7 @@ from tests.cluster.scores import FLOAT32_GAP, batch_of, engine_scores, gap, trai
 from tests.cluster.whole_run import started
 from tests.tiny_model import write_tiny_model
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 
 QUESTION, ANSWER = "What is 3+4? Answer with a number.", "3 + 4 is 7 the sum of 4 and 3"
 STILL_S = 0.5

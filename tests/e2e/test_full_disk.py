@@ -9,6 +9,8 @@ from ray_rl.checkpoint.store import CheckpointStore
 from tests.e2e.command import GROUP, PROMPTS, place_for, run
 from tests.e2e.small_disk import run_on_small_disk
 
+pytestmark = pytest.mark.faults
+
 STEPS = 4
 DISK_KIB = 18 * 1024
 """Room for two checkpoints of 7 MB, and not for the third, which is written before the first is deleted."""

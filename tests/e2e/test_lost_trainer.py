@@ -10,6 +10,8 @@ import pytest
 from tests.driver_log import now, said
 from tests.e2e.command import GROUP, PROMPTS, place_for, processes_of, run, steps_done, wait_until
 
+pytestmark = pytest.mark.faults
+
 STEPS = 20
 """Steps take a tenth of a second, and one of them must be met in its update."""
 

@@ -16,6 +16,8 @@ from tests.e2e.command import steps_done
 from tests.e2e.ray_head import BIN, ROOT, Head, processes_with, ray_head, write_token
 from tests.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.launch
+
 LIMIT_S = 200
 REWARDS = "[{kind: number}, {kind: custom, function: 'my_rewards:short', name: short}]"
 MY_REWARDS = "def short(completions, **columns):\n    return [1.0 / (1 + len(text)) for text in completions]\n"
