@@ -16,7 +16,7 @@ from ray_rl.launching.job import Job, job_of
 from ray_rl.launching.slurm import render
 from ray_rl.launching.slurm_commands import logs, status, submit
 from tests.e2e.command import steps_done
-from tests.slurm.virtual_cluster import PREFIX, VirtualCluster, virtual_cluster, wait_for, why_not
+from tests.slurm.virtual_cluster import PREFIX, VirtualCluster, step_daemons, virtual_cluster, wait_for, why_not
 from tests.test_architecture import ROOT
 from tests.tiny_model import write_tiny_model
 
@@ -90,8 +90,10 @@ class Submitted:
     def hurry(self, restarts: int) -> None:
         """Spares a job that was queued again the two minutes that Slurm lets it wait."""
         self.wait(lambda: f"restarts: {restarts}\n" in status(self.number), "the job to be queued again")
-        # Slurm takes the end of the attempt before for that of the next one if this begins too soon.
+        # Slurm takes the end of the attempt before for that of the next one if this begins too soon: hosts are idle
+        # for Slurm while the daemon of the script's step has still to say how that ended.
         self.cluster.await_idle()
+        self.wait(lambda: not step_daemons(self.number), "the daemons of its steps to end")
         self.cluster.command("scontrol", "update", f"jobid={self.number}", "StartTime=now")
 
     def wait_for_end(self) -> str:

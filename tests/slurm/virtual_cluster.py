@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from tests.test_architecture import ROOT
 
 SHARED = ROOT.parent / "shared" / "slurm"
@@ -94,6 +96,12 @@ class VirtualCluster:
 
     def _idle(self) -> int:
         return sum(line.split()[1] == "idle" for line in self._sinfo().splitlines())
+
+
+def step_daemons(job: str) -> list[str]:
+    """Titles of the processes with which the hosts look after the steps of a job."""
+    titles = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    return [title for title in titles if title.startswith(f"slurmstepd: [{job}.")]
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float, what: str, show: Callable[[], str] = str) -> None:
