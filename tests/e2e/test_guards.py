@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import struct
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -209,33 +208,22 @@ def test_a_reward_that_hangs_is_killed_at_its_limit_and_its_samples_are_saved(ba
     assert {sample["reward"] for sample in samples} == {None}
 
 
-COMPLAINTS = {
-    "returns_nan": "users:returns_nan returned nan. Correct the function or the data",
-    "raises": "ValueError: no such answer",
-    "too_few": "users:too_few returned 3 values for 4 completions, not one for each. Correct the function",
-}
-
-
-@pytest.fixture(scope="module")
-def fatal_rewards(tmp_path_factory):
-    """A run of each, at the same time: what takes long is to start them."""
-
-    def of(name):
-        place = place_for(tmp_path_factory.mktemp(name), "fatal", steps=1)
-        (place / "users.py").write_text(REWARDS)
-        part = {"kind": "custom", "name": name, "function": f"users:{name}"}
-        return run(change(place, rewards=[part], checkpoint={"export": False}))
-
-    with ThreadPoolExecutor(len(COMPLAINTS)) as threads:
-        return dict(zip(COMPLAINTS, threads.map(of, COMPLAINTS), strict=True))
-
-
-@pytest.mark.parametrize("name", COMPLAINTS)
-def test_a_reward_that_misbehaves_ends_the_run_with_its_samples_saved(fatal_rewards, name):
-    ended = fatal_rewards[name]
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("returns_nan", "users:returns_nan returned nan. Correct the function or the data"),
+        ("raises", "ValueError: no such answer"),
+        ("too_few", "users:too_few returned 3 values for 4 completions, not one for each. Correct the function"),
+    ],
+)
+def test_a_reward_that_misbehaves_ends_the_run_with_its_samples_saved(tmp_path, name, complaint):
+    place = place_for(tmp_path, "fatal", steps=1)
+    (place / "users.py").write_text(REWARDS)
+    change(place, rewards=[{"kind": "custom", "name": name, "function": f"users:{name}"}], checkpoint={"export": False})
+    ended = run(place)
     message = error_of(ended)
     assert message.startswith(f"reward '{name}', prompt addition/")
-    assert COMPLAINTS[name] in message
+    assert complaint in message
     file = ended.place / message.rpartition("The samples of the prompt are in ")[2]
     assert file.name == "step_000001.failed.jsonl"
     assert {sample["reward"] for sample in records(file)} == {None}
