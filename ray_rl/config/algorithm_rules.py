@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ray_rl.config.advantages import Gae, GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
 from ray_rl.config.algorithm import AdaptiveKl, Algorithm
+from ray_rl.config.known import find_shape
 from ray_rl.config.run import RunConfig
 from ray_rl.config.train import Trained
 
@@ -27,6 +28,12 @@ def training_rules(config: RunConfig) -> Iterator[str]:
     for key, role in trained.items():
         yield from _schedule(config, key, role)
         yield from _deepspeed(config, key, role)
+    frozen, shape = config.train.frozen_layers, find_shape(config.model.path)
+    if shape is not None and frozen >= shape.layers:
+        yield (
+            f"train.frozen_layers={frozen}: {config.model.path} has {shape.layers} decoder layers and one must be "
+            f"trained; set train.frozen_layers to {shape.layers - 1} or less"
+        )
     if config.reference is not None and config.reference.offload and config.reference.zero_stage != 3:
         yield (
             "reference.offload=true: only ZeRO stage 3 can move parameters to the CPU, and reference.zero_stage="

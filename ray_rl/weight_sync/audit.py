@@ -8,14 +8,15 @@ then:
   the share that says something.
 - A canary: one fixed prompt, answered by every engine, and the trainer's log-probabilities of that answer. In float32
   it sees weights that are one step of 1e-6 old (6e-4 against 4e-6, measured). In bfloat16 it cannot see a stale step
-  (0.041 either way), so there it judges nothing: it is a number to plot.
+  (0.041 either way), so there it judges nothing: it is a number to plot. Only where rollouts are synchronous: it would
+  wait behind those that are under way, and training with it. `sync/logprob_gap_max` says the same of trained tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -37,6 +38,7 @@ FLOAT32_GAP = 1e-2
 EMPTY = hashlib.sha256(b"").hexdigest()
 """What a weight that lives elsewhere gives."""
 
+Seen = TypeVar("Seen")
 Checksums = Sequence[Mapping[str, str]]
 """Of each worker of an engine, by parameter."""
 
@@ -114,27 +116,35 @@ class AuditedWeights:
             return [*metrics, *await self._audit(version)]
 
     async def _audit(self, version: int) -> list[Metric]:
-        found = await together(self._look_at(engine, version) for engine in self._engines())
-        seen = {name: (checksums, gap) for name, checksums, gap in found if checksums is not None}
-        if not seen:
-            return []
-        proved = require_same({name: checksums for name, (checksums, _) in seen.items()})
-        gaps = {name: gap for name, (_, gap) in seen.items()}
+        checksums = await self._of_all(lambda engine: engine.checksums())
+        metrics: list[Metric] = [Last("sync/checksums_proved", require_same(checksums))] if checksums else []
+        if self._config.rollout.max_staleness > 0:
+            return metrics
+        gaps = await self._of_all(lambda engine: self._gap(engine, version))
         if self._config.model.dtype == "float32":
             require_close(gaps, version)
-        return [Last("sync/checksums_proved", proved), Last("sync/canary_gap_max", max(gaps.values()))]
+        if gaps:
+            metrics.append(Last("sync/canary_gap_max", max(gaps.values())))
+        return metrics
 
-    async def _look_at(self, engine: AuditedEngine, version: int) -> tuple[str, Checksums | None, float]:
-        """An engine's checksums and its largest gap to the trainer; nothing of one that is lost meanwhile."""
+    async def _of_all(self, ask: Callable[[AuditedEngine], Coroutine[Any, Any, Seen]]) -> dict[str, Seen]:
+        """What the engines answer, by name; nothing of those that are lost meanwhile."""
+
+        async def asked(engine: AuditedEngine) -> dict[str, Seen]:
+            try:
+                return {engine.name: await ask(engine)}
+            except EngineLost:
+                return {}
+
+        answers = await together(asked(engine) for engine in self._engines())
+        return {name: seen for answer in answers for name, seen in answer.items()}
+
+    async def _gap(self, engine: AuditedEngine, version: int) -> float:
+        """Largest difference to the trainer in the log-probability of a token of the canary's answer."""
         request = SampleRequest(f"canary/{version}", self._prompt, 1, CANARY_SEED, max_tokens=CANARY_TOKENS)
-        try:
-            checksums = await engine.checksums()
-            (completion,) = await engine.generate(request)
-        except EngineLost:
-            return engine.name, None, 0.0
+        (completion,) = await engine.generate(request)
         logprobs_RT = await self._actor.logprobs(batch_of(self._prompt, completion, rows=self._config.train.workers))
-        gap_T = np.abs(logprobs_RT[0, : len(completion.logprobs)] - completion.logprobs)
-        return engine.name, checksums, float(gap_T.max())
+        return float(np.abs(logprobs_RT[0, : len(completion.logprobs)] - completion.logprobs).max())
 
 
 def batch_of(prompt: tuple[int, ...], completion: Completion, *, rows: int) -> TrainBatch:

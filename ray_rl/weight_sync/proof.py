@@ -2,8 +2,7 @@
 
 The trainer digests each part of a parameter out of its own memory, before it is copied for the transport; an engine
 digests what it loads from, before it loads it. A flipped bit, a bucket that was left out or came twice, and a publish
-that never reached an engine all show. What lies behind the load (an engine's packed kernels) does not: the second line
-is `sync/logprob_gap_max`, the engines' log-probabilities of every trained token against the trainer's.
+that never reached an engine all show. What lies behind the load (an engine's packed kernels) does not: see `audit`.
 """
 
 from __future__ import annotations

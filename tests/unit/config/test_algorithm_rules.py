@@ -234,3 +234,13 @@ class TestGuards:
             f"{key}.deepspeed.bf16.check_grad_overflow=false: DeepSpeed would apply gradients that are not finite; "
             f"remove it from {key}.deepspeed"
         )
+
+
+class TestFrozenLayers:
+    def test_one_layer_of_a_known_model_is_trained(self, refused, passes):
+        model = "model.path=smollm2-135m-instruct"
+        passes(model, "train.frozen_layers=29")
+        assert refused(model, "train.frozen_layers=30") == (
+            "train.frozen_layers=30: smollm2-135m-instruct has 30 decoder layers and one must be trained; "
+            "set train.frozen_layers to 29 or less"
+        )

@@ -26,6 +26,8 @@ class Engine:
         return [{"a": self.loaded, "b": EMPTY}]
 
     async def generate(self, request):
+        if self.is_lost:
+            raise EngineLost("gone")
         self.requests.append(request)
         tokens = np.array([3, 4, 5], np.int32)
         return [Completion(tokens, LOGPROBS + np.float32(self.gap), np.zeros(3, np.int32), "length", "")]
@@ -52,7 +54,7 @@ class Weights:
         return [SENT]
 
 
-def audited(engines, *, weights=None, dtype="float32", every=10):
+def audited(engines, *, weights=None, dtype="float32", every=10, staleness=0):
     config = RunConfig.model_validate(
         {
             "run": {"name": "test", "steps": 1},
@@ -60,6 +62,7 @@ def audited(engines, *, weights=None, dtype="float32", every=10):
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
             "train": {"workers": 2},
+            "rollout": {"max_staleness": staleness},
             "weight_sync": {"audit_every": every},
         }
     )
@@ -103,6 +106,16 @@ def test_a_second_publish_may_mend_it():
     _, both = audited([Engine("rollout-0"), engine], weights=weights)
     assert publish(both)[1] == Last("sync/checksums_proved", 0.5)
     assert weights.published == [0, 0]
+
+
+def test_a_canary_does_not_wait_behind_rollouts_that_are_under_way():
+    engines = [Engine("rollout-0"), Engine("rollout-1")]
+    _, weights = audited(engines, staleness=1)
+    assert publish(weights) == [SENT, Last("sync/checksums_proved", 0.5)]
+    assert not engines[0].requests
+    engines[1].loaded = "d2"
+    with pytest.raises(WeightMismatch):
+        publish(weights)
 
 
 def test_a_gap_that_is_not_a_number_does_not_pass():
