@@ -1,7 +1,8 @@
-"""Variables that Ray's core reads once, when it is imported. This module does not import it."""
+"""What a process is told before it imports anything heavy: Ray's core reads its variables once. Imports none of it."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import stat
@@ -9,6 +10,10 @@ import sys
 from pathlib import Path
 
 from ray_rl.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
+MALLOPT_MAX = 2**31 - 1
 
 
 def prepare_environment(*, local: bool) -> None:
@@ -64,3 +69,16 @@ def use_token(path: str | None) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
     elif os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc's malloc reuse large blocks: by default each goes back to the kernel, which zeroes it for the next.
+
+    Page faults were a tenth of the processor time of an update, and up to three quarters beside other load. The
+    variables say the same to processes that this one starts: vLLM's, which makes every layer anew in a publish.
+    """
+    if sys.platform == "linux":
+        os.environ.update(MALLOC_MMAP_THRESHOLD_=str(MALLOPT_MAX), MALLOC_TRIM_THRESHOLD_=str(MALLOPT_MAX))
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, MALLOPT_MAX)
+        libc.mallopt(M_TRIM_THRESHOLD, MALLOPT_MAX)

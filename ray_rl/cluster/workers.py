@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from ray_rl.cluster.environment import keep_freed_memory
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Metric
 from ray_rl.types import Completion, Message, TrainBatch
@@ -30,10 +29,6 @@ if TYPE_CHECKING:
     from ray_rl.training.zero import ZeroEngine
     from ray_rl.weight_sync.proof import Digests
     from ray_rl.weight_sync.sender import Rendezvous, Sent
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
-MALLOPT_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +55,13 @@ class Setting:
         """Makes this process the worker `name`: its variables, and its output in its own log file."""
         os.environ.update(self.environment, OMP_NUM_THREADS=str(self.threads))
         if self.environment.get("DS_ACCELERATOR") == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         folder = Path(self.logs)
         folder.mkdir(parents=True, exist_ok=True)
         log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-
-
-def _keep_freed_memory() -> None:
-    """Makes glibc's malloc reuse large blocks: by default each goes back to the kernel, which zeroes it for the next.
-
-    Page faults were a tenth of the processor time of an update, and up to three quarters beside other load. The
-    variables say the same to processes that this one starts: vLLM's, which makes every layer anew in a publish.
-    """
-    if sys.platform == "linux":
-        os.environ.update(MALLOC_MMAP_THRESHOLD_=str(MALLOPT_MAX), MALLOC_TRIM_THRESHOLD_=str(MALLOPT_MAX))
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, MALLOPT_MAX)
-        libc.mallopt(M_TRIM_THRESHOLD, MALLOPT_MAX)
 
 
 class Shell:

@@ -13,6 +13,9 @@ from ray_rl.config.rewards import RewardConfig
 from ray_rl.config.rollout import RolloutConfig, WeightSyncConfig
 from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig
 
+LOGIT_CHUNK_TOKENS = {"cpu": 256, "gpu": 1024}
+"""On CPU a tenth of the [T, V] log-softmax at T = 4096; on GPU few gathers of the head under ZeRO-3."""
+
 
 class RunSection(Config):
     """Name, place and length of the run."""
@@ -79,3 +82,8 @@ class RunConfig(Config):
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     launch: LaunchConfig = LaunchConfig()
+
+    @property
+    def logit_chunk_tokens(self) -> int:
+        """`train.logit_chunk_tokens`, or what None stands for."""
+        return self.train.logit_chunk_tokens or LOGIT_CHUNK_TOKENS[self.cluster.accelerator]

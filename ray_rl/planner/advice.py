@@ -164,7 +164,7 @@ def _trained_remedies(config: RunConfig, key: str, trained: Trained) -> Iterator
     while tokens > _longest(config):
         tokens = max(tokens // 2, _longest(config))
         yield {f"{key}.micro_batch_tokens": tokens}
-    if key == "train" and config.train.logit_chunk_tokens > SMALLEST_CHUNK:
+    if key == "train" and config.logit_chunk_tokens > SMALLEST_CHUNK:
         yield {"train.logit_chunk_tokens": SMALLEST_CHUNK}
     yield {f"{key}.offload.optimizer": True}
     yield {f"{key}.offload.parameters": True}

@@ -127,7 +127,7 @@ def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelS
         backward["logits"] = logits_bytes(
             shape,
             tokens=tokens,
-            chunk=trained.logit_chunk_tokens,
+            chunk=bounds.config.logit_chunk_tokens,
             element=bounds.element,
             accelerator=bounds.accelerator,
             is_trained=True,
@@ -220,7 +220,7 @@ def reference_memory(config: RunConfig, reference: ReferenceConfig, shape: Model
         "logits": logits_bytes(
             shape,
             tokens=tokens,
-            chunk=config.train.logit_chunk_tokens,
+            chunk=config.logit_chunk_tokens,
             element=bounds.element,
             accelerator=bounds.accelerator,
             is_trained=False,

@@ -47,7 +47,7 @@ class Reference:
         self._split = Split(
             workers=member.world,
             micro_batch_tokens=config.train.micro_batch_tokens,
-            logit_chunk_tokens=config.train.logit_chunk_tokens,
+            logit_chunk_tokens=config.logit_chunk_tokens,
             packing=packing,
         )
         attention = attention_name(config, config.train, packing=packing)
@@ -72,9 +72,7 @@ def _load(config: RunConfig, role: ReferenceConfig, folder: str, *, attention: s
         folder, dtype=config.model.dtype, attention=attention, trust_remote_code=config.model.trust_remote_code
     )
     del sharded_loading
-    policy = PolicyModel(
-        causal_lm, chunk_tokens=config.train.logit_chunk_tokens, temperature=config.rollout.temperature
-    )
+    policy = PolicyModel(causal_lm, chunk_tokens=config.logit_chunk_tokens, temperature=config.rollout.temperature)
     policy.requires_grad_(False).eval()
     if settings is None:
         return policy.to(device)

@@ -63,7 +63,7 @@ class Trainer:
         self._split = Split(
             workers=member.world,
             micro_batch_tokens=train.micro_batch_tokens,
-            logit_chunk_tokens=train.logit_chunk_tokens,
+            logit_chunk_tokens=config.logit_chunk_tokens,
             packing=packing,
         )
 
@@ -220,8 +220,6 @@ def _policy(config: RunConfig, folder: str, *, attention: str) -> PolicyModel:
     if config.train.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
     freeze(causal_lm, layers=config.train.frozen_layers)
-    policy = PolicyModel(
-        causal_lm, chunk_tokens=config.train.logit_chunk_tokens, temperature=config.rollout.temperature
-    )
+    policy = PolicyModel(causal_lm, chunk_tokens=config.logit_chunk_tokens, temperature=config.rollout.temperature)
     policy.train()
     return policy
