@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine
+from types import FrameType
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -42,6 +43,7 @@ class Stop:
         self._asked = asyncio.Event()
         self._task: asyncio.Task[Any] | None = None
         self._note: Callable[[str], None] | None = None
+        self._grace_runs = False
         self.signal: signal.Signals | None = None
         """The first one that came."""
         self.is_immediate = False
@@ -52,6 +54,8 @@ class Stop:
         self._task = asyncio.current_task()
         for each in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(each, self._ask, each)
+            # The loop hears of it through a pipe of its own; the grace passes also while something blocks the loop.
+            signal.signal(each, self._start_grace)
 
     def finish_steps(self, note: Callable[[str], None]) -> None:
         """From now on there is something to save.
@@ -82,6 +86,13 @@ class Stop:
             working.cancel()
             await asyncio.wait({asked, working}, timeout=CANCEL_S)
 
+    def _start_grace(self, number: int, frame: FrameType | None) -> None:
+        if not self._grace_runs:
+            self._grace_runs = True
+            last = threading.Timer(self._grace_s, os._exit, (CHECKPOINTED,))
+            last.daemon = True
+            last.start()
+
     def _ask(self, number: signal.Signals) -> None:
         assert self._task is not None, "listen comes first"
         if self.signal is not None:
@@ -91,9 +102,6 @@ class Stop:
             return
         self.signal = number
         self._asked.set()
-        last = threading.Timer(self._grace_s, os._exit, (CHECKPOINTED,))
-        last.daemon = True
-        last.start()
         if self._note is None:
             self._task.cancel()
             return

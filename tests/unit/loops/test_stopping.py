@@ -75,7 +75,7 @@ async def main():
     stop.listen()
     stop.finish_steps(lambda text: None)
     os.kill(os.getpid(), signal.SIGTERM)
-    while stop.signal is None:
+    while {is_loop_free} and stop.signal is None:
         await asyncio.sleep(0)
     time.sleep(3600)
 
@@ -83,6 +83,7 @@ asyncio.run(main())
 """
 
 
-def test_a_process_that_hangs_ends_with_its_grace():
-    done = subprocess.run([sys.executable, "-c", HANGS], timeout=30, check=False)
+@pytest.mark.parametrize("is_loop_free", [True, False], ids=["hangs-later", "hangs-when-it-comes"])
+def test_a_process_that_hangs_ends_with_its_grace(is_loop_free):
+    done = subprocess.run([sys.executable, "-c", HANGS.format(is_loop_free=is_loop_free)], timeout=30, check=False)
     assert done.returncode == CHECKPOINTED
