@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from ray_rl.errors import ClusterError, EngineError, RayRLError, WorkerLost
 from ray_rl.rollout.together import settle
@@ -23,6 +23,11 @@ NODE = re.compile(r"^\s*ip: (\S+)", re.MULTILINE)
 PROCESS = re.compile(r"^\s*pid: (\d+)", re.MULTILINE)
 REASON = re.compile(r"Worker exit type: (\w+) Worker exit detail: (.*?)(?: Some common causes|\n|$)")
 """What Ray knows of a death, in its message alone."""
+MEMORY = re.compile(r"Memory on the node \(IP: ([^,\s]+).*? was (\S+) used / (\S+) limit")
+USER = re.compile(r"^(\d+)\t([\d.]+)\t(.+)$", re.MULTILINE)
+"""Process, GB and command of those that use most memory, the first of them first."""
+USERS = 4
+"""That a message names."""
 
 
 async def call(name: str, ref: ray.ObjectRef, *, doing: str, timeout_s: float, logs: Path | None = None) -> Any:
@@ -65,7 +70,7 @@ async def _result(ref: ray.ObjectRef) -> Any:
 
 def _distance_from_cause(error: BaseException) -> int:
     """The peers of a dead worker raise something unspecific: a closed connection, a collective that ran out."""
-    if isinstance(error, RayActorError):
+    if isinstance(error, (RayActorError, OutOfMemoryError)):
         return 0
     return 1 if isinstance(error, RayTaskError) and isinstance(error.cause, RayRLError) else 2
 
@@ -87,7 +92,23 @@ def _explained(name: str, error: BaseException, doing: str, logs: Path | None) -
             f"{doing}: {name} died {_circumstances(text)}. Usual causes: out of memory (see dmesg), a full /dev/shm or "
             f"disk.{_tail(name, logs)}"
         )
+    if isinstance(error, OutOfMemoryError):
+        return WorkerLost(f"{doing}: {name} was killed by Ray, {_memory(COLOUR.sub('', str(error)))}")
+    if isinstance(error, RayError):
+        return ClusterError(f"{doing}: {name} is not reached: {type(error).__name__}: {error}{_tail(name, logs)}")
     return error
+
+
+def _memory(text: str) -> str:
+    """Whose memory ran out, and who had it, out of Ray's page of text."""
+    found, users = MEMORY.search(text), USER.findall(text)[:USERS]
+    where = f"node {found[1]} had {found[2]} of {found[3]} in use" if found else " ".join(text.split())
+    most = ", ".join(f"{command} {size} GB (process {process})" for process, size, command in users)
+    return (
+        f"as the memory of its node ran out: {where}{f', most of it {most}' if most else ''}. Lower "
+        "train.micro_batch_tokens or rollout.kv_cache_gib (`ray-rl plan` says what takes how much), or end what else "
+        "runs there."
+    )
 
 
 def _circumstances(text: str) -> str:

@@ -3,10 +3,10 @@
 import asyncio
 
 import pytest
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from ray_rl.cluster.calls import call, call_all
-from ray_rl.errors import ClusterError, EngineError, TrainingError
+from ray_rl.errors import ClusterError, EngineError, TrainingError, WorkerLost
 
 
 def done(result):
@@ -121,3 +121,41 @@ async def test_the_workers_that_were_not_done_in_time_are_named():
     with pytest.raises(ClusterError) as raised:
         await call_all({"a-0": never(), "a-1": done(1), "a-2": never()}, doing="loading", timeout_s=0.05)
     assert str(raised.value) == "loading: a-0, a-2 did not finish within 0.05 s; see the logs of the run"
+
+
+OUT_OF_MEMORY = """\
+\x1b[36m2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, ID: 1f30) was \
+22.55GB used / 23.54GB limit (0.958036)
+OOM kill reason: Memory usage 24121171968B exceeded threshold of 24012677120B (95.0% of 25276502016B limit)
+Ray killed 2 worker(s) based on the killing policy
+Top 10 memory users: PID\tMEM(GB)\tCOMMAND
+28602\t9.15\tray::TrainWorker
+29007\t4.65\tpython -c from multiprocessing.spawn import spawn_main...
+28720\t1.97\tVLLM::EngineCore
+28601\t0.50\tray::EngineWorker
+28423\t0.35\tpython
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/en/latest/"""
+
+
+async def test_a_worker_that_ray_killed_for_its_memory_is_lost_and_the_largest_processes_are_named():
+    refs = {"actor-0": failed(ClusterError("a closed connection")), "actor-1": failed(OutOfMemoryError(OUT_OF_MEMORY))}
+    with pytest.raises(WorkerLost) as raised:
+        await call_all(refs, doing="the update", timeout_s=5)
+    assert str(raised.value) == (
+        "the update: actor-1 was killed by Ray, as the memory of its node ran out: node 10.0.0.7 had 22.55GB of "
+        "23.54GB in use, most of it ray::TrainWorker 9.15 GB (process 28602), python -c from multiprocessing.spawn "
+        "import spawn_main... 4.65 GB (process 29007), VLLM::EngineCore 1.97 GB (process 28720), ray::EngineWorker "
+        "0.50 GB (process 28601). Lower train.micro_batch_tokens or rollout.kv_cache_gib (`ray-rl plan` says what takes how "
+        "much), or end what else runs there."
+    )
+
+
+async def test_memory_that_ran_out_in_other_words_is_told_in_those():
+    with pytest.raises(WorkerLost, match=r"as the memory of its node ran out: Task was killed\. Lower"):
+        await call("actor-0", failed(OutOfMemoryError("Task was\n killed")), doing="x", timeout_s=5)
+
+
+async def test_whatever_else_ray_raises_names_worker_and_class(logs):
+    with pytest.raises(ClusterError, match=r"^scoring: actor-1 is not reached: ObjectLostError: .*") as raised:
+        await call("actor-1", failed(ObjectLostError("aa", "owner", "here")), doing="scoring", timeout_s=5, logs=logs)
+    assert str(raised.value).endswith("line 39")
