@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]
-"""[n, D] hidden states to [n, V] logits; a module, so that its hooks run. Deterministic."""
+"""[n, D] hidden states to [n, V] logits. Deterministic."""
 
 CPU_BLOCK_ELEMENTS = 2**20
 """Logits that are widened to float32 at once: 4 MiB stay in the cache, which made the forward softmax of
@@ -24,7 +24,6 @@ def chunked_logprobs(
     head: Head,
     *,
     chunk_tokens: int,
-    min_chunks: int = 1,
     temperature: float = 1.0,
     with_entropy: bool = True,
     entropy_grad: bool = False,
@@ -41,7 +40,6 @@ def chunked_logprobs(
         labels_N: int64 [N] in [0, V).
         head: finite logits from hidden states.
         chunk_tokens: >= 1.
-        min_chunks: >= 1; so often the head runs at least. ZeRO-3 gathers its weights every time, on all ranks at once.
         temperature: > 0; that of the sampler, so that the result is the probability of what was sampled.
         with_entropy: False returns None for it and saves a pass.
         entropy_grad: False treats the entropy as a constant: a metric, not a bonus.
@@ -54,7 +52,7 @@ def chunked_logprobs(
         return _LabelLogprobs.apply(head(hidden_nD), labels_n, temperature, with_entropy, entropy_grad)  # type: ignore[no-untyped-call, no-any-return]
 
     pieces: list[tuple[Tensor, Tensor]] = []
-    chunks = max(min_chunks, math.ceil(len(labels_N) / chunk_tokens))
+    chunks = max(1, math.ceil(len(labels_N) / chunk_tokens))
     for i, piece in enumerate(zip(hidden_ND.tensor_split(chunks), labels_N.tensor_split(chunks), strict=True)):
         if i == chunks - 1 or not torch.is_grad_enabled():
             pieces.append(chunk(*piece))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ray_rl.algorithms.logprobs import chunked_logprobs
+from ray_rl.errors import ConfigError
 from ray_rl.models.attention import TreeLayout
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ class ModelInputs:
     """int64, index into the flattened [B * L] hidden states: the position before each loss token."""
     labels_N: Tensor
     """int64, the loss tokens."""
-    min_chunks: int = 1
-    """So often the head runs at least; equal on every rank, because ZeRO-3 gathers its weights every time."""
 
     def to(self, device: str) -> ModelInputs:
         """The same on another device. Trees stay on CPU: their layout is for CPU alone."""
@@ -48,8 +47,38 @@ class ModelInputs:
             layout=None,
             predict_N=self.predict_N.to(device),
             labels_N=self.labels_N.to(device),
-            min_chunks=self.min_chunks,
         )
+
+
+class ChunkedHead(nn.Module):
+    """A model's head and what is asked of its logits, a chunk at a time.
+
+    In one module, so that ZeRO-3 gathers the weights once a pass, and in the same order, however many chunks there are:
+    each gather of another module, in an order that changed, made it forget what to fetch ahead and what to keep.
+    """
+
+    def __init__(self, head: nn.Linear, *, chunk_tokens: int, temperature: float) -> None:
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+        self._chunk_tokens = chunk_tokens
+        self._temperature = temperature
+
+    def forward(
+        self, hidden_ND: Tensor, labels_N: Tensor, *, with_entropy: bool, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `chunked_logprobs`."""
+        return chunked_logprobs(
+            hidden_ND,
+            labels_N,
+            self._logits,
+            chunk_tokens=self._chunk_tokens,
+            temperature=self._temperature,
+            with_entropy=with_entropy,
+            entropy_grad=entropy_grad,
+        )
+
+    def _logits(self, hidden_nD: Tensor) -> Tensor:
+        return nn.functional.linear(hidden_nD, self.weight, self.bias)
 
 
 class PolicyModel(nn.Module):
@@ -59,10 +88,20 @@ class PolicyModel(nn.Module):
     """
 
     def __init__(self, causal_lm: PreTrainedModel, *, chunk_tokens: int, temperature: float) -> None:
+        """Shares the model's parameters, under the model's names.
+
+        Raises:
+            ConfigError: the model's head is something else than a linear layer.
+        """
         super().__init__()
         self.causal_lm = causal_lm
-        self._chunk_tokens = chunk_tokens
-        self._temperature = temperature
+        head = causal_lm.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise ConfigError(
+                f"model.path: the head of {type(causal_lm).__name__} is a {type(head).__name__}, and log-probabilities "
+                "are computed from a linear layer alone; choose another model"
+            )
+        self._head = ChunkedHead(head, chunk_tokens=chunk_tokens, temperature=temperature)
 
     def forward(
         self, inputs: ModelInputs, *, with_entropy: bool, entropy_grad: bool = False
@@ -77,13 +116,7 @@ class PolicyModel(nn.Module):
             **extra,
         ).last_hidden_state
         hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, inputs.predict_N)
-        return chunked_logprobs(
-            hidden_ND,
-            inputs.labels_N,
-            self.causal_lm.get_output_embeddings(),
-            chunk_tokens=self._chunk_tokens,
-            min_chunks=inputs.min_chunks,
-            temperature=self._temperature,
-            with_entropy=with_entropy,
-            entropy_grad=entropy_grad,
+        logprobs: tuple[Tensor, Tensor | None] = self._head(
+            hidden_ND, inputs.labels_N, with_entropy=with_entropy, entropy_grad=entropy_grad
         )
+        return logprobs

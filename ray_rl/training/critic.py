@@ -45,7 +45,6 @@ class Critic:
         self._split = Split(
             workers=member.world,
             micro_batch_tokens=role.micro_batch_tokens,
-            logit_chunk_tokens=role.micro_batch_tokens,  # its head is one number wide and runs once
             packing=packing,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,11 +40,10 @@ class Split:
 
     workers: int
     micro_batch_tokens: int
-    logit_chunk_tokens: int
     packing: Packing
 
     def encode(self, batch: TrainBatch, rows: NDArray[np.int64], *, rank: int) -> list[Encoded]:
-        """One worker's micro-batches of some rows of the batch: the same number on each worker, as `min_chunks` is."""
+        """One worker's micro-batches of some rows of the batch: the same number on each worker."""
         plans = plan_micro_batches(
             Sizes([len(prompt) for prompt in batch.prompt_ids], batch.lengths_R.tolist(), batch.group_size),
             rows.tolist(),
@@ -53,26 +51,21 @@ class Split:
             budget=self.micro_batch_tokens,
             packing=self.packing,
         )
-        encoded = []
-        for together in zip(*plans, strict=True):
-            chunks = max(math.ceil(_loss_tokens(batch, micro) / self.logit_chunk_tokens) for micro in together)
-            inputs = encode(batch, together[rank], packing=self.packing, min_chunks=max(chunks, 1))
-            encoded.append(inputs)
-        return encoded
+        return [encode(batch, micro_batch, packing=self.packing) for micro_batch in plans[rank]]
 
 
-def encode(batch: TrainBatch, micro_batch: MicroBatch, *, packing: Packing, min_chunks: int = 1) -> Encoded:
+def encode(batch: TrainBatch, micro_batch: MicroBatch, *, packing: Packing) -> Encoded:
     """Tensors of a micro-batch; an empty one becomes two tokens without a loss."""
     if not micro_batch:
-        return _nothing(packing=packing, min_chunks=min_chunks)
+        return _nothing(packing)
     if packing == "padded":
-        return _encode_padded(batch, micro_batch, min_chunks)
+        return _encode_padded(batch, micro_batch)
     if packing == "packed":
         micro_batch = tuple(Tree(tree.prompt, (row,)) for tree in micro_batch for row in tree.rows)
-    return _encode_row(batch, micro_batch, min_chunks, is_shared=packing == "shared_prefix")
+    return _encode_row(batch, micro_batch, is_shared=packing == "shared_prefix")
 
 
-def _nothing(*, packing: Packing, min_chunks: int) -> Encoded:
+def _nothing(packing: Packing) -> Encoded:
     empty = np.zeros(0, np.int64)
     inputs = ModelInputs(
         tokens_BL=torch.zeros(1, 2, dtype=torch.int64),
@@ -81,20 +74,15 @@ def _nothing(*, packing: Packing, min_chunks: int) -> Encoded:
         layout=tree_layout([(1, [1])]) if packing == "shared_prefix" else None,
         predict_N=torch.zeros(0, dtype=torch.int64),
         labels_N=torch.zeros(0, dtype=torch.int64),
-        min_chunks=min_chunks,
     )
     return Encoded(inputs, empty, empty, tokens=0)
-
-
-def _loss_tokens(batch: TrainBatch, micro_batch: MicroBatch) -> int:
-    return sum(len(_loss_times(batch, row)) for tree in micro_batch for row in tree.rows)
 
 
 def _loss_times(batch: TrainBatch, row: int) -> NDArray[np.int64]:
     return np.flatnonzero(batch.loss_mask_RT[row, : batch.lengths_R[row]])
 
 
-def _encode_row(batch: TrainBatch, micro_batch: MicroBatch, min_chunks: int, *, is_shared: bool) -> Encoded:
+def _encode_row(batch: TrainBatch, micro_batch: MicroBatch, *, is_shared: bool) -> Encoded:
     """One row of trees: a prompt followed by its completions, of which there is one where prompts are not shared.
 
     Without a layout, attention finds where sequences start from positions that begin at 0 again.
@@ -126,12 +114,11 @@ def _encode_row(batch: TrainBatch, micro_batch: MicroBatch, min_chunks: int, *, 
         layout=tree_layout(trees) if is_shared else None,
         predict_N=torch.from_numpy(np.concatenate(predict)),
         labels_N=torch.from_numpy(batch.tokens_RT[rows, times].astype(np.int64)),
-        min_chunks=min_chunks,
     )
     return Encoded(inputs, rows, times, tokens=end)
 
 
-def _encode_padded(batch: TrainBatch, micro_batch: MicroBatch, min_chunks: int) -> Encoded:
+def _encode_padded(batch: TrainBatch, micro_batch: MicroBatch) -> Encoded:
     """One row a sequence, padded on the right."""
     pairs = [(batch.prompt_ids[tree.prompt], row) for tree in micro_batch for row in tree.rows]
     lengths = [len(prompt) + int(batch.lengths_R[row]) for prompt, row in pairs]
@@ -155,6 +142,5 @@ def _encode_padded(batch: TrainBatch, micro_batch: MicroBatch, min_chunks: int) 
         layout=None,
         predict_N=torch.from_numpy(np.concatenate(predict)),
         labels_N=torch.from_numpy(batch.tokens_RT[rows, times].astype(np.int64)),
-        min_chunks=min_chunks,
     )
     return Encoded(inputs, rows, times, tokens=sum(lengths))

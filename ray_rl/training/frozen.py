@@ -47,7 +47,6 @@ class Reference:
         self._split = Split(
             workers=member.world,
             micro_batch_tokens=config.train.micro_batch_tokens,
-            logit_chunk_tokens=config.logit_chunk_tokens,
             packing=packing,
         )
         attention = attention_name(config, config.train, packing=packing)

@@ -63,7 +63,6 @@ class Trainer:
         self._split = Split(
             workers=member.world,
             micro_batch_tokens=train.micro_batch_tokens,
-            logit_chunk_tokens=config.logit_chunk_tokens,
             packing=packing,
         )
 

@@ -81,7 +81,7 @@ def load(folder: str, layout: Packing | None, *, dtype: Dtype) -> PreTrainedMode
 def backward(model: PreTrainedModel, batch: TrainBatch, layout: Packing) -> float:
     """Leaves the gradient of sum(advantage * logprob) in the parameters; seconds of the processor."""
     policy = PolicyModel(model, chunk_tokens=CHUNK_TOKENS, temperature=1.0)
-    split = Split(workers=1, micro_batch_tokens=MICRO_BATCH_TOKENS, logit_chunk_tokens=CHUNK_TOKENS, packing=layout)
+    split = Split(workers=1, micro_batch_tokens=MICRO_BATCH_TOKENS, packing=layout)
     model.zero_grad()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # one that waits for another counts as working

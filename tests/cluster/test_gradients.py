@@ -149,6 +149,37 @@ def test_a_gradient_that_is_checkpointed_is_the_same(ranks: Ranks, make: Make, f
         assert relative_error(torch.from_numpy(gradient), plain_gradient("token_mean")) < EXACT
 
 
+def count_gathers(member: Member, config: RunConfig, folder: str) -> int:
+    """Collectives of DeepSpeed's that gather parameters, in an update of the whole batch and two of a part of it."""
+    from deepspeed.runtime.zero import partition_parameters
+
+    from ray_rl.training.trainer import Trainer
+
+    trainer, gathers = Trainer(config, folder, member), 0
+    gather = partition_parameters._dist_allgather_fn
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal gathers
+        gathers += 1
+        return gather(*args, **kwargs)
+
+    partition_parameters._dist_allgather_fn = counted
+    try:
+        for rows in (BATCH.rows, 6, 3):
+            trainer.accumulate(BATCH, np.arange(rows))
+    finally:
+        partition_parameters._dist_allgather_fn = gather
+    return gathers
+
+
+def test_zero_3_gathers_no_more_often_for_more_chunks_of_logits(ranks: Ranks, make: Make, folder: str) -> None:
+    one, many = (
+        ranks.run(count_gathers, make(zero_stage=3, logit_chunk_tokens=tokens), folder) for tokens in (1000, 1)
+    )
+    assert one == many
+    assert ranks.world == 1 or one[0] > 0
+
+
 def parameters_of(trainer: Any) -> dict[str, NDArray[np.float32]]:
     """What the stream yields, on the rank that gets it."""
     groups = list(trainer.stream.groups())

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ray_rl.config.train import Packing
-from ray_rl.models.policy import ModelInputs, PolicyModel
+from ray_rl.errors import ConfigError
+from ray_rl.models.policy import WRAPPED, ChunkedHead, ModelInputs, PolicyModel
 from ray_rl.training.encoding import encode
 from ray_rl.training.micro_batches import Tree
 from tests.unit.models.tiny import gradients, one_by_one, ragged_batch, relative_error, tiny_llama
@@ -61,15 +62,30 @@ def test_inputs_move_to_a_device_whole() -> None:
     assert moved.tokens_BL.device == moved.labels_N.device == moved.attention_mask_BL.device == torch.device("meta")
 
 
-@pytest.mark.parametrize(("min_chunks", "runs"), [(1, 2), (2, 2), (5, 5), (50, 50)])
-def test_the_head_runs_as_often_as_the_rank_with_most_loss_tokens_needs(min_chunks: int, runs: int) -> None:
+@pytest.mark.parametrize("chunk_tokens", [1, 1000])
+def test_the_head_is_one_module_however_many_chunks_it_takes(chunk_tokens: int) -> None:
+    calls: list[type] = []
+    policy = PolicyModel(tiny_llama("sdpa"), chunk_tokens=chunk_tokens, temperature=1.0)
+    for module in policy.modules():
+        module.register_forward_hook(lambda module, inputs, outputs: calls.append(type(module)))
+    policy(ENCODED.inputs, with_entropy=False)
+    assert calls[-2:] == [ChunkedHead, PolicyModel]
+    assert calls.count(ChunkedHead) == 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_have_the_names_of_the_model_and_none_is_there_twice(tied: bool) -> None:
     model = tiny_llama("sdpa")
-    calls: list[int] = []
-    model.lm_head.register_forward_hook(lambda head, inputs, logits: calls.append(len(logits)))
-    policy = PolicyModel(model, chunk_tokens=LOSS_TOKENS - 1, temperature=1.0)
-    with torch.no_grad():
-        logprobs_N, _ = policy(replace(ENCODED.inputs, min_chunks=min_chunks), with_entropy=False)
-        expected_N, _ = policy(ENCODED.inputs, with_entropy=False)
-    assert calls[:-2] == calls[:runs]
-    assert sum(calls[:runs]) == LOSS_TOKENS
-    assert torch.allclose(logprobs_N, expected_N, atol=1e-6)
+    if not tied:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    names = [name for name, _ in model.named_parameters()]
+    assert ("lm_head.weight" in names) is not tied
+    policy = PolicyModel(model, chunk_tokens=5, temperature=1.0)
+    assert [name for name, _ in policy.named_parameters()] == [f"{WRAPPED}{name}" for name in names]
+
+
+def test_a_head_that_is_not_linear_is_refused() -> None:
+    model = tiny_llama("sdpa")
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    with pytest.raises(ConfigError, match=r"the head of LlamaForCausalLM is a Sequential, .* choose another model"):
+        PolicyModel(model, chunk_tokens=5, temperature=1.0)
