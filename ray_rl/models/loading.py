@@ -11,6 +11,7 @@ from ray_rl.config import RunConfig
 from ray_rl.config.train import Packing, Trained
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.models.attention import SHARED_PREFIX
+from ray_rl.models.residual import keep_residual_in_float32
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -95,6 +96,8 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """The model with its weights in `dtype`, and without dropout; only safetensors are read.
 
+    With shared prefixes its residual stream is float32 whatever the dtype.
+
     Raises:
         DataError: no such model, or no safetensors.
     """
@@ -104,7 +107,7 @@ def load_causal_lm(
     logging.disable_progress_bar()
     model_config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code))
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             config=model_config,
             dtype=getattr(torch, dtype),
@@ -114,6 +117,9 @@ def load_causal_lm(
         )
     except (OSError, ValueError) as error:
         raise DataError(f"model.path={folder}: cannot be loaded ({error})") from error
+    if attention == SHARED_PREFIX and dtype == "bfloat16":
+        keep_residual_in_float32(model)
+    return model
 
 
 def without_dropout(model_config: PretrainedConfig) -> PretrainedConfig:

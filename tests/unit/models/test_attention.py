@@ -9,6 +9,7 @@ from ray_rl.config.train import Packing
 from ray_rl.errors import ConfigError
 from ray_rl.models.attention import CHANGES_SCORES, SHARED_PREFIX, shared_prefix_attention, tree_layout
 from ray_rl.models.policy import PolicyModel
+from ray_rl.models.residual import keep_residual_in_float32
 from ray_rl.training.encoding import encode
 from ray_rl.training.micro_batches import MicroBatch, Tree
 from ray_rl.types import TrainBatch
@@ -106,6 +107,8 @@ def test_a_model_that_changes_its_scores_is_refused(keyword: str) -> None:
 def bfloat16_error(attention: str, batch: TrainBatch, *, packing: Packing) -> float:
     """Relative error of the bfloat16 gradient to the float32 one of the same (rounded) weights."""
     model = tiny_llama(attention, dtype=torch.bfloat16)
+    if attention == SHARED_PREFIX:
+        keep_residual_in_float32(model)  # as the loader does
     exact = tiny_llama()
     exact.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
     encoded = encode(batch, whole(batch), packing=packing)
