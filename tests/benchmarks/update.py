@@ -4,8 +4,9 @@ The model is SmolLM2-135M (grouped-query heads, tied embeddings) in float32. Eve
 completions alone. Seconds are those of the processor, with one thread, so that other load counts less. The gradient is
 held against that of one plain transformers forward pass a sequence.
 
-In bfloat16 the reference is float32 with the same, rounded weights. There a single batch says little, as random tokens
-make some of them ill-conditioned for either layout: shown is the geometric mean of some batches, of fewer prompts.
+In bfloat16 the reference is float32 with the same, rounded weights, and the tokens are text and what the model samples
+after it: random ones are so far from anything that it knows that one rounding may change everything behind it. Shown is
+the geometric mean of some batches, of fewer prompts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import geometric_mean
 from typing import Literal
 
@@ -21,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from ray_rl.cluster.environment import keep_freed_memory
 from ray_rl.config.run import LOGIT_CHUNK_TOKENS
@@ -33,6 +35,7 @@ from ray_rl.models.policy import PolicyModel
 from ray_rl.training.encoding import Split
 from ray_rl.types import TrainBatch
 
+LICENCE = Path(__file__).parents[2] / "LICENSE"
 MODEL = "smollm2-135m-instruct"
 Dtype = Literal["float32", "bfloat16"]
 LAYOUTS: tuple[Packing, ...] = ("padded", "packed", "shared_prefix")
@@ -52,9 +55,9 @@ class Shape:
     def __str__(self) -> str:
         return f"{self.prompts} x {self.group} x ({self.prompt_tokens} + {self.completion_tokens})"
 
-    def batch(self, vocabulary: int, seed: int) -> TrainBatch:
+    def batch(self, vocabulary: int) -> TrainBatch:
         """Random tokens; every completion has the full length, so that padding costs its least."""
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(0)
         shape = (self.prompts * self.group, self.completion_tokens)
         return TrainBatch(
             prompt_ids=tuple(
@@ -78,6 +81,28 @@ def load(folder: str, layout: Packing | None, *, dtype: Dtype) -> PreTrainedMode
     attention = SHARED_PREFIX if layout == "shared_prefix" else "sdpa"
     model = load_causal_lm(folder, dtype=dtype, attention=attention, trust_remote_code=False)
     return model.float() if layout is None else model
+
+
+def sampled(model: PreTrainedModel, folder: str, shape: Shape, seed: int) -> TrainBatch:
+    """Prompts out of the licence of this project, each with what the model samples after it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = np.array(tokenizer(LICENCE.read_text(encoding="utf-8")).input_ids, np.int32)
+    starts = np.random.default_rng(seed).integers(0, len(text) - shape.prompt_tokens, shape.prompts)
+    prompts = tuple(text[start : start + shape.prompt_tokens] for start in starts)
+    tokens = torch.from_numpy(np.stack(prompts)).long().repeat_interleave(shape.group, 0)
+    torch.manual_seed(seed)
+    size = shape.completion_tokens
+    with torch.no_grad():
+        sequences = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=True,
+            top_k=0,
+            min_new_tokens=size,
+            max_new_tokens=size,
+        )
+    batch = shape.batch(model.config.vocab_size)
+    return replace(batch, prompt_ids=prompts, tokens_RT=sequences[:, shape.prompt_tokens :].to(torch.int32).numpy())
 
 
 def backward(model: PreTrainedModel, batch: TrainBatch, layout: Packing) -> float:
@@ -130,10 +155,12 @@ def errors(
     return found
 
 
-def rounded_errors(folder: str, shape: Shape, vocabulary: int) -> dict[Packing, float]:
+def rounded_errors(folder: str, shape: Shape) -> dict[Packing, float]:
     """The geometric mean of the bfloat16 errors over some batches."""
+    sampler = load(folder, None, dtype="bfloat16")
     few = replace(shape, prompts=min(shape.prompts, BFLOAT16_PROMPTS))
-    found = [errors(folder, few.batch(vocabulary, seed), BFLOAT16_LAYOUTS, dtype="bfloat16") for seed in BFLOAT16_SEEDS]
+    batches = [sampled(sampler, folder, few, seed) for seed in BFLOAT16_SEEDS]
+    found = [errors(folder, batch, BFLOAT16_LAYOUTS, dtype="bfloat16") for batch in batches]
     return {layout: geometric_mean(each[layout][0] for each in found) for layout in BFLOAT16_LAYOUTS}
 
 
@@ -145,8 +172,8 @@ def main() -> None:
     for column in ("shape", "layout", "processor s", "padded takes", "gradient error", "bfloat16 error"):
         table.add_column(column, justify="left" if column in ("shape", "layout") else "right")
     for shape in SHAPES:
-        exact = errors(folder, shape.batch(vocabulary, 0), LAYOUTS, dtype="float32")
-        rounded = rounded_errors(folder, shape, vocabulary)
+        exact = errors(folder, shape.batch(vocabulary), LAYOUTS, dtype="float32")
+        rounded = rounded_errors(folder, shape)
         padded_s = exact["padded"][1]
         for layout, (error, seconds) in exact.items():
             in_bfloat16 = f"{rounded[layout]:.1e}" if layout in rounded else ""
