@@ -183,7 +183,7 @@ class Health:
             case _:
                 consequence = f"given up after {self._restarts[index]} restarts; {others} left"
         reason = fault.reason.splitlines()[0].rstrip(".")
-        return f"{self._engines[index].name} is lost: {reason.rstrip('.')}: {consequence}"
+        return f"{self._engines[index].name} is lost: {reason}: {consequence}"
 
     def _standing(self, index: int) -> Standing:
         return Standing(

@@ -53,8 +53,9 @@ class ModelInputs:
 class ChunkedHead(nn.Module):
     """A model's head and what is asked of its logits, a chunk at a time.
 
-    In one module, so that ZeRO-3 gathers the weights once a pass, and in the same order, however many chunks there are:
-    each gather of another module, in an order that changed, made it forget what to fetch ahead and what to keep.
+    In one module, so that ZeRO-3 gathers the weights once a pass however many chunks there are. Called chunk by chunk,
+    the head would be gathered as often, and DeepSpeed, which plans ahead by the order of the modules that it has seen,
+    would start over whenever their number changes.
     """
 
     def __init__(self, head: nn.Linear, *, chunk_tokens: int, temperature: float) -> None:

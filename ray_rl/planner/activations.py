@@ -35,15 +35,15 @@ def working_bytes(shape: ModelShape, element: int) -> float:
     return element * (3 * shape.intermediate + 4 * shape.hidden)
 
 
-def trained_activations(shape: ModelShape, *, tokens: int, element: int, checkpointing: bool) -> float:
+def trained_activations(shape: ModelShape, *, tokens: int, element: int, residual: int, checkpointing: bool) -> float:
     """Bytes at the start of the backward pass of a micro-batch.
 
-    Without checkpointing every layer keeps its own. With it every layer keeps its input, e D, and one layer is computed
-    again.
+    Without checkpointing every layer keeps its own. With it every layer keeps its input, the residual, and one layer is
+    computed again.
     """
     ends = norm_bytes(shape.hidden, element) + element * shape.hidden
     one = layer_bytes(shape, element)
-    kept = shape.layers * element * shape.hidden + one if checkpointing else shape.layers * one
+    kept = shape.layers * residual * shape.hidden + one if checkpointing else shape.layers * one
     return tokens * (kept + ends + working_bytes(shape, element))
 
 

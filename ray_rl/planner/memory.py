@@ -75,6 +75,11 @@ class Bounds:
         return BYTES[self.dtype]
 
     @property
+    def residual(self) -> int:
+        """Bytes of an element between layers: with shared prefixes, which are the rule on CPU, it is float32."""
+        return BYTES["float32"] if self.accelerator == "cpu" else self.element
+
+    @property
     def dtype(self) -> str:
         """Resolved."""
         return resolve_dtype(self.config.model.dtype, self.config.cluster.accelerator)
@@ -120,7 +125,11 @@ def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelS
     tokens = bounds.micro_batch(trained.micro_batch_tokens)
     backward = {
         "activations": trained_activations(
-            shape, tokens=tokens, element=bounds.element, checkpointing=trained.gradient_checkpointing
+            shape,
+            tokens=tokens,
+            element=bounds.element,
+            residual=bounds.residual,
+            checkpointing=trained.gradient_checkpointing,
         )
     }
     if isinstance(trained, TrainConfig):

@@ -34,10 +34,10 @@ def test_what_comes_and_goes_of_a_token():
 
 def test_every_layer_keeps_its_own_unless_it_is_computed_again():
     ends = (4 + 4) * 10 + 2 * 10 + working_bytes(SHAPE, 2)
-    whole = trained_activations(SHAPE, tokens=7, element=2, checkpointing=False)
-    again = trained_activations(SHAPE, tokens=7, element=2, checkpointing=True)
+    whole = trained_activations(SHAPE, tokens=7, element=2, residual=4, checkpointing=False)
+    again = trained_activations(SHAPE, tokens=7, element=2, residual=4, checkpointing=True)
     assert whole == 7 * (3 * layer_bytes(SHAPE, 2) + ends)
-    assert again == 7 * (3 * 2 * 10 + layer_bytes(SHAPE, 2) + ends)
+    assert again == 7 * (3 * 4 * 10 + layer_bytes(SHAPE, 2) + ends)
 
 
 def test_a_pass_without_gradients_keeps_nothing_of_earlier_layers():
