@@ -55,8 +55,8 @@ test-image: setup-test ## build the CPU image with buildah and look inside; as r
 
 .PHONY: test-launch
 test-launch: setup-test ## run on Slurm, Kubernetes and Ray clusters as far as this machine can be them; as root (15 minutes)
-	$(BIN)/python -m pytest tests/slurm tests/kuberay
-	$(BIN)/python -m pytest tests/cluster tests/e2e -m launch
+	@failed=; $(BIN)/python -m pytest tests/slurm tests/kuberay || failed=1; \
+	$(BIN)/python -m pytest tests/cluster tests/e2e -m launch && [ -z "$$failed" ]
 
 .PHONY: check
 check: setup-test ## check lint, formatting and types; change nothing

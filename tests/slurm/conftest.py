@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.test_architecture import ROOT
 from tests.tiny_model import write_tiny_model
 
 DEMO = ROOT / "configs" / "grpo_addition_smollm2-135m_cpu.yaml"
+HEARD_S = 5.0
+"""In which the controller has heard what the daemons of steps said last; Slurm's own wait is two minutes."""
 ATTEMPT_S = 150.0
 """Limit for Ray on three hosts, vLLM, DeepSpeed and a few steps of a tiny model, on two cores."""
 
@@ -94,6 +97,7 @@ class Submitted:
         # for Slurm while the daemon of the script's step has still to say how that ended.
         self.cluster.await_idle()
         self.wait(lambda: not step_daemons(self.number), "the daemons of its steps to end")
+        time.sleep(HEARD_S)
         self.cluster.command("scontrol", "update", f"jobid={self.number}", "StartTime=now")
 
     def wait_for_end(self) -> str:
