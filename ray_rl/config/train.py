@@ -76,7 +76,7 @@ class TrainConfig(Trained):
     Engines get them once and not with every publish. `ray-rl plan` counts them as if they were trained."""
     logit_chunk_tokens: int | None = Field(None, ge=1)
     """Positions whose logits exist at once; the others are recomputed in the backward pass. None: 256 on CPU; 1024 on
-    GPU, where adding a chunk to the gradient of the head's weights takes as long as computing it."""
+    GPU, where every chunk reads and writes the gradient of the head's weights."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """nan or inf in a reward, log-probability, loss or gradient is never applied, and the samples are saved. stop: the
     run ends. skip: it goes on with the next step, the critic's too."""

@@ -40,6 +40,13 @@ def trained_activations(shape: ModelShape, *, tokens: int, element: int, residua
 
     Without checkpointing every layer keeps its own. With it every layer keeps its input, the residual, and one layer is
     computed again.
+
+    Args:
+        shape: of the model.
+        tokens: of the micro-batch.
+        element: bytes of a weight.
+        residual: bytes of an element of the residual.
+        checkpointing: whether layers are computed again.
     """
     ends = norm_bytes(shape.hidden, element) + element * shape.hidden
     one = layer_bytes(shape, element)

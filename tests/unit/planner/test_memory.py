@@ -1,6 +1,7 @@
 import pytest
 
 from ray_rl.config.known import KNOWN_SHAPES
+from ray_rl.planner.activations import trained_activations
 from ray_rl.planner.gpus import MIB
 from ray_rl.planner.memory import (
     CONTEXT_BYTES,
@@ -138,3 +139,21 @@ def test_the_fullest_reward_worker_holds_the_largest_models(make):
     assert memory.held["weights"] == 2 * (large.scorer_parameters + small.scorer_parameters)
     uncut = config.reward.model_copy(update={"max_tokens": None})
     assert reward_memory(config, uncut, [large]).peak > reward_memory(config, config.reward, [large]).peak
+
+
+@pytest.mark.parametrize(("accelerator", "tokens"), [("cpu", 256), ("gpu", 1024)])
+def test_a_chunk_of_logits_that_is_not_set_follows_the_accelerator(make, accelerator, tokens):
+    cluster = {"accelerator": accelerator}
+    written = make(cluster=cluster, train={"logit_chunk_tokens": tokens})
+    assert make(cluster=cluster).logit_chunk_tokens == tokens
+    assert actor(make(cluster=cluster)).phases == actor(written).phases
+    small = make(cluster=cluster, train={"logit_chunk_tokens": 7})
+    assert small.logit_chunk_tokens == 7
+    assert actor(small).phases != actor(written).phases
+
+
+@pytest.mark.parametrize(("accelerator", "residual"), [("cpu", 4), ("gpu", 2)])
+def test_layers_that_are_computed_again_keep_a_residual_of_float32_on_cpu(make, accelerator, residual):
+    train = {"gradient_checkpointing": True, "micro_batch_tokens": 4096}
+    found = actor(make(cluster={"accelerator": accelerator}, train=train)).phases["backward"]["activations"]
+    assert found == trained_activations(SHAPE, tokens=4096, element=2, residual=residual, checkpointing=True)
