@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from ray_rl.config.rewards import CustomReward, MathVerify, Number, RewardConfig
 from ray_rl.config.run import RunConfig
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.procedural import check_task
-from ray_rl.data.rows import Rows
+from ray_rl.data.rows import Row, Rows
 from ray_rl.data.source import open_rows, tokenize_row
 from ray_rl.data.tables import parquet_columns
 from ray_rl.errors import ConfigError, DataError
@@ -20,7 +21,9 @@ TOKENIZED_ROWS = 256
 """So many prompts tell whether `data.max_prompt_tokens` can be right; all of a large file would take too long."""
 
 
-def check_data(config: RunConfig, *, model_folder: Path | None = None) -> None:
+def check_data(
+    config: RunConfig, *, model_folder: Path | None = None, row_checks: Sequence[Callable[[Row], None]] = ()
+) -> None:
     """Checks the prompt source, the columns that the rewards need, and that prompts fit `data.max_prompt_tokens`.
 
     Every line of a jsonl file is read; of a parquet file the schema and the first rows. A data set that the hub would
@@ -30,6 +33,7 @@ def check_data(config: RunConfig, *, model_folder: Path | None = None) -> None:
         config: has passed the rules between its fields.
         model_folder: where the model lies, if that is not `model.path`: a packaged model's cache. Without a
             tokenizer.json there, the length of prompts is not checked.
+        row_checks: called with every row that is checked; each raises DataError if the row is wrong.
 
     Raises:
         DataError: a file, a row or a column; of a jsonl file with its line.
@@ -56,6 +60,8 @@ def check_data(config: RunConfig, *, model_folder: Path | None = None) -> None:
     for index in range(len(rows) if isinstance(config.data, Jsonl) else 1):
         row = rows[index]
         _check_reward_columns(config.rewards, set(row.columns), where=_place(config.data, row.id))
+        for check in row_checks:
+            check(row)
     _check_lengths(config, rows, model_folder or Path(config.model.path))
 
 

@@ -91,6 +91,25 @@ def check_columns(columns: Iterable[str], *, where: str, prompt_column: str, ren
     return names
 
 
+def column_value(columns: Mapping[str, Any], path: str) -> Any:
+    """The value of a column, or inside of nested columns: `reward_model.ground_truth`.
+
+    A column whose whole name is the path comes first. Lists have no names inside.
+
+    Raises:
+        KeyError: there is no such value.
+    """
+    if path in columns:
+        return columns[path]
+    outer, _, inner = path.rpartition(".")
+    if not outer:
+        raise KeyError(path)
+    within = column_value(columns, outer)
+    if not isinstance(within, Mapping) or inner not in within:
+        raise KeyError(path)
+    return within[inner]
+
+
 def shorten(value: object) -> str:
     """The repr of a value, at most a line of it."""
     text = repr(value)

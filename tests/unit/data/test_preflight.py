@@ -41,6 +41,13 @@ def test_the_schema_of_a_parquet_file_must_have_the_columns(run_config, tmp_path
     check_data(run_config(renamed, NUMBER))
 
 
+def test_every_row_is_shown_to_the_checks_of_the_caller(run_config, jsonl):
+    path = jsonl({"prompt": "What", "answer": 1}, {"prompt": "is", "answer": 2})
+    seen = []
+    check_data(run_config({"kind": "jsonl", "path": path}), row_checks=[lambda row: seen.append(row.columns["answer"])])
+    assert sorted(seen) == [1, 2]
+
+
 def test_a_task_that_does_not_exist_is_refused(run_config):
     with pytest.raises(ConfigError, match=r"data.task=chain_sums: .* nearest: chain_sum"):
         check_data(run_config({"kind": "reasoning_gym", "task": "chain_sums"}, {"kind": "reasoning_gym"}))

@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from ray_rl.config.data import Addition, CustomSource, Hub, Jsonl, Parquet, ReasoningGym
-from ray_rl.data.rows import Row, make_row
+from ray_rl.data.rows import Row, column_value, make_row
 from ray_rl.data.source import open_rows
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
@@ -162,3 +162,12 @@ def test_a_reasoning_gym_task_that_does_not_exist_gets_the_nearest_names():
 def test_options_that_do_not_suit_a_reasoning_gym_task_are_refused():
     with pytest.raises(ConfigError, match=r"data.options=.* does not suit the task chain_sum: .*legs"):
         open_rows(ReasoningGym(task="chain_sum", options={"legs": 2}), seed=0)
+
+
+def test_a_dotted_path_names_a_value_inside_of_a_column():
+    columns = {"reward_model": {"ground_truth": "42", "a.b": 1}, "extra.info": 7, "turns": [1]}
+    assert column_value(columns, "reward_model.ground_truth") == "42"
+    assert column_value(columns, "extra.info") == 7
+    for missing in ("answer", "reward_model.style", "reward_model.ground_truth.x", "turns.0", "extra"):
+        with pytest.raises(KeyError):
+            column_value(columns, missing)
