@@ -13,8 +13,26 @@ from ray_rl.errors import UserError
 
 Dtype = Literal["bfloat16", "float32"]
 
+STEP_FILE = "ray_rl.json"
+"""File of an export that names the step whose policy it holds; loaders of models ignore it."""
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Any of them holds a vocabulary."""
+
+
+def write_step(folder: Path, step: int) -> None:
+    """Writes into an export which step's policy it holds."""
+    (folder / STEP_FILE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+
+
+def exported_step(folder: Path) -> int | None:
+    """The step whose policy an export holds; None without an export, or in one of an older version, which is silent."""
+    try:
+        content = json.loads((folder / STEP_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    step = content.get("step") if isinstance(content, dict) else None
+    return step if type(step) is int else None
 
 
 def export_run(run: Path, *, to: Path, dtype: Dtype | None = None) -> Path:

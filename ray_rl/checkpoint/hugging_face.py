@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ray_rl.checkpoint.export_folder import write_step
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -26,7 +28,7 @@ TOKENIZER_FILES = (
 
 
 def export_policy(
-    model: PreTrainedModel, parameters: Iterable[tuple[str, torch.Tensor | None]], *, source: str, to: Path
+    model: PreTrainedModel, parameters: Iterable[tuple[str, torch.Tensor | None]], *, source: str, to: Path, step: int
 ) -> None:
     """Writes safetensors, configuration and tokenizer; a collective of the trainer's ranks.
 
@@ -37,6 +39,7 @@ def export_policy(
         parameters: names and whole tensors on the rank that writes; None on the others, which write nothing.
         source: folder or hub name that training started from; its tokenizer is copied.
         to: the folder; one that is there already is replaced.
+        step: whose policy it is; the folder names it (see `exported_step`).
     """
     weights = {name: tensor.to("cpu", copy=True) for name, tensor in parameters if tensor is not None}
     if not weights:
@@ -46,6 +49,7 @@ def export_policy(
     partial.mkdir(parents=True)
     model.save_pretrained(partial, state_dict=weights)
     _copy_tokenizer(source, partial)
+    write_step(partial, step)
     if to.exists():  # of a run that had ended, and went on
         shutil.rmtree(to)
     partial.rename(to)

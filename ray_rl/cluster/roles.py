@@ -149,10 +149,10 @@ class RayActor(RaySaved, RayScorer):
         )
         return address
 
-    async def export(self, folder: Path) -> None:
+    async def export(self, folder: Path, *, step: int) -> None:
         """Writes the policy; the workers may have another working directory."""
         to = str(folder.absolute())
-        await self._team.all([handle.export.remote(to) for handle in self._team.handles], "the export")
+        await self._team.all([handle.export.remote(to, step) for handle in self._team.handles], "the export")
 
     async def announce(self) -> dict[str, Any]:
         """What rank 0 will send."""

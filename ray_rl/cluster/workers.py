@@ -142,13 +142,14 @@ class TrainWorker(Shell, Saved):
         """`Sender.send`."""
         return self._sender.send()
 
-    def export(self, folder: str) -> None:
-        """Writes the policy; a collective of the ranks."""
+    def export(self, folder: str, step: int) -> None:
+        """Writes the policy of a step; a collective of the ranks."""
         from ray_rl.checkpoint.hugging_face import export_policy
 
         stream = self._trainer.stream
         parameters = ((spec.name, tensor) for group in stream.groups() for spec, tensor in group)
-        export_policy(self._trainer.model.causal_lm, parameters, source=self._setting.folder, to=Path(folder))
+        model, source = self._trainer.model.causal_lm, self._setting.folder
+        export_policy(model, parameters, source=source, to=Path(folder), step=step)
 
 
 @ray.remote

@@ -59,7 +59,7 @@ async def train(
             await checkpoints.save_if_due(run, kl)
     if export_to is not None:
         with run.phase("export"):
-            await roles.actor.export(export_to)
+            await roles.actor.export(export_to, step=run.step)
 
 
 async def step(

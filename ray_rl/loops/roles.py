@@ -59,8 +59,8 @@ class Actor(Scorer, Saved, Protocol):
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with advantages."""
 
-    async def export(self, folder: Path) -> None:
-        """Writes the policy in Hugging Face format."""
+    async def export(self, folder: Path, *, step: int) -> None:
+        """Writes the policy in Hugging Face format; the folder names the step."""
 
 
 class Critic(Saved, Protocol):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_rl.checkpoint.export_folder import export_run
+from ray_rl.checkpoint.export_folder import export_run, exported_step
 from ray_rl.cli.main import main
 from ray_rl.errors import UserError
 
@@ -86,6 +86,23 @@ def test_a_file_is_no_target(run, tmp_path):
     assert refused(run, tmp_path / "mine") == (
         f"--to {tmp_path}/mine: is a file; give a folder that does not exist yet"
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "step"),
+    [
+        ('{"step": 12}', 12),
+        ("", None),
+        ("[12]", None),
+        ('{"step": "12"}', None),
+        ('{"step": true}', None),
+        (None, None),
+    ],
+)
+def test_an_export_says_of_which_step_it_is_or_nothing(tmp_path, content, step):
+    if content is not None:
+        (tmp_path / "ray_rl.json").write_text(content)
+    assert exported_step(tmp_path) == step
 
 
 class TestDtype:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ray_rl.checkpoint.export_folder import exported_step
 from ray_rl.checkpoint.hugging_face import export_policy
 from tests.tiny_model import write_tiny_model
 
@@ -30,7 +31,7 @@ def trained(model):
 
 @pytest.fixture
 def exported(model, source, tmp_path):
-    export_policy(model, trained(model), source=str(source), to=tmp_path / "run" / "export")
+    export_policy(model, trained(model), source=str(source), to=tmp_path / "run" / "export", step=7)
     return tmp_path / "run" / "export"
 
 
@@ -59,6 +60,11 @@ def test_the_tokenizer_comes_along_file_by_file(exported, source):
     assert first == second
 
 
+def test_the_export_names_its_step_and_loads_all_the_same(exported):
+    assert exported_step(exported) == 7
+    AutoModelForCausalLM.from_pretrained(exported)
+
+
 def test_a_rank_that_does_not_write_takes_part_and_writes_nothing(model, source, tmp_path):
     asked = []
 
@@ -67,7 +73,7 @@ def test_a_rank_that_does_not_write_takes_part_and_writes_nothing(model, source,
             asked.append(name)
             yield name, None
 
-    export_policy(model, nothing(), source=str(source), to=tmp_path / "export")
+    export_policy(model, nothing(), source=str(source), to=tmp_path / "export", step=7)
     assert len(asked) == len(list(model.named_parameters()))
     assert os.listdir(tmp_path) == []
 
@@ -78,7 +84,7 @@ def test_a_gather_that_fails_leaves_no_folder(model, source, tmp_path):
         raise RuntimeError("connection closed")
 
     with pytest.raises(RuntimeError):
-        export_policy(model, broken(), source=str(source), to=tmp_path / "export")
+        export_policy(model, broken(), source=str(source), to=tmp_path / "export", step=7)
     assert not (tmp_path / "export").exists()
 
 
@@ -86,6 +92,6 @@ def test_what_a_torn_export_left_is_not_mixed_in(model, source, tmp_path):
     torn = tmp_path / ".export.partial"
     torn.mkdir()
     (torn / "model-00001-of-00002.safetensors").write_bytes(b"torn")
-    export_policy(model, trained(model), source=str(source), to=tmp_path / "export")
+    export_policy(model, trained(model), source=str(source), to=tmp_path / "export", step=7)
     assert [file.name for file in (tmp_path / "export").glob("*.safetensors")] == ["model.safetensors"]
     assert os.listdir(tmp_path) == ["export"]

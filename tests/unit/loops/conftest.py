@@ -82,8 +82,8 @@ class Script:
         self.batches.append(batch)
         return [Last("policy/grad_norm", 0.5), *self.update_metrics.get(self._updates, [])]
 
-    async def export(self, folder: Path) -> None:
-        self.enter(f"export to {folder.name}")
+    async def export(self, folder: Path, *, step: int) -> None:
+        self.enter(f"export step {step} to {folder.name}")
 
     def state(self) -> Collected:
         return Collected({"position": self._updates}, PROMPTS, PROMPTS, (), (), (), 0)

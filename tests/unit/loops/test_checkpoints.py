@@ -147,7 +147,7 @@ async def test_told_to_stop_in_the_last_step_the_run_is_done(loop):
     two = loop(steps=2)
     two.script.meanwhile["update 2"] = lambda: ask(two)
     await two.train()
-    assert two.script.journal[-1] == "export to export"
+    assert two.script.journal[-1] == "export step 2 to export"
 
 
 async def test_a_signal_before_there_is_anything_to_save_cancels_at_once(loop):

@@ -15,7 +15,7 @@ TWO_STEPS = [
     "take for step 1",
     "update 2",
     "publish 2",
-    "export to export",
+    "export step 2 to export",
 ]
 
 
@@ -106,7 +106,7 @@ async def test_a_run_without_export_writes_none(loop):
         ("reference log-probabilities", ClusterError("reference-0 died")),
         ("update 2", TrainingError("the loss is nan")),
         ("publish 2", WeightSyncError("rollout-1 died")),
-        ("export to export", ClusterError("disk full")),
+        ("export step 2 to export", ClusterError("disk full")),
     ],
 )
 async def test_a_failure_of_a_role_ends_the_run_as_it_is_and_nothing_is_asked_after_it(loop, call, error):
