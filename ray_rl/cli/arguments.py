@@ -18,3 +18,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         help="sets one value, in YAML: run.steps=3, rewards.0.weight=2, 'data={kind: jsonl, path: train.jsonl}'",
     )
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """Adds --resume."""
+    parser.add_argument(
+        "--resume",
+        choices=["auto"],
+        help="auto: if the run folder is there already, go on from its newest checkpoint; for jobs that are started "
+        "again after exit code 75 or a crash",
+    )

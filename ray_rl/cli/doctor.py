@@ -68,7 +68,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 def _doctor_of_cluster(path: str, overrides: Sequence[str], *, is_json: bool) -> int:
     config = _config(path, overrides)
 
-    from ray_rl.cli.train import check_installed
+    from ray_rl.cli.preflight import check_installed
     from ray_rl.cluster.environment import prepare_environment
 
     check_installed()

@@ -22,7 +22,11 @@ TOKENIZED_ROWS = 256
 
 
 def check_data(
-    config: RunConfig, *, model_folder: Path | None = None, row_checks: Sequence[Callable[[Row], None]] = ()
+    config: RunConfig,
+    *,
+    model_folder: Path | str | None = None,
+    row_checks: Sequence[Callable[[Row], None]] = (),
+    with_tokenizer: bool = True,
 ) -> None:
     """Checks the prompt source, the columns that the rewards need, and that prompts fit `data.max_prompt_tokens`.
 
@@ -34,6 +38,7 @@ def check_data(
         model_folder: where the model lies, if that is not `model.path`: a packaged model's cache. Without a
             tokenizer.json there, the length of prompts is not checked.
         row_checks: called with every row that is checked; each raises DataError if the row is wrong.
+        with_tokenizer: whether to check the length of prompts at all, which imports transformers.
 
     Raises:
         DataError: a file, a row or a column; of a jsonl file with its line.
@@ -62,7 +67,8 @@ def check_data(
         _check_reward_columns(config.rewards, set(row.columns), where=_place(config.data, row.id))
         for check in row_checks:
             check(row)
-    _check_lengths(config, rows, model_folder or Path(config.model.path))
+    if with_tokenizer:
+        _check_lengths(config, rows, Path(model_folder or config.model.path))
 
 
 def _check_system_prompt(data: DataConfig) -> None:

@@ -23,6 +23,7 @@ heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "numpy"} & set(sys
 raise SystemExit(f"imported {heavy}" if heavy else code)
 """
 
+NOT_FULL = "  not checked: tokenizer, models and installed packages; add --full"
 RENDER = ["render", "slurm", "--help"]
 
 
@@ -118,6 +119,7 @@ class TestValidate:
             f"{CONFIG}: valid",
             "  3 steps of 8 prompts x 8 completions, 6 optimizer steps",
             "  on CPU: actor 1, engines 1",
+            NOT_FULL,
         ]
 
     def test_gpus_may_be_elsewhere(self, capsys, monkeypatch):
@@ -126,6 +128,7 @@ class TestValidate:
         assert capsys.readouterr().out.splitlines()[2:] == [
             "  on 5 GPUs: actor 4 (train.workers), engines 1 (rollout.engines 1 * rollout.tensor_parallel 1)",
             "  note: this machine has 0 GPUs; train where they are, or set cluster.address",
+            NOT_FULL,
         ]
 
     def test_a_wrong_configuration_ends_with_2(self, capsys):

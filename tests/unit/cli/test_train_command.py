@@ -1,12 +1,12 @@
 import pytest
 
-from ray_rl.cli import train
-from ray_rl.cli.train import check_installed
+from ray_rl.cli import preflight
+from ray_rl.cli.preflight import check_installed
 from ray_rl.errors import UserError
 
 
 def test_a_missing_package_is_named_before_anything_starts(monkeypatch):
-    monkeypatch.setattr(train, "NEEDED", ("json", "no_such_package_1", "no_such_package_2"))
+    monkeypatch.setattr(preflight, "NEEDED", ("json", "no_such_package_1", "no_such_package_2"))
     with pytest.raises(UserError) as caught:
         check_installed()
     assert str(caught.value) == (

@@ -1,0 +1,141 @@
+"""Every check of a run before Ray starts, in one list: `train`, `resume` and `validate` go through it.
+
+A check raises a `UserError` (exit code 2) and writes nothing. To add one, write a function of the configuration and put
+it into `CHECKS`, before those that take longer; into `QUICK_CHECKS` too if it needs no torch and no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ray_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from ray_rl.config.run import RunConfig
+
+Resume = Literal["auto", "required"]
+"""Whether a run continues from its folder if it exists, or must have a folder to continue from."""
+
+NEEDED = ("torch", "transformers", "ray", "deepspeed", "vllm")
+"""Modules that a run imports and the base install lacks."""
+
+READS = {"parquet": "pyarrow", "hub": "datasets", "reasoning_gym": "reasoning_gym"}
+"""Module that reads each kind of data; the other kinds need none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that is checked before a run starts."""
+
+    what: str
+    """What is looked at, as it is shown while the check runs."""
+    run: Callable[[RunConfig], None]
+    """Raises a UserError if the run could not start."""
+
+
+def check_before_start(
+    config: RunConfig, *, resume: Resume | None, visible_gpus: int | None = None, is_full: bool = True
+) -> None:
+    """Runs every check that needs no Ray.
+
+    Args:
+        config: the configuration to check.
+        resume: None requires a run folder that does not exist yet; with the others an existing one is accepted.
+        visible_gpus: GPUs of the machine that will run it; None counts those of this one.
+        is_full: False runs `QUICK_CHECKS` instead of `CHECKS`.
+
+    Raises:
+        UserError: the first check that fails.
+    """
+    from ray_rl.config.rules import check, check_run_folder_is_free
+
+    check(config, visible_gpus=visible_gpus)
+    if not continues(config, resume):
+        check_run_folder_is_free(config)
+    for one in CHECKS if is_full else QUICK_CHECKS:
+        one.run(config)
+
+
+def continues(config: RunConfig, resume: Resume | None) -> bool:
+    """Whether there is a run folder that may be continued."""
+    return resume is not None and (Path(config.run.dir).expanduser() / config.run.name).is_dir()
+
+
+def check_installed(config: RunConfig | None = None) -> None:
+    """Checks that what a run imports is installed, without importing it.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    missing = [module for module in NEEDED if find_spec(module) is None]
+    if missing:
+        raise UserError(
+            f"training needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
+            "pip install -r docker/requirements-cpu.txt (or -gpu.txt), then see `ray-rl doctor`"
+        )
+
+
+def unreadable_data(config: RunConfig) -> str | None:
+    """The package that reads this kind of data, if it is not installed: a base install can check the rest."""
+    module = READS.get(config.data.kind)
+    return module if module is not None and find_spec(module) is None else None
+
+
+def _check_rows(config: RunConfig) -> None:
+    from ray_rl.data.preflight import check_data
+
+    if unreadable_data(config) is None:
+        check_data(config, with_tokenizer=False)
+
+
+def _check_data(config: RunConfig) -> None:
+    from ray_rl.data.preflight import check_data
+
+    check_data(config, model_folder=_folder_of(config.model.path))
+
+
+def _check_models(config: RunConfig) -> None:
+    """Loads configuration and tokenizer as the workers will. A packaged model is known to be right."""
+    from ray_rl.config.gpus import loaded_reference
+    from ray_rl.config.known import PACKAGED_MODELS
+
+    roles = [role for role in (loaded_reference(config), config.critic) if role is not None]
+    paths = [role.path for role in roles if role.path is not None and role.path not in PACKAGED_MODELS]
+    is_packaged = config.model.path in PACKAGED_MODELS
+    if is_packaged and not paths:
+        return
+    from ray_rl.data.chat import ChatTokenizer
+    from ray_rl.models.loading import load_model_config, resolved_packing
+
+    trusts = config.model.trust_remote_code
+    if not is_packaged:
+        folder = str(_folder_of(config.model.path))
+        resolved_packing(config, config.train, load_model_config(folder, trust_remote_code=trusts))
+        ChatTokenizer(folder, trust_remote_code=trusts)
+    for path in paths:
+        load_model_config(str(_folder_of(path)), trust_remote_code=trusts)
+
+
+def _folder_of(path: str) -> Path | str:
+    """Where a model lies, or will lie: the cache of a packaged one, a folder, or the hub name as it is."""
+    from ray_rl.config.known import PACKAGED_MODELS
+    from ray_rl.models.packaged import cached_folder
+
+    if path in PACKAGED_MODELS:
+        return cached_folder(path)
+    folder = Path(path).expanduser()
+    return folder if folder.is_dir() else path
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("installed packages", check_installed),
+    Check("data and reward functions", _check_data),
+    Check("models", _check_models),
+)
+"""What `train` runs, in this order: the cheapest first."""
+QUICK_CHECKS: tuple[Check, ...] = (Check("data and reward functions", _check_rows),)
+"""What `validate` runs by default: needs no torch, no transformers and no network."""

@@ -1,0 +1,126 @@
+"""What `train` refuses before it starts anything, `validate` refuses with the same words."""
+
+import json
+
+import pytest
+import yaml
+
+from ray_rl.cli import preflight
+from ray_rl.cli.main import main
+
+ROW = {"prompt": "What is 1+2?", "answer": "3"}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The working folder, with a configuration and data that are right."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_RL_CACHE", str(tmp_path / "cache"))
+    config = {
+        "run": {"name": "first", "steps": 2},
+        "model": {"path": "smollm2-135m-instruct"},
+        "data": {"kind": "jsonl", "path": "train.jsonl", "max_prompt_tokens": 64},
+        "rewards": [{"kind": "number"}],
+        "rollout": {"max_tokens": 16},
+        "cluster": {"accelerator": "cpu"},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "train.jsonl").write_text(json.dumps(ROW) + "\n")
+    (tmp_path / "validate_rewards.py").write_text("def brevity(completions, **columns):\n    return [0.0]\n")
+    return tmp_path
+
+
+def run_folder(place):
+    (place / "runs" / "first").mkdir(parents=True)
+
+
+def unwritable(place):
+    (place / "runs").write_text("")
+
+
+def row_without_answer(place):
+    with (place / "train.jsonl").open("a") as file:
+        file.write('{"prompt": "What is 2+2?"}\n')
+
+
+def model_folder(settings):
+    def write(place):
+        (place / "model").mkdir()
+        (place / "model" / "config.json").write_text(json.dumps(settings))
+
+    return write
+
+
+def nothing(place):
+    pass
+
+
+QUICK = {
+    "reward function": (nothing, ["rewards=[{kind: custom, function: 'validate_rewards:brevty'}]"], "has no 'brevty'"),
+    "reward module": (nothing, ["rewards=[{kind: custom, function: 'no_rewards:f'}]"], "no module named 'no_rewards'"),
+    "column": (nothing, ["rewards=[{kind: number, column: solution}]"], "no column 'solution'"),
+    "row": (row_without_answer, [], "train.jsonl:2: no column 'answer'"),
+    "custom data": (nothing, ["data={kind: custom, function: 'validate_rewards:rows'}"], "has no 'rows'"),
+    "run folder": (run_folder, [], "runs/first exists already"),
+    "place of the run folder": (unwritable, [], "is not a folder that you may write to"),
+}
+FULL = {
+    "model family": (
+        model_folder({"model_type": "no_such_family"}),
+        ["model.path=./model"],
+        "model.path=model: cannot be loaded",
+    ),
+    "tokenizer": (
+        model_folder({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
+        ["model.path=./model"],
+        "no tokenizer could be loaded",
+    ),
+    "family of the critic": (
+        model_folder({"model_type": "no_such_family"}),
+        ["critic={path: ./model}", "algorithm.preset=ppo"],
+        "cannot be loaded",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_what_needs_no_torch_is_refused_by_default_in_the_words_of_train(place, capsys, name):
+    arrange, overrides, words = QUICK[name]
+    arrange(place)
+    assert main(["validate", "run.yaml", *overrides]) == 2
+    refused = capsys.readouterr()
+    assert words in refused.err
+    assert main(["train", "run.yaml", *overrides]) == 2
+    assert capsys.readouterr().err == refused.err
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_models_and_tokenizers_are_refused_by_the_full_checks_in_the_words_of_train(place, capsys, name):
+    arrange, overrides, words = FULL[name]
+    arrange(place)
+    assert main(["validate", "run.yaml", *overrides, "--full"]) == 2
+    refused = capsys.readouterr()
+    assert words in refused.err
+    assert main(["train", "run.yaml", *overrides]) == 2
+    assert capsys.readouterr().err == refused.err
+
+
+def test_a_right_configuration_passes_the_full_checks(place, capsys):
+    assert main(["validate", "run.yaml", "--full"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "run.yaml: valid",
+        "  2 steps of 8 prompts x 8 completions, 2 optimizer steps",
+        "  on CPU: actor 1, engines 1",
+    ]
+    assert not (place / "runs").exists()
+
+
+def test_a_run_that_may_be_continued_is_valid_with_resume(place):
+    run_folder(place)
+    assert main(["validate", "run.yaml", "--resume", "auto"]) == 0
+
+
+def test_a_base_install_checks_what_it_can_and_says_what_it_cannot_read(place, capsys, monkeypatch):
+    monkeypatch.setitem(preflight.READS, "jsonl", "no_such_package")
+    assert main(["validate", "run.yaml", "rewards=[{kind: number, column: solution}]"]) == 0
+    assert "note: the rows were not read, as no_such_package is not installed here" in capsys.readouterr().out
