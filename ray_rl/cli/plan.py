@@ -21,12 +21,16 @@ def add_to(commands: Commands) -> None:
         description="Prints the plan that training would place: every worker's node and GPU, how a step divides, the "
         "memory of every role, what a publish sends, and whether it fits. Exit code 2 if it does not, with numbers to "
         "change that do.",
-        epilog="example: ray-rl plan configs/ppo_math_qwen2.5-7b_16xh100.yaml --nodes 1 --gpu h200-141gb",
+        epilog="example: ray-rl plan configs/ppo_math_qwen2.5-7b_16xh100.yaml --nodes 1 --gpu h200",
     )
     add_config(parser)
     parser.add_argument("--nodes", type=int, metavar="N", help="plan for N nodes instead of cluster.nodes")
     parser.add_argument("--gpus-per-node", type=int, metavar="N", help="instead of cluster.gpus_per_node")
-    parser.add_argument("--gpu", metavar="NAME", help="kind of GPU: h100-80gb (default), h200-141gb, a100-80gb, ...")
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="kind of GPU, or the start of its name: h100-80gb (default), 4090, a100-40gb, ..."
+    )
+    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="memory of a GPU; of any kind without --gpu")
+    parser.add_argument("--host-memory", type=float, metavar="GB", help="memory of a node; without it, not checked")
     parser.set_defaults(command=print_plan)
 
 
@@ -39,16 +43,19 @@ def print_plan(arguments: argparse.Namespace) -> int:
     from ray_rl.config.load import load_config
     from ray_rl.planner.advice import propose
     from ray_rl.planner.assess import assess
-    from ray_rl.planner.gpus import DEFAULT_GPU, ClusterShape
-    from ray_rl.planner.report import refusal, report
+    from ray_rl.planner.gpus import ClusterShape
+    from ray_rl.planner.report import refusal, report, verdict
 
     sizes = (("nodes", arguments.nodes), ("gpus_per_node", arguments.gpus_per_node))
     overrides = [f"cluster.{key}={value}" for key, value in sizes if value is not None]
-    config = load_config(arguments.config, [*arguments.overrides, *overrides])
-    cluster = ClusterShape.of(config, gpu=arguments.gpu or DEFAULT_GPU)
+    # A proposal of the plan before, pasted behind the same options, is the later word.
+    config = load_config(arguments.config, [*overrides, *arguments.overrides])
+    cluster = ClusterShape.of(
+        config, gpu=arguments.gpu, gpu_memory_gb=arguments.gpu_memory, host_memory_gb=arguments.host_memory
+    )
     _check_all_but_nodes(config)
     assessment = assess(config, cluster)
-    print(f"{arguments.config}: {'fits' if assessment.fits else 'does not fit'}")
+    print(f"{arguments.config}: {verdict(assessment)}")
     print("\n".join(report(config, assessment)))
     if not assessment.fits:
         raise ConfigError(refusal(assessment, propose(config, assessment)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from ray_rl.config.gpus import role_workers
 from ray_rl.config.hardware_rules import hardware_rules
 from ray_rl.config.known import find_shape
 from ray_rl.config.train import Trained
-from ray_rl.planner.assess import Assessment, assess
+from ray_rl.planner.assess import DTYPE, Assessment, assess
 from ray_rl.planner.gpus import ClusterShape
 
 Changes = dict[str, Any]
@@ -33,9 +34,16 @@ class Proposal:
     changes: Changes
     nodes: int
     """That the cluster has then."""
+    host_bytes: float | None = None
+    """Memory that every node must have then, where it was not checked and something is offloaded to it."""
+
+    @property
+    def words(self) -> list[str]:
+        """One word a change, as a shell takes it."""
+        return [shlex.quote(f"{key}={_written(value)}") for key, value in self.changes.items()]
 
     def __str__(self) -> str:
-        return ", ".join(f"{key}={_written(value)}" for key, value in self.changes.items())
+        return " ".join(self.words)
 
 
 def propose(config: RunConfig, assessment: Assessment) -> list[Proposal]:
@@ -74,12 +82,19 @@ class _Search:
     cluster: ClusterShape
 
     def fix_memory(self, base: Changes) -> Proposal | None:
-        """`base` and as few remedies for memory as make it fit."""
+        """`base` and as few remedies for memory as make it fit; without offloading, if the nodes have too little."""
+        proposal = self._fix(base, list(self._remedies(base)))
+        if proposal is not None or self.cluster.host_bytes is None:
+            return proposal
+        kept = base | _without_offloading(changed(self.config, base))
+        return self._fix(kept, [(role, remedy) for role, remedy in self._remedies(kept) if not _offloads(remedy)])
+
+    def _fix(self, base: Changes, remedies: list[tuple[str, Changes]]) -> Proposal | None:
         applied = dict(base)
         assessment = self._try(applied)
         if assessment is None:
             return None
-        for role, remedy in self._remedies(applied):
+        for role, remedy in remedies:
             if assessment.fits:
                 break
             if role not in {role for problem in assessment.problems for role in problem.roles}:
@@ -90,7 +105,11 @@ class _Search:
                 assessment = attempt
         if not assessment.fits:
             return None
-        return Proposal(self._without_idle(applied, keep=base), self.cluster.nodes)
+        needed = self._without_idle(applied, keep=base)
+        final = self._try(needed)
+        assert final is not None, "it was tried before"
+        is_unchecked = final.offloads and self.cluster.host_bytes is None
+        return Proposal(needed, self.cluster.nodes, final.host_bytes if is_unchecked else None)
 
     def shrink(self, gpus: int) -> Proposal | None:
         """All roles smaller in the same ratio, until they fit the GPUs that there are."""
@@ -140,6 +159,7 @@ class _Search:
     def _remedies(self, base: Changes) -> Iterator[tuple[str, Changes]]:
         """What saves memory, and whose; the cheapest in time first."""
         config = changed(self.config, base)
+        yield DTYPE, {"model.dtype": "float32"}
         yield from (("actor", remedy) for remedy in _trained_remedies(config, "train", config.train))
         if config.critic is not None:
             yield from (("critic", remedy) for remedy in _trained_remedies(config, "critic", config.critic))
@@ -178,6 +198,23 @@ def _shared(config: RunConfig) -> Changes:
     return {"cluster.colocate": together} if together and together != config.cluster.colocate else {}
 
 
+def _without_offloading(config: RunConfig) -> Changes:
+    """Turns off what is offloaded to the nodes' memory."""
+    trained = {"train": config.train, "critic": config.critic}
+    off = {
+        f"{key}.offload.{part}": False
+        for key, role in trained.items()
+        if role is not None
+        for part, is_on in role.offload.model_dump().items()
+        if is_on
+    }
+    return off | ({"reference.offload": False} if config.reference is not None and config.reference.offload else {})
+
+
+def _offloads(remedy: Changes) -> bool:
+    return any("offload" in key and value for key, value in remedy.items())
+
+
 def _longest(config: RunConfig) -> int:
     return config.data.max_prompt_tokens + config.rollout.max_tokens
 
@@ -187,5 +224,5 @@ def _written(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return "[" + ", ".join(map(_written, value)) + "]"
+        return "[" + ",".join(map(_written, value)) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -12,11 +12,16 @@ from ray_rl.config.shapes import FAMILIES, ModelShape
 from ray_rl.errors import ConfigError
 from ray_rl.planner.engines import KvCache, cpu_engine_memory, engine_memory
 from ray_rl.planner.gpus import GIB, ClusterShape
-from ray_rl.planner.memory import Memory, model_path, reference_memory, reward_memory, trained_memory
+from ray_rl.planner.host import host_needs
+from ray_rl.planner.memory import Bounds, Memory, model_path, reference_memory, reward_memory, trained_memory
 from ray_rl.planner.plan import Plan, unbounded_plan, wanted
 
 USABLE = 0.95
 """Share of a GPU that is planned with: torch's allocator cannot fill the rest, for fragmentation."""
+
+
+DTYPE = "dtype"
+"""In the place of a role, where the GPU cannot compute in `model.dtype`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class Problem:
     """What does not fit."""
 
     roles: tuple[str, ...]
-    """Whose memory; empty if there are too few GPUs."""
+    """Roles whose memory is short, or `DTYPE`; empty if there are too few GPUs."""
     text: str
 
 
@@ -38,12 +43,24 @@ class Assessment:
     memories: Mapping[str, Memory]
     """By role, of the fullest worker."""
     cache: KvCache
+    hosts: tuple[float, ...]
+    """Bytes that the workers of every node take of its own memory."""
     problems: tuple[Problem, ...]
 
     @property
     def fits(self) -> bool:
         """The verdict."""
         return not self.problems
+
+    @property
+    def host_bytes(self) -> float:
+        """Memory that every node needs: that of the fullest."""
+        return max(self.hosts)
+
+    @property
+    def offloads(self) -> bool:
+        """Whether what does not fit the GPUs is in the memory of the nodes."""
+        return any(memory.offloaded for memory in self.memories.values())
 
 
 def assess(config: RunConfig, cluster: ClusterShape) -> Assessment:
@@ -54,6 +71,7 @@ def assess(config: RunConfig, cluster: ClusterShape) -> Assessment:
     """
     layout = unbounded_plan(config, gpus_per_node=cluster.gpus_per_node)
     memories, cache = role_memories(config, cluster)
+    hosts = host_needs(config, layout, memories)
     problems = []
     if layout.gpus and layout.nodes > cluster.nodes:
         problems.append(
@@ -65,7 +83,9 @@ def assess(config: RunConfig, cluster: ClusterShape) -> Assessment:
         )
     if layout.gpus:
         problems += _memory_problems(layout, memories, cache, cluster, config)
-    return Assessment(cluster, layout, memories, cache, tuple(problems))
+        problems += _dtype_problems(config, cluster)
+    problems += _host_problems(layout, memories, hosts, cluster)
+    return Assessment(cluster, layout, memories, cache, hosts, tuple(problems))
 
 
 def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, Memory], KvCache]:
@@ -116,6 +136,33 @@ def known_shape(key: str, path: str) -> ModelShape:
             f"planner knows of {', '.join(owners)}"
         )
     return shape
+
+
+def _dtype_problems(config: RunConfig, cluster: ClusterShape) -> list[Problem]:
+    if cluster.gpu.has_bfloat16 or Bounds(config).dtype == "float32":
+        return []
+    text = f"model.dtype={config.model.dtype}: {cluster.gpu.name} has no bfloat16, and vLLM refuses to emulate it"
+    return [Problem((DTYPE,), text)]
+
+
+def _host_problems(
+    layout: Plan, memories: Mapping[str, Memory], hosts: tuple[float, ...], cluster: ClusterShape
+) -> list[Problem]:
+    """The node that is short of memory the most, and the roles with workers there; on CPU the workers may spread."""
+    if cluster.host_bytes is None:
+        return []
+    nodes = 1 if layout.gpus else cluster.nodes
+    fullest = max(range(len(hosts)), key=lambda node: hosts[node])
+    if hosts[fullest] <= nodes * cluster.host_bytes:
+        return []
+    roles = tuple(role for role in layout.workers if any(place.node == fullest for place in layout.places(role)))
+    offloaded = sum(
+        memories[role].offloaded for role in roles for place in layout.places(role) if place.node == fullest
+    )
+    part = f", {offloaded / GIB:.1f} GiB of it offloaded from GPUs" if offloaded else ""
+    where = f"node {fullest} needs" if layout.gpus else "the workers need"
+    there = f"{cluster.host_bytes / GIB:.1f} GiB" + ("" if nodes == 1 else f" on each of {nodes} nodes")
+    return [Problem(roles, f"memory of the host: {where} {hosts[fullest] / GIB:.1f} GiB{part}, and there are {there}")]
 
 
 def _memory_problems(

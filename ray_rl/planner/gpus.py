@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from ray_rl.config import RunConfig
 from ray_rl.errors import ConfigError
@@ -12,37 +13,82 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """Peaks that a data sheet states."""
+
+    tensor_flops: float
+    """Dense bfloat16 operations a second with float32 sums; float16 ones where there is no bfloat16."""
+    float32_flops: float
+    """Float32 operations a second, without tensor cores and TF32: torch's default."""
+    bandwidth: float
+    """Bytes a second of its memory."""
+
+    def flops(self, dtype: str) -> float:
+        """Operations a second in `bfloat16` or `float32`."""
+        return self.float32_flops if dtype == "float32" else self.tensor_flops
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
-    """What a data sheet says."""
+    """What is known of a kind of GPU."""
 
     name: str
     memory_bytes: int
     """As nvidia-smi shows it, which is what programs find; an "80 GB" H100 has 79.6 GiB."""
-    flops: float
-    """Dense bfloat16 operations a second."""
-    bandwidth: float
-    """Bytes a second of its memory."""
+    speed: Speed | None = None
+    """None where only the memory is known: nothing can be said of the time."""
+    has_bfloat16: bool = True
+    """Volta and Turing have none: vLLM refuses it below compute capability 8.0."""
 
 
-def _gpu(name: str, memory_mib: int, teraflops: float, bandwidth_tb_per_s: float) -> tuple[str, Gpu]:
-    return name, Gpu(name, memory_mib * MIB, teraflops * 1e12, bandwidth_tb_per_s * 1e12)
+def _gpu(
+    name: str, memory_mib: int, tera: tuple[float, float], gb_per_s: float, *, has_bfloat16: bool = True
+) -> tuple[str, Gpu]:
+    speed = Speed(tera[0] * 1e12, tera[1] * 1e12, gb_per_s * 1e9)
+    return name, Gpu(name, memory_mib * MIB, speed, has_bfloat16)
 
 
+# Memory in MiB, (dense bfloat16, float32) in TFLOP/s, and GB/s. Where a data sheet states the rate with sparsity, half
+# of it stands here.
 GPUS = dict(
     (
-        _gpu("h100-80gb", 81559, 989.4, 3.35),
-        _gpu("h200-141gb", 143771, 989.4, 4.8),
-        _gpu("b200-180gb", 183359, 2250.0, 8.0),
-        _gpu("a100-80gb", 81920, 312.0, 2.04),
-        _gpu("a100-40gb", 40960, 312.0, 1.56),
-        _gpu("l40s-48gb", 46068, 362.0, 0.864),
-        _gpu("a6000-48gb", 49140, 154.8, 0.768),
-        _gpu("l4-24gb", 23034, 121.0, 0.3),
+        # H100 and H200 data sheets, SXM; Hopper architecture whitepaper, table 2.
+        _gpu("h100-80gb", 81559, (989.4, 66.9), 3350),
+        _gpu("h200-141gb", 143771, (989.4, 66.9), 4800),
+        # HGX B200 data sheet, one of eight GPUs.
+        _gpu("b200-180gb", 183359, (2250.0, 75.0), 8000),
+        # A100 data sheet, SXM.
+        _gpu("a100-80gb", 81920, (312.0, 19.5), 2039),
+        _gpu("a100-40gb", 40960, (312.0, 19.5), 1555),
+        # Instinct MI300X data sheet. The arithmetic alone: this system has not been run on ROCm.
+        _gpu("mi300x-192gb", 196592, (1307.4, 163.4), 5300),
+        # L40S, L40 and L4 data sheets.
+        _gpu("l40s-48gb", 46068, (362.0, 91.6), 864),
+        _gpu("l40-48gb", 46068, (181.0, 90.5), 864),
+        _gpu("l4-24gb", 23034, (121.0, 30.3), 300),
+        # A40, A30 and A10 data sheets; A10G: NVIDIA A10G data sheet of Amazon's EC2 G5.
+        _gpu("a40-48gb", 46068, (149.7, 37.4), 696),
+        _gpu("a30-24gb", 24576, (165.0, 10.3), 933),
+        _gpu("a10-24gb", 23028, (125.0, 31.2), 600),
+        _gpu("a10g-24gb", 23028, (70.0, 35.0), 600),
+        # RTX A6000 data sheet; RTX 6000 Ada data sheet.
+        _gpu("a6000-48gb", 49140, (154.8, 38.7), 768),
+        _gpu("6000ada-48gb", 49140, (364.2, 91.1), 960),
+        # Whitepapers of GA102 (table 2), of Ada (table 2) and of RTX Blackwell, float16 with float32 sums.
+        _gpu("3090-24gb", 24576, (71.0, 35.6), 936),
+        _gpu("4090-24gb", 24564, (165.2, 82.6), 1008),
+        _gpu("5090-32gb", 32607, (209.5, 104.8), 1792),
+        # Tesla V100 data sheet, SXM2 with 32 GB; Tesla T4 data sheet. Float16, as neither has bfloat16.
+        _gpu("v100-32gb", 32510, (125.0, 15.7), 900, has_bfloat16=False),
+        _gpu("t4-16gb", 15360, (65.0, 8.1), 320, has_bfloat16=False),
     )
 )
 """By the name that `ray-rl plan --gpu` takes."""
 
 DEFAULT_GPU = "h100-80gb"
+
+BRANDS = ("nvidia", "geforce", "rtx", "tesla", "amd", "instinct")
+"""Words before a GPU's name that say nothing which the name does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +98,41 @@ class ClusterShape:
     nodes: int
     gpus_per_node: int
     gpu: Gpu = GPUS[DEFAULT_GPU]
+    host_bytes: float | None = None
+    """Memory of a node that the run may use; None if it is not known, and then it is not checked."""
 
     @classmethod
-    def of(cls, config: RunConfig, *, gpu: str = DEFAULT_GPU) -> ClusterShape:
-        """What `cluster` of a configuration says.
+    def of(
+        cls,
+        config: RunConfig,
+        *,
+        gpu: str | None = None,
+        gpu_memory_gb: float | None = None,
+        host_memory_gb: float | None = None,
+    ) -> ClusterShape:
+        """The nodes that `cluster` of a configuration asks for.
+
+        Args:
+            config: the configuration of the run.
+            gpu: the name of the GPU; None is `DEFAULT_GPU`, or a GPU of unknown speed if its memory is given.
+            gpu_memory_gb: memory of a GPU as it is sold, in GB; replaces that of the named GPU.
+            host_memory_gb: memory of a node, in GB.
 
         Raises:
-            ConfigError: a GPU that is not known.
+            ConfigError: the GPU is not known, or a memory is not positive.
         """
-        return cls(config.cluster.nodes, config.cluster.gpus_per_node, find_gpu(gpu))
+        for option, value in (("--gpu-memory", gpu_memory_gb), ("--host-memory", host_memory_gb)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{option} {value:g}: not an amount of memory; give gigabytes, for example 24")
+        if gpu_memory_gb is None:
+            found = find_gpu(gpu or DEFAULT_GPU)
+        elif gpu is None:
+            found = Gpu(f"{gpu_memory_gb:g} GB GPU", round(gpu_memory_gb * GIB))
+        else:
+            # What is sold as 24 GB is 24 GiB, or a few percent less.
+            found = replace(find_gpu(gpu), memory_bytes=round(gpu_memory_gb * GIB))
+        host_bytes = None if host_memory_gb is None else host_memory_gb * GIB
+        return cls(config.cluster.nodes, config.cluster.gpus_per_node, found, host_bytes)
 
     @property
     def gpus(self) -> int:
@@ -69,12 +141,25 @@ class ClusterShape:
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU of that name.
+    """The GPU of a name, or of the start of one if no other starts like it: "h100", "RTX 4090", "a100-80gb".
 
     Raises:
-        ConfigError: it is not known.
+        ConfigError: it is not known, or several names start like it.
     """
-    gpu = GPUS.get(name.lower())
-    if gpu is None:
-        raise ConfigError(f"--gpu {name}: not a GPU that the planner knows; give one of {', '.join(GPUS)}")
-    return gpu
+    asked = _plain(name)
+    found = [known for known in GPUS if asked in (_plain(known), known.partition("-")[0])]
+    found = found or [known for known in GPUS if asked and _plain(known).startswith(asked)]
+    if len(found) == 1:
+        return GPUS[found[0]]
+    if found:
+        raise ConfigError(f"--gpu {name}: {len(found)} GPUs are called so; give one of {', '.join(found)}")
+    raise ConfigError(
+        f"--gpu {name}: not a GPU that the planner knows; give one of {', '.join(GPUS)}, or the memory of another with "
+        "--gpu-memory GB"
+    )
+
+
+def _plain(name: str) -> str:
+    """Letters and digits of a name, without the brand."""
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word not in BRANDS]
+    return "".join(words).removeprefix("rtx")

@@ -39,6 +39,8 @@ class Memory:
     """What comes and goes, by phase and term: one phase at a time."""
     offloaded: float = 0.0
     """In the host's memory besides, on GPU."""
+    loading: float = 0.0
+    """In the host's memory until the weights are on the GPU. ZeRO-3 reads mapped files, which take none."""
 
     @property
     def states(self) -> float:
@@ -144,7 +146,8 @@ def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelS
     phases = {"backward": backward, "step": {"step": 0.0 if trained.offload.optimizer else copy}}
     if is_actor:
         phases["sync"] = {"sync": sync_workspace(config, shape, is_sharded=stage == 3)}
-    return Memory(role, held, phases, offloaded)
+    loading = 0.0 if stage == 3 else float(bounds.element * parameters)
+    return Memory(role, held, phases, offloaded, loading)
 
 
 def _zero_settings(trained: Trained) -> Mapping[str, Any]:
@@ -216,6 +219,7 @@ def reference_memory(config: RunConfig, reference: ReferenceConfig, shape: Model
     bounds = Bounds(config)
     weights = float(bounds.element * shape.parameters)
     held: dict[str, float] = dict(bounds.context)
+    loading = 0.0 if reference.zero_stage == 3 else weights
     offloaded = 0.0
     if reference.zero_stage == 3:
         weights /= reference.workers
@@ -235,7 +239,7 @@ def reference_memory(config: RunConfig, reference: ReferenceConfig, shape: Model
             is_trained=False,
         ),
     }
-    return Memory("reference", held, {"forward": forward}, offloaded)
+    return Memory("reference", held, {"forward": forward}, offloaded, loading)
 
 
 def reward_memory(config: RunConfig, reward: RewardModelConfig, shapes: list[ModelShape]) -> Memory:
@@ -248,7 +252,7 @@ def reward_memory(config: RunConfig, reward: RewardModelConfig, shapes: list[Mod
     tokens = max(reward.micro_batch_tokens, longest)
     activations = max(frozen_activations(shape, tokens=tokens, element=bounds.element) for shape in largest_first)
     held = bounds.context | {"weights": float(weights)}
-    return Memory("reward", held, {"forward": {"activations": activations}})
+    return Memory("reward", held, {"forward": {"activations": activations}}, loading=float(weights))
 
 
 def model_path(config: RunConfig, role: CriticConfig | ReferenceConfig) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from ray_rl.config import RunConfig
 from ray_rl.planner.advice import Proposal
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import USABLE, Assessment, known_shape
-from ray_rl.planner.gpus import GIB
+from ray_rl.planner.gpus import GIB, ClusterShape
 from ray_rl.planner.layout import Place
 from ray_rl.planner.plan import Plan
 from ray_rl.planner.throughput import estimate, sync_bytes
@@ -30,29 +32,63 @@ TERMS = (
 """Columns of the table of memory; docs/planning.md has their formulas."""
 
 
+WIDTH = 99
+"""Columns of a line at most."""
+
+
 def report(config: RunConfig, assessment: Assessment) -> list[str]:
-    """Layout, arithmetic, memory, what a publish sends, and an estimate of the time, in lines."""
-    return [
-        *_layout(assessment),
-        "",
-        *_arithmetic(config),
-        "",
-        *_memory(assessment),
-        *_cache(config, assessment),
-        "",
-        *_sync(config, assessment),
-    ]
+    """Layout, arithmetic, memory, what a publish sends, and an estimate of the time, in lines of `WIDTH` columns."""
+    parts = (
+        _layout(assessment),
+        _arithmetic(config),
+        chain(_memory(assessment), _cache(config, assessment)),
+        chain(_sync(config, assessment), _time(config, assessment)),
+    )
+    lines = [line for part in parts for line in (*part, "")][:-1]
+    return [short for line in lines for short in _wrapped(line)]
+
+
+def verdict(assessment: Assessment) -> str:
+    """One line: whether it fits, and the memory of the nodes that this takes where it was not checked."""
+    if not assessment.fits:
+        return "does not fit"
+    if assessment.offloads and assessment.cluster.host_bytes is None:
+        return f"fits, if every node has {assessment.host_bytes / GIB:.0f} GiB of memory for it (--host-memory)"
+    return "fits"
 
 
 def refusal(assessment: Assessment, proposals: Sequence[Proposal]) -> str:
-    """Every problem, and the changes that help."""
-    lines = ["the run does not fit:", *(f"  {problem.text}" for problem in assessment.problems)]
+    """Every problem, and the changes that help, as words to put behind the command."""
+    lines = ["the run does not fit:"]
+    for problem in assessment.problems:
+        needs, _, there = f"  {problem.text}".rpartition(", and ")
+        is_short = len(problem.text) <= WIDTH - 2
+        lines += [f"  {problem.text}"] if is_short else [*_wrapped(f"{needs},"), *_wrapped(f"      and {there}")]
     if proposals:
         lines.append("each of these changes makes it fit:")
-        lines += [f"  {proposal}" for proposal in proposals]
+        for proposal in proposals:
+            lines += _pasted(proposal.words)
+            if proposal.host_bytes is not None:
+                lines.append(
+                    f"    (if every node has {proposal.host_bytes / GIB:.0f} GiB of memory for it: --host-memory)"
+                )
     else:
-        lines.append("set a smaller model.path, fewer tokens (rollout.max_tokens), or --gpu to one with more memory")
+        lines.append("set a smaller model.path, fewer tokens (rollout.max_tokens), or --gpu or --host-memory to more")
     return "\n".join(lines)
+
+
+def _wrapped(line: str) -> list[str]:
+    """The line, broken between words; the rest is indented more."""
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(line, WIDTH, subsequent_indent=indent + "    ", break_on_hyphens=False) or [""]
+
+
+def _pasted(words: Sequence[str]) -> list[str]:
+    """Words of a command line in lines that a shell reads as one."""
+    lines = textwrap.wrap(
+        " ".join(words), WIDTH - 4, break_on_hyphens=False, break_long_words=False, subsequent_indent="  "
+    )
+    return [f"  {line}" + (" \\" if line is not lines[-1] else "") for line in lines]
 
 
 def _layout(assessment: Assessment) -> Iterator[str]:
@@ -68,6 +104,26 @@ def _layout(assessment: Assessment) -> Iterator[str]:
     for node in range(layout.nodes):
         missing = "" if node < cluster.nodes else "   <- there is no such node"
         yield f"  node {node}: " + "; ".join(_on_node(layout, node)) + missing
+    yield from _idle(layout, cluster)
+
+
+def _idle(layout: Plan, cluster: ClusterShape) -> Iterator[str]:
+    """The GPUs that the run would hold without using them, by node."""
+    used = dict.fromkeys(range(cluster.nodes), 0)
+    for group in layout.groups:
+        for place in group.places:
+            used[place.node] = used.get(place.node, 0) + group.gpus
+    free = {node: cluster.gpus_per_node - used[node] for node in range(cluster.nodes)}
+    unused = [node for node, gpus in free.items() if gpus == cluster.gpus_per_node]
+    where = [
+        f"GPU {_range([cluster.gpus_per_node - gpus, cluster.gpus_per_node - 1][: min(gpus, 2)])} of node {node}"
+        for node, gpus in free.items()
+        if 0 < gpus < cluster.gpus_per_node
+    ]
+    if unused:
+        where.append(f"all of node {_range(unused)}" if len(unused) == 1 else f"all of nodes {_range(unused)}")
+    if where:
+        yield f"  idle: {sum(free.values())} of {cluster.gpus} GPUs ({', '.join(where)}); no role uses them"
 
 
 def _on_node(layout: Plan, node: int) -> Iterator[str]:
@@ -110,20 +166,30 @@ def _arithmetic(config: RunConfig) -> Iterator[str]:
 
 def _memory(assessment: Assessment) -> Iterator[str]:
     memories = assessment.memories
-    used = [name for name in TERMS if any(name in memory.terms() for memory in memories.values())]
+    terms = {role: memory.terms() for role, memory in memories.items()}
     yield "memory of a worker, GiB (peak: what stays, and the largest of what comes and goes)"
-    yield "  " + "role".ljust(10) + "".join(name.rjust(12) for name in (*used, "peak", "on host"))
-    for role, memory in memories.items():
-        terms = memory.terms()
-        cells = [f"{terms[name] / GIB:.2f}" if name in terms else "-" for name in used]
-        host = f"{memory.offloaded / GIB:.2f}" if memory.offloaded else "-"
-        yield "  " + role.ljust(10) + "".join(cell.rjust(12) for cell in (*cells, f"{memory.peak / GIB:.2f}", host))
-    if not assessment.layout.gpus:
-        return
-    limit = USABLE * assessment.cluster.gpu.memory_bytes / GIB
-    for group in assessment.layout.groups:
-        peak = sum(memories[role].peak for role in group.roles) / GIB
-        yield f"  a GPU of {'+'.join(group.roles)}: {peak:.1f} of {limit:.1f} GiB that can be used"
+    yield "  " + "".ljust(12) + "".join(role.rjust(11) for role in memories)
+    for name in TERMS:
+        if any(name in found for found in terms.values()):
+            yield _row(name, [found.get(name) for found in terms.values()])
+    yield _row("peak", [memory.peak for memory in memories.values()])
+    yield _row("on host", [memory.offloaded or None for memory in memories.values()])
+    if assessment.layout.gpus:
+        limit = USABLE * assessment.cluster.gpu.memory_bytes / GIB
+        for group in assessment.layout.groups:
+            peak = sum(memories[role].peak for role in group.roles) / GIB
+            yield f"  a GPU of {'+'.join(group.roles)}: {peak:.1f} of {limit:.1f} GiB that can be used"
+    there = assessment.cluster.host_bytes
+    limits = "" if there is None else f" of {there / GIB:.1f} GiB"
+    if assessment.layout.gpus:
+        yield f"  host: {assessment.host_bytes / GIB:.1f}{limits or ' GiB'} on the node that takes the most"
+    else:
+        yield f"  host: {assessment.host_bytes / GIB:.1f}{limits or ' GiB'} for all workers"
+
+
+def _row(name: str, bytes_by_role: Sequence[float | None]) -> str:
+    cells = ("-" if value is None else f"{value / GIB:.2f}" for value in bytes_by_role)
+    return "  " + name.ljust(12) + "".join(cell.rjust(11) for cell in cells)
 
 
 def _cache(config: RunConfig, assessment: Assessment) -> Iterator[str]:
@@ -141,10 +207,26 @@ def _sync(config: RunConfig, assessment: Assessment) -> Iterator[str]:
         f"sync: {sync_bytes(config, policy) / GIB:.2f} GiB a publish, to {receivers} workers of "
         f"{config.rollout.engines} engines"
     )
-    if assessment.layout.gpus and assessment.fits:
-        times = estimate(config, assessment)
-        yield (
-            f"time, if every completion has full length: rollouts {times.rollout_s:.0f} s, scores {times.score_s:.0f} "
-            f"s, update {times.update_s:.0f} s, sync {times.sync_s:.1f} s; {times.tokens / times.step_s:,.0f} tokens/s "
-            "(assumptions: docs/planning.md)"
-        )
+
+
+def _time(config: RunConfig, assessment: Assessment) -> Iterator[str]:
+    """The time of a step and of the run; on CPU, and where it does not fit, nothing is known."""
+    if not (assessment.layout.gpus and assessment.fits):
+        return
+    if assessment.cluster.gpu.speed is None:
+        yield "time: not known, as only the GPU's memory is; with --gpu NAME too, its speed is that of a known one"
+        return
+    times, steps = estimate(config, assessment), config.run.steps
+    yield (
+        f"time of a step, if every completion has full length: {times.step_s:,.0f} s: rollouts {times.rollout_s:,.0f}, "
+        f"scores {times.score_s:,.0f}, update {times.update_s:,.0f}, sync {times.sync_s:,.1f}; "
+        f"{times.tokens / times.step_s:,.0f} tokens/s"
+    )
+    yield (
+        f"time of the run: {_hours(times.run_s(steps))} for {steps:,} steps, to a factor of two (assumptions: "
+        "docs/planning.md)"
+    )
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} h"

@@ -16,7 +16,6 @@ from ray_rl.config.shapes import ModelShape
 from ray_rl.config.train import Trained
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import Assessment, known_shape
-from ray_rl.planner.gpus import Gpu
 from ray_rl.planner.memory import Bounds, model_path
 
 TRAINING_SHARE = 0.35
@@ -47,6 +46,24 @@ class Estimate:
         """One phase after the other."""
         return self.rollout_s + self.score_s + self.update_s + self.sync_s
 
+    def run_s(self, steps: int) -> float:
+        """Seconds of a run of so many steps, without its start, checkpoints and export."""
+        return steps * self.step_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Peak:
+    """Of a GPU in the dtype of the run."""
+
+    flops: float
+    bandwidth: float
+
+    @classmethod
+    def of(cls, config: RunConfig, assessment: Assessment) -> _Peak:
+        speed = assessment.cluster.gpu.speed
+        assert speed is not None, "there is no estimate for a GPU of unknown speed"
+        return cls(speed.flops(Bounds(config).dtype), speed.bandwidth)
+
 
 def sync_bytes(config: RunConfig, shape: ModelShape) -> int:
     """Bytes of one publish: every parameter once, a tied head not twice."""
@@ -54,28 +71,28 @@ def sync_bytes(config: RunConfig, shape: ModelShape) -> int:
 
 
 def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
-    """The estimate for a run on GPUs whose plan fits."""
-    gpu, algorithm = assessment.cluster.gpu, config.algorithm
+    """The estimate for a run whose plan fits, on GPUs of known speed."""
+    algorithm, peak = config.algorithm, _Peak.of(config, assessment)
     policy = known_shape("model.path", config.model.path)
     step = step_arithmetic(config)
     tokens = step.rollouts * step.longest
-    passes = [_scoring_s(policy.parameters, tokens, config.train.workers, gpu) * algorithm.needs_old_logprobs]
-    update_s = _training_s(policy.parameters, tokens * algorithm.update_epochs, config.train, gpu)
+    passes = [_scoring_s(policy.parameters, tokens, config.train.workers, peak) * algorithm.needs_old_logprobs]
+    update_s = _training_s(policy.parameters, tokens * algorithm.update_epochs, config.train, peak)
     reference = loaded_reference(config)
     if reference is not None:
         frozen = known_shape("reference.path", model_path(config, reference)).parameters
-        passes.append(_scoring_s(frozen, tokens, reference.workers, gpu))
+        passes.append(_scoring_s(frozen, tokens, reference.workers, peak))
     if config.reward is not None:
         models = [known_shape("reward.paths", path).scorer_parameters for path in config.reward.paths]
-        passes.append(_scoring_s(sum(models), tokens, config.reward.workers, gpu))
+        passes.append(_scoring_s(sum(models), tokens, config.reward.workers, peak))
     if config.critic is not None:
         critic = known_shape("critic.path", model_path(config, config.critic)).scorer_parameters
-        passes.append(_scoring_s(critic, tokens, config.critic.workers, gpu))
+        passes.append(_scoring_s(critic, tokens, config.critic.workers, peak))
         # The critic and the actor are trained at the same time.
-        update_s = max(update_s, _training_s(critic, tokens * algorithm.update_epochs, config.critic, gpu))
+        update_s = max(update_s, _training_s(critic, tokens * algorithm.update_epochs, config.critic, peak))
     weights = sync_bytes(config, policy)
     return Estimate(
-        rollout_s=_rollout_s(config, assessment, policy),
+        rollout_s=_rollout_s(config, assessment, policy, peak),
         score_s=max(passes),
         update_s=update_s,
         sync_s=weights / SYNC_BYTES_PER_S,
@@ -84,18 +101,18 @@ def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
     )
 
 
-def _training_s(parameters: int, tokens: int, trained: Trained, gpu: Gpu) -> float:
+def _training_s(parameters: int, tokens: int, trained: Trained, peak: _Peak) -> float:
     factor = 8 if trained.gradient_checkpointing else 6
-    return factor * parameters * tokens / (trained.workers * gpu.flops * TRAINING_SHARE)
+    return factor * parameters * tokens / (trained.workers * peak.flops * TRAINING_SHARE)
 
 
-def _scoring_s(parameters: int, tokens: int, workers: int, gpu: Gpu) -> float:
-    return 2 * parameters * tokens / (workers * gpu.flops * SCORING_SHARE)
+def _scoring_s(parameters: int, tokens: int, workers: int, peak: _Peak) -> float:
+    return 2 * parameters * tokens / (workers * peak.flops * SCORING_SHARE)
 
 
-def _rollout_s(config: RunConfig, assessment: Assessment, shape: ModelShape) -> float:
+def _rollout_s(config: RunConfig, assessment: Assessment, shape: ModelShape, peak: _Peak) -> float:
     """Prefill of the prompts, then as many decoding steps as a completion has tokens, once a wave."""
-    rollout, gpu, cache = config.rollout, assessment.cluster.gpu, assessment.cache
+    rollout, cache = config.rollout, assessment.cache
     step = step_arithmetic(config)
     together = max(1, min(step.per_engine, rollout.max_sequences, cache.sequences))
     waves = ceil(step.per_engine / together)
@@ -105,9 +122,9 @@ def _rollout_s(config: RunConfig, assessment: Assessment, shape: ModelShape) -> 
         * shape.parameters
         * prompts
         * config.data.max_prompt_tokens
-        / (rollout.tensor_parallel * gpu.flops * SCORING_SHARE)
+        / (rollout.tensor_parallel * peak.flops * SCORING_SHARE)
     )
     weights = Bounds(config).element * shape.parameters / rollout.tensor_parallel
     mean_length = config.data.max_prompt_tokens + rollout.max_tokens / 2
     read = weights + together * mean_length * cache.token
-    return prefill_s + waves * rollout.max_tokens * read / (gpu.bandwidth * BANDWIDTH_SHARE)
+    return prefill_s + waves * rollout.max_tokens * read / (peak.bandwidth * BANDWIDTH_SHARE)

@@ -40,15 +40,34 @@ def test_a_plan_that_does_not_fit_exits_2_and_says_by_how_much_and_what_would(ca
         "  the roles need 10 GPUs on 2 nodes (actor 4, rollout 2 x 3), and there are 7 on 1",
         "each of these changes makes it fit:",
         "  cluster.nodes=2",
-        "  train.workers=2, rollout.engines=1",
+        "  train.workers=2 rollout.engines=1",
     ]
 
 
 def test_another_gpu_may_be_too_small(capsys):
     assert main(["plan", RECIPE, "--gpu", "a100-40gb"]) == 2
     assert "of the 40.0 GiB of a100-40gb can be used" in capsys.readouterr().err
-    assert main(["plan", RECIPE, "--gpu", "v100"]) == 2
-    assert "--gpu v100: not a GPU that the planner knows" in capsys.readouterr().err
+    assert main(["plan", RECIPE, "--gpu", "k80"]) == 2
+    assert "--gpu k80: not a GPU that the planner knows" in capsys.readouterr().err
+
+
+def test_a_pasted_proposal_holds_against_the_options_before_it(capsys):
+    assert main(["plan", RECIPE, "--nodes", "3"]) == 2
+    assert "\n  cluster.nodes=6\n" in capsys.readouterr().err
+    assert main(["plan", RECIPE, "--nodes", "3", "cluster.nodes=6"]) == 0
+
+
+def test_memory_of_gpus_and_nodes_may_be_given_in_gigabytes(capsys):
+    small = ["model.path=Qwen/Qwen2.5-0.5B", "train.workers=1", "train.zero_stage=1", "algorithm.preset=grpo"]
+    words = ["plan", CONFIG, "cluster.accelerator=gpu", *small]
+    assert main([*words, "--gpu-memory", "24"]) == 0
+    assert "(24 GB GPU, 24.0 GiB each)" in capsys.readouterr().out
+    assert main([*words, "--gpu-memory", "6"]) == 2
+    assert "of the 6.0 GiB of 6 GB GPU can be used" in capsys.readouterr().err
+    assert main([*words, "--gpu", "4090", "--host-memory", "4"]) == 2
+    assert "memory of the host: node 0 needs " in capsys.readouterr().err
+    assert main([*words, "--gpu-memory", "0"]) == 2
+    assert "--gpu-memory 0: not an amount of memory" in capsys.readouterr().err
 
 
 def test_an_engine_larger_than_a_node_is_refused_before_it_is_planned(capsys):

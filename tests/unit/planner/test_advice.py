@@ -2,7 +2,7 @@ import pytest
 
 from ray_rl.planner.advice import changed, propose
 from ray_rl.planner.assess import assess
-from ray_rl.planner.gpus import GPUS, ClusterShape
+from ray_rl.planner.gpus import GIB, GPUS, ClusterShape
 from tests.unit.planner.conftest import REWARD, SEVENTY
 
 CHECKPOINTING = {"gradient_checkpointing": True}
@@ -12,14 +12,15 @@ CHECKPOINTING = {"gradient_checkpointing": True}
 def advice(make):
     """The proposals as text, each of which was found to fit."""
 
-    def of(*, nodes=1, gpu="h100-80gb", **sections):
+    def of(*, nodes=1, gpu="h100-80gb", gpus_per_node=8, host_gib=None, **sections):
         config = make(**sections)
-        cluster = ClusterShape(nodes, 8, GPUS[gpu])
+        host_bytes = None if host_gib is None else host_gib * GIB
+        cluster = ClusterShape(nodes, gpus_per_node, GPUS[gpu], host_bytes)
         assessment = assess(config, cluster)
         assert not assessment.fits
         proposals = propose(config, assessment)
         for proposal in proposals:
-            larger = ClusterShape(proposal.nodes, 8, GPUS[gpu])
+            larger = ClusterShape(proposal.nodes, gpus_per_node, GPUS[gpu], host_bytes)
             assert assess(changed(config, proposal.changes), larger).fits
         return [str(proposal) for proposal in proposals]
 
@@ -56,7 +57,7 @@ def test_too_few_gpus_are_more_nodes_or_smaller_roles(advice):
         train={"workers": 12, "zero_stage": 3, **CHECKPOINTING}, rollout={"engines": 4, "max_tokens": 512}
     ) == [
         "cluster.nodes=2",
-        "train.workers=6, rollout.engines=2",
+        "train.workers=6 rollout.engines=2",
     ]
 
 
@@ -68,7 +69,7 @@ def test_roles_of_equal_size_may_share_gpus(advice):
         reference={"workers": 3, "zero_stage": 3},
         reward={"paths": [REWARD], "workers": 3},
     )
-    assert "cluster.colocate=[[actor, reference], [critic, reward]]" in proposals
+    assert "'cluster.colocate=[[actor,reference],[critic,reward]]'" in proposals
 
 
 def test_the_frozen_models_and_the_engine_have_remedies_too(advice):
@@ -81,7 +82,7 @@ def test_the_frozen_models_and_the_engine_have_remedies_too(advice):
         reference=large,
         rollout={"engines": 4, "tensor_parallel": 1, "max_tokens": 1536},
     )
-    assert first == "reference.zero_stage=3, reference.offload=true, rollout.tensor_parallel=2, rollout.engines=2"
+    assert first == "reference.zero_stage=3 reference.offload=true rollout.tensor_parallel=2 rollout.engines=2"
 
 
 def test_reward_models_are_spread_over_more_workers(advice):
@@ -94,7 +95,7 @@ def test_reward_models_are_spread_over_more_workers(advice):
 def test_more_workers_come_with_more_nodes_where_these_are_needed(advice):
     large = {"workers": 7, "zero_stage": 3, **CHECKPOINTING}
     proposals = advice(model={"path": "Qwen/Qwen2.5-32B"}, train=large)
-    assert proposals == ["train.offload.optimizer=true", "train.workers=14, cluster.nodes=2"]
+    assert proposals == ["train.offload.optimizer=true", "train.workers=14 cluster.nodes=2"]
 
 
 def test_an_engine_alone_is_not_grown_by_workers(advice):
@@ -111,9 +112,55 @@ def test_roles_shrink_further_where_an_engine_cannot(advice):
     proposals = advice(
         train={"workers": 12, "zero_stage": 3, **CHECKPOINTING}, rollout={"tensor_parallel": 4, "max_tokens": 512}
     )
-    assert proposals == ["cluster.nodes=2", "train.workers=4, rollout.engines=1"]
+    assert proposals == ["cluster.nodes=2", "train.workers=4 rollout.engines=1"]
 
 
 def test_too_few_gpus_that_are_too_small_have_no_remedy(advice):
     settings = {"model": {"path": SEVENTY}, "gpu": "l4-24gb", "rollout": {"max_tokens": 60_000}}
     assert advice(**settings, train={"workers": 12, "zero_stage": 3}, reference=None) == []
+
+
+SMALL = {"gpu": "4090-24gb", "gpus_per_node": 2}
+SEVEN = {"train": {"workers": 1, "zero_stage": 2, **CHECKPOINTING}, "rollout": {"max_tokens": 512}}
+
+
+def test_what_is_offloaded_must_have_room_on_the_node(advice):
+    """7B on two GPUs of 24 GB: 16 + 2 bytes a parameter and the weights lie on the host, 142 GiB of its memory."""
+    offloaded = "train.zero_stage=3 train.offload.optimizer=true train.offload.parameters=true"
+    assert advice(**SMALL, **SEVEN)[0] == offloaded
+    assert advice(**SMALL, **SEVEN, host_gib=160)[0] == offloaded
+    assert advice(**SMALL, **SEVEN, host_gib=128) == []
+
+
+def test_memory_of_the_node_that_was_not_checked_is_said_with_the_proposal(make):
+    config = make(**SEVEN)
+    (first, *_) = propose(config, assess(config, ClusterShape(1, 2, GPUS["4090-24gb"])))
+    # Optimizer 12, gradient 4, staging 2 and weights 2 bytes a parameter; 2 GiB for each of three processes.
+    assert first.host_bytes == pytest.approx(20 * 7_615_616_512 + 6 * GIB)
+    config = make(train={"workers": 4, "zero_stage": 1, **CHECKPOINTING})
+    (first, *_) = propose(config, assess(config, ClusterShape(1, 8)))
+    assert first.host_bytes is None
+
+
+def test_offloading_is_turned_off_where_the_node_has_no_room_and_the_gpus_do(advice):
+    offload = {"zero_stage": 2, "offload": {"optimizer": True}, **CHECKPOINTING}
+    assert advice(host_gib=110, train={"workers": 6, **offload}) == [
+        "train.offload.optimizer=false",
+        "train.workers=12 cluster.nodes=2 train.zero_stage=3",
+    ]
+    four = advice(
+        host_gib=100,
+        algorithm={"preset": "ppo"},
+        train={"workers": 2, **offload, "zero_stage": 3},
+        critic={"workers": 2, **offload, "zero_stage": 3},
+        reference={"zero_stage": 3, "offload": True},
+        reward=None,
+        rewards=[{"kind": "number"}],
+    )
+    assert "train.offload.optimizer=false" in four[0]
+
+
+def test_a_gpu_without_bfloat16_takes_float32(advice):
+    small = {"model": {"path": "Qwen/Qwen2.5-0.5B"}, "train": {"workers": 2, "zero_stage": 2, **CHECKPOINTING}}
+    assert advice(gpu="t4-16gb", **small) == ["model.dtype=float32"]
+    assert advice(gpu="v100-32gb", **small) == ["model.dtype=float32"]

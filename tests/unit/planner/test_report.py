@@ -1,9 +1,13 @@
+import subprocess
+
 import pytest
 
-from ray_rl.planner.advice import Proposal
+from ray_rl.planner.advice import Proposal, propose
 from ray_rl.planner.assess import assess
-from ray_rl.planner.gpus import ClusterShape
-from ray_rl.planner.report import TERMS, refusal, report
+from ray_rl.planner.gpus import GIB, GPUS, ClusterShape, Gpu
+from ray_rl.planner.report import TERMS, refusal, report, verdict
+from ray_rl.planner.throughput import estimate
+from tests.unit.planner.conftest import REWARD
 
 CHECKPOINTING = {"gradient_checkpointing": True}
 
@@ -42,23 +46,26 @@ def test_nodes_that_are_missing_are_marked(lines):
 def test_a_step_is_counted_down_to_the_micro_batches(lines):
     text = "\n".join(lines(train={"workers": 4, "zero_stage": 3, "micro_batch_tokens": 4096, **CHECKPOINTING}))
     assert (
-        "step: 8 prompts x 8 completions = 64 rollouts of at most 2048 tokens, at most 64 on each of 1 engines" in text
-    )
-    assert "actor: at most 16 rollouts a worker, in at most 8 micro-batches (2 sequences of full length each)" in text
+        "step: 8 prompts x 8 completions = 64 rollouts of at most 2048 tokens, at most 64 on each of 1\n    engines\n"
+    ) in text
+    share = "actor: at most 16 rollouts a worker, in at most 8 micro-batches (2 sequences of full length each)"
+    assert share in text
     alone = "\n".join(lines(train={"workers": 4, "zero_stage": 3, "micro_batch_tokens": 16, **CHECKPOINTING}))
     assert "in at most 16 micro-batches (1 sequence of full length each)" in alone
 
 
 def test_memory_is_a_table_of_terms_with_what_is_on_the_host(lines):
     found = lines(train={"workers": 4, "zero_stage": 3, "offload": {"optimizer": True}, **CHECKPOINTING})
-    header = next(line for line in found if line.startswith("  role")).split()
-    actor = next(line for line in found if line.startswith("  actor ")).split()
-    assert header[1:3] == ["context", "weights"]
-    assert header[-3:] == ["peak", "on", "host"]
-    assert actor[-1] == f"{18 * 7_615_616_512 / 4 / 2**30:.2f}"
+    at = found.index("  " + " " * 12 + "actor".rjust(11) + "rollout".rjust(11))
+    rows = [line.split() for line in found[at + 1 :]]
+    assert [row[0] for row in rows[:2]] == ["context", "weights"]
+    (on_host,) = (row for row in rows if row[:2] == ["on", "host"])
+    offloaded = 18 * 7_615_616_512
+    assert on_host[2:] == [f"{offloaded / 4 / 2**30:.2f}", "-"]
     text = "\n".join(found)
+    assert f"  host: {offloaded / 2**30 + 12:.1f} GiB on the node that takes the most" in text
     assert "sync: 14.19 GiB a publish, to 1 workers of 1 engines" in text
-    assert "time, if every completion has full length: rollouts " in text
+    assert "time of a step, if every completion has full length: " in text
 
 
 def test_every_term_has_a_column(make):
@@ -82,3 +89,84 @@ def test_a_refusal_names_every_problem_and_what_helps(make):
         "  cluster.nodes=2",
     ]
     assert refusal(assessment, []).splitlines()[-1].startswith("set a smaller model.path, ")
+
+
+def test_no_line_is_wider_than_99_columns(make):
+    config = make(
+        model={"path": "Qwen/Qwen2.5-32B"},
+        algorithm={"preset": "ppo", "prompts_per_step": 512},
+        train={"workers": 24, "zero_stage": 3, **CHECKPOINTING},
+        critic={"workers": 24, "zero_stage": 3, **CHECKPOINTING},
+        reward={"paths": [REWARD]},
+        rollout={"engines": 16, "tensor_parallel": 4, "max_tokens": 1536},
+    )
+    shown = report(config, assess(config, ClusterShape(2, 8)))
+    assert max(map(len, shown)) <= 99
+    assert any("<- there is no such node" in line for line in shown)
+
+
+def test_gpus_that_no_role_uses_are_named(lines):
+    train = {"workers": 4, "zero_stage": 3, **CHECKPOINTING}
+    assert "  idle: 3 of 8 GPUs (GPU 5-7 of node 0); no role uses them" in lines(train=train)
+    assert "  idle: 11 of 16 GPUs (GPU 5-7 of node 0, all of node 1); no role uses them" in lines(nodes=2, train=train)
+    four = lines(nodes=4, train=train)
+    assert "  idle: 27 of 32 GPUs (GPU 5-7 of node 0, all of nodes 1-3); no role uses them" in four
+    assert "  idle: 1 of 8 GPUs (GPU 7 of node 0); no role uses them" in lines(train=train | {"workers": 6})
+    assert not [line for line in lines(train=train | {"workers": 7}) if "idle" in line]
+
+
+def test_the_time_of_the_run_is_that_of_its_steps(make):
+    config = make(run={"name": "timed", "steps": 1000}, train={"workers": 4, "zero_stage": 3, **CHECKPOINTING})
+    assessment = assess(config, ClusterShape(1, 8))
+    hours = 1000 * estimate(config, assessment).step_s / 3600
+    expected = f"time of the run: {hours:.1f} h for 1,000 steps, to a factor of two (assumptions: docs/planning.md)"
+    assert report(config, assessment)[-1] == expected
+
+
+def test_a_gpu_of_unknown_speed_has_no_time(make):
+    config = make(train={"workers": 4, "zero_stage": 3, **CHECKPOINTING})
+    shown = report(config, assess(config, ClusterShape(1, 8, Gpu("96 GB GPU", 96 * GIB))))
+    assert shown[-1].startswith("time: not known, as only the GPU's memory is; ")
+
+
+def test_the_memory_of_a_node_is_part_of_the_verdict(make):
+    config = make(train={"workers": 4, "zero_stage": 3, "offload": {"optimizer": True}, **CHECKPOINTING})
+    assert verdict(assess(config, ClusterShape(1, 8))) == (
+        "fits, if every node has 140 GiB of memory for it (--host-memory)"
+    )
+    assert verdict(assess(config, ClusterShape(1, 8, host_bytes=141 * GIB))) == "fits"
+    short = assess(config, ClusterShape(1, 8, host_bytes=128 * GIB))
+    assert verdict(short) == "does not fit"
+    assert refusal(short, []).splitlines()[1:3] == [
+        "  memory of the host: node 0 needs 139.7 GiB, 127.7 GiB of it offloaded from GPUs,",
+        "      and there are 128.0 GiB",
+    ]
+
+
+def test_on_cpu_the_memory_of_all_workers_is_that_of_the_host(make):
+    config = make(model={"path": "smollm2-135m-instruct"}, cluster={"accelerator": "cpu", "nodes": 2})
+    need = assess(config, ClusterShape.of(config)).host_bytes
+    assert f"  host: {need / GIB:.1f} GiB for all workers" in report(config, assess(config, ClusterShape.of(config)))
+    assert assess(config, ClusterShape.of(config, host_memory_gb=0.51 * need / GIB)).fits
+    (problem,) = assess(config, ClusterShape.of(config, host_memory_gb=4)).problems
+    assert problem.text == (
+        f"memory of the host: the workers need {need / GIB:.1f} GiB, and there are 4.0 GiB on each of 2 nodes"
+    )
+
+
+def test_a_proposal_can_be_pasted_behind_the_command(make):
+    config = make(train={"workers": 1, "zero_stage": 2, **CHECKPOINTING}, rollout={"max_tokens": 512})
+    assessment = assess(config, ClusterShape(1, 2, GPUS["4090-24gb"]))
+    lines = refusal(assessment, propose(config, assessment)).splitlines()
+    at = lines.index("each of these changes makes it fit:")
+    assert lines[at + 1 : at + 3] == [
+        "  train.zero_stage=3 train.offload.optimizer=true train.offload.parameters=true",
+        "    (if every node has 148 GiB of memory for it: --host-memory)",
+    ]
+    many = {f"train.deepspeed.a_setting_{number}": number for number in range(6)}
+    long = Proposal({"cluster.colocate": [["actor", "reference"]], **many}, 1)
+    pasted = refusal(assessment, [long]).splitlines()[at + 1 :]
+    assert all(len(line) <= 99 for line in pasted)
+    line = "printf '%s\\n' " + "\n".join(pasted)
+    words = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert words.stdout.split() == ["cluster.colocate=[[actor,reference]]", *(f"{key}={n}" for key, n in many.items())]
