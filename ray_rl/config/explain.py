@@ -6,15 +6,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from types import UnionType
-from typing import Annotated, Any, Union, cast, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ray_rl.config.base import Config
-from ray_rl.config.redact import HIDDEN, is_secret, without_secrets
+from ray_rl.config.redact import HIDDEN, is_secret, without_arguments, without_secrets
+from ray_rl.config.schema import bare, item_of, sections_of
 from ray_rl.config.yaml_tree import Located
 
 _SURE = 0.8
@@ -62,41 +62,63 @@ def show(value: Any) -> str:
             text = value
         case _:
             text = repr(value)
+    return _cut(text)
+
+
+def override_place(key: str, written: str) -> str:
+    """How messages name an override: without secrets, and cut at 80 characters."""
+    (shown,) = without_arguments([f"{key}={written}"])
+    return f"override '{_cut(shown)}'"
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _line(detail: ErrorDetails, tree: Located, model: type[Config]) -> str:
     spot = _find(detail["loc"], model)
     key = ".".join(map(str, spot.path))
-    where = _place(tree, spot.path)
+    value = HIDDEN if is_secret(key) else show(without_secrets(detail["input"]))
     match detail["type"]:
         case "extra_forbidden":
-            value = HIDDEN if is_secret(key) else show(without_secrets(detail["input"]))
-            return f"{where}: {key}: unknown key, its value is {value}; {_suggest(spot, tree, model)}"
+            return f"{_named(tree, spot.path, f': unknown key, its value is {value}', ': unknown key')}; " + _suggest(
+                spot, tree, model
+            )
         case "missing":
             meaning = f" ({_meaning(spot)})" if _meaning(spot) else ""
-            return f"{where}: {key}: missing, and there is no default; add it{meaning}"
+            return f"{_place(tree, spot.path)}: {key}: missing, and there is no default; add it{meaning}"
         case "union_tag_not_found":
-            return f"{where}: {key}.kind: missing in {show(detail['input'])}; set it to one of {', '.join(spot.kinds)}"
+            where = _place(tree, spot.path)
+            return f"{where}: {key}.kind: missing in {value}; set it to one of {', '.join(spot.kinds)}"
         case "union_tag_invalid":
-            return (
-                f"{_place(tree, (*spot.path, 'kind'))}: {key}.{_unknown_kind(detail['ctx']['tag'], list(spot.kinds))}"
-            )
+            seen, kinds = detail["ctx"]["tag"], list(spot.kinds)
+            return f"{_named(tree, (*spot.path, 'kind'), f'={show(seen)}')}: {_unknown_kind(seen, kinds)}"
         case _:
             meaning = f" ({_meaning(spot)})" if _meaning(spot) else ""
-            return f"{where}: {key}={show(detail['input'])}: {_requirement(detail)}{meaning}"
+            return f"{_named(tree, spot.path, f'={value}')}: {_requirement(detail)}{meaning}"
+
+
+def _named(tree: Located, path: tuple[str | int, ...], seen: str, seen_in_override: str = "") -> str:
+    """Place, key and value; the latter two only once where an override is the place, as it shows them."""
+    where = _place(tree, path)
+    key = ".".join(map(str, path))
+    return f"{where}{seen_in_override}" if where.startswith(f"override '{key}=") else f"{where}: {key}{seen}"
 
 
 def _unknown_kind(seen: str, kinds: list[str]) -> str:
     near = _nearest(seen, kinds, _PERHAPS)
     hint = f"did you mean {near[0]}? The kinds are" if near else "set it to one of"
-    return f"kind={show(seen)}: unknown kind; {hint} {', '.join(kinds)}"
+    return f"unknown kind; {hint} {', '.join(kinds)}"
 
 
 def _requirement(detail: ErrorDetails) -> str:
     """Pydantic's sentence as what the value must be, which is its remedy."""
     if detail["type"] in ("model_type", "model_attributes_type"):
         return "must be a mapping of options"
+    if detail["type"] == "string_type" and detail["input"] is None:
+        return "must be text; put the word in quotes if it is meant as such"
+    if detail["type"] == "string_type" and isinstance(detail["input"], int | float):
+        return "must be text; put it in quotes, else YAML reads a number or a truth value"
     text = detail["msg"].removeprefix("Value error, ")
     return re.sub(r"^(Input|String|List|Tuple|Dictionary) should ", "must ", text).replace(
         " valid dictionary", " mapping"
@@ -125,7 +147,7 @@ def _find(loc: tuple[str | int, ...], model: type[Config]) -> _Spot:
     field: FieldInfo | None = None
     siblings: dict[str, type[Config]] = {}
     for step in loc:
-        kinds = _kinds(annotation)
+        kinds = sections_of(annotation)
         if len(kinds) > 1:
             if step not in kinds:
                 break
@@ -137,51 +159,13 @@ def _find(loc: tuple[str | int, ...], model: type[Config]) -> _Spot:
             annotation = field.annotation if field else None
             siblings = siblings if owner in siblings.values() else {}
         else:
-            annotation = _item(annotation, step)
+            annotation = item_of(annotation, step)
             if annotation is None:
                 break
         path = (*path, step)
         if annotation is None:
             break
-    return _Spot(path, owner, field, siblings, _kinds(annotation))
-
-
-def _bare(annotation: Any) -> Any:
-    """Without `Annotated` and without `| None`."""
-    if get_origin(annotation) is Annotated:
-        return _bare(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        members = [member for member in get_args(annotation) if member is not type(None)]
-        return _bare(members[0]) if len(members) == 1 else annotation
-    return annotation
-
-
-def _kinds(annotation: Any) -> dict[str, type[Config]]:
-    """The sections that an annotation allows, by their `kind`, or by "" if it has none."""
-    annotation = _bare(annotation)
-    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    models = [member for member in members if isinstance(member, type) and issubclass(member, Config)]
-    return {_kind(model): model for model in models}
-
-
-def _kind(model: type[Config]) -> str:
-    field = model.model_fields.get("kind")
-    return str(get_args(field.annotation)[0]) if field else ""
-
-
-def _item(annotation: Any, step: str | int) -> Any:
-    """The annotation of an entry of a list, tuple or mapping; None below a scalar."""
-    annotation = _bare(annotation)
-    args = get_args(annotation)
-    match get_origin(annotation):
-        case origin if origin is list and isinstance(step, int):
-            return args[0]
-        case origin if origin is tuple and isinstance(step, int):
-            return args[min(step, len(args) - 1)]
-        case origin if origin is dict and step != "[key]":
-            return args[1]
-        case _:
-            return None
+    return _Spot(path, owner, field, siblings, sections_of(annotation))
 
 
 def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
@@ -211,7 +195,7 @@ def _nearest(name: str, names: Sequence[str], similarity: float) -> list[str]:
 
 def _paths(annotation: Any, node: Located | None, prefix: str) -> Iterator[str]:
     """Every key that could be written, in the sections and kinds that the user chose."""
-    kinds = _kinds(annotation)
+    kinds = sections_of(annotation)
     if kinds:
         chosen = node.child("kind") if node else None
         only = next(iter(kinds.values())) if len(kinds) == 1 else None
@@ -219,6 +203,6 @@ def _paths(annotation: Any, node: Located | None, prefix: str) -> Iterator[str]:
         for name, field in owner.model_fields.items() if owner else ():
             yield f"{prefix}{name}"
             yield from _paths(field.annotation, node.child(name) if node else None, f"{prefix}{name}.")
-    elif get_origin(_bare(annotation)) is list and node and isinstance(node.value, list):
+    elif get_origin(bare(annotation)) is list and node and isinstance(node.value, list):
         for index, entry in enumerate(cast("list[Located]", node.value)):
-            yield from _paths(get_args(_bare(annotation))[0], entry, f"{prefix}{index}.")
+            yield from _paths(get_args(bare(annotation))[0], entry, f"{prefix}{index}.")

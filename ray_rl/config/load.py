@@ -8,10 +8,12 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from ray_rl.config.explain import explain, show
+from ray_rl.config.explain import explain, override_place, show
+from ray_rl.config.override_values import parse_value
 from ray_rl.config.redact import HIDDEN, hidden_keys, without_secrets
 from ray_rl.config.run import RunConfig
-from ray_rl.config.yaml_tree import Dumper, Located, merge, parse_value, read_yaml
+from ray_rl.config.schema import reading_at
+from ray_rl.config.yaml_tree import MOST_LEVELS, Dumper, Located, merge, read_yaml
 from ray_rl.errors import ConfigError
 
 
@@ -20,7 +22,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str 
 
     `extends: other.yaml` is relative to its file; mappings merge key by key, lists and scalars replace, and a mapping
     that names another `kind` replaces the whole one. An override is `dotted.key=value`, the value in YAML; list entries
-    go by index (`rewards.0.weight=2`); a whole section can be given (`data={kind: jsonl, path: train.jsonl}`).
+    go by index (`rewards.0.weight=2`); a whole section can be given (`data={kind: jsonl, path: train.jsonl}`). Text for a
+    field that takes text is what was typed, with `#` and all: see `ray_rl.config.override_values`.
     A launch file holds what stands under `launch:` in a configuration, without that key.
     Rules between fields are not checked here: see `ray_rl.config.rules`.
 
@@ -69,6 +72,8 @@ def _read(path: Path, children: tuple[Path, ...]) -> Located:
             f"{extends.where}: extends={extends.value}: no such file as {base}; the path starts at {path}"
         )
     chain = (*children, path.resolve())
+    if len(chain) > MOST_LEVELS:
+        raise ConfigError(f"{extends.where}: extends={extends.value}: more than {MOST_LEVELS} files extend each other")
     if base.resolve() in chain:
         files = " extends ".join(file.name for file in (*chain, base.resolve()))
         raise ConfigError(f"{extends.where}: extends={extends.value}: a circle ({files}); remove one `extends`")
@@ -77,12 +82,14 @@ def _read(path: Path, children: tuple[Path, ...]) -> Located:
 
 def _override(tree: Located, text: str) -> None:
     """Set one `dotted.key=value` in the tree."""
-    where = f"override '{text}'"
     dotted, equals, written = text.partition("=")
     keys = dotted.strip().split(".")
+    where = override_place(".".join(keys), written) if equals else f"override '{show(dotted)}'"
     if not equals or not all(keys):
         raise ConfigError(f"{where}: must read key=value with a dotted key, for example train.workers=2")
-    value = parse_value(written, where)
+    if len(keys) > MOST_LEVELS:
+        raise ConfigError(f"override of a key of {len(keys)} parts: a configuration has at most {MOST_LEVELS} levels")
+    value = parse_value(written, where, reading_at(RunConfig, keys, tree))
     node = tree
     for depth, key in enumerate(keys):
         if node.value is None:

@@ -2,11 +2,15 @@
 
 The scalars are those of YAML 1.2 (core schema, https://yaml.org/spec/1.2.2/#103-core-schema) and not of YAML 1.1, where
 `1e-5` is text, `no` is false, `12:30` is 750 and `2026-11-22` is a date. We depart from it in allowing `10_000`.
+
+What a file may cost is bounded before it is built: its size, the values in it with every alias written out (an alias of
+an alias of an alias is a billion of them in ten lines), their text and their nesting.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +33,17 @@ _SCALARS = (
     ("null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
 )
 _PREFIX = "tag:yaml.org,2002:"
+
+MOST_BYTES = 2**20
+"""Of a file. PyYAML reads some 200 KB a second; the largest recipe has 4 KB."""
+MOST_VALUES = 20_000
+"""Of a file, every alias written out."""
+MOST_CHARACTERS = 4 * MOST_BYTES
+"""Of all text in it, every alias written out."""
+MOST_LEVELS = 50
+"""Of mappings and lists in each other; the schema has 5."""
+_MOST_BITS = 64
+"""Of a whole number: no field holds a larger one, and libraries in C cannot."""
 
 
 @dataclass(slots=True)
@@ -62,7 +77,25 @@ class Located:
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2."""
+    """PyYAML's safe loader with the scalars of YAML 1.2 and with bounds, which are checked before anything is built."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._levels = 0
+        self._values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """One node, of so many and so deep as is allowed."""
+        self._levels += 1
+        self._values += 1
+        if self._levels > MOST_LEVELS or self._values > MOST_VALUES:
+            what = f"{MOST_LEVELS} levels" if self._levels > MOST_LEVELS else f"{MOST_VALUES} values"
+            raise yaml.composer.ComposerError(
+                None, None, f"a configuration has at most {what}", self.peek_event().start_mark
+            )
+        node = cast("yaml.Node | None", super().compose_node(parent, index))
+        self._levels -= 1
+        return node
 
 
 class Dumper(yaml.SafeDumper):
@@ -81,13 +114,15 @@ for _name, _pattern, _first in _SCALARS:
 
 
 @dataclass(frozen=True, slots=True)
-class _Origin:
+class Origin:
     """What is being read: a file, whose lines count, or an override, which has none."""
 
     name: str
+    """Path, or `override 'key=value'`."""
     has_lines: bool
 
     def at(self, mark: yaml.Mark | None) -> str:
+        """The place of a mark, as messages name it."""
         if not self.has_lines:
             return self.name
         return f"{self.name}:{mark.line + 1}" if mark else self.name
@@ -97,10 +132,12 @@ def read_yaml(path: Path) -> Located:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: no such file, not UTF-8, not YAML, a key twice, or not a mapping.
+        ConfigError: no such file, too large, not UTF-8, not YAML, a key twice, or not a mapping.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a YAML file") from None
     except IsADirectoryError:
@@ -109,20 +146,16 @@ def read_yaml(path: Path) -> Located:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a readable YAML file") from None
-    tree = _parse(text, _Origin(str(path), has_lines=True))
+    if len(content) > MOST_BYTES:
+        raise ConfigError(
+            f"{path}: more than {MOST_BYTES // 2**20} MiB, which no configuration has; give the path of the run's YAML "
+            "file, and keep data in files of its own"
+        )
+    tree = _parse(text, Origin(str(path), has_lines=True))
     if not isinstance(tree.value, dict):
         seen = "empty" if tree.value is None else _kind(tree.value)
         raise ConfigError(f"{tree.where}: the file is {seen}; write a mapping of sections such as `run:` and `model:`")
     return tree
-
-
-def parse_value(text: str, where: str) -> Located:
-    """A value written as YAML on the command line.
-
-    Raises:
-        ConfigError: not YAML.
-    """
-    return _parse(text, _Origin(where, has_lines=False))
 
 
 def merge(base: Located, top: Located) -> Located:
@@ -141,83 +174,134 @@ def merge(base: Located, top: Located) -> Located:
     return Located(merged, top.where)
 
 
-def _parse(text: str, origin: _Origin) -> Located:
+def _parse(text: str, origin: Origin) -> Located:
     try:
         node = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
-        what = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{origin.at(error.problem_mark)}: not valid YAML ({what}); correct it") from None
+        raise ConfigError(f"{origin.at(error.problem_mark)}: not valid YAML ({problem_of(error)}); correct it") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, int(error.position)) + 1
-        place = f"{origin.name}:{line}" if origin.has_lines else origin.name
-        raise ConfigError(f"{place}: character {error.character!r} is not allowed in YAML; remove it") from None
+        character = f"character {error.character!r}"
+        raise ConfigError(f"{origin.name}:{line}: {character} is not allowed in YAML; remove it") from None
     if node is None:
-        return Located(None, f"{origin.name}:1" if origin.has_lines else origin.name)
-    return _Build(origin, ()).located(node, node.start_mark)
+        return Located(None, f"{origin.name}:1")
+    return Build(origin).located(node, node.start_mark)
 
 
-@dataclass(frozen=True, slots=True)
-class _Build:
-    """From PyYAML's nodes to `Located`."""
+def problem_of(error: yaml.MarkedYAMLError) -> str:
+    """What PyYAML found, without the place."""
+    what = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"{what}: a tab; YAML indents by spaces" if "'\\t'" in what else what
 
-    origin: _Origin
-    parents: tuple[yaml.Node, ...]
-    """Nodes being built, to notice an anchor that contains itself."""
+
+class Build:
+    """From PyYAML's nodes to `Located`, of one file or one override."""
+
+    def __init__(self, origin: Origin, restore: Callable[[str], str] = str) -> None:
+        """Builds nothing yet.
+
+        Args:
+            origin: of the nodes.
+            restore: every text as it was written, where characters were replaced for PyYAML.
+        """
+        self._origin = origin
+        self._restore = restore
+        self._values = 0
+        self._characters = 0
+        self._parents: list[yaml.Node] = []
+        """Nodes being built, to notice an anchor that contains itself."""
 
     def located(self, node: yaml.Node, place: yaml.Mark) -> Located:
-        where = self.origin.at(place)
-        if any(parent is node for parent in self.parents):
+        """A node with everything below it.
+
+        Raises:
+            ConfigError: it is none that a configuration can have, or too much.
+        """
+        where = self._origin.at(place)
+        if any(parent is node for parent in self._parents):
             raise ConfigError(f"{where}: the anchor contains itself; write the value out")
-        inner = _Build(self.origin, (*self.parents, node))
+        self._count(node, where)
+        self._parents.append(node)
         match node:
             case yaml.MappingNode(tag=tag) if tag == _PREFIX + "map":
-                return Located(inner._mapping(node), where)
+                value: Any = self._mapping(node)
             case yaml.SequenceNode(tag=tag) if tag == _PREFIX + "seq":
-                return Located([inner.located(item, item.start_mark) for item in node.value], where)
+                value = [self.located(item, item.start_mark) for item in node.value]
             case yaml.ScalarNode():
-                return Located(self._scalar(node, where), where)
+                value = self._scalar(node, where)
             case _:
                 raise ConfigError(
                     f"{where}: the tag {_short(node.tag)} is not supported; write a plain mapping or list"
                 )
+        self._parents.pop()
+        return Located(value, where)
+
+    def _count(self, node: yaml.Node, where: str) -> None:
+        self._values += 1
+        self._characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        if self._values > MOST_VALUES or self._characters > MOST_CHARACTERS:
+            raise ConfigError(
+                f"{where}: with its aliases written out the file has more than {MOST_VALUES} values or "
+                f"{MOST_CHARACTERS // 2**20} Mi characters, which no configuration has; remove aliases of aliases"
+            )
 
     def _mapping(self, node: yaml.MappingNode) -> dict[str, Located]:
         children: dict[str, Located] = {}
         for key, value in node.value:
-            where = self.origin.at(key.start_mark)
+            where = self._origin.at(key.start_mark)
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(f"{where}: a key is {_kind(key.value)}; keys are text")
             if key.tag != _PREFIX + "str":
                 raise ConfigError(f"{where}: the key {key.value!r} is not text; put it in quotes")
-            if key.value in children:
-                first = children[key.value].where
-                raise ConfigError(f"{where}: the key {key.value!r} is there twice, first at {first}; remove one")
-            children[key.value] = self.located(value, key.start_mark)
+            name = self._restore(key.value)
+            if name in children:
+                first = children[name].where
+                raise ConfigError(f"{where}: the key {name!r} is there twice, first at {first}; remove one")
+            children[name] = self.located(value, key.start_mark)
         return children
 
     def _scalar(self, node: yaml.ScalarNode, where: str) -> Any:
-        text: str = node.value
-        match node.tag.removeprefix(_PREFIX):
-            case "str":
-                return text
-            case "null":
-                return None
-            case "bool":
-                return text.lower() == "true"
-            case "int":
-                return _number(text, where, integer=True)
-            case "float":
-                return _number(text, where, integer=False)
-            case _:
-                raise ConfigError(f"{where}: the tag {_short(node.tag)} is not supported; write plain text or a number")
+        kind = node.tag.removeprefix(_PREFIX)
+        if kind not in ("str", *(name for name, _, _ in _SCALARS)):
+            raise ConfigError(f"{where}: the tag {_short(node.tag)} is not supported; write plain text or a number")
+        return _of_kind(kind, self._restore(node.value), where)
+
+
+def plain_scalar(text: str, where: str) -> Any:
+    """What unquoted text stands for: null, a truth value, a number, or itself.
+
+    Raises:
+        ConfigError: a number that is too large.
+    """
+    kind = next((name for name, pattern, _ in _SCALARS if pattern.match(text)), "str")
+    return _of_kind(kind, text, where)
+
+
+def _of_kind(kind: str, text: str, where: str) -> Any:
+    match kind:
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "int":
+            return _number(text, where, integer=True)
+        case "float":
+            return _number(text, where, integer=False)
+        case _:
+            return text
 
 
 def _number(text: str, where: str, *, integer: bool) -> int | float:
     digits = text.replace("_", "").lower()
+    if integer and len(digits) > _MOST_BITS:
+        raise ConfigError(f"{where}: a number of {len(digits)} digits; whole numbers have at most {_MOST_BITS} bits")
     try:
-        return int(digits, 0) if integer else float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+        number = int(digits, 0) if integer else float(digits.replace(".inf", "inf").replace(".nan", "nan"))
     except ValueError:
-        raise ConfigError(f"{where}: {text!r} is not a number; correct it") from None
+        raise ConfigError(f"{where}: {text[:80]!r} is not a number; correct it") from None
+    if isinstance(number, int) and number.bit_length() > _MOST_BITS:
+        raise ConfigError(f"{where}: {text} is too large; whole numbers have at most {_MOST_BITS} bits")
+    return number
 
 
 def _short(tag: str) -> str:

@@ -62,7 +62,7 @@ def test_an_unknown_kind_lists_the_valid_ones(write):
         "The kinds are addition, reasoning_gym, jsonl, parquet, hub, custom"
     )
     assert problems(write(GOOD), "rewards.0.kind=qqqq") == (
-        "override 'rewards.0.kind=qqqq': rewards.0.kind=qqqq: unknown kind; "
+        "override 'rewards.0.kind=qqqq': unknown kind; "
         "set it to one of number, math_verify, regex, length, reasoning_gym, custom"
     )
 
@@ -125,7 +125,7 @@ def test_all_problems_come_in_one_message(write):
     path = write(GOOD + "train: {workers: 0, lerning_rate: 1}\n")
     assert problems(path, "run.steps=1.5").splitlines() == [
         "3 problems in the configuration:",
-        "  override 'run.steps=1.5': run.steps=1.5: must be a valid integer, got a number with a fractional part "
+        "  override 'run.steps=1.5': must be a valid integer, got a number with a fractional part "
         "(Batches of rollouts to train on.)",
         "  run.yaml:7: train.workers=0: must be greater than or equal to 1 (Data-parallel workers.)",
         "  run.yaml:7: train.lerning_rate: unknown key, its value is 1; did you mean train.learning_rate?",
@@ -134,4 +134,4 @@ def test_all_problems_come_in_one_message(write):
 
 def test_a_long_value_is_cut(write):
     message = problems(write(GOOD), "train.workers=" + "x y" * 100)
-    assert "'x yx y" in message and message.count("x y") < 200
+    assert "train.workers=x yx y" in message and message.count("x y") < 30

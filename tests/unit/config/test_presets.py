@@ -11,7 +11,7 @@ from ray_rl.config.base import Config
 from ray_rl.config.load import dump_config, load_config
 from ray_rl.config.presets import PRESETS, Preset
 from ray_rl.config.train import CriticConfig, RewardModelConfig
-from ray_rl.config.yaml_tree import parse_value
+from ray_rl.config.override_values import parse_value
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "algorithms.md"
 

@@ -1,6 +1,10 @@
+import time
+from pathlib import Path
+
 import pytest
 
-from ray_rl.config.yaml_tree import parse_value, read_yaml
+from ray_rl.config.override_values import parse_value
+from ray_rl.config.yaml_tree import read_yaml
 from ray_rl.errors import ConfigError
 
 
@@ -87,3 +91,40 @@ def test_bytes_that_are_not_utf8_are_an_error(tmp_path):
     path = tmp_path / "latin.yaml"
     path.write_bytes("a: \xe4".encode("latin-1"))
     assert error_of(path) == f"{path}: byte 3 is not UTF-8; save the file as UTF-8 text"
+
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "with its aliases written out the file has more than 20000 values"),
+        (LAUGHS.replace("[", "{k: [").replace("]", "]}"), "with its aliases written out the file has more than 20000"),
+        ("a: &a " + "x" * 500_000 + "\nb: [" + "*a, " * 5000 + "]\n", "4 Mi characters, which no configuration has"),
+        ("a: " + "[" * 5000, "a configuration has at most 50 levels"),
+        ("a: " + "{a: " * 5000, "a configuration has at most 50 levels"),
+        ("".join("  " * n + "a:\n" for n in range(400)), "a configuration has at most 50 levels"),
+        ("a: [" + "1, " * 30_000 + "1]", "a configuration has at most 20000 values"),
+        ("a: " + "x" * 2_000_000, "more than 1 MiB, which no configuration has"),
+        ("a: " + "9" * 5000, "a number of 5000 digits; whole numbers have at most 64 bits"),
+        ("a: 99999999999999999999999", "is too large; whole numbers have at most 64 bits"),
+        ("a:\n\tb: 1\n", "YAML indents by spaces"),
+        ("a: \x00", "character 0 is not allowed in YAML; remove it"),
+        ("a: 1\na: 2", "the key 'a' is there twice"),
+    ],
+    ids=range(13),
+)
+def test_what_would_cost_memory_or_hours_is_refused_at_once_in_one_sentence(write, text, message):
+    path = write(text)
+    started = time.monotonic()
+    said = error_of(path)
+    assert time.monotonic() - started < 5
+    assert message in said
+    assert len(said) < 300 and "\n" not in said
+
+
+def test_a_stream_without_an_end_is_read_no_further_than_the_limit():
+    assert "character 0 is not allowed" in error_of(Path("/dev/zero")) or "more than 1 MiB" in error_of(Path("/dev/zero"))
