@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,5 +52,5 @@ def in_folder(run: Path, overrides: list[str]) -> RunConfig:
     if not file.is_file():
         raise UserError(f"{run}: not a run folder, it has no config.yaml; give the folder that `ray-rl train` left")
     folder = run.expanduser().absolute()
-    place = [f"run.dir={str(folder.parent)!r}", f"run.name={folder.name!r}"]
+    place = [f"run.dir={json.dumps(str(folder.parent))}", f"run.name={json.dumps(folder.name)}"]
     return load_config(file, [*overrides, *place])

@@ -19,7 +19,7 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from ray_rl.config.redact import without_logins
+from ray_rl.config.redact import without_credentials
 from ray_rl.errors import ClusterError, UserError
 from ray_rl.launching.attempts import attempts_of
 from ray_rl.launching.ray_job import DRIVER_CPUS, Submission
@@ -50,7 +50,9 @@ class _Client(JobSubmissionClient):
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         response = super()._do_request(method, endpoint, timeout=ANSWER_S, **options)
         if response.status_code == requests.codes.not_found and endpoint.startswith("/api/jobs/"):
-            raise UserError(f"{without_logins(self._address)}: {response.text.strip()}; `ray job list` names its jobs")
+            raise UserError(
+                f"{without_credentials(self._address)}: {response.text.strip()}; `ray job list` names its jobs"
+            )
         return response
 
 
@@ -87,7 +89,7 @@ class Jobs:
             ClusterError: nobody answers there, or it is not Ray.
         """
         self.address = _http_address(address)
-        shown = without_logins(self.address)
+        shown = without_credentials(self.address)
         # Ray lets these two go before the address that it is given.
         os.environ.pop("RAY_ADDRESS", None)
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
@@ -217,7 +219,7 @@ class Jobs:
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Ray's and the network's errors as ours."""
-        shown = without_logins(self.address)
+        shown = without_credentials(self.address)
         try:
             yield
         except AuthenticationError:
@@ -264,7 +266,7 @@ def _http_address(given: str | None) -> str:
     parts = urlsplit(address)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise UserError(
-            f"{without_logins(address)}: not the address of a dashboard; set launch.ray_job.address (or --address, or "
+            f"{without_credentials(address)}: not the address of a dashboard; set launch.ray_job.address (--address or "
             "RAY_API_SERVER_ADDRESS) to http://host:8265"
         )
     return address.rstrip("/")
@@ -275,5 +277,7 @@ def _port(address: str) -> int:
     try:
         port = parts.port
     except ValueError:
-        raise UserError(f"{without_logins(address)}: the port is not a number up to 65535; http://host:8265") from None
+        raise UserError(
+            f"{without_credentials(address)}: the port is not a number up to 65535; http://host:8265"
+        ) from None
     return port or {"http": 80, "https": 443}[parts.scheme]

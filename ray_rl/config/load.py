@@ -22,8 +22,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str 
 
     `extends: other.yaml` is relative to its file; mappings merge key by key, lists and scalars replace, and a mapping
     that names another `kind` replaces the whole one. An override is `dotted.key=value`, the value in YAML; list entries
-    go by index (`rewards.0.weight=2`); a whole section can be given (`data={kind: jsonl, path: train.jsonl}`). Text for a
-    field that takes text is what was typed, with `#` and all: see `ray_rl.config.override_values`.
+    go by index (`rewards.0.weight=2`); a whole section can be given (`data={kind: jsonl, path: train.jsonl}`). A text
+    field holds what was typed, with `#` and all: see `ray_rl.config.override_values`.
     A launch file holds what stands under `launch:` in a configuration, without that key.
     Rules between fields are not checked here: see `ray_rl.config.rules`.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 
@@ -96,6 +96,15 @@ def _as_typed(text: str, reading: Reading) -> str | None:
     if text in _NULLS or (reading.null and text in ("", "~")):
         return None
     return text
+
+
+def composed(text: str) -> yaml.Node | None:
+    """PyYAML's nodes of a value, at their places in the text; a hash in them is another character.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
+    return yaml.compose(_without_meaning(text, "#")[0], Loader=_OfCommandLine)
 
 
 def _quoted(text: str) -> str | None:

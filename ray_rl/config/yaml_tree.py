@@ -90,10 +90,9 @@ class Loader(yaml.SafeLoader):
         self._values += 1
         if self._levels > MOST_LEVELS or self._values > MOST_VALUES:
             what = f"{MOST_LEVELS} levels" if self._levels > MOST_LEVELS else f"{MOST_VALUES} values"
-            raise yaml.composer.ComposerError(
-                None, None, f"a configuration has at most {what}", self.peek_event().start_mark
-            )
-        node = cast("yaml.Node | None", super().compose_node(parent, index))
+            place = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"a configuration has at most {what}", place)
+        node = super().compose_node(parent, index)
         self._levels -= 1
         return node
 
@@ -178,7 +177,9 @@ def _parse(text: str, origin: Origin) -> Located:
     try:
         node = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"{origin.at(error.problem_mark)}: not valid YAML ({problem_of(error)}); correct it") from None
+        raise ConfigError(
+            f"{origin.at(error.problem_mark)}: not valid YAML ({problem_of(error)}); correct it"
+        ) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, int(error.position)) + 1
         character = f"character {error.character!r}"

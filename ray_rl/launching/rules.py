@@ -9,7 +9,7 @@ from typing import Literal
 
 from ray_rl.config import RunConfig
 from ray_rl.config.explain import as_one_message
-from ray_rl.config.redact import is_secret, without_arguments, without_logins
+from ray_rl.config.redact import is_secret, without_arguments, without_credentials
 from ray_rl.errors import ConfigError
 
 Backend = Literal["local", "ray-job", "slurm", "kuberay"]
@@ -49,13 +49,13 @@ def _secrets(config: RunConfig, backend: Backend, overrides: Sequence[str]) -> I
     """What is rendered is read by many: queues, dashboards, histories."""
     where = _SECRETS_BELONG[backend]
     for name, value in config.launch.environment.items():
-        if is_secret(name) or without_logins(value) != value:
+        if is_secret(name) or without_credentials(value) != value:
             yield f"launch.environment.{name}: looks like a secret, and would be written into the job; put it {where}"
     for given, hidden in zip(overrides, without_arguments(overrides), strict=True):
         if given != hidden:
             yield f"override '{hidden}': looks like a secret, and would be written into the job; put it {where}"
     address = config.launch.ray_job.address
-    if address is not None and without_logins(address) != address:
+    if address is not None and without_credentials(address) != address:
         yield "launch.ray_job.address: has a password in it; set launch.ray_job.token_path, or leave the login out"
 
 

@@ -127,4 +127,6 @@ def test_what_would_cost_memory_or_hours_is_refused_at_once_in_one_sentence(writ
 
 
 def test_a_stream_without_an_end_is_read_no_further_than_the_limit():
-    assert "character 0 is not allowed" in error_of(Path("/dev/zero")) or "more than 1 MiB" in error_of(Path("/dev/zero"))
+    assert "character 0 is not allowed" in error_of(Path("/dev/zero")) or "more than 1 MiB" in error_of(
+        Path("/dev/zero")
+    )
