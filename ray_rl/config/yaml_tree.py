@@ -42,8 +42,8 @@ MOST_CHARACTERS = 4 * MOST_BYTES
 """Of all text in it, every alias written out."""
 MOST_LEVELS = 50
 """Of mappings and lists in each other; the schema has 5."""
-_MOST_BITS = 64
-"""Of a whole number: no field holds a larger one, and libraries in C cannot."""
+_MOST_DIGITS = 300
+"""Of a whole number: a larger one is no float any more, and Python reads 4300 digits at most."""
 
 
 @dataclass(slots=True)
@@ -294,15 +294,12 @@ def _of_kind(kind: str, text: str, where: str) -> Any:
 
 def _number(text: str, where: str, *, integer: bool) -> int | float:
     digits = text.replace("_", "").lower()
-    if integer and len(digits) > _MOST_BITS:
-        raise ConfigError(f"{where}: a number of {len(digits)} digits; whole numbers have at most {_MOST_BITS} bits")
+    if integer and len(digits) > _MOST_DIGITS:
+        raise ConfigError(f"{where}: a number of {len(digits)} digits; whole numbers have at most {_MOST_DIGITS}")
     try:
-        number = int(digits, 0) if integer else float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+        return int(digits, 0) if integer else float(digits.replace(".inf", "inf").replace(".nan", "nan"))
     except ValueError:
         raise ConfigError(f"{where}: {text[:80]!r} is not a number; correct it") from None
-    if isinstance(number, int) and number.bit_length() > _MOST_BITS:
-        raise ConfigError(f"{where}: {text} is too large; whole numbers have at most {_MOST_BITS} bits")
-    return number
 
 
 def _short(tag: str) -> str:

@@ -109,13 +109,12 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("".join("  " * n + "a:\n" for n in range(400)), "a configuration has at most 50 levels"),
         ("a: [" + "1, " * 30_000 + "1]", "a configuration has at most 20000 values"),
         ("a: " + "x" * 2_000_000, "more than 1 MiB, which no configuration has"),
-        ("a: " + "9" * 5000, "a number of 5000 digits; whole numbers have at most 64 bits"),
-        ("a: 99999999999999999999999", "is too large; whole numbers have at most 64 bits"),
+        ("a: " + "9" * 5000, "a number of 5000 digits; whole numbers have at most 300"),
         ("a:\n\tb: 1\n", "YAML indents by spaces"),
         ("a: \x00", "character 0 is not allowed in YAML; remove it"),
         ("a: 1\na: 2", "the key 'a' is there twice"),
     ],
-    ids=range(13),
+    ids=range(12),
 )
 def test_what_would_cost_memory_or_hours_is_refused_at_once_in_one_sentence(write, text, message):
     path = write(text)
