@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,9 @@ import ray
 
 from ray_rl.cluster.calls import call, call_all
 from ray_rl.cluster.engine_process import EngineProcess
+from ray_rl.cluster.vitals import Vitals
 from ray_rl.config import RunConfig
+from ray_rl.errors import ClusterError, WorkerLost
 from ray_rl.metrics.metric import Metric
 from ray_rl.rewards.assignment import assembled
 from ray_rl.rollout.request import SampleRequest
@@ -35,12 +37,50 @@ class Team:
     logs: Path
     timeout_s: float
     """Bound of each call."""
+    vitals: Vitals = field(default_factory=Vitals)
 
     async def all(self, refs: Sequence[ray.ObjectRef], doing: str) -> list[Any]:
-        """Results of one call to every worker, by rank."""
+        """Results of one call to every worker, by rank.
+
+        Raises:
+            WorkerLost: a worker died, or does not answer heartbeats.
+            RayRLError: see `calls.call_all`.
+        """
         named = {f"{self.role}-{rank}": ref for rank, ref in enumerate(refs)}
-        results = await call_all(named, doing=doing, timeout_s=self.timeout_s, logs=self.logs)
+        calls = call_all(named, doing=doing, timeout_s=self.timeout_s, logs=self.logs)
+        results = await self._unless_lost(calls, doing)
         return [results[name] for name in named]
+
+    async def first(self, ref: ray.ObjectRef, doing: str) -> Any:
+        """The result of one call to rank 0; raises as `all`."""
+        name = f"{self.role}-0"
+        one = call(name, ref, doing=doing, timeout_s=self.timeout_s, logs=self.logs)
+        return await self._unless_lost(one, doing)
+
+    async def _unless_lost(self, calls: Coroutine[Any, Any, Any], doing: str) -> Any:
+        """The result of bounded calls, or the news that a worker hangs, whichever comes first."""
+        working = asyncio.ensure_future(calls)
+        lost = asyncio.ensure_future(self.vitals.wait_lost())
+        try:
+            await asyncio.wait({working, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not lost.done():
+                return working.result()
+        except WorkerLost:
+            raise
+        except ClusterError as error:
+            # The peers of a worker that hangs run into the limits of their collectives.
+            suspects = self.vitals.suspects()
+            if suspects is None:
+                raise
+            raise WorkerLost(f"{doing}: {suspects}, and its peers failed.\n{error}") from error
+        finally:
+            working.cancel()
+            lost.cancel()
+        raise WorkerLost(f"{doing}: {self.vitals.reason}")
+
+
+Repeat = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Coroutine[Any, Any, Any]]
+"""Calls a role without a state, and calls it again after its workers were lost and started again."""
 
 
 class RayScorer:
@@ -54,6 +94,19 @@ class RayScorer:
         ref = ray.put(batch)
         refs = [handle.logprobs.remote(ref) for handle in self._team.handles]
         return await _assembled(self._team, refs, batch, f"log-probabilities of the {self._team.role}")
+
+
+class RayReference:
+    """The frozen reference. It has no state, so a call that lost a worker is repeated on new workers."""
+
+    def __init__(self, team: Team, *, repeat: Repeat) -> None:
+        self._scorer = RayScorer(team)
+        self._repeat = repeat
+
+    async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
+        """float32 [R, T], assembled from the shares of the workers."""
+        logprobs_RT: NDArray[np.float32] = await self._repeat(lambda: self._scorer.logprobs(batch))
+        return logprobs_RT
 
 
 async def _assembled(team: Team, refs: Sequence[ray.ObjectRef], batch: TrainBatch, doing: str) -> NDArray[np.float32]:
@@ -106,16 +159,19 @@ class RayCritic(RaySaved):
 
 
 class RayRewardModels:
-    """Workers that hold reward models."""
+    """Workers that hold reward models. They have no state, so a call that lost a worker is repeated on new workers."""
 
-    def __init__(self, team: Team, *, models: int) -> None:
+    def __init__(self, team: Team, *, models: int, repeat: Repeat) -> None:
         self._team = team
         self._models = models
+        self._repeat = repeat
 
     async def scores(self, conversations: Sequence[tuple[Message, ...]]) -> tuple[NDArray[np.float32], list[Metric]]:
         """float32 [M, R], the score of each conversation by each model."""
         ref = ray.put(list(conversations))
-        found = await self._team.all([handle.scores.remote(ref) for handle in self._team.handles], "scoring")
+        found = await self._repeat(
+            lambda: self._team.all([handle.scores.remote(ref) for handle in self._team.handles], "scoring")
+        )
         parts, metrics = zip(*found, strict=True)
         scores_MR = assembled(parts, models=self._models, rows=len(conversations))
         return scores_MR, [metric for worker in metrics for metric in worker]
@@ -143,10 +199,8 @@ class RayActor(RaySaved, RayScorer):
 
     async def meeting_place(self) -> tuple[str, int]:
         """Address of rank 0, and a port that is free there."""
-        team, ref = self._team, self._team.handles[0].free_address.remote()
-        address: tuple[str, int] = await call(
-            "actor-0", ref, doing="finding a free port", timeout_s=team.timeout_s, logs=team.logs
-        )
+        ref = self._team.handles[0].free_address.remote()
+        address: tuple[str, int] = await self._team.first(ref, "finding a free port")
         return address
 
     async def export(self, folder: Path, *, step: int) -> None:
@@ -156,9 +210,8 @@ class RayActor(RaySaved, RayScorer):
 
     async def announce(self) -> dict[str, Any]:
         """What rank 0 will send."""
-        handle = self._team.handles[0]
-        ref = handle.announce.remote()
-        return await call("actor-0", ref, doing="announcing", timeout_s=self._team.timeout_s, logs=self._team.logs)
+        announced: dict[str, Any] = await self._team.first(self._team.handles[0].announce.remote(), "announcing")
+        return announced
 
     async def send_weights(self) -> Sent:
         """Sends; a collective of the ranks."""

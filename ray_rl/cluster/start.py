@@ -15,11 +15,19 @@ import ray
 
 from ray_rl.cluster.engine_process import EngineProcess
 from ray_rl.cluster.health import Health
+from ray_rl.cluster.heartbeats import Heartbeats
 from ray_rl.cluster.placement import Slot, placed
-from ray_rl.cluster.roles import RayActor, RayCritic, RayEngine, RayRewardModels, RayScorer, Team
+from ray_rl.cluster.roles import RayActor, RayCritic, RayEngine, RayReference, RayRewardModels, Team
 from ray_rl.cluster.trainers import Trainers
 from ray_rl.cluster.weights import RayWeights
-from ray_rl.cluster.workers import CriticWorker, EngineWorker, ReferenceWorker, RewardWorker, Setting, TrainWorker
+from ray_rl.cluster.workers import (
+    CriticWorker,
+    EngineWorker,
+    ReferenceWorker,
+    RewardWorker,
+    Setting,
+    TrainWorker,
+)
 from ray_rl.config import RunConfig
 from ray_rl.planner.plan import Plan
 from ray_rl.rollout.router import Router
@@ -54,7 +62,7 @@ class Workers:
     weights: RayWeights
     trainers: Trainers
     critic: RayCritic | None
-    reference: RayScorer | None
+    reference: RayReference | None
     reward: RayRewardModels | None
 
     async def restart(self) -> list[str]:
@@ -108,14 +116,14 @@ async def started_workers(
         }
         engines = [RayEngine(launch(i), config=config) for i in range(plan.workers["rollout"])]
         actor = RayActor(teams["actor"])
-        trainers = Trainers(config, teams, launch=launch_worker)
+        trainers = Trainers(config, teams, launch=launch_worker, tell=tell or note)
         weights = RayWeights(config, actor, engines, tell=tell or note)
         router = Router(len(engines))
         health = Health(config, engines, router=router, weights=weights, launch=launch, tell=tell or note)
         try:
             await together([trainers.load(), *(engine.process.start() for engine in engines)])
             await weights.join(*await actor.meeting_place())
-            async with health.watching():
+            async with health.watching(), Heartbeats(config, teams.values()).watching():
                 yield Workers(
                     actor=actor,
                     engines=engines,
@@ -123,8 +131,8 @@ async def started_workers(
                     weights=weights,
                     trainers=trainers,
                     critic=RayCritic(teams["critic"]) if "critic" in teams else None,
-                    reference=RayScorer(teams["reference"]) if "reference" in teams else None,
-                    reward=_reward_models(config, teams),
+                    reference=_reference(teams, trainers),
+                    reward=_reward_models(config, teams, trainers),
                 )
         finally:
             await _stop(health.handles)
@@ -135,11 +143,25 @@ async def started_workers(
 
 def _launch_worker(slots: Mapping[str, list[Slot]], settings: Mapping[str, Setting], role: str, rank: int) -> Any:
     """The actor of a worker, which has not loaded its model yet."""
-    return SHELLS[role].options(**slots[role][rank].options()).remote(settings[role], f"{role}-{rank}")
+    options = slots[role][rank].options()
+    if settings[role].config.cluster.accelerator == "cpu":
+        # Beside heartbeats a worker computes in a thread that is not the first. In an arena of its own glibc would give
+        # large blocks back to the kernel whatever `keep_freed_memory` says: allocations took eight times as long.
+        options |= {"runtime_env": {"env_vars": {"MALLOC_ARENA_MAX": "1"}}}
+    return SHELLS[role].options(**options).remote(settings[role], f"{role}-{rank}")
 
 
-def _reward_models(config: RunConfig, teams: Mapping[str, Team]) -> RayRewardModels | None:
-    return None if config.reward is None else RayRewardModels(teams["reward"], models=len(config.reward.paths))
+def _reference(teams: Mapping[str, Team], trainers: Trainers) -> RayReference | None:
+    if "reference" not in teams:
+        return None
+    return RayReference(teams["reference"], repeat=partial(trainers.repeating, "reference"))
+
+
+def _reward_models(config: RunConfig, teams: Mapping[str, Team], trainers: Trainers) -> RayRewardModels | None:
+    if config.reward is None:
+        return None
+    repeat = partial(trainers.repeating, "reward")
+    return RayRewardModels(teams["reward"], models=len(config.reward.paths), repeat=repeat)
 
 
 def _launch(config: RunConfig, slots: list[Slot], setting: Setting, index: int) -> EngineProcess:

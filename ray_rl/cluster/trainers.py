@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import ray
 from ray_rl.cluster.calls import call
 from ray_rl.cluster.roles import Team
 from ray_rl.config import RunConfig
-from ray_rl.errors import OutsideError
+from ray_rl.errors import ClusterError, OutsideError, WorkerLost
 from ray_rl.rollout.together import together
 from ray_rl.training.process_group import Member
 
@@ -25,17 +25,28 @@ ALIVE_S = 10.0
 class Trainers:
     """All workers but the engines."""
 
-    def __init__(self, config: RunConfig, teams: Mapping[str, Team], *, launch: Callable[[str, int], Any]) -> None:
-        """Starts nothing yet.
+    def __init__(
+        self,
+        config: RunConfig,
+        teams: Mapping[str, Team],
+        *,
+        launch: Callable[[str, int], Any],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Takes workers that were launched; `load` loads their models.
 
         Args:
-            config: of the run.
-            teams: by role, of handles that were launched.
-            launch: makes the actor of a worker, by role and rank, in its slot.
+            config: Configuration of the run.
+            teams: Handles of the workers, by role.
+            launch: Makes the actor of a worker, by role and rank, in its slot.
+            tell: Is told of every role that is started again without the others.
         """
         self._config = config
         self._teams = teams
         self._launch = launch
+        self._tell = tell
+        self._restarts = dict.fromkeys(teams, 0)
+        """Of a role that was started again without the others."""
 
     async def load(self) -> None:
         """Loads the models of all roles at the same time.
@@ -46,7 +57,7 @@ class Trainers:
         await together(self._load(role) for role in self._teams)
 
     async def restart(self) -> list[str]:
-        """Starts the roles under training anew, with the weights they began with, and others that lost a worker.
+        """Starts the roles under training again, with the weights they began with, and others that lost a worker.
 
         Returns:
             The roles that were started.
@@ -57,12 +68,38 @@ class Trainers:
         others = [role for role in self._teams if role not in UNDER_TRAINING]
         well = await together(self._is_well(role) for role in others)
         again = [role for role in self._teams if role not in others or not well[others.index(role)]]
-        for role in again:
-            for handle in self._teams[role].handles:
-                ray.kill(handle)
-            self._teams[role].handles[:] = [self._launch(role, i) for i in range(len(self._teams[role].handles))]
-        await together(self._load(role) for role in again)
+        await self._start_again(again)
         return again
+
+    async def repeating(self, role: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """The result of a call to a role without a state, which is started again whenever it loses a worker.
+
+        Raises:
+            ClusterError: the role lost a worker more often than `cluster.max_restarts`.
+            RayRLError: whatever else the call raises.
+        """
+        team, most = self._teams[role], self._config.cluster.max_restarts
+        lost_s: float | None = None
+        while True:
+            try:
+                if not team.vitals.is_loaded:
+                    await self._start_again([role])
+                result = await call()
+            except WorkerLost as lost:
+                team.vitals.unload()
+                lost_s = _now_s() if lost_s is None else lost_s
+                self._restarts[role] += 1
+                if self._restarts[role] > most:
+                    raise ClusterError(
+                        f"{lost}\nThe {role} was started again {most} times before (cluster.max_restarts={most})"
+                    ) from lost
+                self._tell(
+                    f"{str(lost).splitlines()[0]} Starting the {role} again; restart {self._restarts[role]} of {most}"
+                )
+            else:
+                if lost_s is not None:
+                    self._tell(f"{role} answers again, {_now_s() - lost_s:.1f} s after it was lost")
+                return result
 
     def kill(self) -> None:
         """Ends all workers."""
@@ -70,7 +107,21 @@ class Trainers:
             for handle in team.handles:
                 ray.kill(handle)
 
+    async def _start_again(self, roles: Iterable[str]) -> None:
+        roles = list(roles)
+        for role in roles:
+            team = self._teams[role]
+            team.vitals.unload()
+            for handle in team.handles:
+                ray.kill(handle)  # a stopped process, too
+            team.handles[:] = [self._launch(role, rank) for rank in range(len(team.handles))]
+        await together(self._load(role) for role in roles)
+
     async def _load(self, role: str) -> None:
+        await self._load_models(role)
+        self._teams[role].vitals.loaded()
+
+    async def _load_models(self, role: str) -> None:
         bound_s = self._config.cluster.start_timeout_s
         handles, logs = self._teams[role].handles, self._teams[role].logs
         team = Team(role, handles, logs, bound_s)
@@ -83,6 +134,8 @@ class Trainers:
 
     async def _is_well(self, role: str) -> bool:
         team = self._teams[role]
+        if not team.vitals.is_loaded:
+            return False
         try:
             async with asyncio.timeout(ALIVE_S):
                 await together(_address(role, handle, team.logs, ALIVE_S) for handle in team.handles)
@@ -97,3 +150,7 @@ async def _address(role: str, handle: Any, logs: Path, timeout_s: float) -> tupl
         f"{role}-0", handle.free_address.remote(), doing="starting", timeout_s=timeout_s, logs=logs
     )
     return address
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

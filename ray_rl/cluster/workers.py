@@ -79,6 +79,20 @@ class Shell:
             return address, probe.getsockname()[1]
 
 
+HEARTBEAT = "heartbeat"
+"""Concurrency group of Ray, which gives a method a thread of its own."""
+answering: Any = ray.remote(concurrency_groups={HEARTBEAT: 1})  # type: ignore[call-overload]
+"""Decorator of an actor whose heartbeats are answered while another method runs. Ray's own hints omit the argument."""
+
+
+class Watched(Shell):
+    """A worker that answers while it computes, unless its process hangs."""
+
+    @ray.method(concurrency_group=HEARTBEAT)
+    def heartbeat(self) -> None:
+        """Returns at once, whatever the worker does in its other thread."""
+
+
 class Saved:
     """What a checkpoint asks of a worker whose model is under training."""
 
@@ -108,8 +122,8 @@ class Saved:
         self._zero, self._member, self._writer = zero, member, SliceWriter()
 
 
-@ray.remote
-class TrainWorker(Shell, Saved):
+@answering
+class TrainWorker(Watched, Saved):
     """`Trainer` and the sending end of the weight transport."""
 
     def start(self, member: Member) -> None:
@@ -152,8 +166,8 @@ class TrainWorker(Shell, Saved):
         export_policy(model, parameters, source=source, to=Path(folder), step=step)
 
 
-@ray.remote
-class CriticWorker(Shell, Saved):
+@answering
+class CriticWorker(Watched, Saved):
     """`Critic`."""
 
     def start(self, member: Member) -> None:
@@ -172,8 +186,8 @@ class CriticWorker(Shell, Saved):
         return self._critic.update(batch)
 
 
-@ray.remote
-class RewardWorker(Shell):
+@answering
+class RewardWorker(Watched):
     """The reward models that are this worker's."""
 
     def start(self, worker: int) -> None:
@@ -188,8 +202,8 @@ class RewardWorker(Shell):
         return self._models.scores(conversations)
 
 
-@ray.remote
-class ReferenceWorker(Shell):
+@answering
+class ReferenceWorker(Watched):
     """`Reference`."""
 
     def start(self, member: Member) -> None:

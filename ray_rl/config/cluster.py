@@ -25,4 +25,10 @@ class ClusterConfig(Config):
     start_timeout_s: float = Field(300.0, gt=0)
     """Limit for placement, and for workers to start."""
     max_restarts: int = Field(3, ge=0)
-    """Of one engine, after which it is given up. The run goes on with the others, and ends when none is left."""
+    """Restarts of each engine, of the reference and of the reward models, and of the actor and critic together. After
+    them an engine is left out, and the run ends when no engine is left or another role is lost."""
+    heartbeat_s: float = Field(5.0, gt=0)
+    """Workers of actor, critic, reference and reward models are asked this often whether they are alive."""
+    heartbeat_timeout_s: float = Field(120.0, gt=0)
+    """A worker that has not answered for this long hangs: it is ended and its role restarted. Workers answer while they
+    compute or wait for each other, so a step may take longer. Engines have `rollout.heartbeat_timeout_s`."""
