@@ -15,7 +15,14 @@ from ray_rl.config.load import dump_config
 from ray_rl.config.redact import hidden_keys, without_secrets
 from ray_rl.errors import ConfigError
 from ray_rl.launching.job import Job
-from ray_rl.launching.kuberay_pods import CONFIG_KEY, head_shared_memory_gib, head_template, workdir, worker_template
+from ray_rl.launching.kuberay_pods import (
+    CONFIG_KEY,
+    head_shared_memory_gib,
+    head_template,
+    unexpanded,
+    workdir,
+    worker_template,
+)
 from ray_rl.launching.kuberay_rules import MAX_JOB_NAME, problems_of
 
 API_VERSION = "ray.io/v1"
@@ -195,7 +202,7 @@ def _ray_job(job: Job) -> Manifest:
         "kind": "RayJob",
         "metadata": _metadata(job, **({label: launch.queue} if label and launch.queue else {})),
         "spec": {
-            "entrypoint": submitted_line(job.shell_line),
+            "entrypoint": unexpanded(submitted_line(job.shell_line)),  # an argument of the submitter
             # The submitter is a container of the head: no pod more, and nothing between it and Ray. No
             # entrypointNumCpus: the driver stays on the head as long as it asks for nothing.
             "submissionMode": "SidecarMode",

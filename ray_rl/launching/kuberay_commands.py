@@ -96,7 +96,7 @@ def logs(name: str, *, follow: bool, namespace: str) -> Iterator[str]:
         yield from _kubectl(*words, namespace=namespace).splitlines()
         return
     with subprocess.Popen(
-        _words(*words, "--follow", namespace=namespace), stdout=subprocess.PIPE, text=True
+        _words(*words, "--follow", namespace=namespace), stdout=subprocess.PIPE, encoding="utf-8"
     ) as process:
         assert process.stdout is not None
         try:
@@ -184,7 +184,7 @@ def _kubectl(*words: str, namespace: str, text: str | None = None) -> str:
         raise UserError("kubectl is not on the PATH; install it, and point it at the cluster")
     command = _words(f"--request-timeout={LIMIT_S // 2}s", *words, namespace=namespace)
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=LIMIT_S)
+        done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
         raise ClusterError(f"kubectl {words[0]} did not end within {LIMIT_S} s; look at kubectl cluster-info") from None
     if done.returncode == 0:

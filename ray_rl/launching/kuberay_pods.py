@@ -30,6 +30,14 @@ def workdir(job: Job) -> str:
     return job.launch.workdir or WORKDIR
 
 
+def unexpanded(text: str) -> str:
+    """Text from which the kubelet makes `text`, in a variable, a command or an argument.
+
+    There `$(NAME)` is replaced by a variable of the container and `$$` by `$`; any other `$` stays.
+    """
+    return text.replace("$", "$$") if "$(" in text or "$$" in text else text
+
+
 def head_shared_memory_gib(job: Job) -> int:
     """Size of the head's /dev/shm."""
     kuberay = job.launch.kuberay
@@ -105,7 +113,7 @@ def _container(job: Job, name: str, *, environment: dict[str, str], drain: str) 
         "name": name,
         "image": job.launch.image,
         "workingDir": workdir(job),
-        "env": [{"name": key, "value": value} for key, value in sorted(environment.items())],
+        "env": [{"name": key, "value": unexpanded(value)} for key, value in sorted(environment.items())],
         **({"envFrom": secret} if secret else {}),
         "volumeMounts": [
             {"name": "shm", "mountPath": "/dev/shm"},

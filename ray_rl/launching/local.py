@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from ray_rl.launching.job import ADDRESS, Job
+from ray_rl.launching.shell import exports
 
 
 def render(job: Job) -> str:
@@ -14,7 +15,7 @@ def render(job: Job) -> str:
         "#!/usr/bin/env bash",
         f"# {job.name}: {job.steps} steps on this machine, on {where}. Exit code 75: saved, run me again.",
         "set -euo pipefail",
-        *(f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()),
+        *exports(job.environment),
     ]
     if job.preflight is not None:
         lines.append(shlex.join(_here(job, job.preflight)))

@@ -22,6 +22,30 @@ _SECRETS_BELONG = {
     "kuberay": "into a secret that launch.kuberay.environment_from names",
 }
 
+_OF_BASH = {
+    "_",
+    "DIRSTACK",
+    "EUID",
+    "FUNCNAME",
+    "GROUPS",
+    "IFS",
+    "LINENO",
+    "OLDPWD",
+    "OPTIND",
+    "PIPESTATUS",
+    "POSIXLY_CORRECT",
+    "PPID",
+    "PS4",
+    "PWD",
+    "RANDOM",
+    "SECONDS",
+    "SHELLOPTS",
+    "SHLVL",
+    "SRANDOM",
+    "UID",
+}
+"""Variables that bash does not take from outside, or that change how it reads scripts. Every launcher uses bash."""
+
 
 def check_launch(config: RunConfig, backend: Backend, overrides: Sequence[str] = ()) -> None:
     """Checks that a run can be launched in a way.
@@ -34,7 +58,12 @@ def check_launch(config: RunConfig, backend: Backend, overrides: Sequence[str] =
     Raises:
         ConfigError: naming every violation with its remedy.
     """
-    problems = [*_names(config), *_secrets(config, backend, overrides), *_run_folder(config, backend)]
+    problems = [
+        *_names(config),
+        *_values(config, backend),
+        *_secrets(config, backend, overrides),
+        *_run_folder(config, backend),
+    ]
     if problems:
         raise ConfigError(as_one_message(problems))
 
@@ -43,6 +72,20 @@ def _names(config: RunConfig) -> Iterator[str]:
     for name in config.launch.environment:
         if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None:
             yield f"launch.environment.{name}: not the name of a variable; write letters, digits and underscores"
+        elif name in _OF_BASH or name.startswith("BASH"):
+            yield f"launch.environment.{name}: bash keeps this variable for itself, in every launcher; leave it out"
+
+
+def _values(config: RunConfig, backend: Backend) -> Iterator[str]:
+    """The same text has to arrive, whoever launches."""
+    for name, value in config.launch.environment.items():
+        if re.search("[\0\ud800-\udfff]", value):
+            yield f"launch.environment.{name}: has a null character or half of a surrogate pair; no variable holds it"
+        elif backend == "ray-job" and (found := re.search(r"\$(\w+|\{[^}]*\})", value)):
+            yield (
+                f"launch.environment.{name}: Ray would replace {found[0]} by a variable of its node, and knows no way "
+                "to write it literally; write the value out, or set it where the nodes run `ray start`"
+            )
 
 
 def _secrets(config: RunConfig, backend: Backend, overrides: Sequence[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from importlib.resources import files
 from pathlib import PurePosixPath
@@ -9,11 +10,17 @@ from pathlib import PurePosixPath
 from ray_rl.config.launch import SlurmLaunch
 from ray_rl.errors import ConfigError
 from ray_rl.launching.job import Job
+from ray_rl.launching.shell import exports
 
 LOGS = "slurm-logs"
 """Folder of Slurm's output and of the attempts' logs, in the folder where the job starts."""
 WORKSPACE = "/workspace"
 """Where images have the project."""
+
+SET_ON_TOP = ("NODES", "CPU_NODES", "GPUS", "READY_S", "GRACE_S", "RETRIES", "STEP", "CONTAINER_MOUNTS")
+"""Variables of the body that `_values` sets."""
+NOT_FOR_RAY = ("SLURM", "SRUN", "PMI", "RAY_RL_")
+"""What the names of variables begin with that the body hides from Ray, or sets."""
 
 
 def render(job: Job) -> str:
@@ -24,17 +31,26 @@ def render(job: Job) -> str:
     """
     _check(job)
     parts = ["#!/bin/bash", *_directives(job), *_note(job), "", "set -euo pipefail", *_values(job), ""]
-    parts += [f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()]
+    parts += exports(job.environment)
     parts += _setup(job)
     preflight = ":" if job.preflight is None else shlex.join(job.preflight)
     parts += ["", f"preflight() {{ {preflight}; }}", f"entrypoint() {{ exec {shlex.join(job.entrypoint)}; }}", ""]
-    body = files("ray_rl.launching").joinpath("slurm_body.sh").read_text(encoding="utf-8")
-    return "\n".join(parts) + "\n" + body
+    return "\n".join(parts) + "\n" + _body()
+
+
+def _body() -> str:
+    return files("ray_rl.launching").joinpath("slurm_body.sh").read_text(encoding="utf-8")
 
 
 def _check(job: Job) -> None:
     launch, grace_s = job.launch, job.config.run.grace_s
     slurm = launch.slurm
+    taken = sorted(name for name in launch.environment if name in _own_variables() or name.startswith(NOT_FOR_RAY))
+    if taken:
+        raise ConfigError(
+            f"launch.environment.{taken[0]}: the script for Slurm sets or removes a variable of this name, so yours "
+            "would not arrive; choose another name, or leave it out"
+        )
     if slurm.container == "pyxis":
         _check_container(job)
     if slurm.warn_s <= grace_s:
@@ -47,6 +63,14 @@ def _check(job: Job) -> None:
             f"launch.time_limit={launch.time_limit} is not longer than launch.slurm.warn_s={slurm.warn_s}: the run "
             "would be told to save as soon as it starts"
         )
+
+
+def _own_variables() -> set[str]:
+    """Variables to which the script gives values."""
+    body = _body()
+    names = re.findall(r"(?:^|[\s(;])([A-Za-z_]\w*)\+?=|\bfor (\w+) in\b|\bmapfile -t (\w+)", body)
+    declared = " ".join(re.findall(r"\blocal (.*)", body))
+    return {name for found in names for name in found if name} | {*declared.split(), *SET_ON_TOP, "RAY_AUTH_TOKEN"}
 
 
 def _check_container(job: Job) -> None:

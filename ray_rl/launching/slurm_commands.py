@@ -209,7 +209,7 @@ def _answer(
             stdin=subprocess.DEVNULL if input_text is None else None,
             cwd=folder,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=COMMAND_S,
             check=False,
         )

@@ -16,8 +16,9 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.kubelet import expanded, variables
 from tests.kuberay.api_server import ApiServer
-from tests.kuberay.pods import GATEWAY, Pod, variables
+from tests.kuberay.pods import GATEWAY, Pod
 
 RECONCILE_S = 0.5
 READY_S = 90.0
@@ -213,9 +214,10 @@ class Operator:
         """The sidecar: the head's image, no volume, no variable of the user, and the entrypoint in a line of bash."""
         address = "http://127.0.0.1:8265"
         health = f'import urllib.request; urllib.request.urlopen("{address}/api/gcs_healthz", timeout=5)'
+        entrypoint = expanded(self.spec["entrypoint"], {})
         line = (
             f"until python -c {shlex.quote(health)} >/dev/null 2>&1 ; do sleep 1 ; done ; "
-            f"ray job submit --address {address} --submission-id {self.status['jobId']} -- {self.spec['entrypoint']} ;"
+            f"ray job submit --address {address} --submission-id {self.status['jobId']} -- {entrypoint} ;"
         )
         head.start(SUBMITTER, line, mounts=[], environment={"PYTHONUNBUFFERED": "1"}, workdir="/")
 

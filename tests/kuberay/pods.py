@@ -187,7 +187,3 @@ class Pod:
 def _exec(environment: dict[str, str], command: str) -> str:
     pairs = " ".join(shlex.quote(f"{key}={value}") for key, value in environment.items())
     return f"exec env -i {pairs} /bin/bash -c -- {shlex.quote(command)}"
-
-
-def variables(container: dict) -> dict[str, str]:
-    return {entry["name"]: entry["value"] for entry in container.get("env", [])}

@@ -55,3 +55,23 @@ def test_a_password_in_the_address_is_refused(refused):
 
 def test_what_is_no_variable_is_refused(refused):
     assert "launch.environment.A B;c: not the name of a variable" in refused("slurm", "launch.environment={'A B;c': x}")
+
+
+@pytest.mark.parametrize("backend", ["local", "ray-job", "slurm", "kuberay"])
+@pytest.mark.parametrize("name", ["UID", "IFS", "BASH_ENV"])
+def test_a_variable_that_bash_keeps_for_itself_is_refused(refused, backend, name):
+    text = refused(backend, f"launch.environment={{{name}: x}}")
+    assert f"launch.environment.{name}: bash keeps this variable for itself" in text
+
+
+@pytest.mark.parametrize("value", [r'"a\0b"', r'"a\uD800b"'])
+def test_a_value_that_no_variable_can_hold_is_refused(refused, value):
+    assert "launch.environment.ODD: has a null character" in refused("local", f"launch.environment={{ODD: {value}}}")
+
+
+@pytest.mark.parametrize(("value", "named"), [("at $HOME/x", "$HOME"), ("${x}", "${x}"), ("$$a", "$a")])
+def test_what_ray_would_replace_is_refused_for_a_ray_job_alone(refused, job, value, named):
+    override = f"launch.environment={{PLACE: '{value}'}}"
+    assert f"launch.environment.PLACE: Ray would replace {named} by a variable" in refused("ray-job", override)
+    for backend in ("local", "slurm", "kuberay"):
+        check_launch(job(override).config, backend)
