@@ -159,11 +159,13 @@ class TrainWorker(Watched, Saved):
     def export(self, folder: str, step: int) -> None:
         """Writes the policy of a step; a collective of the ranks."""
         from ray_rl.checkpoint.hugging_face import export_policy
+        from ray_rl.data.chat import ChatTokenizer
 
         stream = self._trainer.stream
         parameters = ((spec.name, tensor) for group in stream.groups() for spec, tensor in group)
         model, source = self._trainer.model.causal_lm, self._setting.folder
-        export_policy(model, parameters, source=source, to=Path(folder), step=step)
+        template = ChatTokenizer.of_run(self._setting.config, source).changed_template
+        export_policy(model, parameters, source=source, to=Path(folder), step=step, chat_template=template)
 
 
 @answering

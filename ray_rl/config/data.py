@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from ray_rl.config.base import Config
 
@@ -14,6 +14,9 @@ class Source(Config):
     """Draw in an order that is a function of (run.seed, epoch) alone. False keeps the order of the source."""
     system_prompt: str | None = None
     """Put before the conversation. None leaves it to the model's chat template."""
+    template_options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Values for variables that the chat template reads, for example {enable_thinking: false}, or {date_string: ...}
+    for one that writes today's date. The exported model's template has them as defaults."""
     max_prompt_tokens: int = Field(1024, ge=1)
     """Longer prompts are filtered out, counted and reported."""
 

@@ -12,6 +12,7 @@ from ray_rl.errors import ConfigError
 
 FIXED = {
     "model.path": "the checkpoint holds the weights of the other model",
+    "model.chat_template": "it makes other prompts",
     "data": "the position in the data would mean other prompts",
     "run.seed": "it orders the prompts and seeds the sampling",
     "algorithm.prompts_per_step": "steps and prompts are counted together",

@@ -1,6 +1,6 @@
 """How completions are sampled."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -21,8 +21,12 @@ class RolloutConfig(Config):
     temperature: float = Field(1.0, gt=0)
     """The trainer computes log-probabilities at the same temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
-    stop: list[str] = Field(default_factory=list)
-    """Strings that end a completion, besides the end-of-sequence token."""
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Strings that end a completion, which includes them. One that is a token, special ones too, ends it as that token.
+    Without any, these end it: the tokenizer's end-of-sequence token, those of generation_config.json, and with a chat
+    template the token that it writes behind an answer."""
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """Tokens that end a completion, besides those of the model."""
     max_staleness: int = Field(0, ge=0)
     """Steps that a rollout may be older than the trainer. 0: synchronous. 1: engines sample the next batch while the
     trainer trains on this one."""

@@ -48,6 +48,9 @@ class ModelConfig(Config):
     """Of the forward pass and of the engines. Master weights and optimizer state are float32 either way. auto: bfloat16
     on GPU and on CPUs with bfloat16 instructions, else float32; the run folder's config.yaml says which."""
     trust_remote_code: bool = False
+    chat_template: str | None = None
+    """In place of the tokenizer's own: Jinja text, a file of it, or the name of one of the model's templates. The
+    exported model carries it. None: the model's own; of several, the one called `default`."""
 
 
 class CheckpointConfig(Config):

@@ -1,50 +1,152 @@
-"""Text to tokens and back: the model's tokenizer and chat template."""
+"""Prompts to tokens, tokens to text, and what ends a completion: the model's tokenizer with its chat template."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ray_rl.errors import DataError
+from ray_rl.config import RunConfig
+from ray_rl.config.data import DataConfig, Table
+from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer, squeezed
+from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from ray_rl.data.template import ChatTemplate
+
+ANSWER = "Zq42qZ"
+"""An answer that stands nowhere else in a rendered conversation: what follows it ends a turn."""
+SHOWN_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What ends a completion."""
+
+    token_ids: tuple[int, ...]
+    """The completion ends with the first of these tokens, which it includes."""
+    texts: tuple[str, ...]
+    """The completion ends where the first of these texts is complete."""
 
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer with its chat template.
+    """A model's tokenizer with its chat template.
 
     Prompts become tokens once, here. A completion starts where its prompt's tokens end: by position, whatever the
     tokens are. Text is decoded for rewards and people only, and never tokenised again.
     """
 
-    def __init__(self, folder: str | Path, *, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        trust_remote_code: bool = False,
+        chat_template: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
         """Loads the tokenizer.
 
         Args:
             folder: with the tokenizer's files, or the name of a model of the hub.
             trust_remote_code: let a tokenizer without tokenizer.json bring its own code.
+            chat_template: Jinja, a file of it, or the name of one of the model's templates; None is the model's own.
+            template_options: values for variables that the template reads.
 
         Raises:
             DataError: there is no tokenizer.
+            ConfigError: `chat_template` is neither Jinja nor a file nor a name.
         """
-        self._folder = folder
-        try:
-            self._tokenizer = _load(folder, trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"model.path={folder}: no tokenizer could be loaded: {error}; "
-                "name a folder with tokenizer.json, or a model of the hub"
-            ) from error
-        self._eos_token_ids = _eos_token_ids(Path(folder), self._tokenizer.eos_token_id)
+        self._owner = folder
+        self._tokenizer: ModelTokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        self._own_template = None if chat_template is None else template_text(chat_template, self._tokenizer.templates)
+        self._options = template_options or {}
+        self._eos_token_ids = _eos_token_ids(self._tokenizer)
+
+    @classmethod
+    def of_run(cls, config: RunConfig, folder: str | Path) -> ChatTokenizer:
+        """The policy's, as a run has it.
+
+        Args:
+            config: of the run.
+            folder: where the policy's files lie, or a hub name.
+
+        Raises:
+            DataError, ConfigError: as the constructor.
+        """
+        return cls(
+            folder,
+            trust_remote_code=config.model.trust_remote_code,
+            chat_template=config.model.chat_template,
+            template_options=config.data.template_options,
+        )
+
+    @property
+    def model_tokenizer(self) -> ModelTokenizer:
+        """Text to tokens without a template."""
+        return self._tokenizer
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion: the tokenizer's, then those of generation_config.json."""
+        """Tokens that end a text: the tokenizer's, then those of generation_config.json."""
         return self._eos_token_ids
+
+    @property
+    def changed_template(self) -> str | None:
+        """The chat template that an export has to carry: None if it is the tokenizer's own, without options."""
+        return self._template.text if self._own_template is not None or self._options else None
+
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The token that the chat template writes behind an answer, if it is a token of its own."""
+        after = self._after_an_answer()
+        token_ids = self._tokenizer.encode(after, special=False) if after else []
+        added = set(self._tokenizer.added.values())
+        # Space before it is part of the turn; a word there is one that only this template's next turn begins with.
+        spoken = [i for i in token_ids if i in added or self._tokenizer.decode([i], skip_special_tokens=False).strip()]
+        return spoken[0] if spoken and spoken[0] in added else None
+
+    def ends(self, stop: Sequence[str], stop_token_ids: Sequence[int], *, chat: bool) -> Ends:
+        """What ends a completion: the model's tokens, the template's turn end, and what the configuration adds.
+
+        A text that is one token also ends a completion as that token: special tokens are in no decoded text.
+
+        Args:
+            stop: `rollout.stop`.
+            stop_token_ids: `rollout.stop_token_ids`.
+            chat: prompts went through the chat template.
+
+        Raises:
+            ConfigError: a token that the tokenizer has not, or a text with a special token in it that never appears.
+        """
+        token_ids = [*self._eos_token_ids, *stop_token_ids]
+        if chat and self.turn_end is not None:
+            token_ids.append(self.turn_end)
+        known = set(self._tokenizer.vocabulary.values())
+        for token in stop_token_ids:
+            if token not in known:
+                raise ConfigError(
+                    f"rollout.stop_token_ids={token}: the tokenizer of {self._owner} has no such token, its largest is "
+                    f"{max(known)}; name one of its own"
+                )
+        for text in stop:
+            as_token = self._as_one_token(text)
+            if as_token is None:
+                self._check_can_appear(text)
+            else:
+                token_ids.append(as_token)
+        return Ends(tuple(dict.fromkeys(token_ids)), tuple(dict.fromkeys(stop)))
+
+    def ends_of(self, config: RunConfig) -> Ends:
+        """What ends a completion of a run.
+
+        Raises:
+            ConfigError: as `ends`.
+        """
+        return self.ends(config.rollout.stop, config.rollout.stop_token_ids, chat=uses_chat(config.data))
 
     def encode(self, prompt: str | Sequence[Message], *, chat: bool) -> tuple[int, ...]:
         """Tokens of a prompt.
@@ -52,62 +154,171 @@ class ChatTokenizer:
         Args:
             prompt: text, or a conversation.
             chat: apply the chat template, generation prompt included; text is then one user message. Without, text is
-                tokenised as it is, with the special tokens that the tokenizer adds by itself (often one at the start).
+                tokenised as it is, behind the special tokens that the tokenizer puts at the start by itself; what it
+                puts at the end would end the completion before it begins, and is left out.
 
         Raises:
-            DataError: the model has no chat template or its template refuses, or a conversation comes with chat False.
+            DataError: the model has no chat template, the template refuses or loses text, the tokenizer loses text, or
+                a conversation comes with chat False.
         """
         if not chat:
             if not isinstance(prompt, str):
                 raise DataError("data.chat=false feeds text, but the prompt is a list of messages; set data.chat: true")
-            return tuple(self._tokenizer(prompt)["input_ids"])
-        if self._tokenizer.chat_template is None:
-            raise DataError(
-                f"model.path={self._folder}: the tokenizer has no chat template; "
-                "use an instruct model, or a text source with data.chat: false"
-            )
-        return self._through_template([Message("user", prompt)] if isinstance(prompt, str) else prompt)
+            token_ids = self._open_ended(prompt)
+            self._check_decodes([prompt], token_ids)
+            return tuple(token_ids)
+        messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+        text = self._template.render(messages, generation_prompt=True)
+        token_ids = self._tokenizer.encode(text, special=False)
+        written = squeezed(text)
+        self._check_decodes([m.content for m in messages if squeezed(m.content) in written], token_ids)
+        return tuple(token_ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
-        text = self._tokenizer.decode([int(token) for token in token_ids], skip_special_tokens=True)
-        assert isinstance(text, str), "one sequence decodes to one text"
-        return text
+        return self._tokenizer.decode(token_ids)
 
-    def _through_template(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        import jinja2
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        from ray_rl.data.template import ChatTemplate
 
-        conversation = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            token_ids = self._tokenizer.apply_chat_template(
-                conversation, tokenize=True, add_generation_prompt=True, return_dict=False
-            )
-        except jinja2.TemplateError as error:
-            roles = ", ".join(message.role for message in messages)
+        text = self._own_template
+        if text is None:
+            templates = self._tokenizer.templates
+            text = templates.get("default")
+            if text is None and templates:
+                raise DataError(
+                    f"model.path={self._owner}: the tokenizer has the chat templates {', '.join(sorted(templates))}, "
+                    "and none of them is called default; set model.chat_template to the name of one, or to your own"
+                )
+        if text is None:
             raise DataError(
-                f"the chat template of {self._folder} refuses roles {roles}: {error}; correct the messages"
-            ) from error
-        return tuple(token_ids)
+                f"model.path={self._owner}: the tokenizer has no chat template; use an instruct model, "
+                "or set model.chat_template, or a text source with data.chat: false"
+            )
+        return ChatTemplate(
+            text, special_tokens=self._tokenizer.special_tokens, owner=str(self._owner), options=self._options
+        )
+
+    def _open_ended(self, text: str) -> list[int]:
+        """Tokens of a text with those that the tokenizer puts before it, without those that it puts behind it."""
+        bare, whole = self._tokenizer.encode(text, special=False), self._tokenizer.encode(text, special=True)
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return whole[: start + len(bare)]
+        return whole
+
+    def _check_decodes(self, texts: Sequence[str], token_ids: Sequence[int]) -> None:
+        """Refuses tokens that do not hold the texts, but for space and what the tokenizer normalizes."""
+        if self._tokenizer.library is None:
+            return  # A tokenizer in Python may rewrite text in its own ways.
+        whole = _compared(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+        lost = next((text for text in texts if not self._is_in(text, whole)), None)
+        # An unknown word stands for what it is not: that is how such a model reads every text.
+        if lost is not None and self._tokenizer.unknown.isdisjoint(token_ids):
+            raise DataError(
+                f"the tokenizer of {self._owner} loses text: {lost[:SHOWN_CHARACTERS]!r} becomes "
+                f"{self._tokenizer.decode(token_ids)[-SHOWN_CHARACTERS:]!r}; use text that the model can read, or "
+                "another tokenizer"
+            )
+
+    def _is_in(self, text: str, whole: str) -> bool:
+        return _compared(text) in whole or _compared(self._tokenizer.normalized(text)) in whole
+
+    def _after_an_answer(self) -> str | None:
+        """What the template writes behind an answer: up to the end, or where that is nothing, before the next turn."""
+        question, answer = Message("user", "1+1?"), Message("assistant", ANSWER)
+        for messages in ([question, answer], [question, answer, question]):
+            try:
+                text = self._template.render(messages, generation_prompt=False)
+            except (DataError, ConfigError):
+                return None
+            after = text.rpartition(ANSWER)[2]
+            if after.strip():
+                return after
+        return None
+
+    def _as_one_token(self, text: str) -> int | None:
+        if text in self._tokenizer.added:
+            return self._tokenizer.added[text]
+        token_ids = self._tokenizer.encode(text, special=False)
+        whole = len(token_ids) == 1 and self._tokenizer.decode(token_ids, skip_special_tokens=False) == text
+        return token_ids[0] if whole else None
+
+    def _check_can_appear(self, text: str) -> None:
+        for token, index in self._tokenizer.added.items():
+            if token in text and index in self._tokenizer.special_ids:
+                raise ConfigError(
+                    f"rollout.stop={text!r}: holds the special token {token!r}, which is in no decoded text, so that "
+                    f"nothing would ever stop; name the token alone, {token!r}"
+                )
 
 
-def _load(folder: str | Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase
-    # transformers' root takes 1.4 s to import; AutoTokenizer 6.5 s, because it pulls torch in.
-    if (Path(folder) / "tokenizer.json").is_file():
-        from transformers import PreTrainedTokenizerFast
+def template_text(value: str, templates: Mapping[str, str]) -> str:
+    """The Jinja text that `model.chat_template` stands for.
 
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    else:
-        from transformers import AutoTokenizer
+    Args:
+        value: Jinja, a file of it, or a name.
+        templates: of the model, by name.
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return tokenizer
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if value in templates:
+        return templates[value]
+    text = without_file(value)
+    if not _is_jinja(text) and text == value:
+        raise ConfigError(
+            f"model.chat_template={value}: is no Jinja text, no file, and no name of a template of the model, "
+            f"which has {', '.join(sorted(templates)) or 'none'}"
+        )
+    return text
 
 
-def _eos_token_ids(folder: Path, of_tokenizer: int | None) -> tuple[int, ...]:
+def without_file(value: str) -> str:
+    """`model.chat_template` with a file's text in place of its path.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    file = Path(value).expanduser()
+    if _is_jinja(value) or not file.is_file():
+        return value
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.chat_template={value}: the file cannot be read: {error}") from error
+
+
+def _is_jinja(text: str) -> bool:
+    return "{{" in text or "{%" in text
+
+
+def uses_chat(data: DataConfig) -> bool:
+    """Whether prompts go through the chat template."""
+    return data.chat if isinstance(data, Table) else True
+
+
+def _compared(text: str) -> str:
+    # SentencePiece writes a space as a lower one eighth block, and reads that one as a space.
+    return squeezed(text.replace("\u2581", " ")).casefold()
+
+
+def _eos_token_ids(tokenizer: ModelTokenizer) -> tuple[int, ...]:
+    """As transformers finds them: without a generation_config.json, config.json says what ends a text."""
+    of_tokenizer = tokenizer.id_of("eos_token")
     token_ids = [] if of_tokenizer is None else [of_tokenizer]
-    file = folder / "generation_config.json"
-    if file.is_file():
-        declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-        token_ids += declared if isinstance(declared, list) else [] if declared is None else [declared]
+    for name in ("generation_config.json", "config.json"):
+        file = tokenizer.folder / name
+        if not file.is_file():
+            continue
+        try:
+            declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f"{file}: is not a JSON object ({error}); restore the file") from error
+        listed = declared if isinstance(declared, list) else [] if declared is None else [declared]
+        if not all(isinstance(token, int) for token in listed):
+            raise DataError(f"{file}: eos_token_id={declared!r} is no token id; write a number or a list of numbers")
+        token_ids += listed
+        break
     return tuple(dict.fromkeys(token_ids))

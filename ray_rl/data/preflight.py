@@ -38,7 +38,7 @@ def check_data(
         model_folder: where the model lies, if that is not `model.path`: a packaged model's cache. Without a
             tokenizer.json there, the length of prompts is not checked.
         row_checks: called with every row that is checked; each raises DataError if the row is wrong.
-        with_tokenizer: whether to check the length of prompts at all, which imports transformers.
+        with_tokenizer: whether to check the length of prompts at all.
 
     Raises:
         DataError: a file, a row or a column; of a jsonl file with its line.
@@ -100,7 +100,8 @@ def _check_lengths(config: RunConfig, rows: Rows, folder: Path) -> None:
     """Refuses a limit that none of the first prompts meets, if the tokenizer is on this machine already."""
     if not (folder / "tokenizer.json").is_file():
         return
-    tokenizer = ChatTokenizer(folder)
+    tokenizer = ChatTokenizer.of_run(config, folder)
+    tokenizer.ends_of(config)
     limit = config.data.max_prompt_tokens
     first = None
     for index in islice(range(len(rows)), TOKENIZED_ROWS):

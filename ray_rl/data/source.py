@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, assert_never
 
 from ray_rl.config.data import Addition, CustomSource, DataConfig, Hub, Jsonl, Parquet, ReasoningGym
-from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.chat import ChatTokenizer, uses_chat
 from ray_rl.data.procedural import AdditionRows, ReasoningGymRows
 from ray_rl.data.rows import Row, Rows
 from ray_rl.data.tables import CustomRows, HubRows, JsonlRows, ParquetRows
@@ -64,7 +64,7 @@ def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prom
     """
     content = _with_system_prompt(row, config.system_prompt)
     try:
-        token_ids = tokenizer.encode(content, chat=_uses_chat(config))
+        token_ids = tokenizer.encode(content, chat=uses_chat(config))
     except DataError as error:
         raise DataError(f"{row.id}: {error}") from error
     messages = (Message("user", content),) if isinstance(content, str) else content
@@ -188,14 +188,6 @@ class PromptSource:
             "seed": self._seed,
             "shuffle": self._config.shuffle,
         }
-
-
-def _uses_chat(config: DataConfig) -> bool:
-    match config:
-        case Jsonl() | Parquet() | Hub():
-            return config.chat
-        case _:
-            return True
 
 
 def _with_system_prompt(row: Row, system_prompt: str | None) -> str | tuple[Message, ...]:

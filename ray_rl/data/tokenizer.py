@@ -170,6 +170,14 @@ class ModelTokenizer:
         assert self.library is None, "the other kind"
         return backend  # type: ignore[no-any-return]
 
+    @cached_property
+    def unknown(self) -> frozenset[int]:
+        """Tokens that stand for text that the vocabulary lacks."""
+        model = _json(self.folder / "tokenizer.json").get("model", {})
+        named = [self.special_tokens.get("unk_token"), model.get("unk_token")]
+        ids = {self.vocabulary.get(text) for text in named if text is not None} | {model.get("unk_id")}
+        return frozenset(index for index in ids if index is not None)
+
     def id_of(self, name: str) -> int | None:
         """Id of the special token with that name (`eos_token`), if there is one and the vocabulary has it."""
         text = self.special_tokens.get(name)
@@ -178,7 +186,11 @@ class ModelTokenizer:
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Tokens of a text; with `special` those that the tokenizer puts around it by itself, too."""
         if self.library is not None:
-            return self.library.encode(text, add_special_tokens=special).ids
+            try:
+                with _OfTheLibrary():
+                    return self.library.encode(text, add_special_tokens=special).ids
+            except (_Damaged, UnicodeError, TypeError) as error:
+                raise DataError(f"the tokenizer of {self.folder} cannot read {text[:80]!r}: {error}") from error
         return [int(token) for token in self._python(text, add_special_tokens=special)["input_ids"]]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -224,6 +236,11 @@ class ModelTokenizer:
                 if ours_text != theirs_text:
                     return f"the tokens {ours} are {ours_text!r} by tokenizer.json, and {theirs_text!r}"
         return None
+
+
+def squeezed(text: str) -> str:
+    """The text without space of any kind."""
+    return "".join(text.split())
 
 
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False, key: str = "model.path") -> ModelTokenizer:

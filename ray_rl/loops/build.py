@@ -9,7 +9,7 @@ from typing import Literal
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
-from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.chat import ChatTokenizer, without_file
 from ray_rl.data.source import build_source
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import read_progress
@@ -26,6 +26,11 @@ from ray_rl.planner.plan import plan
 from ray_rl.rewards.combine import build_rewards
 from ray_rl.rollout.collector import Collector
 from ray_rl.weight_sync.audit import CANARY
+
+NO_END = (
+    "warning: nothing ends a completion of {path}: neither its tokenizer nor generation_config.json nor the chat "
+    "template; each runs to rollout.max_tokens={limit}; set rollout.stop_token_ids or rollout.stop"
+)
 
 Resume = Literal["auto", "required"]
 """Whether a run starts anew where there is no checkpoint, or must have one."""
@@ -82,10 +87,12 @@ def gauges_of(config: RunConfig) -> GaugeSink | None:
 
 
 def _resolved(config: RunConfig) -> RunConfig:
-    """With what depends on the machine made explicit, so that the run folder says it."""
+    """With what depends on the machine and its files made explicit, so that the run folder says it."""
     wanted = "float32" if config.run.deterministic else config.model.dtype
     dtype = resolve_dtype(wanted, config.cluster.accelerator)
-    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+    template = config.model.chat_template
+    changed = {"dtype": dtype, "chat_template": None if template is None else without_file(template)}
+    return config.model_copy(update={"model": config.model.model_copy(update=changed)})
 
 
 async def _train(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | None, stop: Stop) -> None:
@@ -100,7 +107,10 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoi
             run.note(f"loading {config.model.path} in {config.model.dtype}")
             model = resolve_model(config.model.path)
             folders = _folders(config, model)
-            tokenizer = ChatTokenizer(model, trust_remote_code=config.model.trust_remote_code)
+            tokenizer = ChatTokenizer.of_run(config, model)
+            ends = tokenizer.ends_of(config)
+            if not ends.token_ids and not ends.texts:
+                run.note(NO_END.format(path=config.model.path, limit=config.rollout.max_tokens))
             source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
             rewards = stack.enter_context(closing(build_rewards(config.rewards, save=run.save_failed)))
             run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,13 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from ray_rl.config.train import RewardModelConfig
+from ray_rl.data.template import ChatTemplate
+from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer
 from ray_rl.errors import ConfigError, DataError, RewardError
 from ray_rl.metrics.metric import Mean, Metric
 from ray_rl.models.reward_model import load_reward_model, reads_last_token, sequence_scores
 from ray_rl.types import Message
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 """What config.json calls the longest sequence; others have no such limit."""
@@ -34,7 +35,7 @@ class ModelScorer:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: ModelTokenizer,
         *,
         path: str,
         micro_batch_tokens: int,
@@ -55,13 +56,20 @@ class ModelScorer:
             ConfigError: there is no chat template. A format made up here would give scores that mean nothing.
             DataError: the tokenizer has tokens that the model does not know.
         """
-        if tokenizer.chat_template is None:
+        template = tokenizer.templates.get("default")
+        if template is None and tokenizer.templates:
+            raise ConfigError(
+                f"reward.paths: the tokenizer of {path} has the chat templates "
+                f"{', '.join(sorted(tokenizer.templates))}, and none of them is called default; "
+                "put the one to use beside it as chat_template.jinja"
+            )
+        if template is None:
             raise ConfigError(
                 f"reward.paths: the tokenizer of {path} has no chat template; put the one that the model was trained "
                 "with beside it as chat_template.jinja, or name another model"
             )
         known = model.get_input_embeddings().get_parameter("weight").shape[0]
-        largest = max(tokenizer.get_vocab().values(), default=0)
+        largest = max(tokenizer.vocabulary.values(), default=0)
         if largest >= known:
             raise DataError(
                 f"reward.paths: the tokenizer of {path} has a token {largest}, and its model knows {known}; "
@@ -69,13 +77,16 @@ class ModelScorer:
             )
         self._model = model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
         self._tokenizer = tokenizer
+        self._template = ChatTemplate(
+            template, special_tokens=tokenizer.special_tokens, owner=f"the reward model {path}"
+        )
         self._path = path
         self._device = device
         self._budget = micro_batch_tokens
         limits = [max_tokens, _context_tokens(model.config)]
         if not reads_last_token(model):
             # Encoders may count positions from beyond the padding token: their tokenizers know the true limit.
-            limits.append(tokenizer.model_max_length)
+            limits.append(tokenizer.max_tokens)
         self._limit = min((limit for limit in limits if limit is not None), default=None)
         # Some models with a forward pass of their own look for the end by this token. Elsewhere any token will do.
         pad = None if reads_last_token(model) else model.config.pad_token_id
@@ -99,15 +110,8 @@ class ModelScorer:
             ConfigError: as `load_reward_model`, or there is no chat template.
             DataError: as `load_reward_model`, or there is no tokenizer.
         """
-        from transformers import AutoTokenizer
-
         model = load_reward_model(path, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(path), trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"reward.paths: no tokenizer could be loaded from {path} ({error}); name a folder that has one"
-            ) from error
+        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code, key="reward.paths")
         return cls(
             model,
             tokenizer,
@@ -150,29 +154,21 @@ class ModelScorer:
         return [Mean("reward/model_truncated_fraction", self._truncated, self._count)]
 
     def _tokens(self, index: int, conversation: Sequence[Message]) -> list[int]:
-        import jinja2
-
-        messages = [{"role": message.role, "content": message.content} for message in conversation]
         try:
-            # Tokenised inside, so that the tokenizer adds no BOS of its own.
-            tokens = self._tokenizer.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=False, return_dict=False
-            )
-        except jinja2.TemplateError as error:
-            roles = ", ".join(message.role for message in conversation)
-            raise DataError(
-                f"the chat template of the reward model {self._path} refuses roles {roles}: {error}; correct the "
-                "messages or the template"
-            ) from error
+            text = self._template.render(conversation, generation_prompt=False)
+        except DataError as error:
+            raise DataError(f"conversation {index}: {error}") from error
+        # The template writes the first token (BOS) if the model wants one: the tokenizer adds none of its own.
+        tokens = self._tokenizer.encode(text, special=False)
         if not tokens:
             raise DataError(f"the chat template of the reward model {self._path} makes nothing of conversation {index}")
-        return list(tokens)
+        return tokens
 
     def _cut(self, tokens: list[int]) -> list[int]:
         """The last tokens that fit; the first stays if it is the token that every sequence starts with."""
         if self._limit is None or len(tokens) <= self._limit:
             return tokens
-        starts = (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id)
+        starts = (self._tokenizer.id_of("bos_token"), self._tokenizer.id_of("cls_token"))
         kept = 1 if tokens[0] in starts and self._limit > 1 else 0
         return tokens[:kept] + tokens[len(tokens) - (self._limit - kept) :]
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ray_rl.config import RunConfig
-from ray_rl.errors import EngineError, EngineLost
+from ray_rl.data.chat import ChatTokenizer, Ends
+from ray_rl.errors import DataError, EngineError, EngineLost
 from ray_rl.rollout.receiver import WeightReceiver
 from ray_rl.rollout.request import SampleRequest, continuation, joined
+from ray_rl.rollout.stopping import ended_by_text, up_to_a_stop
 from ray_rl.types import Completion
 
 GIB = 2**30
@@ -45,13 +49,19 @@ class Engine:
         self._threads = threads
         self._llm: Any = None
         self._drops = 0
+        self._tokenizer: ChatTokenizer | None = None
+        self._ends = Ends((), ())
 
     async def start(self) -> None:
         """Loads the model; the engine then serves version 0.
 
         Raises:
             EngineError: vLLM could not start.
+            DataError: vLLM reads the tokenizer otherwise than prompts were made with it.
+            ConfigError: `rollout.stop` or `rollout.stop_token_ids` has what cannot end a completion.
         """
+        self._tokenizer = ChatTokenizer.of_run(self._config, self._folder)
+        self._ends = self._tokenizer.ends_of(self._config)
         on_cpu = self._config.cluster.accelerator == "cpu"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -66,13 +76,20 @@ class Engine:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        try:
-            self._llm = AsyncLLM.from_engine_args(self._arguments(on_cpu=on_cpu))
-            await self._llm.update_weight_version("0")
-        except (RuntimeError, ValueError, OSError) as error:
-            raise EngineError(f"vLLM could not start with {self._folder}: {error}") from error
+        # vLLM has read the tokenizer once it has started.
+        with tempfile.TemporaryDirectory(prefix="ray_rl-tokenizer-") as folder:
+            tokenizer = self._tokenizer.model_tokenizer.save_for_engine(Path(folder))
+            try:
+                self._llm = AsyncLLM.from_engine_args(self._arguments(str(tokenizer), on_cpu=on_cpu))
+                await self._llm.update_weight_version("0")
+            except (RuntimeError, ValueError, OSError) as error:
+                raise EngineError(f"vLLM could not start with {self._folder}: {error}") from error
+        difference = self._tokenizer.model_tokenizer.difference(self._llm.get_tokenizer())
+        if difference is not None:
+            self.stop()
+            raise DataError(f"model.path={self._folder}: the engine reads the tokenizer otherwise: {difference}")
 
-    def _arguments(self, *, on_cpu: bool) -> Any:
+    def _arguments(self, tokenizer: str, *, on_cpu: bool) -> Any:
         from vllm.config import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -92,6 +109,11 @@ class Engine:
             }
         return AsyncEngineArgs(
             model=self._folder,
+            # Of a class that nothing replaces: AutoTokenizer changes tokenizers by the family of their model.
+            tokenizer=tokenizer,
+            tokenizer_mode="hf",
+            # What ends a completion is said with every request, and by nothing else.
+            generation_config="vllm",
             dtype=config.model.dtype,
             tensor_parallel_size=rollout.tensor_parallel,
             distributed_executor_backend="uni" if rollout.tensor_parallel == 1 else "mp",
@@ -125,17 +147,21 @@ class Engine:
     async def _to_the_end(
         self, request: SampleRequest, sample: int, part: Completion, drops: int, most: int
     ) -> Completion:
-        """A completion sampled on wherever a publish cut it short, each time under the weights of then."""
-        if part.finish_reason != "abort":
-            return part
+        """A completion with its text, sampled on wherever a publish cut it short, each time under the weights of then.
+
+        vLLM looks for the texts that end a completion in what it samples itself: one that began before a cut is found
+        here.
+        """
+        tokenizer, texts = self._tokenizer, self._ends.texts
+        assert tokenizer is not None, "started"
         cuts = 0
         while part.finish_reason == "abort" and drops == self._drops:
             cuts += 1
             rest = continuation(request, sample=sample, cut=cuts, sampled=part.token_ids.tolist())
             left = most - len(part.token_ids)
             part = joined(part, *await self._sample(rest, max_tokens=left))
-        text = self._llm.get_tokenizer().decode(part.token_ids.tolist(), skip_special_tokens=True)
-        return replace(part, text=text)
+            part = up_to_a_stop(part, texts, tokenizer.decode)
+        return replace(part, text=ended_by_text(tokenizer.decode(part.token_ids.tolist()), texts))
 
     async def _sample(self, request: SampleRequest, *, max_tokens: int) -> list[Completion]:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -148,8 +174,11 @@ class Engine:
             max_tokens=max_tokens,
             temperature=rollout.temperature,
             top_p=rollout.top_p,
-            stop=rollout.stop or None,
+            stop=list(self._ends.texts) or None,
+            stop_token_ids=list(self._ends.token_ids),
             include_stop_str_in_output=True,
+            # Text is needed to look for texts in it; what rewards read is decoded here, from all tokens.
+            detokenize=bool(self._ends.texts),
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -232,6 +261,7 @@ class Engine:
 
 
 def _completion(output: Any, request_id: str) -> Completion:
+    """The completion, whose text is decoded once it is whole."""
     token_ids = np.asarray(output.token_ids, np.int32)
     entries = output.logprobs or []
     versions = np.full(len(token_ids), -1, np.int32)
@@ -243,4 +273,4 @@ def _completion(output: Any, request_id: str) -> Completion:
             f"{int((versions >= 0).sum())} versions; this vLLM is not one that ray_rl was tested with"
         )
     logprobs = [entry[token].logprob for entry, token in zip(entries, output.token_ids, strict=True)]
-    return Completion(token_ids, np.asarray(logprobs, np.float32), versions, output.finish_reason, output.text)
+    return Completion(token_ids, np.asarray(logprobs, np.float32), versions, output.finish_reason, text="")

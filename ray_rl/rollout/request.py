@@ -55,13 +55,13 @@ def continuation(request: SampleRequest, *, sample: int, cut: int, sampled: Sequ
 
 
 def joined(part: Completion, rest: Completion) -> Completion:
-    """Two parts of one completion as one, which ends as the second does."""
+    """Two parts of one completion as one, which ends as the second does. The text of both is decoded together."""
     return Completion(
         token_ids=np.concatenate([part.token_ids, rest.token_ids]),
         logprobs=np.concatenate([part.logprobs, rest.logprobs]),
         versions=np.concatenate([part.versions, rest.versions]),
         finish_reason=rest.finish_reason,
-        text=part.text + rest.text,
+        text="",
     )
 
 

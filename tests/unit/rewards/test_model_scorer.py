@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
+    AutoTokenizer,
     ModernBertDecoderConfig,
     ModernBertDecoderForSequenceClassification,
     RobertaConfig,
@@ -72,7 +73,7 @@ def spied(scorer: ModelScorer, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
 class TestScores:
     def test_one_conversation_has_the_score_that_transformers_gives_it(self, folder):
         scorer = load(folder)
-        model, tokenizer = scorer._model, scorer._tokenizer
+        model, tokenizer = scorer._model, AutoTokenizer.from_pretrained(folder)
         messages = [{"role": message.role, "content": message.content} for message in CONVERSATIONS[1]]
         inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
         model.config.pad_token_id = None  # transformers then reads the last token, as the true padding token is one
@@ -100,7 +101,7 @@ class TestScores:
 
     def test_a_score_of_nan_names_the_model_the_conversation_and_its_answer(self, folder):
         scorer = load(folder)
-        scorer._model.get_input_embeddings().weight[scorer._tokenizer.convert_tokens_to_ids("9")] = float("nan")
+        scorer._model.get_input_embeddings().weight[scorer._tokenizer.vocabulary["9"]] = float("nan")
         with pytest.raises(RewardError) as caught:
             scorer.scores([conversation("42"), conversation("9")])
         assert str(caught.value) == (
@@ -148,7 +149,7 @@ class TestTemplate:
         (tokens,) = read()
         assert tokens.count(BOS) == 1 and tokens[0] == BOS and tokens[-1] == END
         text = "<|bos|> <|user|> What is 1 7 + 2 5 ? <|end|> <|assistant|> 4 2 <|end|>"
-        assert [scorer._tokenizer.decode([token]) for token in tokens] == text.split()
+        assert [scorer._tokenizer.decode([token], skip_special_tokens=False) for token in tokens] == text.split()
 
     def test_a_model_without_a_template_is_refused(self, tmp_path):
         write_tiny_reward_model(tmp_path)
@@ -185,7 +186,7 @@ class TestTemplate:
         write_tiny_reward_model(tmp_path)
         (tmp_path / "tokenizer.json").unlink()
         (tmp_path / "tokenizer_config.json").unlink()
-        with pytest.raises(DataError, match=rf"no tokenizer could be loaded from {tmp_path} \("):
+        with pytest.raises(DataError, match=rf"^reward.paths={tmp_path}: no tokenizer could be loaded: "):
             load(tmp_path)
 
 
@@ -205,7 +206,8 @@ class TestTruncation:
         scorer = load(tmp_path, max_tokens=3)
         read = spied(scorer, monkeypatch)
         scorer.scores([conversation("42")])
-        assert [scorer._tokenizer.decode(tokens).split() for tokens in read()] == [["4", "2", "<|end|>"]]
+        (tokens,) = read()
+        assert scorer._tokenizer.decode(tokens, skip_special_tokens=False).split() == ["4", "2", "<|end|>"]
 
     def test_a_limit_of_one_leaves_the_last_token(self, folder, monkeypatch):
         scorer = load(folder, max_tokens=1)

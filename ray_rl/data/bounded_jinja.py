@@ -1,0 +1,191 @@
+"""Jinja as transformers sets it up for chat templates, with a bound on the work of one rendering."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from functools import wraps
+from typing import Any
+
+import jinja2
+from jinja2 import ext, nodes, parser, runtime, sandbox, visitor
+
+RENDER_STEPS = 1_000_000
+"""Rounds of loops and calls of one rendering: a conversation needs a few for each message."""
+RENDER_S = 10.0
+
+
+@dataclass
+class _Budget:
+    steps: int
+    characters: int
+    deadline: float
+
+    def step(self) -> None:
+        self.steps -= 1
+        if self.steps < 0:
+            raise _TooMuch(f"more than {RENDER_STEPS:,} rounds of loops and calls")
+        if self.steps % 1024 == 0 and time.monotonic() > self.deadline:
+            raise _TooMuch(f"more than {RENDER_S:g} s for one conversation")
+
+    def room(self, characters: int) -> None:
+        if characters > self.characters:
+            raise _TooMuch(f"a text of more than {self.characters:,} characters")
+
+
+class _TooMuch(jinja2.TemplateRuntimeError):
+    """A template that is too much work."""
+
+
+_BUDGET: ContextVar[_Budget] = ContextVar("budget of the rendering")
+_OF_A_COMPILATION = _Budget(sys.maxsize, sys.maxsize, math.inf)
+"""While a template is compiled, where Jinja works out constants."""
+
+
+def _budget() -> _Budget:
+    return _BUDGET.get(_OF_A_COMPILATION)
+
+
+def rendered(template: jinja2.Template, variables: Mapping[str, Any], *, characters: int) -> str:
+    """The template with its variables.
+
+    Args:
+        template: of `environment()`.
+        variables: by name.
+        characters: at most so many of the result, and of every text on the way.
+
+    Raises:
+        jinja2.TemplateError: the template says so (`raise_exception`), misuses something, or is too much work.
+        Exception: what else the template raises, as the code that it is.
+    """
+    budget = _Budget(RENDER_STEPS, characters, time.monotonic() + RENDER_S)
+    token = _BUDGET.set(budget)
+    try:
+        text: list[str] = []
+        length = 0
+        for piece in template.generate(variables):
+            length += len(piece)
+            budget.room(length)
+            text.append(piece)
+        return "".join(text)
+    finally:
+        _BUDGET.reset(token)
+
+
+def _sized(value: Any) -> Any:
+    """The value itself, if it is no text beyond the bound."""
+    if isinstance(value, str):
+        _budget().room(len(value))
+    return value
+
+
+def _stepped(iterable: Any) -> Iterator[Any]:
+    """The iterable, each round of it counted."""
+    for item in iterable:
+        _budget().step()
+        yield item
+
+
+def _joined(values: Sequence[Any]) -> str:
+    texts = [str(value) for value in values]
+    _budget().room(sum(map(len, texts)))
+    return "".join(texts)
+
+
+class _Counting(visitor.NodeTransformer):
+    """Sends what loops over, and what joins texts, through functions that count."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        # Whether a loop knows its length is nothing that a template sees: Jinja counts where it has to.
+        node.iter = nodes.Filter(node.iter, "_stepped", [], [], None, None)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return nodes.Filter(nodes.List(node.nodes), "_joined", [], [], None, None)
+
+
+class _Environment(sandbox.ImmutableSandboxedEnvironment):
+    """transformers' environment, whose loops, calls and texts are counted."""
+
+    intercepted_binops = frozenset({"+", "*", "**"})
+
+    def _generate(self, source: nodes.Template, *rest: Any, **named: Any) -> str:
+        counted: nodes.Template = _Counting().visit(source)
+        counted.set_environment(self)
+        return super()._generate(counted, *rest, **named)
+
+    def call(self, context: runtime.Context, called: Any, /, *arguments: Any, **named: Any) -> Any:
+        _budget().step()
+        return _sized(super().call(context, called, *arguments, **named))
+
+    def call_binop(self, context: runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        _budget().room(_result_size(operator, left, right))
+        return super().call_binop(context, operator, left, right)
+
+
+def _result_size(operator: str, left: Any, right: Any) -> int:
+    """Items of a text or list, or digits of a number, that the operation makes."""
+    if operator == "+":
+        return len(left) + len(right) if isinstance(left, str | list) and isinstance(right, str | list) else 0
+    if operator == "**":
+        return left.bit_length() * abs(right) if isinstance(left, int) and isinstance(right, int) else 0
+    for times, what in ((left, right), (right, left)):
+        if isinstance(times, int) and isinstance(what, str | list | tuple):
+            return len(what) * times
+        if isinstance(times, int) and isinstance(what, int):
+            return times.bit_length() + what.bit_length()
+    return 0
+
+
+class _Generation(ext.Extension):
+    """The tag `{% generation %}`, which marks what an assistant said and writes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - as its base class has it
+
+    def parse(self, parser: parser.Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """JSON without the escapes of HTML that Jinja's own filter makes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def environment() -> jinja2.Environment:
+    """For chat templates: the settings, filters and functions that transformers gives them, in a sandbox."""
+    made = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols], finalize=_sized
+    )
+    made.filters["tojson"] = _tojson
+    made.filters = {name: _checked(function) for name, function in made.filters.items()}
+    made.filters.update(_stepped=_stepped, _joined=_joined)
+    made.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    return made
+
+
+def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        return _sized(function(*arguments, **named))
+
+    return checked

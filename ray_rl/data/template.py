@@ -1,0 +1,212 @@
+"""Chat templates: rendered as transformers renders them, within bounds, and with every message's text in the result."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2 import meta
+
+from ray_rl.data.bounded_jinja import environment, rendered
+from ray_rl.data.tokenizer import squeezed
+from ray_rl.errors import ConfigError, DataError
+from ray_rl.types import Message
+
+RENDER_CHARACTERS = 16 * 2**20
+"""Of the result and of every text on the way, beyond four times the conversation itself."""
+SHOWN_CHARACTERS = 200
+PART_AS_TEXT = "{'type': 'text', 'text': "
+"""What a template writes that takes a part for a text."""
+
+OF_THE_CONVERSATION = ("messages", "tools", "documents", "add_generation_prompt")
+"""What a template gets with every conversation, so that no option may set it."""
+_FAULTS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What a template raises by itself, as the code that it is; RecursionError is a RuntimeError."""
+
+
+class ChatTemplate:
+    """One chat template of a model, with the values of its own variables.
+
+    Text goes into it as text. Where that loses it, because the template wants content as a list of parts, it goes in as
+    one part, `[{"type": "text", "text": ...}]`.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        special_tokens: Mapping[str, str],
+        owner: str,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Compiles the template.
+
+        Args:
+            text: Jinja, as transformers understands it.
+            special_tokens: by name, such as `bos_token`.
+            owner: what errors call the model.
+            options: values for variables that the template reads, such as `enable_thinking`.
+
+        Raises:
+            DataError: the template is not valid.
+            ConfigError: an option that it does not read.
+        """
+        self._owner = owner
+        self._special_tokens = dict(special_tokens)
+        self._lost: dict[tuple[tuple[str, ...], bool], int | None] = {}
+        self._text = with_options(text, options or {})
+        jinja = environment()
+        try:
+            variables = meta.find_undeclared_variables(jinja.parse(text)) - set(jinja.globals)
+            self._check_options(options or {}, variables)
+            self._template = jinja.from_string(self._text)
+        except _FAULTS as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise DataError(f"the chat template of {owner} is not valid: {_told(error)}; correct it") from error
+
+    @property
+    def text(self) -> str:
+        """What is rendered: the template, after the values of its options."""
+        return self._text
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+        """The conversation as one text that has the text of every message.
+
+        Args:
+            messages: of the conversation.
+            generation_prompt: end with what begins the assistant's turn.
+
+        Raises:
+            DataError: the template refuses the conversation, fails, is too much work, or leaves out a message.
+        """
+        try:
+            return self._whole(messages, generation_prompt=generation_prompt, as_parts=False)
+        except DataError as error:
+            of_text = error
+        try:
+            return self._whole(messages, generation_prompt=generation_prompt, as_parts=True)
+        except DataError:
+            raise of_text from of_text.__cause__
+
+    def _whole(self, messages: Sequence[Message], *, generation_prompt: bool, as_parts: bool) -> str:
+        text = self._rendered(messages, generation_prompt=generation_prompt, as_parts=as_parts)
+        lost = left_out(messages, text)
+        if lost is None and as_parts and PART_AS_TEXT in text:
+            lost = messages[0]
+        if lost is None:
+            index = self._lost_by_role(tuple(message.role for message in messages), as_parts)
+            lost = None if index is None else messages[index]
+        if lost is None:
+            return text
+        raise DataError(
+            f"the chat template of {self._owner} leaves out the text of the {lost.role} message, "
+            f"{lost.content[:SHOWN_CHARACTERS]!r}; set model.chat_template to one that writes it, or "
+            + ("remove data.system_prompt or the message" if lost.role == "system" else "correct the conversation")
+        )
+
+    def _lost_by_role(self, roles: tuple[str, ...], as_parts: bool) -> int | None:
+        """Which message of a conversation with these roles is left out, whatever it says.
+
+        Looked at once, with words that stand nowhere else: a short text may be found in another message.
+        """
+        if (roles, as_parts) not in self._lost:
+            marked = [Message(role, f"Zq{index}marked{index}qZ") for index, role in enumerate(roles)]
+            try:
+                text = self._rendered(marked, generation_prompt=False, as_parts=as_parts)
+            except DataError:
+                # The template reads what such messages say, and only their own texts tell.
+                self._lost[roles, as_parts] = None
+            else:
+                self._lost[roles, as_parts] = next((i for i, m in enumerate(marked) if m.content not in text), None)
+        return self._lost[roles, as_parts]
+
+    def _rendered(self, messages: Sequence[Message], *, generation_prompt: bool, as_parts: bool) -> str:
+        conversation = [_as_dict(message, as_parts) for message in messages]
+        room = RENDER_CHARACTERS + 4 * sum(len(message.content) for message in messages)
+        variables = {
+            **self._special_tokens,
+            "messages": conversation,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": generation_prompt,
+        }
+        try:
+            return rendered(self._template, variables, characters=room)
+        except _FAULTS as error:
+            roles = ", ".join(message.role for message in messages)
+            if type(error) is jinja2.TemplateError:  # by raise_exception
+                raise DataError(
+                    f"the chat template of {self._owner} refuses roles {roles}: {error}; correct the messages"
+                ) from error
+            raise DataError(
+                f"the chat template of {self._owner} fails on roles {roles}: {_told(error)}; correct the messages, "
+                "or set model.chat_template to a template that works"
+            ) from error
+
+    def _check_options(self, options: Mapping[str, Any], variables: set[str]) -> None:
+        own = sorted(variables - set(OF_THE_CONVERSATION) - set(self._special_tokens))
+        for name in options:
+            if name in OF_THE_CONVERSATION or name in self._special_tokens:
+                raise ConfigError(f"data.template_options.{name}: is given with every conversation; remove it")
+            if name not in own:
+                raise ConfigError(
+                    f"data.template_options.{name}: the chat template of {self._owner} does not read it; "
+                    f"it reads {', '.join(own) or 'no variables of its own'}"
+                )
+
+
+def with_options(template: str, options: Mapping[str, Any]) -> str:
+    """The template with values for its variables in front, which hold wherever the caller gives none."""
+    # A line of its own: the line end behind a block is not written, and what follows begins a line, as it did.
+    lines = [
+        f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}\n"
+        for name, value in options.items()
+    ]
+    return "".join(lines) + template
+
+
+def left_out(messages: Sequence[Message], text: str) -> Message | None:
+    """The first message whose text is not in `text`; space of any kind does not count.
+
+    Of an assistant's message what it thought may be left out, as templates of reasoning models do with earlier turns.
+    """
+    whole = squeezed(text)
+    for message in messages:
+        forms = [message.content, json.dumps(message.content, ensure_ascii=False)[1:-1]]
+        if message.role == "assistant":
+            forms.append(message.content.rpartition("</think>")[2])
+        if not any(squeezed(form) in whole for form in forms):
+            return message
+    return None
+
+
+def _as_dict(message: Message, as_parts: bool) -> dict[str, Any]:
+    return {
+        "role": message.role,
+        "content": [{"type": "text", "text": message.content}] if as_parts else message.content,
+    }
+
+
+def _told(error: BaseException) -> str:
+    """Kind, line of the template and message of an error, in one line."""
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
+    line = error.lineno if isinstance(error, jinja2.TemplateSyntaxError) else frames[-1] if frames else None
+    place = "" if line is None else f" in line {line}"
+    return f"{type(error).__name__}{place}: {' '.join(str(error).split())[:SHOWN_CHARACTERS]}"
