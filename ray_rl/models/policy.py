@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ray_rl.algorithms.logprobs import chunked_logprobs
-from ray_rl.errors import ConfigError
 from ray_rl.models.attention import TreeLayout
+from ray_rl.models.head import ChunkedHead, OwnLogits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,38 +49,6 @@ class ModelInputs:
         )
 
 
-class ChunkedHead(nn.Module):
-    """A model's head and what is asked of its logits, a chunk at a time.
-
-    In one module, so that ZeRO-3 gathers the weights once a pass however many chunks there are. Called chunk by chunk,
-    the head would be gathered as often, and DeepSpeed, which plans ahead by the order of the modules that it has seen,
-    would start over whenever their number changes.
-    """
-
-    def __init__(self, head: nn.Linear, *, chunk_tokens: int, temperature: float) -> None:
-        super().__init__()
-        self.weight, self.bias = head.weight, head.bias
-        self._chunk_tokens = chunk_tokens
-        self._temperature = temperature
-
-    def forward(
-        self, hidden_ND: Tensor, labels_N: Tensor, *, with_entropy: bool, entropy_grad: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `chunked_logprobs`."""
-        return chunked_logprobs(
-            hidden_ND,
-            labels_N,
-            self._logits,
-            chunk_tokens=self._chunk_tokens,
-            temperature=self._temperature,
-            with_entropy=with_entropy,
-            entropy_grad=entropy_grad,
-        )
-
-    def _logits(self, hidden_nD: Tensor) -> Tensor:
-        return nn.functional.linear(hidden_nD, self.weight, self.bias)
-
-
 class PolicyModel(nn.Module):
     """A causal language model whose forward returns log-probabilities of given tokens.
 
@@ -96,19 +63,31 @@ class PolicyModel(nn.Module):
         """
         super().__init__()
         self.causal_lm = causal_lm
-        head = causal_lm.get_output_embeddings()
-        if not isinstance(head, nn.Linear):
-            raise ConfigError(
-                f"model.path: the head of {type(causal_lm).__name__} is a {type(head).__name__}, and log-probabilities "
-                "are computed from a linear layer alone; choose another model"
-            )
-        self._head = ChunkedHead(head, chunk_tokens=chunk_tokens, temperature=temperature)
+        self._temperature = temperature
+        self._head = ChunkedHead(OwnLogits(causal_lm), chunk_tokens=chunk_tokens, temperature=temperature)
 
     def forward(
-        self, inputs: ModelInputs, *, with_entropy: bool, entropy_grad: bool = False
+        self, inputs: ModelInputs, *, with_entropy: bool, entropy_grad: bool = False, own_logits: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities float32 [N] of the labels, and entropies float32 [N] if asked for."""
+        """Log-probabilities float32 [N] of the labels, and entropies float32 [N] if asked for.
+
+        Args:
+            inputs: the micro-batch.
+            with_entropy: return entropies too.
+            entropy_grad: they have a gradient.
+            own_logits: return the logits [N, V] of the model's own forward pass over the temperature instead, in
+                float32, for a comparison. They are all in memory at once.
+        """
         extra = {} if inputs.layout is None else {"layout": inputs.layout}
+        if own_logits:
+            logits_BLV = self.causal_lm(
+                input_ids=inputs.tokens_BL,
+                position_ids=inputs.positions_BL,
+                attention_mask=inputs.attention_mask_BL,
+                use_cache=False,
+                **extra,
+            ).logits
+            return logits_BLV.flatten(0, 1).index_select(0, inputs.predict_N).float() / self._temperature, None
         hidden_BLD = self.causal_lm.base_model(
             input_ids=inputs.tokens_BL,
             position_ids=inputs.positions_BL,

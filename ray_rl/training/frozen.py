@@ -13,6 +13,7 @@ from ray_rl.models.loading import attention_name, load_causal_lm, load_model_con
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.deepspeed_config import frozen_config
 from ray_rl.training.encoding import Split
+from ray_rl.training.logit_check import require_own_logprobs
 from ray_rl.training.process_group import Member, join_process_group
 from ray_rl.training.trainer import Scores, score
 from ray_rl.types import TrainBatch
@@ -51,6 +52,15 @@ class Reference:
         )
         attention = attention_name(config, config.train, packing=packing)
         self._policy = _load(config, role, folder, attention=attention, device=self._device)
+        require_own_logprobs(
+            self._policy,
+            self._split,
+            rank=self._rank,
+            model_config=model_config,
+            dtype=config.model.dtype,
+            device=self._device,
+            name=f"reference.path={folder}",
+        )
 
     @torch.no_grad()
     def logprobs(self, batch: TrainBatch) -> Scores:

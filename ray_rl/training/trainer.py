@@ -23,6 +23,7 @@ from ray_rl.models.loading import attention_name, load_causal_lm, load_model_con
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.encoding import Encoded, Split
 from ray_rl.training.gather import ParameterStream
+from ray_rl.training.logit_check import require_own_logprobs
 from ray_rl.training.process_group import Member, join_process_group
 from ray_rl.training.zero import ZeroEngine
 from ray_rl.types import TrainBatch
@@ -49,6 +50,10 @@ class Trainer:
             folder: of the model to start from.
             member: this rank.
             threads: of this process on CPU.
+
+        Raises:
+            DataError: the checkpoint is not that of the model, as `load_causal_lm` says.
+            ConfigError: the log-probabilities of the loss would not be the model's.
         """
         self._config = config
         self._rank = member.rank
@@ -57,9 +62,8 @@ class Trainer:
             member, accelerator=config.cluster.accelerator, threads=threads, timeout_s=train.timeout_s
         )
         torch.manual_seed(config.run.seed)
-        packing = resolved_packing(
-            config, train, load_model_config(folder, trust_remote_code=config.model.trust_remote_code)
-        )
+        model_config = load_model_config(folder, trust_remote_code=config.model.trust_remote_code)
+        packing = resolved_packing(config, train, model_config)
         self._split = Split(
             workers=member.world,
             micro_batch_tokens=train.micro_batch_tokens,
@@ -71,6 +75,15 @@ class Trainer:
 
         self.zero = ZeroEngine(config, train, build, name="policy", device=self._device)
         self.stream = ParameterStream(self.zero.module, dtype=config.model.dtype)
+        require_own_logprobs(
+            self.zero.engine,
+            self._split,
+            rank=self._rank,
+            model_config=model_config,
+            dtype=config.model.dtype,
+            device=self._device,
+            name=f"model.path={folder}",
+        )
 
     @property
     def model(self) -> PolicyModel:

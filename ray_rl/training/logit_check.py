@@ -1,0 +1,110 @@
+"""Whether the policy's log-probabilities are those of the model's own logits, compared when a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ray_rl.errors import ConfigError
+from ray_rl.training.encoding import Encoded, Split
+from ray_rl.types import TrainBatch
+
+PROMPT_TOKENS, COMPLETION_TOKENS = 4, 8
+FLOAT32_GAP = 1e-4
+"""Nats that rounding in float32 explains, for logits up to 32."""
+FLOAT32_RELATIVE = FLOAT32_GAP / 32
+"""The same for larger logits, as a share of the largest."""
+BFLOAT16_RELATIVE = 2.0**-7
+"""In bfloat16, as a share of the largest logit: each of the two paths rounds a logit to 8 bits, by up to 2^-9 of it,
+and may do so in another direction; twice that."""
+
+
+@torch.no_grad()
+def require_own_logprobs(
+    model: Any, split: Split, *, rank: int, model_config: Any, dtype: str, device: str, name: str
+) -> None:
+    """Compares a few tokens' log-probabilities with the log-softmax of the model's own logits; a collective.
+
+    Both run as the run will compute: the same packing, device, dtype and sharding. Beside the token that comes next,
+    the likeliest and the least likely token of each position are compared: what is done to logits, whatever its name in
+    the model's configuration, changes large ones most.
+
+    Args:
+        model: a `PolicyModel`, or DeepSpeed's engine around one.
+        split: of the run.
+        rank: of this worker.
+        model_config: of transformers.
+        dtype: of the weights.
+        device: of the model.
+        name: what the user calls the model: "model.path=...".
+
+    Raises:
+        ConfigError: the two differ by more than rounding explains; names the token and both numbers.
+    """
+    batch = _probe(model_config, rows=split.workers)
+    for encoded in split.encode(batch, np.arange(batch.rows), rank=rank):
+        inputs = encoded.inputs.to(device)
+        own_NV, _ = model(inputs, with_entropy=False, own_logits=True)
+        compared = _extremes(encoded, own_NV.cpu())
+        logprobs_N, _ = model(compared.to(device), with_entropy=False)
+        own_N = own_NV.cpu().log_softmax(-1).repeat(3, 1).gather(1, compared.labels_N[:, None])[:, 0]
+        _require_same(logprobs_N.float().cpu(), own_N, compared.labels_N, _bound(own_NV, dtype), name=name)
+
+
+def _extremes(encoded: Encoded, own_NV: Tensor) -> Any:
+    """The inputs, asked for three labels a position: the next token, the likeliest and the least likely."""
+    inputs = encoded.inputs
+    labels = [inputs.labels_N, own_NV.argmax(1), own_NV.argmin(1)] if len(own_NV) else [inputs.labels_N] * 3
+    return replace(inputs, predict_N=inputs.predict_N.repeat(3), labels_N=torch.cat(labels))
+
+
+def _bound(own_NV: Tensor, dtype: str) -> float:
+    largest = float(own_NV.abs().max()) if len(own_NV) else 0.0
+    return max(FLOAT32_GAP, largest * (FLOAT32_RELATIVE if dtype == "float32" else BFLOAT16_RELATIVE))
+
+
+def _require_same(logprobs_N: Tensor, own_N: Tensor, labels_N: Tensor, bound: float, *, name: str) -> None:
+    # Where the model's own are not finite, its weights are not: the run says so of the first batch.
+    gap_N = (logprobs_N - own_N).abs().nan_to_num(nan=float("inf")).masked_fill(~own_N.isfinite(), 0.0)
+    if not (gap_N > bound).any():
+        return
+    worst = int(gap_N.argmax())
+    raise ConfigError(
+        f"{name}: token {int(labels_N[worst])} has the log-probability {float(logprobs_N[worst]):.4f} as the loss "
+        f"computes it, and {float(own_N[worst]):.4f} by the model's own logits, and rounding explains a difference of "
+        f"{bound:.1g}; ray_rl does not support what this model does between its last hidden states and its logits; "
+        "choose another model"
+    )
+
+
+def _probe(model_config: Any, *, rows: int) -> TrainBatch:
+    """One prompt with a completion for each worker: tokens from all over the vocabulary, the same in every run."""
+    settings = model_config.get_text_config()
+    words = np.setdiff1d(np.arange(settings.vocab_size), [*_special_tokens(model_config.to_dict())])
+    random = np.random.default_rng(0)
+    shape = (rows, COMPLETION_TOKENS)
+    lengths_R: NDArray[np.int32] = np.full(rows, COMPLETION_TOKENS, np.int32)
+    return TrainBatch(
+        prompt_ids=(random.choice(words, PROMPT_TOKENS).astype(np.int32),),
+        group_size=rows,
+        tokens_RT=random.choice(words, shape).astype(np.int32),
+        lengths_R=lengths_R,
+        loss_mask_RT=np.ones(shape, np.bool_),
+        rollout_logprobs_RT=np.zeros(shape, np.float32),
+        rewards_R=np.zeros(rows, np.float32),
+    )
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> Iterator[int]:
+    """Every token that the configuration gives a meaning: of padding, or of an image, which needs the image."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _special_tokens(value)
+        elif str(name).endswith(("_token_id", "_token_ids", "_token_index")):
+            yield from (token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int))
