@@ -6,7 +6,7 @@ it into `CHECKS`, before those that take longer; into `QUICK_CHECKS` too if it n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,25 +99,55 @@ def _check_data(config: RunConfig) -> None:
 
 
 def _check_models(config: RunConfig) -> None:
-    """Loads configuration and tokenizer as the workers will. A packaged model is known to be right."""
-    from ray_rl.config.gpus import loaded_reference
+    """Loads configurations and tokenizers as the workers will, and compares checkpoints with their models.
+
+    A packaged model is known to be right. Weights that the hub would have to send are left to the workers.
+    """
     from ray_rl.config.known import PACKAGED_MODELS
 
-    roles = [role for role in (loaded_reference(config), config.critic) if role is not None]
-    paths = [role.path for role in roles if role.path is not None and role.path not in PACKAGED_MODELS]
-    is_packaged = config.model.path in PACKAGED_MODELS
-    if is_packaged and not paths:
+    loaded = [(key, path) for key, path in _model_paths(config) if path not in PACKAGED_MODELS]
+    if not loaded:
         return
-    from ray_rl.data.chat import ChatTokenizer
-    from ray_rl.models.loading import load_model_config, resolved_packing
+    from ray_rl.models.loading import check_checkpoint, load_model_config, require_rows, resolved_packing
+    from ray_rl.models.value import check_value_checkpoint
 
     trusts = config.model.trust_remote_code
-    if not is_packaged:
-        folder = str(_folder_of(config.model.path))
-        resolved_packing(config, config.train, load_model_config(folder, trust_remote_code=trusts))
-        ChatTokenizer(folder, trust_remote_code=trusts)
-    for path in paths:
-        load_model_config(str(_folder_of(path)), trust_remote_code=trusts)
+    largest: tuple[str, int] | None = None
+    for key, path in loaded:
+        folder = str(_folder_of(path))
+        model_config = load_model_config(folder, trust_remote_code=trusts, key=key)
+        if key == "model.path":
+            resolved_packing(config, config.train, model_config)
+        if key in ("model.path", "reward.paths"):  # the others read the policy's tokens
+            largest = _largest_token(folder, trusts, key=key)
+        if largest is not None:
+            require_rows(largest, model_config, folder=path, key=key)
+        if not Path(folder).is_dir():
+            continue
+        if key == "critic.path":
+            check_value_checkpoint(folder, trust_remote_code=trusts)
+        elif key != "reward.paths":
+            check_checkpoint(folder, trust_remote_code=trusts, key=key)
+
+
+def _model_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Key and path of every model that the run loads, the policy first."""
+    from ray_rl.config.gpus import loaded_reference
+
+    yield "model.path", config.model.path
+    for key, role in (("reference.path", loaded_reference(config)), ("critic.path", config.critic)):
+        if role is not None and role.path is not None:
+            yield key, role.path
+    for path in () if config.reward is None else config.reward.paths:
+        yield "reward.paths", path
+
+
+def _largest_token(folder: str, trusts: bool, *, key: str) -> tuple[str, int]:
+    """The token of a model's tokenizer with the largest id, and the id."""
+    from ray_rl.data.tokenizer import load_tokenizer
+
+    vocabulary = load_tokenizer(folder, trust_remote_code=trusts, key=key).vocabulary
+    return max(vocabulary.items(), key=lambda entry: entry[1])
 
 
 def _folder_of(path: str) -> Path | str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import ModuleList
 
 from ray_rl.config import RunConfig
 from ray_rl.config.train import Packing, Trained
@@ -16,28 +20,27 @@ from ray_rl.models.residual import keep_residual_in_float32
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-CHANGES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Model settings that act between the head and the logits; `PolicyModel` applies the head alone."""
+LISTED_KEYS = 4
+"""Names of weights that an error lists."""
 
 
-def load_model_config(folder: str, *, trust_remote_code: bool) -> PretrainedConfig:
+def load_model_config(folder: str, *, trust_remote_code: bool, key: str = "model.path") -> PretrainedConfig:
     """The model's own configuration.
+
+    Args:
+        folder: of the model, or its hub name.
+        trust_remote_code: let the model bring its own code.
+        key: of the run's configuration, for messages.
 
     Raises:
         DataError: there is no such model, or it is not one that `transformers` knows.
-        ConfigError: a model whose logits are not its head's output.
     """
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise DataError(f"model.path={folder}: cannot be loaded ({error}); give a folder or a hub name") from error
-    settings = config.to_dict()
-    for name in CHANGES_LOGITS:
-        if settings.get(name) not in (None, 1.0):
-            raise ConfigError(f"model.path={folder}: {name}={settings[name]} is not supported; choose another model")
-    return config
+        raise DataError(f"{key}={folder}: cannot be loaded ({error}); give a folder or a hub name") from error
 
 
 def resolved_packing(config: RunConfig, role: Trained, model_config: PretrainedConfig) -> Packing:
@@ -93,33 +96,166 @@ def load_causal_lm(
     dtype: str,
     attention: str,
     trust_remote_code: bool,
+    key: str = "model.path",
 ) -> PreTrainedModel:
-    """The model with its weights in `dtype`, and without dropout; only safetensors are read.
+    """The model with every weight from its checkpoint in `dtype`, and without dropout; only safetensors are read.
 
     With shared prefixes its residual stream is float32 whatever the dtype.
 
-    Raises:
-        DataError: no such model, or no safetensors.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    Args:
+        folder: of the model, or its hub name.
+        dtype: of the weights and of the forward pass, as torch names it.
+        attention: as transformers names it.
+        trust_remote_code: let the model bring its own code.
+        key: of the run's configuration, for messages.
 
-    logging.disable_progress_bar()
-    model_config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code))
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=model_config,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(f"model.path={folder}: cannot be loaded ({error})") from error
+    Raises:
+        DataError: no such model, no safetensors, or a checkpoint that is not that of the model (see `require_whole`).
+    """
+    model_config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code, key=key))
+    settings = {"config": model_config, "dtype": getattr(torch, dtype), "attn_implementation": attention}
+    model = _from_checkpoint(folder, trust_remote_code=trust_remote_code, key=key, **settings)
     if attention == SHARED_PREFIX and dtype == "bfloat16":
         keep_residual_in_float32(model)
     return model
+
+
+def check_checkpoint(folder: str, *, trust_remote_code: bool, key: str) -> None:
+    """Compares names and shapes in a checkpoint with those of its model; reads no weights, and takes milliseconds.
+
+    ZeRO-3's loading does not tell of weights that have another shape or that the model has no use for.
+
+    Args:
+        folder: of the model, or its hub name.
+        trust_remote_code: let the model bring its own code.
+        key: of the run's configuration, for messages.
+
+    Raises:
+        DataError: as `load_causal_lm`.
+    """
+    _from_checkpoint(folder, trust_remote_code=trust_remote_code, key=key, device_map="meta")
+
+
+def _from_checkpoint(folder: str, *, trust_remote_code: bool, key: str, **settings: Any) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_loading():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                os.path.expanduser(folder),
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # reported below, with what is missing
+                output_loading_info=True,
+                **settings,
+            )
+    except (OSError, ValueError) as error:
+        raise DataError(f"{key}={folder}: cannot be loaded ({error})") from error
+    model: PreTrainedModel
+    model, report = loaded
+    remedy = "take a whole checkpoint of the model, with the config.json that was saved with it"
+    require_whole(folder, report, model, key=key, remedy=remedy)
+    return model
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keeps transformers' progress bar and its table of missing weights off the output: an error says the same."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def require_whole(
+    folder: str, report: Mapping[str, set[Any]], model: PreTrainedModel, *, key: str, remedy: str
+) -> None:
+    """Refuses a checkpoint from which a model was loaded in part; transformers makes up the rest and only logs it.
+
+    Tied weights are not missing where the checkpoint has one of them. Weights of whole other parts (of images, of
+    other heads, of tokens further ahead) may be left over, but none of a part that the model has.
+
+    Args:
+        folder: of the model, or its hub name.
+        report: loading info of transformers' `from_pretrained`.
+        model: that was loaded.
+        key: of the run's configuration, for messages.
+        remedy: what to do about it.
+
+    Raises:
+        DataError: names the first weights that are missing, have another shape, or are left over.
+    """
+    missing, left_over = report["missing_keys"], report["unexpected_keys"]
+    mismatched = {name for name, *_ in report["mismatched_keys"]}
+    reasons = []
+    if missing:
+        reasons.append(f"has no {_listed(missing)}")
+    if mismatched:
+        reasons.append(f"has other shapes for {_listed(mismatched)}")
+    if reasons:
+        others = f", and {_listed(left_over)} instead" if left_over else ""
+        raise DataError(
+            f"{key}: the checkpoint of {folder} {' and '.join(reasons)}{others}: these would be random; {remedy}"
+        )
+    lost = {name for name in left_over if _is_of_a_part(name, model)}
+    if lost:
+        raise DataError(
+            f"{key}: the checkpoint of {folder} has {_listed(lost)}, which the model that config.json describes leaves "
+            f"out; {remedy}"
+        )
+
+
+def _is_of_a_part(name: str, model: PreTrainedModel) -> bool:
+    """Whether a weight lies inside a part that the model has: a layer, a list of layers, a head."""
+    if name.endswith("inv_freq"):  # a constant that older checkpoints hold
+        return False
+    modules = {path for path, _ in model.named_modules()}
+    outermost = {"", *(path for path, module in model.named_modules() if module is model.base_model)}
+    ahead = model.config.get_text_config().to_dict().get("num_nextn_predict_layers") or 0
+    for prefix in ("", f"{model.base_model_prefix}."):
+        parts = f"{prefix}{name}".split(".")
+        ancestors = [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
+        closest = next(path for path in ancestors if path in modules)
+        if closest not in outermost:
+            below = parts[closest.count(".") + 1]
+            layers = model.get_submodule(closest)
+            # Layers behind the last one that predict tokens further ahead.
+            is_ahead = isinstance(layers, ModuleList) and below.isdigit() and int(below) < len(layers) + ahead
+            return not is_ahead
+    return False
+
+
+def _listed(names: set[str]) -> str:
+    shown = sorted(names)
+    more = len(shown) - LISTED_KEYS
+    return ", ".join(shown[:LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")
+
+
+def require_rows(largest: tuple[str, int], model_config: PretrainedConfig, *, folder: str, key: str) -> None:
+    """Refuses a tokenizer that can give tokens which the model has no embedding for.
+
+    Args:
+        largest: the token with the largest id, and the id.
+        model_config: of the model.
+        folder: of the model, or its hub name.
+        key: of the run's configuration, for messages.
+
+    Raises:
+        DataError: names the token and both numbers.
+    """
+    rows = model_config.get_text_config().to_dict().get("vocab_size")
+    token, token_id = largest
+    if rows is not None and token_id >= rows:
+        raise DataError(
+            f"{key}={folder}: the tokenizer's token {token!r} has the id {token_id}, and the model has {rows} rows of "
+            "embeddings (vocab_size), for ids below that; take the tokenizer that belongs to the model, or resize the "
+            "model's embeddings (resize_token_embeddings) and save it"
+        )
 
 
 def without_dropout(model_config: PretrainedConfig) -> PretrainedConfig:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_rl.errors import ConfigError, DataError
-from ray_rl.models.loading import without_dropout
+from ray_rl.models.loading import quiet_loading, require_whole, without_dropout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -33,24 +33,24 @@ def load_reward_model(folder: str, *, dtype: str, attention: str, trust_remote_c
             transformers would draw those at random and only log it; the scores would mean nothing.
     """
     from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     model_config = _model_config(folder, trust_remote_code)
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            os.path.expanduser(folder),
-            config=model_config,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported below, with what is missing
-            output_loading_info=True,
-        )
+        with quiet_loading():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                os.path.expanduser(folder),
+                config=model_config,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # reported below, with what is missing
+                output_loading_info=True,
+            )
     except (OSError, ValueError) as error:
         raise DataError(f"reward.paths: {folder} cannot be loaded as a sequence classifier ({error})") from error
-    _refuse_random_weights(folder, report)
+    remedy = "name a model that was trained and saved as a sequence classifier with one label"
+    require_whole(folder, report, model, key="reward.paths", remedy=remedy)
     model.config.get_text_config().use_cache = False
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     return frozen
@@ -106,24 +106,3 @@ def _model_config(folder: str, trust_remote_code: bool) -> PretrainedConfig:
             "its end token by value; name a decoder or an encoder"
         )
     return without_dropout(model_config)
-
-
-def _refuse_random_weights(folder: str, report: dict[str, set]) -> None:
-    """Raises if transformers had to make up weights."""
-    reasons = []
-    if report["missing_keys"]:
-        reasons.append(f"has no {_listed(report['missing_keys'])}")
-    if report["mismatched_keys"]:
-        reasons.append(f"has other shapes for {_listed({key for key, *_ in report['mismatched_keys']})}")
-    if not reasons:
-        return
-    others = f", and {_listed(report['unexpected_keys'])} instead" if report["unexpected_keys"] else ""
-    raise DataError(
-        f"reward.paths: the checkpoint of {folder} {' and '.join(reasons)}{others}: these would be random; name a "
-        "model that was trained and saved as a sequence classifier with one label"
-    )
-
-
-def _listed(names: set[str], most: int = 4) -> str:
-    shown = sorted(names)
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")

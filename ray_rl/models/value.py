@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ray_rl.errors import ConfigError
-from ray_rl.models.loading import load_causal_lm, load_model_config
+from ray_rl.models.loading import check_checkpoint, load_causal_lm, load_model_config
 from ray_rl.models.policy import ModelInputs
 from ray_rl.models.reward_model import HEAD, load_reward_model, reads_last_token
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class ValueHead(nn.Module):
@@ -62,13 +65,32 @@ def load_value_model(folder: str, *, dtype: str, attention: str, trust_remote_co
         DataError: no such model, no safetensors, or a checkpoint that leaves out weights.
         ConfigError: a reward model with several labels, or one that does not read the last token.
     """
-    config = load_model_config(folder, trust_remote_code=trust_remote_code)
-    if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+    config = load_model_config(folder, trust_remote_code=trust_remote_code, key="critic.path")
+    if _is_reward_model(config):
         model = load_reward_model(folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
         if not reads_last_token(model):
             raise ConfigError(f"critic.path={folder}: an encoder has no value for single tokens; name a decoder")
         model.requires_grad_(True)
         return ValueModel(model.base_model, ValueHead(model.get_submodule(HEAD).get_parameter("weight")))
-    causal_lm = load_causal_lm(folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
+    causal_lm = load_causal_lm(
+        folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, key="critic.path"
+    )
     zeros = torch.zeros(1, config.get_text_config().hidden_size, dtype=getattr(torch, dtype))
     return ValueModel(causal_lm.base_model, ValueHead(nn.Parameter(zeros)))
+
+
+def check_value_checkpoint(folder: str, *, trust_remote_code: bool) -> None:
+    """Compares names and shapes in the checkpoint of a language model with the model's; reads no weights.
+
+    That of a reward model is looked at when it is loaded.
+
+    Raises:
+        DataError: as `load_value_model`.
+    """
+    config = load_model_config(folder, trust_remote_code=trust_remote_code, key="critic.path")
+    if not _is_reward_model(config):
+        check_checkpoint(folder, trust_remote_code=trust_remote_code, key="critic.path")
+
+
+def _is_reward_model(config: PretrainedConfig) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])

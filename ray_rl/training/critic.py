@@ -13,7 +13,7 @@ from ray_rl.algorithms.value_loss import clipped_value_loss
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Mean, Metric
 from ray_rl.models.loading import attention_name, load_model_config, resolved_packing
-from ray_rl.models.value import ValueModel, load_value_model
+from ray_rl.models.value import ValueModel, check_value_checkpoint, load_value_model
 from ray_rl.training.encoding import Encoded, Split
 from ray_rl.training.process_group import Member, join_process_group
 from ray_rl.training.trainer import Scores, assemble
@@ -41,7 +41,8 @@ class Critic:
         )
         torch.manual_seed(config.run.seed)
         trust = config.model.trust_remote_code
-        packing = resolved_packing(config, role, load_model_config(folder, trust_remote_code=trust))
+        check_value_checkpoint(folder, trust_remote_code=trust)
+        packing = resolved_packing(config, role, load_model_config(folder, trust_remote_code=trust, key="critic.path"))
         self._split = Split(
             workers=member.world,
             micro_batch_tokens=role.micro_batch_tokens,

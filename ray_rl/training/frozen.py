@@ -9,7 +9,13 @@ import torch
 
 from ray_rl.config import RunConfig
 from ray_rl.config.train import ReferenceConfig
-from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, resolved_packing
+from ray_rl.models.loading import (
+    attention_name,
+    check_checkpoint,
+    load_causal_lm,
+    load_model_config,
+    resolved_packing,
+)
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.deepspeed_config import frozen_config
 from ray_rl.training.encoding import Split
@@ -43,7 +49,9 @@ class Reference:
             self._device = "cpu" if on_cpu else "cuda:0"
             if on_cpu:
                 torch.set_num_threads(threads)
-        model_config = load_model_config(folder, trust_remote_code=config.model.trust_remote_code)
+        trust = config.model.trust_remote_code
+        model_config = load_model_config(folder, trust_remote_code=trust, key="reference.path")
+        check_checkpoint(folder, trust_remote_code=trust, key="reference.path")
         packing = resolved_packing(config, config.train, model_config)
         self._split = Split(
             workers=member.world,
@@ -78,7 +86,11 @@ def _load(config: RunConfig, role: ReferenceConfig, folder: str, *, attention: s
 
         sharded_loading = HfDeepSpeedConfig(settings)
     causal_lm = load_causal_lm(
-        folder, dtype=config.model.dtype, attention=attention, trust_remote_code=config.model.trust_remote_code
+        folder,
+        dtype=config.model.dtype,
+        attention=attention,
+        trust_remote_code=config.model.trust_remote_code,
+        key="reference.path",
     )
     del sharded_loading
     policy = PolicyModel(causal_lm, chunk_tokens=config.logit_chunk_tokens, temperature=config.rollout.temperature)

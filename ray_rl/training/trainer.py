@@ -19,7 +19,13 @@ from ray_rl.algorithms.select import informative_rows
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import EffectiveFraction, Maximum, Mean, Metric, Total
 from ray_rl.models.freezing import freeze
-from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, resolved_packing
+from ray_rl.models.loading import (
+    attention_name,
+    check_checkpoint,
+    load_causal_lm,
+    load_model_config,
+    resolved_packing,
+)
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.encoding import Encoded, Split
 from ray_rl.training.gather import ParameterStream
@@ -63,6 +69,7 @@ class Trainer:
         )
         torch.manual_seed(config.run.seed)
         model_config = load_model_config(folder, trust_remote_code=config.model.trust_remote_code)
+        check_checkpoint(folder, trust_remote_code=config.model.trust_remote_code, key="model.path")
         packing = resolved_packing(config, train, model_config)
         self._split = Split(
             workers=member.world,

@@ -51,6 +51,25 @@ def model_folder(settings):
     return write
 
 
+def model_with(tokens=0, *, head=True):
+    """A model of 27 rows whose checkpoint has its head or not, and its tokenizer so many tokens at least."""
+
+    def write(place):
+        from tests.tiny_model import write_tiny_model
+
+        folder = write_tiny_model(place / "model")
+        settings = json.loads((folder / "config.json").read_text())
+        if not head:
+            (folder / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": False}))
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        for index in range(settings["vocab_size"], tokens):
+            tokenizer["added_tokens"].append({"id": index, "content": f"<|extra{index}|>", **added})
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    return write
+
+
 def nothing(place):
     pass
 
@@ -75,6 +94,22 @@ FULL = {
         ["model.path=./model"],
         "no tokenizer could be loaded",
     ),
+    "head of the policy": (model_with(head=False), ["model.path=./model"], "model has no lm_head.weight: these would"),
+    "head of the reference": (
+        model_with(head=False),
+        ["reference={path: ./model}", "algorithm.kl.coefficient=0.1"],
+        "reference.path: the checkpoint of model has no lm_head.weight",
+    ),
+    "backbone of the critic": (
+        model_with(head=False),
+        ["critic={path: ./model}", "algorithm.preset=ppo"],
+        "critic.path: the checkpoint of model has no lm_head.weight",
+    ),
+    "rows of the policy": (
+        model_with(tokens=40),
+        ["model.path=./model"],
+        "the tokenizer's token '<|extra39|>' has the id 39, and the model has 27 rows",
+    ),
     "family of the critic": (
         model_folder({"model_type": "no_such_family"}),
         ["critic={path: ./model}", "algorithm.preset=ppo"],
@@ -98,6 +133,7 @@ def test_what_needs_no_torch_is_refused_by_default_in_the_words_of_train(place, 
 def test_models_and_tokenizers_are_refused_by_the_full_checks_in_the_words_of_train(place, capsys, name):
     arrange, overrides, words = FULL[name]
     arrange(place)
+    capsys.readouterr()
     assert main(["validate", "run.yaml", *overrides, "--full"]) == 2
     refused = capsys.readouterr()
     assert words in refused.err

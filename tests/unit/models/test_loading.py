@@ -1,13 +1,23 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, GPT2Config, GPT2LMHeadModel, MistralConfig, Qwen2Config, Qwen3Config
 
 from ray_rl.config import RunConfig
 from ray_rl.errors import ConfigError, DataError
-from ray_rl.models.loading import attention_name, load_causal_lm, load_model_config, resolved_packing
+from ray_rl.models.loading import (
+    attention_name,
+    check_checkpoint,
+    load_causal_lm,
+    load_model_config,
+    require_rows,
+    resolved_packing,
+)
+from ray_rl.models.value import check_value_checkpoint, load_value_model
 from tests.unit.models.tiny import tiny_llama
 
 
@@ -65,11 +75,6 @@ def test_a_model_without_safetensors_is_refused(tmp_path):
         load(folder)
 
 
-def test_a_model_that_changes_its_logits_after_the_head_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"final_logit_softcapping=30.0 is not supported"):
-        load_model_config(saved(tmp_path, final_logit_softcapping=30.0), trust_remote_code=False)
-
-
 @pytest.mark.parametrize(
     ("packing", "accelerator", "resolved"),
     [
@@ -118,3 +123,115 @@ def test_models_of_full_attention_share_prefixes_on_cpu(model_config):
 )
 def test_the_attention_follows_the_packing(attention, packing, name):
     assert attention_name(run(), run(attention=attention).train, packing=packing) == name
+
+
+@pytest.fixture(params=[load, lambda folder: check_checkpoint(folder, trust_remote_code=False, key="model.path")])
+def opened(request):
+    """A checkpoint is opened: its weights are loaded, or only its names and shapes compared."""
+    return request.param
+
+
+def with_weights(folder: Path, change, **settings: object) -> str:
+    """A tiny Llama whose checkpoint has other weights than its model."""
+    saved(folder, **settings)
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def without(part: str):
+    return lambda weights: {name: value for name, value in weights.items() if part not in name}
+
+
+def renamed(prefix: str):
+    return lambda weights: {prefix + name: value for name, value in weights.items()}
+
+
+def joined(name: str, *shape: int):
+    return lambda weights: weights | {name: torch.ones(shape)}
+
+
+def same(weights):
+    return weights
+
+
+DAMAGED = {
+    "no head, though it is not tied": (same, {"tie_word_embeddings": False}, "has no lm_head.weight: these would be"),
+    "no MLP in one layer": (without("1.mlp"), {}, "has no model.layers.1.mlp.down_proj.weight, "),
+    "no embeddings": (without("embed"), {}, "has no lm_head.weight, model.embed_tokens.weight"),
+    "no last norm": (without("model.norm"), {}, "has no model.norm.weight"),
+    "a prefix": (renamed("module."), {}, " more, and module.model.embed_tokens.weight, "),
+    "another prefix": (renamed("_orig_mod."), {}, " more, and _orig_mod.model.embed_tokens.weight, "),
+    "fewer layers than the model": (same, {"num_hidden_layers": 3}, "has no model.layers.2.input_layernorm.weight, "),
+    "more layers than the model": (same, {"num_hidden_layers": 1}, "has model.layers.1.input_layernorm.weight, "),
+    "fewer rows than the model": (same, {"vocab_size": 64}, "has other shapes for model.embed_tokens.weight"),
+    "a bias that the model leaves out": (
+        joined("model.layers.0.self_attn.q_proj.bias", 32),
+        {},
+        "has model.layers.0.self_attn.q_proj.bias, which the model that config.json describes leaves out",
+    ),
+    "norms that the model leaves out": (
+        joined("model.layers.1.self_attn.q_norm.weight", 8),
+        {},
+        "has model.layers.1.self_attn.q_norm.weight, which",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_checkpoint_that_is_not_all_of_the_model_is_refused_and_its_first_weights_named(tmp_path, opened, damage):
+    change, settings, words = DAMAGED[damage]
+    with pytest.raises(DataError) as caught:
+        opened(with_weights(tmp_path, change, **settings))
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(f"model.path: the checkpoint of {tmp_path} has ")
+    assert str(caught.value).endswith(
+        "take a whole checkpoint of the model, with the config.json that was saved with it"
+    )
+
+
+WHOLE = {
+    "tied head": (same, {}),
+    "head of its own": (
+        lambda weights: weights | {"lm_head.weight": torch.ones(48, 32)},
+        {"tie_word_embeddings": False},
+    ),
+    "without the prefix of the backbone": (
+        lambda weights: {name.removeprefix("model."): value for name, value in weights.items()},
+        {},
+    ),
+    "constants of old checkpoints": (joined("model.layers.0.self_attn.rotary_emb.inv_freq", 4), {}),
+    "a value head beside it": (joined("v_head.summary.weight", 1, 32), {}),
+    "a part for images": (joined("visual.blocks.0.norm1.weight", 8), {}),
+    "layers that predict further ahead": (
+        joined("model.layers.2.eh_proj.weight", 32, 64),
+        {"num_nextn_predict_layers": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WHOLE)
+def test_a_whole_checkpoint_is_accepted_whatever_lies_beside_it(tmp_path, opened, what):
+    change, settings = WHOLE[what]
+    opened(with_weights(tmp_path, change, **settings))
+
+
+def test_the_critic_is_refused_where_its_backbone_would_be_random(tmp_path):
+    folder = with_weights(tmp_path, without("0.mlp"))
+    for opened in (
+        lambda: check_value_checkpoint(folder, trust_remote_code=False),
+        lambda: load_value_model(folder, dtype="float32", attention="sdpa", trust_remote_code=False),
+    ):
+        with pytest.raises(DataError, match=r"critic.path: the checkpoint of \S+ has no model.layers.0.mlp.down_proj"):
+            opened()
+
+
+@pytest.mark.parametrize(("token_id", "is_refused"), [(47, False), (48, True), (151_668, True)])
+def test_a_tokenizer_with_a_token_that_has_no_row_is_refused_with_both_numbers(token_id, is_refused):
+    model_config = tiny_llama().config
+    with pytest.raises(DataError) if is_refused else nullcontext() as caught:
+        require_rows(("<|pad|>", token_id), model_config, folder="m", key="model.path")
+    if is_refused:
+        assert str(caught.value).startswith(
+            f"model.path=m: the tokenizer's token '<|pad|>' has the id {token_id}, and the model has 48 rows of"
+        )
