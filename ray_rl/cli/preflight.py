@@ -6,6 +6,7 @@ it into `CHECKS`, before those that take longer; into `QUICK_CHECKS` too if it n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from ray_rl.errors import UserError
 
 if TYPE_CHECKING:
     from ray_rl.config.run import RunConfig
+    from ray_rl.data.row_checks import CheckedRows
 
 Resume = Literal["auto", "required"]
 """Whether a run continues from its folder if it exists, or must have a folder to continue from."""
@@ -23,7 +25,7 @@ Resume = Literal["auto", "required"]
 NEEDED = ("torch", "transformers", "ray", "deepspeed", "vllm")
 """Modules that a run imports and the base install lacks."""
 
-READS = {"parquet": "pyarrow", "hub": "datasets", "reasoning_gym": "reasoning_gym"}
+READS = {"parquet": "pyarrow", "csv": "pyarrow", "hub": "datasets", "reasoning_gym": "reasoning_gym"}
 """Module that reads each kind of data; the other kinds need none."""
 
 
@@ -33,13 +35,13 @@ class Check:
 
     what: str
     """What is looked at, as it is shown while the check runs."""
-    run: Callable[[RunConfig], None]
-    """Raises a UserError if the run could not start."""
+    run: Callable[[RunConfig], CheckedRows | None]
+    """Raises a UserError if the run could not start. Returns the rows of the run, if that is what it has checked."""
 
 
 def check_before_start(
     config: RunConfig, *, resume: Resume | None, visible_gpus: int | None = None, is_full: bool = True
-) -> None:
+) -> CheckedRows | None:
     """Runs every check that needs no Ray.
 
     Args:
@@ -47,6 +49,9 @@ def check_before_start(
         resume: None requires a run folder that does not exist yet; with the others an existing one is accepted.
         visible_gpus: GPUs of the machine that will run it; None counts those of this one.
         is_full: False runs `QUICK_CHECKS` instead of `CHECKS`.
+
+    Returns:
+        The rows of the run, with what is left to check of them.
 
     Raises:
         UserError: the first check that fails.
@@ -56,8 +61,10 @@ def check_before_start(
     check(config, visible_gpus=visible_gpus)
     if not continues(config, resume):
         check_run_folder_is_free(config)
+    checked = None
     for one in CHECKS if is_full else QUICK_CHECKS:
-        one.run(config)
+        checked = one.run(config) or checked
+    return checked
 
 
 def continues(config: RunConfig, resume: Resume | None) -> bool:
@@ -85,17 +92,20 @@ def unreadable_data(config: RunConfig) -> str | None:
     return module if module is not None and find_spec(module) is None else None
 
 
-def _check_rows(config: RunConfig) -> None:
+def _check_rows(config: RunConfig) -> CheckedRows | None:
     from ray_rl.data.preflight import check_data
 
-    if unreadable_data(config) is None:
-        check_data(config, with_tokenizer=False)
+    return check_data(config, with_tokenizer=False) if unreadable_data(config) is None else None
 
 
-def _check_data(config: RunConfig) -> None:
+def _check_data(config: RunConfig) -> CheckedRows | None:
     from ray_rl.data.preflight import check_data
 
-    check_data(config, model_folder=_folder_of(config.model.path))
+    return check_data(config, model_folder=_folder_of(config.model.path), say=_say)
+
+
+def _say(line: str) -> None:
+    print(f"ray-rl: {line}", file=sys.stderr, flush=True)
 
 
 def _check_models(config: RunConfig) -> None:

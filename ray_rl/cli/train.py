@@ -45,8 +45,8 @@ def start(config: RunConfig, *, resume: Resume | None) -> None:
         UserError: the input is wrong; nothing was started or written.
         RayRLError: the run failed.
     """
-    check_before_start(config, resume=resume)
+    checked = check_before_start(config, resume=resume)
 
     from ray_rl.loops.build import run_training
 
-    run_training(config, resume=resume if continues(config, resume) else None)
+    run_training(config, resume=resume if continues(config, resume) else None, checked=checked)

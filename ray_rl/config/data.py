@@ -1,5 +1,6 @@
 """Where prompts come from: a union on `kind`."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
@@ -19,6 +20,8 @@ class Source(Config):
     for one that writes today's date. The exported model's template has them as defaults."""
     max_prompt_tokens: int = Field(1024, ge=1)
     """Longer prompts are filtered out, counted and reported."""
+    check_s: float = Field(60.0, ge=0)
+    """Every row is checked before the start for at most this long; the others are checked during training."""
 
 
 class Addition(Source):
@@ -46,35 +49,61 @@ class ReasoningGym(Source):
 
 
 class Table(Source):
-    """What sources made of rows share: which column is the prompt."""
+    """What sources made of rows share: which columns are the prompt and the answer."""
 
-    prompt_column: str = "prompt"
-    """Text, or a list of {role, content} messages."""
+    format: Literal["auto", "plain", "verl", "trl", "openrlhf", "gsm8k", "math"] = "auto"
+    """Whose names the columns have: `verl` (prompt, reward_model.ground_truth), `trl` (prompt, solution), `openrlhf`
+    (input, label), `gsm8k` (question, answer), `math` (problem, answer), `plain` (prompt, answer). `auto` looks at the
+    columns and says what it found. Columns that `prompt_column` and `columns` name come first."""
+    prompt_column: str | None = None
+    """Text, or a list of {role, content} messages; a dot leads into a nested column. None: by the format."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Renames: {name that the rewards see: column of the file}. Unnamed columns keep their names."""
+    """Renames: {name that the rewards see: column of the file}; `reward_model.ground_truth` is a nested one. Unnamed
+    columns keep their names."""
     chat: bool = True
     """Wrap text as a user message and apply the chat template. False feeds the text as it is."""
+    drop_last_answer: bool = False
+    """Leave out the assistant's messages at the end of a conversation. Without, such a prompt is refused: the model
+    would read the answer."""
 
 
-class Jsonl(Table):
-    """One JSON object a line.
+class Files(Table):
+    """What files share. A folder or a pattern like `data/*.parquet` stands for all its files, in the order of names."""
 
-    GSM8K as published: {path: train.jsonl, prompt_column: question} with the reward `number` or `math_verify`.
+    path: str
+    """A file, a folder, or a pattern. What `datasets` wrote with `save_to_disk` is read, too."""
+    split: str = "train"
+    """Which part of a `DatasetDict` that `save_to_disk` wrote."""
+
+
+class Jsonl(Files):
+    """One JSON object a line, also compressed (`.jsonl.gz`).
+
+    GSM8K as published: {path: train.jsonl} with the reward `number` or `math_verify`.
     """
 
     kind: Literal["jsonl"] = "jsonl"
-    path: str
 
 
-class Parquet(Table):
-    """A parquet file."""
+class Parquet(Files):
+    """Parquet files."""
 
     kind: Literal["parquet"] = "parquet"
-    path: str
+
+
+class Csv(Files):
+    """Text files with a header and one record a row; all values are text."""
+
+    kind: Literal["csv"] = "csv"
+    delimiter: str = Field(",", min_length=1, max_length=1)
+    """Between two values; "\\t" for tab-separated files."""
 
 
 class Hub(Table):
-    """A data set of the Hugging Face hub, by the name that `datasets.load_dataset` takes (a local folder works too)."""
+    """A data set of the Hugging Face hub, by the name that `datasets.load_dataset` takes.
+
+    A local folder works, too: one that `load_dataset` takes, or one that `save_to_disk` wrote.
+    """
 
     kind: Literal["hub"] = "hub"
     name: str
@@ -92,4 +121,11 @@ class CustomSource(Source):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-DataConfig = Annotated[Addition | ReasoningGym | Jsonl | Parquet | Hub | CustomSource, Field(discriminator="kind")]
+DataConfig = Annotated[
+    Addition | ReasoningGym | Jsonl | Parquet | Csv | Hub | CustomSource, Field(discriminator="kind")
+]
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path stands for all files that match it, and not for one file or folder."""
+    return any(character in path for character in "*?[") and not Path(path).expanduser().exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ray_rl.config.base import Config
 from ray_rl.config.explain import as_one_message, show
 from ray_rl.config.redact import without_secrets
 from ray_rl.config.run import RunConfig
@@ -19,8 +20,9 @@ FIXED = {
 }
 """Keys, or sections, that stay as they were, with the reason."""
 
-FREE = ("run.name", "run.dir", "launch")
-"""Keys, or sections, that are not the run's: where its folder is, which may have been moved, and how it is launched."""
+FREE = ("run.name", "run.dir", "launch", "data.check_s")
+"""Keys, or sections, that are not the run's: where its folder is, which may have been moved, how it is launched and how
+long its data is checked."""
 
 
 def changes(before: Mapping[str, Any], now: RunConfig) -> list[str]:
@@ -36,6 +38,7 @@ def changes(before: Mapping[str, Any], now: RunConfig) -> list[str]:
     after = without_secrets(now.model_dump())
     old, new = dict(_flat("", before)), dict(_flat("", after))
     keys = [key for key in {**old, **new} if not _is_free(key) and old.get(key) != new.get(key)]
+    keys = [key for key in keys if not _is_younger(key, before, now)]
     problems = [
         f"{key}={show(new.get(key))}: the run had {show(old.get(key))}, and {reason}; leave it, or start another run"
         for key in keys
@@ -45,6 +48,20 @@ def changes(before: Mapping[str, Any], now: RunConfig) -> list[str]:
     if problems:
         raise ConfigError(as_one_message(problems))
     return [f"{key}: {show(old.get(key))} -> {show(new.get(key))}" for key in keys]
+
+
+def _is_younger(key: str, before: Mapping[str, Any], now: RunConfig) -> bool:
+    """Whether a run that was started by an older release has no such key, and now has its default."""
+    written: Any = before
+    section: Any = now
+    for name in key.split("."):
+        if not isinstance(written, Mapping) or not isinstance(section, Config):
+            return False
+        if name not in written:
+            field = type(section).model_fields[name]
+            return bool(vars(section)[name] == field.get_default(call_default_factory=True))
+        written, section = written[name], vars(section)[name]
+    return False
 
 
 def _is_free(key: str) -> bool:

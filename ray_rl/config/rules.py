@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ray_rl.config.algorithm_rules import algorithm_rules, training_rules
-from ray_rl.config.data import CustomSource, Jsonl, Parquet, ReasoningGym
+from ray_rl.config.data import CustomSource, Files, ReasoningGym, is_pattern
 from ray_rl.config.determinism import determinism_rules
 from ray_rl.config.explain import as_one_message, show
 from ray_rl.config.gpus import loaded_reference, visible_gpu_count
@@ -165,14 +165,12 @@ def _context_tokens(path: str) -> int | None:
 def _data(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
     data = config.data
     match data:
-        case Jsonl() | Parquet() if _is_missing_here(data.path, is_elsewhere=is_elsewhere):
+        case Files() if _is_missing_here(data.path, is_elsewhere=is_elsewhere) or is_pattern(data.path):
             return
-        case Jsonl() | Parquet():
+        case Files():
             file = Path(data.path).expanduser()
             if not file.exists():
                 yield f"data.path={data.path}: no such file ({file.absolute()}); set data.path to a file that exists"
-            elif not file.is_file():
-                yield f"data.path={data.path}: is not a file; set data.path to a .{data.kind} file"
         case CustomSource():
             yield from _import_path("data.function", data.function)
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 
-from ray_rl.config.data import CustomSource, DataConfig, Hub, Jsonl, Parquet, ReasoningGym, Table
-from ray_rl.config.rewards import CustomReward, MathVerify, Number, RewardConfig
+from ray_rl.config.data import Addition, CustomSource, DataConfig, Hub, ReasoningGym, Table
+from ray_rl.config.rewards import CustomReward
 from ray_rl.config.run import RunConfig
+from ray_rl.data.ahead import check_rows
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.procedural import check_task
-from ray_rl.data.rows import Row, Rows
-from ray_rl.data.source import open_rows, tokenize_row
-from ray_rl.data.tables import parquet_columns
-from ray_rl.errors import ConfigError, DataError
+from ray_rl.data.row_checks import CheckedRows
+from ray_rl.data.rows import Row
+from ray_rl.data.source import epoch_order, open_rows
+from ray_rl.errors import ConfigError
 from ray_rl.sandbox.importing import import_function
 
-TOKENIZED_ROWS = 256
-"""So many prompts tell whether `data.max_prompt_tokens` can be right; all of a large file would take too long."""
+FIRST_ROWS = 256
+"""So many prompts tell whether `data.max_prompt_tokens` can be right, and stand for rows that we compute."""
+ROWS_IN_ORDER = 10_000
+"""Of a larger table, which may take too long to check, the rows that are used first are checked first."""
+QUICK_S = 5.0
+"""For rows that are only read."""
+
+
+def say_nothing(_: str) -> None:
+    """Takes what nobody wants to know."""
 
 
 def check_data(
@@ -27,48 +36,91 @@ def check_data(
     model_folder: Path | str | None = None,
     row_checks: Sequence[Callable[[Row], None]] = (),
     with_tokenizer: bool = True,
-) -> None:
-    """Checks the prompt source, the columns that the rewards need, and that prompts fit `data.max_prompt_tokens`.
+    say: Callable[[str], None] = say_nothing,
+) -> CheckedRows | None:
+    """Checks the prompt source and its rows, as many as `data.check_s` allows.
 
-    Every line of a jsonl file is read; of a parquet file the schema and the first rows. A data set that the hub would
-    have to send, and what a custom source returns, are left for the start of the run.
+    All rows are read first, in half of the time. Then each is checked whole: the columns that rewards need, the chat
+    template, the length, and the checks of the caller. Of rows that we compute, the first ones stand for all.
 
     Args:
         config: has passed the rules between its fields.
-        model_folder: where the model lies, if that is not `model.path`: a packaged model's cache. Without a
-            tokenizer.json there, the length of prompts is not checked.
+        model_folder: where the model lies, if that is not `model.path`: a packaged model's cache, or a name of the
+            hub. Prompts are not tokenised if it is a folder that does not exist yet.
         row_checks: called with every row that is checked; each raises DataError if the row is wrong.
-        with_tokenizer: whether to check the length of prompts at all.
+        with_tokenizer: False imports no transformers, takes a few seconds at most, and asks neither the hub nor a
+            user's function for rows.
+        say: told what was detected, and how far the checks are.
+
+    Returns:
+        The rows, for the run. None where they were not opened.
 
     Raises:
-        DataError: a file, a row or a column; of a jsonl file with its line.
+        DataError: a file, a row or a column; with the line or row.
         ConfigError: a task, an option or an import path.
     """
-    _check_system_prompt(config.data)
+    data = config.data
+    _check_system_prompt(data)
     for index, reward in enumerate(config.rewards):
         if isinstance(reward, CustomReward):
             _check_import(reward.function, key=f"rewards[{index}].function")
-    match config.data:
-        case CustomSource():
-            _check_import(config.data.function, key="data.function")
-            return
-        case Hub() if not Path(config.data.name).is_dir():
-            return
-        case Parquet():
-            _check_reward_columns(config.rewards, parquet_columns(config.data), where=config.data.path)
-        case ReasoningGym():
-            check_task(config.data.task)
-        case _:
-            pass
-    rows = open_rows(config.data, seed=config.run.seed)
-    # Each row of a file can be wrong by itself; where the columns are a schema's or ours, one row stands for all.
-    for index in range(len(rows) if isinstance(config.data, Jsonl) else 1):
-        row = rows[index]
-        _check_reward_columns(config.rewards, set(row.columns), where=_place(config.data, row.id))
-        for check in row_checks:
-            check(row)
+    if isinstance(data, CustomSource):
+        _check_import(data.function, key="data.function")
+    if isinstance(data, ReasoningGym):
+        check_task(data.task)
+    if not with_tokenizer and _is_far(data):
+        return None
+    start = time.monotonic()
+    rows = open_rows(data, seed=config.run.seed)
+    for line in rows.notes:
+        say(f"data: {line}")
+    checked = CheckedRows(config, rows, row_checks)
+    seconds = data.check_s if with_tokenizer else min(data.check_s, QUICK_S)
+    size = min(len(rows), FIRST_ROWS) if isinstance(data, Addition | ReasoningGym) else len(rows)
+    # The first row is checked even if there is no time.
+    checked.read(0)
+    check_rows(checked.read, range(size), until=start + seconds / 2, say=say, what="read")
     if with_tokenizer:
-        _check_lengths(config, rows, Path(model_folder or config.model.path))
+        checked.tokenizer = _tokenizer(config, model_folder)
+    order = range(size) if size <= ROWS_IN_ORDER else _first_use(config, size)
+    check_rows(checked.check, order[:FIRST_ROWS], until=start + seconds, say=say, what="checked")
+    checked.refuse_if_all_are_longer()
+    is_complete = check_rows(checked.check, order[FIRST_ROWS:], until=start + seconds, say=say, what="checked")
+    checked.refuse_if_all_are_longer()
+    _report(checked, is_complete=is_complete, say=say)
+    return checked
+
+
+def _report(checked: CheckedRows, *, is_complete: bool, say: Callable[[str], None]) -> None:
+    if checked.longer:
+        say(
+            f"data: {checked.longer:,} of {len(checked.right):,} prompts are longer than "
+            f"data.max_prompt_tokens={checked.config.data.max_prompt_tokens} and will be left out"
+        )
+    if not is_complete and checked.tokenizer is not None:
+        say(
+            f"data: {len(checked.right):,} of {len(checked.rows):,} rows were checked in "
+            f"data.check_s={checked.config.data.check_s:g}; the others are checked during training"
+        )
+
+
+def _is_far(data: DataConfig) -> bool:
+    """Whether rows come from the hub or from a user's function."""
+    return isinstance(data, CustomSource) or (isinstance(data, Hub) and not Path(data.name).expanduser().is_dir())
+
+
+def _first_use(config: RunConfig, size: int) -> Sequence[int]:
+    return epoch_order(size, shuffle=config.data.shuffle, seed=config.run.seed, epoch=0)
+
+
+def _tokenizer(config: RunConfig, folder: Path | str | None) -> ChatTokenizer | None:
+    """That of the policy, if its files are on this machine or it is the hub's."""
+    place = Path(config.model.path) if folder is None else folder
+    if isinstance(place, Path) and not any(place.glob("tokenizer*")):
+        return None
+    tokenizer = ChatTokenizer.of_run(config, place)
+    tokenizer.ends_of(config)
+    return tokenizer
 
 
 def _check_system_prompt(data: DataConfig) -> None:
@@ -84,40 +136,3 @@ def _check_import(path: str, *, key: str) -> None:
         import_function(path)
     except ConfigError as error:
         raise ConfigError(f"{key}={error}") from error
-
-
-def _check_reward_columns(rewards: list[RewardConfig], columns: set[str], *, where: str) -> None:
-    for index, reward in enumerate(rewards):
-        if isinstance(reward, Number | MathVerify) and reward.column not in columns:
-            raise DataError(
-                f"{where}: no column {reward.column!r}, which rewards[{index}] ({reward.kind}) compares with; "
-                f"the columns are {', '.join(sorted(columns)) or 'none'}; "
-                f"set rewards[{index}].column, or rename one: data.columns: {{{reward.column}: ...}}"
-            )
-
-
-def _check_lengths(config: RunConfig, rows: Rows, folder: Path) -> None:
-    """Refuses a limit that none of the first prompts meets, if the tokenizer is on this machine already."""
-    if not (folder / "tokenizer.json").is_file():
-        return
-    tokenizer = ChatTokenizer.of_run(config, folder)
-    tokenizer.ends_of(config)
-    limit = config.data.max_prompt_tokens
-    first = None
-    for index in islice(range(len(rows)), TOKENIZED_ROWS):
-        prompt = tokenize_row(rows[index], config.data, tokenizer)
-        if len(prompt.token_ids) <= limit:
-            return
-        first = first or prompt
-    if first is not None:
-        raise DataError(
-            f"{_place(config.data, first.id)}: {len(first.token_ids)} tokens with the chat template, more than "
-            f"data.max_prompt_tokens={limit}, and so are the others that were tried; raise data.max_prompt_tokens"
-        )
-
-
-def _place(data: DataConfig, row_id: str) -> str:
-    """The row as its user finds it: with the path of its file as the config gives it."""
-    if isinstance(data, Jsonl | Parquet):
-        return f"{data.path}:{row_id.rpartition(':')[2]}"
-    return row_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import random
+from collections.abc import Mapping, Sequence
 
 from ray_rl.config.data import Addition, ReasoningGym
 from ray_rl.data.rows import Row
@@ -16,6 +17,8 @@ class AdditionRows:
     def __init__(self, config: Addition, *, seed: int) -> None:
         self._config = config
         self._seed = seed
+        self.digests: Mapping[str, str] = {}
+        self.notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return self._config.size
@@ -49,6 +52,8 @@ class ReasoningGymRows:
                 f"data.options={config.options} does not suit the task {config.task}: {error}; correct data.options"
             ) from error
         self._config = config
+        self.digests: Mapping[str, str] = {}
+        self.notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return self._config.size

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ray_rl.data.columns import column_names, column_value
+from ray_rl.data.layout import Layout, check_columns
+from ray_rl.data.messages import check_text, read_prompt, shorten
 from ray_rl.errors import DataError
 from ray_rl.types import Message
-
-RESERVED_COLUMNS = frozenset({"completions", "prompts", "finish_reasons", "lengths"})
-"""What reward functions get beside the columns of the row."""
-
-_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +28,11 @@ class Row:
 class Rows(Protocol):
     """An epoch in the order of its source. Reading a row may raise DataError that names it."""
 
+    digests: Mapping[str, str]
+    """Of the content, by the name of the file or data set; empty where the rows are computed."""
+    notes: Sequence[str]
+    """What the user should know about how the data is read, a line each."""
+
     def __len__(self) -> int:
         """Rows of an epoch."""
 
@@ -38,103 +40,37 @@ class Rows(Protocol):
         """Row `index`: the same at every call."""
 
 
-def make_row(record: object, *, id: str, where: str, prompt_column: str, renames: Mapping[str, str]) -> Row:
+def make_row(record: object, *, id: str, where: str, layout: Layout = Layout()) -> Row:  # noqa: B008 - frozen
     """The row that a record holds.
 
     Args:
         record: what the source holds at this place.
         id: of the row.
         where: named in errors, for example "train.jsonl:3".
-        prompt_column: holds text, or a list of {role, content}.
-        renames: {new name: column of the record}; other columns keep their names.
+        layout: which columns are the prompt and the answer.
 
     Raises:
-        DataError: not a mapping, a column is missing or taken, or the prompt is neither text nor messages.
+        DataError: not a mapping, a column is missing or taken, text that is no Unicode, or a prompt that is none.
     """
     if not isinstance(record, Mapping):
-        raise DataError(f"{where}: {shorten(record)} is no row; write an object with a column {prompt_column!r}")
-    check_columns(record, where=where, prompt_column=prompt_column, renames=renames)
-    moved = {prompt_column, *renames.values()}
+        raise DataError(f"{where}: {shorten(record)} is no row; write an object with a column {layout.prompt_column!r}")
+    if not all(isinstance(name, str) for name in record):
+        raise DataError(f"{where}: the columns {shorten(list(record))} are not all named by text; correct the names")
+    check_columns(record, layout, where=where)
+    moved = {layout.prompt_column, *layout.renames.values()}
     columns = {name: value for name, value in record.items() if name not in moved}
-    columns |= {new: record[old] for new, old in renames.items()}
-    return Row(id, _prompt(record[prompt_column], where=f"{where}: {prompt_column}"), columns)
+    for new, old in (*layout.aliases.items(), *layout.renames.items()):
+        columns[new] = _value(record, old, where=where)
+    for name, value in columns.items():
+        check_text(value, where=f"{where}: {name}")
+    written = _value(record, layout.prompt_column, where=where)
+    prompt = read_prompt(written, where=f"{where}: {layout.prompt_column}", drop_last_answer=layout.drop_last_answer)
+    return Row(id, prompt, columns)
 
 
-def check_columns(columns: Iterable[str], *, where: str, prompt_column: str, renames: Mapping[str, str]) -> set[str]:
-    """The names that rewards see, of a record or table with these columns.
-
-    Args:
-        columns: names in the source.
-        where: named in errors.
-        prompt_column: must be one of them.
-        renames: {new name: column of the source}.
-
-    Raises:
-        DataError: a column that is asked for does not exist, or a name is taken.
-    """
-    existing = set(columns)
-    if prompt_column not in existing:
-        raise DataError(
-            f"{where}: no column {prompt_column!r}; {_have(existing, prompt_column)} set data.prompt_column"
-        )
-    for new, old in renames.items():
-        if old not in existing:
-            raise DataError(f"{where}: no column {old!r}; {_have(existing, old)} correct data.columns.{new}")
-    kept = existing - {prompt_column, *renames.values()}
-    for name in sorted(kept & renames.keys()):
-        raise DataError(f"{where}: data.columns.{name} gives a name that another column has; rename that one too")
-    names = kept | renames.keys()
-    for name in sorted(names & RESERVED_COLUMNS):
-        raise DataError(
-            f"{where}: reward functions get their own {name!r}; rename the column with data.columns: {{other: {name}}}"
-        )
-    return names
-
-
-def column_value(columns: Mapping[str, Any], path: str) -> Any:
-    """The value of a column, or inside of nested columns: `reward_model.ground_truth`.
-
-    A column whose whole name is the path comes first. Lists have no names inside.
-
-    Raises:
-        KeyError: there is no such value.
-    """
-    if path in columns:
-        return columns[path]
-    outer, _, inner = path.rpartition(".")
-    if not outer:
-        raise KeyError(path)
-    within = column_value(columns, outer)
-    if not isinstance(within, Mapping) or inner not in within:
-        raise KeyError(path)
-    return within[inner]
-
-
-def shorten(value: object) -> str:
-    """The repr of a value, at most a line of it."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
-
-
-def _have(existing: set[str], wanted: str) -> str:
-    near = difflib.get_close_matches(wanted, existing, n=1)
-    nearest = f" (nearest: {near[0]})" if near else ""
-    return f"the columns are {', '.join(sorted(existing)) or 'none'}{nearest};"
-
-
-def _prompt(value: object, *, where: str) -> str | tuple[Message, ...]:
-    if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f"{where} is empty; write a prompt, or remove the row")
-        return value
-    if not isinstance(value, list | tuple) or not value:
-        raise DataError(f"{where} is {shorten(value)}; write text or a list of {{role, content}} messages")
-    return tuple(_message(turn, where=f"{where}[{number}]") for number, turn in enumerate(value))
-
-
-def _message(turn: object, *, where: str) -> Message:
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-        raise DataError(f"{where} is {shorten(turn)}; write a message {{role: ..., content: ...}}")
-    if not isinstance(turn.get("content"), str):
-        raise DataError(f"{where}.content is {shorten(turn.get('content'))}; only text is supported")
-    return Message(turn["role"], turn["content"])
+def _value(record: Mapping[str, Any], column: str, *, where: str) -> Any:
+    try:
+        return column_value(record, column)
+    except KeyError:
+        names = ", ".join(column_names(record))
+        raise DataError(f"{where}: no column {column!r}; the columns are {names}; correct the row") from None

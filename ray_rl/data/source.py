@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, assert_never
 
-from ray_rl.config.data import Addition, CustomSource, DataConfig, Hub, Jsonl, Parquet, ReasoningGym
+from ray_rl.config.data import Addition, Csv, CustomSource, DataConfig, Files, Hub, Jsonl, Parquet, ReasoningGym
+from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer, uses_chat
+from ray_rl.data.json_lines import JsonlRows
 from ray_rl.data.procedural import AdditionRows, ReasoningGymRows
 from ray_rl.data.rows import Row, Rows
-from ray_rl.data.tables import CustomRows, HubRows, JsonlRows, ParquetRows
+from ray_rl.data.tables import ArrowRows, CustomRows, HubRows, is_saved
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.metrics.metric import Last, Metric
 from ray_rl.types import Message, Prompt
 
+USUAL_CHARACTERS = 16
+"""Text has 3 to 5 characters a token; the start of a text that has more is tokenised before the whole is."""
+MOST_CHARACTERS = 256
+"""The longest tokens of common vocabularies are runs of 128 spaces."""
 
-def build_source(config: DataConfig, *, seed: int, tokenizer: ChatTokenizer) -> PromptSource:
+
+def build_source(
+    config: DataConfig,
+    *,
+    seed: int,
+    tokenizer: ChatTokenizer,
+    rows: Rows | None = None,
+    ahead: Lookahead | None = None,
+    note: Callable[[str], None] | None = None,
+) -> PromptSource:
     """The prompts that `data:` describes, at the start of their first epoch.
 
     Args:
         config: the section `data`.
         seed: `run.seed`; orders the epochs, and draws procedural questions.
         tokenizer: of the policy.
+        rows: what `open_rows` gave for this section. None opens them.
+        ahead: checks rows that are yet to come, and raises what it found when prompts are taken.
+        note: told what the user should know, a line each.
 
     Raises:
         DataError: a file, a data set or a row is wrong.
         ConfigError: a name or an option is.
     """
-    return PromptSource(open_rows(config, seed=seed), config, seed=seed, tokenizer=tokenizer)
+    opened = open_rows(config, seed=seed) if rows is None else rows
+    return PromptSource(opened, config, seed=seed, tokenizer=tokenizer, ahead=ahead, note=note)
 
 
 def open_rows(config: DataConfig, *, seed: int) -> Rows:
@@ -44,10 +63,12 @@ def open_rows(config: DataConfig, *, seed: int) -> Rows:
             return AdditionRows(config, seed=seed)
         case ReasoningGym():
             return ReasoningGymRows(config, seed=seed)
+        case Files() if is_saved(config.path):
+            return HubRows(config)
         case Jsonl():
             return JsonlRows(config)
-        case Parquet():
-            return ParquetRows(config)
+        case Parquet() | Csv():
+            return ArrowRows(config)
         case Hub():
             return HubRows(config)
         case CustomSource():
@@ -56,19 +77,43 @@ def open_rows(config: DataConfig, *, seed: int) -> Rows:
             assert_never(config)
 
 
-def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prompt:
-    """The prompt of a row, however long.
+def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prompt | None:
+    """The prompt of a row, however long; None for one that is so much too long that tokenising it would take too long.
 
     Raises:
         DataError: naming the row: the chat template refuses it, or it brings a second system prompt.
     """
     content = _with_system_prompt(row, config.system_prompt)
+    messages = (Message("user", content),) if isinstance(content, str) else content
+    if _is_far_too_long(messages, config.max_prompt_tokens, tokenizer):
+        return None
     try:
         token_ids = tokenizer.encode(content, chat=uses_chat(config))
     except DataError as error:
         raise DataError(f"{row.id}: {error}") from error
-    messages = (Message("user", content),) if isinstance(content, str) else content
     return Prompt(row.id, token_ids, _shown(row), row.columns, messages)
+
+
+def epoch_order(size: int, *, shuffle: bool, seed: int, epoch: int) -> range | list[int]:
+    """The order of the rows in an epoch: a function of (seed, epoch)."""
+    if not shuffle:
+        return range(size)
+    order = list(range(size))
+    random.Random(f"epoch/{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def _is_far_too_long(messages: Sequence[Message], limit: int, tokenizer: ChatTokenizer) -> bool:
+    """Whether a prompt is longer than the limit, told from its first characters if there are very many."""
+    characters = sum(len(message.content) for message in messages)
+    if characters <= limit * USUAL_CHARACTERS:
+        return False
+    if characters > limit * MOST_CHARACTERS:
+        return True
+    longest = max((message.content for message in messages), key=len)
+    start = tokenizer.encode(longest[: limit * USUAL_CHARACTERS], chat=False)
+    # The last few tokens of a part can be other ones in the whole.
+    return len(start) > limit + 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +142,18 @@ class _Position:
 class PromptSource:
     """Prompts without end, epoch after epoch. The order of an epoch is a function of (seed, epoch) alone."""
 
-    def __init__(self, rows: Rows, config: DataConfig, *, seed: int, tokenizer: ChatTokenizer) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        config: DataConfig,
+        *,
+        seed: int,
+        tokenizer: ChatTokenizer,
+        ahead: Lookahead | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self._ahead = ahead
+        self._note = note
         self._rows = rows
         self._config = config
         self._seed = seed
@@ -122,6 +178,8 @@ class PromptSource:
         Raises:
             DataError: a row is malformed, or all prompts of an epoch are too long.
         """
+        if self._ahead is not None:
+            self._ahead.watch(self._upcoming)
         prompts: list[Prompt] = []
         while len(prompts) < count:
             prompt = self._next()
@@ -144,7 +202,11 @@ class PromptSource:
             ConfigError: the state is that of another source.
         """
         ours, theirs = self._fingerprint(), state["source"]
-        changed = [f"{key} was {theirs.get(key)!r}, is {ours[key]!r}" for key in ours if theirs.get(key) != ours[key]]
+        if "digests" not in theirs:
+            del ours["digests"]
+            if self._note is not None and self._rows.digests:
+                self._note("data: the checkpoint has no digest of the data; whether the data changed cannot be told")
+        changed = _changes(theirs, ours)
         if changed:
             raise ConfigError(
                 f"data: the saved position belongs to another source: {'; '.join(changed)}; "
@@ -159,27 +221,26 @@ class PromptSource:
         if at.index == len(self._rows):
             self._position = at = _Position(epoch=at.epoch + 1, filtered_before=at.filtered_before + at.filtered)
             self._order = self._order_of(at.epoch)
-        prompt = tokenize_row(self._rows[self._order[at.index]], self._config, self._tokenizer)
+        row = self._rows[self._order[at.index]]
+        prompt = tokenize_row(row, self._config, self._tokenizer)
         at.index += 1
-        length, limit = len(prompt.token_ids), self._config.max_prompt_tokens
-        if length <= limit:
+        length, limit = None if prompt is None else len(prompt.token_ids), self._config.max_prompt_tokens
+        if length is not None and length <= limit:
             return prompt
         at.filtered += 1
-        at.shortest = length if at.shortest is None else min(at.shortest, length)
+        if length is not None:
+            at.shortest = length if at.shortest is None else min(at.shortest, length)
         if at.filtered == len(self._rows):
-            raise DataError(
-                f"data.max_prompt_tokens={limit}: all {at.filtered} prompts are longer; the shortest has "
-                f"{at.shortest} tokens with the chat template; set it to {at.shortest} or more"
-            )
+            raise DataError(f"data.max_prompt_tokens={limit}: all {at.filtered} prompts are longer; {_needed(at)}")
         return None
 
+    def _upcoming(self) -> list[int]:
+        """All rows, in the order in which they are used from here on: the rest of this epoch, then those before it."""
+        index = self._position.index
+        return [*self._order[index:], *self._order[:index]]
+
     def _order_of(self, epoch: int) -> range | list[int]:
-        size = len(self._rows)
-        if not self._config.shuffle:
-            return range(size)
-        order = list(range(size))
-        random.Random(f"epoch/{self._seed}/{epoch}").shuffle(order)
-        return order
+        return epoch_order(len(self._rows), shuffle=self._config.shuffle, seed=self._seed, epoch=epoch)
 
     def _fingerprint(self) -> dict[str, Any]:
         return {
@@ -187,7 +248,28 @@ class PromptSource:
             "size": len(self._rows),
             "seed": self._seed,
             "shuffle": self._config.shuffle,
+            "digests": dict(self._rows.digests),
         }
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two fingerprints, for people."""
+    lines = [
+        f"{key} was {before.get(key)!r}, is {now[key]!r}"
+        for key in now
+        if key != "digests" and before.get(key) != now[key]
+    ]
+    old, new = before.get("digests", {}), now.get("digests", {})
+    lines += [f"{name} is new" for name in new if name not in old]
+    lines += [f"{name} is missing" for name in old if name not in new]
+    lines += [f"the content of {name} has changed" for name in new if name in old and old[name] != new[name]]
+    return lines
+
+
+def _needed(at: _Position) -> str:
+    if at.shortest is None:
+        return "all of them very much so; shorten them, or set it higher"
+    return f"the shortest has {at.shortest} tokens with the chat template; set it to {at.shortest} or more"
 
 
 def _with_system_prompt(row: Row, system_prompt: str | None) -> str | tuple[Message, ...]:

@@ -1,111 +1,125 @@
-"""Rows that are read: files, data sets of the hub, and users' own sequences."""
+"""Rows of tables: parquet and CSV files, data sets of the `datasets` package, and users' own sequences."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_rl.config.data import CustomSource, Hub, Jsonl, Parquet
-from ray_rl.data.rows import Row, check_columns, make_row, shorten
+from ray_rl.config.data import Csv, CustomSource, Files, Hub, Parquet
+from ray_rl.data.files import WHOLE_BYTES, DataFile, data_files, digests
+from ray_rl.data.layout import layout_of, notes
+from ray_rl.data.messages import reason, shorten
+from ray_rl.data.rows import Row, make_row
 from ray_rl.errors import DataError
 from ray_rl.sandbox.importing import import_function
 
 if TYPE_CHECKING:
-    import pyarrow.parquet
+    import datasets
+    import pyarrow
+
+DIGEST_ROWS = 1024
+"""So many rows, evenly spread, stand for a data set that is no file of ours."""
 
 
-class JsonlRows:
-    """One JSON object a line; blank lines are skipped. Kept as bytes, parsed when read."""
+class ArrowRows:
+    """The rows of parquet or CSV files, as Arrow. Rows are counted from 1, in each file."""
 
-    def __init__(self, config: Jsonl) -> None:
-        self._config = config
-        with _existing_file(config.path).open("rb") as file:
-            self._lines = [(number, line) for number, line in enumerate(file, start=1) if line.strip()]
-        if not self._lines:
-            raise DataError(f"{config.path}: no lines; write one JSON object a line, or correct data.path")
+    def __init__(self, config: Parquet | Csv) -> None:
+        """Reads the files; large ones into a temporary file, which is mapped into memory.
 
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, index: int) -> Row:
-        number, line = self._lines[index]
-        where = f"{self._config.path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where}: not JSON: {error.msg} at column {error.colno} of {shorten(error.doc.strip())}; "
-                "write one JSON object a line"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start}; convert the file") from error
-        return make_row(
-            record,
-            id=f"{Path(self._config.path).name}:{number}",
-            where=where,
-            prompt_column=self._config.prompt_column,
-            renames=self._config.columns,
-        )
-
-
-class ParquetRows:
-    """A parquet file, in memory as Arrow. Rows are counted from 1."""
-
-    def __init__(self, config: Parquet) -> None:
-        self._config = config
-        with open_parquet(config.path) as file:
-            self._table = file.read()
-        if not len(self):
+        Raises:
+            DataError: a file is missing or damaged, or has other columns than the first; or there are no rows.
+        """
+        files = data_files(config)
+        self.digests: Mapping[str, str] = digests(files)
+        """Of each file, by its name."""
+        self._files: list[DataFile] = []
+        self._tables: list[pyarrow.Table] = []
+        for file in files:
+            table = _csv(file, config.delimiter) if isinstance(config, Csv) else _parquet(file)
+            if table.num_rows:
+                self._files.append(file)
+                self._tables.append(table)
+        if not self._tables:
             raise DataError(f"{config.path}: no rows; correct data.path")
+        names = self._tables[0].column_names
+        for file, table in zip(self._files, self._tables, strict=True):
+            if set(table.column_names) != set(names):
+                raise DataError(
+                    f"{file.shown}: the columns are {', '.join(sorted(table.column_names))}, and those of "
+                    f"{self._files[0].shown} are {', '.join(sorted(names))}; give files of one kind in data.path"
+                )
+        self._layout = layout_of(config, names, where=self._files[0].shown, first=self._record(0, 0))
+        self.notes = notes(self._layout, self.digests)
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return sum(table.num_rows for table in self._tables)
 
     def __getitem__(self, index: int) -> Row:
-        (record,) = self._table.slice(index, 1).to_pylist()
+        which = 0
+        while index >= self._tables[which].num_rows:
+            index -= self._tables[which].num_rows
+            which += 1
+        file = self._files[which]
         return make_row(
-            record,
-            id=f"{Path(self._config.path).name}:{index + 1}",
-            where=f"{self._config.path}: row {index + 1}",
-            prompt_column=self._config.prompt_column,
-            renames=self._config.columns,
+            self._record(which, index),
+            id=f"{file.name}:{index + 1}",
+            where=f"{file.shown}: row {index + 1}",
+            layout=self._layout,
         )
+
+    def _record(self, which: int, index: int) -> dict[str, Any]:
+        try:
+            (record,) = self._tables[which].slice(index, 1).to_pylist()
+        except ValueError as error:  # also text that is not UTF-8, and times that Python cannot hold
+            raise DataError(
+                f"{self._files[which].shown}: row {index + 1}: cannot be read: {reason(error)}; correct the row"
+            ) from error
+        return dict(record)
 
 
 class HubRows:
-    """A split of a data set of the hub."""
+    """A split of a data set of the hub, or of a folder that `datasets` wrote. Rows are counted from 1."""
 
-    def __init__(self, config: Hub) -> None:
-        import datasets
+    def __init__(self, config: Hub | Files) -> None:
+        """Loads the data set, memory-mapped.
 
-        self._config = config
-        self._where = f"{config.name}/{config.split}"
-        try:
-            self._dataset = datasets.load_dataset(
-                config.name, config.subset, split=config.split, revision=config.revision
-            )
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"data.name={config.name}, subset={config.subset}, split={config.split}: "
-                f"datasets.load_dataset failed: {type(error).__name__}: {error}; "
-                "correct the names, or save the data set to a local folder and name that"
-            ) from error
+        Raises:
+            DataError: there is no such data set or split, it cannot be read, or it has no rows.
+        """
+        name = config.name if isinstance(config, Hub) else config.path
+        self._where = f"{name}/{config.split}"
+        self._dataset = _from_disk(name, config.split) if is_saved(name) else _from_hub(config)
         if not len(self):
             raise DataError(f"{self._where}: no rows; correct data.split")
+        self.digests: Mapping[str, str] = {self._where: rows_digest(self._dataset)}
+        """Of the rows, by the name of the data set."""
+        self._layout = layout_of(config, self._dataset.column_names, where=self._where, first=self._record(0))
+        self.notes = notes(self._layout, self.digests)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Row:
         return make_row(
-            self._dataset[index],
+            self._record(index),
             id=f"{self._where}:{index + 1}",
             where=f"{self._where}: row {index + 1}",
-            prompt_column=self._config.prompt_column,
-            renames=self._config.columns,
+            layout=self._layout,
         )
+
+    def _record(self, index: int) -> Any:
+        try:
+            return self._dataset[index]
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self._where}: row {index + 1}: cannot be read: {reason(error)}; correct the row"
+            ) from error
 
 
 class CustomRows:
@@ -121,45 +135,160 @@ class CustomRows:
         if not self._rows:
             raise DataError(f"data.function={config.function} returned no rows; return at least one")
 
+        self.digests: Mapping[str, str] = {config.function: rows_digest(self._rows)}
+        """Of the rows, by the name of the function."""
+        self.notes: Sequence[str] = ()
+
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Row:
         where = f"{self._config.function}[{index}]"
-        return make_row(self._rows[index], id=where, where=where, prompt_column="prompt", renames={})
+        return make_row(self._rows[index], id=where, where=where)
 
 
-def parquet_columns(config: Parquet) -> set[str]:
-    """The columns that rewards see, by the schema alone.
+def rows_digest(rows: Any) -> str:
+    """A digest of at most DIGEST_ROWS rows and of how many there are: `rows:...`.
 
-    Raises:
-        DataError: not a parquet file, or a column is missing.
+    Args:
+        rows: a sequence of mappings. What JSON does not know counts by its type.
     """
-    with open_parquet(config.path) as file:
-        names = list(file.schema_arrow.names)
-    return check_columns(names, where=config.path, prompt_column=config.prompt_column, renames=config.columns)
+    size = len(rows)
+    chosen = range(size) if size <= DIGEST_ROWS else [size * number // DIGEST_ROWS for number in range(DIGEST_ROWS)]
+    hashed = hashlib.blake2b(str(size).encode(), digest_size=16)
+    for index in chosen:
+        try:
+            text = json.dumps(rows[index], sort_keys=True, default=_type_name)
+        except (TypeError, ValueError, RecursionError):
+            text = _type_name(rows[index])  # keys that are no text, or a value that holds itself
+        hashed.update(text.encode())
+    return f"rows:{hashed.hexdigest()}"
 
 
-def open_parquet(path: str) -> pyarrow.parquet.ParquetFile:
-    """The open file; close it.
+def is_saved(folder: str) -> bool:
+    """Whether a folder is what `save_to_disk` of a data set wrote."""
+    root = Path(folder).expanduser()
+    return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file()
 
-    Raises:
-        DataError: missing, or not parquet.
-    """
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
+
+
+def _from_disk(name: str, split: str) -> datasets.Dataset:
+    import datasets
+    import pyarrow
+
+    try:
+        saved = datasets.load_from_disk(str(Path(name).expanduser()))
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+        raise DataError(
+            f"{name}: a data set that save_to_disk wrote, and that cannot be read: {type(error).__name__}: "
+            f"{reason(error)}; write it again"
+        ) from error
+    if isinstance(saved, datasets.Dataset):
+        return saved
+    if split not in saved:
+        raise DataError(f"{name}: no split {split!r}; it has {', '.join(saved)}; set data.split")
+    return saved[split]
+
+
+def _from_hub(config: Hub | Files) -> datasets.Dataset:
+    import datasets
+    import pyarrow
+
+    assert isinstance(config, Hub), "files are read from a folder that save_to_disk wrote"
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(config.name, config.subset, split=config.split, revision=config.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError, pyarrow.ArrowException) as error:
+        raise DataError(
+            f"data.name={config.name}, subset={config.subset}, split={config.split}: "
+            f"datasets.load_dataset failed: {_cause(error)}; "
+            "correct the names, or the files if it is a folder: all of a split have the same columns"
+        ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """What lies under an error that only says that something failed, in one line."""
+    import datasets
+
+    deepest = error
+    while isinstance(deepest, datasets.exceptions.DatasetGenerationError) and deepest.__cause__ is not None:
+        deepest = deepest.__cause__
+    return f"{type(deepest).__name__}: {reason(deepest)}"
+
+
+def _parquet(file: DataFile) -> pyarrow.Table:
+    """The table of a file. One that is larger than WHOLE_BYTES when unpacked is mapped from a temporary file."""
     import pyarrow
     import pyarrow.parquet
 
-    file = _existing_file(path)
     try:
-        return pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path}: not a parquet file: {error}; correct data.path or data.kind") from error
+        opened = pyarrow.parquet.ParquetFile(file.path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{file.shown}: not a parquet file: {reason(error)}; correct data.path or data.kind") from error
+    with opened:
+        metadata = opened.metadata
+        unpacked = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+        groups = _row_groups(opened, file)
+        if unpacked > WHOLE_BYTES:
+            return _mapped(groups, opened.schema_arrow, file)
+        return pyarrow.concat_tables([opened.schema_arrow.empty_table(), *groups])
 
 
-def _existing_file(path: str) -> Path:
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise DataError(f"data.path={path} is a folder; name a file in it")
-    if not file.is_file():
-        raise DataError(f"data.path={path} does not exist (looked from {Path.cwd()}); correct data.path")
-    return file
+def _row_groups(opened: Any, file: DataFile) -> Iterator[pyarrow.Table]:
+    import pyarrow
+
+    first = 1
+    for number in range(opened.num_row_groups):
+        try:
+            group = opened.read_row_group(number)
+        except (pyarrow.ArrowException, OSError) as error:
+            last = first + opened.metadata.row_group(number).num_rows - 1
+            raise DataError(
+                f"{file.shown}: row group {number + 1} of {opened.num_row_groups} (rows {first} to {last}) is damaged: "
+                f"{reason(error)}; copy or write the file again"
+            ) from error
+        yield group
+        first += group.num_rows
+
+
+def _mapped(groups: Iterable[pyarrow.Table], schema: pyarrow.Schema, file: DataFile) -> pyarrow.Table:
+    """The groups in a file without a name, which the system reads into memory as it is used."""
+    import pyarrow
+
+    with tempfile.NamedTemporaryFile(prefix="ray_rl_data_") as written:
+        try:
+            with pyarrow.OSFile(written.name, "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
+                for group in groups:
+                    writer.write_table(group)
+        except OSError as error:
+            raise DataError(
+                f"{file.shown}: no room to unpack it in {tempfile.gettempdir()}: {reason(error)}; "
+                "set TMPDIR to a larger folder"
+            ) from error
+        return pyarrow.ipc.open_file(pyarrow.memory_map(written.name)).read_all()
+
+
+def _csv(file: DataFile, delimiter: str) -> pyarrow.Table:
+    """The table of a file, all values as they are written: an answer 007 or 1,234 is no number yet."""
+    import pyarrow
+    import pyarrow.csv
+
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    try:
+        with pyarrow.csv.open_csv(file.path, parse_options=parse) as reader:
+            names = reader.schema.names
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise DataError(f"{file.shown}: the columns {', '.join(twice)} are in the header twice; rename one of them")
+        convert = pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pyarrow.string()), strings_can_be_null=False
+        )
+        return pyarrow.csv.read_csv(file.path, parse_options=parse, convert_options=convert)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{file.shown}: not a CSV file with a header: {reason(error)}; correct the file, or data.delimiter"
+        ) from error

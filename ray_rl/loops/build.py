@@ -10,7 +10,8 @@ from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
 from ray_rl.data.chat import ChatTokenizer, without_file
-from ray_rl.data.source import build_source
+from ray_rl.data.row_checks import CheckedRows
+from ray_rl.data.source import PromptSource, build_source
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import read_progress
 from ray_rl.loops.recovery import train_on
@@ -36,12 +37,13 @@ Resume = Literal["auto", "required"]
 """Whether a run starts anew where there is no checkpoint, or must have one."""
 
 
-def run_training(config: RunConfig, *, resume: Resume | None = None) -> None:
+def run_training(config: RunConfig, *, resume: Resume | None = None, checked: CheckedRows | None = None) -> None:
     """Runs a checked configuration from start to end, or from its newest checkpoint to the end.
 
     Args:
         config: of the run.
         resume: None for a new run; else its folder is there. required: with a checkpoint in it.
+        checked: the rows of `data:`, of which the run checks the others. None opens them, without further checks.
 
     Raises:
         Preempted: the run was told to stop; it can be resumed.
@@ -62,13 +64,13 @@ def run_training(config: RunConfig, *, resume: Resume | None = None) -> None:
         done = None if since is None else read_progress(since)
         step, version = (0, 0) if done is None else (done.step, done.version)
         run = stack.enter_context(Run(config, folder, console, step=step, version=version, gauges=gauges_of(config)))
-        _run(config, folder, run, since)
+        _run(config, folder, run, since, checked)
 
 
-def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | None) -> None:
+def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | None, checked: CheckedRows | None) -> None:
     stop = Stop(grace_s=config.run.grace_s)
     try:
-        asyncio.run(_train(config, folder, run, since, stop))
+        asyncio.run(_train(config, folder, run, since, checked, stop))
     except asyncio.CancelledError:
         if stop.is_immediate or stop.signal is None:
             raise KeyboardInterrupt from None
@@ -95,7 +97,14 @@ def _resolved(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update=changed)})
 
 
-async def _train(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | None, stop: Stop) -> None:
+async def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    run: Run,
+    since: Checkpoint | None,
+    checked: CheckedRows | None,
+    stop: Stop,
+) -> None:
     # Ray reads its environment when it is imported: not before run_training has prepared it.
     from ray_rl.cluster.session import ray_session
     from ray_rl.cluster.start import started_workers
@@ -111,7 +120,7 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoi
             ends = tokenizer.ends_of(config)
             if not ends.token_ids and not ends.texts:
                 run.note(NO_END.format(path=config.model.path, limit=config.rollout.max_tokens))
-            source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
+            source = _source(config, run, model, tokenizer, checked, stack)
             rewards = stack.enter_context(closing(build_rewards(config.rewards, save=run.save_failed)))
             run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
             stack.enter_context(ray_session(config, layout))
@@ -127,6 +136,24 @@ async def _train(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoi
 
         canary = tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens]
         await train_on(config, folder, run, workers, rollouts=rollouts, canary=canary, since=since, stop=stop)
+
+
+def _source(
+    config: RunConfig,
+    run: Run,
+    model: str,
+    tokenizer: ChatTokenizer,
+    checked: CheckedRows | None,
+    stack: AsyncExitStack,
+) -> PromptSource:
+    """The prompts, with checks in the background of those rows for which there was no time before."""
+    seed = config.run.seed
+    if checked is None:
+        return build_source(config.data, seed=seed, tokenizer=tokenizer, note=run.note)
+    ahead = checked.ahead(lambda: ChatTokenizer.of_run(config, model))
+    if ahead is not None:
+        stack.callback(ahead.close)
+    return build_source(config.data, seed=seed, tokenizer=tokenizer, rows=checked.rows, ahead=ahead, note=run.note)
 
 
 def _folders(config: RunConfig, model: str) -> dict[str, tuple[str, ...]]:

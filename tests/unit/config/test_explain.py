@@ -59,7 +59,7 @@ def test_a_wrong_value_says_place_key_value_requirement_and_meaning(write, more,
 def test_an_unknown_kind_lists_the_valid_ones(write):
     assert problems(write(GOOD.replace("addition", "adition"))) == (
         "run.yaml:3: data.kind=adition: unknown kind; did you mean addition? "
-        "The kinds are addition, reasoning_gym, jsonl, parquet, hub, custom"
+        "The kinds are addition, reasoning_gym, jsonl, parquet, csv, hub, custom"
     )
     assert problems(write(GOOD), "rewards.0.kind=qqqq") == (
         "override 'rewards.0.kind=qqqq': unknown kind; "
@@ -77,7 +77,7 @@ def test_a_missing_kind_lists_the_valid_ones(write):
 def test_a_key_of_another_kind_names_that_kind(write):
     assert problems(write(GOOD.replace("{kind: addition}", "{kind: addition, path: a.jsonl}"))) == (
         "run.yaml:3: data.path: unknown key, its value is a.jsonl; "
-        "it belongs to kind jsonl and parquet; set data.kind or remove it"
+        "it belongs to kind jsonl and parquet and csv; set data.kind or remove it"
     )
 
 

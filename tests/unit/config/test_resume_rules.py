@@ -65,3 +65,12 @@ def test_several_problems_are_told_at_once(load):
 def test_a_secret_that_the_run_folder_does_not_hold_is_no_change(load):
     judge = "rewards=[{kind: custom, function: 'judge:score', options: {api_key: abcdefgh}}]"
     assert changes(load(judge), load(judge)) == []
+
+
+def test_a_key_that_an_older_release_did_not_write_is_no_change_at_its_default(load):
+    written = yaml.safe_load(dump_config(load("data={kind: jsonl, path: a.jsonl}")))
+    for key in ("format", "drop_last_answer", "check_s"):
+        del written["data"][key]
+    assert resume_rules.changes(written, load("data={kind: jsonl, path: a.jsonl}")) == []
+    with pytest.raises(ConfigError, match=r"data.format=verl: the run had null"):
+        resume_rules.changes(written, load("data={kind: jsonl, path: a.jsonl, format: verl}"))

@@ -100,10 +100,9 @@ class TestDataAndRewards:
             f"data.path=no.jsonl: no such file ({tmp_path}/no.jsonl); set data.path to a file that exists"
         )
 
-    def test_a_folder_is_no_file(self, refused, tmp_path):
-        assert refused(f"data={{kind: parquet, path: {tmp_path}}}") == (
-            f"data.path={tmp_path}: is not a file; set data.path to a .parquet file"
-        )
+    def test_a_folder_or_a_pattern_stands_for_its_files(self, load, tmp_path):
+        check(load(f"data={{kind: parquet, path: {tmp_path}}}"), visible_gpus=0)
+        check(load("data={kind: csv, path: 'no_such_folder/*.csv'}"), visible_gpus=0)
 
     def test_rewards_have_names_of_their_own(self, refused, load):
         check(load("rewards=[{kind: number}, {kind: number, name: other}]"), visible_gpus=0)

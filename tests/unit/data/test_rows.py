@@ -6,15 +6,16 @@ import pyarrow.parquet
 import pytest
 
 from ray_rl.config.data import Addition, CustomSource, Hub, Jsonl, Parquet, ReasoningGym
-from ray_rl.data.rows import Row, column_value, make_row
+from ray_rl.data.columns import column_value
+from ray_rl.data.layout import Layout
+from ray_rl.data.rows import Row, make_row
 from ray_rl.data.source import open_rows
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
 
 
 def row_of(record, **changes):
-    settings = {"id": "t:3", "where": "t:3", "prompt_column": "prompt", "renames": {}} | changes
-    return make_row(record, **settings)
+    return make_row(record, id="t:3", where="t:3", layout=Layout(**changes))
 
 
 def test_a_question_of_addition_is_a_function_of_seed_and_index():
@@ -91,9 +92,9 @@ def test_a_line_that_is_not_utf8_is_named_with_file_and_line(jsonl, tmp_path):
         open_rows(Jsonl(path="latin.jsonl"), seed=0)[0]
 
 
-@pytest.mark.parametrize(("path", "message"), [("no.jsonl", "does not exist"), (".", "is a folder")])
+@pytest.mark.parametrize(("path", "message"), [("no.jsonl", "does not exist"), (".", "no files in it end in .jsonl")])
 def test_a_file_that_is_not_there_is_named(jsonl, path, message):
-    with pytest.raises(DataError, match=f"data.path={re.escape(path)} {message}"):
+    with pytest.raises(DataError, match=f"data.path={re.escape(path)}:? {message}"):
         open_rows(Jsonl(path=path), seed=0)
 
 

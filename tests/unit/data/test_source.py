@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_rl.config.data import Addition, Jsonl
-from ray_rl.data.source import Filtered, build_source
+from ray_rl.data.source import Filtered, build_source, open_rows
 from ray_rl.errors import ConfigError, DataError
 
 GSM8K = Path(__file__).parents[3] / "../shared/data/gsm8k/train.jsonl"
@@ -125,3 +125,55 @@ def test_gsm8k_is_read_by_naming_its_prompt_column(tokenizer):
     (prompt,) = source.take(1)
     assert prompt.id == "train.jsonl:1"
     assert prompt.columns["answer"].endswith("#### 72")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("two", "six"), "the content of train.jsonl has changed"),
+        (lambda text: text.replace('"1"', '"2"'), "the content of train.jsonl has changed"),
+        (lambda text: text + '{"prompt": "three"}\n', "size was 2, is 3; the content of train.jsonl has changed"),
+    ],
+)
+def test_data_that_changed_under_the_run_is_refused_at_its_resume(tokenizer, jsonl, tmp_path, change, message):
+    path = jsonl({"prompt": "one", "answer": "1"}, {"prompt": "two"}, "")
+    state = json.loads(json.dumps(build_source(Jsonl(path=path), seed=0, tokenizer=tokenizer).state()))
+    build_source(Jsonl(path=path), seed=0, tokenizer=tokenizer).restore(state)
+    file = tmp_path / "train.jsonl"
+    file.write_text(change(file.read_text()))
+    with pytest.raises(ConfigError, match=f"belongs to another source: {message}; resume with the data"):
+        build_source(Jsonl(path=path), seed=0, tokenizer=tokenizer).restore(state)
+
+
+def test_a_file_that_was_added_or_removed_is_named_at_the_resume(tokenizer, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "one"}\n')
+    state = build_source(Jsonl(path=str(tmp_path)), seed=0, tokenizer=tokenizer).state()
+    (tmp_path / "b.jsonl").rename(tmp_path / "c.jsonl")
+    with pytest.raises(ConfigError, match=r"c.jsonl is new; b.jsonl is missing"):
+        build_source(Jsonl(path=str(tmp_path)), seed=0, tokenizer=tokenizer).restore(state)
+
+
+def test_a_checkpoint_without_a_digest_of_the_data_resumes_with_a_note(tokenizer, jsonl):
+    path = jsonl({"prompt": "What"}, {"prompt": "is"})
+    notes = []
+    source = build_source(Jsonl(path=path), seed=0, tokenizer=tokenizer, note=notes.append)
+    state = source.state()
+    source.restore(state)
+    assert notes == []
+    del state["source"]["digests"]
+    source.restore(state)
+    assert notes == ["data: the checkpoint has no digest of the data; whether the data changed cannot be told"]
+
+
+def test_a_large_file_is_told_from_another_by_samples_of_its_bytes(tokenizer, jsonl, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray_rl.data.files.WHOLE_BYTES", 1000)
+    monkeypatch.setattr("ray_rl.data.files.BLOCK_BYTES", 100)
+    path = jsonl(*({"prompt": f"question {i}"} for i in range(500)))
+    source = build_source(Jsonl(path=path), seed=0, tokenizer=tokenizer)
+    assert source.state()["source"]["digests"]["train.jsonl"].startswith("blake2b-sampled:")
+    assert "is told by samples of its bytes" in open_rows(Jsonl(path=path), seed=0).notes[0]
+    file = tmp_path / "train.jsonl"
+    file.write_text(file.read_text()[:-2] + "!}")
+    with pytest.raises(ConfigError, match=r"the content of train.jsonl has changed"):
+        build_source(Jsonl(path=path), seed=0, tokenizer=tokenizer).restore(source.state())

@@ -1,0 +1,120 @@
+"""Checks of many rows: before the start for a bounded time, and in the background of training."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from ray_rl.errors import DataError
+
+SHOWN_FAULTS = 5
+"""The first is told in full, the others by their place."""
+PROGRESS_S = 10.0
+"""Between two lines that say how far the checks are."""
+SHARE = 0.05
+"""Part of a core that checks take during training: about 100 rows a second, many times what a run consumes."""
+
+Check = Callable[[int], object]
+"""Raises DataError if the row of this index is wrong."""
+
+
+def check_rows(check: Check, order: Iterable[int], *, until: float, say: Callable[[str], None], what: str) -> bool:
+    """Checks rows until the time is over; returns whether all were checked.
+
+    Args:
+        check: of one row.
+        order: indices of the rows.
+        until: by `time.monotonic`.
+        say: told how far the checks are, if they take long.
+        what: is done with a row, for `say`: "read" or "checked".
+
+    Raises:
+        DataError: the first row of the source that was found to be wrong, and where the others are.
+    """
+    start = told = time.monotonic()
+    faults: dict[int, DataError] = {}
+    is_complete = True
+    for count, index in enumerate(order):
+        now = time.monotonic()
+        if now > until or len(faults) == SHOWN_FAULTS:
+            is_complete = False
+            break
+        if now - told > PROGRESS_S:
+            say(f"data: {count:,} rows {what} in {now - start:.0f} s")
+            told = now
+        try:
+            check(index)
+        except DataError as error:
+            faults[index] = error
+    if faults:
+        raise _as_one(faults, is_complete=is_complete)
+    return is_complete
+
+
+class Lookahead:
+    """Checks rows in a thread while others train, in the order in which they will be used.
+
+    It reads rows and changes nothing, so that what is trained does not depend on how far it is.
+    """
+
+    def __init__(self, check: Check, *, done: set[int]) -> None:
+        """Starts no thread yet.
+
+        Args:
+            check: of one row; called in the thread.
+            done: indices of rows that need no check.
+        """
+        self._check = check
+        self._done = done
+        self._found: DataError | None = None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, upcoming: Callable[[], Iterable[int]]) -> None:
+        """Starts at the first call; at every call, raises what was found since.
+
+        Args:
+            upcoming: gives the indices of all rows, in the order in which they will be used first.
+
+        Raises:
+            DataError: naming a row that is wrong.
+        """
+        if self._thread is None:
+            order = [index for index in upcoming() if index not in self._done]
+            self._thread = threading.Thread(target=self._run, args=(order,), name="data-lookahead", daemon=True)
+            self._thread.start()
+        if self._found is not None:
+            raise self._found
+
+    def settle(self, *, timeout_s: float) -> bool:
+        """Waits until all rows are checked or one is wrong; returns whether that is so."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is not None and not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Ends the checks after the row that is being checked."""
+        self._ended.set()
+
+    def _run(self, order: list[int]) -> None:
+        for index in order:
+            start = time.thread_time()
+            try:
+                self._check(index)
+            except DataError as error:
+                self._found = DataError(f"{error}\nThis row was found in the background of training, ahead of its use.")
+                return
+            took = time.thread_time() - start
+            # The interpreter runs one thread at a time: the rest of the time is the driver's.
+            if self._ended.wait(timeout=max(took / SHARE - took, 0.001)):
+                return
+
+
+def _as_one(faults: dict[int, DataError], *, is_complete: bool) -> DataError:
+    first, *others = (str(faults[index]) for index in sorted(faults))
+    if not others:
+        return DataError(first)
+    # A message starts with the place of its row.
+    places = ", ".join(other.partition(": ")[0] for other in others)
+    return DataError(f"{first}\n{'' if is_complete else 'at least '}{len(others)} more rows are wrong: {places}")

@@ -1,0 +1,190 @@
+"""What a prompt column holds: text or a conversation, and what is neither."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+
+from ray_rl.errors import DataError
+from ray_rl.types import Message
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MEANT = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+MEANT |= {"ai": "assistant", "chatbot": "assistant", "function": "tool", "ipython": "tool"}
+"""Roles of other formats."""
+
+_SHOWN_CHARACTERS = 80
+_REASON_CHARACTERS = 600
+_STORED_AS_TEXT = re.compile(r"\s*\[?\s*\{\s*(['\"])(role|content|from|value)\1\s*:")
+"""How text starts that is a conversation, or one message, written out."""
+
+
+def shorten(value: object) -> str:
+    """The repr of a value, at most a line of it, however large or deep it is."""
+    text = repr(value[: _SHOWN_CHARACTERS + 1]) if isinstance(value, str) else _SHORT.repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line of bounded length."""
+    return " ".join(str(error)[:_REASON_CHARACTERS].split())
+
+
+def read_prompt(value: object, *, where: str, drop_last_answer: bool = False) -> str | tuple[Message, ...]:
+    """The prompt that a column holds. A conversation that was stored as JSON text is read as a conversation.
+
+    Args:
+        value: of the column.
+        where: named in errors: the row and the column.
+        drop_last_answer: leave out the assistant's messages at the end.
+
+    Raises:
+        DataError: neither text nor messages, empty, something that the template would not see, or a conversation that
+            ends with the assistant's answer.
+    """
+    if isinstance(value, str):
+        check_text(value, where=where)
+        if not value.strip():
+            raise DataError(f"{where} is empty; write a prompt, or remove the row")
+        stored = _stored(value, where=where)
+        if stored is None:
+            return value
+        value = stored
+    if not isinstance(value, list | tuple) or not value:
+        raise DataError(f"{where} is {shorten(value)}; write text or a list of {{role, content}} messages")
+    messages = tuple(_message(turn, where=f"{where}[{number}]") for number, turn in enumerate(value))
+    return _without_answer(messages, where=where, drop=drop_last_answer)
+
+
+def check_text(value: object, *, where: str) -> None:
+    """Refuses text with half of a surrogate pair, however deep it is inside of lists and mappings.
+
+    Raises:
+        DataError: with the character and its place.
+    """
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, str):
+            # Of ASCII text Python knows that it is: most text costs nothing.
+            if not each.isascii():
+                _check_encodable(each, where=where)
+        elif isinstance(each, Mapping):
+            left += [*each.keys(), *each.values()]
+        elif isinstance(each, list | tuple):
+            left += each
+
+
+def _check_encodable(text: str, *, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: character {error.start + 1} is {text[error.start]!a}, half of a surrogate pair, which no "
+            f"tokenizer takes; it is text that was cut inside of an emoji: remove it, or write U+FFFD (\\ufffd)"
+        ) from error
+
+
+def _stored(text: str, *, where: str) -> list[object] | None:
+    """The messages that were written as JSON text; None for text that is none."""
+    start = _STORED_AS_TEXT.match(text)
+    if start is None:
+        return None
+    try:
+        value = json.loads(text) if start[1] == '"' else ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None  # a question about JSON or Python code
+    turns = value if isinstance(value, list) else [value]
+    if not all(
+        isinstance(turn, Mapping) and ({"role", "content"} <= turn.keys() or _is_sharegpt(turn)) for turn in turns
+    ):
+        return None
+    if isinstance(value, list) and start[1] == '"':
+        return value
+    raise DataError(
+        f"{where} is text that holds messages, {shorten(text)}; store a list of {{role, content}} messages, or its JSON"
+    )
+
+
+def _is_sharegpt(turn: Mapping[object, object]) -> bool:
+    return {"from", "value"} <= turn.keys()
+
+
+def _message(turn: object, *, where: str) -> Message:
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+        remedy = ", not {from: ..., value: ...}" if isinstance(turn, Mapping) and _is_sharegpt(turn) else ""
+        raise DataError(f"{where} is {shorten(turn)}; write a message {{role: ..., content: ...}}{remedy}")
+    role = turn["role"]
+    if role not in ROLES:
+        meant = f" ({role!r} is {MEANT[role.lower()]!r} here)" if role.lower() in MEANT else ""
+        raise DataError(f"{where}.role is {shorten(role)}; the roles are {', '.join(ROLES)}{meant}")
+    lost = sorted(str(key) for key, value in turn.items() if key not in ("role", "content") and _says_something(value))
+    if lost:
+        raise DataError(
+            f"{where} has {', '.join(lost)} beside role and content, which no prompt would show; "
+            "write it into the content as text, or remove it"
+        )
+    content = _content(turn.get("content"), where=where)
+    if role == "user" and not content.strip():
+        raise DataError(f"{where}.content is empty; write what the user says, or remove the message")
+    return Message(role, content)
+
+
+def _says_something(value: object) -> bool:
+    """Tables fill in None, and lists without elements, where one message has a key that others lack."""
+    return value is not None and not (isinstance(value, str | Sequence | Mapping) and len(value) == 0)
+
+
+def _content(content: object, *, where: str) -> str:
+    """Text, or the text of all parts."""
+    if isinstance(content, list | tuple) and content:
+        content = "".join(_part(part, where=f"{where}.content[{number}]") for number, part in enumerate(content))
+    if not isinstance(content, str):
+        raise DataError(f"{where}.content is {shorten(content)}; only text is supported")
+    check_text(content, where=f"{where}.content")
+    return content
+
+
+def _part(part: object, *, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    others = set()
+    if isinstance(part, Mapping):
+        others = {key for key, value in part.items() if key not in ("type", "text") and _says_something(value)}
+        if part.get("type", "text") == "text" and isinstance(part.get("text"), str) and not others:
+            return str(part["text"])
+    raise DataError(f"{where} is {shorten(part)}; only text is supported, as {{type: text, text: ...}}")
+
+
+def _without_answer(messages: tuple[Message, ...], *, where: str, drop: bool) -> tuple[Message, ...]:
+    kept = messages
+    while kept and kept[-1].role == "assistant" and drop:
+        kept = kept[:-1]
+    if kept and kept[-1].role == "assistant":
+        raise DataError(
+            f"{where} ends with a message of the assistant, {shorten(kept[-1].content)}: the model would read the "
+            "answer instead of writing it; remove the message, or set data.drop_last_answer: true"
+        )
+    if not any(message.role == "user" for message in kept):
+        raise DataError(f"{where} has no message of the user; write one, or give the prompt as text")
+    return kept
+
+
+class _Short(reprlib.Repr):
+    """A repr of bounded time and length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxstring = self.maxother = self.maxlong = _SHOWN_CHARACTERS
+        self.maxdict = self.maxlist = self.maxtuple = 8
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write integers of more than 4,300 digits."""
+        return f"an integer of {x.bit_length()} bits" if x.bit_length() > 14_000 else super().repr_int(x, level)
+
+
+_SHORT = _Short()

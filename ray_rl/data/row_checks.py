@@ -1,0 +1,119 @@
+"""What makes a row right: it can be read and tokenised, and has what the rewards need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_rl.config.data import Addition, DataConfig, Files, ReasoningGym
+from ray_rl.config.rewards import MathVerify, Number, RewardConfig
+from ray_rl.config.run import RunConfig
+from ray_rl.data.ahead import Lookahead
+from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.columns import column_names, column_value, has_column
+from ray_rl.data.layout import possible_answers
+from ray_rl.data.messages import shorten
+from ray_rl.data.rows import Row, Rows
+from ray_rl.data.source import tokenize_row
+from ray_rl.errors import DataError
+
+
+@dataclass(slots=True)
+class CheckedRows:
+    """The rows of a run, and what is known of them."""
+
+    config: RunConfig
+    rows: Rows
+    others: Sequence[Callable[[Row], None]] = ()
+    """Further checks of a row: each raises DataError if it is wrong."""
+    tokenizer: ChatTokenizer | None = None
+    """Used by one thread at a time."""
+    right: set[int] = field(default_factory=set)
+    """Indices of rows that were checked whole."""
+    longer: int = 0
+    """How many of them are longer than `data.max_prompt_tokens`."""
+    _first_longer: str = ""
+
+    def read(self, index: int) -> Row:
+        """A row with the columns that the rewards need.
+
+        Raises:
+            DataError: naming the row.
+        """
+        row = self.rows[index]
+        _check_reward_columns(self.config.rewards, row.columns, where=_place(self.config.data, row.id))
+        return row
+
+    def check(self, index: int) -> None:
+        """Checks all that can be known to be wrong with a row.
+
+        Raises:
+            DataError: naming the row.
+        """
+        row = self.read(index)
+        if self.tokenizer is not None:
+            prompt = tokenize_row(row, self.config.data, self.tokenizer)
+            if prompt is None or len(prompt.token_ids) > self.config.data.max_prompt_tokens:
+                length = "very many" if prompt is None else len(prompt.token_ids)
+                self._first_longer = self._first_longer or (
+                    f"{_place(self.config.data, row.id)}: {length} tokens with the chat template"
+                )
+                self.longer += 1
+        for check in self.others:
+            check(row)
+        if self.tokenizer is not None:
+            self.right.add(index)
+
+    def refuse_if_all_are_longer(self) -> None:
+        """Refuses a limit that none of the rows meets which were checked so far.
+
+        Raises:
+            DataError: with the first row and its length.
+        """
+        if self.longer and self.longer == len(self.right):
+            raise DataError(
+                f"{self._first_longer}, more than data.max_prompt_tokens={self.config.data.max_prompt_tokens}, "
+                "and so are the others that were tried; raise data.max_prompt_tokens"
+            )
+
+    def ahead(self, make_tokenizer: Callable[[], ChatTokenizer]) -> Lookahead | None:
+        """Checks the other rows during training. None where all were checked, or where we compute the rows ourselves.
+
+        Args:
+            make_tokenizer: asked if there was no tokenizer before; a tokenizer serves one thread.
+        """
+        is_computed = isinstance(self.config.data, Addition | ReasoningGym)
+        if is_computed or len(self.right) == len(self.rows):
+            return None
+        self.tokenizer = self.tokenizer or make_tokenizer()
+        return Lookahead(self.check, done=set(self.right))
+
+
+def _check_reward_columns(rewards: list[RewardConfig], columns: Mapping[str, Any], *, where: str) -> None:
+    for index, reward in enumerate(rewards):
+        if not isinstance(reward, Number | MathVerify):
+            continue
+        if not has_column(columns, reward.column):
+            others = possible_answers(columns)
+            remedy = f"columns: {{{reward.column}: {others[0] if len(others) == 1 else '...'}}}"
+            raise DataError(
+                f"{where}: no column {reward.column!r}, which rewards[{index}] ({reward.kind}) compares with; "
+                f"the columns are {', '.join(column_names(columns)) or 'none'}; "
+                f"set rewards[{index}].column, or rename one: data.{remedy}"
+            )
+        value = column_value(columns, reward.column)
+        if isinstance(value, Mapping) or (isinstance(value, list | tuple) and len(value) != 1):
+            inner = f", for example {reward.column}.{next(iter(value))}" if isinstance(value, Mapping) and value else ""
+            raise DataError(
+                f"{where}: {reward.column} is {shorten(value)}, and rewards[{index}] ({reward.kind}) compares with one "
+                f"answer; set rewards[{index}].column to what holds it{inner}"
+            )
+
+
+def _place(data: DataConfig, row_id: str) -> str:
+    """The row as its user finds it: with the path of its file as the config gives it, if it is one file."""
+    name, _, number = row_id.rpartition(":")
+    if isinstance(data, Files) and data.path.endswith(name):
+        return f"{data.path}:{number}"
+    return row_id
