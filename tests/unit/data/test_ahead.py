@@ -66,17 +66,17 @@ def test_the_lookahead_takes_a_small_share_of_a_core_and_ends_when_it_is_closed(
 
 
 def test_rows_for_which_there_was_no_time_are_checked_while_prompts_are_taken(run_config, jsonl, model_folder):
-    good = [{"prompt": "What is", "answer": str(i)} for i in range(400)]
+    good = [{"prompt": "What is", "answer": str(i)} for i in range(60)]
     path = jsonl(*good, {"prompt": "cut \ud83d", "answer": "1"})
     config = run_config({"kind": "jsonl", "path": path, "check_s": 0, "shuffle": False}, {"kind": "number"})
     said = []
     checked = check_data(config, say=said.append)
-    assert "data: 0 of 401 rows were checked in data.check_s=0; the others are checked during training" in said
+    assert "data: 0 of 61 rows were checked in data.check_s=0; the others are checked during training" in said
     ahead = checked.ahead(lambda: ChatTokenizer(model_folder))
     source = build_source(config.data, seed=0, tokenizer=ChatTokenizer(model_folder), rows=checked.rows, ahead=ahead)
     assert [prompt.id for prompt in source.take(2)] == ["train.jsonl:1", "train.jsonl:2"]
     assert ahead.settle(timeout_s=30)
-    with pytest.raises(DataError, match=r"^train.jsonl:401: prompt: character 5 .*half of a surrogate pair"):
+    with pytest.raises(DataError, match=r"^train.jsonl:61: prompt: character 5 .*half of a surrogate pair"):
         source.take(1)
     assert source.state()["index"] == 2
 
