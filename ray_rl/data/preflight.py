@@ -83,10 +83,10 @@ def check_data(
     if with_tokenizer:
         checked.tokenizer = _tokenizer(config, model_folder)
     order = range(size) if size <= ROWS_IN_ORDER else _first_use(config, size)
-    check_rows(checked.check, order[:FIRST_ROWS], until=start + seconds, say=say, what="checked")
-    checked.refuse_if_all_are_longer()
-    is_complete = check_rows(checked.check, order[FIRST_ROWS:], until=start + seconds, say=say, what="checked")
-    checked.refuse_if_all_are_longer()
+    is_complete = True
+    for part in (order[:FIRST_ROWS], order[FIRST_ROWS:]):
+        is_complete &= check_rows(checked.check, part, until=start + seconds, say=say, what="checked")
+        checked.refuse_if_all_are_longer()
     _report(checked, is_complete=is_complete, say=say)
     return checked
 
