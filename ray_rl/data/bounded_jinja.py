@@ -11,14 +11,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
+from types import BuiltinMethodType
 from typing import Any
 
 import jinja2
 from jinja2 import ext, nodes, parser, runtime, sandbox, visitor
 
-RENDER_STEPS = 1_000_000
+RENDER_STEPS = 200_000
 """Rounds of loops and calls of one rendering: a conversation needs a few for each message."""
-RENDER_S = 10.0
+RENDER_S = 5.0
+
+ITEM_CHARACTERS = 64
+"""What an item of a list counts for, as text."""
 
 
 @dataclass
@@ -30,21 +34,21 @@ class _Budget:
     def step(self) -> None:
         self.steps -= 1
         if self.steps < 0:
-            raise _TooMuch(f"more than {RENDER_STEPS:,} rounds of loops and calls")
+            raise TooMuchWork(f"more than {RENDER_STEPS:,} rounds of loops and calls")
         if self.steps % 1024 == 0 and time.monotonic() > self.deadline:
-            raise _TooMuch(f"more than {RENDER_S:g} s for one conversation")
+            raise TooMuchWork(f"more than {RENDER_S:g} s for one conversation")
 
     def room(self, characters: int) -> None:
         if characters > self.characters:
-            raise _TooMuch(f"a text of more than {self.characters:,} characters")
+            raise TooMuchWork(f"a text of more than {self.characters:,} characters")
 
 
-class _TooMuch(jinja2.TemplateRuntimeError):
+class TooMuchWork(jinja2.TemplateRuntimeError):
     """A template that is too much work."""
 
 
 _BUDGET: ContextVar[_Budget] = ContextVar("budget of the rendering")
-_OF_A_COMPILATION = _Budget(sys.maxsize, sys.maxsize, math.inf)
+_OF_A_COMPILATION = _Budget(sys.maxsize, 2**24, math.inf)
 """While a template is compiled, where Jinja works out constants."""
 
 
@@ -83,6 +87,13 @@ def _sized(value: Any) -> Any:
     if isinstance(value, str):
         _budget().room(len(value))
     return value
+
+
+def _widths(arguments: Sequence[Any]) -> None:
+    """Refuses a number that a text would be filled up to: too late once it is."""
+    for argument in arguments:
+        if isinstance(argument, int):
+            _budget().room(argument)
 
 
 def _stepped(iterable: Any) -> Iterator[Any]:
@@ -124,6 +135,8 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
 
     def call(self, context: runtime.Context, called: Any, /, *arguments: Any, **named: Any) -> Any:
         _budget().step()
+        if isinstance(called, BuiltinMethodType) and isinstance(called.__self__, str):
+            _widths(arguments)
         return _sized(super().call(context, called, *arguments, **named))
 
     def call_binop(self, context: runtime.Context, operator: str, left: Any, right: Any) -> Any:
@@ -132,17 +145,22 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
 
 
 def _result_size(operator: str, left: Any, right: Any) -> int:
-    """Items of a text or list, or digits of a number, that the operation makes."""
+    """Characters of a text, or what a list or a number counts for, that the operation makes."""
     if operator == "+":
-        return len(left) + len(right) if isinstance(left, str | list) and isinstance(right, str | list) else 0
+        return _size(left) + _size(right)
     if operator == "**":
         return left.bit_length() * abs(right) if isinstance(left, int) and isinstance(right, int) else 0
-    for times, what in ((left, right), (right, left)):
-        if isinstance(times, int) and isinstance(what, str | list | tuple):
-            return len(what) * times
-        if isinstance(times, int) and isinstance(what, int):
-            return times.bit_length() + what.bit_length()
-    return 0
+    if isinstance(left, int) and isinstance(right, int):
+        return left.bit_length() + right.bit_length()
+    return max(
+        _size(left) * right if isinstance(right, int) else 0, _size(right) * left if isinstance(left, int) else 0
+    )
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return ITEM_CHARACTERS * len(value) if isinstance(value, list | tuple) else 0
 
 
 class _Generation(ext.Extension):
@@ -186,6 +204,7 @@ def environment() -> jinja2.Environment:
 def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def checked(*arguments: Any, **named: Any) -> Any:
+        _widths(arguments)
         return _sized(function(*arguments, **named))
 
     return checked

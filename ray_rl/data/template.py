@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
 from jinja2 import meta
 
-from ray_rl.data.bounded_jinja import environment, rendered
+from ray_rl.data.bounded_jinja import TooMuchWork, environment, rendered
 from ray_rl.data.tokenizer import squeezed
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
@@ -99,6 +99,8 @@ class ChatTemplate:
         try:
             return self._whole(messages, generation_prompt=generation_prompt, as_parts=False)
         except DataError as error:
+            if isinstance(error.__cause__, TooMuchWork):
+                raise
             of_text = error
         try:
             return self._whole(messages, generation_prompt=generation_prompt, as_parts=True)
@@ -188,13 +190,28 @@ def left_out(messages: Sequence[Message], text: str) -> Message | None:
     Of an assistant's message what it thought may be left out, as templates of reasoning models do with earlier turns.
     """
     whole = squeezed(text)
+    behind = 0
     for message in messages:
-        forms = [message.content, json.dumps(message.content, ensure_ascii=False)[1:-1]]
-        if message.role == "assistant":
-            forms.append(message.content.rpartition("</think>")[2])
-        if not any(squeezed(form) in whole for form in forms):
+        for form in _forms(message):
+            wanted = squeezed(form)
+            # Most templates keep the order: a long conversation is then searched once, and not once a message.
+            found = whole.find(wanted, behind)
+            if found < 0:
+                found = whole.find(wanted)
+            if found >= 0:
+                behind = found + len(wanted)
+                break
+        else:
             return message
     return None
+
+
+def _forms(message: Message) -> Iterator[str]:
+    """How the text of a message may be written."""
+    yield message.content
+    yield json.dumps(message.content, ensure_ascii=False)[1:-1]
+    if message.role == "assistant":
+        yield message.content.rpartition("</think>")[2]
 
 
 def _as_dict(message: Message, as_parts: bool) -> dict[str, Any]:

@@ -1,9 +1,12 @@
+import json
+
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from ray_rl.config.data import Jsonl
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.source import build_source
-from ray_rl.errors import DataError
+from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
 
 
@@ -58,3 +61,164 @@ def test_a_conversation_that_the_template_refuses_is_named_by_its_row(tokenizer,
         DataError, match=r"^train.jsonl:1: the chat template .* refuses roles user, tool: no tools here"
     ):
         source.take(1)
+
+
+class TestEnds:
+    """The fixture's tokenizer ends a text with <|end|>, and its generation_config.json with <s>, token 1, too."""
+
+    def test_a_stop_text_that_is_a_special_token_ends_as_that_token(self, tokenizer, ids):
+        ends = tokenizer.ends(["<|user|>"], [], chat=False)
+        assert ends.token_ids == (ids["<|end|>"], ids["<s>"], ids["<|user|>"])
+
+    def test_a_stop_text_that_is_an_ordinary_token_ends_as_token_and_as_text(self, tokenizer, ids):
+        ends = tokenizer.ends(["What", "is a"], [], chat=False)
+        assert ends.token_ids == (ids["<|end|>"], ids["<s>"], ids["What"])
+        assert ends.texts == ("What", "is a")
+
+    def test_a_token_added_to_a_base_model_ends_as_token_though_it_is_not_special(self, tmp_path, write_tokenizer):
+        library = Tokenizer.from_file(str(write_tokenizer(tmp_path) / "tokenizer.json"))
+        library.add_tokens(["<end_of_turn>"])
+        library.save(str(tmp_path / "tokenizer.json"))
+        added = library.token_to_id("<end_of_turn>")
+        assert added in ChatTokenizer(tmp_path).ends(["<end_of_turn>"], [], chat=False).token_ids
+
+    def test_tokens_of_the_configuration_are_added(self, tokenizer, ids):
+        assert tokenizer.ends([], [6, 1], chat=False).token_ids == (ids["<|end|>"], ids["<s>"], 6)
+
+    def test_a_token_that_the_tokenizer_has_not_is_refused(self, tokenizer):
+        with pytest.raises(ConfigError, match=r"^rollout.stop_token_ids=999: the tokenizer of .* has no such token"):
+            tokenizer.ends([], [999], chat=False)
+
+    @pytest.mark.parametrize("text", ["<|user|>\n", "\n<|user|>", "a<|user|>"])
+    def test_a_stop_text_around_a_special_token_would_never_appear_and_is_refused(self, tokenizer, text):
+        with pytest.raises(ConfigError, match=r"holds the special token '<\|user\|>', .*name the token alone"):
+            tokenizer.ends([text], [], chat=False)
+
+    @pytest.mark.parametrize(
+        ("template", "end"),
+        [
+            ("{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}", "<|end|>"),
+            ("{% for m in messages %}<|user|>{{ m.content }} \n <|system|>\n{% endfor %}", "<|system|>"),
+            ("{% for m in messages %}<|user|>{{ m.content | trim }}{% endfor %}", "<|user|>"),
+            ("{% for m in messages %}{{ m.content }} with a {% endfor %}", None),
+            ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
+            ("{{ messages[0].content }}{{ messages[1].x.y }}", None),
+        ],
+    )
+    def test_the_turn_end_is_the_token_behind_an_answer(self, tmp_path, write_tokenizer, template, end, ids):
+        folder = write_tokenizer(tmp_path, chat_template=template)
+        settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": None}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        (folder / "generation_config.json").write_text("{}")
+        ours = ChatTokenizer(folder)
+        assert ours.ends([], [], chat=True).token_ids == (() if end is None else (ids[end],))
+        assert ours.ends([], [], chat=False).token_ids == ()
+
+    def test_without_a_generation_config_the_model_s_own_says_what_ends_a_text(self, tmp_path, write_tokenizer, ids):
+        folder = write_tokenizer(tmp_path)
+        (folder / "generation_config.json").unlink()
+        (folder / "config.json").write_text('{"eos_token_id": 3}')
+        assert ChatTokenizer(folder).eos_token_ids == (ids["<|end|>"], 3)
+
+    @pytest.mark.parametrize(
+        ("text", "told"), [("{", "is not a JSON object"), ('{"eos_token_id": "x"}', "is no token id")]
+    )
+    def test_a_damaged_generation_config_is_named(self, tmp_path, write_tokenizer, text, told):
+        (write_tokenizer(tmp_path) / "generation_config.json").write_text(text)
+        with pytest.raises(DataError, match=rf"generation_config.json: .*{told}"):
+            ChatTokenizer(tmp_path)
+
+
+class TestPlainPrompts:
+    @pytest.mark.parametrize("form", ["<s> $A <|end|>", "$A <|end|>", "<s> <|user|> $A <|end|> <|end|>"])
+    def test_what_a_tokenizer_puts_behind_a_text_is_left_out(self, tmp_path, write_tokenizer, form, ids):
+        library = Tokenizer.from_file(str(write_tokenizer(tmp_path) / "tokenizer.json"))
+        special = [(name, ids[name]) for name in ("<s>", "<|user|>", "<|end|>")]
+        library.post_processor = processors.TemplateProcessing(single=form, special_tokens=special)
+        library.save(str(tmp_path / "tokenizer.json"))
+        before = [ids[name] for name in form.split("$A")[0].split()]
+        assert ChatTokenizer(tmp_path).encode("What is", chat=False) == (*before, ids["What"], ids["is"])
+
+    def test_an_end_that_the_text_itself_has_stays(self, tokenizer, ids):
+        assert tokenizer.encode("What <|end|>", chat=False) == (ids["What"], ids["<|end|>"])
+
+
+class TestLostText:
+    def write(self, folder, alphabet, normalizer=None):
+        """A tokenizer with one token a character, and none for the others, which vanish."""
+        library = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+        library.normalizer = normalizer
+        library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        library.save(str(folder / "tokenizer.json"))
+        return ChatTokenizer(folder, chat_template="{% for m in messages %}{{ m.content }} {% endfor %}")
+
+    @pytest.mark.parametrize("chat", [True, False])
+    def test_characters_that_the_tokenizer_drops_are_refused(self, tmp_path, chat):
+        ours = self.write(tmp_path, "abc 12")
+        assert ours.encode("ab 12", chat=chat)
+        with pytest.raises(DataError, match=r"^the tokenizer of .* loses text: 'ab 12\+3' becomes '"):
+            ours.encode("ab 12+3", chat=chat)
+
+    def test_what_the_tokenizer_normalizes_is_not_lost(self, tmp_path):
+        ours = self.write(tmp_path, "cafe 12", normalizers.BertNormalizer(lowercase=True))
+        assert ours.encode("CAF\u00c9  12", chat=True)
+
+    def test_a_text_that_no_tokenizer_can_read_is_refused(self, tmp_path):
+        with pytest.raises(DataError, match="cannot read"):
+            self.write(tmp_path, "abc").encode("a\ud800b", chat=False)
+
+    def test_the_row_is_named(self, tmp_path, write_tokenizer, jsonl):
+        tokenizer = ChatTokenizer(write_tokenizer(tmp_path / "m", chat_template="{{ messages[-1].content }}"))
+        path = jsonl(
+            {"prompt": "a"}, {"prompt": [{"role": "system", "content": "Be"}, {"role": "user", "content": "a"}]}
+        )
+        source = build_source(Jsonl(path=path, shuffle=False), seed=0, tokenizer=tokenizer)
+        with pytest.raises(DataError, match=r"^train.jsonl:2: the chat template .* leaves out .* system message, 'Be'"):
+            source.take(2)
+
+
+class TestOwnTemplate:
+    NAMED = ({"name": "rag", "template": "{{ messages[0].content }} a"}, {"name": "tool", "template": "x"})
+
+    @pytest.mark.parametrize("as_file", [True, False])
+    def test_it_takes_the_place_of_the_model_s(self, tmp_path, write_tokenizer, ids, as_file):
+        template = "{{ messages[0].content }} {{ word }}"
+        if as_file:
+            (tmp_path / "own.jinja").write_text(template)
+        value = str(tmp_path / "own.jinja") if as_file else template
+        ours = ChatTokenizer(write_tokenizer(tmp_path / "m"), chat_template=value, template_options={"word": "with"})
+        assert ours.encode("What", chat=True) == (ids["What"], ids["with"])
+        # The export carries it.
+        exported = ChatTokenizer(tmp_path / "m", chat_template=ours.changed_template)
+        assert exported.encode("What", chat=True) == (ids["What"], ids["with"])
+
+    def test_the_model_s_own_needs_no_change_of_the_export(self, tokenizer):
+        assert tokenizer.changed_template is None
+
+    @pytest.mark.parametrize("form", ["list", "dict", "folder"])
+    def test_of_named_templates_the_default_is_taken_or_the_one_named(self, tmp_path, write_tokenizer, ids, form):
+        named = {"default": "{{ messages[0].content }} is", "rag": "{{ messages[0].content }} a"}
+        settings = {
+            "list": [{"name": name, "template": text} for name, text in named.items()],
+            "dict": named,
+            "folder": named["default"],
+        }
+        folder = write_tokenizer(tmp_path, chat_template=settings[form])
+        if form == "folder":
+            (folder / "additional_chat_templates").mkdir()
+            (folder / "additional_chat_templates" / "rag.jinja").write_text(named["rag"])
+        assert ChatTokenizer(folder).encode("What", chat=True) == (ids["What"], ids["is"])
+        assert ChatTokenizer(folder, chat_template="rag").encode("What", chat=True) == (ids["What"], ids["a"])
+
+    def test_named_templates_without_a_default_are_told(self, tmp_path, write_tokenizer):
+        with pytest.raises(
+            DataError, match=r"has the chat templates rag, tool, and none of them is called default; set"
+        ):
+            ChatTokenizer(write_tokenizer(tmp_path, chat_template=self.NAMED)).encode("What", chat=True)
+
+    def test_what_is_neither_text_nor_file_nor_name_is_refused(self, tmp_path, write_tokenizer):
+        folder = write_tokenizer(tmp_path, chat_template=self.NAMED)
+        with pytest.raises(
+            ConfigError, match=r"^model.chat_template=chatml: is no Jinja text, no file, and no name of a"
+        ):
+            ChatTokenizer(folder, chat_template="chatml")
