@@ -42,12 +42,16 @@ test: setup-test ## run the tests: unit, then cluster, then end to end (25 minut
 	run tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %) -n auto --dist loadfile; \
 	run tests/launching; \
 	run tests/cluster -m "not faults and not launch"; \
-	run tests/e2e -m "not faults and not launch"; \
+	run tests/e2e -m "not faults and not launch and not kills"; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
 .PHONY: test-faults
 test-faults: setup-test ## kill engines, trainers and nodes, fill disks, flip bits on the way of weights (8 minutes)
 	$(BIN)/python -m pytest tests/cluster tests/e2e -m faults
+
+.PHONY: test-kills
+test-kills: setup-test ## kill a run at 58 points of its life and compare every bit; KILLS=5 takes five, others at the next commit
+	$(BIN)/python -m pytest -rP tests/e2e/test_kills.py
 
 .PHONY: test-image
 test-image: setup-test ## build the CPU image with buildah and look inside; as root (five minutes)

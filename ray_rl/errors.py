@@ -13,6 +13,7 @@
         |   `-- WorkerLost       its process is gone
         |-- EngineError          a vLLM engine
         |   `-- EngineLost       it died or hangs: another can do what it was asked
+        |-- FolderHeld           another process trains in the run folder
         |-- RecordError          the run folder cannot be written: a full disk
         |-- SandboxError         a function in a worker process raised or crashed it
         `-- WeightSyncError      a publish that did not complete
@@ -72,6 +73,10 @@ class EngineError(OutsideError):
 
 class EngineLost(EngineError):
     """An engine died or was given up because it hangs; what it was asked may be asked of another."""
+
+
+class FolderHeld(OutsideError):
+    """Another live process trains in the run folder; the command can be run again when that process has ended."""
 
 
 class RecordError(OutsideError):

@@ -46,6 +46,9 @@ def export_policy(
     model.save_pretrained(partial, state_dict=weights)
     copy_tokenizer(source, partial, chat_template=chat_template)
     write_step(partial, step)
-    if to.exists():  # of a run that had ended, and went on
-        shutil.rmtree(to)
+    replaced = to.with_name(f".{to.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if to.exists():  # the run had ended, and was extended; a kill must not leave half of its export under this name
+        to.rename(replaced)
     partial.rename(to)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -180,18 +180,18 @@ class CheckpointStore:
         return [step for step in past if step not in kept and step not in milestones]
 
     def _put_back(self) -> None:
-        """Ends a replacement that died between its two renames: the older folder gets its name again."""
+        """Ends what a death left half done: a replacement gets its old name again, a removal is completed."""
         with disk_errors_explained(self._folder):
             for step in self._steps_that_are("replaced"):
                 if not self._path(step).exists():
                     os.rename(self._path(step, "replaced"), self._path(step))
+        for step in self._steps_that_are("removing"):
+            shutil.rmtree(self._path(step, "removing"), ignore_errors=True)
 
     def _clean(self) -> None:
         self._put_back()
         for step in self._steps_that_are("replaced"):
             self._remove(step, "replaced")
-        for step in self._steps_that_are("removing"):
-            shutil.rmtree(self._path(step, "removing"), ignore_errors=True)
 
     def _remove(self, step: int, state: _State = "complete") -> None:
         """Deletes a folder that loses its name first: half of it must never look like a checkpoint.

@@ -1,4 +1,4 @@
-"""`ray-rl resume`: a run goes on from its newest checkpoint."""
+"""`ray-rl resume`: a run goes on from its newest checkpoint, or from an earlier one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ def add_to(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "resume",
-        help="go on with a run from its newest checkpoint",
-        description="Goes on with a run where its newest complete checkpoint was made. Values that are set here and "
-        "differ from those of the run are listed; what would make nonsense of the checkpoint is refused.",
-        epilog="example: ray-rl resume runs/grpo-addition run.steps=60",
+        help="go on with a run from its newest checkpoint, or from an earlier one",
+        description="Goes on with a run where its newest complete checkpoint was made, or that of --step. Values "
+        "that are set here and differ from those of the run are listed; what would make nonsense of the checkpoint is "
+        "refused.",
+        epilog="examples: ray-rl resume runs/grpo-addition run.steps=60; ray-rl resume runs/grpo-addition --step 40",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="continue from the checkpoint of step N instead of the newest one; later checkpoints, records and exports "
+        "are moved aside inside the run folder",
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="sets one value, in YAML: run.steps=60")
     parser.set_defaults(command=resume)
 
@@ -36,7 +44,7 @@ def resume(arguments: argparse.Namespace) -> int:
         UserError: not a run folder, no checkpoint in it, or wrong values; nothing was started or written.
         RayRLError: the run failed.
     """
-    start(in_folder(arguments.run, arguments.overrides), resume="required")
+    start(in_folder(arguments.run, arguments.overrides), resume="required", from_step=arguments.step)
     return 0
 
 
@@ -47,9 +55,10 @@ def in_folder(run: Path, overrides: list[str]) -> RunConfig:
         UserError: it is not a run folder, or the overrides are wrong.
     """
     from ray_rl.config.load import load_config
+    from ray_rl.metrics.run_folder import RunFolder
 
-    file = run / "config.yaml"
-    if not file.is_file():
+    file = RunFolder(run.expanduser()).last_config
+    if file is None:
         raise UserError(f"{run}: not a run folder, it has no config.yaml; give the folder that `ray-rl train` left")
     folder = run.expanduser().absolute()
     place = [f"run.dir={json.dumps(str(folder.parent))}", f"run.name={json.dumps(folder.name)}"]

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ray_rl.cli.arguments import add_config, add_resume
-from ray_rl.cli.preflight import Resume, check_before_start, continues
+from ray_rl.cli.preflight import Resume, check_before_start
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
@@ -34,12 +34,13 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def start(config: RunConfig, *, resume: Resume | None) -> None:
+def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = None) -> None:
     """Checks configuration, run folder, installation and data, then trains.
 
     Args:
         config: of the run.
         resume: None: the run folder must not exist. auto: it may. required: it must, with a checkpoint.
+        from_step: The checkpoint to continue from, with `required`; None is the newest one.
 
     Raises:
         UserError: the input is wrong; nothing was started or written.
@@ -49,4 +50,4 @@ def start(config: RunConfig, *, resume: Resume | None) -> None:
 
     from ray_rl.loops.build import run_training
 
-    run_training(config, resume=resume if continues(config, resume) else None, checked=checked)
+    run_training(config, resume=resume, from_step=from_step, checked=checked)

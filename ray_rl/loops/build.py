@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, ExitStack, closing
-from typing import Literal
 
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.cluster.environment import prepare_environment
@@ -15,7 +14,7 @@ from ray_rl.data.source import PromptSource, build_source
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import read_progress
 from ray_rl.loops.recovery import train_on
-from ray_rl.loops.resuming import is_finished, reopened
+from ray_rl.loops.resuming import Resume, opened
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.prometheus import GaugeSink
@@ -33,16 +32,20 @@ NO_END = (
     "template; each runs to rollout.max_tokens={limit}; set rollout.stop_token_ids or rollout.stop"
 )
 
-Resume = Literal["auto", "required"]
-"""Whether a run starts anew where there is no checkpoint, or must have one."""
 
-
-def run_training(config: RunConfig, *, resume: Resume | None = None, checked: CheckedRows | None = None) -> None:
-    """Runs a checked configuration from start to end, or from its newest checkpoint to the end.
+def run_training(
+    config: RunConfig,
+    *,
+    resume: Resume | None = None,
+    from_step: int | None = None,
+    checked: CheckedRows | None = None,
+) -> None:
+    """Runs a checked configuration from start to end, or from a checkpoint to the end.
 
     Args:
-        config: of the run.
-        resume: None for a new run; else its folder is there. required: with a checkpoint in it.
+        config: The configuration of the run.
+        resume: None for a new run. auto: continues if the folder has a checkpoint. required: refuses without one.
+        from_step: The checkpoint to continue from; None is the newest one.
         checked: the rows of `data:`, of which the run checks the others. None opens them, without further checks.
 
     Raises:
@@ -53,14 +56,10 @@ def run_training(config: RunConfig, *, resume: Resume | None = None, checked: Ch
     config = _resolved(config)
     console = RunConsole()
     with ExitStack() as stack:
-        if resume is None:
-            since, folder = None, RunFolder.create(config)
-            stack.enter_context(folder.owned())
-        else:
-            since, folder = reopened(config, stack, is_required=resume == "required", note=console.say)
-        if is_finished(config, folder, since):
-            console.say(f"{folder.root}: all {config.run.steps} steps are done; raise run.steps to train on")
+        found = opened(config, stack, resume=resume, from_step=from_step, note=console.say)
+        if found is None:
             return
+        folder, since = found.folder, found.since
         done = None if since is None else read_progress(since)
         step, version = (0, 0) if done is None else (done.step, done.version)
         run = stack.enter_context(Run(config, folder, console, step=step, version=version, gauges=gauges_of(config)))

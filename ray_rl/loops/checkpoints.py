@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +50,15 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
 class Checkpoints:
     """Saves when due, beside training; one checkpoint is under way at a time."""
 
-    def __init__(self, config: RunConfig, store: CheckpointStore, roles: Roles, *, since: Checkpoint | None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        store: CheckpointStore,
+        roles: Roles,
+        *,
+        since: Checkpoint | None,
+        completed: Callable[[int], None],
+    ) -> None:
         """Writes and reads nothing yet.
 
         Args:
@@ -58,9 +66,11 @@ class Checkpoints:
             store: of the run, owned by this process.
             roles: whose state is saved.
             since: where the run goes on; None at its start.
+            completed: Called in a thread with the step of each checkpoint that is complete.
         """
         self._config = config
         self._store = store
+        self._completed = completed
         self._rollouts = roles.rollouts
         self._models: dict[str, Saved] = {"actor": roles.actor}
         if roles.critic is not None:
@@ -164,6 +174,7 @@ class Checkpoints:
                 while not all(await together(model.is_saved() for model in self._models.values())):
                     await asyncio.sleep(POLL_S)
                 await asyncio.to_thread(self._store.commit, step)
+                await asyncio.to_thread(self._completed, step)
         except RayRLError:
             self._store.abandon(step)
             raise

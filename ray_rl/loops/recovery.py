@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ray_rl.checkpoint.store import Checkpoint
@@ -11,9 +12,10 @@ from ray_rl.config import RunConfig
 from ray_rl.errors import WorkerLost
 from ray_rl.loops.checkpoints import Checkpoints, read_progress
 from ray_rl.loops.online import train
-from ray_rl.loops.resuming import store_of
+from ray_rl.loops.resuming import newest_checkpoint, store_of
 from ray_rl.loops.roles import Roles, Rollouts
 from ray_rl.loops.stopping import Stop
+from ray_rl.metrics.newest_checkpoint import write_newest
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.weight_sync.audit import AuditedWeights
@@ -50,7 +52,7 @@ async def train_on(
     Raises:
         RayRLError: what else went wrong, or a loss too many.
     """
-    store = store_of(config, folder)
+    store, completed = store_of(config, folder), partial(write_newest, folder.newest_checkpoint_json)
     restarts, step = 0, 0
     while True:
         try:
@@ -68,14 +70,14 @@ async def train_on(
                 reference=workers.reference,
                 reward=workers.reward,
             )
-            checkpoints = Checkpoints(config, store, roles, since=since)
+            checkpoints = Checkpoints(config, store, roles, since=since, completed=completed)
             export_to = folder.export if config.checkpoint.export else None
             return await train(config, roles, run, checkpoints=checkpoints, stop=stop, export_to=export_to)
         except WorkerLost as lost:  # in a restart, too: a node that is gone may not be known to be gone yet
             if restarts == config.cluster.max_restarts:
                 raise
             restarts += 1
-            since = await asyncio.to_thread(store.latest, run.tell)
+            since = await asyncio.to_thread(newest_checkpoint, config, folder, run.tell)
             step, version = _where(since)
             run.tell(
                 f"{str(lost).splitlines()[0]} Going back to step {step} of {config.run.steps}; restart {restarts} of "

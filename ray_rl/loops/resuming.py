@@ -1,16 +1,34 @@
-"""From the folder of a run to the checkpoint from which it goes on."""
+"""From the folder of a run to the checkpoint that it continues from."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal
 
+from ray_rl.checkpoint.aside import set_checkpoints_aside
+from ray_rl.checkpoint.export_folder import exported_step
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.config import RunConfig
 from ray_rl.config.resume_rules import changes
 from ray_rl.config.yaml_tree import read_yaml
-from ray_rl.errors import UserError
+from ray_rl.errors import CheckpointError, Preempted, UserError
+from ray_rl.metrics.aside import new_aside
+from ray_rl.metrics.newest_checkpoint import read_newest, write_newest
 from ray_rl.metrics.run_folder import RunFolder
+
+Resume = Literal["auto", "required"]
+"""auto: continue if there is a checkpoint, else start. required: continue from a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The folder of a run, ready for it, and the checkpoint that the run continues from; None: it starts."""
+
+    folder: RunFolder
+    since: Checkpoint | None
 
 
 def store_of(config: RunConfig, folder: RunFolder) -> CheckpointStore:
@@ -19,47 +37,197 @@ def store_of(config: RunConfig, folder: RunFolder) -> CheckpointStore:
     return CheckpointStore(folder.checkpoints, keep_last=section.keep_last, keep_every=section.keep_every)
 
 
-def reopened(
-    config: RunConfig, stack: ExitStack, *, is_required: bool, note: Callable[[str], None]
-) -> tuple[Checkpoint | None, RunFolder]:
-    """The newest checkpoint of a run that verifies, and its folder, made ready to go on behind it.
+def opened(
+    config: RunConfig,
+    stack: ExitStack,
+    *,
+    resume: Resume | None,
+    note: Callable[[str], None],
+    from_step: int | None = None,
+) -> Opened | None:
+    """Opens the folder of a run and keeps it for this process until the stack is closed.
+
+    A folder in which no step was trained, as a start that failed leaves it, is prepared like a new one.
 
     Args:
-        config: with which the run goes on.
-        stack: the folder is kept for this process until it is closed.
-        is_required: without a checkpoint, refuse; else the run starts anew, and says so.
-        note: told where the run goes on, what changed, and which checkpoints were passed over.
+        config: With which the run starts or continues.
+        stack: Closed when the run has ended.
+        resume: None: the folder must not exist. auto: it may. required: it must, with a checkpoint.
+        note: Told where the run continues, what changed, what was moved aside and which checkpoints were passed over.
+        from_step: The checkpoint to continue from, with `required`; None is the newest one that verifies. Later
+            checkpoints and records are moved aside.
+
+    Returns:
+        None if the run has nothing left to do.
 
     Raises:
-        UserError: there is no checkpoint, the configuration differs in what must stay, or another process has the run.
+        UserError: There is no checkpoint, or the configuration differs in what must stay. Nothing was changed.
+        CheckpointError: The run had a checkpoint, and there is none that verifies. Nothing was changed.
+        FolderHeld: Another live process has the folder.
+        RecordError: The disk is full.
     """
     folder = RunFolder.of(config)
+    if resume != "required":
+        folder.make(may_exist=resume == "auto")
     stack.enter_context(folder.owned())
-    changed = changes(read_yaml(folder.config_yaml).plain(), config)
-    since = store_of(config, folder).latest(note)
+    since = newest_checkpoint(config, folder, note) if from_step is None else _of_step(config, folder, from_step)
+    if is_finished(config, folder, since):
+        note(f"{folder.root}: all {config.run.steps} steps are done; raise run.steps to train on")
+        return None
     if since is None:
-        _refuse_to_lose(folder, is_required=is_required)
-        note(f"{folder.root}: no complete checkpoint; starting from step 0")
+        _check_start(folder, is_required=resume == "required")
+        if folder.has_records:
+            note(f"{folder.root}: no checkpoint was completed; starting from step 0")
     else:
+        changed = _changes(folder, config)
         note(f"{folder.root}: going on after step {since.step} of {config.run.steps}")
-    for line in changed:
-        note(f"changed: {line}")
-    return since, RunFolder.reopen(config, step=0 if since is None else since.step)
+        for line in changed:
+            note(f"changed: {line}")
+        if from_step is not None:
+            _go_back(folder, since.step, note)
+    stack.push(_remove_if_in_vain(folder, note))
+    RunFolder.reopen(config, step=None if since is None else since.step, note=note)
+    return Opened(folder, since)
+
+
+def newest_checkpoint(config: RunConfig, folder: RunFolder, note: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that verifies; None for a run that never completed one.
+
+    Args:
+        config: Configuration of the run.
+        folder: Of the run, owned by this process.
+        note: Told of each checkpoint that was passed over.
+
+    Raises:
+        CheckpointError: There is evidence that the run completed one, and none verifies.
+    """
+    passed: list[str] = []
+
+    def pass_over(line: str) -> None:
+        passed.append(line)
+        note(line)
+
+    since = store_of(config, folder).latest(pass_over)
+    known = read_newest(folder.newest_checkpoint_json)
+    if since is not None:
+        if known is not None and known.step is not None and known.step > since.step:
+            note(f"{folder.checkpoints}: the run had a checkpoint of step {known.step}, which is not usable now")
+        return since
+    if is_finished(config, folder, None):
+        return None
+    evidence = _evidence(folder, passed)
+    if evidence is not None:
+        raise CheckpointError(
+            f"{folder.checkpoints}: no checkpoint to continue from, but {evidence}. Nothing was changed. If the "
+            "checkpoints are on a mount that is late or broken, run the same command again when it is there; if they "
+            f"are lost, rename {folder.root} to start from step 0"
+        )
+    return None
 
 
 def is_finished(config: RunConfig, folder: RunFolder, since: Checkpoint | None) -> bool:
-    """Whether there is nothing left to do."""
-    is_exported = folder.export.is_dir() or not config.checkpoint.export
-    return since is not None and since.step >= config.run.steps and is_exported
+    """Whether there is nothing left to do: all steps are trained, and the export is of the last one."""
+    if since is not None and since.step < config.run.steps:
+        return False
+    if not config.checkpoint.export:
+        return since is not None
+    exported = exported_step(folder.export)
+    return exported is not None and exported >= config.run.steps and (since is None or exported == since.step)
 
 
-def _refuse_to_lose(folder: RunFolder, *, is_required: bool) -> None:
+def _evidence(folder: RunFolder, passed: list[str]) -> str | None:
+    """Why a folder without a usable checkpoint is not one of a run that never completed one; None if it may be."""
+    if passed:
+        return f"there are {len(passed)} that do not verify (the newest: {passed[0]})"
+    if folder.checkpoints.is_symlink() and not folder.checkpoints.exists():
+        return f"it is a link to {os.readlink(folder.checkpoints)}, which does not exist now"
+    known = read_newest(folder.newest_checkpoint_json)
+    if known is not None:
+        return (
+            None
+            if known.step is None
+            else f"the run completed one of step {known.step}, says {folder.newest_checkpoint_json.name}"
+        )
+    if folder.has_records:  # of an older version, which did not write down whether it had a checkpoint
+        return f"there are records of trained steps in {folder.root}"
+    return None
+
+
+def _check_start(folder: RunFolder, *, is_required: bool) -> None:
+    """Refuses to start a run where that was not asked for, or where it would overwrite what somebody wants.
+
+    Raises:
+        UserError: says which of the two.
+    """
     if is_required:
         raise UserError(
-            f"{folder.checkpoints}: no complete checkpoint to go on from; start the run anew with `ray-rl train`"
+            f"{folder.checkpoints}: no complete checkpoint to go on from; `ray-rl train {folder.last_config} --resume "
+            "auto` starts the run from step 0"
         )
     if folder.export.is_dir():
         raise UserError(
             f"{folder.root}: the run has ended and left no checkpoint (checkpoint.every_steps=null), so it cannot go "
-            "on, and starting anew would overwrite it; set run.name to a new name"
+            "on, and starting from step 0 would overwrite it; set run.name to a new name"
         )
+    foreign = folder.beyond_a_start
+    if foreign and folder.last_config is None:
+        raise UserError(
+            f"run.name={folder.root.name!r}: {folder.root} holds {', '.join(foreign[:5])} and no config.yaml, so it "
+            "is not the folder of a run; set run.name to a new name"
+        )
+
+
+def _of_step(config: RunConfig, folder: RunFolder, step: int) -> Checkpoint:
+    store = store_of(config, folder)
+    steps = store.steps()
+    if step not in steps:
+        others = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
+        raise UserError(f"--step {step}: {folder.checkpoints} has no checkpoint of this step; it has {others}")
+    return store.load(step)
+
+
+def _changes(folder: RunFolder, config: RunConfig) -> list[str]:
+    """What differs from the configuration that the run had."""
+    file = folder.last_config
+    if file is None:
+        raise UserError(
+            f"{folder.config_yaml}: no such file, and the run has a checkpoint; copy the configuration that it was "
+            "trained with to this place"
+        )
+    before = read_yaml(file).plain()
+    try:
+        return changes(before, config)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{file}: not the whole configuration of a run ({error!r} is missing or of another type); put back the "
+            "file that the run wrote"
+        ) from None
+
+
+def _go_back(folder: RunFolder, step: int, note: Callable[[str], None]) -> None:
+    """Makes the checkpoint of a step the newest one; later ones, and an export of a later step, are moved aside."""
+    aside = set_checkpoints_aside(folder.checkpoints, after=step)
+    if aside is not None:
+        note(f"the checkpoints after step {step} were moved to {aside}")
+    write_newest(folder.newest_checkpoint_json, step)
+    if folder.export.is_dir() and exported_step(folder.export) != step:
+        kept = new_aside(folder.root, step=step)
+        folder.export.rename(kept / folder.export.name)
+        note(f"the export was moved to {kept}")
+
+
+def _remove_if_in_vain(folder: RunFolder, note: Callable[[str], None]) -> Callable[..., None]:
+    """Called at the end of a run with its error: removes a folder that it leaves before its first step without value.
+
+    Logs are of value unless the message says all: that the user's input is wrong, or that the user stopped the run.
+    """
+    had_logs = any(folder.logs.glob("*"))
+
+    def remove(kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:
+            return
+        is_explained = isinstance(error, UserError | Preempted | KeyboardInterrupt) and not had_logs
+        if folder.remove_unless_of_value(are_logs_of_value=not is_explained):
+            note(f"{folder.root}: removed, since the run ended before its first step")
+
+    return remove

@@ -87,10 +87,13 @@ class Run:
         self.close(failed=error)
 
     def rewind(self, *, step: int, version: int) -> None:
-        """Goes back to where a checkpoint was made; what was written of later steps goes, as they are trained again."""
+        """Goes back to where a checkpoint was made; records of later steps, which are trained again, move aside."""
         self._jsonl.close()
         self._tensorboard.close()
-        self._folder.forget_after(step)
+        # From the first step on, TensorBoard is not told to forget what older files say.
+        aside = self._folder.set_aside_after(step, others=() if step else (self._folder.tensorboard,))
+        if aside is not None:
+            self.tell(f"the records after step {step} were moved to {aside}")
         self._jsonl = JsonlSink(self._folder.metrics_jsonl)
         self._tensorboard = TensorBoardSink(self._folder.tensorboard, first_step=step + 1)
         self._summary.before = step - self._summary.steps

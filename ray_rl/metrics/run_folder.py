@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ray_rl.config import RunConfig
 from ray_rl.config.load import dump_config
 from ray_rl.errors import ConfigError
+from ray_rl.metrics.aside import set_records_aside
 from ray_rl.metrics.environment import describe_environment
+from ray_rl.metrics.folder_lock import GUARD, LOCK, locked
+from ray_rl.metrics.newest_checkpoint import write_newest
 from ray_rl.metrics.whole_pieces import write_whole
+
+OF_A_START = {"config.yaml", "environment.json", "newest_checkpoint.json", "metrics.jsonl", "trace.json", LOCK, GUARD}
+OF_A_START |= {"rollouts", "tensorboard", "logs"}
+"""Names in the folder of a run that has not trained a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,65 +43,61 @@ class RunFolder:
             RecordError: the disk is full.
         """
         folder = cls.of(config)
-        folder._make()
-        folder._describe(config, folder.environment_json)
-        return folder
+        folder.make(may_exist=False)
+        return cls.reopen(config, step=None)
 
     @classmethod
-    def reopen(cls, config: RunConfig, *, step: int) -> RunFolder:
-        """The folder of a run that goes on after `step`; what it says of later steps, which are trained again, goes.
+    def reopen(
+        cls, config: RunConfig, *, step: int | None, note: Callable[[str], None] = lambda text: None
+    ) -> RunFolder:
+        """Prepares the folder of a run that continues after `step`; idempotent, so that a kill in it costs nothing.
 
-        `config.yaml` becomes the configuration now in force, the one before stays as `config.until_step_<N>.yaml`, and
-        there is a new `environment.from_step_<N + 1>.json`.
+        `config.yaml` becomes the configuration now in force, and the one before stays as `config.until_step_<N>.yaml`.
+        Records of later steps, which will be trained again, are moved to `aside/`. There is a new
+        `environment.from_step_<N + 1>.json`.
+
+        Args:
+            config: The configuration now in force.
+            step: The step of the checkpoint that the run continues from; None starts it from step 0.
+            note: Told of records that were moved aside.
 
         Raises:
-            ConfigError: it cannot be written to.
+            ConfigError: The folder cannot be written to.
+            RecordError: The disk is full; what was there before is whole.
         """
         folder = cls.of(config)
+        done = step or 0
         try:
-            if folder.config_yaml.read_text(encoding="utf-8") != dump_config(config):
-                os.replace(folder.config_yaml, folder.root / f"config.until_step_{step}.yaml")
-            folder._describe(config, folder.root / f"environment.from_step_{step + 1}.json")
-            folder.forget_after(step)
+            for part in (folder.rollouts, folder.logs):
+                part.mkdir(mode=0o700, exist_ok=True)
+            for torn in (*folder.root.glob("*.partial"), *folder.rollouts.glob("*.partial")):
+                if torn.is_file():
+                    torn.unlink()
+            # First: a run whose config.yaml is missing could not be continued by any command.
+            folder._write_config(config, step)
+            aside = folder.set_aside_after(done, others=folder._of_steps_from(done + 1))
         except OSError as error:
             raise ConfigError(
-                f"{folder.root}: the run cannot go on in this folder ({error}); see that you may write to it"
+                f"{folder.root}: the run cannot continue in this folder ({error}); see that you may write to it"
             ) from error
+        if aside is not None:
+            note(f"the records after step {done} were moved to {aside}")
+        environment = json.dumps(describe_environment(), indent=2)
+        write_whole(folder._environment(done + 1), iter([environment.encode(), b"\n"]))
+        write_newest(folder.newest_checkpoint_json, step)
         return folder
 
-    @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Keeps the folder for this process while the block lasts.
+    def make(self, *, may_exist: bool) -> None:
+        """Makes the empty folder, readable by its owner alone.
+
+        Args:
+            may_exist: Accepts a folder that exists already, and leaves it as it is.
 
         Raises:
-            ConfigError: another process has it.
+            ConfigError: It exists already, or it cannot be created.
         """
-        with (self.root / "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError(
-                    f"{self.root}: another process trains in this run folder; wait for its end or stop it first"
-                ) from error
-            yield
-
-    def _describe(self, config: RunConfig, environment_json: Path) -> None:
-        write_whole(self.config_yaml, iter([dump_config(config).encode()]))
-        write_whole(environment_json, iter([json.dumps(describe_environment(), indent=2).encode(), b"\n"]))
-
-    def forget_after(self, step: int) -> None:
-        """Drops the records and samples of later steps, and a line that was not written to its end."""
-        if self.metrics_jsonl.exists():
-            lines = self.metrics_jsonl.read_bytes().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
-            write_whole(self.metrics_jsonl, iter(kept))
-        for file in self.rollouts.glob("step_*.jsonl"):
-            if int(file.stem.split("_")[1].split(".")[0]) > step:
-                file.unlink()
-
-    def _make(self) -> None:
         try:
-            self.root.mkdir(mode=0o700, parents=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=may_exist)
         except FileExistsError as error:
             raise ConfigError(
                 f"run.name={self.root.name!r}: {self.root} exists already, and a run folder is never overwritten; "
@@ -106,8 +108,95 @@ class RunFolder:
                 f"run.dir={str(self.root.parent)!r}: cannot create {self.root} ({error.strerror}); "
                 "set run.dir to a folder that you may write to"
             ) from error
-        for part in (self.rollouts, self.logs):
-            part.mkdir(mode=0o700)
+
+    def owned(self) -> AbstractContextManager[None]:
+        """Keeps the folder for this process while the block lasts.
+
+        Raises:
+            FolderHeld: another live process has it.
+            ConfigError: it cannot be locked.
+        """
+        return locked(self.root)
+
+    def set_aside_after(self, step: int, *, others: Sequence[Path] = ()) -> Path | None:
+        """Moves the records of later steps to a folder below `aside/`; see `set_records_aside`."""
+        return set_records_aside(self.root, step=step, others=others)
+
+    def remove_unless_of_value(self, *, are_logs_of_value: bool) -> bool:
+        """Removes the folder of a run that failed to start, if there is nothing in it that somebody could want.
+
+        Only files that a start writes are removed; with anything else the folder stays.
+
+        Args:
+            are_logs_of_value: Keeps the folder if a worker or the driver wrote a log.
+
+        Returns:
+            Whether the folder is gone.
+        """
+        logs = [file for file in self.logs.glob("*") if file.stat().st_size] if are_logs_of_value else []
+        if logs or self.has_records or self.beyond_a_start:
+            return False
+        with suppress(OSError):
+            for path in self.root.iterdir():
+                if path.name != LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            (self.root / LOCK).unlink()
+            self.root.rmdir()
+        return not self.root.exists()
+
+    def _write_config(self, config: RunConfig, step: int | None) -> None:
+        text = dump_config(config).encode()
+        if self.config_yaml.is_file():
+            before = self.config_yaml.read_bytes()
+            if before == text:
+                return
+            if step is not None or self.has_records:
+                self._keep_config(before, step or 0)
+        write_whole(self.config_yaml, iter([text]), flush=True)
+
+    def _keep_config(self, text: bytes, step: int) -> None:
+        """Keeps a configuration that is no longer in force; one that was kept before is not overwritten."""
+        number = 1
+        while True:
+            path = self.root / f"config.until_step_{step}{'' if number == 1 else f'.{number}'}.yaml"
+            if not path.exists():
+                return write_whole(path, iter([text]), flush=True)
+            if path.read_bytes() == text:
+                return None
+            number += 1
+
+    def _environment(self, first_step: int) -> Path:
+        return self.environment_json if first_step == 1 else self.root / f"environment.from_step_{first_step}.json"
+
+    def _of_steps_from(self, first_step: int) -> list[Path]:
+        """What an earlier start from the same step wrote, which would be overwritten."""
+        files = [self._environment(first_step), self.trace(first_step=first_step)]
+        # TensorBoard is told to forget what older files say of the steps from this one on: but not of all.
+        return [*files, self.tensorboard] if first_step == 1 else files
+
+    @property
+    def last_config(self) -> Path | None:
+        """The configuration that the run had last, or None without one.
+
+        That is `config.yaml`. Older versions could be killed between moving it away and writing the new one: then it is
+        the newest `config.until_step_<N>.yaml`.
+        """
+        if self.config_yaml.is_file():
+            return self.config_yaml
+        before = [file for file in self.root.glob("config.until_step_*.yaml") if file.is_file()]
+        return max(before, key=lambda file: file.stat().st_mtime_ns, default=None)
+
+    @property
+    def beyond_a_start(self) -> list[str]:
+        """Names in the folder that a run which has not trained a step does not write."""
+        names = {path.name for path in self.root.iterdir()}
+        return sorted(name for name in names if name.removesuffix(".partial") not in OF_A_START)
+
+    @property
+    def has_records(self) -> bool:
+        """Whether a step was trained, or samples of one that failed were kept."""
+        has_metrics = self.metrics_jsonl.is_file() and self.metrics_jsonl.stat().st_size > 0
+        return has_metrics or any(self.rollouts.glob("step_*.jsonl"))
 
     @property
     def config_yaml(self) -> Path:
@@ -123,6 +212,11 @@ class RunFolder:
     def metrics_jsonl(self) -> Path:
         """One object a step."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def newest_checkpoint_json(self) -> Path:
+        """The step of the checkpoint that was completed last; see `newest_checkpoint`."""
+        return self.root / "newest_checkpoint.json"
 
     @property
     def rollouts(self) -> Path:

@@ -57,8 +57,14 @@ class PieceFile:
         self._file.close()
 
 
-def write_whole(path: Path, pieces: Iterator[bytes]) -> None:
+def write_whole(path: Path, pieces: Iterator[bytes], *, flush: bool = False) -> None:
     """Writes a file that appears under its name once it is whole, readable by its owner alone.
+
+    Args:
+        path: The file; one of that name is replaced, and stays as it is where the new one cannot be written.
+        pieces: The content.
+        flush: Waits until the content is on the disk before the file gets its name, so that a power loss leaves the old
+            content or the new one.
 
     Raises:
         RecordError: it does not fit, or the disk fails; nothing is left of it.
@@ -68,6 +74,9 @@ def write_whole(path: Path, pieces: Iterator[bytes]) -> None:
         try:
             with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.writelines(pieces)
+                if flush:
+                    file.flush()
+                    os.fsync(file.fileno())
             partial.replace(path)
         except OSError:
             with contextlib.suppress(OSError):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from tests.tiny_model import write_tiny_model
 
 PROMPTS, GROUP = 4, 4
 LIMIT_S = 400
+OF_THE_CLOCK = ("time/", "throughput/", "sync/gb_per_s")
+"""First words of the metrics that differ between two runs that are equal bit for bit."""
 GONE_WITHIN_S = 30.0
 
 
@@ -41,6 +43,11 @@ class Ended:
         return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def without_the_clock(records: list[dict]) -> list[dict]:
+    """Records without what is measured in time."""
+    return [{key: value for key, value in record.items() if not key.startswith(OF_THE_CLOCK)} for record in records]
+
+
 def processes_of(session: int) -> list[str]:
     """Process id and command line of the processes of a session."""
     found = []
@@ -62,20 +69,27 @@ def kill_all(session: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def run(place: Path, *arguments: str, then: Callable[[subprocess.Popen], None] = lambda process: None) -> Ended:
+def run(
+    place: Path,
+    *arguments: str,
+    then: Callable[[subprocess.Popen], None] = lambda process: None,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
     """The command to its end.
 
     Args:
         place: the folder to run in, with its `run.yaml`.
         arguments: of the command: `train run.yaml ...` if the first is a key=value, or there is none.
         then: called once the command is started.
+        environment: variables beside this process's.
     """
     if not arguments or "=" in arguments[0]:
         arguments = ("train", "run.yaml", *arguments)
     command = [str(Path(sys.executable).with_name("ray-rl")), *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+    variables = own | dict(environment or {})
     process = subprocess.Popen(
-        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command, cwd=place, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
     folder = place / "runs" / yaml.safe_load((place / "run.yaml").read_text())["run"]["name"]
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import Ended, kill_all, place_for, run, steps_done, wait_until
+from tests.e2e.command import Ended, kill_all, place_for, run, steps_done, wait_until, without_the_clock
 
 STEPS = 6
 PPO = {
@@ -18,7 +18,6 @@ PPO = {
 ALGORITHMS = {"grpo": {}, "ppo": {"algorithm": PPO, "critic": {"workers": 1, "zero_stage": 3}}}
 STOPS = {"grpo": signal.SIGTERM, "ppo": signal.SIGUSR1}
 """Sent in the middle of a step."""
-OF_THE_CLOCK = ("time/", "throughput/", "sync/gb_per_s")
 
 
 def place(folder: Path, name: str, kind: str) -> Path:
@@ -31,10 +30,6 @@ def place(folder: Path, name: str, kind: str) -> Path:
         train={"learning_rate": 1e-3, "workers": 2, "zero_stage": 3, "schedule": {"kind": "cosine"}},
         checkpoint={"every_steps": 3},
     )
-
-
-def without_the_clock(records: list[dict]) -> list[dict]:
-    return [{key: value for key, value in record.items() if not key.startswith(OF_THE_CLOCK)} for record in records]
 
 
 @pytest.fixture(scope="module", params=list(ALGORITHMS))

@@ -4,6 +4,7 @@ from ray_rl.cli.main import main
 from ray_rl.cli.resume import in_folder
 from ray_rl.config.load import dump_config, load_config
 from ray_rl.errors import UserError
+from ray_rl.metrics.folder_lock import locked
 
 CONFIG = """\
 run: {name: test, dir: somewhere, steps: 10}
@@ -35,4 +36,21 @@ def test_a_folder_that_is_not_of_a_run_is_refused(tmp_path):
 
 def test_a_run_without_a_checkpoint_is_not_started_anew(folder, capsys):
     assert main(["resume", str(folder)]) == 2
-    assert "no complete checkpoint to go on from; start the run anew with `ray-rl train`" in capsys.readouterr().err
+    assert "no complete checkpoint to go on from; `ray-rl train " in capsys.readouterr().err
+
+
+def test_a_step_without_a_checkpoint_is_named(folder, capsys):
+    assert main(["resume", str(folder), "--step", "7"]) == 2
+    assert "--step 7: " in capsys.readouterr().err
+
+
+def test_a_folder_that_another_process_has_may_be_tried_again(folder, capsys):
+    """Exit code 2 would tell a scheduler never to try again."""
+    with locked(folder):
+        assert main(["resume", str(folder)]) == 1
+    assert "another process (pid " in capsys.readouterr().err
+
+
+def test_a_run_whose_configuration_an_older_version_moved_away_can_be_resumed(folder):
+    (folder / "config.yaml").rename(folder / "config.until_step_4.yaml")
+    assert in_folder(folder, []).run.steps == 10

@@ -3,6 +3,7 @@ import contextlib
 import io
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray_rl.loops.roles import Roles
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Last
+from ray_rl.metrics.newest_checkpoint import write_newest
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.rollout.collector import Collected
@@ -222,7 +224,8 @@ class Loop:
             reference=self._reference,
             reward=RewardModels(self.script) if self.config.reward else None,
         )
-        checkpoints = Checkpoints(self.config, self.store, roles, since=self.since)
+        completed = partial(write_newest, self.folder.newest_checkpoint_json)
+        checkpoints = Checkpoints(self.config, self.store, roles, since=self.since, completed=completed)
         await train(self.config, roles, self.run, checkpoints=checkpoints, stop=self.stop, export_to=self._export_to)
 
 

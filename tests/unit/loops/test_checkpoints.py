@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from ray_rl.errors import CheckpointError, Preempted, TrainingError
+from ray_rl.metrics.newest_checkpoint import Newest, read_newest
 
 SAVED = ["save actor", "actor is saved"]
 
@@ -27,6 +28,13 @@ async def test_a_checkpoint_is_made_after_every_so_many_steps_and_after_the_last
     assert len(saves(five.script.journal)) == 3
     after_two = five.script.journal.index("publish 2") + 1
     assert five.script.journal[after_two] == "save actor"
+
+
+async def test_the_run_folder_says_which_checkpoint_was_completed_last(loop):
+    five = loop(steps=5, every_steps=2)
+    assert read_newest(five.folder.newest_checkpoint_json) == Newest(None)
+    await five.train()
+    assert read_newest(five.folder.newest_checkpoint_json) == Newest(5)
 
 
 async def test_without_every_steps_nothing_is_saved(loop):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ray_rl.errors import TrainingError, WorkerLost
+from ray_rl.errors import CheckpointError, TrainingError, WorkerLost
 from ray_rl.loops.recovery import train_on
 from tests.unit.loops.conftest import Actor
 
@@ -60,6 +60,22 @@ async def test_without_a_checkpoint_the_run_starts_from_the_weights_it_began_wit
     two.run.close()
     assert len(two.folder.metrics_jsonl.read_text().splitlines()) == 2
     assert len(list(two.folder.rollouts.iterdir())) == 2
+    (aside,) = (two.folder.root / "aside").iterdir()
+    assert (aside / "metrics.jsonl").read_bytes().count(b"\n") == 1
+    assert len(list((aside / "tensorboard").iterdir())) == 1  # else its curve would have every step twice
+
+
+async def test_where_the_checkpoints_are_gone_a_lost_trainer_ends_the_run_and_no_record_moves(loop):
+    five = loop(steps=5, every_steps=2, export=False)
+
+    def unmount():
+        five.folder.checkpoints.rename(five.folder.root.parent / "elsewhere")
+
+    # Before the second checkpoint begins, the first is complete.
+    five.script.meanwhile["update 5"] = unmount
+    with pytest.raises(CheckpointError, match=r"the run completed one of step [24]"):
+        await train(five, errors={"update 5": LOST})
+    assert len(five.folder.metrics_jsonl.read_text().splitlines()) == 4
 
 
 async def test_restarts_are_bounded(loop):

@@ -8,7 +8,7 @@ import pytest
 
 import ray_rl
 from ray_rl.config.load import load_config
-from ray_rl.errors import ConfigError
+from ray_rl.errors import ConfigError, FolderHeld, RecordError
 from ray_rl.metrics.environment import (
     cpu_model,
     describe_environment,
@@ -105,16 +105,69 @@ def ended(make_config):
     return folder
 
 
-def test_a_run_that_goes_on_forgets_what_comes_after_its_checkpoint_and_nothing_else(make_config, ended):
-    before = ended.metrics_jsonl.read_text().splitlines()[:2]
-    RunFolder.reopen(make_config(), step=2)
-    assert ended.metrics_jsonl.read_text().splitlines() == before
+def test_records_after_the_checkpoint_are_moved_aside_and_no_others(make_config, ended):
+    (ended.rollouts / "step_000004.failed.jsonl").write_text("failed")
+    lines = ended.metrics_jsonl.read_bytes().splitlines(keepends=True)
+    told = []
+    RunFolder.reopen(make_config(), step=2, note=told.append)
+    assert ended.metrics_jsonl.read_bytes() == b"".join(lines[:2])
     assert sorted(file.name for file in ended.rollouts.iterdir()) == ["step_000001.jsonl", "step_000002.jsonl"]
+    (aside,) = (ended.root / "aside").iterdir()
+    assert (aside / "metrics.jsonl").read_bytes() == b"".join(lines[2:])
+    assert {file.name: file.read_text() for file in (aside / "rollouts").iterdir()} == {
+        "step_000003.jsonl": "3\n",
+        "step_000004.jsonl": "4\n",
+        "step_000004.failed.jsonl": "failed",
+    }
+    assert told == [f"the records after step 2 were moved to {aside}"]
 
 
-def test_a_torn_line_at_the_end_is_dropped(make_config, ended):
+def test_what_an_earlier_start_from_the_same_step_wrote_moves_with_its_records(make_config, ended):
+    old = {"trace.from_step_3.json": "[]", "environment.from_step_3.json": "{}"}
+    for name, text in old.items():
+        (ended.root / name).write_text(text)
+    RunFolder.reopen(make_config(), step=2)
+    (aside,) = (ended.root / "aside").iterdir()
+    assert {name: (aside / name).read_text() for name in old} == old
+    assert json.loads((ended.root / "environment.from_step_3.json").read_text())["argv"] == sys.argv
+
+
+def test_a_run_that_starts_over_moves_everything_aside(make_config, ended):
+    ended.tensorboard.mkdir()
+    (ended.tensorboard / "events").write_text("")
+    RunFolder.reopen(make_config(), step=None)
+    (aside,) = (ended.root / "aside").iterdir()
+    assert {path.name for path in aside.iterdir()} == {"metrics.jsonl", "rollouts", "environment.json", "tensorboard"}
+    assert not ended.has_records
+
+
+def test_nothing_is_moved_where_there_are_no_later_records(make_config, ended):
+    RunFolder.reopen(make_config(), step=2)
+    RunFolder.reopen(make_config(), step=2)
+    assert len(list((ended.root / "aside").iterdir())) == 1
+
+
+def test_two_moves_within_a_second_do_not_mix(make_config, ended):
+    RunFolder.reopen(make_config(), step=2)
+    RunFolder.reopen(make_config(), step=1)
+    RunFolder.reopen(make_config(), step=0)
+    steps = [json.loads(file.read_bytes().splitlines()[0])["step"] for file in ended.root.glob("aside/*/metrics.jsonl")]
+    assert sorted(steps) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", [b"\0\0\0\n", b"[3]\n", b'{"step": "3"}\n', b"[" * 100_000 + b"\n"])
+def test_a_damaged_line_is_moved_aside_too(make_config, ended, damage):
+    lines = ended.metrics_jsonl.read_bytes().splitlines(keepends=True)[:2]
+    ended.metrics_jsonl.write_bytes(lines[0] + damage + lines[1])
+    RunFolder.reopen(make_config(), step=9)
+    assert ended.metrics_jsonl.read_bytes() == b"".join(lines)
+    assert [file.read_bytes() for file in ended.root.glob("aside/*/metrics.jsonl")] == [damage]
+
+
+def test_a_torn_line_at_the_end_is_moved_aside(make_config, ended):
     RunFolder.reopen(make_config(), step=4)
     assert [json.loads(line)["step"] for line in ended.metrics_jsonl.read_text().splitlines()] == [1, 2, 3]
+    assert [file.read_text() for file in ended.root.glob("aside/*/metrics.jsonl")] == ['{"step": 4, "rew']
 
 
 def test_the_configuration_before_is_kept_where_it_differs(make_config, ended):
@@ -126,9 +179,64 @@ def test_the_configuration_before_is_kept_where_it_differs(make_config, ended):
     assert json.loads((ended.root / "environment.from_step_3.json").read_text())["argv"] == sys.argv
 
 
+def test_a_configuration_that_was_kept_is_not_overwritten(make_config, ended):
+    RunFolder.reopen(make_config(steps=9), step=2)
+    RunFolder.reopen(make_config(steps=7), step=2)
+    kept = {load_config(file).run.steps for file in ended.root.glob("config.until_step_2*.yaml")}
+    assert kept == {3, 9}
+
+
+def test_a_configuration_that_cannot_be_written_leaves_the_one_before(make_config, ended):
+    before = ended.config_yaml.read_bytes()
+    (ended.root / "config.yaml.partial").mkdir()  # as a full disk, an error of the file system
+    with pytest.raises(RecordError, match=r"cannot write .*config\.yaml"):
+        RunFolder.reopen(make_config(steps=9), step=2)
+    assert ended.config_yaml.read_bytes() == before
+    assert len(ended.metrics_jsonl.read_text().splitlines()) == 4
+
+
+def test_a_run_killed_by_an_older_version_in_its_change_of_configuration_has_its_last_one(make_config, ended):
+    os.rename(ended.config_yaml, ended.root / "config.until_step_2.yaml")
+    assert ended.last_config == ended.root / "config.until_step_2.yaml"
+    (ended.root / "config.until_step_2.yaml").unlink()
+    assert ended.last_config is None
+
+
+@pytest.fixture
+def started(make_config):
+    """A folder as it is when Ray could not be started."""
+    folder = RunFolder.create(make_config())
+    folder.tensorboard.mkdir()
+    for name in ("metrics.jsonl", "trace.json", "lock", "logs/actor-0.log", "tensorboard/events", "a.partial"):
+        (folder.root / name.replace("a.partial", "config.yaml.partial")).write_text("")
+    return folder
+
+
+def test_a_start_that_failed_leaves_no_folder(started):
+    assert started.remove_unless_of_value(are_logs_of_value=True)
+    assert not started.root.exists()
+    assert started.root.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["rollouts/step_000001.failed.jsonl", "metrics.jsonl", "notes.txt", "checkpoints", "export"]
+)
+def test_a_folder_with_anything_of_value_stays_as_it_is(started, name):
+    (started.root / name).write_text("mine")
+    before = sorted(started.root.rglob("*"))
+    assert not started.remove_unless_of_value(are_logs_of_value=False)
+    assert sorted(started.root.rglob("*")) == before
+
+
+def test_logs_are_of_value_unless_the_message_says_it_all(started):
+    (started.logs / "rollout-0.log").write_text("out of memory")
+    assert not started.remove_unless_of_value(are_logs_of_value=True)
+    assert started.remove_unless_of_value(are_logs_of_value=False)
+
+
 def test_one_process_at_a_time_owns_a_folder(make_config):
     folder = RunFolder.create(make_config())
-    with folder.owned(), pytest.raises(ConfigError, match="another process trains in this run folder"), folder.owned():
+    with folder.owned(), pytest.raises(FolderHeld, match=rf"pid {os.getpid()} on "), folder.owned():
         pass
     with folder.owned():
         pass

@@ -1,0 +1,95 @@
+"""Records of steps that will be trained again, moved out of the way: nothing that a run wrote is deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ray_rl.metrics.whole_pieces import write_whole
+
+ASIDE = "aside"
+"""Folder of a run that holds one folder for each time that the run went back."""
+
+
+def set_records_aside(root: Path, *, step: int, others: Sequence[Path] = ()) -> Path | None:
+    """Moves the records of a run folder about later steps into a new folder, `aside/<time>_after_step_<step>`.
+
+    Those are lines of `metrics.jsonl`, damaged lines included, and files of `rollouts/`. A kill at any moment loses
+    none of them: lines are copied before they are removed, and files are renamed.
+
+    Args:
+        root: The run folder.
+        step: The last step whose records stay.
+        others: Files and folders that belong to the records; moved only if there are such records.
+
+    Returns:
+        The new folder, or None if there is nothing to move.
+
+    Raises:
+        RecordError: The disk is full.
+        OSError: The file system refuses.
+    """
+    metrics, rollouts = root / "metrics.jsonl", root / "rollouts"
+    lines = metrics.read_bytes().splitlines(keepends=True) if metrics.is_file() else []
+    kept: list[bytes] = []
+    later: list[bytes] = []
+    for line in lines:
+        found = step_of(line)
+        (kept if found is not None and found <= step else later).append(line)
+    samples = [file for file in sorted(rollouts.glob("step_*.jsonl")) if step_of_samples(file) > step]
+    if not later and not samples:
+        return None
+    aside = new_aside(root, step=step)
+    if later:
+        write_whole(aside / "metrics.jsonl", iter(later), flush=True)
+        write_whole(metrics, iter(kept), flush=True)
+    if samples:
+        (aside / "rollouts").mkdir(mode=0o700)
+    for file in samples:
+        os.rename(file, aside / "rollouts" / file.name)
+    for path in others:
+        if os.path.lexists(path):
+            os.rename(path, aside / path.name)
+    return aside
+
+
+def new_aside(root: Path, *, step: int) -> Path:
+    """Makes an empty folder for what belongs to steps after `step`.
+
+    Raises:
+        OSError: The file system refuses.
+    """
+    parent = root / ASIDE
+    parent.mkdir(mode=0o700, exist_ok=True)
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}_after_step_{step}"
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def step_of(line: bytes) -> int | None:
+    """The step that a line of `metrics.jsonl` is about; None for a line that is damaged or not written to its end."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def step_of_samples(file: Path) -> int:
+    """The step that a file of `rollouts/` is about; -1 for a file that is not of a run."""
+    match = re.match(r"step_(\d+)\.", file.name)
+    return -1 if match is None else int(match[1])

@@ -1,0 +1,164 @@
+"""Keeps a run folder for one process: a lock of the kernel, and a file that says who holds it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray_rl.errors import ConfigError, FolderHeld, RecordError
+from ray_rl.metrics.whole_pieces import explained
+
+LOCK = "lock"
+GUARD = "lock.takeover"
+_TRIES = 5
+"""Another process can remove the file between its opening and its locking; more than once is a strange coincidence."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a folder for this process while the block lasts.
+
+    The kernel ends the lock with the process that holds it, so a kill leaves nothing behind. Children that the process
+    forked can keep it open for longer: where the holder is known to be dead, the lock is taken over.
+
+    Raises:
+        FolderHeld: another live process has it; the message names its pid and host.
+        ConfigError: the file system has no locks, or the folder cannot be written to.
+    """
+    descriptor = _acquired(folder)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _acquired(folder: Path) -> int:
+    path = folder / LOCK
+    for _ in range(_TRIES):
+        descriptor = _opened(path)
+        if not _is_locked_now(descriptor, path):
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            if not _is_dead(holder):
+                raise _held(folder, holder)
+            _remove_stale(folder)
+        elif _is_at(path, descriptor):
+            return _signed(descriptor, path)
+        else:
+            os.close(descriptor)
+    raise FolderHeld(f"{path}: other processes keep replacing this file; start the run again")
+
+
+def _signed(descriptor: int, path: Path) -> int:
+    """The lock, after who holds it was written into its file."""
+    try:
+        with explained(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
+    except RecordError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be opened for writing ({error.strerror}); see that you may write to the folder"
+        ) from error
+
+
+def _is_locked_now(descriptor: int, path: Path) -> bool:
+    """Takes the lock if nobody has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: this file system cannot lock files ({error.strerror}); mount it with locks (Lustre: -o flock), "
+            "or set run.dir to a folder on another file system"
+        ) from error
+    return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether a file still has its name: whoever takes a lock over, or removes the folder, removes the name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes the lock file of a dead process, under a second lock: two at once would remove a new one."""
+    path, guard = folder / LOCK, _opened(folder / GUARD)
+    try:
+        if _is_locked_now(guard, path):
+            descriptor = _opened(path)
+            if not _is_locked_now(descriptor, path) and _is_dead(_holder(descriptor)):
+                path.unlink()
+            os.close(descriptor)
+    finally:
+        os.close(guard)
+
+
+def _held(folder: Path, holder: dict[str, Any]) -> FolderHeld:
+    who = f" (pid {holder['pid']} on {holder['host']})" if {"pid", "host"} <= holder.keys() else ""
+    return FolderHeld(
+        f"{folder}: another process{who} trains in this run folder; wait for its end or stop it first, "
+        "then run this command again"
+    )
+
+
+def _holder(descriptor: int) -> dict[str, Any]:
+    """What the process that locked the file wrote; empty where that cannot be read."""
+    try:
+        content = json.loads(os.pread(descriptor, 4096, 0))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _myself() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "pids_of": _pid_space(),
+        "started": _start_ticks(os.getpid()),
+    }
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether the holder has certainly ended: only a process whose number means the same to us can be looked up."""
+    space = _pid_space()
+    if space is None or holder.get("pids_of") != space or not isinstance(holder.get("pid"), int):
+        return False
+    return _start_ticks(holder["pid"]) != holder.get("started")
+
+
+def _pid_space() -> str | None:
+    """Name of the set of processes whose numbers we see: one boot of one machine, and one container of it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When a process started, in ticks since the boot; None for one that does not live (any more)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else int(fields[18])
