@@ -40,7 +40,12 @@ class Check:
 
 
 def check_before_start(
-    config: RunConfig, *, resume: Resume | None, visible_gpus: int | None = None, is_full: bool = True
+    config: RunConfig,
+    *,
+    resume: Resume | None,
+    visible_gpus: int | None = None,
+    is_full: bool = True,
+    note: Callable[[str], None] = lambda text: None,
 ) -> CheckedRows | None:
     """Runs every check that needs no Ray.
 
@@ -49,6 +54,7 @@ def check_before_start(
         resume: None requires a run folder that does not exist yet; with the others an existing one is accepted.
         visible_gpus: GPUs of the machine that will run it; None counts those of this one.
         is_full: False runs `QUICK_CHECKS` instead of `CHECKS`.
+        note: told what is done, before anything is done that may take longer than a second.
 
     Returns:
         The rows of the run, with what is left to check of them.
@@ -56,15 +62,30 @@ def check_before_start(
     Raises:
         UserError: the first check that fails.
     """
+    from ray_rl.cluster.environment import quiet_libraries
     from ray_rl.config.rules import check, check_run_folder_is_free
 
     check(config, visible_gpus=visible_gpus)
     if not continues(config, resume):
         check_run_folder_is_free(config)
     checked = None
+    # Libraries read these when they are imported, which the checks do.
+    quiet_libraries(on_cpu=config.cluster.accelerator == "cpu")
+    note(_first_line(config, continued=continues(config, resume)))
     for one in CHECKS if is_full else QUICK_CHECKS:
         checked = one.run(config) or checked
     return checked
+
+
+def _first_line(config: RunConfig, *, continued: bool) -> str:
+    from ray_rl.config.gpus import asked_gpus
+
+    gpus = sum(ask.gpus for ask in asked_gpus(config))
+    where = "CPU" if config.cluster.accelerator == "cpu" else f"{gpus} GPU{'s' if gpus > 1 else ''}"
+    return (
+        f"{config.run.name}: {'continuing' if continued else 'training'} {config.model.path} on {where}, "
+        f"{config.run.steps} steps; checking data and models, then starting Ray"
+    )
 
 
 def continues(config: RunConfig, resume: Resume | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ray_rl.cli.arguments import add_config, add_resume
@@ -46,8 +47,15 @@ def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = N
         UserError: the input is wrong; nothing was started or written.
         RayRLError: the run failed.
     """
-    checked = check_before_start(config, resume=resume)
+    checked = check_before_start(config, resume=resume, note=_say)
+    _say("importing torch, transformers and Ray")
 
     from ray_rl.loops.build import run_training
 
     run_training(config, resume=resume, from_step=from_step, checked=checked)
+
+
+def _say(text: str) -> None:
+    """Prints a line at once, before the console is imported; nobody may be there to read it."""
+    with suppress(OSError):
+        print(text, flush=True)

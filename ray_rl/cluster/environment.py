@@ -43,6 +43,21 @@ def prepare_environment(*, local: bool) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+def quiet_libraries(*, on_cpu: bool) -> None:
+    """Stops progress bars and advice of libraries, before anything imports them; the user's own settings stay.
+
+    A bar that is redrawn fills a log with copies of itself; what takes long is said by our own heartbeat.
+
+    Args:
+        on_cpu: whether the run is on CPU, where DeepSpeed warns that it found no other accelerator.
+    """
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def use_token(path: str | None) -> None:
     """Sets which token is shown to a cluster, before anything imports Ray.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ray_rl.cluster.environment import keep_freed_memory
+from ray_rl.cluster.environment import keep_freed_memory, quiet_libraries
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Metric
 from ray_rl.types import Completion, Message, TrainBatch
@@ -54,7 +54,9 @@ class Setting:
     def enter(self, name: str) -> None:
         """Makes this process the worker `name`: its variables, and its output in its own log file."""
         os.environ.update(self.environment, OMP_NUM_THREADS=str(self.threads))
-        if self.environment.get("DS_ACCELERATOR") == "cpu":
+        on_cpu = self.environment.get("DS_ACCELERATOR") == "cpu"
+        quiet_libraries(on_cpu=on_cpu)
+        if on_cpu:
             keep_freed_memory()
         folder = Path(self.logs)
         folder.mkdir(parents=True, exist_ok=True)

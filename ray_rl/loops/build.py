@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, ExitStack, closing
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
+from ray_rl.config.known import PACKAGED_MODELS
 from ray_rl.data.chat import ChatTokenizer, without_file
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
@@ -17,10 +18,11 @@ from ray_rl.loops.recovery import train_on
 from ray_rl.loops.resuming import Resume, opened
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
+from ray_rl.metrics.endings import resume_command
 from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
-from ray_rl.models.packaged import resolve_model
+from ray_rl.models.packaged import cached_folder, resolve_model
 from ray_rl.planner.hardware import resolve_dtype
 from ray_rl.planner.plan import plan
 from ray_rl.rewards.combine import build_rewards
@@ -62,7 +64,17 @@ def run_training(
         folder, since = found.folder, found.since
         done = None if since is None else read_progress(since)
         step, version = (0, 0) if done is None else (done.step, done.version)
-        run = stack.enter_context(Run(config, folder, console, step=step, version=version, gauges=gauges_of(config)))
+        run = stack.enter_context(
+            Run(
+                config,
+                folder,
+                console,
+                step=step,
+                version=version,
+                gauges=gauges_of(config),
+                saved=lambda: newest_saved(folder),
+            )
+        )
         _run(config, folder, run, since, checked)
 
 
@@ -73,9 +85,19 @@ def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | Non
     except asyncio.CancelledError:
         if stop.is_immediate or stop.signal is None:
             raise KeyboardInterrupt from None
-        saved = CheckpointStore(folder.checkpoints, keep_last=1, keep_every=None).steps()
-        found = f"the newest checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
-        raise Preempted(f"{stop.signal.name}: ended after step {run.step} of {config.run.steps}; {found}") from None
+        saved = newest_saved(folder)
+        found = (
+            f"there is no checkpoint yet; train with a new run.name, or move {folder.root} away"
+            if saved is None
+            else f"the newest checkpoint is of step {saved}; go on with: {resume_command(folder.root)}"
+        )
+        raise Preempted(f"stopped by {stop.name} after step {run.step} of {config.run.steps}; {found}") from None
+
+
+def newest_saved(folder: RunFolder) -> int | None:
+    """The step of the newest checkpoint of a run; None if there is none."""
+    saved = CheckpointStore(folder.checkpoints, keep_last=1, keep_every=None).steps()
+    return saved[-1] if saved else None
 
 
 def gauges_of(config: RunConfig) -> GaugeSink | None:
@@ -112,7 +134,7 @@ async def _train(
     layout = plan(config)
     async with AsyncExitStack() as stack:
         with run.phase("start"):
-            run.note(f"loading {config.model.path} in {config.model.dtype}")
+            run.note(_what_is_loaded(config))
             model = resolve_model(config.model.path)
             folders = _folders(config, model)
             tokenizer = ChatTokenizer.of_run(config, model)
@@ -135,6 +157,15 @@ async def _train(
 
         canary = tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens]
         await train_on(config, folder, run, workers, rollouts=rollouts, canary=canary, since=since, stop=stop)
+        run.note("ending the workers")
+
+
+def _what_is_loaded(config: RunConfig) -> str:
+    model = config.model.path
+    text = f"loading the tokenizer of {model} and the prompts"
+    if model in PACKAGED_MODELS and not (cached_folder(model) / "config.json").is_file():
+        return f"converting {model} into {cached_folder(model)}, once; then {text}"
+    return text
 
 
 def _source(

@@ -18,6 +18,7 @@ from ray_rl.loops.guard import NONFINITE, Guard, require_finite, without_loss
 from ray_rl.loops.observations import mean_advantages, observe
 from ray_rl.loops.roles import Roles
 from ray_rl.loops.stopping import Stop, StopAsked
+from ray_rl.metrics.endings import resume_command
 from ray_rl.metrics.metric import Metric
 from ray_rl.metrics.run import Run
 from ray_rl.rewards.model_part import conversations, disagreement, with_model_scores
@@ -55,9 +56,14 @@ async def train(
                 await step(config, roles, run, guard, credit, kl, stop)
             except StopAsked:
                 await checkpoints.save_given_up(run, kl)
-                raise Preempted(f"told to stop; saved after step {run.step} of {config.run.steps}") from None
+                raise Preempted(
+                    f"stopped by {stop.name} after step {run.step} of {config.run.steps}, saved; "
+                    f"go on with: {resume_command(run.root)}"
+                ) from None
             await checkpoints.save_if_due(run, kl)
+        run.note("completing the last checkpoint")
     if export_to is not None:
+        run.note(f"writing the model to {export_to}")
         with run.phase("export"):
             await roles.actor.export(export_to, step=run.step)
 

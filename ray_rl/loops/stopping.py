@@ -49,6 +49,11 @@ class Stop:
         self.is_immediate = False
         """Asked a second time by Ctrl-C."""
 
+    @property
+    def name(self) -> str:
+        """What asked for the end."""
+        return "a request" if self.signal is None else self.signal.name
+
     def listen(self) -> None:
         """Takes the signals for the task that calls; anew after whoever else sets handlers, as Ray does."""
         self._task = asyncio.current_task()

@@ -22,6 +22,8 @@ from ray_rl.metrics.text import Sample, Status, duration, printable
 
 PLAIN_WIDTH = 120
 """Columns of a table that does not go to a terminal."""
+ANSWER_WIDTH, PARTS_WIDTH = 20, 24
+"""Columns at most of a reference answer, and of what the reward functions said."""
 SAMPLE_CHARACTERS = 400
 """Of a prompt or a completion in a table."""
 
@@ -83,12 +85,15 @@ class RunConsole:
             self._print(Text(str(status)))
 
     def step(self, fields: Sequence[tuple[str, str]]) -> None:
-        """One line of labels and values."""
+        """One line of labels and values; on a terminal, as many of the first as fit into it."""
         line = Text()
         for label, value in fields:
-            line.append("  " if line else "")
-            line.append(f"{label} " if label else "", style="dim")
-            line.append(value, style="bold green" if label == "reward" else "")
+            field = Text("  " if line else "")
+            field.append(f"{label} ", style="dim")
+            field.append(value, style="bold green" if label == "reward" else "")
+            if self.is_live and line and line.cell_len + field.cell_len > self._console.width:
+                break
+            line.append_text(field)
         self._print(line)
 
     def samples(self, title: str, samples: Sequence[Sample]) -> None:
@@ -99,10 +104,18 @@ class RunConsole:
         )
         table.add_column("prompt", ratio=2, overflow="fold")
         table.add_column("completion", ratio=3, overflow="fold")
+        table.add_column("answer", overflow="fold", max_width=ANSWER_WIDTH)
         table.add_column("reward", justify="right", no_wrap=True)
+        table.add_column("parts", overflow="fold", max_width=PARTS_WIDTH)
         for sample in samples:
-            reward = "-" if sample.reward is None else f"{sample.reward:.2f}"
-            table.add_row(self._text(sample.prompt), self._text(sample.completion), Text(reward, style="green"))
+            parts = "\n".join(f"{name} {_number(value)}" for name, value in sample.parts.items())
+            table.add_row(
+                self._text(sample.prompt),
+                self._text(sample.completion),
+                self._text("-" if sample.answer is None else sample.answer),
+                Text(_number(sample.reward), style="green"),
+                Text(parts),
+            )
         self._print(Text(title, style="bold"))
         self._print(table)
 
@@ -134,6 +147,10 @@ class RunConsole:
             self._console.print(what, soft_wrap=soft_wrap)
         self._stream.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
         self._stream.flush()
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _live_line(spinner: Spinner, status: Status | None, *, steps: int, left_s: float | None) -> ConsoleRenderable:

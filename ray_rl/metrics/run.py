@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Self
 
 from ray_rl.config import RunConfig
-from ray_rl.errors import RecordError
+from ray_rl.errors import Preempted, RecordError
 from ray_rl.metrics.console import RunConsole
+from ray_rl.metrics.endings import next_commands
 from ray_rl.metrics.metric import Metric, reduce_metrics
 from ray_rl.metrics.phases import Heartbeat, Phases, Span
 from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.rollout_metrics import rollout_metrics
 from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.metrics.samples import answer_columns, first_sample
 from ray_rl.metrics.sinks import JsonlSink, RolloutSink, TensorBoardSink
 from ray_rl.metrics.summary import Summary
-from ray_rl.metrics.text import Sample, Status, step_fields
+from ray_rl.metrics.text import Columns, Sample, Status, step_fields
 from ray_rl.metrics.trace import TraceWriter
 from ray_rl.types import RolloutGroup
 
@@ -41,6 +43,7 @@ class Run:
         step: int = 0,
         version: int = 0,
         gauges: GaugeSink | None = None,
+        saved: Callable[[], int | None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Opens the sinks and starts the heartbeat. `close` must follow, or the end of a `with` block.
@@ -52,12 +55,16 @@ class Run:
             step: batches trained on before, where a run goes on.
             version: of the policy that they left.
             gauges: where to export what `metrics.jsonl` says.
+            saved: returns the step of the newest checkpoint, for what is said at the end.
             clock: seconds from any origin, never backwards.
         """
         self.step = step
         self.version = version
         self._config = config.run
+        self._columns = Columns.of(config)
+        self._answers = answer_columns(config)
         self._folder = folder
+        self._saved = saved
         self._console = console
         self._clock = clock
         self._start_s = clock()
@@ -85,6 +92,11 @@ class Run:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.close(failed=error)
+
+    @property
+    def root(self) -> Path:
+        """The run folder."""
+        return self._folder.root
 
     def rewind(self, *, step: int, version: int) -> None:
         """Goes back to where a checkpoint was made; records of later steps, which are trained again, move aside."""
@@ -179,11 +191,13 @@ class Run:
                 raise
         if failed is None and self._shown is not None:
             self._console.samples(*self._shown)
-        export = self._folder.export if self._folder.export.is_dir() else None
         self._console.summary(
             self._summary.title(total_s=self._clock() - self._start_s, failed=failed),
-            self._summary.rows(folder=self._folder.root, export=export),
-            failed=failed is not None,
+            [
+                *self._summary.rows(folder=self._folder.root),
+                *next_commands(self._folder, failed=failed, saved=self._saved(), steps=self.step),
+            ],
+            failed=failed is not None and not isinstance(failed, Preempted),
         )
 
     def _write(
@@ -203,13 +217,12 @@ class Run:
         self._summary.add(values)
 
     def _show(self, values: dict[str, float], groups: Sequence[RolloutGroup]) -> None:
-        self._console.step(step_fields(values, steps=self._config.steps))
+        self._console.step(step_fields(values, self._columns, steps=self._config.steps))
         chosen = groups[: self._config.samples]
         if not chosen:
             return
         title = f"step {self.step}: first completion of {len(chosen)} of {len(groups)} prompts"
-        firsts = [(group.prompt.text, group.rollouts[0]) for group in chosen]
-        self._shown = title, [Sample(text, rollout.completion.text, rollout.reward) for text, rollout in firsts]
+        self._shown = title, [first_sample(group, self._answers) for group in chosen]
         if self.step % self._config.show_every == 0:
             self._console.samples(*self._shown)
             self._shown = None

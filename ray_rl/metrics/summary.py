@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ray_rl.errors import Preempted
 from ray_rl.metrics.text import duration
 
 EDGE_STEPS = 5
@@ -43,13 +44,17 @@ class Summary:
     def title(self, *, total_s: float, failed: BaseException | None) -> str:
         """How it ended."""
         done = self.before + self.steps
+        if isinstance(failed, Preempted):
+            how = str(failed).partition(";")[0]
+            return f"{how[0].upper()}{how[1:]}, in {duration(total_s)}"
         if failed is not None:
+            what = "Interrupted" if isinstance(failed, KeyboardInterrupt) else f"Failed with {type(failed).__name__}"
             where = f"in step {done + 1} of {self.planned}" if done < self.planned else "after the last step"
-            return f"Stopped {where} after {duration(total_s)} by {type(failed).__name__}"
+            return f"{what} {where}, after {duration(total_s)}"
         return f"Done: {done} of {self.planned} steps in {duration(total_s)}"
 
-    def rows(self, *, folder: Path, export: Path | None) -> list[tuple[str, str]]:
-        """Label and text of every line below the title."""
+    def rows(self, *, folder: Path) -> list[tuple[str, str]]:
+        """Label and text of what the run did, and where it is."""
         rows = []
         if self.rewards:
             rows.append(("reward", self._reward()))
@@ -57,8 +62,6 @@ class Summary:
             rows.append(("speed", self._speed()))
             rows.append(("time", self._shares()))
         rows.append(("run folder", str(folder)))
-        if export is not None:
-            rows.append(("model", str(export)))
         return rows
 
     def _reward(self) -> str:

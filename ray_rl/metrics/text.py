@@ -5,38 +5,65 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_FIELDS = (
-    ("reward", "reward/mean", "5.3f"),
-    ("length", "rollout/length_mean", "5.1f"),
-    ("cut off", "rollout/truncated_fraction", "4.0%"),
-    ("stale", "rollout/staleness_max", ".0f"),
-    ("kl", "policy/kl_reference", ".4f"),
-    ("entropy", "policy/entropy", "5.3f"),
-    ("gradient", "policy/grad_norm", "5.2f"),
-)
-"""Label, key and format of what a step's line shows, where the step has it."""
-_SILENT_AT_ZERO = {"rollout/staleness_max", "rollout/truncated_fraction"}
+from ray_rl.config import RunConfig
+from ray_rl.config.gpus import loaded_reference
+
+_FIELDS = {
+    "reward": ("reward/mean", 6, ".3f"),
+    "length": ("rollout/length_mean", 6, ".1f"),
+    "cut off": ("rollout/truncated_fraction", 4, ".0%"),
+    "stale": ("rollout/staleness_max", 1, ".0f"),
+    "kl": ("policy/kl_reference", 6, ".4f"),
+    "entropy": ("policy/entropy", 5, ".3f"),
+    "gradient": ("policy/grad_norm", 6, ".2f"),
+}
+"""Key, width and format of what a step's line shows, by label."""
+NOTHING = "-"
+"""In the place of a value that a step does not have."""
 
 
-def step_fields(values: Mapping[str, float], *, steps: int) -> list[tuple[str, str]]:
-    """Label and value of each part of a step's line; the label is empty where the unit says enough.
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the lines of all steps of a run show, in this order: every line has the same columns."""
+
+    labels: tuple[str, ...]
+    phases: tuple[str, ...]
+    """Parts of a step whose seconds are shown."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Columns:
+        """The columns of a run: staleness and KL only where it has them."""
+        absent = set()
+        if config.rollout.max_staleness == 0:
+            absent.add("stale")
+        if loaded_reference(config) is None:
+            absent.add("kl")
+        phases = ["rollout", "train", "sync"]
+        has_baselines = config.algorithm.needs_old_logprobs or config.critic is not None or config.reward is not None
+        if has_baselines or loaded_reference(config) is not None:
+            phases.insert(1, "reference")
+        if config.checkpoint.every_steps is not None:
+            phases.append("checkpoint")
+        return cls(tuple(label for label in _FIELDS if label not in absent), tuple(phases))
+
+
+def step_fields(values: Mapping[str, float], columns: Columns, *, steps: int) -> list[tuple[str, str]]:
+    """Label and value of each column of a step's line, of constant width while the numbers are of usual size.
 
     Args:
         values: as in `metrics.jsonl`.
+        columns: of the run.
         steps: that the run will have.
     """
     fields = [("step", f"{values['step']:{len(str(steps))}.0f}/{steps}")]
-    for label, key, form in _FIELDS:
-        if key in values and not (key in _SILENT_AT_ZERO and values[key] == 0):
-            fields.append((label, format(values[key], form)))
-    fields.append(("", f"{values['throughput/tokens_per_s']:,.0f} tokens/s"))
-    phases = [
-        f"{key.removeprefix('time/').removesuffix('_s')} {value:.1f}"
-        for key, value in values.items()
-        if key.startswith("time/") and key != "time/step_s"
-    ]
-    detail = f" ({', '.join(phases)})" if phases else ""
-    fields.append(("", f"{values['time/step_s']:.1f} s{detail}"))
+    for label in columns.labels:
+        key, width, form = _FIELDS[label]
+        fields.append((label, (format(values[key], form) if key in values else NOTHING).rjust(width)))
+    fields.append(("tokens/s", f"{values['throughput/tokens_per_s']:,.0f}".rjust(6)))
+    fields.append(("seconds", f"{values['time/step_s']:.1f}".rjust(5)))
+    for phase in columns.phases:
+        key = f"time/{phase}_s"
+        fields.append((phase, (f"{values[key]:.1f}" if key in values else NOTHING).rjust(5)))
     return fields
 
 
@@ -73,7 +100,11 @@ class Sample:
 
     prompt: str
     completion: str
+    answer: str | None
+    """The reference answer, where the row has one."""
     reward: float | None
+    parts: Mapping[str, float | None]
+    """What each reward function said, by its name."""
 
 
 def printable(text: str, *, encoding: str, limit: int) -> str:

@@ -18,6 +18,7 @@ rewards: [{kind: number}]
 rollout: {max_tokens: 24}
 cluster: {accelerator: cpu}
 """
+FIRST_LINE = "first: training {model} on CPU, 2 steps; checking data and models, then starting Ray\n"
 ROW = json.dumps({"prompt": "What is 1+2?", "answer": "3"}) + "\n"
 
 
@@ -31,6 +32,11 @@ def place(tmp_path):
 
 def everything_below(folder):
     return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def model_of(overrides):
+    given = [word.partition("=")[2] for word in overrides if word.startswith("model.path=")]
+    return given[-1] if given else "smollm2-135m-instruct"
 
 
 def train(place, *overrides):
@@ -52,7 +58,8 @@ def train(place, *overrides):
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("ray-rl: error: ")
     assert done.stderr.count("error: ") == 1
-    assert done.stdout == ""
+    # What a glance at the configuration finds comes before the line that says what is checked next.
+    assert done.stdout in ("", FIRST_LINE.format(model=model_of(overrides)))
     assert everything_below(place) == before
     return done.stderr.removeprefix("ray-rl: error: ").rstrip("\n")
 

@@ -151,7 +151,8 @@ def test_a_dry_run_of_stop_stops_nothing(story: Story):
 def test_a_job_that_is_stopped_has_time_to_save_and_says_so(story: Story):
     assert story.stopped.code == 0, story.stopped.stderr
     assert story.stopped.stdout.startswith("story-2: STOPPED")
-    assert "told to stop; saved after step" in story.stopped.stdout
+    ending = r"stopped by SIG[A-Z0-9]+ after step \d+ of \d+, saved; go on with: ray-rl resume "
+    assert re.search(ending, story.stopped.stdout)
     assert "warning" not in story.stopped.stderr
     saved = story.stopped.stdout.rpartition("saved after step ")[2].split()[0].strip(".,;")
     assert f"step_{saved}" in story.checkpoints

@@ -1,6 +1,7 @@
 """A run that was interrupted and resumed is the run that was not, bit for bit."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -67,7 +68,11 @@ def test_told_to_stop_it_saves_ends_all_its_processes_and_asks_to_be_run_again(w
     assert stopped.code == 75, stopped.stdout + stopped.stderr
     assert stopped.left_behind == []
     assert f"{STOPS[whole[0]].name}: finishing the step and saving, within run.grace_s=120" in stopped.stdout
-    assert stopped.stderr.startswith("ray-rl: told to stop; saved after step ")
+    name = STOPS[whole[0]].name
+    folder = stopped.folder.relative_to(stopped.place)
+    ending = rf"ray-rl: stopped by {name} after step \d of 6, saved; go on with: ray-rl resume {folder}\n"
+    assert re.fullmatch(ending, stopped.stderr), stopped.stderr
+    assert re.search(rf"^Stopped by {name} after step \d of 6, saved, in ", stopped.stdout, re.MULTILINE)
     assert "Traceback" not in stopped.stderr
 
 

@@ -1,6 +1,7 @@
 """`ray-rl train` as a user runs it, on a model small enough for every machine: what it prints, leaves and ends."""
 
 import json
+import re
 
 import pytest
 
@@ -57,9 +58,20 @@ def test_the_run_succeeds(ended):
 
 def test_the_output_has_a_line_a_step_a_table_and_a_summary_and_no_control_characters(ended):
     lines = ended.stdout.splitlines()
+    name = ended.folder.name
+    assert lines[0] == f"{name}: training ./model on CPU, {STEPS} steps; checking data and models, then starting Ray"
     for step in range(1, STEPS + 1):
         assert sum(line.startswith(f"step {step}/{STEPS}  reward ") for line in lines) == 1
-    assert any("What is " in line for line in lines)
+    steps = [line for line in lines if re.match(r"step \d/", line)]
+    columns = {tuple(re.findall(r"[a-z][a-z/ ]*[a-z]", line)) for line in steps}
+    assert len(columns) == 1
+    assert any("What is " in line and "number 0.00" in line for line in lines)
+    assert [re.split(r"\s{2,}", line)[-1] for line in lines[-4:]] == [
+        f"vllm serve runs/{name}/export",
+        f"ray-rl export runs/{name} --to my-model",
+        f"tensorboard --logdir runs/{name}/tensorboard",
+        f"ray-rl resume runs/{name} run.steps={2 * STEPS}",
+    ]
     assert any(line.startswith(f"Done: {STEPS} of {STEPS} steps in ") for line in lines)
     unprintable = {char for char in ended.stdout + ended.stderr if not char.isprintable() and char != "\n"}
     assert not unprintable, ended.stderr

@@ -71,7 +71,7 @@ def test_usr1_saves_and_queues_again_and_a_stop_saves_and_does_not(demo, cluster
     cluster.command("scancel", "--batch", "--signal=USR1", job.number)
     job.wait(lambda: "saved; queued again" in job.log, "it to be queued again")
     saved = job.steps
-    assert f"told to stop; saved after step {saved}" in job.of_attempt(0, "driver.log")
+    assert f"stopped by SIGUSR1 after step {saved} of {FOR_EVER}, saved; " in job.of_attempt(0, "driver.log")
     job.hurry(restarts=1)
     job.wait(lambda: job.steps >= saved + 2, "further steps")
     assert goes_on_behind(job.of_attempt(1, "driver.log")) == saved

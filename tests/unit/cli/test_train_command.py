@@ -1,8 +1,15 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 from ray_rl.cli import preflight
 from ray_rl.cli.preflight import check_installed
 from ray_rl.errors import UserError
+
+CONFIG = Path(__file__).parents[3] / "configs" / "grpo_addition_smollm2-135m_cpu.yaml"
 
 
 def test_a_missing_package_is_named_before_anything_starts(monkeypatch):
@@ -12,4 +19,32 @@ def test_a_missing_package_is_named_before_anything_starts(monkeypatch):
     assert str(caught.value) == (
         "training needs no_such_package_1, no_such_package_2, which are not installed; "
         "pip install -r docker/requirements-cpu.txt (or -gpu.txt), then see `ray-rl doctor`"
+    )
+
+
+PROBE = """
+import sys
+from ray_rl.cli import preflight
+from ray_rl.cli.main import main
+def stop(config):
+    heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "numpy", "rich"} & set(sys.modules)
+    raise SystemExit(f"imported {heavy}" if heavy else 0)
+preflight.CHECKS = (preflight.Check("nothing", stop),)
+main(sys.argv[1:])
+"""
+
+
+def test_the_first_line_comes_before_any_heavy_import_and_says_what_comes_next(tmp_path):
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, "train", str(CONFIG), "run.steps=3"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - started < 3
+    assert done.stdout == (
+        "grpo-addition: training smollm2-135m-instruct on CPU, 3 steps; checking data and models, then starting Ray\n"
     )

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from ray_rl.cluster.environment import prepare_environment
+from ray_rl.cluster.environment import prepare_environment, quiet_libraries
 
 
 @pytest.fixture
@@ -67,3 +67,14 @@ def test_preparing_does_not_import_ray_which_reads_the_environment_at_once():
     program = "import sys, ray_rl.cluster.environment; assert 'ray' not in sys.modules, 'ray was imported'"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_libraries_draw_no_progress_bars_and_deepspeed_knows_its_accelerator(environ, on_cpu):
+    environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
+    quiet_libraries(on_cpu=on_cpu)
+    names = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "DS_ACCELERATOR")
+    assert [environ.get(name) for name in names] == ["1", "0", "1", "cpu" if on_cpu else None]
+    bar = [sys.executable, "-c", "from tqdm.auto import tqdm; list(tqdm(range(3)))"]
+    shown = subprocess.run(bar, env=environ, capture_output=True, text=True, check=True)
+    assert (shown.stdout, shown.stderr) == ("", "")

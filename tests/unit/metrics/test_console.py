@@ -1,4 +1,5 @@
 import io
+import re
 import time
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.text import Sample, Status
 
-FIELDS = [("step", "3/40"), ("reward", "0.500"), ("", "13.9 s (rollout 6.1, train 7.0)")]
+FIELDS = [("step", "3/40"), ("reward", "0.500"), ("seconds", " 13.9"), ("rollout", "  6.1")]
 STATUS = Status(3, "waiting for rollouts", 45, "12 of 64 completions")
 
 
@@ -28,7 +29,15 @@ def terminal(monkeypatch):
 
 def test_a_step_is_one_plain_line(pipe):
     RunConsole(pipe).step(FIELDS)
-    assert pipe.getvalue() == "step 3/40  reward 0.500  13.9 s (rollout 6.1, train 7.0)\n"
+    assert pipe.getvalue() == "step 3/40  reward 0.500  seconds  13.9  rollout   6.1\n"
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(80, FIELDS), (52, FIELDS[:3]), (30, FIELDS[:2]), (5, FIELDS[:1])])
+def test_a_terminal_shows_the_columns_that_fit_into_one_line(terminal, monkeypatch, columns, shown):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    RunConsole(terminal).step(FIELDS)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    assert text == "  ".join(f"{label} {value}" for label, value in shown) + "\n"
 
 
 def test_a_long_line_is_not_wrapped(pipe):
@@ -41,7 +50,7 @@ def test_a_pipe_gets_no_control_characters_and_no_trailing_blanks(pipe, monkeypa
     monkeypatch.setenv(variable, "1")
     console = RunConsole(pipe)
     console.watch(lambda: STATUS, steps=40, left_s=lambda: None)
-    console.samples("step 10", [Sample("What?", "red \x1b[31m [bold]text\r\n", 1.0)])
+    console.samples("step 10", [Sample("What?", "red \x1b[31m [bold]text\r\n", "\x1b[2J", 1.0, {"number": 1.0})])
     console.summary("Done", [("reward", "0.1")], failed=False)
     console.close()
     text = pipe.getvalue()
@@ -58,9 +67,29 @@ def test_the_heartbeat_is_a_line_where_there_is_no_live_line(pipe, terminal):
 
 
 def test_a_sample_without_an_opinion_shows_no_reward(pipe):
-    RunConsole(pipe).samples("step 10", [Sample("What is 17+25?", "42", None)])
-    assert "| What is 17+25? | 42" in pipe.getvalue()
-    assert "|      - |" in pipe.getvalue()
+    RunConsole(pipe).samples("step 10", [Sample("What is 17+25?", "42", None, None, {"number": None})])
+    assert "| What is 17+25? | 42         | -      |      - | number - |" in pipe.getvalue()
+
+
+def test_a_sample_shows_the_reference_answer_and_what_each_reward_function_said(pipe):
+    sample = Sample("What is 17+25?", "It is 42.", "42", 0.95, {"number": 1.0, "length": -0.5})
+    RunConsole(pipe).samples("step 10", [sample])
+    assert pipe.getvalue().splitlines()[2:6] == [
+        "| prompt         | completion | answer | reward | parts        |",
+        "+----------------+------------+--------+--------+--------------+",
+        "| What is 17+25? | It is 42.  | 42     |   0.95 | number 1.00  |",
+        "|                |            |        |        | length -0.50 |",
+    ]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_of_samples_fits_the_terminal(terminal, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    sample = Sample("What is it? " * 20, "It is this. " * 30, "the answer " * 10, 0.5, {"number": 0.5, "brevity": 0})
+    RunConsole(terminal).samples("step 10", [sample])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert any("brevity 0.00" in line for line in lines)
 
 
 def test_the_summary_lines_up_labels_and_values(pipe):

@@ -159,6 +159,9 @@ def test_a_run_ends_with_a_summary(start, clock, make_group):
         "  time        rollout 60%, train 30%, sync 10%, other 0%",
         f"  run folder  {started.folder.root}",
         f"  model       {started.folder.export}",
+        f"  try it      vllm serve {started.folder.export}",
+        f"  copy it     ray-rl export {started.folder.root} --to my-model",
+        f"  curves      tensorboard --logdir {started.folder.tensorboard}",
     ]
 
 
@@ -166,7 +169,7 @@ def test_a_run_that_failed_says_where_and_shows_no_samples(start, clock, make_gr
     started = start()
     do_step(started.run, clock, make_group([1.0, 0.0]))
     started.run.close(failed=RuntimeError("engine 0 is gone"))
-    assert "Stopped in step 2 of 3 after 10 s by RuntimeError" in started.lines
+    assert "Failed with RuntimeError in step 2 of 3, after 10 s" in started.lines
     assert not any("first completion" in line for line in started.lines)
 
 

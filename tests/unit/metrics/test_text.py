@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from ray_rl.config import RunConfig
+from ray_rl.errors import Preempted
 from ray_rl.metrics.summary import Summary
-from ray_rl.metrics.text import Status, duration, printable, step_fields
+from ray_rl.metrics.text import Columns, Status, duration, printable, step_fields
 
 VALUES = {
     "step": 3,
@@ -19,19 +21,51 @@ VALUES = {
 }
 
 
-def test_a_step_is_told_in_labels_and_values():
-    assert step_fields(VALUES, steps=40) == [
+def test_a_step_is_told_in_labels_and_values_and_a_dash_where_there_is_none(make_config):
+    assert step_fields(VALUES, Columns.of(make_config()), steps=40) == [
         ("step", " 3/40"),
-        ("reward", "0.500"),
-        ("length", "  9.8"),
-        ("", "1,812 tokens/s"),
-        ("", "13.9 s (rollout 6.1, train 7.0)"),
+        ("reward", " 0.500"),
+        ("length", "   9.8"),
+        ("cut off", "   -"),
+        ("entropy", "    -"),
+        ("gradient", "     -"),
+        ("tokens/s", " 1,812"),
+        ("seconds", " 13.9"),
+        ("rollout", "  6.1"),
+        ("train", "  7.0"),
+        ("sync", "    -"),
+        ("checkpoint", "    -"),
     ]
 
 
-def test_what_a_step_does_not_have_is_not_told():
-    assert "reward" not in dict(step_fields({k: v for k, v in VALUES.items() if k != "reward/mean"}, steps=40))
-    assert ("stale", "2") in step_fields(VALUES | {"rollout/staleness_max": 2}, steps=40)
+def test_every_step_has_the_same_columns_at_the_same_places(make_config):
+    columns = Columns.of(make_config())
+    bare = {"step": 4, "throughput/tokens_per_s": 3.0, "time/step_s": 0.1}
+    full = VALUES | {
+        "policy/entropy": 0.4,
+        "policy/grad_norm": 12.5,
+        "time/checkpoint_s": 3.1,
+        "policy/kl_reference": 1,
+    }
+    lines = [
+        "  ".join(f"{label} {value}" for label, value in step_fields(values, columns, steps=40))
+        for values in (VALUES, bare, full)
+    ]
+    assert len({len(line) for line in lines}) == 1
+    assert len({tuple(i for i, char in enumerate(line) if char.isalpha()) for line in lines}) == 1
+
+
+def test_staleness_distance_and_baselines_have_columns_in_the_runs_that_have_them(make_config):
+    plain = Columns.of(make_config())
+    assert not {"stale", "kl"} & set(plain.labels)
+    assert plain.phases == ("rollout", "train", "sync", "checkpoint")
+    changed = {"algorithm": {"kl": {"coefficient": 0.1}}, "rollout": {"max_staleness": 1}}
+    changed |= {"checkpoint": {"every_steps": None}}
+    config = RunConfig.model_validate(make_config().model_dump() | changed)
+    full = Columns.of(config)
+    assert {"stale", "kl"} <= set(full.labels)
+    assert full.phases == ("rollout", "reference", "train", "sync")
+    assert ("stale", "2") in step_fields(VALUES | {"rollout/staleness_max": 2}, full, steps=40)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +110,8 @@ def summary_of(rewards, *, planned=40):
     return summary
 
 
-def rows_of(summary, export=None):
-    return dict(summary.rows(folder=Path("runs/adds"), export=export))
+def rows_of(summary):
+    return dict(summary.rows(folder=Path("runs/adds")))
 
 
 def test_a_summary_compares_the_first_five_steps_with_the_last_five():
@@ -98,10 +132,10 @@ def test_the_two_ends_of_a_short_run_never_overlap(rewards, text):
 
 
 def test_a_summary_says_where_the_time_went():
-    rows = rows_of(summary_of([0.1] * 4), export=Path("runs/adds/export"))
+    rows = rows_of(summary_of([0.1] * 4))
     assert rows["time"] == "train 50%, rollout 44%, other 6%"
     assert rows["speed"] == "13.9 s a step, 58 tokens/s"
-    assert (rows["run folder"], rows["model"]) == ("runs/adds", "runs/adds/export")
+    assert rows["run folder"] == "runs/adds"
 
 
 def test_a_summary_of_nothing_has_only_the_folder():
@@ -111,6 +145,12 @@ def test_a_summary_of_nothing_has_only_the_folder():
 def test_the_title_says_how_it_ended():
     assert summary_of([0.1] * 40).title(total_s=552, failed=None) == "Done: 40 of 40 steps in 9 min 12 s"
     failed = summary_of([0.1] * 12).title(total_s=170, failed=RuntimeError("lost"))
-    assert failed == "Stopped in step 13 of 40 after 2 min 50 s by RuntimeError"
+    assert failed == "Failed with RuntimeError in step 13 of 40, after 2 min 50 s"
     exporting = summary_of([0.1] * 40).title(total_s=552, failed=OSError("full"))
-    assert exporting == "Stopped after the last step after 9 min 12 s by OSError"
+    assert exporting == "Failed with OSError after the last step, after 9 min 12 s"
+    interrupted = summary_of([0.1] * 12).title(total_s=170, failed=KeyboardInterrupt())
+    assert interrupted == "Interrupted in step 13 of 40, after 2 min 50 s"
+    stopped = Preempted("stopped by SIGTERM after step 12 of 40, saved; go on with: ray-rl resume runs/adds")
+    assert summary_of([0.1] * 12).title(total_s=170, failed=stopped) == (
+        "Stopped by SIGTERM after step 12 of 40, saved, in 2 min 50 s"
+    )

@@ -1,0 +1,55 @@
+"""The commands that a person may want next, whichever way a run ended."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from ray_rl.errors import Preempted, UserError
+from ray_rl.metrics.run_folder import RunFolder
+
+
+def resume_command(root: Path) -> str:
+    """The command that continues the run of a folder."""
+    return f"ray-rl resume {shlex.quote(str(root))}"
+
+
+def next_commands(
+    folder: RunFolder, *, failed: BaseException | None, saved: int | None, steps: int
+) -> list[tuple[str, str]]:
+    """Label and command of each thing to do next.
+
+    Args:
+        folder: of the run.
+        failed: what ended the run early; None if it is done.
+        saved: the step of the newest checkpoint; None if there is none.
+        steps: that the run has trained.
+    """
+    curves = ("curves", f"tensorboard --logdir {shlex.quote(str(folder.tensorboard))}")
+    if failed is None:
+        return [*_of_a_model(folder, saved), curves, *_more_steps(folder, saved, steps)]
+    logs = [] if isinstance(failed, Preempted | KeyboardInterrupt) else [("logs", f"{folder.logs}/")]
+    return [*logs, _again(folder, failed, saved), *([curves] if steps else [])]
+
+
+def _of_a_model(folder: RunFolder, saved: int | None) -> list[tuple[str, str]]:
+    root = shlex.quote(str(folder.root))
+    if folder.export.is_dir():
+        export = shlex.quote(str(folder.export))
+        return [
+            ("model", str(folder.export)),
+            ("try it", f"vllm serve {export}"),
+            ("copy it", f"ray-rl export {root} --to my-model"),
+        ]
+    return [] if saved is None else [("model", f"ray-rl export {root} --to my-model")]
+
+
+def _more_steps(folder: RunFolder, saved: int | None, steps: int) -> list[tuple[str, str]]:
+    return [] if saved is None else [("go on", f"{resume_command(folder.root)} run.steps={2 * steps}")]
+
+
+def _again(folder: RunFolder, failed: BaseException, saved: int | None) -> tuple[str, str]:
+    change = "correct the input, then " if isinstance(failed, UserError) else ""
+    if saved is None:
+        return "again", f"{change}train with a new run.name, or move {folder.root} away: there is no checkpoint yet"
+    return "go on", f"{resume_command(folder.root)}    ({change}from its newest checkpoint, of step {saved})"

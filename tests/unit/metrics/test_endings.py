@@ -1,0 +1,53 @@
+import pytest
+
+from ray_rl.errors import DataError, EngineError, Preempted
+from ray_rl.metrics.endings import next_commands
+from ray_rl.metrics.run_folder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "a run"
+    root.mkdir()
+    return RunFolder(root)
+
+
+def test_a_run_that_is_done_says_how_to_try_copy_watch_and_continue_the_model(folder):
+    folder.export.mkdir()
+    root = f"'{folder.root}'"
+    assert next_commands(folder, failed=None, saved=40, steps=40) == [
+        ("model", str(folder.export)),
+        ("try it", f"vllm serve '{folder.export}'"),
+        ("copy it", f"ray-rl export {root} --to my-model"),
+        ("curves", f"tensorboard --logdir '{folder.tensorboard}'"),
+        ("go on", f"ray-rl resume {root} run.steps=80"),
+    ]
+
+
+def test_a_run_without_an_export_makes_one_from_its_checkpoint(folder):
+    commands = dict(next_commands(folder, failed=None, saved=40, steps=40))
+    assert commands["model"] == f"ray-rl export '{folder.root}' --to my-model"
+    assert "go on" not in dict(next_commands(folder, failed=None, saved=None, steps=40))
+
+
+def test_a_failure_names_the_logs_and_the_checkpoint_to_continue_from(folder):
+    commands = dict(next_commands(folder, failed=EngineError("gone"), saved=20, steps=23))
+    assert commands["logs"] == f"{folder.logs}/"
+    assert commands["go on"] == f"ray-rl resume '{folder.root}'    (from its newest checkpoint, of step 20)"
+
+
+def test_a_failure_before_the_first_checkpoint_says_that_there_is_none(folder):
+    commands = dict(next_commands(folder, failed=EngineError("gone"), saved=None, steps=0))
+    assert commands["again"] == (f"train with a new run.name, or move {folder.root} away: there is no checkpoint yet")
+    assert "curves" not in commands
+
+
+def test_wrong_input_is_corrected_before_the_run_is_continued(folder):
+    commands = dict(next_commands(folder, failed=DataError("row 3"), saved=20, steps=20))
+    assert "(correct the input, then from its newest checkpoint" in commands["go on"]
+
+
+def test_a_run_that_was_stopped_has_nothing_in_its_logs_to_look_at(folder):
+    commands = dict(next_commands(folder, failed=Preempted("stopped"), saved=7, steps=7))
+    assert "logs" not in commands
+    assert commands["go on"].startswith(f"ray-rl resume '{folder.root}'")
