@@ -80,8 +80,14 @@ def test_only_every_so_many_versions_are_audited():
     for version in range(9):
         publish(weights, version)
     assert [request.id for request in engines[0].requests] == ["canary/0", "canary/4", "canary/8"]
-    _, never = audited(engines, every=None)
-    assert publish(never) == [SENT]
+
+
+def test_the_first_publish_is_compared_with_the_trainer_whatever_else_is_audited():
+    engines = [Engine("rollout-0")]
+    _, never = audited(engines, every=None, staleness=1)
+    assert publish(never, 7) == [SENT, Last("sync/canary_gap_max", 0.0)]
+    assert publish(never, 8) == [SENT]
+    assert [request.id for request in engines[0].requests] == ["canary/7"]
 
 
 def test_what_was_seen_is_said():
@@ -111,8 +117,9 @@ def test_a_second_publish_may_mend_it():
 def test_a_canary_does_not_wait_behind_rollouts_that_are_under_way():
     engines = [Engine("rollout-0"), Engine("rollout-1")]
     _, weights = audited(engines, staleness=1)
+    publish(weights)
     assert publish(weights) == [SENT, Last("sync/checksums_proved", 0.5)]
-    assert not engines[0].requests
+    assert len(engines[0].requests) == 1, "of the first publish, before there are rollouts"
     engines[1].loaded = "d2"
     with pytest.raises(WeightMismatch):
         publish(weights)
@@ -124,9 +131,21 @@ def test_a_gap_that_is_not_a_number_does_not_pass():
         publish(weights)
 
 
-def test_in_bfloat16_the_canary_judges_nothing():
-    _, weights = audited([Engine("rollout-0", gap=0.3)], dtype="bfloat16")
+def test_in_bfloat16_the_canary_judges_the_first_publish_and_its_rounding_passes():
+    engine = Engine("rollout-0", gap=0.3)
+    _, weights = audited([engine], dtype="bfloat16")
     assert publish(weights)[2].value == pytest.approx(0.3, rel=1e-3)
+    engine.gap = 0.9
+    assert publish(weights)[2].value == pytest.approx(0.9, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("every", [10, None])
+def test_an_engine_that_computes_another_model_is_refused_in_the_first_publish_with_both_numbers(dtype, every):
+    weights, first = audited([Engine("rollout-0", gap=3.6)], dtype=dtype, every=every)
+    with pytest.raises(WeightMismatch, match=r"token 3 has 2.6000 in the engine and -1.0000 in the trainer"):
+        publish(first)
+    assert weights.published == [0, 0]
 
 
 def test_an_engine_that_is_lost_meanwhile_is_left_to_others():
