@@ -1,23 +1,23 @@
-"""Copies the exported policy out of a run folder, whole and checked, in another number format if asked."""
+"""The policy of a run as a model folder: a copy of its export, or made of a checkpoint, in another dtype if asked."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from ray_rl.checkpoint.new_folder import check_new, new_folder
+from ray_rl.checkpoint.reading import checkpoint_steps
+from ray_rl.checkpoint.store import disk_errors_explained
+from ray_rl.data.tokenizer import VOCABULARIES
 from ray_rl.errors import UserError
 
 Dtype = Literal["bfloat16", "float32"]
 
 STEP_FILE = "ray_rl.json"
 """File of an export that names the step whose policy it holds; loaders of models ignore it."""
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""Any of them holds a vocabulary."""
 
 
 def write_step(folder: Path, step: int) -> None:
@@ -35,62 +35,80 @@ def exported_step(folder: Path) -> int | None:
     return step if type(step) is int else None
 
 
-def export_run(run: Path, *, to: Path, dtype: Dtype | None = None) -> Path:
-    """Copies `run/export` to the folder `to`, which appears only when it is complete.
+def export_run(run: Path, *, to: Path | None, dtype: Dtype | None = None, step: int | None = None) -> Path:
+    """Makes a model folder of a run: a copy of `run/export`, or of a checkpoint's weights.
+
+    Needs neither a GPU nor Ray, and the run may be in progress.
 
     Args:
         run: a run folder.
-        to: does not exist, or is an empty folder.
-        dtype: converts floating point weights; None copies them as they are.
+        to: does not exist, or is an empty folder. None: `run/export_step_<N>`, and no copy of what is in `run/export`.
+        dtype: converts floating point weights; None leaves them as the run computed with them.
+        step: whose policy; None is the newest that there is.
 
     Returns:
-        `to`.
+        The model folder; `exported_step` tells its step.
 
     Raises:
-        UserError: the run has no complete export, `to` is not empty or inside the export, or a conversion is asked for
-            without torch.
+        UserError: the run has no such step or no complete export, `to` is in use or inside the export, or torch is
+            needed and missing.
+        CheckpointError: the checkpoint does not verify, or the file system refuses.
     """
-    source = _checked_source(run)
-    _check_target(to, source)
-    partial = to.absolute().with_name(f".{to.absolute().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(source, partial)
-        if dtype is not None:
-            _convert(partial, dtype)
-        os.replace(partial, to.absolute())
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return to
-
-
-def _checked_source(run: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder; give the folder that the run left, for example runs/grpo-addition")
-    source = run / "export"
+    source, steps = run / "export", checkpoint_steps(run / "checkpoints")
+    has, lacks = exported_step(source), _lacks(source)
+    newest = max(steps, default=None)
+    if step is None:
+        is_newest = has is None or newest is None or has >= newest
+        if (not lacks and is_newest) or newest is None:
+            return _copied(source, to, dtype)
+        step = newest
+    elif not lacks and has == step:
+        return _copied(source, to, dtype)
+    if step not in steps:
+        known = sorted({*steps, *([has] if has is not None and not lacks else [])})
+        there = f"there are steps {', '.join(map(str, known))}" if known else "the run has no checkpoint yet"
+        raise UserError(f"--step {step}: {run} has no checkpoint of that step; {there}")
+    target = run / f"export_step_{step}" if to is None else to
+    check_new(target, outside=run / "checkpoints")
+    try:
+        from ray_rl.checkpoint.from_checkpoint import export_checkpoint
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"a model out of a checkpoint needs the package {error.name}; pip install 'ray-rl[cpu]'"
+        ) from None
+    export_checkpoint(run, step, to=target, dtype=dtype)
+    return target
+
+
+def _copied(source: Path, to: Path | None, dtype: Dtype | None) -> Path:
+    """What is in `run/export`, or a copy of it."""
+    run, lacks = source.parent, _lacks(source)
     if not source.is_dir():
         raise UserError(
             f"{run}: the run has no export/ folder; it is written when a run ends, unless checkpoint.export=false"
         )
+    if lacks:
+        raise UserError(f"{source}: incomplete, {' and '.join(lacks)} missing; the run did not finish its export")
+    if to is None and dtype is not None:
+        raise UserError(f"--dtype {dtype}: {source} stays as it is; give a folder for the converted copy (--to DIR)")
+    if to is None:
+        return source
+    check_new(to, outside=source)
+    with disk_errors_explained(to), new_folder(to) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+        if dtype is not None:
+            _convert(partial, dtype)
+    return to
+
+
+def _lacks(source: Path) -> list[str]:
+    """What a model folder needs and this one has not."""
     missing = [] if (source / "config.json").is_file() else ["config.json"]
     missing += [] if any(source.glob("*.safetensors")) else ["*.safetensors"]
-    missing += [] if any((source / name).is_file() for name in _TOKENIZER_FILES) else ["tokenizer.json"]
-    if missing:
-        raise UserError(f"{source}: incomplete, {' and '.join(missing)} missing; the run did not finish its export")
-    return source
-
-
-def _check_target(to: Path, source: Path) -> None:
-    if to.exists() and not to.is_dir():
-        raise UserError(f"--to {to}: is a file; give a folder that does not exist yet")
-    if to.is_dir() and any(to.iterdir()):
-        raise UserError(f"--to {to}: the folder is not empty, and nothing is overwritten; give another or remove it")
-    if to.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"--to {to}: is inside {source}; give a folder outside it")
-    parent = next(parent for parent in to.absolute().parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"--to {to}: {parent} is not a folder that you may write to; give another")
-    to.absolute().parent.mkdir(parents=True, exist_ok=True)
+    missing += [] if any(next(source.glob(name), None) for name in VOCABULARIES) else ["tokenizer.json"]
+    return missing
 
 
 def _convert(folder: Path, dtype: Dtype) -> None:
@@ -109,18 +127,18 @@ def _convert(folder: Path, dtype: Dtype) -> None:
         converted = {name: t.to(target) if t.is_floating_point() else t for name, t in tensors.items()}
         save_file(converted, file, metadata={"format": "pt"})
         total += sum(t.numel() * t.element_size() for t in converted.values())
-    _edit_json(folder / "config.json", lambda config: _set_dtype(config, dtype))
+    _edit_json(folder / "config.json", lambda config: set_dtype(config, dtype))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         _edit_json(index, lambda content: content.setdefault("metadata", {}).update(total_size=total))
 
 
-def _set_dtype(config: dict[str, Any], dtype: Dtype) -> None:
+def set_dtype(config: dict[str, Any], dtype: str) -> None:
     """Sets the type under the name in use, `dtype` or the older `torch_dtype`, also in nested parts."""
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     for part in config.values():
         if isinstance(part, dict) and ("dtype" in part or "torch_dtype" in part):
-            _set_dtype(part, dtype)
+            set_dtype(part, dtype)
 
 
 def _edit_json(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:

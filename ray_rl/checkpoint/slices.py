@@ -73,6 +73,10 @@ class SliceReader:
         """Whether anything is there of a vector."""
         return name in self._slices
 
+    def size(self, name: str) -> int:
+        """Elements of a vector, up to the end of its last slice; 0 if there is nothing of it."""
+        return max((first + size for first, size, _ in self._slices.get(name, ())), default=0)
+
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a vector.
 

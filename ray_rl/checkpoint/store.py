@@ -131,7 +131,7 @@ class CheckpointStore:
         self._put_back()
         for step in reversed(self._steps_that_are("complete")):
             try:
-                return _verified(self._path(step), step)
+                return verified(self._path(step), step)
             except CheckpointError as error:
                 self._rejected.add(step)
                 note(f"{error}; the checkpoint is passed over for the one before")
@@ -150,7 +150,7 @@ class CheckpointStore:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such checkpoint; {remedy}")
         try:
-            return _verified(folder, step)
+            return verified(folder, step)
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {remedy}") from error
 
@@ -305,7 +305,7 @@ def _seal(folder: Path, step: int) -> None:
             _flush(Path(inner))
 
 
-def _verified(folder: Path, step: int) -> Checkpoint:
+def verified(folder: Path, step: int) -> Checkpoint:
     """Raises CheckpointError for the first thing in which the folder is not what its manifest says."""
     try:
         files = _regular_files(folder)

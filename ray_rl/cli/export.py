@@ -14,24 +14,37 @@ def add_to(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "export",
-        help="copy the trained policy out of a run folder, in Hugging Face format",
-        description="Copies the final policy out of a run folder, in Hugging Face format.",
-        epilog="example: ray-rl export runs/grpo-addition --to my-model --dtype bfloat16",
+        help="make a model folder of a run or of one of its checkpoints, in Hugging Face format",
+        description="Makes a model folder in Hugging Face format: a copy of the export that a finished run left, or, "
+        "of a run that is in progress or was stopped, of its newest checkpoint. Needs no GPU and no Ray.",
+        epilog="example: ray-rl export runs/grpo-addition --step 40 --to my-model --dtype bfloat16",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="run folder with an export/ folder in it")
-    parser.add_argument("--to", metavar="DIR", type=Path, required=True, help="folder to make; never overwritten")
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("--step", metavar="N", type=int, help="of this step's checkpoint; default: the newest there is")
+    parser.add_argument(
+        "--to",
+        metavar="DIR",
+        type=Path,
+        help="folder to make; never overwritten. Default: RUN/export_step_N, for a model made of a checkpoint",
+    )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="convert the weights; default: as they are")
     parser.set_defaults(command=export)
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Copies the export.
+    """Makes the model folder and says where it is.
 
     Raises:
-        UserError: there is no complete export, or the target is in use.
+        UserError: there is no such step, no complete export, or the target is in use.
+        CheckpointError: the checkpoint does not verify, or the file system refuses.
     """
-    from ray_rl.checkpoint.export_folder import export_run
+    from ray_rl.checkpoint.export_folder import export_run, exported_step
 
-    target = export_run(arguments.run, to=arguments.to, dtype=arguments.dtype)
-    print(f"exported {arguments.run} to {target}")
+    folder = export_run(arguments.run, to=arguments.to, dtype=arguments.dtype, step=arguments.step)
+    step = exported_step(folder)
+    of = str(arguments.run) if step is None else f"step {step} of {arguments.run}"
+    if folder == arguments.run / "export":
+        print(f"{folder} already holds {of}; give --to DIR for a copy")
+    else:
+        print(f"exported {of} to {folder}")
     return 0

@@ -161,6 +161,20 @@ def _check_models(config: RunConfig) -> None:
             check_checkpoint(folder, trust_remote_code=trusts, key=key)
 
 
+def _check_export(config: RunConfig) -> None:
+    """Writes what an export holds beside weights into a temporary folder, so that it does not fail after the last step.
+
+    A packaged model is known to be right.
+    """
+    from ray_rl.config.known import PACKAGED_MODELS
+
+    if not config.checkpoint.export or config.model.path in PACKAGED_MODELS:
+        return
+    from ray_rl.checkpoint.hugging_face import check_export
+
+    check_export(str(_folder_of(config.model.path)))
+
+
 def _model_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Key and path of every model that the run loads, the policy first."""
     from ray_rl.config.gpus import loaded_reference
@@ -196,6 +210,7 @@ CHECKS: tuple[Check, ...] = (
     Check("installed packages", check_installed),
     Check("data and reward functions", _check_data),
     Check("models", _check_models),
+    Check("what an export will hold", _check_export),
 )
 """What `train` runs, in this order: the cheapest first."""
 QUICK_CHECKS: tuple[Check, ...] = (Check("data and reward functions", _check_rows),)

@@ -14,6 +14,7 @@ from ray_rl.config import RunConfig
 from ray_rl.data.pack import pack, rewards_of
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import Checkpoints
+from ray_rl.loops.exporting import export
 from ray_rl.loops.guard import NONFINITE, Guard, require_finite, without_loss
 from ray_rl.loops.observations import mean_advantages, observe
 from ray_rl.loops.roles import Roles
@@ -65,7 +66,7 @@ async def train(
     if export_to is not None:
         run.note(f"writing the model to {export_to}")
         with run.phase("export"):
-            await roles.actor.export(export_to, step=run.step)
+            await export(roles, run, kl, checkpoints=checkpoints, to=export_to)
 
 
 async def step(

@@ -133,7 +133,16 @@ def check_checkpoint(folder: str, *, trust_remote_code: bool, key: str) -> None:
     Raises:
         DataError: as `load_causal_lm`.
     """
-    _from_checkpoint(folder, trust_remote_code=trust_remote_code, key=key, device_map="meta")
+    checkpoint_skeleton(folder, trust_remote_code=trust_remote_code, key=key)
+
+
+def checkpoint_skeleton(folder: str, *, trust_remote_code: bool, key: str = "model.path") -> PreTrainedModel:
+    """The model with the names and shapes of its weights and without their values, on the meta device.
+
+    Raises:
+        DataError: as `load_causal_lm`.
+    """
+    return _from_checkpoint(folder, trust_remote_code=trust_remote_code, key=key, device_map="meta")
 
 
 def _from_checkpoint(folder: str, *, trust_remote_code: bool, key: str, **settings: Any) -> PreTrainedModel:

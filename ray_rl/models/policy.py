@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 WRAPPED = "causal_lm."
 """What `PolicyModel` puts before the parameter names of the model that it wraps."""
+MASTER = "master"
+"""Under `MASTER/<name>` a checkpoint holds the float32 weights of a parameter under training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ray_rl.errors import CheckpointError
+from ray_rl.models.policy import MASTER
 
-MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Read = Callable[[str, int, int], Tensor]

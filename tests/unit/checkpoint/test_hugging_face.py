@@ -1,12 +1,16 @@
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from ray_rl.checkpoint.export_folder import exported_step
-from ray_rl.checkpoint.hugging_face import export_policy
+from ray_rl.checkpoint.hugging_face import check_export, export_policy
+from ray_rl.errors import DataError
 from tests.tiny_model import write_tiny_model
 
 
@@ -95,3 +99,99 @@ def test_what_a_torn_export_left_is_not_mixed_in(model, source, tmp_path):
     export_policy(model, trained(model), source=str(source), to=tmp_path / "export", step=7)
     assert [file.name for file in (tmp_path / "export").glob("*.safetensors")] == ["model.safetensors"]
     assert os.listdir(tmp_path) == ["export"]
+
+
+COMPANIONS = {
+    "generation_config.json": '{"eos_token_id": 1, "temperature": 0.9, "top_p": 0.6}',
+    "vocab.txt": "a\nb\n",
+    "merges.txt": "#version: 0.2\n",
+    "tekken.json": "{}",
+    "spiece.model": "sentences",
+    "qwen.tiktoken": "IQ== 0\n",
+    "preprocessor_config.json": "{}",
+    "additional_chat_templates/tool_use.jinja": "{{ messages }}",
+    "modeling_tiny.py": "VALUE = 1\n",
+    "LICENSE": "MIT",
+    "bpe.codes": "a b\n",
+}
+LEFT = {"README.md": "A model.", "pytorch_model.bin": "pickle", "optimizer.pt": "state", ".gitattributes": "*"}
+
+
+@pytest.fixture
+def real(source, tmp_path):
+    """A source as people publish them: more files than a tokenizer.json, and settings of its own."""
+    folder = tmp_path / "source"
+    shutil.copytree(source, folder)
+    for name, text in (COMPANIONS | LEFT).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    settings = json.loads((folder / "config.json").read_text())
+    own = {"attention_dropout": 0.1, "auto_map": {"AutoModelForCausalLM": "modeling_tiny.Tiny"}, "my_field": [1]}
+    (folder / "config.json").write_text(json.dumps(settings | own | {"torch_dtype": "bfloat16"}))
+    return folder
+
+
+def test_every_file_of_the_source_but_its_weights_comes_along_as_it_is(real, model, tmp_path):
+    """transformers refuses to save this generation_config.json: the run ended with a ValueError after its last step."""
+    check_export(str(real))
+    export_policy(model, trained(model), source=str(real), to=tmp_path / "export", step=7)
+    for name in (*COMPANIONS, "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "export" / name).read_bytes() == (real / name).read_bytes(), name
+    assert not [name for name in LEFT if (tmp_path / "export" / name).exists()]
+
+
+def test_the_settings_are_the_sources_own_but_for_the_dtype_of_the_weights(real, model, tmp_path):
+    before = json.loads((real / "config.json").read_text())
+    export_policy(model, trained(model), source=str(real), to=tmp_path / "export", step=7)
+    after = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert after == before | {"torch_dtype": "float32", "architectures": ["LlamaForCausalLM"]}
+
+
+def test_an_export_of_before_is_replaced(exported, model, source):
+    (exported / "old").touch()
+    export_policy(model, trained(model), source=str(source), to=exported, step=9)
+    assert exported_step(exported) == 9
+    assert not (exported / "old").exists()
+
+
+def test_buffers_that_a_checkpoint_holds_come_along(source, tmp_path):
+    """As the bias by which DeepSeek's and GLM's experts are chosen: no optimizer changes it, and it is no parameter."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model.model.layers[0].mlp.register_buffer("e_score_correction_bias", torch.tensor([1.5, -2.0]))
+    model.model.layers[0].mlp.register_buffer("cache", torch.ones(2), persistent=False)
+    export_policy(model, trained(model), source=str(source), to=tmp_path / "export", step=1)
+    weights = load_file(tmp_path / "export" / "model.safetensors")
+    assert weights["model.layers.0.mlp.e_score_correction_bias"].tolist() == [1.5, -2.0]
+    assert not [name for name in weights if name.endswith("cache")]
+
+
+def test_experts_are_exported_under_the_names_that_checkpoints_have(tmp_path):
+    """transformers holds them as one matrix; vLLM and everybody else read them one by one."""
+    config = MixtralConfig(
+        vocab_size=27,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+    )
+    write_tiny_model(tmp_path / "source")
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "source")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "source", dtype=torch.float32)
+    given = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    export_policy(model, iter(given.items()), source=str(tmp_path / "source"), to=tmp_path / "export", step=1)
+    before = load_file(tmp_path / "source" / "model.safetensors")
+    after = load_file(tmp_path / "export" / "model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", None])
+def test_a_source_that_could_not_be_exported_is_refused_before_the_run(real, damage):
+    if damage is None:
+        (real / "config.json").unlink()
+    else:
+        (real / "config.json").write_text(damage)
+    with pytest.raises(DataError, match=r"model.path=\S+: config.json"):
+        check_export(str(real))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ray_rl.errors import ClusterError, RewardError, TrainingError, WeightSyncError
+from ray_rl.errors import CheckpointError, ClusterError, RewardError, TrainingError, WeightSyncError
 
 TWO_STEPS = [
     "publish 0",
@@ -106,7 +106,6 @@ async def test_a_run_without_export_writes_none(loop):
         ("reference log-probabilities", ClusterError("reference-0 died")),
         ("update 2", TrainingError("the loss is nan")),
         ("publish 2", WeightSyncError("rollout-1 died")),
-        ("export step 2 to export", ClusterError("disk full")),
     ],
 )
 async def test_a_failure_of_a_role_ends_the_run_as_it_is_and_nothing_is_asked_after_it(loop, call, error):
@@ -208,3 +207,35 @@ async def test_the_ratio_may_compare_with_what_the_engine_reported(loop):
     assert not [call for call in one.script.journal if "log-probabilities" in call]
     (batch,) = one.script.batches
     assert batch.old_logprobs_RT is batch.rollout_logprobs_RT
+
+
+async def test_an_export_that_fails_leaves_a_checkpoint_of_the_last_step_and_says_how_to_repeat_it(loop):
+    two = loop()
+    two.script.errors["export step 2 to export"] = ClusterError("disk full")
+    with pytest.raises(ClusterError) as raised:
+        await two.train()
+    assert two.store.steps() == [2]
+    root = two.folder.root
+    assert str(raised.value).startswith(
+        "disk full\nThe model could not be exported, and nothing is lost: step 2 is saved"
+    )
+    assert f"`ray-rl export {root}`" in str(raised.value)
+    assert f"`ray-rl resume {root}`" in str(raised.value)
+
+
+async def test_an_export_that_fails_behind_the_last_checkpoint_saves_nothing_again(loop):
+    two = loop(every_steps=1)
+    two.script.errors["export step 2 to export"] = ClusterError("disk full")
+    with pytest.raises(ClusterError, match="nothing is lost: step 2 is saved"):
+        await two.train()
+    assert two.script.journal.count("save actor") == 2
+
+
+async def test_where_neither_export_nor_checkpoint_can_be_written_both_reasons_are_said(loop):
+    two = loop()
+    two.script.errors |= {
+        "export step 2 to export": ClusterError("disk full"),
+        "save actor": CheckpointError("disk is full, too"),
+    }
+    with pytest.raises(ClusterError, match=r"disk full\nNor could a checkpoint of step 2 be saved: disk is full, too"):
+        await two.train()

@@ -1,0 +1,151 @@
+"""A model folder out of a checkpoint: on CPU, without DeepSpeed and Ray, a decoder layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ray_rl.checkpoint.export_folder import write_step
+from ray_rl.checkpoint.hugging_face import checkpoint_names, write_settings
+from ray_rl.checkpoint.new_folder import new_folder
+from ray_rl.checkpoint.reading import checkpoint_steps, read_checkpoint
+from ray_rl.checkpoint.slices import SliceReader
+from ray_rl.checkpoint.store import disk_errors_explained, read_json
+from ray_rl.checkpoint.weight_files import write_weights
+from ray_rl.config import RunConfig
+from ray_rl.config.load import load_config
+from ray_rl.data.chat import ChatTokenizer
+from ray_rl.errors import CheckpointError, UserError
+from ray_rl.models.loading import checkpoint_skeleton, load_causal_lm
+from ray_rl.models.packaged import resolve_model
+from ray_rl.models.policy import MASTER, WRAPPED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> None:
+    """Writes the policy of a step, of any ZeRO stage and number of workers.
+
+    The weights have the bits that the engines had at that step: the float32 master weights in `model.dtype`. What was
+    frozen is the source model's.
+
+    Args:
+        run: a run folder with a checkpoint of this step.
+        step: of the checkpoint.
+        to: see `new_folder`.
+        dtype: of the weights; None is that of the run.
+
+    Raises:
+        UserError: the folder is no run's, or the model that the run started from is not there any more.
+        CheckpointError: the checkpoint does not verify or is of another model, or the file system refuses.
+    """
+    config = _config_of(run)
+    source = _source_of(config, run)
+    template = ChatTokenizer.of_run(config, source).changed_template
+    reader = SliceReader(_verified(run, step) / "actor")
+    dtype = config.model.dtype if dtype is None else dtype
+    model = checkpoint_skeleton(source, trust_remote_code=config.model.trust_remote_code)
+    weights = _Weights(config, source, model, reader, dtype=getattr(torch, dtype))
+    with disk_errors_explained(to), new_folder(to) as partial:
+        write_weights(partial, checkpoint_names(model, weights.layers()))
+        write_settings(partial, model, source=source, dtype=weights.dtype, chat_template=template)
+        write_step(partial, step)
+
+
+def _verified(run: Path, step: int) -> Path:
+    folder = run / "checkpoints"
+    try:
+        return read_checkpoint(folder, step).folder
+    except CheckpointError as error:
+        others = ", ".join(str(other) for other in checkpoint_steps(folder) if other != step)
+        remedy = f"give another: --step {others}" if others else "there is no other checkpoint"
+        raise CheckpointError(f"{error}; {remedy}") from error
+
+
+class _Weights:
+    """The weights of a model: under training from the checkpoint, frozen ones from the model it started from."""
+
+    def __init__(
+        self, config: RunConfig, source: str, model: PreTrainedModel, reader: SliceReader, *, dtype: torch.dtype
+    ) -> None:
+        """Compares the checkpoint with the model; reads no weights of it.
+
+        Raises:
+            CheckpointError: it is of another model.
+        """
+        self.dtype = dtype
+        self._reader = reader
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        kept = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
+        frozen = {name for name in self._shapes if _vector(name) not in reader}
+        self._of_the_source: dict[str, Tensor] = {}
+        if frozen and not config.train.frozen_layers:
+            raise CheckpointError(
+                f"model.path={source}: the checkpoint has no {min(frozen)}, and no layer was frozen; it is of another "
+                "model: put the one back that the run started from"
+            )
+        if frozen or kept:
+            loaded = load_causal_lm(
+                source,
+                dtype=config.model.dtype,
+                attention="sdpa" if model._supports_sdpa else "eager",
+                trust_remote_code=config.model.trust_remote_code,
+            )
+            state = loaded.state_dict()
+            self._of_the_source = {name: state[name] for name in sorted(frozen | kept)}
+        for name in sorted(self._shapes.keys() - frozen):
+            if (size := reader.size(_vector(name))) != self._shapes[name].numel():
+                raise CheckpointError(
+                    f"model.path={source}: {name} has {self._shapes[name].numel()} elements in the model and {size} in "
+                    "the checkpoint; put the model back that the run started from"
+                )
+        self._buffers = kept
+
+    def layers(self) -> Iterator[dict[str, Tensor]]:
+        """Groups of one decoder layer each, so that no more is in memory at once; buffers at the end."""
+        for _, names in groupby(self._shapes, key=_layer):
+            yield {name: self._read(name) for name in names}
+        yield {name: self._of_the_source[name] for name in sorted(self._buffers)}
+
+    def _read(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if name in self._of_the_source:
+            return self._of_the_source[name].to(self.dtype)
+        return self._reader.read(_vector(name), 0, shape.numel()).view(shape).to(self.dtype)
+
+
+def _vector(name: str) -> str:
+    return f"{MASTER}/{WRAPPED}{name}"
+
+
+def _layer(name: str) -> str:
+    """Everything up to the first number."""
+    parts = name.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
+    return ".".join(parts[: first + 1]) if first < len(parts) else ""
+
+
+def _config_of(run: Path) -> RunConfig:
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run}: not a run folder, it has no config.yaml; give the folder that `ray-rl train` left")
+    return load_config(file)
+
+
+def _source_of(config: RunConfig, run: Path) -> str:
+    """The model that the run started from; a relative path is one of the folder that the run was started in."""
+    path = config.model.path
+    source = resolve_model(path)
+    file = run / "environment.json"
+    if Path(source).is_dir() or not file.is_file():
+        return source
+    environment: Any = read_json(file)
+    started_in = environment.get("working_directory") if isinstance(environment, dict) else None
+    there = Path(str(started_in)) / path
+    return str(there) if started_in is not None and there.is_dir() else source

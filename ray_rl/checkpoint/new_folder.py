@@ -1,0 +1,83 @@
+"""A folder that appears with everything in it, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray_rl.errors import UserError
+
+PARTIAL = ".ray_rl.partial"
+"""Inside a folder that exists, what is not complete yet."""
+OF_THE_VOLUME = {"lost+found", PARTIAL}
+"""Entries that do not make a folder count as one in use: a mounted volume has the first."""
+
+
+@contextmanager
+def new_folder(to: Path) -> Iterator[Path]:
+    """A folder to write into, which gets the name `to` at the end of the block; if the block fails it is removed.
+
+    An empty folder that exists stays the folder that it is, because it may be a mounted volume, where a link leads, or
+    where somebody stands: what was written moves into it, and `config.json` last, without which no loader takes a
+    folder for a model.
+
+    Args:
+        to: a path that does not exist, an empty folder, or a link to either.
+    """
+    folder = to.expanduser().resolve()
+    exists = folder.is_dir()
+    partial = folder / PARTIAL if exists else folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if exists:
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+                path.rename(folder / path.name)
+        else:
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def replaced_folder(to: Path) -> Iterator[Path]:
+    """As `new_folder`, and what has the name `to` already is replaced by it in two renames."""
+    folder = to.resolve()
+    partial, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():  # the run had ended, and was extended; a kill must not leave half of it under this name
+            folder.rename(replaced)
+        partial.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new(to: Path, *, outside: Path) -> None:
+    """Checks that `new_folder` can make a folder.
+
+    Args:
+        to: as given by the user, for `--to`.
+        outside: a folder that it must not be inside of.
+
+    Raises:
+        UserError: it is in use, or its place cannot be written to.
+    """
+    folder = to.expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--to {to}: is a file; give a folder that does not exist yet")
+    if folder.is_relative_to(outside.resolve()):
+        raise UserError(f"--to {to}: is inside {outside}; give a folder outside it")
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - OF_THE_VOLUME:
+        raise UserError(f"--to {to}: the folder is not empty, and nothing is overwritten; give another or remove it")
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--to {to}: {place} is not a folder that you may write to; give another")
