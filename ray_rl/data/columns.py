@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import datetime
+import math
+import reprlib
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
+
+from ray_rl.errors import DataError
 
 RESERVED_COLUMNS = frozenset({"completions", "prompts", "finish_reasons", "lengths"})
 """What reward functions get beside the columns of the row."""
+
+DEEPEST = 200
+"""Objects and lists inside of each other. Python's own limit depends on how deep the caller is."""
+MOST_BITS = 14_000
+"""Python writes no integers of more than 4,300 digits."""
+
+_SHOWN_CHARACTERS = 80
+_REASON_CHARACTERS = 600
 
 
 def column_value(columns: Mapping[str, Any], path: str) -> Any:
@@ -41,3 +55,90 @@ def column_names(columns: Mapping[str, Any]) -> list[str]:
     """The names of all columns, and of what is in nested ones, as a configuration can name them."""
     inner = [f"{name}.{key}" for name, value in columns.items() if isinstance(value, Mapping) for key in value]
     return sorted([*columns, *inner])
+
+
+def plain(value: Any, *, where: str, depth: int = 0) -> Any:
+    """The value as a checkpoint can hold it: text, numbers, booleans, None, lists and dictionaries.
+
+    Times become ISO text, decimal numbers text, numpy's values Python's, tuples lists, and nan, which tables write for
+    what is missing, None.
+
+    Args:
+        value: of a column.
+        where: named in errors: the row and the column.
+        depth: of the value in its column.
+
+    Raises:
+        DataError: another type, infinity, a key that is no text, half of a surrogate pair, or nested too deep.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        check_text(value, where=where)
+        return value
+    if isinstance(value, int) and value.bit_length() <= MOST_BITS:
+        return value
+    if isinstance(value, float) and not math.isinf(value):
+        return None if math.isnan(value) else value
+    if isinstance(value, Mapping | list | tuple):
+        if depth >= DEEPEST:
+            raise DataError(f"{where}: nested deeper than {DEEPEST} levels; write it flatter, or as text")
+        if not isinstance(value, Mapping):
+            return [plain(each, where=where, depth=depth + 1) for each in value]
+        if all(isinstance(key, str) for key in value):
+            return {key: plain(value[key], where=f"{where}.{key}", depth=depth + 1) for key in value}
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, Decimal) and value.is_finite():
+        return str(value)
+    if type(value).__module__ == "numpy":
+        return plain(value.tolist(), where=where, depth=depth + 1)
+    raise DataError(
+        f"{where} is {shorten(value)}, a {type(value).__name__}, which neither records nor checkpoints can hold; give "
+        "text, finite numbers, booleans, lists, or dictionaries with text for keys"
+    )
+
+
+def check_text(text: str, *, where: str) -> None:
+    """Refuses text with half of a surrogate pair.
+
+    Raises:
+        DataError: with the character and its place.
+    """
+    if text.isascii():  # Python knows it of every text, whatever its length
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: character {error.start + 1} is {text[error.start]!a}, half of a surrogate pair, which no "
+            f"tokenizer takes; it is text that was cut inside of an emoji: remove it, or write U+FFFD (\\ufffd)"
+        ) from error
+
+
+def shorten(value: object) -> str:
+    """The repr of a value, at most a line of it, however large or deep it is."""
+    text = repr(value[: _SHOWN_CHARACTERS + 1]) if isinstance(value, str) else _SHORT.repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line of bounded length."""
+    return " ".join(str(error)[:_REASON_CHARACTERS].split())
+
+
+class _Short(reprlib.Repr):
+    """A repr of bounded time and length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxstring = self.maxother = self.maxlong = _SHOWN_CHARACTERS
+        self.maxdict = self.maxlist = self.maxtuple = 8
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write integers of more than 4,300 digits."""
+        return f"an integer of {x.bit_length()} bits" if x.bit_length() > 14_000 else super().repr_int(x, level)
+
+
+_SHORT = _Short()

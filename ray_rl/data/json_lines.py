@@ -15,16 +15,15 @@ from contextlib import ExitStack
 from typing import IO, Any, NoReturn
 
 from ray_rl.config.data import Jsonl
+from ray_rl.data.columns import DEEPEST, shorten
 from ray_rl.data.files import WHOLE_BYTES, DataFile, data_files, digests
 from ray_rl.data.layout import Layout, layout_of, notes
-from ray_rl.data.rows import Row, make_row, shorten
+from ray_rl.data.rows import Row, make_row
 from ray_rl.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 """First bytes of UTF-16 and UTF-32."""
-DEEPEST = 200
-"""Objects and lists inside of each other. Python's own limit depends on how deep the caller is."""
 MOST_DIGITS = 4300
 """Python refuses longer integers."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 
+from ray_rl.data.columns import check_text, shorten
 from ray_rl.errors import DataError
 from ray_rl.types import Message
 
@@ -16,21 +16,8 @@ MEANT = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assist
 MEANT |= {"ai": "assistant", "chatbot": "assistant", "function": "tool", "ipython": "tool"}
 """Roles of other formats."""
 
-_SHOWN_CHARACTERS = 80
-_REASON_CHARACTERS = 600
 _STORED_AS_TEXT = re.compile(r"\s*\[?\s*\{\s*(['\"])(role|content|from|value)\1\s*:")
 """How text starts that is a conversation, or one message, written out."""
-
-
-def shorten(value: object) -> str:
-    """The repr of a value, at most a line of it, however large or deep it is."""
-    text = repr(value[: _SHOWN_CHARACTERS + 1]) if isinstance(value, str) else _SHORT.repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
-
-
-def reason(error: BaseException) -> str:
-    """What an error of a library says, in one line of bounded length."""
-    return " ".join(str(error)[:_REASON_CHARACTERS].split())
 
 
 def read_prompt(value: object, *, where: str, drop_last_answer: bool = False) -> str | tuple[Message, ...]:
@@ -57,35 +44,6 @@ def read_prompt(value: object, *, where: str, drop_last_answer: bool = False) ->
         raise DataError(f"{where} is {shorten(value)}; write text or a list of {{role, content}} messages")
     messages = tuple(_message(turn, where=f"{where}[{number}]") for number, turn in enumerate(value))
     return _without_answer(messages, where=where, drop=drop_last_answer)
-
-
-def check_text(value: object, *, where: str) -> None:
-    """Refuses text with half of a surrogate pair, however deep it is inside of lists and mappings.
-
-    Raises:
-        DataError: with the character and its place.
-    """
-    left = [value]
-    while left:
-        each = left.pop()
-        if isinstance(each, str):
-            # Of ASCII text Python knows that it is: most text costs nothing.
-            if not each.isascii():
-                _check_encodable(each, where=where)
-        elif isinstance(each, Mapping):
-            left += [*each.keys(), *each.values()]
-        elif isinstance(each, list | tuple):
-            left += each
-
-
-def _check_encodable(text: str, *, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: character {error.start + 1} is {text[error.start]!a}, half of a surrogate pair, which no "
-            f"tokenizer takes; it is text that was cut inside of an emoji: remove it, or write U+FFFD (\\ufffd)"
-        ) from error
 
 
 def _stored(text: str, *, where: str) -> list[object] | None:
@@ -171,20 +129,3 @@ def _without_answer(messages: tuple[Message, ...], *, where: str, drop: bool) ->
     if not any(message.role == "user" for message in kept):
         raise DataError(f"{where} has no message of the user; write one, or give the prompt as text")
     return kept
-
-
-class _Short(reprlib.Repr):
-    """A repr of bounded time and length."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel = 4
-        self.maxstring = self.maxother = self.maxlong = _SHOWN_CHARACTERS
-        self.maxdict = self.maxlist = self.maxtuple = 8
-
-    def repr_int(self, x: int, level: int) -> str:
-        """Python refuses to write integers of more than 4,300 digits."""
-        return f"an integer of {x.bit_length()} bits" if x.bit_length() > 14_000 else super().repr_int(x, level)
-
-
-_SHORT = _Short()

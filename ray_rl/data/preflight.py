@@ -97,6 +97,11 @@ def _report(checked: CheckedRows, *, is_complete: bool, say: Callable[[str], Non
             f"data: {checked.longer:,} of {len(checked.right):,} prompts are longer than "
             f"data.max_prompt_tokens={checked.config.data.max_prompt_tokens} and will be left out"
         )
+    if checked.unanswered:
+        say(
+            f"data: {checked.unanswered:,} of {len(checked.right):,} rows have null for an answer that a reward "
+            "compares with; it has no opinion on their completions"
+        )
     if not is_complete and checked.tokenizer is not None:
         say(
             f"data: {len(checked.right):,} of {len(checked.rows):,} rows were checked in "

@@ -11,9 +11,8 @@ from ray_rl.config.rewards import MathVerify, Number, RewardConfig
 from ray_rl.config.run import RunConfig
 from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer
-from ray_rl.data.columns import column_names, column_value, has_column
+from ray_rl.data.columns import column_names, column_value, has_column, shorten
 from ray_rl.data.layout import possible_answers
-from ray_rl.data.messages import shorten
 from ray_rl.data.rows import Row, Rows
 from ray_rl.data.source import tokenize_row
 from ray_rl.errors import DataError
@@ -33,6 +32,8 @@ class CheckedRows:
     """Indices of rows that were checked whole."""
     longer: int = 0
     """How many of them are longer than `data.max_prompt_tokens`."""
+    unanswered: int = 0
+    """In how many of them a column that a reward compares with is null."""
     _first_longer: str = ""
 
     def read(self, index: int) -> Row:
@@ -52,6 +53,7 @@ class CheckedRows:
             DataError: naming the row.
         """
         row = self.read(index)
+        self.unanswered += not self._has_gold(row)
         if self.tokenizer is not None:
             prompt = tokenize_row(row, self.config.data, self.tokenizer)
             if prompt is None or len(prompt.token_ids) > self.config.data.max_prompt_tokens:
@@ -64,6 +66,10 @@ class CheckedRows:
             check(row)
         if self.tokenizer is not None:
             self.right.add(index)
+
+    def _has_gold(self, row: Row) -> bool:
+        golds = [each.column for each in self.config.rewards if isinstance(each, Number | MathVerify)]
+        return all(column_value(row.columns, column) is not None for column in golds)
 
     def refuse_if_all_are_longer(self) -> None:
         """Refuses a limit that none of the rows meets which were checked so far.

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ray_rl.data.columns import column_names, column_value
+from ray_rl.data.columns import column_names, column_value, plain, shorten
 from ray_rl.data.layout import Layout, check_columns
-from ray_rl.data.messages import check_text, read_prompt, shorten
+from ray_rl.data.messages import read_prompt
 from ray_rl.errors import DataError
 from ray_rl.types import Message
 
@@ -61,8 +61,7 @@ def make_row(record: object, *, id: str, where: str, layout: Layout = Layout()) 
     columns = {name: value for name, value in record.items() if name not in moved}
     for new, old in (*layout.aliases.items(), *layout.renames.items()):
         columns[new] = _value(record, old, where=where)
-    for name, value in columns.items():
-        check_text(value, where=f"{where}: {name}")
+    columns = {name: plain(value, where=f"{where}: {name}") for name, value in columns.items()}
     written = _value(record, layout.prompt_column, where=where)
     prompt = read_prompt(written, where=f"{where}: {layout.prompt_column}", drop_last_answer=layout.drop_last_answer)
     return Row(id, prompt, columns)

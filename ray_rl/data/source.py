@@ -154,6 +154,7 @@ class PromptSource:
     ) -> None:
         self._ahead = ahead
         self._note = note
+        """Told once."""
         self._rows = rows
         self._config = config
         self._seed = seed
@@ -195,23 +196,32 @@ class PromptSource:
         """All that `restore` needs; JSON-able."""
         return {"source": self._fingerprint(), **asdict(self._position)}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes where the source was when `state` was taken: the next prompts are those that would have come.
+    def compare(self, state: Mapping[str, Any]) -> None:
+        """Checks that a state is one of this source, with the same data.
 
         Raises:
-            ConfigError: the state is that of another source.
+            ConfigError: it is that of another source, or the data has changed since.
         """
         ours, theirs = self._fingerprint(), state["source"]
         if "digests" not in theirs:
             del ours["digests"]
             if self._note is not None and self._rows.digests:
                 self._note("data: the checkpoint has no digest of the data; whether the data changed cannot be told")
+                self._note = None
         changed = _changes(theirs, ours)
         if changed:
             raise ConfigError(
                 f"data: the saved position belongs to another source: {'; '.join(changed)}; "
                 "resume with the data and the run.seed that the run started with"
             )
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes where the source was when `state` was taken: the next prompts are those that would have come.
+
+        Raises:
+            ConfigError: as `compare`.
+        """
+        self.compare(state)
         self._position = _Position(**{key: value for key, value in state.items() if key != "source"})
         self._order = self._order_of(self._position.epoch)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_rl.config.data import Csv, CustomSource, Files, Hub, Parquet
+from ray_rl.data.columns import reason, shorten
 from ray_rl.data.files import WHOLE_BYTES, DataFile, data_files, digests
 from ray_rl.data.layout import layout_of, notes
-from ray_rl.data.messages import reason, shorten
 from ray_rl.data.rows import Row, make_row
 from ray_rl.errors import DataError
 from ray_rl.sandbox.importing import import_function

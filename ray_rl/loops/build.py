@@ -14,6 +14,7 @@ from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import read_progress
+from ray_rl.loops.collected import read_collected
 from ray_rl.loops.recovery import train_on
 from ray_rl.loops.resuming import Resume, opened
 from ray_rl.loops.stopping import Stop
@@ -142,6 +143,8 @@ async def _train(
             if not ends.token_ids and not ends.texts:
                 run.note(NO_END.format(path=config.model.path, limit=config.rollout.max_tokens))
             source = _source(config, run, model, tokenizer, checked, stack)
+            if since is not None:
+                source.compare(read_collected(since.folder / "rollouts").source)
             rewards = stack.enter_context(closing(build_rewards(config.rewards, save=run.save_failed)))
             run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
             stack.enter_context(ray_session(config, layout))

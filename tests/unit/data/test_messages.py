@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from ray_rl.data.messages import read_prompt, shorten
+from ray_rl.data.columns import shorten
+from ray_rl.data.messages import read_prompt
 from ray_rl.errors import DataError
 from ray_rl.types import Message
 

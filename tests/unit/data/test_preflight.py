@@ -48,6 +48,21 @@ def test_every_row_is_shown_to_the_checks_of_the_caller(run_config, jsonl):
     assert sorted(seen) == [1, 2]
 
 
+def test_a_mapping_or_a_list_is_no_answer(run_config, jsonl):
+    path = jsonl({"prompt": "What", "meta": {"gold": {"value": 1}}, "both": [1, 2], "one": ["1"], "none": None})
+    data = {"kind": "jsonl", "path": path}
+    with pytest.raises(DataError, match=r"^train.jsonl:1: meta.gold is {'value': 1}, .* for example meta.gold.value"):
+        check_data(run_config(data, {"kind": "number", "column": "meta.gold"}))
+    with pytest.raises(DataError, match=r"^train.jsonl:1: both is \[1, 2\], and rewards\[0\] \(math_verify\) compares"):
+        check_data(run_config(data, {"kind": "math_verify", "column": "both"}))
+    said = []
+    for column in ("meta.gold.value", "one", "none"):
+        check_data(run_config(data, {"kind": "number", "column": column}), say=said.append)
+    assert said == [
+        "data: 1 of 1 rows have null for an answer that a reward compares with; it has no opinion on their completions"
+    ]
+
+
 def test_a_task_that_does_not_exist_is_refused(run_config):
     with pytest.raises(ConfigError, match=r"data.task=chain_sums: .* nearest: chain_sum"):
         check_data(run_config({"kind": "reasoning_gym", "task": "chain_sums"}, {"kind": "reasoning_gym"}))

@@ -172,3 +172,55 @@ def test_a_dotted_path_names_a_value_inside_of_a_column():
     for missing in ("answer", "reward_model.style", "reward_model.ground_truth.x", "turns.0", "extra"):
         with pytest.raises(KeyError):
             column_value(columns, missing)
+
+
+def test_columns_are_what_a_checkpoint_can_hold():
+    import datetime
+    from decimal import Decimal
+
+    import numpy as np
+
+    day = datetime.date(2024, 2, 29)
+    record = {
+        "prompt": "hi",
+        "day": day,
+        "at": {"time": datetime.datetime(2024, 2, 29, 1, 2)},
+        "price": Decimal("1.50"),
+        "missing": [float("nan"), None],
+        "pair": (1, "a"),
+        "array": np.arange(3),
+        "scalar": np.float32(0.5),
+    }
+    columns = row_of(record).columns
+    assert json.loads(json.dumps(columns, allow_nan=False)) == columns
+    assert columns == {
+        "day": "2024-02-29",
+        "at": {"time": "2024-02-29T01:02:00"},
+        "price": "1.50",
+        "missing": [None, None],
+        "pair": [1, "a"],
+        "array": [0, 1, 2],
+        "scalar": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"png", r"t:3: x is b'png', a bytes, which neither records nor checkpoints can hold"),
+        ([{"deep": float("inf")}], r"t:3: x.deep is inf, a float"),
+        ({1: 2}, r"t:3: x is {1: 2}, a dict, .* dictionaries with text for keys"),
+        ([10**5000], r"t:3: x is an integer of 16610 bits, a int"),
+        ({"a": ["\udc00"]}, r"t:3: x.a: character 1 is '\\udc00', half of a surrogate pair"),
+    ],
+)
+def test_a_column_that_no_checkpoint_can_hold_is_named_before_the_start(value, message):
+    with pytest.raises(DataError, match=message):
+        row_of({"prompt": "hi", "x": value})
+
+
+def test_a_column_that_is_nested_without_end_is_refused():
+    value: list = []
+    value.append(value)
+    with pytest.raises(DataError, match="t:3: x: nested deeper than 200 levels"):
+        row_of({"prompt": "hi", "x": value})
