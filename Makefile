@@ -50,7 +50,7 @@ test-faults: setup-test ## kill engines, trainers and nodes, fill disks, flip bi
 	$(BIN)/python -m pytest tests/cluster tests/e2e -m faults
 
 .PHONY: test-kills
-test-kills: setup-test ## kill a run at 58 points of its life and compare every bit; KILLS=5 takes five, others at the next commit
+test-kills: setup-test ## kill a run at 52 points of its life and compare every bit; KILLS=5 takes five, others at the next commit
 	$(BIN)/python -m pytest -rP tests/e2e/test_kills.py
 
 .PHONY: test-image

@@ -59,13 +59,10 @@ FIRST_STEP = [
     call(LOG),
     file("os.rename", "/rollouts/step_000001.jsonl$"),
     call("ray_rl.metrics.sinks:JsonlSink.write"),
-    call("ray_rl.metrics.sinks:TensorBoardSink.write"),
     call("ray_rl.metrics.trace:TraceWriter.flush"),
 ]
 SAVE = [
     file("os.mkdir", "/checkpoints/.step_2.writing$"),
-    file("open", "/.step_2.writing/run.json$"),
-    file("open", "/.step_2.writing/rollouts/collector.json$"),
     call("ray_rl.checkpoint.slices:write_slices", when="after"),
     file("open", "/.step_2.writing/manifest.json$"),
     file("os.rename", "/checkpoints/step_2$"),
@@ -79,16 +76,13 @@ RESUME = [
     file("os.rename", "/aside/[^/]*/rollouts/step_000004.jsonl$"),
     file("os.rename", "/aside/[^/]*/environment.from_step_3.json$"),
     call("ray_rl.checkpoint.slices:SliceReader.read"),
-    call(PUBLISH),
     call(LOG, 2),
 ]
 """On from step 2, with the records of steps 3 and 4 to move aside; the last point of SAVE leaves a run like that."""
 
 EXPORT = [
     call("ray_rl.checkpoint.hugging_face:export_policy"),
-    file("os.mkdir", "/.export.partial$"),
     file("open", "/.export.partial/config.json$"),
-    file("open", "/.export.partial/ray_rl.json$"),
     file("os.rename", "/export$"),
     call("ray_rl.cluster.roles:RayActor.export", when="after"),
 ]
