@@ -33,6 +33,8 @@ _MANY = {
 _WHOLE = ({"api", "key"}, {"private", "key"}, {"secret", "key"}, {"access", "token"}, {"auth", "token"})
 """Two words in a row that make a secret of what follows, too: private_key_pem; but not of what only leads to it."""
 _LEADS = {"id", "path", "file", "env", "name", "url", "type", "length", "size", "column", "variable", "dir", "folder"}
+_FOLDERS = {"PWD", "OLDPWD"}
+"""Variables of the shell: hidden as passwords, they would take the working directory out of every message."""
 _NOT_BEFORE_TOKEN = {
     *("per", "max", "min", "num", "mean", "first", "last", "next", "new", "eos", "bos", "pad", "unk", "sep", "cls"),
     *("mask", "stop", "end", "start", "begin", "special", "image", "video", "audio", "add", "eot", "eom", "think"),
@@ -64,7 +66,7 @@ def is_secret(name: str) -> bool:
         return False
     last, before = words[-1], words[-2] if len(words) > 1 else ""
     if last in _LAST:
-        return not (last in ("token", "key") and before in _NOT_BEFORE_TOKEN)
+        return name not in _FOLDERS and not (last in ("token", "key") and before in _NOT_BEFORE_TOKEN)
     if last.endswith(_ENDINGS) or before in _MANY.get(last, ()):
         return True
     return last not in _LEADS and any({a, b} in _WHOLE for a, b in pairwise(words))

@@ -36,6 +36,7 @@ def test_a_name_that_says_secret_is_one(name):
     [
         *("max_tokens", "eos_token_id", "tokenizer", "monkey", "keys", "SSH_AUTH_SOCK", "eos_token", "per_token"),
         *("api_key_env", "token_path", "private_key_file", "header", "pass", "author", "stop_token", "sort_key"),
+        *("PWD", "OLDPWD"),
     ],
 )
 def test_a_name_that_only_sounds_alike_is_none(name):
