@@ -6,6 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ray_rl.config.run import RunConfig
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -18,6 +20,15 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         help="sets one value, in YAML: run.steps=3, rewards.0.weight=2, 'data={kind: jsonl, path: train.jsonl}'",
     )
+
+
+def remember(arguments: argparse.Namespace, config: RunConfig) -> None:
+    """Leaves with the arguments what the end of the command needs: the run's log, and secrets that it must not show."""
+    from ray_rl.config.redact import secrets_of
+    from ray_rl.metrics.run_folder import RunFolder
+
+    arguments.log = RunFolder.of(config).logs / "driver.log"
+    arguments.secrets = secrets_of(config.model_dump())
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:

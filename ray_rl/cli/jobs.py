@@ -1,32 +1,44 @@
-"""`ray-rl status`, `logs` and `stop`: runs that were submitted, by the name that `ray-rl submit` printed."""
+"""`ray-rl status`, `logs` and `stop`: runs by their folder, or by the name that `ray-rl submit` printed."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_rl.cli import runs
 from ray_rl.cli.launch import show
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
     from ray_rl.cluster.jobs import Jobs
 
-_BACKENDS = {"ray-job": "a job of a Ray cluster", "slurm": "a job of Slurm", "kuberay": "a RayJob"}
+_BACKENDS = {
+    "run": "a run folder; `run` may be left out",
+    "ray-job": "a job of a Ray cluster",
+    "slurm": "a job of Slurm",
+    "kuberay": "a RayJob",
+}
 
 
 def add_to(commands: Commands) -> None:
     """Adds the commands."""
     parser = commands.add_parser(
         "status",
-        help="print where a submitted run stands",
-        description="Prints one line: the state and, once it has ended, the exit code. 2 if there is none.",
+        help="print where a run stands: `ray-rl status RUN`, or a submitted one",
+        description="Of a run folder: state, step, reward, newest checkpoint and the next command. Of a submitted run: "
+        "the state and, once it has ended, the exit code. Exit code 2 if there is none.",
+        epilog="example: ray-rl status runs/grpo-addition",
     )
     _add_backends(parser)
     parser.set_defaults(command=status)
 
     parser = commands.add_parser(
-        "logs", help="print what a submitted run prints", description="Prints what a submitted run has printed."
+        "logs",
+        help="print what a submitted run prints, or logs/driver.log of a run folder",
+        description="Prints what a submitted run has printed, or `logs/driver.log` of a run folder.",
     )
     for own in _add_backends(parser):
         own.add_argument("--follow", action="store_true", help="go on until it has ended")
@@ -34,13 +46,24 @@ def add_to(commands: Commands) -> None:
 
     parser = commands.add_parser(
         "stop",
-        help="ask a submitted run to save and end",
-        description="Asks a submitted run to finish its step, save and end, within its run.grace_s. Submitted again, "
-        "it goes on from there.",
+        help="ask a run to save and end: `ray-rl stop RUN`, or a submitted one",
+        description="Asks a run to finish its step, save and end, within its run.grace_s, waits for that and says how "
+        "it ended. `ray-rl resume`, or submitting it again, continues from there.",
+        epilog="example: ray-rl stop runs/grpo-addition",
     )
     for own in _add_backends(parser):
         own.add_argument("--dry-run", action="store_true", help="look at the job, and print what would happen")
     parser.set_defaults(command=stop)
+
+
+def with_backend(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with the back end `run` where a folder stands in place of one."""
+    if len(words) < 2 or words[0] not in ("status", "logs", "stop"):
+        return list(words)
+    place = next((place for place, word in enumerate(words[1:], start=1) if not word.startswith("-")), None)
+    if place is None or (words[place] in _BACKENDS and not (place + 1 == len(words) and Path(words[place]).is_dir())):
+        return list(words)
+    return [words[0], "run", *words[1:]]
 
 
 def _add_backends(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
@@ -48,7 +71,8 @@ def _add_backends(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
     parsers = []
     for name, what in _BACKENDS.items():
         own = backends.add_parser(name, help=what)
-        own.add_argument("id", metavar="ID", help="as `ray-rl submit` printed it")
+        metavar, what = ("RUN", "run folder") if name == "run" else ("ID", "as `ray-rl submit` printed it")
+        own.add_argument("id", metavar=metavar, help=what)
         match name:
             case "ray-job":
                 own.add_argument("--address", metavar="URL", help="of the dashboard; default RAY_API_SERVER_ADDRESS")
@@ -76,6 +100,9 @@ def logs(arguments: argparse.Namespace) -> int:
         UserError: there is no such job.
     """
     match arguments.backend:
+        case "run":
+            for piece in runs.logs(Path(arguments.id), follow=arguments.follow):
+                show(piece)
         case "ray-job":
             jobs = _ray_jobs(arguments)
             if arguments.follow:
@@ -102,6 +129,8 @@ def stop(arguments: argparse.Namespace) -> int:
         UserError: there is no such job.
         ClusterError: it did not end in time.
     """
+    if arguments.backend == "run":
+        return runs.stop(Path(arguments.id), dry_run=arguments.dry_run)
     if arguments.dry_run:
         print(_status(arguments))
         print("dry run: it would be asked to finish its step, save and end, if it has not ended; nothing was done")
@@ -122,6 +151,8 @@ def stop(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> str:
     match arguments.backend:
+        case "run":
+            return runs.status(Path(arguments.id))
         case "ray-job":
             return str(_ray_jobs(arguments).status(arguments.id))
         case "slurm":

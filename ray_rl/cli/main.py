@@ -5,22 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from ray_rl import __version__
-from ray_rl.cli import doctor, export, jobs, launch, plan, resume, train, validate
-from ray_rl.config.redact import hide, secrets_of
-from ray_rl.errors import Preempted, RayRLError, UserError
+from ray_rl.cli import doctor, export, jobs, launch, plan, resume, runs, train, validate
+from ray_rl.cli.ending import BAD_INPUT, DONE, FAILED, ended
+from ray_rl.cli.unknown_words import check_command, commands_of, unrecognized
 from ray_rl.launching.kuberay_retries import forbid_retries
-
-DONE = 0
-FAILED = 1
-BAD_INPUT = 2
-CHECKPOINTED = 75
-"""Saved; run me again (EX_TEMPFAIL of sysexits.h)."""
-INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+from ray_rl.metrics.output import unbreakable_output
 
 _EXAMPLES = """\
 examples:
@@ -41,37 +34,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: words after the program's name; None takes those of the process.
     """
-    try:
-        arguments = _parsed(argv)
-    except SystemExit as ended:
-        if ended.code == BAD_INPUT:
-            _forbid_retries()
-        raise
-    try:
-        return int(arguments.command(arguments))
-    except Preempted as stopped:
-        print(f"ray-rl: {stopped}", file=sys.stderr)
-        return CHECKPOINTED
-    except RayRLError as error:
-        code = BAD_INPUT if isinstance(error, UserError) else FAILED
-        if code == FAILED and os.environ.get("RAY_RL_TRACEBACK") == "1":
-            print(_without_secrets(traceback.format_exc()), end="", file=sys.stderr)
-        else:
-            print(_without_secrets(f"ray-rl: error: {error}"), file=sys.stderr)
+    with unbreakable_output() as output:
+        try:
+            arguments = _parsed(sys.argv[1:] if argv is None else argv)
+        except SystemExit as stopped:
+            if stopped.code == BAD_INPUT:
+                _forbid_retries()
+            raise
+        code = ended(arguments, arguments.command)
         if code == BAD_INPUT:
             _forbid_retries()
+        if code == DONE and not vars(arguments).get("only_shows", False):
+            output.flush()
+            if output.has_lost_to_full_disk:
+                print("ray-rl: error: standard output is on a disk that is full; make room there", file=sys.stderr)
+                return FAILED
         return code
-    except KeyboardInterrupt:
-        print("ray-rl: interrupted", file=sys.stderr)
-        return INTERRUPTED
 
 
-def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
     """The arguments; overrides may stand behind options, too, where argparse does not look for them."""
     parser = _parser()
-    arguments, left = parser.parse_known_args(argv)
+    words = jobs.with_backend(words)
+    if not words and commands_of(parser):
+        parser.print_help(sys.stderr)
+        raise SystemExit(BAD_INPUT)
+    check_command(parser, words)
+    arguments, left = parser.parse_known_args(words)
     if left and ("overrides" not in arguments or any(word.startswith("-") for word in left)):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        parser.error(unrecognized(parser, words, left, takes_overrides="overrides" in arguments))
     if left:
         arguments.overrides += left
     return arguments
@@ -84,13 +75,15 @@ def _forbid_retries() -> None:
         print(f"ray-rl: {message}", file=sys.stderr)
 
 
-def _without_secrets(text: str) -> str:
-    """A message without the values of variables like HF_TOKEN: what a library raised may quote them."""
-    return hide(text, secrets_of(dict(os.environ)))
+class _Parser(argparse.ArgumentParser):
+    """Options in full: --resum is a slip to be told of, not --resume, and so are the parsers of all commands."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ray-rl",
         description="Post-training of large language models with reinforcement learning on Ray, DeepSpeed and vLLM.",
         epilog=_EXAMPLES,
@@ -98,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ray-rl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (train, resume, validate, plan, export, doctor, launch, jobs):
+    for module in (train, resume, runs, validate, plan, export, doctor, launch, jobs):
         module.add_to(commands)
     return parser
 

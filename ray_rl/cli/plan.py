@@ -62,6 +62,28 @@ def print_plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def print_plan_of(config: RunConfig) -> None:
+    """Prints the plan of a configuration on the hardware that it names; of models of unknown shape, that there is none.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    from ray_rl.planner.advice import propose
+    from ray_rl.planner.assess import assess, unknown_models
+    from ray_rl.planner.gpus import ClusterShape
+    from ray_rl.planner.report import refusal, report, verdict
+
+    unknown = unknown_models(config)
+    if unknown:
+        print(f"no plan: the shape of {', '.join(unknown)} is not known, so that memory cannot be counted")
+        return
+    assessment = assess(config, ClusterShape.of(config))
+    print(f"plan: {verdict(assessment)}")
+    print("\n".join(report(config, assessment)))
+    if not assessment.fits:
+        raise ConfigError(refusal(assessment, propose(config, assessment)))
+
+
 def _check_all_but_nodes(config: RunConfig) -> None:
     """The rules, on more nodes than it can take: whether those that it takes are there is what the plan says."""
     from ray_rl.config.gpus import asked_gpus

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_rl.cli.arguments import remember
 from ray_rl.cli.train import start
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import UserError
@@ -34,7 +35,7 @@ def add_to(commands: Commands) -> None:
         "are moved aside inside the run folder",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="sets one value, in YAML: run.steps=60")
-    parser.set_defaults(command=resume)
+    parser.set_defaults(command=resume, only_shows=True)
 
 
 def resume(arguments: argparse.Namespace) -> int:
@@ -44,7 +45,9 @@ def resume(arguments: argparse.Namespace) -> int:
         UserError: not a run folder, no checkpoint in it, or wrong values; nothing was started or written.
         RayRLError: the run failed.
     """
-    start(in_folder(arguments.run, arguments.overrides), resume="required", from_step=arguments.step)
+    config = in_folder(arguments.run, arguments.overrides)
+    remember(arguments, config)
+    start(config, resume="required", from_step=arguments.step)
     return 0
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ray_rl.cli.arguments import add_config, add_resume
+from ray_rl.cli.arguments import add_config, add_resume, remember
+from ray_rl.cli.plan import print_plan_of
 from ray_rl.cli.preflight import Resume, check_before_start
 
 if TYPE_CHECKING:
@@ -24,14 +24,22 @@ def add_to(commands: Commands) -> None:
     )
     add_config(parser)
     add_resume(parser)
-    parser.set_defaults(command=train)
+    parser.add_argument("--dry-run", action="store_true", help="run every check and print the plan; start nothing")
+    parser.set_defaults(command=train, only_shows=True)
 
 
 def train(arguments: argparse.Namespace) -> int:
     """Loads the configuration and trains; see `start`."""
     from ray_rl.config.load import load_config
 
-    start(load_config(arguments.config, arguments.overrides), resume=arguments.resume)
+    config = load_config(arguments.config, arguments.overrides)
+    remember(arguments, config)
+    if arguments.dry_run:
+        check_before_start(config, resume=arguments.resume, note=_say)
+        print_plan_of(config)
+        print("dry run: every check passed; nothing was started or written")
+        return 0
+    start(config, resume=arguments.resume)
     return 0
 
 
@@ -56,6 +64,5 @@ def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = N
 
 
 def _say(text: str) -> None:
-    """Prints a line at once, before the console is imported; nobody may be there to read it."""
-    with suppress(OSError):
-        print(text, flush=True)
+    """Prints a line at once, before the console is imported."""
+    print(text, flush=True)

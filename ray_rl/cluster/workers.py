@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import ray
 from ray_rl.cluster.environment import keep_freed_memory, quiet_libraries
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Metric
+from ray_rl.metrics.output import unbreakable
 from ray_rl.types import Completion, Message, TrainBatch
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ class Setting:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
+        # A library that prints onto a full disk must not end the worker.
+        sys.stdout, sys.stderr = unbreakable(sys.stdout), unbreakable(sys.stderr)
 
 
 class Shell:

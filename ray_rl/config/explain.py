@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ray_rl.config.base import Config
+from ray_rl.config.foreign_words import our_word
 from ray_rl.config.redact import HIDDEN, is_secret, without_arguments, without_secrets
 from ray_rl.config.schema import bare, item_of, sections_of
 from ray_rl.config.yaml_tree import Located
@@ -21,6 +22,9 @@ _SURE = 0.8
 """Similarity (difflib) of a misspelling: one or two letters of a word."""
 _PERHAPS = 0.6
 """difflib's own default."""
+
+MOST_FOREIGN = 40
+"""Keys of another system that are explained; a whole configuration of verl has hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,8 @@ class _Spot:
 
 def explain(error: ValidationError, tree: Located, model: type[Config]) -> str:
     """Every problem of validating `tree.plain()` as `model`, each with its place and remedy, as one message."""
-    return as_one_message([_line(detail, tree, model) for detail in error.errors(include_url=False)])
+    details = error.errors(include_url=False)
+    return as_one_message([line for detail in details for line in _lines(detail, tree, model)])
 
 
 def as_one_message(problems: Sequence[str]) -> str:
@@ -75,6 +80,29 @@ def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _lines(detail: ErrorDetails, tree: Located, model: type[Config]) -> Iterator[str]:
+    """One problem; of a section that is another system's, one for each of its keys."""
+    spot = _find(detail["loc"], model)
+    given = detail["input"]
+    inner = list(_leaves(given, spot.path)) if detail["type"] == "extra_forbidden" and isinstance(given, dict) else []
+    if not any(our_word(".".join(map(str, path))) for path in inner):
+        yield _line(detail, tree, model)
+        return
+    for path in inner[:MOST_FOREIGN]:
+        word = our_word(".".join(map(str, path))) or "there is nothing of that name here; remove it"
+        yield f"{_named(tree, path, ': unknown key', ': unknown key')}; {word}"
+    if len(inner) > MOST_FOREIGN:
+        yield f"{_place(tree, spot.path)}: and {len(inner) - MOST_FOREIGN} more keys that are unknown"
+
+
+def _leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, (*path, key))
+    else:
+        yield path
+
+
 def _line(detail: ErrorDetails, tree: Located, model: type[Config]) -> str:
     spot = _find(detail["loc"], model)
     key = ".".join(map(str, spot.path))
@@ -89,7 +117,9 @@ def _line(detail: ErrorDetails, tree: Located, model: type[Config]) -> str:
             return f"{_place(tree, spot.path)}: {key}: missing, and there is no default; add it{meaning}"
         case "union_tag_not_found":
             where = _place(tree, spot.path)
-            return f"{where}: {key}.kind: missing in {value}; set it to one of {', '.join(spot.kinds)}"
+            words = {name: our_word(f"{key}.{name}") for name in detail["input"]}
+            foreign = "".join(f"; {key}.{name}: {word}" for name, word in words.items() if word)
+            return f"{where}: {key}.kind: missing in {value}; set it to one of {', '.join(spot.kinds)}{foreign}"
         case "union_tag_invalid":
             seen, kinds = detail["ctx"]["tag"], list(spot.kinds)
             return f"{_named(tree, (*spot.path, 'kind'), f'={show(seen)}')}: {_unknown_kind(seen, kinds)}"
@@ -175,6 +205,9 @@ def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
     here = list(spot.owner.model_fields)
     elsewhere = {path: path.rpartition(".")[2] for path in _paths(model, tree, "")}
     kinds = [kind for kind, sibling in spot.siblings.items() if name in sibling.model_fields]
+    word = our_word(f"{prefix}{name}")
+    if word is not None and not kinds and name.replace("-", "_") not in here:
+        return word
     if near := _nearest(name, here, _SURE):
         return f"did you mean {prefix}{near[0]}?"
     if kinds:

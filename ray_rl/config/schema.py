@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -62,6 +62,16 @@ def reading_at(model: type[Config], keys: Sequence[str], tree: Located) -> Readi
         node = node.child(step) if node else None
     readings = {_reading(each) for each in annotations}
     return readings.pop() if len(readings) == 1 else Reading()
+
+
+def all_keys(annotation: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of every kind; those in entries of lists with index 0."""
+    if get_origin(bare(annotation)) is list:
+        annotation, prefix = item_of(annotation, 0), f"{prefix}0."
+    for section in sections_of(annotation).values():
+        for name, field in section.model_fields.items():
+            yield f"{prefix}{name}"
+            yield from all_keys(field.annotation, f"{prefix}{name}.")
 
 
 def _kind(model: type[Config]) -> str:

@@ -18,6 +18,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from ray_rl.metrics.output import unbreakable
 from ray_rl.metrics.text import Sample, Status, duration, printable
 
 PLAIN_WIDTH = 120
@@ -37,7 +38,8 @@ class RunConsole:
         Args:
             stream: None is standard output.
         """
-        self._stream = sys.stdout if stream is None else stream
+        is_standard = stream is None or stream is sys.stdout
+        self._stream = unbreakable(sys.stdout if stream is None else stream)
         self._console = Console(file=self._stream, highlight=False, markup=False, emoji=False, force_jupyter=False)
         self.is_live = self._stream.isatty() and not self._console.is_dumb_terminal
         """Whether this is a terminal that can redraw a line."""
@@ -52,6 +54,7 @@ class RunConsole:
                 markup=False,
                 emoji=False,
             )
+        self._redirects = is_standard
         self._live: Live | None = None
 
     def say(self, text: str) -> None:
@@ -74,8 +77,8 @@ class RunConsole:
             console=self._console,
             refresh_per_second=4,
             transient=True,
-            redirect_stdout=self._stream is sys.stdout,
-            redirect_stderr=self._stream is sys.stdout,
+            redirect_stdout=self._redirects,
+            redirect_stderr=self._redirects,
         )
         self._live.start()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -72,6 +72,7 @@ class Run:
         self._summary = Summary(planned=config.run.steps, before=step)
         self._shown: tuple[str, list[Sample]] | None = None
         self._is_closed = False
+        self._has_lost_drawings = False
         self._jsonl = JsonlSink(folder.metrics_jsonl)
         self._tensorboard = TensorBoardSink(folder.tensorboard, first_step=step + 1)
         self._gauges = gauges
@@ -130,10 +131,14 @@ class Run:
             self._console.say(text)
 
     def tell(self, text: str) -> None:
-        """One line that must not get lost, whatever the phase: shown at once, and kept in `logs/driver.log`."""
+        """One line that must not get lost, whatever the phase: shown at once, and kept in `logs/driver.log`.
+
+        A log that cannot be written, on a full disk or because its folder is gone, does not end the run.
+        """
         self._console.say(text)
-        with (self._folder.logs / "driver.log").open("a", encoding="utf-8") as log:
-            log.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}\n")
+        line = f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}\n".encode(errors="backslashreplace")
+        with suppress(OSError), (self._folder.logs / "driver.log").open("ab") as log:
+            log.write(line)
 
     def log(
         self,
@@ -184,11 +189,7 @@ class Run:
         self._console.close()
         self._jsonl.close()
         self._tensorboard.close()
-        try:
-            self._trace.close()
-        except RecordError:
-            if failed is None:
-                raise
+        self._show_if_possible(self._trace.close)
         if failed is None and self._shown is not None:
             self._console.samples(*self._shown)
         self._console.summary(
@@ -206,15 +207,24 @@ class Run:
         # The samples first: they are what a full disk has no room for, and a step on record has them.
         self._rollouts.write(self.step, groups, advantages_R=advantages_R)
         self._jsonl.write(values)
-        self._tensorboard.write(values)
+        self._show_if_possible(lambda: self._tensorboard.write(values))
         if self._gauges is not None:
             self._gauges.write(values)
         end_s = self._clock() - self._start_s
         duration_s = values["time/step_s"]
         args = {"version": self.version}
         self._trace.add("step", f"step {self.step}", start_s=end_s - duration_s, duration_s=duration_s, args=args)
-        self._trace.flush()
+        self._show_if_possible(self._trace.flush)
         self._summary.add(values)
+
+    def _show_if_possible(self, write: Callable[[], None]) -> None:
+        """Writes what only draws the numbers, which `metrics.jsonl` has: that it cannot be written ends no run."""
+        try:
+            write()
+        except RecordError as error:
+            if not self._has_lost_drawings:
+                self._has_lost_drawings = True
+                self.tell(f"{error}; the run goes on without")
 
     def _show(self, values: dict[str, float], groups: Sequence[RolloutGroup]) -> None:
         self._console.step(step_fields(values, self._columns, steps=self._config.steps))

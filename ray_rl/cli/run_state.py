@@ -1,0 +1,213 @@
+"""Where a run of this machine stands, by what is in its folder, whatever release or program wrote that."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ray_rl.checkpoint.export_folder import exported_step
+from ray_rl.config.yaml_tree import read_yaml
+from ray_rl.errors import ConfigError, UserError
+
+TAIL_BYTES = 2**18
+"""Of the records, in which the last one is looked for."""
+
+_GRACE_S = 120.0
+"""`run.grace_s` of a folder that does not say it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that trains in a folder, as its lock says; None for what it does not."""
+
+    pid: int | None
+    host: str | None
+    pids_of: str | None
+    """The set of processes in which the number holds: a boot of a machine, and a container of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What a folder tells."""
+
+    folder: Path
+    state: Literal["running", "done", "stopped", "unreadable"]
+    owner: Owner | None
+    """None unless it runs."""
+    step: int
+    """Last one on record."""
+    steps: int | None
+    """That the run will have; None where its configuration does not say."""
+    reward: float | None
+    """Mean of the last step that had one."""
+    checkpoint: int | None
+    """Newest one that has a manifest; whether it verifies is not looked at."""
+    is_exported: bool
+    age_s: float
+    """Since something was last written."""
+    grace_s: float
+    problem: str = ""
+    """Why its configuration cannot be read."""
+
+    @property
+    def next(self) -> str:
+        """The command that goes on from here."""
+        folder = shlex.quote(str(self.folder))
+        match self.state:
+            case "running":
+                return f"ray-rl stop {folder}"
+            case "done" if self.is_exported:
+                return f"ray-rl export {folder} --to DIR"
+            case "done":
+                return f"ray-rl resume {folder} run.steps=N"
+            case "stopped" if self.checkpoint is not None:
+                return f"ray-rl resume {folder}"
+            case "stopped":
+                return f"ray-rl train {shlex.quote(str(self.folder / 'config.yaml'))} --resume auto"
+            case _:
+                return "see its config.yaml"
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run left it: a configuration, and one of the things that lie beside it."""
+    beside = ("environment.json", "metrics.jsonl", "rollouts", "checkpoints", "lock")
+    return (folder / "config.yaml").exists() and any((folder / name).exists() for name in beside)
+
+
+def run_folders(below: Path, *, levels: int = 3) -> Iterator[Path]:
+    """Every run folder at or below a folder, at most so many levels down."""
+    if is_run_folder(below):
+        yield below
+    elif levels:
+        try:
+            inner = sorted(path for path in below.iterdir() if path.is_dir() and not path.name.startswith("."))
+        except OSError:
+            return
+        for folder in inner:
+            yield from run_folders(folder, levels=levels - 1)
+
+
+def run_state(folder: Path) -> RunState:
+    """Where a run stands.
+
+    Raises:
+        UserError: it is not a run folder.
+    """
+    if not is_run_folder(folder):
+        raise UserError(f"{folder}: not a run folder, it has no config.yaml; give the folder that `ray-rl train` left")
+    config: dict[str, Any] = {}
+    problem = ""
+    try:
+        config = read_yaml(folder / "config.yaml").plain()
+    except ConfigError as error:
+        problem = str(error)
+    last = list(_last_records(folder / "metrics.jsonl"))
+    steps, grace_s = _at(config, "run", "steps"), _at(config, "run", "grace_s")
+    step = last[0]["step"] if last else 0
+    planned = steps if type(steps) is int else None
+    owner = owner_of(folder)
+    wants_export = _at(config, "checkpoint", "export") is not False
+    export = folder / "export"
+    exported = exported_step(export) if (export / "ray_rl.json").is_file() else (step if export.is_dir() else None)
+    is_done = planned is not None and step >= planned and (not wants_export or exported == step)
+    rewards = [record["reward/mean"] for record in last if isinstance(record.get("reward/mean"), int | float)]
+    return RunState(
+        folder=folder,
+        state="running" if owner else "unreadable" if problem else "done" if is_done else "stopped",
+        owner=owner,
+        step=step,
+        steps=planned,
+        reward=float(rewards[0]) if rewards else None,
+        checkpoint=_newest_checkpoint(folder / "checkpoints"),
+        is_exported=exported is not None,
+        age_s=max(0.0, time.time() - _last_change(folder)),
+        grace_s=float(grace_s) if isinstance(grace_s, int | float) else _GRACE_S,
+        problem=problem,
+    )
+
+
+def owner_of(folder: Path) -> Owner | None:
+    """Who trains in a folder; None if nobody does, or whoever did is gone."""
+    try:
+        with (folder / "lock").open("rb") as file:
+            written = file.read(4096)
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return None
+            except BlockingIOError:
+                pass
+    except OSError:
+        return None
+    try:
+        said = json.loads(written)
+    except ValueError:
+        said = None
+    said = said if isinstance(said, dict) else {}
+    pid, host, pids_of = said.get("pid"), said.get("host"), said.get("pids_of")
+    owner = Owner(
+        pid if type(pid) is int and pid > 1 else None,
+        host if isinstance(host, str) else None,
+        pids_of if isinstance(pids_of, str) else None,
+    )
+    # Children that outlive it for a moment keep the lock.
+    return None if owner.pid and is_here(owner) and not Path(f"/proc/{owner.pid}").exists() else owner
+
+
+def is_here(owner: Owner) -> bool:
+    """Whether its number means a process that this one can signal."""
+    if owner.host != socket.gethostname():
+        return False
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return owner.pids_of in (None, f"{boot} {os.readlink('/proc/self/ns/pid')}")
+    except OSError:
+        return owner.pids_of is None
+
+
+def _at(config: Any, section: str, key: str) -> Any:
+    inner = config.get(section) if isinstance(config, dict) else None
+    return inner.get(key) if isinstance(inner, dict) else None
+
+
+def _last_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The last records, newest first; a line that is no record of a step is passed over."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read(TAIL_BYTES).splitlines(keepends=True)
+    except OSError:
+        return
+    for line in reversed(lines):
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            yield record
+
+
+def _newest_checkpoint(folder: Path) -> int | None:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    numbers = [int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdecimal()]
+    return max((number for number in numbers if (folder / f"step_{number}" / "manifest.json").is_file()), default=None)
+
+
+def _last_change(folder: Path) -> float:
+    changed = [0.0]
+    for name in ("metrics.jsonl", "logs/driver.log", "config.yaml", "lock", "checkpoints"):
+        try:
+            changed.append((folder / name).stat().st_mtime)
+        except OSError:
+            continue
+    return max(changed)

@@ -1,0 +1,99 @@
+"""Words that no command knows: misspelt commands, and options that are keys of the configuration."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from ray_rl.config.foreign_words import FOREIGN, NOTES, our_word
+from ray_rl.config.redact import without_arguments
+from ray_rl.config.run import RunConfig
+from ray_rl.config.schema import all_keys
+
+_FEW = 3
+"""Keys of one name that are listed."""
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of its commands by name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def check_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Ends with exit code 2 and the nearest command if the first word is none."""
+    commands = commands_of(parser)
+    word = next((word for word in words if not word.startswith("-")), None)
+    if word is None or not commands or word in commands:
+        return
+    near = get_close_matches(word.lower(), list(commands), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? The commands are" if near else "the commands are"
+    parser.error(f"{word}: no such command; {hint} {', '.join(commands)}")
+
+
+def unrecognized(
+    parser: argparse.ArgumentParser, words: Sequence[str], left: Sequence[str], *, takes_overrides: bool
+) -> str:
+    """What argparse did not know, and how it is written here.
+
+    Args:
+        parser: of the program.
+        words: of the command line.
+        left: those that were not known.
+        takes_overrides: whether the command takes `key=value`.
+    """
+    options = [word for word in left if word.startswith("--")]
+    said = f"unrecognized arguments: {' '.join(without_arguments(left))}"
+    if not options:
+        return said
+    known = _options(commands_of(parser).get(words[0]))
+    advice = [_advice(option, words, known, takes_overrides=takes_overrides) for option in dict.fromkeys(options)]
+    return "; ".join([said, *(text for text in advice if text)])
+
+
+def _options(parser: argparse.ArgumentParser | None) -> list[str]:
+    if parser is None:
+        return []
+    inner = [option for each in commands_of(parser).values() for option in _options(each)]
+    return sorted({option for option in parser._option_string_actions if option.startswith("--")} | set(inner))
+
+
+def _advice(option: str, words: Sequence[str], known: Sequence[str], *, takes_overrides: bool) -> str:
+    name, equals, value = option.removeprefix("--").partition("=")
+    near = get_close_matches(f"--{name}", known, n=1, cutoff=0.8)
+    if near:
+        return f"did you mean {near[0]}?"
+    if not takes_overrides:
+        return ""
+    if not equals:
+        value = _following(option, words)
+    key = name.replace("-", "_")
+    ours = _ours(key)
+    if not ours:
+        return f"--{name}: {our_word(key) or 'values are set without dashes, as key=value: run.steps=5'}"
+    notes = "".join(f" ({NOTES[each]})" for each in ours if each in NOTES)
+    written = " or ".join(shlex.join(without_arguments([f"{each}={value}"])) for each in ours)
+    return f"instead of --{name} write {written}{notes}"
+
+
+def _following(option: str, words: Sequence[str]) -> str:
+    """The word behind an option, as its value."""
+    behind = list(words)[list(words).index(option) + 1 :][:1]
+    is_value = behind and not behind[0].startswith("--") and "=" not in behind[0]
+    return behind[0] if is_value else "..."
+
+
+def _ours(key: str) -> tuple[str, ...]:
+    """Our keys for a name; none for one that means nothing here."""
+    keys = list(dict.fromkeys(all_keys(RunConfig)))
+    if key in keys:
+        return (key,)
+    foreign = FOREIGN.get(key)
+    if foreign is not None:
+        return foreign if isinstance(foreign, tuple) else ()
+    same = tuple(each for each in keys if each.endswith(f".{key}"))
+    return same if 1 <= len(same) <= _FEW else tuple(get_close_matches(key, keys, n=1, cutoff=0.8))

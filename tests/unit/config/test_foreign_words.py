@@ -1,0 +1,95 @@
+"""Who comes from TRL, OpenRLHF or verl is told what a key is called here."""
+
+import re
+
+import pytest
+
+from ray_rl.config.foreign_words import FOREIGN, NOTES, our_word
+from ray_rl.config.load import load_config
+from ray_rl.config.run import RunConfig
+from ray_rl.config.schema import all_keys
+from ray_rl.errors import ConfigError
+
+KEYS = set(all_keys(RunConfig)) | {"rewards", "reward"}
+
+
+def test_there_are_many_words_and_each_leads_to_keys_that_exist():
+    assert len(FOREIGN) > 150
+    for word, ours in FOREIGN.items():
+        sections = set(RunConfig.model_fields)
+        text = ours if isinstance(ours, str) else ""
+        named = re.findall(r"\b([a-z_]+(?:\.[a-z_0-9]+)+)\b", text)
+        keys = [*([] if text else ours), *(key for key in named if key.split(".")[0] in sections)]
+        assert set(keys) <= KEYS, word
+        assert keys or "remove it" in text or "resume" in text or "algorithm.loss" in text, word
+    assert set(NOTES) <= KEYS
+
+
+def test_no_word_hides_a_key_of_the_same_name_in_its_own_section(load):
+    # Given where it belongs, every key of ours is taken for what it is: the table is asked for unknown keys alone.
+    assert load("rollout.temperature=0.5").rollout.temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    ("override", "ours"),
+    [
+        ("lr=1e-6", "here it is called train.learning_rate"),
+        ("train.lr=1e-6", "here it is called train.learning_rate"),
+        ("num_generations=8", "here it is called algorithm.group_size"),
+        ("beta=0.1", "here it is called algorithm.kl.coefficient"),
+        ("algorithm.kl_coef=0.1", "here it is called algorithm.kl.coefficient"),
+        ("n_samples_per_prompt=8", "here it is called algorithm.group_size"),
+        ("rollout.gpu_memory_utilization=0.5", "here it is called rollout.gpu_memory_fraction"),
+        ("rollout.tensor_parallel_size=2", "here it is called rollout.tensor_parallel"),
+        ("max_steps=5", "here it is called run.steps"),
+        ("max_completion_length=5", "here it is called rollout.max_tokens"),
+        ("rollout.max_new_tokens=5", "here it is called rollout.max_tokens"),
+        ("actor_rollout_ref.actor.optim.lr=1e-6", "here it is called train.learning_rate"),
+        ("actor_rollout_ref.rollout.n=4", "here it is called algorithm.group_size"),
+        ("actor_rollout_ref.model.path=a", "here it is called model.path"),
+        ("data.train_files=a.parquet", "here it is called data.path"),
+        ("trainer.total_epochs=3", "the length of a run is run.steps"),
+        ("trainer.n_gpus_per_node=8", "here it is called cluster.gpus_per_node"),
+        ("wandb.project=x", "there is no upload"),
+        ("per_device_train_batch_size=8", "micro-batches have a budget of tokens, train.micro_batch_tokens"),
+        ("gradient_accumulation_steps=8", "micro-batches have a budget of tokens, train.micro_batch_tokens"),
+        ("train.micro_batch_size=8", "micro-batches have a budget of tokens, train.micro_batch_tokens"),
+        ("algorithm.epsilon=0.1", "here it is called algorithm.clip (a pair: [0.2, 0.28])"),
+    ],
+)
+def test_an_override_of_another_system_says_what_it_is_called_here(load, override, ours):
+    with pytest.raises(ConfigError) as caught:
+        load(override)
+    assert str(caught.value).startswith(f"override '{override}': unknown key; {ours}")
+
+
+def test_a_file_of_another_system_gets_a_line_for_each_of_its_keys(write):
+    text = """\
+run: {name: test, steps: 10}
+model: {path: smollm2-135m-instruct}
+rewards: [{kind: number}]
+data:
+  train_files: a.parquet
+actor_rollout_ref:
+  actor:
+    ppo_epochs: 2
+    nothing_like_it: 1
+lr: 1
+"""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(text))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "4 problems in the configuration:"
+    assert lines[1].startswith("  run.yaml:4: data.kind: missing in {'train_files': 'a.parquet'}; set it to one of ")
+    assert lines[1].endswith("; data.train_files: here it is called data.path")
+    assert lines[2:] == [
+        "  run.yaml:8: actor_rollout_ref.actor.ppo_epochs: unknown key; here it is called algorithm.update_epochs",
+        "  run.yaml:9: actor_rollout_ref.actor.nothing_like_it: unknown key; there is nothing of that name here; remove it",  # noqa: E501
+        "  run.yaml:10: lr: unknown key, its value is 1; here it is called train.learning_rate",
+    ]
+
+
+def test_a_key_of_ours_in_the_wrong_section_is_still_found(load):
+    with pytest.raises(ConfigError, match=r"did you mean train.weight_decay or critic.weight_decay\?"):
+        load("run.weight_decay=1")
+    assert our_word("weight_decay") is None
