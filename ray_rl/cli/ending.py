@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ray_rl.config.redact import hide, secrets_of
-from ray_rl.errors import Preempted, RayRLError, UserError
+from ray_rl.errors import FolderHeld, Preempted, RayRLError, UserError
 
 DONE = 0
 FAILED = 1
@@ -149,6 +149,8 @@ def _logged(arguments: argparse.Namespace, error: BaseException) -> str:
     )
     log: Path | None = vars(arguments).get("log")
     try:
+        if isinstance(error, FolderHeld):  # The log is the other process's.
+            return ""
         if log is not None and log.parent.is_dir():
             with log.open("ab") as file:
                 file.write(entry)

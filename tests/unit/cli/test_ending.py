@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ray_rl.cli.ending import ended
-from ray_rl.errors import ClusterError, ConfigError, Preempted
+from ray_rl.errors import ClusterError, ConfigError, FolderHeld, Preempted
 
 
 def ending(error, capsys, **known):
@@ -85,6 +85,11 @@ def test_the_tracebacks_of_our_own_failures_are_in_the_log_of_the_run_too(capsys
     code, said = ending(ClusterError("worker 3 is gone"), capsys, log=log)
     assert (code, said) == (1, "ray-rl: error: worker 3 is gone\n")
     assert "ray_rl.errors.ClusterError: worker 3 is gone" in log.read_text()
+
+
+def test_the_log_of_the_process_that_has_the_folder_is_left_alone(capsys, log):
+    assert ending(FolderHeld("another process has it"), capsys, log=log)[0] == 1
+    assert not log.exists()
 
 
 def test_an_error_of_ours_in_a_group_is_what_ended_the_command(capsys, log):
