@@ -35,7 +35,7 @@ def train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     remember(arguments, config)
     if arguments.dry_run:
-        check_before_start(config, resume=arguments.resume, note=_say)
+        check_before_start(config, resume=arguments.resume)
         print_plan_of(config)
         print("dry run: every check passed; nothing was started or written")
         return 0
