@@ -15,7 +15,10 @@
         |   `-- EngineLost       it died or hangs: another can do what it was asked
         |-- FolderHeld           another process trains in the run folder
         |-- RecordError          the run folder cannot be written: a full disk
-        |-- SandboxError         a function in a worker process raised or crashed it
+        |-- SandboxError         a function in a worker process raised
+        |   |-- NotLoaded        its module could not be imported
+        |   |-- ProcessDied      the process ended during the call
+        |   `-- SandboxClosed    the worker was closed
         `-- WeightSyncError      a publish that did not complete
             `-- WeightMismatch   it did, and an engine has not got what was sent
 
@@ -85,6 +88,18 @@ class RecordError(OutsideError):
 
 class SandboxError(OutsideError):
     """A function in a worker process raised, or took the process down."""
+
+
+class NotLoaded(SandboxError):
+    """The module of a function could not be imported in a worker process: it raised, exited or hung."""
+
+
+class ProcessDied(SandboxError):
+    """The worker process ended during a call. The call can be retried: the next one starts another process."""
+
+
+class SandboxClosed(SandboxError):
+    """The worker was closed before or during the call."""
 
 
 class WeightSyncError(OutsideError):

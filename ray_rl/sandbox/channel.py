@@ -1,19 +1,20 @@
-"""Length-prefixed messages over a socket, each bounded by a deadline. Standard library only: the child loads it."""
+"""Numbered, length-prefixed messages over a socket, bounded by a deadline. Loads the standard library only."""
 
 import socket
 import struct
 import time
 
-_HEADER = struct.Struct("!Q")
+_HEADER = struct.Struct("!QQ")
 _CHUNK_BYTES = 1 << 20
 
 
-def send(channel: socket.socket, payload: bytes, *, deadline_s: float | None = None) -> None:
+def send(channel: socket.socket, payload: bytes, *, number: int, deadline_s: float | None = None) -> None:
     """Sends one message.
 
     Args:
         channel: stream socket; its timeout is changed.
         payload: at most 2**64 - 1 bytes.
+        number: of the request, and of the replies to it.
         deadline_s: on the clock of `time.monotonic`; None waits for ever.
 
     Raises:
@@ -21,18 +22,18 @@ def send(channel: socket.socket, payload: bytes, *, deadline_s: float | None = N
         OSError: the other side is gone.
     """
     channel.settimeout(_remaining_s(deadline_s))
-    channel.sendall(_HEADER.pack(len(payload)) + payload)
+    channel.sendall(_HEADER.pack(number, len(payload)) + payload)
 
 
-def receive(channel: socket.socket, *, deadline_s: float | None = None) -> bytes:
-    """The next message, whole.
+def receive(channel: socket.socket, *, deadline_s: float | None = None) -> tuple[int, bytes]:
+    """The number of the next message, and all of its payload.
 
     Raises:
         TimeoutError: the deadline passed.
         EOFError: the other side closed.
     """
-    (length,) = _HEADER.unpack(_exactly(channel, _HEADER.size, deadline_s))
-    return _exactly(channel, length, deadline_s)
+    number, length = _HEADER.unpack(_exactly(channel, _HEADER.size, deadline_s))
+    return number, _exactly(channel, length, deadline_s)
 
 
 def _exactly(channel: socket.socket, count: int, deadline_s: float | None) -> bytes:

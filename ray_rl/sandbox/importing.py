@@ -3,7 +3,10 @@
 import importlib
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray_rl.errors import ConfigError
@@ -12,7 +15,8 @@ from ray_rl.errors import ConfigError
 def import_function(path: str) -> Callable[..., Any]:
     """The function that `package.module:function` names. The working folder is on the import path.
 
-    What the module itself raises while it is imported passes through: its traceback says more than we could.
+    What the module itself raises while it is imported passes through: its traceback says more than we could. A user's
+    module may also exit or hang: import it only in a worker process (`ray_rl.sandbox.checking`).
 
     Raises:
         ConfigError: no such module or function, or it cannot be called.
@@ -23,9 +27,10 @@ def import_function(path: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        place = users_place(error)
         raise ConfigError(
-            f"{path}: no module named {error.name!r} on the import path, which starts at {os.getcwd()}; "
-            "start from the folder that holds it, or install its package"
+            f"{path}: no module named {error.name!r} on the import path, which starts at {os.getcwd()}"
+            f"{f' (imported at {place})' if place else ''}; start from the folder that holds it, or install its package"
         ) from error
     if name not in vars(module):
         functions = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
@@ -34,3 +39,22 @@ def import_function(path: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{path}: a {type(function).__name__}, which cannot be called; name a function")
     return function  # type: ignore[no-any-return]
+
+
+def users_place(error: BaseException) -> str | None:
+    """File and line of the user's code that raised: the last frame outside of this package and of libraries.
+
+    None where there is no such frame. Of a syntax error, the place that does not parse.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if not file.startswith(("<frozen", *_FOREIGN)) and not file.startswith(_PACKAGE):
+            place = f"{file}:{line} in {frame.f_code.co_name}"
+    return place
+
+
+_PACKAGE = str(Path(__file__).parent.parent) + os.sep
+_FOREIGN = tuple({sysconfig.get_paths()[key] + os.sep for key in ("stdlib", "platstdlib", "purelib", "platlib")})

@@ -1,5 +1,7 @@
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -7,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ray_rl.errors import SandboxError
+from ray_rl.errors import ConfigError, ProcessDied, SandboxError
+from ray_rl.sandbox.channel import receive, send
+from ray_rl.sandbox.pool import Pool
 from ray_rl.sandbox.worker import Worker
 
-FUNCTIONS = """
+FUNCTIONS = r"""
 import os, re, subprocess, sys, time
 
 def double(x, plus=0):
@@ -45,6 +49,64 @@ def shout():
 
 def text(value):
     return str(value)
+
+def fork_and_return(x):
+    # the forked child returns, too, as a careless use of os.fork does
+    if os.fork() == 0:
+        time.sleep(0.1)
+        return "of the child"
+    return x
+
+def fork_before_us(x):
+    # the forked child is the first to return
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        return x
+    return "of the child"
+
+def pool_of_forks(x):
+    import multiprocessing
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return pool.map(double, [x, x + 1])
+
+def fork_that_exits(code):
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    sys.exit(code)
+
+def start_a_session(path, own_environment=False):
+    # one child with its own session, and one of its own with another
+    command = "sleep 60 & echo $! >> " + path + "; setsid sleep 61 & echo $! >> " + path + "; wait"
+    environment = {"PATH": os.environ["PATH"]} if own_environment else None
+    process = subprocess.Popen(["sh", "-c", command], start_new_session=True, env=environment)
+    with open(path, "a") as file:
+        file.write(f"{process.pid}\n")
+    time.sleep(0.5)
+
+def start_a_session_and_wait(path, own_environment):
+    start_a_session(path, own_environment)
+    time.sleep(60)
+
+def start_a_session_and_die(path):
+    start_a_session(path)
+    os._exit(1)
+
+def print_megabytes(count):
+    for _ in range(count):
+        print("x" * (1 << 20))
+        os.write(2, b"y" * (1 << 20))
+
+def raise_megabytes(count):
+    raise ValueError("z" * (count << 20))
+
+def leave_by_sys_exit():
+    sys.exit(0)
+
+def eat(count):
+    return len(bytearray(count))
+
+def of_a_deep_recursion():
+    return of_a_deep_recursion()
 """
 
 
@@ -89,7 +151,7 @@ def test_calls_return_what_the_function_returns_and_share_one_process(worker, us
 
 
 def test_a_result_can_be_converted_before_it_is_pickled(worker, users):
-    shown = worker.call(f"{users}:unpicklable", convert=f"{users}:text", timeout_s=5)
+    shown = worker.call(f"{users}:unpicklable", convert=(f"{users}:text", {}), timeout_s=5)
     assert shown.startswith("<function unpicklable")
 
 
@@ -124,12 +186,17 @@ def test_an_exception_comes_back_with_its_traceback_and_the_process_goes_on(work
     [
         ("leave", [3], "ended its process with exit code 3"),
         ("unpicklable", [], "raised .*[Pp]ickle"),
-        ("missing", [], "users_functions has no 'missing'; it has double, fail"),
     ],
 )
 def test_a_failure_says_what_happened_and_the_next_call_is_served(worker, users, function, args, message):
     with pytest.raises(SandboxError, match=message):
         worker.call(f"{users}:{function}", args=args, timeout_s=5)
+    assert worker.call(f"{users}:double", args=[4], timeout_s=5) == 8
+
+
+def test_a_function_that_is_missing_is_the_users_mistake_and_the_next_call_is_served(worker, users):
+    with pytest.raises(ConfigError, match="users_functions has no 'missing'; it has double, eat, fail"):
+        worker.call(f"{users}:missing", timeout_s=5)
     assert worker.call(f"{users}:double", args=[4], timeout_s=5) == 8
 
 
@@ -216,3 +283,156 @@ def test_a_child_outlives_what_tells_the_whole_job_to_stop_for_its_driver_has_a_
     os.kill(asked, number)
     assert worker.call(f"{users}:double", args=[4], timeout_s=5) == 8
     assert worker.pid == asked
+
+
+def test_a_function_that_forks_gets_its_own_results_call_after_call(worker, users):
+    for x in range(5):
+        assert worker.call(f"{users}:fork_and_return", args=[x], timeout_s=5) == x
+        time.sleep(0.03)
+
+
+@pytest.mark.parametrize("function", ["fork_before_us", "fork_and_return"])
+def test_a_forked_child_that_returns_first_does_not_answer(worker, users, function):
+    calls = [worker.call(f"{users}:{name}", args=[3], timeout_s=5) for name in (function, "double", function, "double")]
+    assert calls == [3, 6, 3, 6]
+
+
+def test_forks_of_multiprocessing_work_and_later_calls_get_their_own_results(worker, users):
+    calls = [worker.call(f"{users}:pool_of_forks", args=[x], timeout_s=20) for x in (1, 2)]
+    assert calls == [[2, 4], [4, 6]]
+    assert worker.call(f"{users}:double", args=[7], timeout_s=5) == 14
+
+
+def test_a_forked_child_keeps_its_exit_code(worker, users):
+    assert worker.call(f"{users}:fork_that_exits", args=[3], timeout_s=5) == 3
+
+
+def test_replies_of_other_numbers_are_not_taken_for_the_answer(worker, users):
+    """As if a forked child of an earlier call had answered late."""
+    worker.call(f"{users}:double", args=[1], timeout_s=5)
+    stale = pickle.dumps(("value", "stale"))
+    theirs, ours = socket.socketpair()
+    real, worker._channel = worker._channel, ours
+    try:
+        send(theirs, stale, number=worker._number)
+        with ThreadPoolExecutor(1) as thread:
+            call = thread.submit(worker.call, f"{users}:double", args=[4], timeout_s=5)
+            number, _request = receive(theirs, deadline_s=time.monotonic() + 5)
+            send(theirs, stale, number=number - 1)
+            send(theirs, b"", number=number)
+            send(theirs, pickle.dumps(("value", "ours")), number=number)
+            assert call.result(timeout=5) == "ours"
+    finally:
+        worker._channel = real
+        theirs.close()
+        ours.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_child_that_is_killed_between_two_calls_is_replaced_and_the_call_succeeds(worker, users, number):
+    for _ in range(3):
+        worker.call(f"{users}:double", args=[1], timeout_s=5)
+        killed = worker.pid
+        os.kill(killed, number)
+        assert worker.call(f"{users}:double", args=[4], timeout_s=5) == 8
+        assert worker.pid != killed
+
+
+def test_a_child_that_ends_during_a_call_is_told_apart_from_a_function_that_raises(worker, users):
+    with pytest.raises(ProcessDied):
+        worker.call(f"{users}:leave", args=[3], timeout_s=5)
+    with pytest.raises(SandboxError) as raised:
+        worker.call(f"{users}:fail", timeout_s=5)
+    assert not isinstance(raised.value, ProcessDied)
+
+
+@pytest.mark.parametrize(
+    ("function", "more"),
+    [
+        ("start_a_session_and_wait", [False]),
+        ("start_a_session_and_wait", [True]),
+        ("start_a_session_and_die", []),
+    ],
+)
+def test_children_with_a_session_of_their_own_end_with_the_call_that_hangs_or_dies(users, tmp_path, function, more):
+    worker, pids = Worker(), tmp_path / "pids"
+    with pytest.raises((TimeoutError, ProcessDied)):
+        worker.call(f"{users}:{function}", args=[str(pids), *more], timeout_s=2)
+    assert len(pids.read_text().split()) == 3
+    for pid in pids.read_text().split():
+        wait_until_gone(int(pid))
+    worker.close()
+
+
+def test_children_with_a_session_of_their_own_end_with_close(users, tmp_path):
+    worker, pids = Worker(), tmp_path / "pids"
+    worker.call(f"{users}:start_a_session", args=[str(pids)], timeout_s=10)
+    assert all(is_running(int(pid)) for pid in pids.read_text().split())
+    worker.close()
+    for pid in pids.read_text().split():
+        wait_until_gone(int(pid))
+
+
+def test_megabytes_of_prints_do_not_reach_standard_error(users):
+    script = (
+        "from ray_rl.sandbox.worker import Worker\n"
+        f"worker = Worker()\nworker.call('{users}:print_megabytes', args=[50], timeout_s=60)\n"
+        f"worker.call('{users}:shout', timeout_s=5)\nworker.close()"
+    )
+    environment = {**os.environ, "PYTHONPATH": sys.path[0]}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert 1000 < len(done.stderr) < 40_000
+    assert "more bytes that a function printed are not shown]" in done.stderr
+    assert done.stderr.endswith("to standard output\n")
+
+
+def test_a_text_of_megabytes_in_an_exception_is_shortened_on_its_way(worker, users):
+    with pytest.raises(SandboxError, match=r"raised ValueError: zzz.*characters \.\.\.\] zzz") as raised:
+        worker.call(f"{users}:raise_megabytes", args=[50], timeout_s=30)
+    assert len(str(raised.value)) < 3_000
+    assert all(len(note) < 25_000 for note in raised.value.__notes__)
+
+
+def test_an_error_says_file_and_line_of_the_users_code(worker, users):
+    with pytest.raises(SandboxError, match=r"users_functions\.py:20 in fail"):
+        worker.call(f"{users}:fail", timeout_s=5)
+
+
+def test_sys_exit_in_a_function_is_an_error_and_ends_nothing(worker, users):
+    worker.call(f"{users}:double", args=[1], timeout_s=5)
+    before = worker.pid
+    with pytest.raises(SandboxError, match="raised SystemExit: 0"):
+        worker.call(f"{users}:leave_by_sys_exit", timeout_s=5)
+    assert worker.pid == before
+
+
+def test_a_recursion_without_end_is_an_error(worker, users):
+    with pytest.raises(SandboxError, match="raised RecursionError"):
+        worker.call(f"{users}:of_a_deep_recursion", timeout_s=10)
+
+
+def test_memory_beyond_the_limit_is_an_error_of_the_call(users):
+    worker = Worker(memory_bytes=1 << 30)
+    assert worker.call(f"{users}:eat", args=[1 << 20], timeout_s=10) == 1 << 20
+    with pytest.raises(SandboxError, match="raised MemoryError"):
+        worker.call(f"{users}:eat", args=[2 << 30], timeout_s=10)
+    worker.close()
+
+
+def test_a_pool_starts_a_process_only_when_the_others_are_busy(users):
+    pool = Pool(2)
+    try:
+        for x in range(3):
+            assert pool.submit(f"{users}:double", args=[x], timeout_s=5).result(timeout=20) == 2 * x
+        assert pool.processes == 1
+        start_s = time.monotonic()
+        calls = [pool.submit(f"{users}:sleep", args=[0.5], timeout_s=5) for _ in range(4)]
+        for call in calls:
+            call.result(timeout=20)
+        assert pool.processes == 2
+        assert time.monotonic() - start_s < 1.9, "two at a time"
+    finally:
+        pool.close()
+    with pytest.raises(SandboxError, match="closed"):
+        pool.submit(f"{users}:double", args=[1], timeout_s=5)

@@ -1,0 +1,67 @@
+"""Ends a process with everything that it started, also what has a session of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+MARK = "RAY_RL_SANDBOX"
+"""The environment variable by which descendants are found after their parent is gone."""
+
+ROUNDS = 5
+"""A process may start another while it is looked for."""
+
+
+def kill_family(pid: int, mark: str) -> None:
+    """Kills a process, its group, its descendants, and every process whose environment has the mark.
+
+    Where there is no /proc, only the process group ends.
+
+    Args:
+        pid: leader of its own session; it may be gone already.
+        mark: value of `MARK` in the environment that the process was started with.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)  # so that it starts nothing more
+    family = _descendants(pid)
+    with contextlib.suppress(ProcessLookupError):  # it is gone, and started nothing that is left
+        os.killpg(pid, signal.SIGKILL)
+    for _ in range(ROUNDS):
+        family |= _marked(mark)
+        family.discard(pid)
+        if not family:
+            return
+        for each in family:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(each, signal.SIGKILL)
+        family = set()
+
+
+def _processes() -> list[Path]:
+    root = Path("/proc")
+    return [folder for folder in root.iterdir() if folder.name.isdigit()] if root.is_dir() else []
+
+
+def _descendants(pid: int) -> set[int]:
+    parents: dict[int, int] = {}
+    for folder in _processes():
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it ended meanwhile
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    generation = {pid}
+    while generation:
+        generation = {child for child, parent in parents.items() if parent in generation} - found
+        found |= generation
+    return found
+
+
+def _marked(mark: str) -> set[int]:
+    wanted = f"{MARK}={mark}".encode()
+    found: set[int] = set()
+    for folder in _processes():
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(int(folder.name))
+    return found
