@@ -45,6 +45,8 @@ class Prompt:
     """Further columns of the row ("answer", ...), handed to the rewards by name."""
     messages: tuple[Message, ...] = ()
     """The conversation that was tokenised: what a judge with a tokenizer of its own reads."""
+    is_conversation: bool = False
+    """Whether the row held messages, and not text: reward functions of TRL get messages then."""
 
 
 @dataclass(frozen=True, slots=True)

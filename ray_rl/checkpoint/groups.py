@@ -47,6 +47,7 @@ def prompt_from_json(found: Mapping[str, Any]) -> Prompt:
         text=found["text"],
         columns=found["columns"],
         messages=tuple(Message(**message) for message in found["messages"]),
+        is_conversation=found.get("is_conversation", False),
     )
 
 

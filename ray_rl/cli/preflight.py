@@ -115,14 +115,20 @@ def unreadable_data(config: RunConfig) -> str | None:
 
 def _check_rows(config: RunConfig) -> CheckedRows | None:
     from ray_rl.data.preflight import check_data
+    from ray_rl.rewards.golds import golds_checked
 
-    return check_data(config, with_tokenizer=False) if unreadable_data(config) is None else None
+    if unreadable_data(config) is not None:
+        return None
+    with golds_checked(config.rewards) as row_checks:
+        return check_data(config, row_checks=row_checks, with_tokenizer=False)
 
 
 def _check_data(config: RunConfig) -> CheckedRows | None:
     from ray_rl.data.preflight import check_data
+    from ray_rl.rewards.golds import golds_checked
 
-    return check_data(config, model_folder=_folder_of(config.model.path), say=_say)
+    with golds_checked(config.rewards) as row_checks:
+        return check_data(config, model_folder=_folder_of(config.model.path), row_checks=row_checks, say=_say)
 
 
 def _say(line: str) -> None:

@@ -13,31 +13,85 @@ class Part(Config):
     weight: float = Field(1.0, allow_inf_nan=False)
     """Factor in the sum."""
     name: str | None = None
-    """Key in records and metrics (`reward/<name>_mean`). None: the kind."""
+    """Key in records and metrics (`reward/<name>_mean`). None: the kind; of `custom`, the name of the function."""
     on_error: Literal["stop", "skip"] = "stop"
     """A function that raises, hangs or returns nan stops the step and names the sample; `skip` counts it and has no
-    opinion."""
+    opinion. Where a verifier of ours cannot check what the policy wrote, that is a 0 and not an error: it is counted in
+    `reward/<name>_unverified`."""
     timeout_s: float = Field(10.0, gt=0)
     """Limit for one call: over the completions of one prompt for `custom`, over one completion for the others."""
+    workers: int | None = Field(None, ge=1, le=64)
+    """Processes that score at the same time, where the function runs in a process of its own. None: one for each core
+    of the driver's machine; 1 for `custom`, whose function may keep state."""
+
+    @property
+    def label(self) -> str:
+        """The key in records and metrics."""
+        return self.name or self.default_name
+
+    @property
+    def default_name(self) -> str:
+        """The name of a part that was given none."""
+        raise NotImplementedError
 
 
 class Number(Part):
-    """1 if the last number of the completion equals the column (of "... #### 42", what follows the hashes), else 0."""
+    r"""1 if the number that the completion answers with equals the column's exactly, else 0.
+
+    That is the number of its last \boxed{...}, or else the last one, behind the thinking. A column that is not exactly
+    one number is refused before the start; of "... #### 42" it is what follows the hashes.
+    """
 
     kind: Literal["number"] = "number"
     column: str = "answer"
+    """May be a dotted path into nested columns: `reward_model.ground_truth`."""
     require_stop: bool = True
     """A completion cut off by the token limit scores 0: its last number need not be its answer."""
 
+    @property
+    def default_name(self) -> str:
+        """The kind."""
+        return self.kind
+
 
 class MathVerify(Part):
-    """1 if the `math-verify` library finds the answer equal to the column, else 0. Runs in a worker process.
+    r"""1 if the completion's answer equals the column, by text or by the `math-verify` library, else 0.
 
-    Of a column like GSM8K's "... #### 42" the answer is what follows the hashes.
+    The answer is the last \boxed{...} behind the thinking, or else what follows "answer is". A column that is not
+    exactly one expression, word or choice is refused before the start; of "... #### 42" it is what follows the hashes.
     """
 
     kind: Literal["math_verify"] = "math_verify"
     column: str = "answer"
+    """May be a dotted path into nested columns: `reward_model.ground_truth`."""
+    require_stop: bool = True
+    """A completion cut off by the token limit scores 0: its last expression need not be its answer."""
+
+    @property
+    def default_name(self) -> str:
+        """The kind."""
+        return self.kind
+
+
+class Choice(Part):
+    r"""1 if the completion chooses the letter of the column, else 0: "(B)", "The answer is B.", \boxed{B}.
+
+    The choice is the last \boxed{...} behind the thinking, or else what follows "answer is", "option" or "choice". A
+    column that is not exactly one of the letters is refused before the start.
+    """
+
+    kind: Literal["choice"] = "choice"
+    column: str = "answer"
+    """May be a dotted path into nested columns: `reward_model.ground_truth`."""
+    letters: str = Field("ABCDEFGHIJ", pattern=r"^[A-Z]+$")
+    """The choices that there are."""
+    require_stop: bool = True
+    """A completion cut off by the token limit scores 0."""
+
+    @property
+    def default_name(self) -> str:
+        """The kind."""
+        return self.kind
 
 
 class Regex(Part):
@@ -46,6 +100,11 @@ class Regex(Part):
     kind: Literal["regex"] = "regex"
     pattern: str
 
+    @property
+    def default_name(self) -> str:
+        """The kind."""
+        return self.kind
+
 
 class Length(Part):
     """-max(0, tokens - target) / target: 0 up to `target` tokens, -1 at twice that."""
@@ -53,23 +112,44 @@ class Length(Part):
     kind: Literal["length"] = "length"
     target: int = Field(ge=1)
 
+    @property
+    def default_name(self) -> str:
+        """The kind."""
+        return self.kind
+
 
 class ReasoningGymScore(Part):
     """Score in [0, 1] by the verifier of the task that made the prompt."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
 
+    @property
+    def default_name(self) -> str:
+        """The kind."""
+        return self.kind
+
 
 class CustomReward(Part):
-    """An import path to `function(completions, **columns) -> list[float | None]`."""
+    """An import path to a reward function, recognised by its parameters (docs/rewards.md).
+
+    Ours is `(completions, **columns)`, TRL's `(prompts, completions, **columns)`, verl's `(data_source, solution_str,
+    ground_truth, extra_info=None)`. Each may be async.
+    """
 
     kind: Literal["custom"] = "custom"
     function: str = Field(pattern=r"^[\w.]+:\w+$")
     """`package.module:function`."""
+    signature: Literal["ray_rl", "trl", "verl"] | None = None
+    """How to call the function. None: as the names of its parameters say."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed as further keywords."""
 
+    @property
+    def default_name(self) -> str:
+        """The name of the function."""
+        return self.function.rpartition(":")[2]
+
 
 RewardConfig = Annotated[
-    Number | MathVerify | Regex | Length | ReasoningGymScore | CustomReward, Field(discriminator="kind")
+    Number | MathVerify | Choice | Regex | Length | ReasoningGymScore | CustomReward, Field(discriminator="kind")
 ]

@@ -180,7 +180,7 @@ def _rewards(config: RunConfig) -> Iterator[str]:
         yield "rewards=[]: nothing judges the completions; add a reward function, or a reward model under reward"
     names: dict[str, int] = {}
     for index, reward in enumerate(config.rewards):
-        name = reward.name or reward.kind
+        name = reward.label
         if name in names:
             yield (
                 f"rewards.{index}.name={name}: rewards.{names[name]} has it too, and parts are recorded by name; "

@@ -16,7 +16,7 @@ from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.rows import Row
 from ray_rl.data.source import epoch_order, open_rows
 from ray_rl.errors import ConfigError
-from ray_rl.sandbox.importing import import_function
+from ray_rl.sandbox.checking import check_function
 
 FIRST_ROWS = 256
 """So many prompts tell whether `data.max_prompt_tokens` can be right, and stand for rows that we compute."""
@@ -63,9 +63,9 @@ def check_data(
     _check_system_prompt(data)
     for index, reward in enumerate(config.rewards):
         if isinstance(reward, CustomReward):
-            _check_import(reward.function, key=f"rewards[{index}].function")
+            check_function(reward.function, key=f"rewards[{index}].function")
     if isinstance(data, CustomSource):
-        _check_import(data.function, key="data.function")
+        check_function(data.function, key="data.function")
     if isinstance(data, ReasoningGym):
         check_task(data.task)
     if not with_tokenizer and _is_far(data):
@@ -134,10 +134,3 @@ def _check_system_prompt(data: DataConfig) -> None:
             "data.system_prompt needs the chat template, but data.chat=false; "
             "remove it, or put it into the text of the prompts"
         )
-
-
-def _check_import(path: str, *, key: str) -> None:
-    try:
-        import_function(path)
-    except ConfigError as error:
-        raise ConfigError(f"{key}={error}") from error

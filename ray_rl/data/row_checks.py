@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_rl.config.data import Addition, DataConfig, Files, ReasoningGym
-from ray_rl.config.rewards import MathVerify, Number, RewardConfig
+from ray_rl.config.rewards import Choice, MathVerify, Number, RewardConfig
 from ray_rl.config.run import RunConfig
 from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer
@@ -98,7 +98,7 @@ class CheckedRows:
 
 def _check_reward_columns(rewards: list[RewardConfig], columns: Mapping[str, Any], *, where: str) -> None:
     for index, reward in enumerate(rewards):
-        if not isinstance(reward, Number | MathVerify):
+        if not isinstance(reward, Number | MathVerify | Choice):
             continue
         if not has_column(columns, reward.column):
             others = possible_answers(columns)

@@ -91,7 +91,7 @@ def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prom
         token_ids = tokenizer.encode(content, chat=uses_chat(config))
     except DataError as error:
         raise DataError(f"{row.id}: {error}") from error
-    return Prompt(row.id, token_ids, _shown(row), row.columns, messages)
+    return Prompt(row.id, token_ids, _shown(row), row.columns, messages, not isinstance(row.prompt, str))
 
 
 def epoch_order(size: int, *, shuffle: bool, seed: int, epoch: int) -> range | list[int]:

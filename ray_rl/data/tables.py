@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_rl.config.data import Csv, CustomSource, Files, Hub, Parquet
-from ray_rl.data.columns import reason, shorten
+from ray_rl.data.columns import reason
 from ray_rl.data.files import WHOLE_BYTES, DataFile, data_files, digests
 from ray_rl.data.layout import layout_of, notes
 from ray_rl.data.rows import Row, make_row
+from ray_rl.data.users_rows import users_rows
 from ray_rl.errors import DataError
-from ray_rl.sandbox.importing import import_function
 
 if TYPE_CHECKING:
     import datasets
@@ -127,13 +127,7 @@ class CustomRows:
 
     def __init__(self, config: CustomSource) -> None:
         self._config = config
-        function = import_function(config.function)
-        rows = function(**config.options)
-        if not isinstance(rows, Iterable) or isinstance(rows, str | Mapping):
-            raise DataError(f"data.function={config.function} returned {shorten(rows)}; return a list of mappings")
-        self._rows: list[Any] = list(rows)
-        if not self._rows:
-            raise DataError(f"data.function={config.function} returned no rows; return at least one")
+        self._rows = users_rows(config)
 
         self.digests: Mapping[str, str] = {config.function: rows_digest(self._rows)}
         """Of the rows, by the name of the function."""

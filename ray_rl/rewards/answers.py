@@ -1,33 +1,178 @@
-"""Reads answers out of text."""
+r"""Finds the final answer in a completion, and the answer that a data set's column holds. Linear in the text."""
 
+import json
+import math
 import re
-from decimal import Decimal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-_MINUS = "-\u2212"  # hyphen, and the minus sign proper
-_NUMBER = re.compile(
-    # A sign belongs to the number unless it follows a word, a digit or a bracket: "x = -5", but "17-25".
-    rf"(?:(?<![\w.)\]}}])(?P<sign>[{_MINUS}+]))?[$]?"
-    # 1,234,567 or 1234567, with decimals ("3.50"; the dot of "42." ends the sentence), or .5; with an exponent.
-    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:[.][0-9]+)?|(?<![0-9])[.][0-9]+)"
-    r"(?P<exponent>[eE][+-]?[0-9]{1,3}(?![0-9]))?"
+from ray_rl.errors import DataError
+
+_THINKING = r"think|thinking|thoughts?|reasoning|reflection|seed:think"
+_THINKING_ENDS = re.compile(
+    rf"</(?:{_THINKING})>|<\|end_of_thought\|>|\[/THINK\]|\u25c1/think\u25b7|<\|channel\|>final<\|message\|>",
+    re.IGNORECASE,
 )
+_THINKING_STARTS = re.compile(rf"<(?:{_THINKING})>|<\|begin_of_thought\|>|\[THINK\]|\u25c1think\u25b7", re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*+(?P<brace>\{)?")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_JOINED = re.compile(
+    r"(?:[\s$.,;:/&*]|\\[()\[\],;!]|\\q?quad\b|\\(?:text|mbox)\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)*+", re.IGNORECASE
+)
+"""What stands between boxes that are one answer together: "$\\boxed{5}$ or $\\boxed{6}$"."""
+
+BOX_CHARACTERS = 4096
+"""A longer box is no answer. It bounds the time that a text of many open boxes takes."""
+_BOXES = 16
+_JOINT_CHARACTERS = 40
+_SHOWN_CHARACTERS = 80
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last number in the text, exactly; None when there is none.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The place of a completion where its answer stands."""
 
-    Thousands may be separated by commas. A fraction is two numbers: of "1/2" the last is 2.
+    text: str
+    is_boxed: bool
+    r"""The text is all that a \boxed{...} holds, or those of several boxes that are joined, with commas between."""
+
+
+def answer_of(completion: str) -> Answer:
+    r"""Where the answer of a completion stands: behind the thinking, in its last `<answer>` tag, in its last box.
+
+    Boxes with nothing but "and", "or" or punctuation between them are one answer, a list. A box that is not closed
+    holds nothing.
     """
-    last = None
-    for last in _NUMBER.finditer(text):  # noqa: B007
-        pass
-    if last is None:
+    text = after_thinking(completion)
+    end = text.rfind("</answer>")
+    if end >= 0:
+        start = text.rfind("<answer>", 0, end)
+        text = text[start + len("<answer>") : end] if start >= 0 else text[:end]
+    boxed = last_box(text)
+    return Answer(text, is_boxed=False) if boxed is None else Answer(boxed, is_boxed=True)
+
+
+def after_thinking(text: str) -> str:
+    """The text behind the last marker that ends thinking, and before one that starts it again.
+
+    Thinking that does not end leaves what stands before it, most often nothing.
+    """
+    end = 0
+    for match in _THINKING_ENDS.finditer(text):
+        end = match.end()
+    rest = text[end:]
+    start = _THINKING_STARTS.search(rest)
+    return rest if start is None else rest[: start.start()]
+
+
+def last_box(text: str) -> str | None:
+    r"""What the last \boxed{...} or \fbox{...} holds; None when there is none.
+
+    The boxes before it belong to it where only connectives stand in between. Equal ones count once.
+    """
+    matches = list(_outer_boxes(text))
+    if not matches:
         return None
-    value = Decimal(last["digits"].replace(",", "") + (last["exponent"] or ""))
-    return value.copy_negate() if last["sign"] and last["sign"] in _MINUS else value
+    contents: list[str] = []
+    start = len(text)
+    for index, (box_start, box_end, content) in enumerate(reversed(matches)):
+        if index:
+            between = text[box_end:start]
+            if len(between) > _JOINT_CHARACTERS or _JOINED.fullmatch(between) is None:
+                break
+        contents.insert(0, content.strip())
+        start = box_start
+    return ", ".join(dict.fromkeys(contents))
 
 
-def final_answer(value: Any) -> str:
-    """The answer that a column holds: what follows the last "####" as in GSM8K, or all of it."""
-    return str(value).rpartition("####")[2].strip()
+def _outer_boxes(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and contents of the last boxes, without those inside of others."""
+    boxes: list[tuple[int, int, str]] = []
+    for match in list(_BOX.finditer(text))[-_BOXES:]:
+        if boxes and match.start() < boxes[-1][1]:
+            continue
+        end, content = _box(text, match)
+        boxes.append((match.start(), end, content))
+    return boxes
+
+
+def _box(text: str, match: re.Match[str]) -> tuple[int, str]:
+    """Where a box ends, and what it holds: nothing where it is not closed."""
+    start = match.end()
+    if match["brace"] is None:  # "\boxed 5"
+        word = text[start : start + BOX_CHARACTERS].split(maxsplit=1)
+        content = word[0].rstrip("$.,") if word else ""
+        return start + len(content), content
+    depth = 1
+    for brace in _BRACE.finditer(text, start, start + BOX_CHARACTERS):
+        if brace[0] == "{":
+            depth += 1
+        elif brace[0] == "}":
+            depth -= 1
+            if not depth:
+                content = text[start : brace.start()]
+                inner = last_box(content) if "\\boxed" in content or "\\fbox" in content else None
+                return brace.end(), content if inner is None else inner
+    return start, ""
+
+
+def gold_of(value: Any) -> Any:
+    """The one answer that a column holds: text, or a number that is no boolean. None stays None: no answer is known.
+
+    Of text with "####" (GSM8K) it is what follows the last one. A list of exactly one answer, or its JSON text (as in
+    Skywork-OR1), is that answer.
+
+    Raises:
+        DataError: a mapping, a list of none or several, a boolean, nan, infinity, or text without an answer.
+    """
+    if isinstance(value, Mapping):
+        keys = ", ".join(map(str, value))
+        raise DataError(
+            f"the answer is a mapping with the keys {keys[:_SHOWN_CHARACTERS]}; name one of its entries as the "
+            f"reward's column, such as column: reward_model.ground_truth"
+        )
+    if isinstance(value, str):
+        return _gold_text(value)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        if len(value) != 1:
+            raise DataError(f"the answer {shown(value)} is a list of {len(value)}; give exactly one answer")
+        return gold_of(value[0])
+    if value is None:
+        return None
+    if isinstance(value, bool) or (not isinstance(value, int | float) and not _is_decimal(value)):
+        raise DataError(f"the answer {shown(value)} is a {type(value).__name__}; give a number or text")
+    if not isinstance(value, int) and not math.isfinite(value):
+        raise DataError(f"the answer is {value}; give a finite number or text")
+    return value
+
+
+def _gold_text(value: str) -> str:
+    text = value.rpartition("####")[2].strip()
+    if (text.startswith('["') and text.endswith('"]')) or re.fullmatch(r"\[\s*-?[\d.]+\s*\]", text):
+        try:
+            listed = json.loads(text)
+        except ValueError:
+            return text
+        return str(gold_of(listed))
+    if text.casefold() in {"", "none", "null", "nan", "n/a", "na", "nil", "unknown", "undefined"}:
+        raise DataError(f"the answer {shown(value)} is no answer; give one, or null to have no opinion on the row")
+    return text
+
+
+def _is_decimal(value: Any) -> bool:
+    from decimal import Decimal
+
+    return isinstance(value, Decimal)
+
+
+def shown(value: Any) -> str:
+    """The repr of a value, at most a line of it. Integers of any size are shown."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4 * _SHOWN_CHARACTERS:
+        return f"an integer of {value.bit_length()} bits"
+    text = (
+        repr(value[:_SHOWN_CHARACTERS]) + ("..." if len(value) > _SHOWN_CHARACTERS else "")
+        if isinstance(value, str)
+        else repr(value)
+    )
+    return text if len(text) <= 2 * _SHOWN_CHARACTERS else f"{text[: 2 * _SHOWN_CHARACTERS]}..."

@@ -4,38 +4,86 @@ Columns arrive as lists, one entry a completion. Each function judges every comp
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, SupportsFloat
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from itertools import islice
+from typing import Any, Literal, SupportsFloat
 
-from ray_rl.rewards.answers import final_answer, last_number
+from ray_rl.rewards.answers import shown
+from ray_rl.rewards.choices import choice_answer, choice_gold
+from ray_rl.rewards.math_text import math_gold, quick_verdict
+from ray_rl.rewards.numbers import number_answer, number_gold
 from ray_rl.types import FinishReason
 
 
 def number(
     completions: Sequence[str], *, answer: Sequence[Any], finish_reasons: Sequence[FinishReason], require_stop: bool
 ) -> list[float | None]:
-    """1 if the last number of the completion equals the answer, else 0; None where the answer is None.
+    """1 if the number that the completion answers with equals the column's, else 0; None where the column is None.
+
+    The completion's number is that of its last box, or else the last one behind its thinking.
 
     Args:
         completions: decoded text.
-        answer: numbers or text with a number; of "... #### 42" (GSM8K) what follows the hashes.
+        answer: numbers, or text with exactly one; of "... #### 42" (GSM8K) what follows the hashes.
         finish_reasons: how each completion ended.
         require_stop: 0 for a completion that did not end by itself: its last number need not be its answer.
 
     Raises:
-        ValueError: an answer without a number: the ground truth is wrong, not the completion.
+        DataError: an answer that is not exactly one number: the ground truth is wrong, not the completion.
     """
-    return [
-        None if truth is None else float(last_number(text) == _truth(truth) and (reason == "stop" or not require_stop))
-        for text, truth, reason in zip(completions, answer, finish_reasons, strict=True)
-    ]
+    scores: list[float | None] = []
+    for text, truth, reason in zip(completions, answer, finish_reasons, strict=True):
+        gold = number_gold(truth)
+        is_whole = reason == "stop" or not require_stop
+        scores.append(None if gold is None else float(is_whole and number_answer(text) == gold))
+    return scores
 
 
-def _truth(answer: Any) -> Any:
-    value = last_number(final_answer(answer))
-    if value is None:
-        raise ValueError(f"the answer {answer!r} holds no number; use math_verify, or correct the data")
-    return value
+def choice(
+    completions: Sequence[str],
+    *,
+    answer: Sequence[Any],
+    finish_reasons: Sequence[FinishReason],
+    require_stop: bool,
+    letters: str,
+) -> list[float | None]:
+    """1 if the completion chooses the column's letter, else 0; None where the column is None.
+
+    Args:
+        completions: decoded text.
+        answer: letters, also as "(B)" or "B. Paris".
+        finish_reasons: how each completion ended.
+        require_stop: 0 for a completion that did not end by itself.
+        letters: those that are choices.
+
+    Raises:
+        DataError: an answer that is not exactly one of the letters.
+    """
+    scores: list[float | None] = []
+    for text, truth, reason in zip(completions, answer, finish_reasons, strict=True):
+        gold = choice_gold(truth, letters=letters)
+        is_whole = reason == "stop" or not require_stop
+        scores.append(None if gold is None else float(is_whole and choice_answer(text) == gold))
+    return scores
+
+
+def quick_math_verify(
+    completions: Sequence[str], *, answer: Sequence[Any], finish_reasons: Sequence[FinishReason], require_stop: bool
+) -> list[float | Literal["undecided"] | None]:
+    """The verdicts of `math_verify` that need no algebra, and "undecided" for the others. Safe in the driver.
+
+    Raises:
+        DataError: an answer that is not exactly one expression, as far as its text tells.
+    """
+    verdicts: list[float | Literal["undecided"] | None] = []
+    for text, truth, reason in zip(completions, answer, finish_reasons, strict=True):
+        gold = math_gold(truth)
+        if gold is None:
+            verdicts.append(None)
+            continue
+        verdict = quick_verdict(text, gold) if reason == "stop" or not require_stop else 0.0
+        verdicts.append("undecided" if verdict is None else verdict)
+    return verdicts
 
 
 def regex(completions: Sequence[str], *, pattern: str) -> list[float | None]:
@@ -59,21 +107,28 @@ def length(completions: Sequence[str], *, lengths: Sequence[int], target: int) -
     return [-max(0, tokens - target) / target for tokens in lengths]
 
 
-def plain_scores(returned: Any) -> list[float | str | None]:
+def plain_scores(returned: Any, *, expected: int) -> tuple[list[float | str | None], int]:
     """What a user's function returned, as plain floats: a tensor would drag its library into the caller's process.
 
+    Args:
+        returned: whatever it is.
+        expected: number of scores that are wanted; at most one more is read of what has no length.
+
     Returns:
-        A float or None per completion; the repr of what is neither, for the caller to name.
+        A float or None for as many as are expected, the repr of what is neither, for the caller to name; and how many
+        the function returned.
 
     Raises:
         TypeError: not a list.
     """
     if not isinstance(returned, Iterable) or isinstance(returned, str | Mapping):
-        raise TypeError(f"returned {returned!r}, not a list with a number or None for each completion")
-    return [_plain(value) for value in returned]
+        raise TypeError(f"returned {shown(returned)}, not a list with a number or None for each completion")
+    values = list(islice(returned, expected + 1))
+    count = len(returned) if isinstance(returned, Sized) else len(values)
+    return [_plain(value) for value in values[:expected]], count
 
 
 def _plain(value: Any) -> float | str | None:
     if value is None:
         return None
-    return float(value) if isinstance(value, SupportsFloat) else repr(value)
+    return float(value) if isinstance(value, SupportsFloat) else shown(value)

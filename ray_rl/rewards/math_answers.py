@@ -1,37 +1,101 @@
 """Equality of mathematical answers by the `math-verify` library. Loads sympy and may hang: for a worker process."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
 
-from math_verify import parse, verify
+from math_verify import LatexExtractionConfig, parse, verify
 
-from ray_rl.rewards.answers import final_answer
+from ray_rl.errors import DataError
+from ray_rl.rewards.answers import shown
+from ray_rl.rewards.math_text import candidate_of, math_gold, needs_algebra, quick_verdict, spelled
+from ray_rl.types import FinishReason
 
 # It warns at every call that its own time limit is off. It is: that one needs the main thread and signals, ours kills.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
+EXPRESSION_CHARACTERS = 2000
+"""A longer expression is no answer: its grammar takes seconds for a thousand terms."""
+_LATEX = (LatexExtractionConfig(),)
 
-def math_verify(completions: Sequence[str], *, answer: Sequence[Any]) -> list[float | None]:
+
+def math_verify(
+    completions: Sequence[str], *, answer: Sequence[Any], finish_reasons: Sequence[FinishReason], require_stop: bool
+) -> list[float | None]:
     r"""1 if the completion's answer equals the column's, else 0; None where the answer is None.
 
     Args:
         completions: decoded text.
-        answer: LaTeX or a number, with or without $ or \boxed; of "... #### 42" (GSM8K) what follows the hashes.
+        answer: LaTeX, a word or a number; of "... #### 42" (GSM8K) what follows the hashes.
+        finish_reasons: how each completion ended.
+        require_stop: 0 for a completion that did not end by itself: its last expression need not be its answer.
 
     Raises:
-        ValueError: an answer that the library cannot parse: the ground truth is wrong, not the completion.
+        DataError: an answer that is not exactly one expression: the ground truth is wrong, not the completion.
     """
-    return [_score(text, truth) for text, truth in zip(completions, answer, strict=True)]
+    return [
+        _score(text if reason == "stop" or not require_stop else "", truth)
+        for text, truth, reason in zip(completions, answer, finish_reasons, strict=True)
+    ]
+
+
+def check_golds(golds: Sequence[Any]) -> list[str | None]:
+    """What is wrong with each gold; None for those that are one expression."""
+    problems: list[str | None] = []
+    for gold in golds:
+        try:
+            parsed_gold(gold)
+        except DataError as error:
+            problems.append(str(error))
+        else:
+            problems.append(None)
+    return problems
+
+
+def parsed_gold(value: Any) -> tuple[str, tuple[Any, ...]] | None:
+    """A gold in one spelling with the expressions of the library, none where it takes no algebra.
+
+    Raises:
+        DataError: not exactly one expression.
+    """
+    gold = math_gold(value)
+    if gold is None:
+        return None
+    parsed = _parsed(gold) if needs_algebra(gold) else ()
+    if needs_algebra(gold) and not any(not isinstance(each, str) for each in parsed):
+        raise DataError(f"math-verify finds no expression in the answer {shown(value)}; correct the data")
+    return gold, parsed
 
 
 def _score(text: str, answer: Any) -> float | None:
-    if answer is None:
+    gold = math_gold(answer)
+    if gold is None:
         return None
-    gold = final_answer(answer)
-    # Without delimiters the library may settle for a number inside the expression.
-    delimited = gold if "$" in gold or "\\boxed" in gold else f"${gold}$"
-    parsed = parse(delimited, parsing_timeout=None)
+    quick = quick_verdict(text, gold)
+    if quick is not None:
+        return quick
+    parsed = _parsed(gold)
     if not parsed:
-        raise ValueError(f"math-verify finds no answer in {answer!r}; correct the data")
-    return float(verify(parsed, parse(text, parsing_timeout=None), timeout_seconds=None))
+        raise DataError(f"math-verify finds no expression in the answer {shown(answer)}; correct the data")
+    candidate = candidate_of(text)
+    if len(candidate.text) > EXPRESSION_CHARACTERS:
+        return 0.0
+    given = _parsed(spelled(candidate.text)) if candidate.is_exact else _found(candidate.text)
+    equal = verify(list(parsed), list(given), timeout_seconds=None, allow_set_relation_comp=True)
+    return float(equal)
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: str) -> tuple[Any, ...]:
+    """All of a text as one expression, and its spelling."""
+    return tuple(parse(f"${text}$", _LATEX, parsing_timeout=None))
+
+
+# What the libraries load at their first use is loaded now: the time limit of a call is for the call alone.
+verify(list(_parsed("x^2")), list(_parsed(r"x \cdot x")), timeout_seconds=None)
+
+
+def _found(text: str) -> list[Any]:
+    """The last expression that the library finds in a text."""
+    return list(parse(text, parsing_timeout=None))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, assert_never
 
 from ray_rl.config.rewards import (
+    Choice,
     CustomReward,
     Length,
     MathVerify,
@@ -15,6 +16,8 @@ from ray_rl.config.rewards import (
     Regex,
     RewardConfig,
 )
+from ray_rl.rewards.custom import Signature
+from ray_rl.sandbox.pool import default_processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +33,15 @@ class RewardPart:
     needs: Mapping[str, str] = field(default_factory=dict)
     """{keyword of the function: column}."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    isolated: bool = True
-    """Runs in a worker process, where a hang is killed."""
+    processes: int = 0
+    """Worker processes, where a hang is killed. 0: the function runs in this process, and is linear in the text."""
+    quick: str | None = None
+    """Import path of a function that takes the same arguments, is linear in the text, and returns "undecided" for what
+    the worker process has to score."""
     users: bool = False
     """A user's function: gets all columns, and all completions of a prompt in one call."""
+    signature: Signature | None = None
+    """How a user's function is called; None: as its parameters say."""
 
 
 def build_parts(rewards: Sequence[RewardConfig]) -> tuple[RewardPart, ...]:
@@ -45,11 +53,12 @@ def build_parts(rewards: Sequence[RewardConfig]) -> tuple[RewardPart, ...]:
 
 def _part(config: RewardConfig) -> RewardPart:
     common: dict[str, Any] = {
-        "name": config.name or config.kind,
+        "name": config.label,
         "weight": config.weight,
         "timeout_s": config.timeout_s,
         "on_error": config.on_error,
     }
+    processes = config.workers or default_processes()
     match config:
         case Number():
             return RewardPart(
@@ -57,7 +66,13 @@ def _part(config: RewardConfig) -> RewardPart:
                 function="ray_rl.rewards.functions:number",
                 needs={"answer": config.column, "finish_reasons": "finish_reasons"},
                 options={"require_stop": config.require_stop},
-                isolated=False,
+            )
+        case Choice():
+            return RewardPart(
+                **common,
+                function="ray_rl.rewards.functions:choice",
+                needs={"answer": config.column, "finish_reasons": "finish_reasons"},
+                options={"require_stop": config.require_stop, "letters": config.letters},
             )
         case Length():
             return RewardPart(
@@ -65,21 +80,38 @@ def _part(config: RewardConfig) -> RewardPart:
                 function="ray_rl.rewards.functions:length",
                 needs={"lengths": "lengths"},
                 options={"target": config.target},
-                isolated=False,
             )
         case Regex():
-            return RewardPart(**common, function="ray_rl.rewards.functions:regex", options={"pattern": config.pattern})
+            return RewardPart(
+                **common,
+                function="ray_rl.rewards.functions:regex",
+                options={"pattern": config.pattern},
+                processes=processes,
+            )
         case MathVerify():
             return RewardPart(
-                **common, function="ray_rl.rewards.math_answers:math_verify", needs={"answer": config.column}
+                **common,
+                function="ray_rl.rewards.math_answers:math_verify",
+                needs={"answer": config.column, "finish_reasons": "finish_reasons"},
+                options={"require_stop": config.require_stop},
+                processes=processes,
+                quick="ray_rl.rewards.functions:quick_math_verify",
             )
         case ReasoningGymScore():
             return RewardPart(
                 **common,
                 function="ray_rl.rewards.gym_scores:reasoning_gym_score",
                 needs={"entry": "entry", "task": "task"},
+                processes=processes,
             )
         case CustomReward():
-            return RewardPart(**common, function=config.function, options=config.options, users=True)
+            return RewardPart(
+                **common,
+                function=config.function,
+                options=config.options,
+                processes=config.workers or 1,
+                users=True,
+                signature=config.signature,
+            )
         case _:
             assert_never(config)

@@ -63,7 +63,7 @@ def test_reasoning_gym_scores_by_the_verifier_of_the_task(rewards, prompt, says)
     entry = {"question": question, "answer": "-4", "metadata": {"source_dataset": "chain_sum"}}
     task = {"name": "chain_sum", "options": {"max_terms": 3}}
     completions = [says("-4"), says("4-8 <answer>5</answer> no <answer> -4 </answer>"), says("5")]
-    group, _ = rewards({"kind": "reasoning_gym"}).score(prompt(entry=entry, task=task), completions)
+    group, _ = rewards({"kind": "reasoning_gym", "workers": 1}).score(prompt(entry=entry, task=task), completions)
     assert scores(group) == [1.0, 1.0, 0.0]
 
 
