@@ -61,19 +61,26 @@ def finish_golds(checks: Sequence[Callable[[Row], None]]) -> None:
     Raises:
         DataError: the first of them that is wrong.
     """
-    for check in checks:
-        if isinstance(check, AlgebraCheck):
+    algebra = [check for check in checks if isinstance(check, AlgebraCheck)]
+    try:
+        for check in algebra:
             check.finish()
+    finally:
+        for check in algebra:
+            check.close()
 
 
 @contextmanager
 def golds_checked(rewards: Sequence[RewardConfig]) -> Iterator[Sequence[Callable[[Row], None]]]:
-    """The checks of `gold_checks`, and `finish_golds` at the end of the block."""
+    """The checks of `gold_checks`, and `finish_golds` at the end of the block if nothing was wrong before."""
     checks = gold_checks(rewards)
     try:
         yield checks
-    finally:
         finish_golds(checks)
+    finally:
+        for check in checks:
+            if isinstance(check, AlgebraCheck):
+                check.close()
 
 
 class GoldCheck:
@@ -120,6 +127,7 @@ class AlgebraCheck(GoldCheck):
         self._seen: set[str] = set()
         self._waiting: list[tuple[str, Any, Future[Any]]] = []
         self._pool: Pool | None = None
+        self._processes = default_processes()
         self._lock = threading.Lock()
 
     def __call__(self, row: Row) -> None:
@@ -137,22 +145,25 @@ class AlgebraCheck(GoldCheck):
             self._collect(most=IN_FLIGHT)
 
     def finish(self) -> None:
-        """Waits for all, and ends the worker processes.
+        """Waits for all golds that are parsed in worker processes.
 
         Raises:
             DataError: of the first row that is wrong.
         """
         with self._lock:
-            try:
-                self._collect(most=0)
-            finally:
-                pool, self._pool = self._pool, None
-                if pool is not None:
-                    pool.close()
+            self._collect(most=0)
+
+    def close(self) -> None:
+        """Ends the worker processes. Rows that are checked later, in the background of training, take one at most."""
+        with self._lock:
+            pool, self._pool, self._processes = self._pool, None, 1
+            self._waiting.clear()
+        if pool is not None:
+            pool.close()
 
     def _submit(self, value: Any) -> Future[Any]:
         if self._pool is None:
-            self._pool = Pool(default_processes(), make=partial(Worker, memory_bytes=GOLD_BYTES))
+            self._pool = Pool(self._processes, make=partial(Worker, memory_bytes=GOLD_BYTES))
         return self._pool.submit("ray_rl.rewards.math_answers:check_golds", timeout_s=GOLD_S, args=[[value]])
 
     def _collect(self, *, most: int) -> None:

@@ -64,35 +64,31 @@ def _part(config: RewardConfig) -> RewardPart:
             return RewardPart(
                 **common,
                 function="ray_rl.rewards.functions:number",
-                needs={"answer": config.column, "finish_reasons": "finish_reasons"},
+                needs=_compared(config),
                 options={"require_stop": config.require_stop},
             )
         case Choice():
             return RewardPart(
                 **common,
                 function="ray_rl.rewards.functions:choice",
-                needs={"answer": config.column, "finish_reasons": "finish_reasons"},
+                needs=_compared(config),
                 options={"require_stop": config.require_stop, "letters": config.letters},
             )
         case Length():
-            return RewardPart(
-                **common,
-                function="ray_rl.rewards.functions:length",
-                needs={"lengths": "lengths"},
-                options={"target": config.target},
-            )
+            needs, options = {"lengths": "lengths"}, {"target": config.target}
+            return RewardPart(**common, function="ray_rl.rewards.functions:length", needs=needs, options=options)
         case Regex():
             return RewardPart(
                 **common,
+                processes=processes,
                 function="ray_rl.rewards.functions:regex",
                 options={"pattern": config.pattern},
-                processes=processes,
             )
         case MathVerify():
             return RewardPart(
                 **common,
                 function="ray_rl.rewards.math_answers:math_verify",
-                needs={"answer": config.column, "finish_reasons": "finish_reasons"},
+                needs=_compared(config),
                 options={"require_stop": config.require_stop},
                 processes=processes,
                 quick="ray_rl.rewards.functions:quick_math_verify",
@@ -115,3 +111,7 @@ def _part(config: RewardConfig) -> RewardPart:
             )
         case _:
             assert_never(config)
+
+
+def _compared(config: Number | Choice | MathVerify) -> dict[str, str]:
+    return {"answer": config.column, "finish_reasons": "finish_reasons"}

@@ -172,7 +172,7 @@ class Worker:
             raise NotLoaded(str(error)) from error
         except SandboxError as error:
             failure = NotLoaded(str(error))
-            for note in getattr(error, "__notes__", ()):
+            for note in vars(error).get("__notes__", ()):
                 failure.add_note(note)
             raise failure from error
         self._loaded.add(path)
