@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.tokenizer import load_tokenizer
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.rewards.model_scorer import ModelScorer
 from ray_rl.types import Message
-from tests.tokenizer_shapes import SHAPES, TEXTS, Shape, in_hub_cache, offline_hub, reference
+from tests.tokenizer_shapes import CORPUS, SHAPES, TEXTS, Shape, in_hub_cache, offline_hub, reference
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +99,98 @@ def test_a_reward_model_with_several_templates_needs_a_default(model, tmp_path):
     path = with_template(tmp_path, [{"name": "rag", "template": "{{ messages }}"}])
     with pytest.raises(ConfigError, match="has the chat templates rag, and none of them is called default"):
         scorer(model, path)
+
+
+class TestWithoutTokenizerJson:
+    """Of these transformers' class is the reference: no library reads their files by itself."""
+
+    def test_sentencepiece_s_own_file_is_read_as_sentencepiece_reads_it(self, tmp_path):
+        import sentencepiece
+
+        prefix = tmp_path / "tokenizer"
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(CORPUS * 20),
+            model_prefix=str(prefix),
+            vocab_size=400,
+            model_type="bpe",
+            byte_fallback=True,
+            minloglevel=2,
+        )
+        processor = sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
+        settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        ours = load_tokenizer(tmp_path)
+        for text in ("The answer is 42.", "two numbers?", "x \u4e2d"):
+            assert ours.encode(text, special=False) == processor.encode(text)
+            assert ours.decode(processor.encode(text)) == processor.decode(processor.encode(text))
+        assert ours.id_of("eos_token") == processor.eos_id()
+        (tmp_path / "engine").mkdir()
+        assert ours.difference(AutoTokenizer.from_pretrained(ours.save_for_engine(tmp_path / "engine"))) is None
+
+    def test_a_list_of_word_pieces_is_read(self, tmp_path):
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "answer", "##s", "is", "4", "##2", "."]
+        (tmp_path / "vocab.txt").write_text("\n".join(words))
+        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+        ours = load_tokenizer(tmp_path)
+        assert ours.encode("The answers is 42.", special=False) == [5, 6, 7, 8, 9, 10, 11]
+        assert ours.decode([5, 6, 7, 8]) == "the answers is"
+        assert ChatTokenizer(tmp_path).encode("The answer", chat=False) == (2, 5, 6), "behind it would be [SEP]"
+
+    def test_a_tokenizer_of_its_own_code_is_read_by_it(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+        monkeypatch.setattr("sys.path", [*sys.path])
+        (tmp_path / "tokenization_mine.py").write_text(OWN_CODE)
+        (tmp_path / "letters.txt").write_text("abc !")
+        settings = {
+            "tokenizer_class": "Letters",
+            "auto_map": {"AutoTokenizer": ["tokenization_mine.Letters", None]},
+            "eos_token": "</s>",
+            "chat_template": "{{ messages[0].content }}!{{ eos_token }}",
+        }
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        with pytest.raises(DataError, match="no tokenizer could be loaded"):
+            load_tokenizer(tmp_path)
+        ours = ChatTokenizer(tmp_path, trust_remote_code=True)
+        (end,) = ours.eos_token_ids
+        assert ours.encode("ab c", chat=True) == (0, 1, 3, 2, 4, end)
+        assert ours.decode((0, 1, 3, 2, 4, end)) == "ab c!"
+        assert ours.ends(["</s>"], [], chat=True).token_ids == (end,)
+        assert ours.model_tokenizer.save_for_engine(tmp_path / "engine") == tmp_path
+        assert ours.model_tokenizer.difference(AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)) is None
+
+
+OWN_CODE = """
+from transformers import PreTrainedTokenizer
+
+
+class Letters(PreTrainedTokenizer):
+    vocab_files_names = {"vocab_file": "letters.txt"}
+
+    def __init__(self, vocab_file, **kwargs):
+        with open(vocab_file) as file:
+            self.letters = file.read()
+        super().__init__(**kwargs)
+
+    @property
+    def vocab_size(self):
+        return len(self.letters)
+
+    def get_vocab(self):
+        return {letter: index for index, letter in enumerate(self.letters)} | self.added_tokens_encoder
+
+    def _tokenize(self, text):
+        return [letter for letter in text if letter in self.letters]
+
+    def _convert_token_to_id(self, token):
+        return self.letters.index(token)
+
+    def _convert_id_to_token(self, index):
+        return self.letters[index]
+
+    def convert_tokens_to_string(self, tokens):
+        return "".join(tokens)
+"""
