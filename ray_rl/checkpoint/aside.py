@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ray_rl.checkpoint.store import disk_errors_explained
+from ray_rl.metrics.modes import make_folder
 
 
 def set_checkpoints_aside(folder: Path, *, after: int) -> Path | None:
@@ -32,7 +33,7 @@ def set_checkpoints_aside(folder: Path, *, after: int) -> Path | None:
         if not later:
             return None
         aside = folder / f"aside_{datetime.now(UTC):%Y%m%d-%H%M%S_%f}"
-        aside.mkdir(mode=0o700)
+        make_folder(aside)
         for step in later:
             os.rename(found[step], aside / found[step].name)
     return aside

@@ -11,7 +11,6 @@
 Two rules make a death at any moment harmless: what a rename makes visible is on disk before the rename, and a name is
 on disk before anything that it makes superfluous goes. Every change of a folder's state is one rename inside
 `checkpoints/`, so no death leaves a torn `step_<N>`; what the disk itself does later, the manifest finds out.
-
 One process owns a store; other processes write only into the folder that `begin` returns. Nothing is unpickled here.
 """
 
@@ -33,6 +32,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ray_rl.errors import CheckpointError
+from ray_rl.metrics.modes import make_folder
 
 MANIFEST = "manifest.json"
 
@@ -82,12 +82,12 @@ class CheckpointStore:
         writing = self._path(step, "writing")
         with disk_errors_explained(self._folder):
             if not self._folder.is_dir():
-                self._folder.mkdir(mode=0o700, parents=True)
+                make_folder(self._folder, parents=True)
                 _flush(self._folder.parent)
             self._clean()
             for leftover in self._steps_that_are("writing"):
                 self._remove(leftover, "writing")
-            writing.mkdir(mode=0o700)
+            make_folder(writing)
         return writing
 
     def commit(self, step: int) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from typing import TYPE_CHECKING
 
 from ray_rl.cli.arguments import add_config, add_resume, remember
@@ -19,7 +20,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "train",
         help="train; the run folder is <run.dir>/<run.name>",
-        description="Trains. Wrong input ends with exit code 2 before anything is started or written.",
+        description="Trains. Wrong input ends with exit code 2 before anything is started or written. A terminal that "
+        "is closed does not end a run: `ray-rl stop RUN` does.",
         epilog="example: ray-rl train configs/grpo_addition_smollm2-135m_cpu.yaml run.name=first run.steps=3",
     )
     add_config(parser)
@@ -55,6 +57,9 @@ def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = N
         UserError: the input is wrong; nothing was started or written.
         RayRLError: the run failed.
     """
+    # A terminal that is closed takes its output with it, and nothing else; Ray and all workers inherit this. What ends
+    # a run is Ctrl-C, SIGTERM or `ray-rl stop`.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     checked = check_before_start(config, resume=resume, note=_say)
     _say("importing torch, transformers and Ray")
 

@@ -15,6 +15,7 @@ import ray
 from ray_rl.cluster.environment import keep_freed_memory, quiet_libraries
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Metric
+from ray_rl.metrics.modes import open_file
 from ray_rl.metrics.output import unbreakable
 from ray_rl.types import Completion, Message, TrainBatch
 
@@ -62,7 +63,7 @@ class Setting:
             keep_freed_memory()
         folder = Path(self.logs)
         folder.mkdir(parents=True, exist_ok=True)
-        log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log = open_file(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)

@@ -70,20 +70,13 @@ def _is_free(key: str) -> bool:
 
 def _fixed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     fixed = dict(FIXED)
-    staleness = _at(before, "rollout", "max_staleness")
-    if isinstance(staleness, int) and staleness > 0:
+    if before["rollout"]["max_staleness"] > 0:
         fixed["algorithm.group_size"] = "the checkpoint may hold groups of that size"
-    if (before.get("critic") is None) != (now["critic"] is None):
+    if (before["critic"] is None) != (now["critic"] is None):
         fixed["critic"] = "a critic is trained from the first step on, or not at all"
-    elif before.get("critic") is not None:
+    elif before["critic"] is not None:
         fixed["critic.path"] = "the checkpoint holds the weights of the other model"
     return fixed
-
-
-def _at(before: Mapping[str, Any], section: str, key: str) -> Any:
-    """A value of a `config.yaml`, which an older release or somebody else may have written."""
-    inner = before.get(section)
-    return inner.get(key) if isinstance(inner, Mapping) else None
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -24,6 +24,9 @@ class RunSection(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Folder of the run below `dir`. A run folder is never overwritten."""
     dir: str = "runs"
+    group_readable: bool = False
+    """Let the owner's group read the run folder (mode 750) and what is in it. Else it is its owner's alone (700). Files
+    of checkpoints and of the export follow the umask."""
     steps: int = Field(ge=1)
     """Batches of rollouts to train on."""
     seed: int = Field(0, ge=0)

@@ -17,7 +17,7 @@ from ray_rl.config.yaml_tree import read_yaml
 from ray_rl.errors import CheckpointError, Preempted, UserError
 from ray_rl.metrics.aside import new_aside
 from ray_rl.metrics.newest_checkpoint import read_newest, write_newest
-from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.metrics.run_folder import RunFolder, check_kinds
 
 Resume = Literal["auto", "required"]
 """auto: continue if there is a checkpoint, else start. required: continue from a checkpoint."""
@@ -70,6 +70,7 @@ def opened(
     if resume != "required":
         folder.make(may_exist=resume == "auto")
     stack.enter_context(folder.owned())
+    check_kinds(folder)
     since = newest_checkpoint(config, folder, note) if from_step is None else _of_step(config, folder, from_step)
     if is_finished(config, folder, since):
         note(f"{folder.root}: all {config.run.steps} steps are done; raise run.steps to train on")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ray_rl.metrics.modes import make_folder
 from ray_rl.metrics.whole_pieces import write_whole
 
 ASIDE = "aside"
@@ -48,7 +49,7 @@ def set_records_aside(root: Path, *, step: int, others: Sequence[Path] = ()) -> 
         write_whole(aside / "metrics.jsonl", iter(later), flush=True)
         write_whole(metrics, iter(kept), flush=True)
     if samples:
-        (aside / "rollouts").mkdir(mode=0o700)
+        make_folder(aside / "rollouts")
     for file in samples:
         os.rename(file, aside / "rollouts" / file.name)
     for path in others:
@@ -64,13 +65,13 @@ def new_aside(root: Path, *, step: int) -> Path:
         OSError: The file system refuses.
     """
     parent = root / ASIDE
-    parent.mkdir(mode=0o700, exist_ok=True)
+    make_folder(parent, exist_ok=True)
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}_after_step_{step}"
     number = 1
     while True:
         folder = parent / (name if number == 1 else f"{name}_{number}")
         try:
-            folder.mkdir(mode=0o700)
+            make_folder(folder)
         except FileExistsError:
             number += 1
         else:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_rl.errors import ConfigError, FolderHeld, RecordError
+from ray_rl.metrics.modes import open_file
 from ray_rl.metrics.whole_pieces import explained
 
 LOCK = "lock"
@@ -69,7 +70,7 @@ def _signed(descriptor: int, path: Path) -> int:
 
 def _opened(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        return open_file(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be opened for writing ({error.strerror}); see that you may write to the folder"

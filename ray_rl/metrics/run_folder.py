@@ -15,6 +15,7 @@ from ray_rl.errors import ConfigError
 from ray_rl.metrics.aside import set_records_aside
 from ray_rl.metrics.environment import describe_environment
 from ray_rl.metrics.folder_lock import GUARD, LOCK, locked
+from ray_rl.metrics.modes import make_folder, set_readers
 from ray_rl.metrics.newest_checkpoint import write_newest
 from ray_rl.metrics.whole_pieces import write_whole
 
@@ -67,9 +68,11 @@ class RunFolder:
         """
         folder = cls.of(config)
         done = step or 0
+        check_kinds(folder)
         try:
+            set_readers(folder.root, group=config.run.group_readable)
             for part in (folder.rollouts, folder.logs):
-                part.mkdir(mode=0o700, exist_ok=True)
+                make_folder(part, exist_ok=True)
             for torn in (*folder.root.glob("*.partial"), *folder.rollouts.glob("*.partial")):
                 if torn.is_file():
                     torn.unlink()
@@ -246,3 +249,17 @@ class RunFolder:
     def trace(self, *, first_step: int) -> Path:
         """The phases of all steps from one on, for chrome://tracing or ui.perfetto.dev."""
         return self.root / ("trace.json" if first_step == 1 else f"trace.from_step_{first_step}.json")
+
+
+def check_kinds(folder: RunFolder) -> None:
+    """Checks that what should be a file is none but a file, and what should be a folder a folder.
+
+    Raises:
+        ConfigError: Something else has one of the names; it is not touched.
+    """
+    folders = (folder.rollouts, folder.tensorboard, folder.checkpoints, folder.export, folder.logs)
+    files = (folder.config_yaml, folder.environment_json, folder.metrics_jsonl, folder.newest_checkpoint_json)
+    for path in (*folders, *files):
+        if path.exists() and path.is_dir() != (path in folders):
+            wanted, seen = ("folder", "file") if path in folders else ("file", "folder")
+            raise ConfigError(f"{path}: is a {seen} where a run has a {wanted}; move it away, then start again")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_rl.errors import RecordError
+from ray_rl.metrics.modes import make_folder
 from ray_rl.metrics.whole_pieces import PieceFile, explained, write_whole
 from ray_rl.types import Rollout, RolloutGroup
 
@@ -54,7 +55,7 @@ class TensorBoardSink:
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         with explained(folder):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            make_folder(folder, exist_ok=True)
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{first_step}"
         self._file = PieceFile(folder / name, keep=False)
         self._add(wall_time=time.time(), file_version="brain.Event:2")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray_rl.errors import RecordError
+from ray_rl.metrics.modes import open_file
 
 
 class PieceFile:
@@ -28,7 +29,7 @@ class PieceFile:
         self._path = path
         flags = os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC)
         with explained(path):
-            self._file = os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0)
+            self._file = os.fdopen(open_file(path, flags), "r+b", buffering=0)
             self._file.seek(0, os.SEEK_END)
 
     def append(self, piece: bytes, *, over: bytes = b"") -> None:
@@ -72,7 +73,7 @@ def write_whole(path: Path, pieces: Iterator[bytes], *, flush: bool = False) -> 
     partial = path.with_name(f"{path.name}.partial")
     with explained(path):
         try:
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with os.fdopen(open_file(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
                 file.writelines(pieces)
                 if flush:
                     file.flush()

@@ -17,6 +17,7 @@ from ray_rl.metrics.environment import (
     package_versions,
 )
 from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.metrics.whole_pieces import write_whole
 
 
 def test_a_new_folder_is_private_and_holds_the_configuration_that_loads_back(make_config):
@@ -240,3 +241,51 @@ def test_one_process_at_a_time_owns_a_folder(make_config):
         pass
     with folder.owned():
         pass
+
+
+def test_a_run_folder_is_its_owners_alone_whatever_the_umask(make_config):
+    before = os.umask(0)
+    try:
+        folder = RunFolder.create(make_config())
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (folder.root, *folder.root.iterdir())}
+    assert {mode & 0o077 for mode in modes.values()} == {0}, modes
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_group_reads_a_run_folder_that_says_so_and_what_is_written_into_it_later(make_config, umask):
+    before = os.umask(umask)
+    try:
+        folder = RunFolder.create(make_config(group_readable=True))
+        write_whole(folder.rollouts / "step_000001.jsonl", iter([b"{}\n"]))
+        (folder.root / "trace.json").write_text("old")
+        folder.root.joinpath("trace.json").chmod(0o600)
+        with folder.owned():
+            pass
+        assert {path.stat().st_mode & 0o777 for path in (folder.root, folder.rollouts, folder.logs)} == {0o750}
+        written = (folder.config_yaml, folder.rollouts / "step_000001.jsonl", folder.root / "lock")
+        assert {path.stat().st_mode & 0o777 for path in written} == {0o640}
+        RunFolder.reopen(make_config(group_readable=False), step=None)
+        everything = [folder.root, *folder.root.rglob("*")]
+        assert {path.stat().st_mode & 0o077 for path in everything} == {0}
+        RunFolder.reopen(make_config(group_readable=True), step=None)
+        assert {path.stat().st_mode & 0o777 for path in everything if path.is_file()} == {0o640}
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_folder"),
+    [("metrics.jsonl", True), ("environment.json", True), ("rollouts", False), ("checkpoints", False), ("logs", False)],
+)
+def test_a_folder_where_a_file_should_be_is_one_sentence(make_config, name, is_folder):
+    folder = RunFolder.create(make_config())
+    path = folder.root / name
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.mkdir() if is_folder else path.write_text("mine")
+    with pytest.raises(ConfigError, match=f"{name}: is a (file|folder) where a run has a (file|folder); move it away"):
+        RunFolder.reopen(make_config(), step=None)
+    assert path.is_dir() == is_folder
