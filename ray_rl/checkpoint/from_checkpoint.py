@@ -19,6 +19,7 @@ from ray_rl.checkpoint.store import disk_errors_explained, read_json
 from ray_rl.checkpoint.weight_files import write_weights
 from ray_rl.config import RunConfig
 from ray_rl.config.load import load_config
+from ray_rl.config.weight_files import weights_digest
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.errors import CheckpointError, UserError
 from ray_rl.models.loading import checkpoint_skeleton, load_causal_lm
@@ -48,10 +49,13 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
     config = _config_of(run)
     source = _source_of(config, run)
     template = ChatTokenizer.of_run(config, source).changed_template
-    reader = SliceReader(_verified(run, step) / "actor")
+    checkpoint = _verified(run, step)
+    reader = SliceReader(checkpoint / "actor")
     dtype = config.model.dtype if dtype is None else dtype
     model = checkpoint_skeleton(source, trust_remote_code=config.model.trust_remote_code)
     weights = _Weights(config, source, model, reader, dtype=getattr(torch, dtype))
+    if weights.has_frozen:
+        _require_same_source(checkpoint, source)
     with disk_errors_explained(to), new_folder(to) as partial:
         write_weights(partial, checkpoint_names(model, weights.layers()))
         write_settings(partial, model, source=source, dtype=weights.dtype, chat_template=template)
@@ -105,6 +109,7 @@ class _Weights:
                     f"model.path={source}: {name} has {self._shapes[name].numel()} elements in the model and {size} in "
                     "the checkpoint; put the model back that the run started from"
                 )
+        self.has_frozen = bool(frozen)
         self._buffers = kept
 
     def layers(self) -> Iterator[dict[str, Tensor]]:
@@ -118,6 +123,18 @@ class _Weights:
         if name in self._of_the_source:
             return self._of_the_source[name].to(self.dtype)
         return self._reader.read(_vector(name), 0, shape.numel()).view(shape).to(self.dtype)
+
+
+def _require_same_source(checkpoint: Path, source: str) -> None:
+    """Refuses frozen weights out of a model that has changed since the run, which are not in the checkpoint."""
+    recorded = read_json(checkpoint / "run.json").get("models", {}).get("actor", ())
+    old = dict(recorded).get(source)
+    now = weights_digest(Path(source)) if Path(source).is_dir() else None
+    if old is not None and now is not None and old != now:
+        raise CheckpointError(
+            f"model.path={source}: its weights have changed since the checkpoint ({old} then, {now} now), and the "
+            "layers that were frozen are in no checkpoint; put back the weights that the run started with"
+        )
 
 
 def _vector(name: str) -> str:

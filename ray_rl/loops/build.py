@@ -15,6 +15,7 @@ from ray_rl.data.source import PromptSource, build_source
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import read_progress
 from ray_rl.loops.collected import read_collected
+from ray_rl.loops.model_digests import digests_of, require_same_models
 from ray_rl.loops.recovery import train_on
 from ray_rl.loops.resuming import Resume, opened
 from ray_rl.loops.stopping import Stop
@@ -138,6 +139,9 @@ async def _train(
             run.note(_what_is_loaded(config))
             model = resolve_model(config.model.path)
             folders = _folders(config, model)
+            models = digests_of(folders)
+            if since is not None:
+                require_same_models(config, read_progress(since).models, models, note=run.note)
             tokenizer = ChatTokenizer.of_run(config, model)
             ends = tokenizer.ends_of(config)
             if not ends.token_ids and not ends.texts:
@@ -159,7 +163,9 @@ async def _train(
             return Collector(config, source, workers.engines, rewards, router=workers.router)
 
         canary = tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens]
-        await train_on(config, folder, run, workers, rollouts=rollouts, canary=canary, since=since, stop=stop)
+        await train_on(
+            config, folder, run, workers, rollouts=rollouts, canary=canary, models=models, since=since, stop=stop
+        )
         run.note("ending the workers")
 
 

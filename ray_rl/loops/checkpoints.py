@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ray_rl.checkpoint.store import Checkpoint, CheckpointStore, read_json, writ
 from ray_rl.config import RunConfig
 from ray_rl.errors import CheckpointError, RayRLError
 from ray_rl.loops.collected import read_collected, write_collected
+from ray_rl.loops.model_digests import Models
 from ray_rl.loops.roles import Roles, Saved
 from ray_rl.metrics.run import Run
 from ray_rl.rollout.collector import Collected
@@ -32,6 +33,8 @@ class Progress:
     step: int
     version: int
     kl_coefficient: float
+    models: Models = field(default_factory=dict)
+    """What the models that the run loads look like; empty in checkpoints of older versions."""
 
 
 def read_progress(checkpoint: Checkpoint) -> Progress:
@@ -57,6 +60,7 @@ class Checkpoints:
         roles: Roles,
         *,
         since: Checkpoint | None,
+        models: Models,
         completed: Callable[[int], None],
     ) -> None:
         """Writes and reads nothing yet.
@@ -66,11 +70,13 @@ class Checkpoints:
             store: of the run, owned by this process.
             roles: whose state is saved.
             since: where the run goes on; None at its start.
+            models: that the run loads, to be compared when it is resumed.
             completed: Called in a thread with the step of each checkpoint that is complete.
         """
         self._config = config
         self._store = store
         self._completed = completed
+        self._digests = models
         self._rollouts = roles.rollouts
         self._models: dict[str, Saved] = {"actor": roles.actor}
         if roles.critic is not None:
@@ -145,7 +151,7 @@ class Checkpoints:
         if run.step == self._step:
             return
         await self.settle()
-        progress = Progress(run.step, run.version, kl.coefficient)
+        progress = Progress(run.step, run.version, kl.coefficient, self._digests)
         with run.phase("checkpoint"):
             folder = await asyncio.to_thread(self._store.begin, run.step)
             try:

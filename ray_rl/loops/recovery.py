@@ -11,6 +11,7 @@ from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.config import RunConfig
 from ray_rl.errors import WorkerLost
 from ray_rl.loops.checkpoints import Checkpoints, read_progress
+from ray_rl.loops.model_digests import Models
 from ray_rl.loops.online import train
 from ray_rl.loops.resuming import newest_checkpoint, store_of
 from ray_rl.loops.roles import Roles, Rollouts
@@ -32,6 +33,7 @@ async def train_on(
     *,
     rollouts: Callable[[], Rollouts],
     canary: tuple[int, ...],
+    models: Models,
     since: Checkpoint | None,
     stop: Stop,
 ) -> None:
@@ -46,6 +48,7 @@ async def train_on(
         workers: started.
         rollouts: makes the prompts and their judges anew, from the first prompt on.
         canary: a prompt that engines are audited with, in tokens.
+        models: that the run loads; checkpoints say what they look like.
         since: where the run goes on; None at its start.
         stop: see `train`.
 
@@ -70,7 +73,7 @@ async def train_on(
                 reference=workers.reference,
                 reward=workers.reward,
             )
-            checkpoints = Checkpoints(config, store, roles, since=since, completed=completed)
+            checkpoints = Checkpoints(config, store, roles, since=since, models=models, completed=completed)
             export_to = folder.export if config.checkpoint.export else None
             return await train(config, roles, run, checkpoints=checkpoints, stop=stop, export_to=export_to)
         except WorkerLost as lost:  # in a restart, too: a node that is gone may not be known to be gone yet
@@ -79,10 +82,8 @@ async def train_on(
             restarts += 1
             since = await asyncio.to_thread(newest_checkpoint, config, folder, run.tell)
             step, version = _where(since)
-            run.tell(
-                f"{str(lost).splitlines()[0]} Going back to step {step} of {config.run.steps}; restart {restarts} of "
-                f"{config.cluster.max_restarts}"
-            )
+            where = f"Going back to step {step} of {config.run.steps}"
+            run.tell(f"{str(lost).splitlines()[0]} {where}; restart {restarts} of {config.cluster.max_restarts}")
         run.rewind(step=step, version=version)
 
 

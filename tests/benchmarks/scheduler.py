@@ -106,7 +106,7 @@ async def drive(config: RunConfig, roles: Roles, clock: Callable[[], float]) -> 
 
         run.log = log
         store = CheckpointStore(Path(config.run.dir) / "checkpoints", keep_last=1, keep_every=None)
-        checkpoints = Checkpoints(config, store, roles, since=None)
+        checkpoints = Checkpoints(config, store, roles, since=None, models={}, completed=lambda step: None)
         await train(config, roles, run, checkpoints=checkpoints, stop=Stop(grace_s=60), export_to=None)
     return records
 

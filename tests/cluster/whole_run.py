@@ -37,7 +37,7 @@ class Started:
 
         roles = roles or self.roles
         store = CheckpointStore(self.folder.checkpoints, keep_last=1, keep_every=None)
-        checkpoints = Checkpoints(self.config, store, roles, since=None)
+        checkpoints = Checkpoints(self.config, store, roles, since=None, models={}, completed=lambda step: None)
         stop = Stop(grace_s=60)
         await train(self.config, roles, self.run, checkpoints=checkpoints, stop=stop, export_to=export_to)
 

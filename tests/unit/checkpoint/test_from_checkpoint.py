@@ -1,6 +1,7 @@
 """Models out of checkpoints that were written by ranks of several numbers, compared with the weights saved in them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from ray_rl.checkpoint.export_folder import export_run, exported_step
 from ray_rl.checkpoint.slices import write_slices
-from ray_rl.checkpoint.store import CheckpointStore
+from ray_rl.checkpoint.store import CheckpointStore, write_json
 from ray_rl.cli.main import main
 from ray_rl.config.load import dump_config
 from ray_rl.config.run import RunConfig
+from ray_rl.config.weight_files import weights_digest
 from ray_rl.errors import CheckpointError, UserError
 from tests.tiny_model import write_tiny_model
 
@@ -62,6 +64,8 @@ def run_folder(place: Path, source: Path, *, steps=(1, 2), ranks=2, dtype="bfloa
                 slices.append((f"master/causal_lm.{name}", rank * share, part))
                 slices.append((f"exp_avg/causal_lm.{name}", rank * share, part * 0.5))
             write_slices(folder / f"rank_{rank}.safetensors", slices, {"steps": step})
+        models = {"actor": [[str(source), weights_digest(source)]]}
+        write_json(folder.parent / "run.json", {"step": step, "models": models})
         store.commit(step)
     return run
 
@@ -110,6 +114,14 @@ def test_frozen_weights_are_those_of_the_model_that_the_run_started_from(tmp_pat
     assert seen.keys() == before.keys()
     for name, weight in seen.items():
         assert torch.equal(weight, before[name] if name.startswith(FROZEN) else after[name]), name
+
+
+def test_frozen_weights_out_of_a_model_that_has_changed_since_are_refused(tmp_path, source):
+    own = shutil.copytree(source, tmp_path / "model")
+    run = run_folder(tmp_path, own, frozen_layers=1)
+    write_tiny_model(own, seed=1)
+    with pytest.raises(CheckpointError, match=r"its weights have changed since the checkpoint \(blake2b-sampled:"):
+        export_run(run, to=tmp_path / "mine")
 
 
 def test_a_finished_run_is_copied_and_an_extended_one_made_of_its_newest_checkpoint(tmp_path, source):

@@ -30,6 +30,9 @@ REWARDS = (1.0, 0.0)
 """Of the two completions of every prompt: advantages 1 and -1."""
 
 
+MODELS = {"actor": [["tiny", "blake2b-sampled:1"]]}
+
+
 class Script:
     """Fakes of all roles that write down what they are asked, and fail where they are told to."""
 
@@ -225,7 +228,7 @@ class Loop:
             reward=RewardModels(self.script) if self.config.reward else None,
         )
         completed = partial(write_newest, self.folder.newest_checkpoint_json)
-        checkpoints = Checkpoints(self.config, self.store, roles, since=self.since, completed=completed)
+        checkpoints = Checkpoints(self.config, self.store, roles, since=self.since, models=MODELS, completed=completed)
         await train(self.config, roles, self.run, checkpoints=checkpoints, stop=self.stop, export_to=self._export_to)
 
 

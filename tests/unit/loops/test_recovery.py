@@ -34,7 +34,17 @@ async def train(loop, *, errors):
         return loop.script
 
     crew = Crew(loop)
-    await train_on(loop.config, loop.folder, loop.run, crew, rollouts=rollouts, canary=(1,), since=None, stop=loop.stop)
+    await train_on(
+        loop.config,
+        loop.folder,
+        loop.run,
+        crew,
+        rollouts=rollouts,
+        canary=(1,),
+        models={},
+        since=None,
+        stop=loop.stop,
+    )
 
 
 async def test_a_lost_trainer_costs_the_steps_behind_the_newest_checkpoint(loop):

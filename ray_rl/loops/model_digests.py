@@ -1,0 +1,94 @@
+"""Whether the models that a run loads are, when it is resumed, those that it had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ray_rl.config import RunConfig
+from ray_rl.config.weight_files import COVERED, weights_digest
+from ray_rl.errors import DataError
+
+Models = Mapping[str, Sequence[Sequence[str | None]]]
+"""By role, folder and digest of each of its models: `models` in `run.json` of a checkpoint."""
+
+KEYS = {"actor": "model.path", "critic": "critic.path", "reference": "reference.path", "reward": "reward.paths"}
+"""Roles that load models, with their key in the configuration. The engines load the policy's, and get its weights."""
+FROZEN = {
+    "reference": "the penalty would be the distance from another model than before",
+    "reward": "the rewards would be those of another model than before",
+}
+"""Roles whose weights no checkpoint holds, with what another model would mean."""
+
+
+def digests_of(folders: Mapping[str, Sequence[str]]) -> Models:
+    """Digests of the models of each role; None for weights that this machine does not have, as of a hub name.
+
+    Args:
+        folders: or hub names of the models of each role.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    known: dict[str, str | None] = {}
+    for folder in {folder for role in KEYS for folder in folders.get(role, ())}:
+        known[folder] = _digest(folder)
+    return {role: [[folder, known[folder]] for folder in folders[role]] for role in KEYS if folders.get(role)}
+
+
+def require_same_models(config: RunConfig, before: Models, now: Models, *, note: Callable[[str], None]) -> None:
+    """Compares the models of a checkpoint with those that would be loaded.
+
+    A model under another path is a change of the configuration, and not looked at here. The policy and the critic have
+    their weights in the checkpoint: of these a change is only noted, unless layers are frozen.
+
+    Args:
+        config: with which the run continues.
+        before: of the checkpoint; empty in one of an older version.
+        now: of the models as they are.
+        note: told of changes without a consequence.
+
+    Raises:
+        DataError: a model has changed whose weights no checkpoint holds.
+    """
+    frozen = dict(FROZEN)
+    if config.train.frozen_layers:
+        frozen["actor"] = f"train.frozen_layers={config.train.frozen_layers}: these layers would be another model's"
+    for role, models in now.items():
+        had = {entry[0]: entry[1] for entry in before.get(role, ())}
+        for folder, digest in models:
+            old = had.get(folder)
+            if old is None or digest is None or old == digest:
+                continue
+            changed = f"{KEYS[role]}={folder}: its weights have changed since the checkpoint ({old} then, {digest} now)"
+            if role not in frozen:
+                note(f"{changed}; the run continues with those of the checkpoint")
+                continue
+            raise DataError(
+                f"{changed}, and {frozen[role]}; put back the weights that the run started with, or start a new run "
+                f"(run.name). Compared are {COVERED}"
+            )
+
+
+def _digest(path: str) -> str | None:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        snapshot = _snapshot(path)
+        if snapshot is None:
+            return None
+        folder = snapshot
+    try:
+        return weights_digest(folder)
+    except OSError as error:
+        raise DataError(f"{path}: its weights cannot be read ({error}); see that they can") from error
+
+
+def _snapshot(name: str) -> Path | None:
+    """Where the hub's cache has a model, if it has it whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors"], local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
