@@ -230,5 +230,7 @@ def _remove_if_in_vain(folder: RunFolder, note: Callable[[str], None]) -> Callab
         is_explained = isinstance(error, UserError | Preempted | KeyboardInterrupt) and not had_logs
         if folder.remove_unless_of_value(are_logs_of_value=not is_explained):
             note(f"{folder.root}: removed, since the run ended before its first step")
+        elif not folder.has_records and not folder.beyond_a_start:
+            note(f"{folder.root}: kept for its logs; `ray-rl train` with `--resume auto` starts the run in it again")
 
     return remove

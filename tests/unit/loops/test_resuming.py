@@ -118,6 +118,7 @@ def test_a_start_that_fails_keeps_the_logs_that_say_why(there):
     folder = there.open().folder
     (folder.logs / "rollout-0.log").write_text("out of memory")
     there.fail(ClusterError("rollout-0 died"))
+    assert there.said[-1].startswith(f"{there.root}: kept for its logs; `ray-rl train` with `--resume auto` starts")
     there.fail(UserError("another reason"))
     assert (folder.logs / "rollout-0.log").read_text() == "out of memory"
     assert there.open().since is None
