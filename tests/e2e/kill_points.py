@@ -78,7 +78,10 @@ RESUME = [
     call("ray_rl.checkpoint.slices:SliceReader.read"),
     call(LOG, 2),
 ]
-"""On from step 2, with the records of steps 3 and 4 to move aside; the last point of SAVE leaves a run like that."""
+"""On from step 2, with the records of steps 3 and 4 to move aside; SAVE leaves a run like that."""
+
+BEFORE_RESUME = [Point(f"{which} before the checkpoint of step 4", SAVE[-1].at) for which in ("once", "again")]
+"""In place of SAVE where only some points have their turn."""
 
 EXPORT = [
     call("ray_rl.checkpoint.hugging_face:export_policy"),
@@ -86,7 +89,7 @@ EXPORT = [
     file("os.rename", "/export$"),
     call("ray_rl.cluster.roles:RayActor.export", when="after"),
 ]
-FIRST = [*START, *FIRST_STEP, *SAVE, *RESUME, *EXPORT]
+FIRST = [*START, *FIRST_STEP, *SAVE, *BEFORE_RESUME, *RESUME, *EXPORT]
 """From nothing to a run of four steps that has ended."""
 
 EXTEND = [
@@ -110,16 +113,16 @@ GO_BACK = [
 ]
 """Back from there to step 4, by `resume --step 4`."""
 
-POINTS = [*FIRST, *EXTEND, *GO_BACK]
+POINTS = [*START, *FIRST_STEP, *SAVE, *RESUME, *EXPORT, *EXTEND, *GO_BACK]
 
 
 def chosen() -> list[Point]:
     """All points; with KILLS=<n>, n of them, the next n after every commit."""
     wanted = os.environ.get("KILLS")
-    if wanted is None:
+    if wanted is None or int(wanted) >= len(POINTS):
         return POINTS
     done = subprocess.run(["git", "rev-list", "--count", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     first = int(done.stdout or 0) * int(wanted)
-    turn = [POINTS[(first + place) % len(POINTS)] for place in range(min(int(wanted), len(POINTS)))]
-    prelude = SAVE[-1:] if any(point in RESUME for point in turn) else []
-    return [point for point in POINTS if point in turn or point in prelude]
+    turn = [POINTS[(first + place) % len(POINTS)] for place in range(int(wanted))]
+    before = BEFORE_RESUME if any(point in RESUME for point in turn) else []
+    return [*before, *turn]
