@@ -6,11 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from ray_rl.cluster.scratch import leftovers
 from ray_rl.launching.finding import GIB, Finding, disk_room, no_shared_memory, shared_memory_room
 
 
@@ -46,6 +47,7 @@ def findings() -> Iterator[Finding]:
     yield disk("disk of runs", Path("runs"))
     yield disk("disk of ~/.cache", Path.home() / ".cache")
     yield shared_memory(Path("/dev/shm"))
+    yield left_behind([leftover.size_bytes for leftover in leftovers()])
     seen = gpus()
     yield seen
     yield nccl_tests()
@@ -122,6 +124,14 @@ def shared_memory(folder: Path) -> Finding:
         return no_shared_memory()
     usage = shutil.disk_usage(folder)
     return shared_memory_room(usage.free / GIB, usage.total / GIB)
+
+
+def left_behind(sizes_bytes: Sequence[int]) -> Finding:
+    """What killed runs have left in the folder for temporary files and in shared memory."""
+    if not sizes_bytes:
+        return Finding("left behind", "ok", "nothing by killed runs")
+    detail = f"{sum(sizes_bytes) / 2**20:.1f} MiB in {len(sizes_bytes)} files and folders by killed runs"
+    return Finding("left behind", "warn", detail, "ray-rl doctor --clean, or the next start of a run, removes it")
 
 
 def gpus() -> Finding:

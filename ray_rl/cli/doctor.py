@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ray_rl.launching.finding import Finding
     from ray_rl.launching.preflight import Report
 
+MIB = 2**20
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -37,6 +38,12 @@ def add_to(commands: Commands) -> None:
         metavar="CONFIG",
         help="look at every node of the Ray cluster at cluster.address of this run, and measure the links between them",
     )
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="remove instead what killed runs of yours have left in the folder for temporary files and in /dev/shm; "
+        "nothing that a live process uses",
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="sets one value of CONFIG")
     parser.set_defaults(command=doctor)
 
@@ -48,6 +55,8 @@ def doctor(arguments: argparse.Namespace) -> int:
         UserError: values without --cluster; a configuration that is wrong or names no cluster.
         ClusterError: the cluster cannot be joined.
     """
+    if arguments.clean:
+        return _clean(arguments)
     if arguments.cluster is not None:
         return _doctor_of_cluster(arguments.cluster, arguments.overrides, is_json=arguments.json)
     if arguments.overrides:
@@ -63,6 +72,29 @@ def doctor(arguments: argparse.Namespace) -> int:
     else:
         _print_lines(report)
     return _exit_code(report)
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    """Removes what killed runs have left and prints it; 1 if something could not be removed."""
+    if arguments.cluster is not None or arguments.overrides:
+        raise UserError("--clean looks at this machine alone; leave --cluster and its values out")
+
+    from ray_rl.cluster.scratch import remove_leftovers
+
+    removed, resists = remove_leftovers()
+    found = [*removed, *resists]
+    if arguments.json:
+        shown = [{"path": str(file.path), "bytes": file.size_bytes, "removed": file in removed} for file in found]
+        print(json.dumps(shown, indent=2))
+        return 1 if resists else 0
+    for verb, files_of in (("removed", removed), ("could not remove", resists)):
+        for leftover in files_of:
+            print(f"{verb} {leftover.path} ({leftover.size_bytes / MIB:.1f} MiB)")
+    if removed:
+        print(f"{len(removed)} removed, {sum(leftover.size_bytes for leftover in removed) / MIB:.1f} MiB in all")
+    elif not resists:
+        print("nothing to remove: no killed run of yours has left anything behind")
+    return 1 if resists else 0
 
 
 def _doctor_of_cluster(path: str, overrides: Sequence[str], *, is_json: bool) -> int:

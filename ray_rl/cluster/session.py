@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import ray
 
 from ray_rl.cluster.placement import wanted_and_there
+from ray_rl.cluster.scratch import Scratch, private_folder, remove_leftovers
 from ray_rl.config import RunConfig
-from ray_rl.errors import ClusterError, ConfigError
+from ray_rl.errors import ClusterError, ConfigError, OutsideError
 from ray_rl.planner.plan import Plan
 
 OBJECT_STORE_BYTES = 2**30
@@ -24,20 +27,62 @@ CONNECT_S = 10.0
 DRIVER_CPUS = 1
 """Declared beside what the workers need, so that Ray's own tasks find a slot."""
 
+RAY_LOGS = ("raylet.out", "raylet.err", "gcs_server.out", "gcs_server.err")
+RAY_LOG_BYTES = 2**20
+"""Of the end of each of Ray's logs, kept when a local cluster fails."""
+MIB = 2**20
+
 
 @contextmanager
-def ray_session(config: RunConfig, plan: Plan) -> Iterator[None]:
+def ray_session(
+    config: RunConfig, plan: Plan, *, logs: Path | None = None, note: Callable[[str], None] = lambda text: None
+) -> Iterator[Scratch | None]:
     """A connection to `cluster.address`, or a local cluster that ends with the block.
 
-    A local cluster listens on loopback only and has a token: see `environment.prepare_environment`.
+    A local cluster listens on loopback only, has a token (see `environment.prepare_environment`), and keeps its sockets
+    and files in a private folder, which the block gets.
+
+    Args:
+        config: Configuration of the run.
+        plan: Its plan.
+        logs: Folder that gets Ray's own logs if a local cluster fails.
+        note: Is told what killed runs had left and was removed.
 
     Raises:
         ConfigError: the plan needs more GPUs than the cluster has.
-        ClusterError: the cluster cannot be reached.
+        ClusterError: the cluster cannot be reached or started.
     """
-    with _started(plan) if config.cluster.address is None else joined(config.cluster.address):
+    if config.cluster.address is not None:
+        with joined(config.cluster.address):
+            require_gpus(config, plan)
+            yield None
+        return
+    removed, _ = remove_leftovers()
+    if removed:
+        note(f"removed {sum(leftover.size_bytes for leftover in removed) / MIB:.1f} MiB that killed runs had left")
+    with private_folder() as scratch, _keeping_logs(scratch, logs), _started(plan, scratch):
         require_gpus(config, plan)
+        yield scratch
+
+
+@contextmanager
+def _keeping_logs(scratch: Scratch, to: Path | None) -> Iterator[None]:
+    """Copies the ends of Ray's own logs into the run folder when the block fails for reasons outside of it."""
+    try:
         yield
+    except OutsideError:
+        if to is not None:
+            with suppress(OSError):
+                _copy_logs(scratch.ray / "session_latest" / "logs", to / "ray")
+        raise
+
+
+def _copy_logs(logs: Path, to: Path) -> None:
+    to.mkdir(exist_ok=True)
+    for name in RAY_LOGS:
+        with suppress(OSError), (logs / name).open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - RAY_LOG_BYTES))
+            (to / name).write_bytes(log.read())
 
 
 @contextmanager
@@ -66,7 +111,7 @@ def _require_answer(address: str) -> None:
 
 
 @contextmanager
-def _started(plan: Plan) -> Iterator[None]:
+def _started(plan: Plan, scratch: Scratch) -> Iterator[None]:
     try:
         ray.init(
             address="local",
@@ -75,6 +120,7 @@ def _started(plan: Plan) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.WARNING,
             object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(scratch.ray),
         )
     except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
         raise ClusterError(f"cluster.address=None: no Ray started or answers there: {error}") from error

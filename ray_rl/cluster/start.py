@@ -18,6 +18,7 @@ from ray_rl.cluster.health import Health
 from ray_rl.cluster.heartbeats import Heartbeats
 from ray_rl.cluster.placement import Slot, placed
 from ray_rl.cluster.roles import RayActor, RayCritic, RayEngine, RayReference, RayRewardModels, Team
+from ray_rl.cluster.scratch import Scratch
 from ray_rl.cluster.trainers import Trainers
 from ray_rl.cluster.weights import RayWeights
 from ray_rl.cluster.workers import (
@@ -87,6 +88,7 @@ async def started_workers(
     logs: Path,
     note: Callable[[str], None],
     tell: Callable[[str], None] | None = None,
+    scratch: Scratch | None = None,
 ) -> AsyncIterator[Workers]:
     """Places and starts every worker, and ends them with the block, in which lost engines are brought back.
 
@@ -100,20 +102,16 @@ async def started_workers(
         logs: folder for a log file of each worker.
         note: told what is waited for.
         tell: told of engines that are lost and that come back. None: as `note`.
+        scratch: The private folder of a cluster of this machine, for the workers' temporary files.
     """
     note(f"placing {', '.join(f'{workers} {role}' for role, workers in plan.workers.items())}")
     logs = logs.absolute()  # workers may have another working directory
-    threads, environment = _threads(config, plan), _environment(config)
-    settings = {role: Setting(config, folders[role], str(logs), threads[role], environment) for role in plan.workers}
+    settings = _settings(config, plan, folders, logs, scratch)
     with placed(plan, timeout_s=config.cluster.start_timeout_s) as slots:
         note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
         launch = partial(_launch, config, slots["rollout"], settings["rollout"])
         launch_worker = partial(_launch_worker, slots, settings)
-        teams = {
-            role: Team(role, [launch_worker(role, i) for i in range(workers)], logs, _bound_s(config, role))
-            for role, workers in plan.workers.items()
-            if role in SHELLS
-        }
+        teams = _teams(config, plan, launch_worker, logs)
         engines = [RayEngine(launch(i), config=config) for i in range(plan.workers["rollout"])]
         actor = RayActor(teams["actor"])
         trainers = Trainers(config, teams, launch=launch_worker, tell=tell or note)
@@ -139,6 +137,23 @@ async def started_workers(
             for handle in health.handles:
                 ray.kill(handle)
             trainers.kill()
+
+
+def _settings(
+    config: RunConfig, plan: Plan, folders: Mapping[str, tuple[str, ...]], logs: Path, scratch: Scratch | None
+) -> dict[str, Setting]:
+    """What the workers of each role are told."""
+    threads, environment = _threads(config, plan), _environment(config, scratch)
+    return {role: Setting(config, folders[role], str(logs), threads[role], environment) for role in plan.workers}
+
+
+def _teams(config: RunConfig, plan: Plan, launch: Callable[[str, int], Any], logs: Path) -> dict[str, Team]:
+    """The workers of every role but the engines, which have not loaded their models yet."""
+    return {
+        role: Team(role, [launch(role, i) for i in range(workers)], logs, _bound_s(config, role))
+        for role, workers in plan.workers.items()
+        if role in SHELLS
+    }
 
 
 def _launch_worker(slots: Mapping[str, list[Slot]], settings: Mapping[str, Setting], role: str, rank: int) -> Any:
@@ -210,8 +225,8 @@ def _threads(config: RunConfig, plan: Plan) -> dict[str, int]:
     return {role: max(1, cores // workers) for role, workers in busy.items()}
 
 
-def _environment(config: RunConfig) -> dict[str, str]:
-    environment = {"TOKENIZERS_PARALLELISM": "false"}
+def _environment(config: RunConfig, scratch: Scratch | None) -> dict[str, str]:
+    environment = {"TOKENIZERS_PARALLELISM": "false"} | ({} if scratch is None else scratch.environment)
     if config.cluster.accelerator == "cpu":
         # A thread that waits gives its core to the worker of another role: spinning longer, a third process made an
         # update 1.7 times slower.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -184,7 +185,7 @@ class RayWeights:
             world=1 + workers * len(engines),
             capacity_bytes=self._config.weight_sync.bucket_mib * MIB,
             timeout_s=self._config.weight_sync.timeout_s,
-            segment=f"ray_rl-{uuid.uuid4().hex}",
+            segment=f"ray_rl-{os.getpid()}-{uuid.uuid4().hex}",
         )
         transport = transport_of(self._config)
         joining = [

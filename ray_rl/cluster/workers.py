@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ray_rl.cluster.environment import keep_freed_memory, quiet_libraries
+from ray_rl.cluster.scratch import SEMAPHORES, name_semaphores
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Metric
 from ray_rl.metrics.modes import open_file
@@ -57,6 +59,9 @@ class Setting:
     def enter(self, name: str) -> None:
         """Makes this process the worker `name`: its variables, and its output in its own log file."""
         os.environ.update(self.environment, OMP_NUM_THREADS=str(self.threads))
+        tempfile.tempdir = None  # what Ray asked for before
+        if SEMAPHORES in self.environment:
+            name_semaphores(self.environment[SEMAPHORES])
         on_cpu = self.environment.get("DS_ACCELERATOR") == "cpu"
         quiet_libraries(on_cpu=on_cpu)
         if on_cpu:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import shutil
@@ -21,6 +22,9 @@ MIB = 2**20
 class Segment:
     """A piece of shared memory, seen as a flat uint8 tensor.
 
+    Whoever creates it holds a lock on it as long as it is mapped: a name without a lock is a dead run's
+    (`cluster.scratch` removes it).
+
     Its name is only for meeting: once all have it mapped it can be forgotten, and the kernel frees the memory with the
     last process, however that ends.
     """
@@ -39,7 +43,7 @@ class Segment:
         Raises:
             WeightSyncError: there is not enough of it; says how much there is.
         """
-        file = os.open(SHARED / name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        file = _created(SHARED / name)
         try:
             os.posix_fallocate(file, 0, size)  # now, and not as a bus error in the middle of a publish
         except OSError as error:
@@ -80,3 +84,13 @@ class Segment:
     def forget_name(self) -> None:
         """Removes the name; who has the memory mapped keeps it."""
         self._path.unlink(missing_ok=True)
+
+
+def _created(path: Path) -> int:
+    """The descriptor of a new file, locked; the mapping's own descriptor keeps the lock."""
+    while True:
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():  # else somebody took it for a dead run's, between the two
+            return file
+        os.close(file)

@@ -10,6 +10,7 @@ import pytest
 from ray_rl.cli import checks
 from ray_rl.cli.checks import TESTED, Finding
 from ray_rl.cli.main import main
+from ray_rl.cluster import scratch
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
 
@@ -154,9 +155,63 @@ class TestReport:
     def test_this_machine_gets_one_line_a_check(self, capsys):
         main(["doctor", "--json"])
         names = [finding["name"] for finding in json.loads(capsys.readouterr().out)]
-        assert len(names) == len(set(names)) == 17
+        assert len(names) == len(set(names)) == 18
 
 
 def test_values_without_a_configuration_are_refused(capsys):
     assert main(["doctor", "run.steps=3"]) == 2
     assert "run.steps=3: values belong to a configuration; add --cluster CONFIG" in capsys.readouterr().err
+
+
+class TestClean:
+    @pytest.fixture
+    def place(self, tmp_path, monkeypatch):
+        """Folders in place of those for temporary files and shared memory, with what a dead run has left."""
+        for name in ("temporary", "shared"):
+            (tmp_path / name).mkdir()
+        monkeypatch.setattr(scratch, "_bases", lambda: [tmp_path / "temporary"])
+        monkeypatch.setattr(scratch, "SHARED", tmp_path / "shared")
+        left = tmp_path / "temporary" / "ray_rl-4711-abcdefgh"
+        (left / "ray").mkdir(parents=True)
+        left.chmod(0o700)
+        (left / "ray" / "log").write_bytes(bytes(2**21))
+        return left
+
+    def test_it_lists_what_it_removed_with_its_size(self, place, capsys):
+        assert main(["doctor", "--clean"]) == 0
+        first, last = capsys.readouterr().out.splitlines()
+        assert first == f"removed {place} (2.0 MiB)"
+        assert last == "1 removed, 2.0 MiB in all"
+        assert not place.exists()
+
+    def test_it_says_when_there_was_nothing(self, place, capsys):
+        assert main(["doctor", "--clean"]) == 0
+        capsys.readouterr()
+        assert main(["doctor", "--clean"]) == 0
+        assert capsys.readouterr().out == "nothing to remove: no killed run of yours has left anything behind\n"
+
+    def test_json_is_a_list(self, place, capsys):
+        assert main(["doctor", "--clean", "--json"]) == 0
+        (entry,) = json.loads(capsys.readouterr().out)
+        assert entry["path"] == str(place)
+        assert entry["bytes"] >= 2**21
+        assert entry["removed"] is True
+
+    def test_what_resists_is_named_and_a_failure(self, place, capsys, monkeypatch):
+        monkeypatch.setattr(scratch.shutil, "rmtree", lambda path, ignore_errors: None)
+        monkeypatch.setattr(scratch, "REMOVE_PAUSE_S", 0)
+        assert main(["doctor", "--clean"]) == 1
+        assert capsys.readouterr().out == f"could not remove {place} (2.0 MiB)\n"
+
+    def test_a_look_names_the_remedy_and_removes_nothing(self, place, capsys):
+        assert checks.left_behind([leftover.size_bytes for leftover in scratch.leftovers()]) == Finding(
+            "left behind",
+            "warn",
+            "2.0 MiB in 1 files and folders by killed runs",
+            "ray-rl doctor --clean, or the next start of a run, removes it",
+        )
+        assert place.exists()
+
+    def test_it_is_for_this_machine_alone(self, capsys):
+        assert main(["doctor", "--clean", "run.steps=3"]) == 2
+        assert "--clean looks at this machine alone" in capsys.readouterr().err
