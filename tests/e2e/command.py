@@ -33,6 +33,7 @@ class Ended:
     stdout: str
     stderr: str
     left_behind: list[str]
+    pid: int = 0
 
     @property
     def metrics(self) -> list[dict]:
@@ -101,10 +102,10 @@ def run(
     give_up_s = time.monotonic() + GONE_WITHIN_S
     while (left := processes_of(process.pid)) and time.monotonic() < give_up_s:
         time.sleep(0.2)
-    return Ended(command, place, folder, process.returncode, stdout.decode(), stderr.decode(), left)
+    return Ended(command, place, folder, process.returncode, stdout.decode(), stderr.decode(), left, process.pid)
 
 
-def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+def wait_until(process: subprocess.Popen, condition: Callable[[], object], *, poll_s: float = 0.1) -> None:
     """Returns when the condition holds.
 
     Raises:
@@ -114,7 +115,7 @@ def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None
     while not condition():
         assert process.poll() is None, f"ended with {process.returncode} before"
         assert time.monotonic() < give_up_s, "not in time"
-        time.sleep(0.1)
+        time.sleep(poll_s)
 
 
 def steps_done(folder: Path) -> int:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -37,8 +39,16 @@ ALWAYS = {
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    return run(place_for(tmp_path_factory.mktemp("plain"), "plain", steps=STEPS))
+def temporary():
+    """A folder for temporary files that is empty; its path is short enough for sockets below it."""
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, temporary):
+    place = place_for(tmp_path_factory.mktemp("plain"), "plain", steps=STEPS)
+    return run(place, environment={"TMPDIR": str(temporary)})
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +93,13 @@ def test_nothing_but_the_run_speaks(ended):
 
 def test_no_process_is_left_behind(ended):
     assert ended.left_behind == []
+
+
+def test_nothing_is_left_in_the_folder_for_temporary_files_and_in_shared_memory(plain, temporary):
+    assert plain.code == 0
+    # torch's own cache of compiled kernels is for later runs, too.
+    assert [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")] == []
+    assert [path.name for path in Path("/dev/shm").glob(f"*ray_rl-{plain.pid}-*")] == []
 
 
 def test_nothing_is_written_beside_the_run_folder(ended):
