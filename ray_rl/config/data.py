@@ -22,6 +22,9 @@ class Source(Config):
     """Longer prompts are filtered out, counted and reported."""
     check_s: float = Field(60.0, ge=0)
     """Every row is checked before the start for at most this long; the others are checked during training."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """A row that cannot be read, or that the chat template refuses, stops the run and is named; `skip` leaves it out
+    and counts it."""
 
 
 class Addition(Source):

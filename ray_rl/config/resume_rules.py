@@ -20,6 +20,9 @@ FIXED = {
 }
 """Keys, or sections, that stay as they were, with the reason."""
 
+CHANGEABLE = ("data.on_bad_row",)
+"""Keys in those sections that may change nevertheless: a run that a row has stopped can leave it out."""
+
 FREE = ("run.name", "run.dir", "launch", "data.check_s")
 """Keys, or sections, that are not the run's: where its folder is, which may have been moved, how it is launched and how
 long its data is checked."""
@@ -43,6 +46,7 @@ def changes(before: Mapping[str, Any], now: RunConfig) -> list[str]:
         f"{key}={show(new.get(key))}: the run had {show(old.get(key))}, and {reason}; leave it, or start another run"
         for key in keys
         for fixed, reason in _fixed(before, after).items()
+        if key not in CHANGEABLE
         if key == fixed or key.startswith(f"{fixed}.")
     ]
     if problems:

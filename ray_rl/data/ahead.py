@@ -15,6 +15,11 @@ PROGRESS_S = 10.0
 SHARE = 0.05
 """Part of a core that checks take during training: about 100 rows a second, many times what a run consumes."""
 
+FOUND_LATE = (
+    "This row was found in the background of training, before it was used. To go on without such rows: resume with "
+    "data.on_bad_row=skip"
+)
+
 Check = Callable[[int], object]
 """Raises DataError if the row of this index is wrong."""
 
@@ -103,7 +108,7 @@ class Lookahead:
             try:
                 self._check(index)
             except DataError as error:
-                self._found = DataError(f"{error}\nThis row was found in the background of training, ahead of its use.")
+                self._found = DataError(f"{error}\n{FOUND_LATE}")
                 return
             took = time.thread_time() - start
             # The interpreter runs one thread at a time: the rest of the time is the driver's.

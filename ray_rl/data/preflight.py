@@ -97,6 +97,11 @@ def _report(checked: CheckedRows, *, is_complete: bool, say: Callable[[str], Non
             f"data: {checked.longer:,} of {len(checked.right):,} prompts are longer than "
             f"data.max_prompt_tokens={checked.config.data.max_prompt_tokens} and will be left out"
         )
+    if checked.wrong:
+        first = checked.wrong[min(checked.wrong)]
+        say(
+            f"data: {len(checked.wrong):,} of {len(checked.rows):,} rows are wrong and will be left out; the first: {first}"
+        )
     if checked.unanswered:
         say(
             f"data: {checked.unanswered:,} of {len(checked.right):,} rows have null for an answer that a reward "

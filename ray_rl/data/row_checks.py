@@ -32,17 +32,23 @@ class CheckedRows:
     """Indices of rows that were checked whole."""
     longer: int = 0
     """How many of them are longer than `data.max_prompt_tokens`."""
+    wrong: dict[int, str] = field(default_factory=dict)
+    """What is wrong with rows that the run leaves out, by index."""
     unanswered: int = 0
     """In how many of them a column that a reward compares with is null."""
     _first_longer: str = ""
 
-    def read(self, index: int) -> Row:
-        """A row with the columns that the rewards need.
+    def read(self, index: int) -> Row | None:
+        """A row with the columns that the rewards need; None for a wrong one that the run leaves out.
 
         Raises:
             DataError: naming the row.
         """
-        row = self.rows[index]
+        try:
+            row = self.rows[index]
+        except DataError as error:
+            self._left_out(index, error)
+            return None
         _check_reward_columns(self.config.rewards, row.columns, where=_place(self.config.data, row.id))
         return row
 
@@ -53,19 +59,35 @@ class CheckedRows:
             DataError: naming the row.
         """
         row = self.read(index)
-        self.unanswered += not self._has_gold(row)
+        if row is None:
+            return
         if self.tokenizer is not None:
-            prompt = tokenize_row(row, self.config.data, self.tokenizer)
+            try:
+                prompt = tokenize_row(row, self.config.data, self.tokenizer)
+            except DataError as error:
+                self._left_out(index, error)
+                return
             if prompt is None or len(prompt.token_ids) > self.config.data.max_prompt_tokens:
                 length = "very many" if prompt is None else len(prompt.token_ids)
                 self._first_longer = self._first_longer or (
                     f"{_place(self.config.data, row.id)}: {length} tokens with the chat template"
                 )
                 self.longer += 1
+        self.unanswered += not self._has_gold(row)
         for check in self.others:
             check(row)
         if self.tokenizer is not None:
             self.right.add(index)
+
+    def _left_out(self, index: int, error: DataError) -> None:
+        """Notes a row that the run leaves out.
+
+        Raises:
+            DataError: the given one, where such a row stops the run.
+        """
+        if self.config.data.on_bad_row == "stop":
+            raise error
+        self.wrong.setdefault(index, str(error))
 
     def _has_gold(self, row: Row) -> bool:
         golds = [each.column for each in self.config.rewards if isinstance(each, Number | MathVerify)]
@@ -90,10 +112,10 @@ class CheckedRows:
             make_tokenizer: asked if there was no tokenizer before; a tokenizer serves one thread.
         """
         is_computed = isinstance(self.config.data, Addition | ReasoningGym)
-        if is_computed or len(self.right) == len(self.rows):
+        if is_computed or len(self.right) + len(self.wrong) == len(self.rows):
             return None
         self.tokenizer = self.tokenizer or make_tokenizer()
-        return Lookahead(self.check, done=set(self.right))
+        return Lookahead(self.check, done=self.right | self.wrong.keys())
 
 
 def _check_reward_columns(rewards: list[RewardConfig], columns: Mapping[str, Any], *, where: str) -> None:

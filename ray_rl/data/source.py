@@ -137,6 +137,10 @@ class _Position:
     """In earlier epochs."""
     shortest: int | None = None
     """Tokens of the shortest prompt filtered in this epoch."""
+    skipped: int = 0
+    """Rows that were wrong, in this epoch."""
+    skipped_before: int = 0
+    """In earlier epochs."""
 
 
 class PromptSource:
@@ -190,7 +194,10 @@ class PromptSource:
 
     def metrics(self) -> list[Metric]:
         """Where it stands."""
-        return [Last("data/epoch", self.epoch), Last("data/filtered_total", self.filtered.total)]
+        metrics: list[Metric] = [Last("data/epoch", self.epoch), Last("data/filtered_total", self.filtered.total)]
+        if self._config.on_bad_row == "skip":
+            metrics.append(Last("data/skipped_total", self._position.skipped_before + self._position.skipped))
+        return metrics
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs; JSON-able."""
@@ -226,13 +233,24 @@ class PromptSource:
         self._order = self._order_of(self._position.epoch)
 
     def _next(self) -> Prompt | None:
-        """The next prompt; None if it is too long."""
+        """The next prompt; None if it is too long, or its row is wrong and left out."""
         at = self._position
         if at.index == len(self._rows):
-            self._position = at = _Position(epoch=at.epoch + 1, filtered_before=at.filtered_before + at.filtered)
+            self._position = at = _Position(
+                epoch=at.epoch + 1,
+                filtered_before=at.filtered_before + at.filtered,
+                skipped_before=at.skipped_before + at.skipped,
+            )
             self._order = self._order_of(at.epoch)
-        row = self._rows[self._order[at.index]]
-        prompt = tokenize_row(row, self._config, self._tokenizer)
+        try:
+            prompt = tokenize_row(self._rows[self._order[at.index]], self._config, self._tokenizer)
+        except DataError:
+            if self._config.on_bad_row == "stop":
+                raise
+            at.index += 1
+            at.skipped += 1
+            self._refuse_empty_epoch()
+            return None
         at.index += 1
         length, limit = None if prompt is None else len(prompt.token_ids), self._config.max_prompt_tokens
         if length is not None and length <= limit:
@@ -240,9 +258,17 @@ class PromptSource:
         at.filtered += 1
         if length is not None:
             at.shortest = length if at.shortest is None else min(at.shortest, length)
-        if at.filtered == len(self._rows):
-            raise DataError(f"data.max_prompt_tokens={limit}: all {at.filtered} prompts are longer; {_needed(at)}")
+        self._refuse_empty_epoch()
         return None
+
+    def _refuse_empty_epoch(self) -> None:
+        at = self._position
+        if at.filtered + at.skipped < len(self._rows):
+            return
+        if not at.filtered:
+            raise DataError(f"data.on_bad_row=skip: all {at.skipped} rows are wrong; correct them, or see why: stop")
+        limit = self._config.max_prompt_tokens
+        raise DataError(f"data.max_prompt_tokens={limit}: all {at.filtered} prompts are longer; {_needed(at)}")
 
     def _upcoming(self) -> list[int]:
         """All rows, in the order in which they are used from here on: the rest of this epoch, then those before it."""

@@ -74,3 +74,8 @@ def test_a_key_that_an_older_release_did_not_write_is_no_change_at_its_default(l
     assert resume_rules.changes(written, load("data={kind: jsonl, path: a.jsonl}")) == []
     with pytest.raises(ConfigError, match=r"data.format=verl: the run had null"):
         resume_rules.changes(written, load("data={kind: jsonl, path: a.jsonl, format: verl}"))
+
+
+def test_a_run_that_a_row_has_stopped_may_leave_it_out(load):
+    data = "data={kind: jsonl, path: a.jsonl}"
+    assert changes(load(data), load(data, "data.on_bad_row=skip")) == ["data.on_bad_row: stop -> skip"]

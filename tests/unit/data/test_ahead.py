@@ -45,7 +45,7 @@ def test_the_lookahead_finds_a_wrong_row_before_its_use_and_checks_none_twice():
     ahead = Lookahead(check, done={0, 1})
     ahead.watch(lambda: [3, 1, 4, 5, 0])
     assert ahead.settle(timeout_s=10)
-    with pytest.raises(DataError, match=r"^t:4: wrong\nThis row was found in the background of training"):
+    with pytest.raises(DataError, match=r"^t:4: wrong\nThis row was found in the background of training, before"):
         ahead.watch(lambda: [])
     assert seen == [(3, "data-lookahead"), (4, "data-lookahead")]
 

@@ -109,3 +109,11 @@ def test_a_system_prompt_needs_the_chat_template(run_config, jsonl):
 def test_the_checks_load_no_torch():
     code = "import sys, ray_rl.data.preflight; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_that_will_be_left_out_are_counted_before_the_start(run_config, jsonl):
+    path = jsonl({"prompt": "What"}, {"prompt": "cut \ud83d"}, "{", {"prompt": "is"})
+    said = []
+    checked = check_data(run_config({"kind": "jsonl", "path": path, "on_bad_row": "skip"}), say=said.append)
+    assert said[0].startswith("data: 2 of 4 rows are wrong and will be left out; the first: train.jsonl:2: prompt: ")
+    assert checked.ahead(lambda: pytest.fail("all rows were checked")) is None

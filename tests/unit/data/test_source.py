@@ -177,3 +177,21 @@ def test_a_large_file_is_told_from_another_by_samples_of_its_bytes(tokenizer, js
     file.write_text(file.read_text()[:-2] + "!}")
     with pytest.raises(ConfigError, match=r"the content of train.jsonl has changed"):
         build_source(Jsonl(path=path), seed=0, tokenizer=tokenizer).restore(source.state())
+
+
+def test_wrong_rows_are_left_out_and_counted_where_the_user_wants_it(tokenizer, jsonl):
+    bad = [
+        {"prompt": "cut \ud83d"},
+        "{",
+        {"prompt": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]},
+    ]
+    path = jsonl({"prompt": "What"}, *bad, {"prompt": "is"})
+    source = build_source(Jsonl(path=path, shuffle=False, on_bad_row="skip"), seed=0, tokenizer=tokenizer)
+    assert [prompt.id for prompt in source.take(3)] == ["train.jsonl:1", "train.jsonl:5", "train.jsonl:1"]
+    source.take(1)
+    assert {metric.name: metric.value for metric in source.metrics()}["data/skipped_total"] == 6
+    path = jsonl({"prompt": " "}, {"prompt": None})
+    # The layout is that of the first line; both prompts are wrong.
+    source = build_source(Jsonl(path=path, on_bad_row="skip"), seed=0, tokenizer=tokenizer)
+    with pytest.raises(DataError, match=r"data.on_bad_row=skip: all 2 rows are wrong"):
+        source.take(1)
