@@ -99,9 +99,8 @@ def _report(checked: CheckedRows, *, is_complete: bool, say: Callable[[str], Non
         )
     if checked.wrong:
         first = checked.wrong[min(checked.wrong)]
-        say(
-            f"data: {len(checked.wrong):,} of {len(checked.rows):,} rows are wrong and will be left out; the first: {first}"
-        )
+        count = f"{len(checked.wrong):,} of {len(checked.rows):,}"
+        say(f"data: {count} rows are wrong and will be left out; the first: {first}")
     if checked.unanswered:
         say(
             f"data: {checked.unanswered:,} of {len(checked.right):,} rows have null for an answer that a reward "
