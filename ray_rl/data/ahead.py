@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from ray_rl.errors import DataError
+from ray_rl.errors import DataError, UserError
 
 SHOWN_FAULTS = 5
 """The first is told in full, the others by their place."""
@@ -107,7 +107,7 @@ class Lookahead:
             start = time.thread_time()
             try:
                 self._check(index)
-            except DataError as error:
+            except UserError as error:
                 self._found = DataError(f"{error}\n{FOUND_LATE}")
                 return
             took = time.thread_time() - start
