@@ -31,8 +31,11 @@ setup-test: ## the same with the packages of the tests
 	@docker/setup.sh $(ACCELERATOR) test
 
 .PHONY: demo
-demo: setup ## train a 135M model on two CPU cores and watch it get better
-	$(BIN)/ray-rl train $(DEMO) run.name=demo-$$(date +%Y%m%d-%H%M%S)
+demo: ## train a 135M model on two CPU cores and watch it get better
+	@echo "This takes 5 to 10 minutes on two cores, and 12 GB of memory. Disk: 4 GB for .venv, 0.3 GB for the model in"
+	@echo "~/.cache/ray_rl, and in runs/ up to 3.5 GB of checkpoints while it trains, of which 2 GB stay. Ctrl-C saves and ends."
+	@$(MAKE) --no-print-directory setup
+	$(BIN)/ray-rl train $(DEMO) run.name=demo-$$(date +%Y%m%d-%H%M%S) checkpoint.keep_last=1
 
 .PHONY: test
 test: setup-test ## run the tests: unit, then cluster, then end to end (25 minutes)
