@@ -11,7 +11,17 @@ from ray_rl.metrics.run_folder import RunFolder
 
 def resume_command(root: Path) -> str:
     """The command that continues the run of a folder."""
-    return f"ray-rl resume {shlex.quote(str(root))}"
+    return f"ray-rl resume {_word(root)}"
+
+
+def shown(path: Path) -> str:
+    """The path as short as it can be from the working directory."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(path)
+
+
+def _word(path: Path) -> str:
+    return shlex.quote(shown(path))
 
 
 def next_commands(
@@ -25,20 +35,19 @@ def next_commands(
         saved: the step of the newest checkpoint; None if there is none.
         steps: that the run has trained.
     """
-    curves = ("curves", f"tensorboard --logdir {shlex.quote(str(folder.tensorboard))}")
+    curves = ("curves", f"tensorboard --logdir {_word(folder.tensorboard)}")
     if failed is None:
         return [*_of_a_model(folder, saved), curves, *_more_steps(folder, saved, steps)]
-    logs = [] if isinstance(failed, Preempted | KeyboardInterrupt) else [("logs", f"{folder.logs}/")]
+    logs = [] if isinstance(failed, Preempted | KeyboardInterrupt) else [("logs", f"{shown(folder.logs)}/")]
     return [*logs, _again(folder, failed, saved), *([curves] if steps else [])]
 
 
 def _of_a_model(folder: RunFolder, saved: int | None) -> list[tuple[str, str]]:
-    root = shlex.quote(str(folder.root))
+    root = _word(folder.root)
     if folder.export.is_dir():
-        export = shlex.quote(str(folder.export))
         return [
-            ("model", str(folder.export)),
-            ("try it", f"vllm serve {export}"),
+            ("model", shown(folder.export)),
+            ("try it", f"vllm serve {_word(folder.export)}"),
             ("copy it", f"ray-rl export {root} --to my-model"),
         ]
     return [] if saved is None else [("model", f"ray-rl export {root} --to my-model")]
@@ -51,5 +60,8 @@ def _more_steps(folder: RunFolder, saved: int | None, steps: int) -> list[tuple[
 def _again(folder: RunFolder, failed: BaseException, saved: int | None) -> tuple[str, str]:
     change = "correct the input, then " if isinstance(failed, UserError) else ""
     if saved is None:
-        return "again", f"{change}train with a new run.name, or move {folder.root} away: there is no checkpoint yet"
+        return (
+            "again",
+            f"{change}train with a new run.name, or move {shown(folder.root)} away: there is no checkpoint yet",
+        )
     return "go on", f"{resume_command(folder.root)}    ({change}from its newest checkpoint, of step {saved})"

@@ -12,7 +12,7 @@ from typing import Self
 from ray_rl.config import RunConfig
 from ray_rl.errors import Preempted, RecordError
 from ray_rl.metrics.console import RunConsole
-from ray_rl.metrics.endings import next_commands
+from ray_rl.metrics.endings import next_commands, shown
 from ray_rl.metrics.metric import Metric, reduce_metrics
 from ray_rl.metrics.phases import Heartbeat, Phases, Span
 from ray_rl.metrics.prometheus import GaugeSink
@@ -195,7 +195,7 @@ class Run:
         self._console.summary(
             self._summary.title(total_s=self._clock() - self._start_s, failed=failed),
             [
-                *self._summary.rows(folder=self._folder.root),
+                *self._summary.rows(folder=shown(self._folder.root)),
                 *next_commands(self._folder, failed=failed, saved=self._saved(), steps=self.step),
             ],
             failed=failed is not None and not isinstance(failed, Preempted),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ray_rl.errors import Preempted
 from ray_rl.metrics.text import duration
@@ -53,7 +52,7 @@ class Summary:
             return f"{what} {where}, after {duration(total_s)}"
         return f"Done: {done} of {self.planned} steps in {duration(total_s)}"
 
-    def rows(self, *, folder: Path) -> list[tuple[str, str]]:
+    def rows(self, *, folder: str) -> list[tuple[str, str]]:
         """Label and text of what the run did, and where it is."""
         rows = []
         if self.rewards:
@@ -61,7 +60,7 @@ class Summary:
         if self.steps:
             rows.append(("speed", self._speed()))
             rows.append(("time", self._shares()))
-        rows.append(("run folder", str(folder)))
+        rows.append(("run folder", folder))
         return rows
 
     def _reward(self) -> str:

@@ -51,3 +51,10 @@ def test_a_run_that_was_stopped_has_nothing_in_its_logs_to_look_at(folder):
     commands = dict(next_commands(folder, failed=Preempted("stopped"), saved=7, steps=7))
     assert "logs" not in commands
     assert commands["go on"].startswith(f"ray-rl resume '{folder.root}'")
+
+
+def test_paths_below_the_working_directory_are_short(folder, monkeypatch):
+    monkeypatch.chdir(folder.root.parent)
+    commands = dict(next_commands(folder, failed=Preempted("stopped"), saved=7, steps=7))
+    assert commands["go on"].startswith("ray-rl resume 'a run'    ")
+    assert commands["curves"] == "tensorboard --logdir 'a run/tensorboard'"

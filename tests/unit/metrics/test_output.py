@@ -53,7 +53,7 @@ def test_a_console_without_a_reader_raises_nothing(error, is_terminal, monkeypat
     console.say("text")
     console.heartbeat(Status(1, "waiting", 3))
     console.step([("step", "1/3")])
-    console.samples("step 1", [Sample("a", "b", 1.0)])
+    console.samples("step 1", [Sample("a", "b", "c", 1.0, {"number": 1.0})])
     console.summary("Done", [("reward", "1")], failed=False)
     console.close()
 

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from ray_rl.config import RunConfig
@@ -111,7 +109,7 @@ def summary_of(rewards, *, planned=40):
 
 
 def rows_of(summary):
-    return dict(summary.rows(folder=Path("runs/adds")))
+    return dict(summary.rows(folder="runs/adds"))
 
 
 def test_a_summary_compares_the_first_five_steps_with_the_last_five():
