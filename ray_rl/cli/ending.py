@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import shutil
 import sys
@@ -165,9 +166,24 @@ def _logged(arguments: argparse.Namespace, error: BaseException) -> str:
     return f"the traceback is in {name}"
 
 
+class _ToTheLog(logging.Handler):
+    """What asyncio says of errors that nobody awaited: one line, and the traceback in the log."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__(logging.WARNING)
+        self._arguments = arguments
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Says one line."""
+        error = record.exc_info[1] if record.exc_info else None
+        first = record.getMessage().partition("\n")[0]
+        what = "" if error is None else f": {_what(error)}; {_logged(self._arguments, error)}"
+        _say(self._arguments, f"ray-rl: warning: {first}{what}")
+
+
 @contextmanager
 def _threads_logged(arguments: argparse.Namespace) -> Iterator[None]:
-    """What escapes from a thread, or from the end of an object, is one line and a traceback in the log."""
+    """What escapes from a thread or a task is one line and a traceback in the log."""
 
     def thread(what: threading.ExceptHookArgs) -> None:
         if what.exc_value is not None and not isinstance(what.exc_value, SystemExit):
@@ -178,6 +194,9 @@ def _threads_logged(arguments: argparse.Namespace) -> Iterator[None]:
         _say(arguments, f"ray-rl: error: {_what(error)}; {_logged(arguments, error)}")
 
     before = threading.excepthook, sys.excepthook
+    logger, handler = logging.getLogger("asyncio"), _ToTheLog(arguments)
+    logger.addHandler(handler)
+    logger.propagate = False
     threading.excepthook = thread
     if os.environ.get("RAY_RL_TRACEBACK") != "1":
         sys.excepthook = escaped
@@ -185,6 +204,8 @@ def _threads_logged(arguments: argparse.Namespace) -> Iterator[None]:
         yield
     finally:
         threading.excepthook, sys.excepthook = before
+        logger.removeHandler(handler)
+        logger.propagate = True
 
 
 def _say(arguments: argparse.Namespace, text: str) -> None:

@@ -30,6 +30,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str 
     Raises:
         ConfigError: with every problem, each with `file:line` or its override, the value seen and the remedy.
     """
+    if "=" in str(path) and not Path(path).exists():
+        raise ConfigError(f"{path}: a value, where the YAML file of the run comes first: CONFIG {show(str(path))}")
     tree = _read(Path(path), ())
     if launch is not None:
         tree = merge(tree, Located({"launch": _read(Path(launch), ())}, tree.where))

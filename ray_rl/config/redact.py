@@ -52,7 +52,7 @@ _FORM = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
 """Tokens of the common services, and keys in PEM."""
-_NAMED = re.compile(r"""(?<![\w.-])([\w.-]{1,80})(["']?\s{0,4}[:=]\s{0,4})("[^"]*"|'[^']*'|[^\s,;{}&)\]]+)""")
+_NAMED = re.compile(r"""(?<![\w.-])([\w.-]{1,80})(["']?\s{0,4}[:=]\s{0,4})("[^"]*"|'[^']*'|[^\s,;{}&)\]'"]+)""")
 _CERTAIN = re.compile(r"(?i)(api_?-?key|password|passwd|passphrase|secret|access_?token|auth_?token|private_?key)$")
 _LEFT_OUT = re.compile(r"://\*\*\*@|[?&;#][\w.~%-]{1,80}=\*\*\*|(?i:bearer )\*\*\*")
 """What `without_credentials` leaves of an address or a header."""

@@ -1,7 +1,9 @@
 """Whatever escapes from a command is one message, an exit code, and a traceback in a file."""
 
 import argparse
+import asyncio
 import errno
+import gc
 import os
 import re
 import threading
@@ -131,3 +133,26 @@ def test_what_escapes_from_a_thread_is_one_line(capsys, log):
     assert ended(argparse.Namespace(log=log), command) == 0
     said = capsys.readouterr().err
     assert said == f"ray-rl: warning: watcher: /nowhere: No such file or directory; the traceback is in {log}\n"
+
+
+def test_what_a_task_raised_and_nobody_awaited_is_one_line(capsys, log):
+    async def fails():
+        raise KeyError("lost")
+
+    async def forgets():
+        task = asyncio.ensure_future(fails())
+        await asyncio.sleep(0)
+        del task
+
+    def command(arguments):
+        asyncio.run(forgets())
+        gc.collect()
+        return 0
+
+    assert ended(argparse.Namespace(log=log), command) == 0
+    said = capsys.readouterr().err
+    assert said == (
+        "ray-rl: warning: Task exception was never retrieved: internal error: KeyError: 'lost'; "
+        f"the traceback is in {log}\n"
+    )
+    assert "in fails" in log.read_text()

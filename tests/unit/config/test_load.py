@@ -83,6 +83,13 @@ class TestOverrides:
         assert error_of(write(BASE), "train.betas=[1, 2").startswith("override 'train.betas=[1, 2': not valid YAML (")
 
 
+def test_a_value_in_place_of_the_file_is_told_from_a_file_that_is_not_there(write):
+    assert error_of("run.steps=5") == (
+        "run.steps=5: a value, where the YAML file of the run comes first: CONFIG 'run.steps=5'"
+    )
+    assert load_config(write(BASE, "a=b.yaml")).run.name == "base"
+
+
 class TestExtends:
     def test_mappings_merge_and_lists_replace(self, write):
         write(BASE, "base/base.yaml")

@@ -107,6 +107,7 @@ def test_text_loses_what_has_the_form_of_a_secret(text, shown):
 def test_a_message_loses_the_values_of_certain_names_and_secrets_in_other_writings():
     assert hide("bad request: {'api_key': 'k1', 'n': 3}", set()) == "bad request: {'api_key': ***, 'n': 3}"
     assert hide("password=hunter2; max_tokens=5", set()) == "password=***; max_tokens=5"
+    assert hide("override 'a.api_key=***': unknown key", set()) == "override 'a.api_key=***': unknown key"
     assert hide("GET /?q=a%2Fb%20c%2Bd", {"a/b c+d"}) == "GET /?q=***"
 
 

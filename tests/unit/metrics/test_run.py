@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from ray_rl.errors import RecordError
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Last, Mean
 from ray_rl.metrics.prometheus import GaugeSink
@@ -195,3 +196,42 @@ def test_a_run_in_an_event_loop_times_a_phase_around_an_await(start, clock, make
 
     run = start().run
     assert asyncio.run(step())["time/rollout_s"] == 2.0
+
+
+@pytest.mark.parametrize("harm", ["full", "gone", "folder"])
+def test_a_log_that_cannot_be_written_ends_no_run(start, harm):
+    started = start()
+    log = started.folder.logs / "driver.log"
+    match harm:
+        case "full":
+            log.symlink_to("/dev/full")
+        case "gone":
+            started.folder.logs.rmdir()
+        case "folder":
+            log.mkdir()
+    started.run.tell("engine 0 was lost \udce9")
+    assert started.lines[-1].startswith("engine 0 was lost")
+
+
+def test_drawings_that_have_no_room_end_no_run_and_are_told_once(start, clock, make_group, monkeypatch):
+    def full(self, *_):
+        raise RecordError("cannot write events: No space left on device")
+
+    monkeypatch.setattr("ray_rl.metrics.sinks.TensorBoardSink.write", full)
+    monkeypatch.setattr("ray_rl.metrics.trace.TraceWriter.flush", full)
+    started = start()
+    for _ in range(2):
+        do_step(started.run, clock, make_group([1.0, 0.0], lengths=[4, 6]))
+    records = [json.loads(line) for line in started.folder.metrics_jsonl.read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2]
+    told = [line for line in started.lines if "No space left on device" in line]
+    assert told == ["cannot write events: No space left on device; the run goes on without"]
+
+
+def test_numbers_that_have_no_room_still_end_the_run(start, clock, make_group, monkeypatch):
+    def full(self, *_):
+        raise RecordError("cannot write metrics.jsonl: No space left on device")
+
+    monkeypatch.setattr("ray_rl.metrics.sinks.JsonlSink.write", full)
+    with pytest.raises(RecordError, match=r"metrics\.jsonl"):
+        do_step(start().run, clock, make_group([1.0, 0.0], lengths=[4, 6]))
