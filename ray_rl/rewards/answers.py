@@ -22,7 +22,7 @@ _JOINED = re.compile(
 )
 """What stands between boxes that are one answer together: "$\\boxed{5}$ or $\\boxed{6}$"."""
 
-BOX_CHARACTERS = 4096
+BOX_CHARACTERS = 16_384
 """A longer box is no answer. It bounds the time that a text of many open boxes takes."""
 _BOXES = 16
 _JOINT_CHARACTERS = 40

@@ -25,7 +25,7 @@ _ANOTHER = re.compile(r"\s*(?:,|/|&|;|\bor\b|\band\b)+\s*(?:\bor\b|\band\b)?\s*[
 
 _WHOLE_CHARACTERS = 200
 
-SEARCHED_CHARACTERS = 20_000
+SEARCHED_CHARACTERS = 4_000
 """The end of a completion in which its choice is looked for."""
 
 

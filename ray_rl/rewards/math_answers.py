@@ -41,11 +41,12 @@ def math_verify(
 
 
 def check_golds(golds: Sequence[Any]) -> list[str | None]:
-    """What is wrong with each gold; None for those that are one expression."""
+    """What is wrong with each gold; None for those that are one expression. Hangs on what cannot be compared."""
     problems: list[str | None] = []
     for gold in golds:
         try:
             parsed_gold(gold)
+            _score(r"\boxed{1}", gold)  # some can be parsed, and not be compared: 9^{9^{9^{9}}}
         except DataError as error:
             problems.append(str(error))
         else:

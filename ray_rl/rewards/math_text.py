@@ -103,7 +103,8 @@ _UNITS = {
 TAIL_CHARACTERS = 2000
 """Where no box and no tag says where the answer stands, it is looked for at the end of the completion."""
 SHORT_CHARACTERS = 300
-_LONG_NUMBER = 4000
+_LONG_NUMBER = 20_000
+_LONG_FRACTION = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +264,7 @@ def _number_of(text: str) -> Fraction | None:
     if _NUMBER.fullmatch(text):
         return Fraction(Decimal(text))
     match = _FRACTION.fullmatch(text)
-    if match is None:
+    if match is None or len(text) > _LONG_FRACTION:  # int() refuses more than 4,300 digits
         return None
     above, below = int(match["a"] or match["c"]), int(match["b"] or match["d"])
     return None if below == 0 else Fraction(-above if match["sign"] == "-" else above, below)
