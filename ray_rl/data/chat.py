@@ -294,6 +294,18 @@ def _is_jinja(text: str) -> bool:
     return "{{" in text or "{%" in text
 
 
+def without_end(tokenizer: ChatTokenizer, config: RunConfig) -> str | None:
+    """A warning, if nothing but their limit ends the completions of a run."""
+    ends = tokenizer.ends_of(config)
+    if ends.token_ids or ends.texts:
+        return None
+    return (
+        f"warning: nothing ends a completion of {config.model.path}: neither its tokenizer nor generation_config.json "
+        f"nor the chat template; each runs to rollout.max_tokens={config.rollout.max_tokens}; "
+        "set rollout.stop_token_ids or rollout.stop"
+    )
+
+
 def uses_chat(data: DataConfig) -> bool:
     """Whether prompts go through the chat template."""
     return data.chat if isinstance(data, Table) else True
@@ -313,7 +325,9 @@ def _eos_token_ids(tokenizer: ModelTokenizer) -> tuple[int, ...]:
         if not file.is_file():
             continue
         try:
-            declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            # Of a model that sees, the part that writes has settings of its own.
+            declared = settings.get("eos_token_id", settings.get("text_config", {}).get("eos_token_id"))
         except (OSError, ValueError, AttributeError) as error:
             raise DataError(f"{file}: is not a JSON object ({error}); restore the file") from error
         listed = declared if isinstance(declared, list) else [] if declared is None else [declared]

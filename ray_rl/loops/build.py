@@ -9,7 +9,7 @@ from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
 from ray_rl.config.known import PACKAGED_MODELS
-from ray_rl.data.chat import ChatTokenizer, without_file
+from ray_rl.data.chat import ChatTokenizer, without_end, without_file
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
 from ray_rl.errors import Preempted
@@ -30,11 +30,6 @@ from ray_rl.planner.plan import plan
 from ray_rl.rewards.combine import build_rewards
 from ray_rl.rollout.collector import Collector
 from ray_rl.weight_sync.audit import CANARY
-
-NO_END = (
-    "warning: nothing ends a completion of {path}: neither its tokenizer nor generation_config.json nor the chat "
-    "template; each runs to rollout.max_tokens={limit}; set rollout.stop_token_ids or rollout.stop"
-)
 
 
 def run_training(
@@ -143,9 +138,9 @@ async def _train(
             if since is not None:
                 require_same_models(config, read_progress(since).models, models, note=run.note)
             tokenizer = ChatTokenizer.of_run(config, model)
-            ends = tokenizer.ends_of(config)
-            if not ends.token_ids and not ends.texts:
-                run.note(NO_END.format(path=config.model.path, limit=config.rollout.max_tokens))
+            endless = without_end(tokenizer, config)
+            if endless is not None:
+                run.note(endless)
             source = _source(config, run, model, tokenizer, checked, stack)
             if since is not None:
                 source.compare(read_collected(since.folder / "rollouts").source)

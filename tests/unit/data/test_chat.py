@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from ray_rl.config.data import Jsonl
-from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.chat import ChatTokenizer, without_end, without_file
 from ray_rl.data.source import build_source
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
@@ -120,6 +120,25 @@ class TestEnds:
         (folder / "config.json").write_text('{"eos_token_id": 3}')
         assert ChatTokenizer(folder).eos_token_ids == (ids["<|end|>"], 3)
 
+    def test_a_model_that_sees_says_it_in_its_part_that_writes(self, tmp_path, write_tokenizer, ids):
+        folder = write_tokenizer(tmp_path)
+        (folder / "generation_config.json").unlink()
+        (folder / "config.json").write_text('{"text_config": {"eos_token_id": [3]}}')
+        assert ChatTokenizer(folder).eos_token_ids == (ids["<|end|>"], 3)
+
+    def test_a_model_without_any_end_is_warned_of(self, tmp_path, write_tokenizer, run_config):
+        folder = write_tokenizer(tmp_path, chat_template="{% for m in messages %}{{ m.content }} {% endfor %}")
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": None})
+        )
+        (folder / "generation_config.json").unlink()
+        config = run_config({"kind": "addition"})
+        told = without_end(ChatTokenizer(folder), config)
+        assert told.startswith("warning: nothing ends a completion of ")
+        assert told.endswith("each runs to rollout.max_tokens=512; set rollout.stop_token_ids or rollout.stop")
+        stopped = run_config({"kind": "addition"}, rollout={"stop_token_ids": [5]})
+        assert without_end(ChatTokenizer(folder), stopped) is None
+
     @pytest.mark.parametrize(
         ("text", "told"), [("{", "is not a JSON object"), ('{"eos_token_id": "x"}', "is no token id")]
     )
@@ -222,3 +241,9 @@ class TestOwnTemplate:
             ConfigError, match=r"^model.chat_template=chatml: is no Jinja text, no file, and no name of a"
         ):
             ChatTokenizer(folder, chat_template="chatml")
+
+    def test_the_run_folder_holds_the_text_of_a_file(self, tmp_path):
+        (tmp_path / "own.jinja").write_text("{{ messages }}")
+        assert without_file(str(tmp_path / "own.jinja")) == "{{ messages }}"
+        assert without_file("{{ messages }}" * 1000) == "{{ messages }}" * 1000
+        assert without_file("rag") == "rag"
