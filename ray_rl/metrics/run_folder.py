@@ -12,7 +12,7 @@ from pathlib import Path
 from ray_rl.config import RunConfig
 from ray_rl.config.load import dump_config
 from ray_rl.errors import ConfigError
-from ray_rl.metrics.aside import set_records_aside
+from ray_rl.metrics.aside import ASIDE, set_records_aside
 from ray_rl.metrics.environment import describe_environment
 from ray_rl.metrics.folder_lock import GUARD, LOCK, locked
 from ray_rl.metrics.modes import make_folder, set_readers
@@ -73,9 +73,7 @@ class RunFolder:
             set_readers(folder.root, group=config.run.group_readable)
             for part in (folder.rollouts, folder.logs):
                 make_folder(part, exist_ok=True)
-            for torn in (*folder.root.glob("*.partial"), *folder.rollouts.glob("*.partial")):
-                if torn.is_file():
-                    torn.unlink()
+            folder._remove_torn()
             # First: a run whose config.yaml is missing could not be continued by any command.
             folder._write_config(config, step)
             aside = folder.set_aside_after(done, others=folder._of_steps_from(done + 1))
@@ -146,6 +144,16 @@ class RunFolder:
             (self.root / LOCK).unlink()
             self.root.rmdir()
         return not self.root.exists()
+
+    def _remove_torn(self) -> None:
+        """Removes files that a kill left half written; what they were to hold is still where it was."""
+        for folder in (self.root, self.rollouts, *self.root.glob(f"{ASIDE}/*")):
+            for torn in folder.glob("*.partial"):
+                if torn.is_file():
+                    torn.unlink()
+        for aside in self.root.glob(f"{ASIDE}/*"):
+            with suppress(OSError):
+                aside.rmdir()  # only an empty one can be
 
     def _write_config(self, config: RunConfig, step: int | None) -> None:
         text = dump_config(config).encode()

@@ -142,6 +142,17 @@ def test_a_run_that_starts_over_moves_everything_aside(make_config, ended):
     assert not ended.has_records
 
 
+def test_what_a_kill_left_half_written_is_removed(make_config, ended):
+    torn = ["config.yaml.partial", "rollouts/step_000003.jsonl.partial", "aside/killed/metrics.jsonl.partial"]
+    (ended.root / "aside" / "killed").mkdir(parents=True)
+    for name in torn:
+        (ended.root / name).write_text("torn")
+    (ended.root / ".export.partial").mkdir()
+    RunFolder.reopen(make_config(), step=2)
+    assert [path.name for path in ended.root.rglob("*.partial")] == [".export.partial"]
+    assert len(list((ended.root / "aside").iterdir())) == 1
+
+
 def test_nothing_is_moved_where_there_are_no_later_records(make_config, ended):
     RunFolder.reopen(make_config(), step=2)
     RunFolder.reopen(make_config(), step=2)
