@@ -256,6 +256,10 @@ FOREIGN: Mapping[str, Ours] = {
     "nnodes": _NODES,
     "n_gpus_per_node": _GPUS,
     "critic_warmup": ("critic.warmup_steps",),
+    "enable_thinking": ("data.template_options",),
+    "chat_template_kwargs": ("data.template_options",),
+    "chat_template_path": ("model.chat_template",),
+    "stop_token_ids": ("rollout.stop_token_ids",),
     "filter_groups.enable": ("algorithm.dynamic_sampling",),
     "max_num_gen_batches": ("algorithm.dynamic_sampling.max_draws",),
 }

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import JsonValue
+
 from ray_rl.config.base import Config
 from ray_rl.config.override_values import Reading
 from ray_rl.config.yaml_tree import Located
@@ -86,7 +88,7 @@ def _below(annotation: Any, key: str, node: Located | None) -> list[Any]:
         given = sections.get(str(chosen.value)) if chosen else None
         owners = list(sections.values()) if given is None else [given]
         return [owner.model_fields[key].annotation for owner in owners if key in owner.model_fields]
-    if bare(annotation) is Any:
+    if bare(annotation) is Any or annotation is JsonValue:
         return [Any]
     below = item_of(annotation, int(key) if key.isdecimal() else key)
     if below is None and key.isdecimal():
@@ -106,7 +108,7 @@ def _reading(annotation: Any) -> Reading:
             structures=any(each.structures for each in members),
             blocks=any(each.blocks for each in members) and not any(each.text for each in members),
         )
-    if annotation is Any:
+    if annotation is Any or annotation is JsonValue:
         return Reading(blocks=False)
     if annotation in (str, Path):
         return _ONLY_TEXT

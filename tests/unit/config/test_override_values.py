@@ -202,3 +202,16 @@ def test_a_secret_in_an_override_is_not_repeated_by_its_error(load):
 def test_a_key_of_a_thousand_parts_is_refused(load):
     with pytest.raises(ConfigError, match="at most 50 levels"):
         load(".".join(["a"] * 1000) + "=1")
+
+
+def test_options_of_a_template_are_values_and_text_as_typed(load):
+    config = load(
+        "data.template_options.enable_thinking=false",
+        "data.template_options.note=Answer: yes # no",
+        "data.template_options.tools=[{name: a}]",
+    )
+    assert config.data.template_options == {
+        "enable_thinking": False,
+        "note": "Answer: yes # no",
+        "tools": [{"name": "a"}],
+    }
