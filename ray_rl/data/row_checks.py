@@ -90,7 +90,7 @@ class CheckedRows:
         self.wrong.setdefault(index, str(error))
 
     def _has_gold(self, row: Row) -> bool:
-        golds = [each.column for each in self.config.rewards if isinstance(each, Number | MathVerify)]
+        golds = [each.column for each in self.config.rewards if isinstance(each, Number | MathVerify | Choice)]
         return all(column_value(row.columns, column) is not None for column in golds)
 
     def refuse_if_all_are_longer(self) -> None:

@@ -117,3 +117,29 @@ def test_rows_that_will_be_left_out_are_counted_before_the_start(run_config, jso
     checked = check_data(run_config({"kind": "jsonl", "path": path, "on_bad_row": "skip"}), say=said.append)
     assert said[0].startswith("data: 2 of 4 rows are wrong and will be left out; the first: train.jsonl:2: prompt: ")
     assert checked.ahead(lambda: pytest.fail("all rows were checked")) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": None}, "prompt is None"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": 42}, "prompt is 42"),
+        ({"prompt": "cut \ud83d"}, "prompt: character 5 is .*half of a surrogate pair"),
+        ({"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "prompt ends with"),
+        # The template of the tests takes no tools.
+        ({"prompt": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}, ".*no tools here"),
+        ({"prompt": "What", "answer": "\udc00"}, "answer: character 1 is .*half of a surrogate pair"),
+    ],
+)
+def test_a_row_that_would_fail_when_it_comes_is_named_before_the_start(run_config, jsonl, row, message):
+    path = jsonl(*[{"prompt": "What is"}] * 300, row)
+    with pytest.raises(DataError, match=rf"^train.jsonl:301: {message}"):
+        check_data(run_config({"kind": "jsonl", "path": path}))
+
+
+def test_how_many_prompts_are_too_long_is_said_before_the_start(run_config, jsonl):
+    path = jsonl({"prompt": "What"}, {"prompt": "What is a deep deep thought"}, {"prompt": "What " * 10_000})
+    said = []
+    check_data(run_config({"kind": "jsonl", "path": path, "max_prompt_tokens": 5}), say=said.append)
+    assert said == ["data: 2 of 3 prompts are longer than data.max_prompt_tokens=5 and will be left out"]
