@@ -22,6 +22,7 @@ MODEL = "smollm2-135m-instruct"
 TRAIN_AND_STOP = ("train", "mine.yaml")
 """The command that the one after it stops."""
 LIMIT_S = 400
+pytestmark = pytest.mark.timeout(1800)  # the fixture runs the whole page
 CODES = {("validate", "mine.yaml", "data.path=trian.jsonl"): 2, TRAIN_AND_STOP: 75}
 
 
