@@ -3,11 +3,16 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
-from tests.e2e.command import Ended, kill_all, place_for, run, steps_done, wait_until, without_the_clock
+from ray_rl.checkpoint.export_folder import exported_step
+from tests.e2e.command import LIMIT_S, Ended, kill_all, place_for, run, steps_done, wait_until, without_the_clock
 
 STEPS = 6
 PPO = {
@@ -44,7 +49,7 @@ def whole(request, tmp_path_factory) -> tuple[str, Ended]:
 
 @pytest.fixture(scope="module")
 def interrupted(whole, tmp_path_factory) -> list[Ended]:
-    """Told to stop in step 2, resumed, killed with all its processes in step 4, and resumed to the end."""
+    """Told to stop in step 2, made a model of, resumed, killed with all its processes in step 4, resumed to the end."""
     there = place(tmp_path_factory.mktemp(f"interrupted-{whole[0]}"), "parts", whole[0])
     folder = there / "runs" / "parts"
 
@@ -56,10 +61,14 @@ def interrupted(whole, tmp_path_factory) -> list[Ended]:
         wait_until(process, lambda: (folder / "checkpoints" / "step_3").is_dir())
         kill_all(process.pid)
 
+    stopped = run(there, then=stop_in_step_2)
+    (step,) = (path.name.removeprefix("step_") for path in (folder / "checkpoints").iterdir())
+    made = run(there, "export", str(folder), "--step", step, "--to", "model-of-stopped")
     return [
-        run(there, then=stop_in_step_2),
+        stopped,
         run(there, "resume", str(folder), then=kill_in_step_4),
         run(there, "train", "run.yaml", "--resume", "auto"),
+        made,
     ]
 
 
@@ -118,3 +127,21 @@ def test_what_would_make_nonsense_of_a_checkpoint_is_refused(interrupted):
     again = run(interrupted[2].place, "resume", str(interrupted[2].folder), "run.seed=7", "run.steps=9")
     assert again.code == 2
     assert "run.seed=7: the run had 0, and it orders the prompts and seeds the sampling" in again.stderr
+
+
+def test_a_checkpoint_of_the_stopped_run_is_a_model_that_transformers_and_vllm_load_alike(whole, interrupted):
+    made = interrupted[3]
+    assert made.code == 0, made.stderr
+    folder = made.place / "model-of-stopped"
+    assert made.stdout.endswith(f" to {folder.name}\n")
+    assert 1 <= exported_step(folder) < STEPS
+    assert (folder / "model.safetensors").read_bytes() != (made.place / "model" / "model.safetensors").read_bytes()
+    if whole[0] != "grpo":
+        return  # the same code, and an engine takes half a minute
+    token_ids = [12, 5, 14, 6, 20, 21, 9]
+    by_transformers = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([token_ids])).logits[0].log_softmax(-1)
+    expected = by_transformers[:-1].gather(1, torch.tensor(token_ids[1:])[:, None])[:, 0].tolist()
+    command = [sys.executable, "-m", "tests.e2e.served", str(folder), *map(str, token_ids)]
+    served = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert served.returncode == 0, served.stderr
+    assert json.loads(served.stdout.splitlines()[-1]) == pytest.approx(expected, abs=1e-3)
