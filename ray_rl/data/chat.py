@@ -57,14 +57,16 @@ class ChatTokenizer:
             template_options: values for variables that the template reads.
 
         Raises:
-            DataError: there is no tokenizer.
-            ConfigError: `chat_template` is neither Jinja nor a file nor a name.
+            DataError: there is no tokenizer, or `chat_template` is not valid.
+            ConfigError: `chat_template` is neither Jinja nor a file nor a name, or an option is not read by it.
         """
         self._owner = folder
         self._tokenizer: ModelTokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         self._own_template = None if chat_template is None else template_text(chat_template, self._tokenizer.templates)
         self._options = template_options or {}
         self._eos_token_ids = _eos_token_ids(self._tokenizer)
+        # Compiled now, as an export would find out after the last step that the template is not valid.
+        self._changed = self._template.text if self._own_template is not None or self._options else None
 
     @classmethod
     def of_run(cls, config: RunConfig, folder: str | Path) -> ChatTokenizer:
@@ -75,8 +77,10 @@ class ChatTokenizer:
             folder: where the policy's files lie, or a hub name.
 
         Raises:
-            DataError, ConfigError: as the constructor.
+            DataError, ConfigError: as the constructor, or options come without a chat template.
         """
+        if config.data.template_options and not uses_chat(config.data):
+            raise ConfigError("data.template_options needs the chat template, but data.chat=false; remove it")
         return cls(
             folder,
             trust_remote_code=config.model.trust_remote_code,
@@ -97,7 +101,7 @@ class ChatTokenizer:
     @property
     def changed_template(self) -> str | None:
         """The chat template that an export has to carry: None if it is the tokenizer's own, without options."""
-        return self._template.text if self._own_template is not None or self._options else None
+        return self._changed
 
     @cached_property
     def turn_end(self) -> int | None:

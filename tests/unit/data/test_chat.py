@@ -247,3 +247,13 @@ class TestOwnTemplate:
         assert without_file(str(tmp_path / "own.jinja")) == "{{ messages }}"
         assert without_file("{{ messages }}" * 1000) == "{{ messages }}" * 1000
         assert without_file("rag") == "rag"
+
+    def test_a_template_that_is_not_valid_is_refused_when_the_tokenizer_is_loaded(self, tmp_path, write_tokenizer):
+        """Not by the export, after the last step."""
+        with pytest.raises(DataError, match="is not valid: TemplateSyntaxError in line 1"):
+            ChatTokenizer(write_tokenizer(tmp_path), chat_template="{% for %}")
+
+    def test_options_without_the_chat_template_are_refused(self, model_folder, run_config):
+        data = {"kind": "jsonl", "path": "x", "chat": False, "template_options": {"think": False}}
+        with pytest.raises(ConfigError, match=r"^data.template_options needs the chat template, but data.chat=false"):
+            ChatTokenizer.of_run(run_config(data), model_folder)
