@@ -24,12 +24,8 @@ from types import TracebackType
 
 from ray_rl.config.redact import hide, secrets_of
 from ray_rl.errors import FolderHeld, Preempted, RayRLError, UserError
+from ray_rl.launching.attempts import BAD_INPUT, CHECKPOINTED, FAILED
 
-DONE = 0
-FAILED = 1
-BAD_INPUT = 2
-CHECKPOINTED = 75
-"""Saved; run me again (EX_TEMPFAIL of sysexits.h)."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 

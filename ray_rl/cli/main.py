@@ -10,8 +10,9 @@ from typing import Any
 
 from ray_rl import __version__
 from ray_rl.cli import doctor, export, jobs, launch, plan, resume, runs, train, validate
-from ray_rl.cli.ending import BAD_INPUT, DONE, FAILED, ended
+from ray_rl.cli.ending import ended
 from ray_rl.cli.unknown_words import check_command, commands_of, unrecognized
+from ray_rl.launching.attempts import BAD_INPUT, DONE, FAILED
 from ray_rl.launching.kuberay_retries import forbid_retries
 from ray_rl.metrics.output import unbreakable_output
 

@@ -9,7 +9,7 @@ DONE = 0
 FAILED = 1
 BAD_INPUT = 2
 CHECKPOINTED = 75
-"""Exit codes of the driver: see `ray-rl --help`."""
+"""Exit codes of the driver. 75 says that the run is saved and should be started again (EX_TEMPFAIL of sysexits.h)."""
 
 
 def attempt_id(run: str, attempt: int) -> str:
