@@ -164,7 +164,10 @@ def candidate_of(completion: str) -> Candidate:
     answer = answer_of(completion)
     if answer.is_boxed:
         return Candidate(answer.text, is_exact=True)
-    text = answer.text[-TAIL_CHARACTERS:].strip()
+    text = answer.text.strip()
+    if len(text) > TAIL_CHARACTERS:  # from the next word on: the end of a number or a formula is another one
+        text = text[-TAIL_CHARACTERS:]
+        text = "".join(text.split(maxsplit=1)[1:])
     hashes = text.rpartition("####")
     if hashes[1] and "\n" not in hashes[2].strip():
         return Candidate(hashes[2], is_exact=True)
