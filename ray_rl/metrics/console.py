@@ -123,14 +123,11 @@ class RunConsole:
         self._print(table)
 
     def summary(self, title: str, rows: Sequence[tuple[str, str]], *, failed: bool) -> None:
-        """The last word."""
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim")
-        table.add_column(overflow="fold")
-        for label, value in rows:
-            table.add_row(Text(f"  {label}"), Text(value))
+        """The last word. Lines are not broken: commands and paths in them are there to be copied."""
+        width = max((len(label) for label, _ in rows), default=0)
         self._print(Text(title, style="bold red" if failed else "bold green"))
-        self._print(table)
+        for label, value in rows:
+            self._print(Text.assemble((f"  {label:{width}}  ", "dim"), value))
 
     def close(self) -> None:
         """Removes the live line."""
