@@ -36,6 +36,7 @@ demo: ## train a 135M model on two CPU cores and watch it get better
 	@echo "~/.cache/ray_rl, and in runs/ up to 3.5 GB of checkpoints while it trains, of which 2 GB stay. Ctrl-C saves and ends."
 	@$(MAKE) --no-print-directory setup
 	$(BIN)/ray-rl train $(DEMO) run.name=demo-$$(date +%Y%m%d-%H%M%S) checkpoint.keep_last=1
+	@echo "ray-rl, vllm and tensorboard are in $(BIN); to have them in the path: source $(BIN)/activate"
 
 .PHONY: test
 test: setup-test ## run the tests: unit, then cluster, then end to end (25 minutes)

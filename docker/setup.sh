@@ -81,4 +81,4 @@ install_project
 check_imports
 echo "$stamp" >"$venv/setup-$accelerator"
 if [ "${2:-}" = test ]; then echo "$test_stamp" >"$venv/setup-$accelerator-test"; fi
-say "$venv is ready after $((SECONDS - started)) s"
+say "$venv is ready after $((SECONDS - started)) s; to have its commands in the path: source $venv/bin/activate"

@@ -18,6 +18,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
+        default=[],  # Without a default argparse says that it is required.
         help="sets one value, in YAML: run.steps=3, rewards.0.weight=2, 'data={kind: jsonl, path: train.jsonl}'",
     )
 

@@ -44,7 +44,7 @@ def add_to(commands: Commands) -> None:
         help="remove instead what killed runs of yours have left in the folder for temporary files and in /dev/shm; "
         "nothing that a live process uses",
     )
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="sets one value of CONFIG")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="sets one value of CONFIG")
     parser.set_defaults(command=doctor)
 
 

@@ -67,7 +67,7 @@ def with_backend(words: Sequence[str]) -> list[str]:
 
 
 def _add_backends(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    backends = parser.add_subparsers(title="back ends", metavar="BACKEND", dest="backend", required=True)
+    backends = parser.add_subparsers(title="runs and back ends", metavar="RUN", dest="backend", required=True)
     parsers = []
     for name, what in _BACKENDS.items():
         own = backends.add_parser(name, help=what)

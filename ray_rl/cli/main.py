@@ -65,7 +65,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     if left and ("overrides" not in arguments or any(word.startswith("-") for word in left)):
         parser.error(unrecognized(parser, words, left, takes_overrides="overrides" in arguments))
     if left:
-        arguments.overrides += left
+        arguments.overrides = [*arguments.overrides, *left]
     return arguments
 
 

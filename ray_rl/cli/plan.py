@@ -50,6 +50,7 @@ def print_plan(arguments: argparse.Namespace) -> int:
     overrides = [f"cluster.{key}={value}" for key, value in sizes if value is not None]
     # A proposal of the plan before, pasted behind the same options, is the later word.
     config = load_config(arguments.config, [*overrides, *arguments.overrides])
+    _check_asks_for_gpus(config, arguments)
     cluster = ClusterShape.of(
         config, gpu=arguments.gpu, gpu_memory_gb=arguments.gpu_memory, host_memory_gb=arguments.host_memory
     )
@@ -82,6 +83,16 @@ def print_plan_of(config: RunConfig) -> None:
     print("\n".join(report(config, assessment)))
     if not assessment.fits:
         raise ConfigError(refusal(assessment, propose(config, assessment)))
+
+
+def _check_asks_for_gpus(config: RunConfig, arguments: argparse.Namespace) -> None:
+    """A run on CPU has no GPUs that an option could describe."""
+    given = [name for name in ("gpu", "gpu_memory", "gpus_per_node") if vars(arguments)[name] is not None]
+    if given and config.cluster.accelerator == "cpu":
+        raise ConfigError(
+            f"--{given[0].replace('_', '-')} {vars(arguments)[given[0]]}: the run is on CPU "
+            "(cluster.accelerator=cpu); add cluster.accelerator=gpu to plan it on GPUs, or leave the option out"
+        )
 
 
 def _check_all_but_nodes(config: RunConfig) -> None:

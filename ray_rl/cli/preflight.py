@@ -80,11 +80,11 @@ def check_before_start(
 def _first_line(config: RunConfig, *, continued: bool) -> str:
     from ray_rl.config.gpus import asked_gpus
 
-    gpus = sum(ask.gpus for ask in asked_gpus(config))
+    gpus, steps = sum(ask.gpus for ask in asked_gpus(config)), config.run.steps
     where = "CPU" if config.cluster.accelerator == "cpu" else f"{gpus} GPU{'s' if gpus > 1 else ''}"
     return (
         f"{config.run.name}: {'continuing' if continued else 'training'} {config.model.path} on {where}, "
-        f"{config.run.steps} steps; checking data and models, then starting Ray"
+        f"{steps} step{'s' if steps > 1 else ''}; checking data and models, then starting Ray"
     )
 
 

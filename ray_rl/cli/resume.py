@@ -34,7 +34,9 @@ def add_to(commands: Commands) -> None:
         help="continue from the checkpoint of step N instead of the newest one; later checkpoints, records and exports "
         "are moved aside inside the run folder",
     )
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="sets one value, in YAML: run.steps=60")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="sets one value, in YAML: run.steps=60"
+    )
     parser.set_defaults(command=resume, only_shows=True)
 
 

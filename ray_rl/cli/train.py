@@ -61,7 +61,7 @@ def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = N
     # a run is Ctrl-C, SIGTERM or `ray-rl stop`.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     checked = check_before_start(config, resume=resume, note=_say)
-    _say("importing torch, transformers and Ray")
+    _say("importing torch and transformers")
 
     from ray_rl.loops.build import run_training
 

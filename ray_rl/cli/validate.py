@@ -42,10 +42,11 @@ def validate(arguments: argparse.Namespace) -> int:
     asked = sum(ask.gpus for ask in asks)
     check_before_start(config, resume=arguments.resume, visible_gpus=asked, is_full=arguments.full)
     algorithm = config.algorithm
+    steps, updates = config.run.steps, config.run.steps * algorithm.optimizer_steps
     print(f"{arguments.config}: valid")
     print(
-        f"  {config.run.steps} steps of {algorithm.prompts_per_step} prompts x {algorithm.group_size} completions, "
-        f"{config.run.steps * algorithm.optimizer_steps} optimizer steps"
+        f"  {steps} step{'s' if steps > 1 else ''} of {algorithm.prompts_per_step} prompts x {algorithm.group_size} "
+        f"completions, {updates} optimizer step{'s' if updates > 1 else ''}"
     )
     if config.cluster.accelerator == "cpu":
         print("  on CPU: " + ", ".join(f"{ask.role} {ask.gpus}" for ask in asks))

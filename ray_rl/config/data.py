@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
-from ray_rl.config.base import Config
+from ray_rl.config.base import Config, ImportPath
 
 
 class Source(Config):
@@ -119,7 +119,7 @@ class CustomSource(Source):
     """An import path to `function(**options) -> Sequence[Mapping]`, rows with a `prompt` (text or messages)."""
 
     kind: Literal["custom"] = "custom"
-    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    function: ImportPath
     """`package.module:function`."""
     options: dict[str, Any] = Field(default_factory=dict)
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ray_rl.config.base import Config
+from ray_rl.config.base import Config, ImportPath
 
 
 class Part(Config):
@@ -137,7 +137,7 @@ class CustomReward(Part):
     """
 
     kind: Literal["custom"] = "custom"
-    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    function: ImportPath
     """`package.module:function`."""
     signature: Literal["ray_rl", "trl", "verl"] | None = None
     """How to call the function. None: as the names of its parameters say."""

@@ -268,8 +268,9 @@ def _explained(path: str | Path, *, key: str) -> Iterator[None]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, _Damaged) as error:
         if isinstance(error, DataError):
             raise
+        said = " ".join(str(error).split()).rstrip(".")
         raise DataError(
-            f"{key}={path}: no tokenizer could be loaded: {error}; "
+            f"{key}={path}: no tokenizer could be loaded: {said}; "
             "name a folder with tokenizer.json, or a model of the hub"
         ) from error
 

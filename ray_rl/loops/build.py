@@ -123,6 +123,7 @@ async def _train(
     checked: CheckedRows | None,
     stop: Stop,
 ) -> None:
+    run.note("importing Ray")
     # Ray reads its environment when it is imported: not before run_training has prepared it.
     from ray_rl.cluster.session import ray_session
     from ray_rl.cluster.start import started_workers

@@ -143,6 +143,11 @@ def _gpus(place: Place) -> str:
     return _range(list(place.gpus))
 
 
+def _count(number: int, noun: str) -> str:
+    """A number of things: "1 step", "2 steps", "2 micro-batches"."""
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('h') else 's'}"
+
+
 def _range(numbers: Sequence[int]) -> str:
     """Of consecutive numbers, which the lowest free GPUs of a node always are."""
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
@@ -151,16 +156,16 @@ def _range(numbers: Sequence[int]) -> str:
 def _arithmetic(config: RunConfig) -> Iterator[str]:
     step = step_arithmetic(config)
     engines = config.rollout.engines
+    where = "the engine" if engines == 1 else f"each of {engines} engines"
     yield (
         f"step: {step.prompts} prompts x {step.group_size} completions = {step.rollouts} rollouts of at most "
-        f"{step.longest} tokens, at most {step.per_engine} on each of {engines} engines"
+        f"{step.longest} tokens, at most {step.per_engine} on {where}"
     )
-    yield f"update: {step.optimizer_steps} optimizer steps of {step.per_update} rollouts"
+    yield f"update: {_count(step.optimizer_steps, 'optimizer step')} of {step.per_update} rollouts"
     for role, share in step.shares.items():
-        rows = "1 sequence" if share.rows == 1 else f"{share.rows} sequences"
+        batches, rows = _count(share.micro_batches, "micro-batch"), _count(share.rows, "sequence")
         yield (
-            f"  {role}: at most {share.rollouts} rollouts a worker, in at most {share.micro_batches} micro-batches "
-            f"({rows} of full length each)"
+            f"  {role}: at most {share.rollouts} rollouts a worker, in at most {batches} ({rows} of full length each)"
         )
 
 
@@ -204,8 +209,8 @@ def _sync(config: RunConfig, assessment: Assessment) -> Iterator[str]:
     policy = known_shape("model.path", config.model.path)
     receivers = config.rollout.engines * config.rollout.tensor_parallel
     yield (
-        f"sync: {sync_bytes(config, policy) / GIB:.2f} GiB a publish, to {receivers} workers of "
-        f"{config.rollout.engines} engines"
+        f"sync: {sync_bytes(config, policy) / GIB:.2f} GiB a publish, to {_count(receivers, 'worker')} of "
+        f"{_count(config.rollout.engines, 'engine')}"
     )
 
 

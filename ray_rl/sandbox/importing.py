@@ -28,6 +28,10 @@ def import_function(path: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         place = users_place(error)
+        if module_name.endswith(".py"):
+            raise ConfigError(
+                f"{path}: a module is named without .py: {module_name.removesuffix('.py')}:{name}"
+            ) from error
         raise ConfigError(
             f"{path}: no module named {error.name!r} on the import path, which starts at {os.getcwd()}"
             f"{f' (imported at {place})' if place else ''}; start from the folder that holds it, or install its package"

@@ -72,6 +72,15 @@ def test_a_misspelt_command_gets_the_nearest(capsys):
     assert "trian: no such command; did you mean train? The commands are train, resume" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["train", "validate", "plan", "resume", "status", "stop", "logs"])
+def test_a_command_alone_names_what_it_needs_and_not_what_it_may_have(command, capsys):
+    needed = "RUN" if command in ("resume", "status", "stop", "logs") else "CONFIG"
+    with pytest.raises(SystemExit) as stop:
+        main([command])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: the following arguments are required: {needed}\n")
+
+
 def test_no_command_at_all_prints_the_help_and_ends_with_2(capsys):
     with pytest.raises(SystemExit) as stop:
         main([])

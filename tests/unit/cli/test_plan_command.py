@@ -78,3 +78,13 @@ def test_an_engine_larger_than_a_node_is_refused_before_it_is_planned(capsys):
 @pytest.mark.parametrize("command", ["plan", "validate"])
 def test_planning_for_gpus_needs_none_here(command, capsys):
     assert main([command, CONFIG, *ON_GPU, "cluster.nodes=2"]) == 0
+
+
+@pytest.mark.parametrize(("option", "value"), [("--gpu", "4090"), ("--gpu-memory", "24.0"), ("--gpus-per-node", "8")])
+def test_options_of_gpus_are_not_ignored_in_silence_for_a_run_on_cpu(option, value, capsys):
+    assert main(["plan", CONFIG, option, value]) == 2
+    assert capsys.readouterr().err == (
+        f"ray-rl: error: {option} {value}: the run is on CPU (cluster.accelerator=cpu); add cluster.accelerator=gpu "
+        "to plan it on GPUs, or leave the option out\n"
+    )
+    assert main(["plan", CONFIG, option, value, "cluster.accelerator=gpu"]) == 0

@@ -56,6 +56,25 @@ def test_a_wrong_value_says_place_key_value_requirement_and_meaning(write, more,
     assert problems(write(good + more + "\n")).startswith(f"run.yaml:7: {message}")
 
 
+@pytest.mark.parametrize(
+    ("written", "right"),
+    [
+        ("my_rewards.brevity", "my_rewards:brevity"),
+        ("pkg.rewards.brevity", "pkg.rewards:brevity"),
+        ("my_rewards.py", "my_rewards:my_function"),
+        ("pkg/my_rewards.py:brevity", "pkg.my_rewards:brevity"),
+        ("./my_rewards.py:brevity", "my_rewards:brevity"),
+        ("brevity", "my_rewards:my_function"),
+    ],
+)
+def test_an_import_path_in_another_form_is_shown_as_it_is_written_here(write, written, right):
+    said = problems(write(GOOD), f"rewards=[{{kind: custom, function: {written}}}]")
+    assert said.endswith(
+        f"rewards.0.function={written}: must name a module and a function in it with a colon between: {right} "
+        "(`package.module:function`.)"
+    )
+
+
 def test_an_unknown_kind_lists_the_valid_ones(write):
     assert problems(write(GOOD.replace("addition", "adition"))) == (
         "run.yaml:3: data.kind=adition: unknown kind; did you mean addition? "

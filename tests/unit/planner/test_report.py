@@ -45,9 +45,7 @@ def test_nodes_that_are_missing_are_marked(lines):
 
 def test_a_step_is_counted_down_to_the_micro_batches(lines):
     text = "\n".join(lines(train={"workers": 4, "zero_stage": 3, "micro_batch_tokens": 4096, **CHECKPOINTING}))
-    assert (
-        "step: 8 prompts x 8 completions = 64 rollouts of at most 2048 tokens, at most 64 on each of 1\n    engines\n"
-    ) in text
+    assert ("step: 8 prompts x 8 completions = 64 rollouts of at most 2048 tokens, at most 64 on the engine\n") in text
     share = "actor: at most 16 rollouts a worker, in at most 8 micro-batches (2 sequences of full length each)"
     assert share in text
     alone = "\n".join(lines(train={"workers": 4, "zero_stage": 3, "micro_batch_tokens": 16, **CHECKPOINTING}))
@@ -64,7 +62,7 @@ def test_memory_is_a_table_of_terms_with_what_is_on_the_host(lines):
     assert on_host[2:] == [f"{offloaded / 4 / 2**30:.2f}", "-"]
     text = "\n".join(found)
     assert f"  host: {offloaded / 2**30 + 12:.1f} GiB on the node that takes the most" in text
-    assert "sync: 14.19 GiB a publish, to 1 workers of 1 engines" in text
+    assert "sync: 14.19 GiB a publish, to 1 worker of 1 engine" in text
     assert "time of a step, if every completion has full length: " in text
 
 
