@@ -21,7 +21,8 @@ from ray_rl.config import RunConfig
 from ray_rl.config.load import load_config
 from ray_rl.config.weight_files import weights_digest
 from ray_rl.data.chat import ChatTokenizer
-from ray_rl.errors import CheckpointError, UserError
+from ray_rl.errors import CheckpointError
+from ray_rl.metrics.run_folder import config_file
 from ray_rl.models.loading import checkpoint_skeleton, load_causal_lm
 from ray_rl.models.packaged import resolve_model
 from ray_rl.models.policy import MASTER, WRAPPED
@@ -46,7 +47,7 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
         UserError: the folder is no run's, or the model that the run started from is not there any more.
         CheckpointError: the checkpoint does not verify or is of another model, or the file system refuses.
     """
-    config = _config_of(run)
+    config = load_config(config_file(run))
     source = _source_of(config, run)
     template = ChatTokenizer.of_run(config, source).changed_template
     checkpoint = _verified(run, step)
@@ -146,13 +147,6 @@ def _layer(name: str) -> str:
     parts = name.split(".")
     first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
     return ".".join(parts[: first + 1]) if first < len(parts) else ""
-
-
-def _config_of(run: Path) -> RunConfig:
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise UserError(f"{run}: not a run folder, it has no config.yaml; give the folder that `ray-rl train` left")
-    return load_config(file)
 
 
 def _source_of(config: RunConfig, run: Path) -> str:

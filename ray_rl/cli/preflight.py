@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ray_rl.errors import UserError
 
 if TYPE_CHECKING:
     from ray_rl.config.run import RunConfig
     from ray_rl.data.row_checks import CheckedRows
-
-Resume = Literal["auto", "required"]
-"""Whether a run continues from its folder if it exists, or must have a folder to continue from."""
+    from ray_rl.loops.resuming import Resume
 
 NEEDED = ("torch", "transformers", "ray", "deepspeed", "vllm")
 """Modules that a run imports and the base install lacks."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ray_rl.cli.arguments import remember
 from ray_rl.cli.train import start
 from ray_rl.config.run import RunConfig
-from ray_rl.errors import UserError
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
@@ -60,11 +59,9 @@ def in_folder(run: Path, overrides: list[str]) -> RunConfig:
         UserError: it is not a run folder, or the overrides are wrong.
     """
     from ray_rl.config.load import load_config
-    from ray_rl.metrics.run_folder import RunFolder
+    from ray_rl.metrics.run_folder import config_file
 
-    file = RunFolder(run.expanduser()).last_config
-    if file is None:
-        raise UserError(f"{run}: not a run folder, it has no config.yaml; give the folder that `ray-rl train` left")
+    file = config_file(run)
     folder = run.expanduser().absolute()
     place = [f"run.dir={json.dumps(str(folder.parent))}", f"run.name={json.dumps(folder.name)}"]
     return load_config(file, [*overrides, *place])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shlex
 import socket
 import time
@@ -14,14 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ray_rl.checkpoint.export_folder import exported_step
+from ray_rl.checkpoint.reading import checkpoint_steps
+from ray_rl.config.run import RunSection
 from ray_rl.config.yaml_tree import read_yaml
 from ray_rl.errors import ConfigError, UserError
+from ray_rl.metrics.folder_lock import holder_of, pid_space
 
 TAIL_BYTES = 2**18
 """Of the records, in which the last one is looked for."""
-
-_GRACE_S = 120.0
-"""`run.grace_s` of a folder that does not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,47 +127,27 @@ def run_state(folder: Path) -> RunState:
         checkpoint=_newest_checkpoint(folder / "checkpoints"),
         is_exported=exported is not None,
         age_s=max(0.0, time.time() - _last_change(folder)),
-        grace_s=float(grace_s) if isinstance(grace_s, int | float) else _GRACE_S,
+        grace_s=float(grace_s) if isinstance(grace_s, int | float) else RunSection.model_fields["grace_s"].default,
         problem=problem,
     )
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """Who trains in a folder; None if nobody does, or whoever did is gone."""
-    try:
-        with (folder / "lock").open("rb") as file:
-            written = file.read(4096)
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return None
-            except BlockingIOError:
-                pass
-    except OSError:
+    """Who trains in a folder; None if nobody does, or whoever did is dead."""
+    holder = holder_of(folder)
+    if holder is None:
         return None
-    try:
-        said = json.loads(written)
-    except ValueError:
-        said = None
-    said = said if isinstance(said, dict) else {}
-    pid, host, pids_of = said.get("pid"), said.get("host"), said.get("pids_of")
-    owner = Owner(
+    pid, host, pids_of = holder.get("pid"), holder.get("host"), holder.get("pids_of")
+    return Owner(
         pid if type(pid) is int and pid > 1 else None,
         host if isinstance(host, str) else None,
         pids_of if isinstance(pids_of, str) else None,
     )
-    # Children that outlive it for a moment keep the lock.
-    return None if owner.pid and is_here(owner) and not Path(f"/proc/{owner.pid}").exists() else owner
 
 
 def is_here(owner: Owner) -> bool:
     """Whether its number means a process that this one can signal."""
-    if owner.host != socket.gethostname():
-        return False
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return owner.pids_of in (None, f"{boot} {os.readlink('/proc/self/ns/pid')}")
-    except OSError:
-        return owner.pids_of is None
+    return owner.host == socket.gethostname() and owner.pids_of in (None, pid_space())
 
 
 def _at(config: Any, section: str, key: str) -> Any:
@@ -196,11 +174,9 @@ def _last_records(path: Path) -> Iterator[dict[str, Any]]:
 
 def _newest_checkpoint(folder: Path) -> int | None:
     try:
-        names = os.listdir(folder)
+        return max(checkpoint_steps(folder), default=None)
     except OSError:
         return None
-    numbers = [int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdecimal()]
-    return max((number for number in numbers if (folder / f"step_{number}" / "manifest.json").is_file()), default=None)
 
 
 def _last_change(folder: Path) -> float:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from ray_rl.cli.arguments import add_config, add_resume, remember
 from ray_rl.cli.plan import print_plan_of
-from ray_rl.cli.preflight import Resume, check_before_start
+from ray_rl.cli.preflight import check_before_start
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
     from ray_rl.config.run import RunConfig
+    from ray_rl.loops.resuming import Resume
 
 
 def add_to(commands: Commands) -> None:

@@ -138,7 +138,7 @@ class _Short(reprlib.Repr):
 
     def repr_int(self, x: int, level: int) -> str:
         """Python refuses to write integers of more than 4,300 digits."""
-        return f"an integer of {x.bit_length()} bits" if x.bit_length() > 14_000 else super().repr_int(x, level)
+        return f"an integer of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
 
 
 _SHORT = _Short()

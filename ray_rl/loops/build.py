@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, ExitStack, closing
 
-from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
+from ray_rl.checkpoint.reading import checkpoint_steps
+from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
 from ray_rl.config.known import PACKAGED_MODELS
@@ -93,8 +94,7 @@ def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | Non
 
 def newest_saved(folder: RunFolder) -> int | None:
     """The step of the newest checkpoint of a run; None if there is none."""
-    saved = CheckpointStore(folder.checkpoints, keep_last=1, keep_every=None).steps()
-    return saved[-1] if saved else None
+    return max(checkpoint_steps(folder.checkpoints), default=None)
 
 
 def gauges_of(config: RunConfig) -> GaugeSink | None:

@@ -39,6 +39,29 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def holder_of(folder: Path) -> dict[str, Any] | None:
+    """What the process that holds a folder wrote into its lock; None if no live process holds it. Changes nothing."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            holder = _holder(file.fileno())
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None if _is_dead(holder) else holder
+    except OSError:
+        return None
+    return None
+
+
+def pid_space() -> str | None:
+    """Name of the set of processes whose numbers we see: one boot of one machine, and one container of it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
 def _acquired(folder: Path) -> int:
     path = folder / LOCK
     for _ in range(_TRIES):
@@ -133,26 +156,17 @@ def _myself() -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "pids_of": _pid_space(),
+        "pids_of": pid_space(),
         "started": _start_ticks(os.getpid()),
     }
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
     """Whether the holder has certainly ended: only a process whose number means the same to us can be looked up."""
-    space = _pid_space()
+    space = pid_space()
     if space is None or holder.get("pids_of") != space or not isinstance(holder.get("pid"), int):
         return False
     return _start_ticks(holder["pid"]) != holder.get("started")
-
-
-def _pid_space() -> str | None:
-    """Name of the set of processes whose numbers we see: one boot of one machine, and one container of it."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
 
 
 def _start_ticks(pid: int) -> int | None:

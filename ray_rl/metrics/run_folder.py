@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ray_rl.config import RunConfig
 from ray_rl.config.load import dump_config
-from ray_rl.errors import ConfigError
+from ray_rl.errors import ConfigError, UserError
 from ray_rl.metrics.aside import ASIDE, set_records_aside
 from ray_rl.metrics.environment import describe_environment
 from ray_rl.metrics.folder_lock import GUARD, LOCK, locked
@@ -257,6 +257,18 @@ class RunFolder:
     def trace(self, *, first_step: int) -> Path:
         """The phases of all steps from one on, for chrome://tracing or ui.perfetto.dev."""
         return self.root / ("trace.json" if first_step == 1 else f"trace.from_step_{first_step}.json")
+
+
+def config_file(run: Path) -> Path:
+    """The configuration that the run of a folder had last.
+
+    Raises:
+        UserError: The folder is not that of a run.
+    """
+    file = RunFolder(run.expanduser()).last_config
+    if file is None:
+        raise UserError(f"{run}: not a run folder, it has no config.yaml; give the folder that `ray-rl train` left")
+    return file
 
 
 def check_kinds(folder: RunFolder) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray_rl.data.columns import shorten
 from ray_rl.errors import DataError
 
 _THINKING = r"think|thinking|thoughts?|reasoning|reflection|seed:think"
@@ -26,7 +27,6 @@ BOX_CHARACTERS = 16_384
 """A longer box is no answer. It bounds the time that a text of many open boxes takes."""
 _BOXES = 16
 _JOINT_CHARACTERS = 40
-_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +129,19 @@ def gold_of(value: Any) -> Any:
     if isinstance(value, Mapping):
         keys = ", ".join(map(str, value))
         raise DataError(
-            f"the answer is a mapping with the keys {keys[:_SHOWN_CHARACTERS]}; name one of its entries as the "
+            f"the answer is a mapping with the keys {keys[:80]}; name one of its entries as the "
             f"reward's column, such as column: reward_model.ground_truth"
         )
     if isinstance(value, str):
         return _gold_text(value)
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         if len(value) != 1:
-            raise DataError(f"the answer {shown(value)} is a list of {len(value)}; give exactly one answer")
+            raise DataError(f"the answer {shorten(value)} is a list of {len(value)}; give exactly one answer")
         return gold_of(value[0])
     if value is None:
         return None
     if isinstance(value, bool) or (not isinstance(value, int | float) and not _is_decimal(value)):
-        raise DataError(f"the answer {shown(value)} is a {type(value).__name__}; give a number or text")
+        raise DataError(f"the answer {shorten(value)} is a {type(value).__name__}; give a number or text")
     if not isinstance(value, int) and not math.isfinite(value):
         raise DataError(f"the answer is {value}; give a finite number or text")
     return value
@@ -156,7 +156,7 @@ def _gold_text(value: str) -> str:
             return text
         return str(gold_of(listed))
     if text.casefold() in {"", "none", "null", "nan", "n/a", "na", "nil", "unknown", "undefined"}:
-        raise DataError(f"the answer {shown(value)} is no answer; give one, or null to have no opinion on the row")
+        raise DataError(f"the answer {shorten(value)} is no answer; give one, or null to have no opinion on the row")
     return text
 
 
@@ -164,15 +164,3 @@ def _is_decimal(value: Any) -> bool:
     from decimal import Decimal
 
     return isinstance(value, Decimal)
-
-
-def shown(value: Any) -> str:
-    """The repr of a value, at most a line of it. Integers of any size are shown."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4 * _SHOWN_CHARACTERS:
-        return f"an integer of {value.bit_length()} bits"
-    text = (
-        repr(value[:_SHOWN_CHARACTERS]) + ("..." if len(value) > _SHOWN_CHARACTERS else "")
-        if isinstance(value, str)
-        else repr(value)
-    )
-    return text if len(text) <= 2 * _SHOWN_CHARACTERS else f"{text[: 2 * _SHOWN_CHARACTERS]}..."

@@ -24,7 +24,7 @@ from ray_rl.errors import (
 )
 from ray_rl.metrics.metric import Mean, Metric, Total
 from ray_rl.rewards.custom import Call
-from ray_rl.rewards.parts import RewardPart
+from ray_rl.rewards.parts import VERIFIER_BYTES, RewardPart
 from ray_rl.sandbox.importing import import_function
 from ray_rl.sandbox.pool import Pool
 from ray_rl.sandbox.worker import Worker
@@ -32,9 +32,6 @@ from ray_rl.types import Completion, Prompt
 
 Verdict = float | None | RewardError
 """Of one completion by one part; the error is raised or counted, as the part says."""
-
-VERIFIER_BYTES = 4 << 30
-"""Memory of a process that runs a verifier of ours over what the policy wrote: a power of powers takes all it gets."""
 
 _SHOWN_CHARACTERS = 200
 

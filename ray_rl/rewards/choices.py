@@ -3,8 +3,9 @@ r"""Reads the letter of a multiple-choice answer: "(B)", "**B**", "The answer is
 import re
 from typing import Any
 
+from ray_rl.data.columns import shorten
 from ray_rl.errors import DataError
-from ray_rl.rewards.answers import answer_of, gold_of, last_box, shown
+from ray_rl.rewards.answers import answer_of, gold_of, last_box
 
 _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|boldsymbol)\s*+\{|\\[()\[\]]|[*$`{}]|\\[,;!: ]")
 _WHOLE = re.compile(
@@ -46,14 +47,14 @@ def choice_gold(value: Any, *, letters: str) -> str | None:
         return None
     if not isinstance(gold, str):
         raise DataError(
-            f"the answer {shown(value)} is a number, and `choice` compares letters; write the letter of the choice"
+            f"the answer {shorten(value)} is a number, and `choice` compares letters; write the letter of the choice"
         )
     boxed = last_box(gold)
     letter = _whole(gold if boxed is None else boxed)
     if letter is None or letter not in letters:
         raise DataError(
-            f"the answer {shown(value)} is not exactly one of the choices {', '.join(letters)}; correct the data, set "
-            "`letters`, or use another reward"
+            f"the answer {shorten(value)} is not exactly one of the choices {', '.join(letters)}; correct the data, "
+            "set `letters`, or use another reward"
         )
     return letter
 

@@ -19,9 +19,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ray_rl.data.columns import column_value
+from ray_rl.data.columns import column_value, shorten
 from ray_rl.errors import ConfigError
-from ray_rl.rewards.answers import shown
 from ray_rl.rewards.functions import plain_scores
 from ray_rl.sandbox.importing import import_function
 
@@ -219,7 +218,7 @@ def _verl_score(returned: Any) -> Any:
     """The number of what a function of verl returns."""
     if isinstance(returned, Mapping):
         if "score" not in returned:
-            raise TypeError(f"returned {shown(dict(returned))}, a mapping without 'score'")
+            raise TypeError(f"returned {shorten(dict(returned))}, a mapping without 'score'")
         return returned["score"]
     return returned[0] if isinstance(returned, tuple) and returned else returned
 

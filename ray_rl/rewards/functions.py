@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Any, Literal, SupportsFloat
 
-from ray_rl.rewards.answers import shown
+from ray_rl.data.columns import shorten
 from ray_rl.rewards.choices import choice_answer, choice_gold
 from ray_rl.rewards.math_text import math_gold, quick_verdict
 from ray_rl.rewards.numbers import number_answer, number_gold
@@ -122,7 +122,7 @@ def plain_scores(returned: Any, *, expected: int) -> tuple[list[float | str | No
         TypeError: not a list.
     """
     if not isinstance(returned, Iterable) or isinstance(returned, str | Mapping):
-        raise TypeError(f"returned {shown(returned)}, not a list with a number or None for each completion")
+        raise TypeError(f"returned {shorten(returned)}, not a list with a number or None for each completion")
     values = list(islice(returned, expected + 1))
     count = len(returned) if isinstance(returned, Sized) else len(values)
     return [_plain(value) for value in values[:expected]], count
@@ -131,4 +131,4 @@ def plain_scores(returned: Any, *, expected: int) -> tuple[list[float | str | No
 def _plain(value: Any) -> float | str | None:
     if value is None:
         return None
-    return float(value) if isinstance(value, SupportsFloat) else shown(value)
+    return float(value) if isinstance(value, SupportsFloat) else shorten(value)

@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any
 
 from ray_rl.config.rewards import Choice, CustomReward, MathVerify, Number, RewardConfig
-from ray_rl.data.columns import column_value
+from ray_rl.data.columns import column_value, shorten
 from ray_rl.data.rows import Row
 from ray_rl.errors import ConfigError, DataError, SandboxError
-from ray_rl.rewards.answers import shown
 from ray_rl.rewards.choices import choice_gold
 from ray_rl.rewards.math_text import math_gold, needs_algebra
 from ray_rl.rewards.numbers import number_gold
+from ray_rl.rewards.parts import VERIFIER_BYTES
 from ray_rl.sandbox.checking import check_call
 from ray_rl.sandbox.pool import Pool, default_processes
 from ray_rl.sandbox.worker import Worker
@@ -24,7 +24,6 @@ from ray_rl.sandbox.worker import Worker
 GOLD_S = 5.0
 """For one gold: an expression that takes longer to parse would take it again with every completion."""
 
-GOLD_BYTES = 4 << 30
 IN_FLIGHT = 256
 """Golds that may wait for a worker process."""
 
@@ -163,7 +162,7 @@ class AlgebraCheck(GoldCheck):
 
     def _submit(self, value: Any) -> Future[Any]:
         if self._pool is None:
-            self._pool = Pool(self._processes, make=partial(Worker, memory_bytes=GOLD_BYTES))
+            self._pool = Pool(self._processes, make=partial(Worker, memory_bytes=VERIFIER_BYTES))
         return self._pool.submit("ray_rl.rewards.math_answers:check_golds", timeout_s=GOLD_S, args=[[value]])
 
     def _collect(self, *, most: int) -> None:
@@ -175,7 +174,7 @@ class AlgebraCheck(GoldCheck):
             except (SandboxError, TimeoutError) as error:
                 raise self.error(
                     row_id,
-                    f"the answer {shown(value)} cannot be parsed as an expression within {GOLD_S:g} s ({error}); "
+                    f"the answer {shorten(value)} cannot be parsed as an expression within {GOLD_S:g} s ({error}); "
                     "simplify it, or remove the row",
                 ) from error
             if problem is not None:

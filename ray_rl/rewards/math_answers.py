@@ -7,8 +7,8 @@ from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
 
+from ray_rl.data.columns import shorten
 from ray_rl.errors import DataError
-from ray_rl.rewards.answers import shown
 from ray_rl.rewards.math_text import candidate_of, math_gold, needs_algebra, quick_verdict, spelled
 from ray_rl.types import FinishReason
 
@@ -45,7 +45,7 @@ def check_golds(golds: Sequence[Any]) -> list[str | None]:
     problems: list[str | None] = []
     for gold in golds:
         try:
-            parsed_gold(gold)
+            _check_parses(gold)
             _score(r"\boxed{1}", gold)  # some can be parsed, and not be compared: 9^{9^{9^{9}}}
         except DataError as error:
             problems.append(str(error))
@@ -54,19 +54,15 @@ def check_golds(golds: Sequence[Any]) -> list[str | None]:
     return problems
 
 
-def parsed_gold(value: Any) -> tuple[str, tuple[Any, ...]] | None:
-    """A gold in one spelling with the expressions of the library, none where it takes no algebra.
+def _check_parses(value: Any) -> None:
+    """Checks that the library finds an expression in a gold that takes algebra.
 
     Raises:
         DataError: not exactly one expression.
     """
     gold = math_gold(value)
-    if gold is None:
-        return None
-    parsed = _parsed(gold) if needs_algebra(gold) else ()
-    if needs_algebra(gold) and not any(not isinstance(each, str) for each in parsed):
-        raise DataError(f"math-verify finds no expression in the answer {shown(value)}; correct the data")
-    return gold, parsed
+    if gold is not None and needs_algebra(gold) and all(isinstance(each, str) for each in _parsed(gold)):
+        raise DataError(f"math-verify finds no expression in the answer {shorten(value)}; correct the data")
 
 
 def _score(text: str, answer: Any) -> float | None:
@@ -78,7 +74,7 @@ def _score(text: str, answer: Any) -> float | None:
         return quick
     parsed = _parsed(gold)
     if not parsed:
-        raise DataError(f"math-verify finds no expression in the answer {shown(answer)}; correct the data")
+        raise DataError(f"math-verify finds no expression in the answer {shorten(answer)}; correct the data")
     candidate = candidate_of(text)
     if len(candidate.text) > EXPRESSION_CHARACTERS:
         return 0.0

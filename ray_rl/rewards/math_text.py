@@ -8,8 +8,9 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from ray_rl.data.columns import shorten
 from ray_rl.errors import DataError
-from ray_rl.rewards.answers import answer_of, gold_of, last_box, shown
+from ray_rl.rewards.answers import answer_of, gold_of, last_box
 from ray_rl.rewards.choices import choice_answer, choice_gold
 
 CHOICES = "ABCDEFGHIJ"
@@ -138,13 +139,13 @@ def math_gold(value: Any) -> str | None:
         return None
     text = spelled(_digits_of(gold))
     if not text:
-        raise DataError(f"the answer {shown(value)} is no answer; correct the data")
+        raise DataError(f"the answer {shorten(value)} is no answer; correct the data")
     if needs_algebra(text):
         outside = _TEXT.sub(" ", text)
         words = [word for word in _SENTENCE.findall(outside) if word.casefold() not in _FUNCTIONS]
         if words:
             raise DataError(
-                f"the answer {shown(value)} is not exactly one expression: it holds the words "
+                f"the answer {shorten(value)} is not exactly one expression: it holds the words "
                 f"{', '.join(words[:3])[:60]}; correct the data"
             )
     return text

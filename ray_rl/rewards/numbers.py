@@ -7,8 +7,9 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
+from ray_rl.data.columns import shorten
 from ray_rl.errors import DataError
-from ray_rl.rewards.answers import answer_of, gold_of, last_box, shown
+from ray_rl.rewards.answers import answer_of, gold_of, last_box
 
 Value = Decimal | Fraction
 
@@ -125,7 +126,7 @@ def number_gold(value: Any) -> Decimal | None:
     match = _PLAIN.match(text)
     if match is None or _GOLD_UNIT.fullmatch(text[match.end() :]) is None:
         raise DataError(
-            f"the answer {shown(value)} is not exactly one number; use math_verify or choice, or correct the data"
+            f"the answer {shorten(value)} is not exactly one number; use math_verify or choice, or correct the data"
         )
     number = _decimal(match)
     return number.copy_negate() if sign == "-" else number

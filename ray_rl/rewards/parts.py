@@ -19,6 +19,9 @@ from ray_rl.config.rewards import (
 from ray_rl.rewards.custom import Signature
 from ray_rl.sandbox.pool import default_processes
 
+VERIFIER_BYTES = 4 << 30
+"""Memory of a process in which a verifier of ours reads a completion or a gold: a power of powers takes all it gets."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardPart:

@@ -129,7 +129,7 @@ def test_options_reach_a_function_of_verl(rewards, prompt, says, module):
         ("def judge(data_source, solution_str, ground_truth):\n    return {'acc': 1}\n", "a mapping without 'score'"),
         ("def judge(data_source, solution_str, ground_truth):\n    return 'good'\n", "judge returned 'good'"),
         ("def judge(completions, **columns):\n    return {'a': 1}\n", "returned {'a': 1}, not a list"),
-        ("def judge(completions, **columns):\n    return 'x' * 50_000_000\n", r"returned 'xxx.*'\.\.\., not a list"),
+        ("def judge(completions, **columns):\n    return 'x' * 50_000_000\n", r"returned 'xxx.*x\.\.\., not a list"),
         ("def judge(completions, **columns):\n    return ['x' * 50_000_000]\n", r"judge returned 'xxx"),
         (
             "def judge(completions, **columns):\n    import itertools\n    return itertools.repeat(1.0)\n",
