@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,6 +116,7 @@ def load_causal_lm(
     model_config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code, key=key))
     settings = {"config": model_config, "dtype": getattr(torch, dtype), "attn_implementation": attention}
     model = _from_checkpoint(folder, trust_remote_code=trust_remote_code, key=key, **settings)
+    _require_tied(folder, model, key=key)
     if attention == SHARED_PREFIX and dtype == "bfloat16":
         keep_residual_in_float32(model)
     return model
@@ -146,8 +148,11 @@ def checkpoint_skeleton(folder: str, *, trust_remote_code: bool, key: str = "mod
 
 
 def _from_checkpoint(folder: str, *, trust_remote_code: bool, key: str, **settings: Any) -> PreTrainedModel:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    model_config = settings.get("config") or load_model_config(folder, trust_remote_code=trust_remote_code, key=key)
+    _refuse_quantized(folder, model_config, key=key)
     try:
         with quiet_loading():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -160,11 +165,55 @@ def _from_checkpoint(folder: str, *, trust_remote_code: bool, key: str, **settin
             )
     except (OSError, ValueError) as error:
         raise DataError(f"{key}={folder}: cannot be loaded ({error})") from error
+    except SafetensorError as error:
+        raise DataError(
+            f"{key}={folder}: a safetensors file{_damaged_file(folder)} is damaged or cut off ({error}); download or "
+            "copy it again, and see that Git LFS fetched it"
+        ) from error
     model: PreTrainedModel
     model, report = loaded
     remedy = "take a whole checkpoint of the model, with the config.json that was saved with it"
     require_whole(folder, report, model, key=key, remedy=remedy)
     return model
+
+
+def _refuse_quantized(folder: str, model_config: PretrainedConfig, *, key: str) -> None:
+    """Refuses a checkpoint of quantised weights: they cannot be trained, nor be sent to engines that keep them so."""
+    settings = {**model_config.to_dict(), **model_config.get_text_config().to_dict()}
+    quantization = settings.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "an unknown method") if isinstance(quantization, Mapping) else "one"
+        raise DataError(
+            f"{key}={folder}: its weights are quantised (quantization_config in config.json: {method}), and ray_rl "
+            "trains and compares models in bfloat16 or float32; take the model's checkpoint in bfloat16"
+        )
+
+
+def _require_tied(folder: str, model: PreTrainedModel, *, key: str) -> None:
+    """Refuses a checkpoint with a head of its own, where config.json says that the head is the embedding.
+
+    transformers would take the head, and the engine the embedding.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if not model.config.get_text_config().tie_word_embeddings or head is None:
+        return
+    if head.weight is not embedding.weight:
+        raise DataError(
+            f"{key}={folder}: config.json has tie_word_embeddings: true, but the head in the checkpoint is another "
+            "than its embedding; set tie_word_embeddings: false there, or take a checkpoint without the head"
+        )
+
+
+def _damaged_file(folder: str) -> str:
+    """The name of the first file that cannot be opened, with the size that it has."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(Path(folder).expanduser().glob("*.safetensors")):
+        try:
+            safe_open(file, framework="pt")
+        except (SafetensorError, OSError):
+            return f" ({file.name}, {file.stat().st_size:,} bytes)"
+    return ""
 
 
 @contextmanager

@@ -23,6 +23,9 @@ _JOINED = re.compile(
 )
 """What stands between boxes that are one answer together: "$\\boxed{5}$ or $\\boxed{6}$"."""
 
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""The forms of ASCII that Chinese and Japanese texts use, with what they stand for."""
+
 BOX_CHARACTERS = 16_384
 """A longer box is no answer. It bounds the time that a text of many open boxes takes."""
 _BOXES = 16
@@ -44,7 +47,7 @@ def answer_of(completion: str) -> Answer:
     Boxes with nothing but "and", "or" or punctuation between them are one answer, a list. A box that is not closed
     holds nothing.
     """
-    text = after_thinking(completion)
+    text = _narrow(after_thinking(completion))
     end = text.rfind("</answer>")
     if end >= 0:
         start = text.rfind("<answer>", 0, end)
@@ -148,7 +151,7 @@ def gold_of(value: Any) -> Any:
 
 
 def _gold_text(value: str) -> str:
-    text = value.rpartition("####")[2].strip()
+    text = _narrow(value).rpartition("####")[2].strip()
     if (text.startswith('["') and text.endswith('"]')) or re.fullmatch(r"\[\s*-?[\d.]+\s*\]", text):
         try:
             listed = json.loads(text)
@@ -158,6 +161,11 @@ def _gold_text(value: str) -> str:
     if text.casefold() in {"", "none", "null", "nan", "n/a", "na", "nil", "unknown", "undefined"}:
         raise DataError(f"the answer {shorten(value)} is no answer; give one, or null to have no opinion on the row")
     return text
+
+
+def _narrow(text: str) -> str:
+    """The text with digits, letters and signs of full width written as ASCII."""
+    return text if text.isascii() else text.translate(_FULL_WIDTH)
 
 
 def _is_decimal(value: Any) -> bool:

@@ -9,7 +9,15 @@ from math_verify import LatexExtractionConfig, parse, verify
 
 from ray_rl.data.columns import shorten
 from ray_rl.errors import DataError
-from ray_rl.rewards.math_text import candidate_of, math_gold, needs_algebra, quick_verdict, spelled
+from ray_rl.rewards.math_text import (
+    candidate_of,
+    is_compared_as_text,
+    math_gold,
+    needs_algebra,
+    quick_verdict,
+    same_text,
+    spelled,
+)
 from ray_rl.types import FinishReason
 
 # It warns at every call that its own time limit is off. It is: that one needs the main thread and signals, ours kills.
@@ -61,7 +69,9 @@ def _check_parses(value: Any) -> None:
         DataError: not exactly one expression.
     """
     gold = math_gold(value)
-    if gold is not None and needs_algebra(gold) and all(isinstance(each, str) for each in _parsed(gold)):
+    if gold is None or not needs_algebra(gold) or is_compared_as_text(gold):
+        return
+    if not _is_read(_parsed(gold)):
         raise DataError(f"math-verify finds no expression in the answer {shorten(value)}; correct the data")
 
 
@@ -73,14 +83,21 @@ def _score(text: str, answer: Any) -> float | None:
     if quick is not None:
         return quick
     parsed = _parsed(gold)
-    if not parsed:
-        raise DataError(f"math-verify finds no expression in the answer {shorten(answer)}; correct the data")
     candidate = candidate_of(text)
+    if not _is_read(parsed):
+        if is_compared_as_text(gold) or not needs_algebra(gold):
+            return float(same_text(gold, spelled(candidate.text)))
+        raise DataError(f"math-verify finds no expression in the answer {shorten(answer)}; correct the data")
     if len(candidate.text) > EXPRESSION_CHARACTERS:
         return 0.0
     given = _parsed(spelled(candidate.text)) if candidate.is_exact else _found(candidate.text)
     equal = verify(list(parsed), list(given), timeout_seconds=None, allow_set_relation_comp=True)
     return float(equal)
+
+
+def _is_read(parsed: Sequence[Any]) -> bool:
+    """Whether the library made an expression of a text, and did not only keep the text."""
+    return any(not isinstance(each, str) for each in parsed)
 
 
 @functools.lru_cache(maxsize=4096)

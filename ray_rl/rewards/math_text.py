@@ -22,6 +22,7 @@ _SPELLINGS = (
     (re.compile(r"\\[dtc]frac(?![a-z])"), r"\\frac"),
     (re.compile(r"\\(?:mathrm|textrm|textbf|mathbf|mbox|textit|mathit|operatorname)(?=\s*\{)"), r"\\text"),
     (re.compile("\\^\\s*\\{?\\s*\\\\circ\\s*\\}?|\\\\degree(?![a-z])|\u00b0"), ""),
+    (re.compile("\\s*[\u20ac\u00a3\u00a5\u20b9]\\s*"), ""),
     (re.compile(r"\\[$]|[$]|(?<!\\)\\[()\[\]](?![a-z])|[*]{2}"), ""),
     (re.compile(r"(?<!\\)\\[,;: ]|~|[\u00a0\u2009\u202f]"), " "),
     (re.compile("[\u2212\u2013]"), "-"),
@@ -33,7 +34,6 @@ _SPELLINGS = (
     (re.compile("\u2265"), r"\\ge "),
     (re.compile("[\u00d7]"), r"\\times "),
     (re.compile("[\u00b7]"), r"\\cdot "),
-    (re.compile("(?<=[0-9])([\u00bd\u00bc\u00be\u2153\u2154])"), r"+\1"),
     (re.compile("\u00bd"), r"\\frac{1}{2}"),
     (re.compile("\u00bc"), r"\\frac{1}{4}"),
     (re.compile("\u00be"), r"\\frac{3}{4}"),
@@ -43,10 +43,35 @@ _SPELLINGS = (
     (re.compile("\u00b3"), "^3"),
     (re.compile(r"\\frac\s*([0-9])\s*([0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\text\s*\{\s*\(?([A-Za-z])\)?\s*\}"), r"\1"),
+    (re.compile(r"\\text\s*\{([^{}]*[0-9][^{}]*)\}"), r"\1"),
+    (re.compile(r"\\varnothing(?![a-z])"), r"\\emptyset"),
+    (re.compile(r"\^\s*-\s*([0-9]+)"), r"^{-\1}"),
 )
 _GROUPED = re.compile(
     r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})++|[0-9]{1,3}(?:[ ][0-9]{3})++)(?![0-9]|[.,][0-9]|[ ,]+[0-9])"
 )
+_SCIENTIFIC = re.compile(
+    r"(?<![\w\\.^{])(?P<number>[0-9]+(?:[.][0-9]+)?)"
+    r"(?:[eE](?P<e>[+-]?[0-9]{1,2})|\s*\\(?:times|cdot)\s*10\s*\^\s*\{?\s*(?P<power>[+-]?[0-9]{1,2})\s*\}?)(?![\w.^{!])"
+)
+_MIXED = re.compile(
+    r"(?<![\w\\.,/^{}])(?P<whole>[0-9]{1,9})\s*"
+    r"(?:\\frac\s*\{\s*(?P<a>[0-9]{1,9})\s*\}\s*\{\s*(?P<b>[0-9]{1,9})\s*\}|(?<=\s)(?P<c>[0-9]{1,9})/(?P<d>[0-9]{1,9})(?![0-9/]))"
+)
+_REPEATING = re.compile(
+    r"(?<![\w\\.^])(?P<whole>[0-9]{0,20})[.](?P<fixed>[0-9]{0,20})\\(?:overline|bar|dot)\s*\{(?P<period>[0-9]{1,20})\}(?![0-9_\\])"
+)
+_NO_EXPRESSION = re.compile(
+    r"""[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]{1,2}/[0-9]{1,2}/[0-9]{2,4}|0x[0-9a-fA-F]+|[0-9]+'\s*[0-9]+(?:"|'')?"""
+    r"|[0-9]+(?:[.][0-9]+){2,}|[0-9]{1,3}(?:[ .][0-9]{3})+,[0-9]+|[0-9]{1,3}(?:_[0-9]{3})+"
+)
+"""Dates, versions, feet with inches, and numbers in other notations: the library makes other numbers of them."""
+_NAMED_POINTS = re.compile(r"\\(?:angle|triangle|overline|overrightarrow|square|widehat)\s*\{?\s*[A-Z]{2,6}")
+_AS_TEXT = re.compile(
+    r"\\(?:mid|cup|cap|pmod|bmod|equiv|geq?|leq?|[cl]?dots|angle|triangle|wedge|vee|neg|parallel|perp|subset|subseteq|to|"
+    r"in|approx|sim|overline|dot)(?![a-zA-Z])|\\begin\{cases\}"
+)
+"""What mathematics is written with and the library does not always read."""
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:[.][0-9]*)?|[.][0-9]+)")
 _FRACTION = re.compile(
     r"(?P<sign>[-+]?)\s*(?:\\frac\s*\{\s*(?P<a>-?[0-9]+)\s*\}\s*\{\s*(?P<b>[0-9]+)\s*\}|(?P<c>[0-9]+)\s*/\s*(?P<d>[0-9]+))"
@@ -61,6 +86,7 @@ _PRODUCT = re.compile(r"[xyzabc]{2,3}")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _NAMED = re.compile(r"\s*[a-zA-Z]\s*=(?!=)\s*")
 _COLONS = re.compile(r"[0-9]+(?:\s*:\s*[0-9]+)+")
+_LAST_COLONS = re.compile(r"(?<![0-9:.])[0-9]+(?:\s*:\s*[0-9]+)+(?![0-9.]*[0-9])")
 _CLOCK = re.compile(r"[0-9]{1,2}:[0-9]{2}")
 _BASE = re.compile(r"(?P<digits>[0-9A-F]+)_\{?(?P<base>[0-9]{1,2})\}?")
 _SENTENCE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}(?![a-zA-Z]*\()")
@@ -94,8 +120,8 @@ _UNITS = {
         ("kg", "kilogram", "kilograms"),
         ("cent", "cents"),
         ("dollar", "dollars"),
-        ("am", "a.m."),
-        ("pm", "p.m."),
+        ("am", "a.m.", "a.m"),
+        ("pm", "p.m.", "p.m"),
     )
     for unit in names
 }
@@ -125,7 +151,30 @@ def spelled(text: str) -> str:
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     text = _GROUPED.sub(lambda match: re.sub("[ ,]", "", match[1]), text)
+    text = _SCIENTIFIC.sub(
+        lambda match: format(Decimal(f"{match['number']}e{match['e'] or match['power']}"), "f"), text
+    )
+    text = _MIXED.sub(_improper, _REPEATING.sub(_period, text))
     return " ".join(text.split()).strip().rstrip(".").strip()
+
+
+def _written_out(match: re.Match[str]) -> str:
+    """1.5e-3 as 0.0015."""
+    return format(Decimal(f"{match['number']}e{match['e'] or match['power']}"), "f")
+
+
+def _improper(match: re.Match[str]) -> str:
+    """2 1/2 as 5/2. A whole number before a fraction that is none of a mixed number multiplies it."""
+    whole, above, below = int(match["whole"]), int(match["a"] or match["c"]), int(match["b"] or match["d"])
+    return rf"\frac{{{whole * below + above}}}{{{below}}}" if above < below else match[0]
+
+
+def _period(match: re.Match[str]) -> str:
+    """0.1666..., with its period under a line, as 1/6."""
+    fixed, period = match["fixed"], match["period"]
+    nines = 10 ** len(period) - 1
+    value = Fraction(int((match["whole"] or "0") + fixed) * nines + int(period), 10 ** len(fixed) * nines)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def math_gold(value: Any) -> str | None:
@@ -140,8 +189,13 @@ def math_gold(value: Any) -> str | None:
     text = spelled(_digits_of(gold))
     if not text:
         raise DataError(f"the answer {shorten(value)} is no answer; correct the data")
+    if _NO_EXPRESSION.fullmatch(text):
+        raise DataError(
+            f"the answer {shorten(value)} is not exactly one expression: it is a date or a number in a notation that is "
+            "not read; write it as a plain number, or correct the data"
+        )
     if needs_algebra(text):
-        outside = _TEXT.sub(" ", text)
+        outside = _NAMED_POINTS.sub(" ", _TEXT.sub(" ", text))
         words = [word for word in _SENTENCE.findall(outside) if word.casefold() not in _FUNCTIONS]
         if words:
             raise DataError(
@@ -153,7 +207,17 @@ def math_gold(value: Any) -> str | None:
 
 def needs_algebra(gold: str) -> bool:
     """Whether a gold in one spelling is neither a number, with or without a unit, nor words, a ratio or a choice."""
-    return not (_number_of(gold) is not None or _words(gold) is not None or _choice(gold) or _COLONS.fullmatch(gold))
+    return not (_number_of(gold) is not None or _words(gold) is not None or _choice(gold) or _ratio(gold))
+
+
+def is_compared_as_text(gold: str) -> bool:
+    """Whether a gold that the library cannot read is one expression all the same, such as a set by its condition."""
+    return _AS_TEXT.search(gold) is not None or _ratio(gold) is not None
+
+
+def same_text(gold: str, answer: str) -> bool:
+    """Whether two expressions are written the same way, but for space."""
+    return "".join(gold.split()) == "".join(answer.split())
 
 
 def candidate_of(completion: str) -> Candidate:
@@ -227,9 +291,13 @@ def quick_verdict(completion: str, gold: str) -> float | None:
     words = _words(gold)
     if words is not None:
         return float(_words(answer) == words)
-    if not candidate.is_exact:
+    if candidate.is_exact:
+        return _same(gold, answer)
+    ratio = _ratio(gold)
+    if ratio is None:
         return None
-    return _same(gold, answer)
+    last = _LAST_COLONS.findall(answer)
+    return float(bool(last) and same_text(last[-1], ratio))
 
 
 def _same(gold: str, answer: str) -> float | None:
@@ -244,12 +312,20 @@ def _same(gold: str, answer: str) -> float | None:
     if _units_differ(gold, answer):
         return 0.0
     right, given = _number_of(gold), _number_of(answer)
-    if right is None or given is None or "%" in gold or "%" in answer:
+    if right is None or given is None:
         return None
+    if "%" in gold or "%" in answer:
+        meant = ((a, b) for a in _percent(right, gold) for b in _percent(given, answer))
+        return float(any(abs(a - b) < Fraction(1, 1_000_000) for a, b in meant))
     if right == given:
         return 1.0
     # The library takes numbers that agree in six decimals for equal.
     return 0.0 if abs(right - given) > Fraction(1, 100_000) else None
+
+
+def _percent(value: Fraction, text: str) -> tuple[Fraction, ...]:
+    """What a number may mean: of 12%, 12 and 0.12."""
+    return (value, value / 100) if "%" in text else (value,)
 
 
 def _digits_of(gold: Any) -> str:
@@ -277,6 +353,12 @@ def _number_of(text: str) -> Fraction | None:
 def _bare_number(text: str) -> str:
     match = _WITH_UNIT.fullmatch(text)
     return text if match is None or _has_connective(match["unit"]) else match["number"]
+
+
+def _ratio(text: str) -> str | None:
+    """The numbers with colons between them that are all of a text but for a unit: a ratio, or a time of day."""
+    bare = _bare_number(text)
+    return bare if _COLONS.fullmatch(bare) else None
 
 
 def _has_connective(unit: str) -> bool:

@@ -235,3 +235,42 @@ def test_a_tokenizer_with_a_token_that_has_no_row_is_refused_with_both_numbers(t
         assert str(caught.value).startswith(
             f"model.path=m: the tokenizer's token '<|pad|>' has the id {token_id}, and the model has 48 rows of"
         )
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4", "gptq", "awq", "bitsandbytes", "compressed-tensors"])
+def test_a_quantised_checkpoint_is_refused_by_what_config_says(tmp_path, method):
+    folder = saved(tmp_path, quantization_config={"quant_method": method})
+    for refuse in (load, lambda path: check_checkpoint(path, trust_remote_code=False, key="model.path")):
+        with pytest.raises(DataError, match=rf"quantised .*{method}.*in bfloat16"):
+            refuse(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\n", None])
+def test_a_damaged_file_of_weights_is_named(tmp_path, content):
+    folder = saved(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(DataError, match=r"model\.safetensors, [\d,]+ bytes\) is damaged or cut off"):
+        load(folder)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+    tiny_llama().save_pretrained(tmp_path, max_shard_size="4KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(DataError, match=shard.name):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_tied_head_may_be_in_the_checkpoint_if_it_is_the_embedding(tmp_path, is_same):
+    folder = saved(tmp_path, tie_word_embeddings=True)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + (0.0 if is_same else 1.0)
+    save_file(weights, file, metadata={"format": "pt"})
+    if is_same:
+        assert torch.equal(load(folder).lm_head.weight, weights["model.embed_tokens.weight"])
+        return
+    with pytest.raises(DataError, match="tie_word_embeddings: true, but the head in the checkpoint is another"):
+        load(folder)
