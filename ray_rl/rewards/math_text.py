@@ -191,8 +191,8 @@ def math_gold(value: Any) -> str | None:
         raise DataError(f"the answer {shorten(value)} is no answer; correct the data")
     if _NO_EXPRESSION.fullmatch(text):
         raise DataError(
-            f"the answer {shorten(value)} is not exactly one expression: it is a date or a number in a notation that is "
-            "not read; write it as a plain number, or correct the data"
+            f"the answer {shorten(value)} is not exactly one expression: it is a date, or a number in a notation that "
+            "is not read; write it as a plain number, or correct the data"
         )
     if needs_algebra(text):
         outside = _NAMED_POINTS.sub(" ", _TEXT.sub(" ", text))
