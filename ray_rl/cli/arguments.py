@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,11 +33,19 @@ def remember(arguments: argparse.Namespace, config: RunConfig) -> None:
     arguments.secrets = secrets_of(config.model_dump())
 
 
+def _auto(word: str) -> str:
+    if word != "auto":
+        folder = shlex.quote(word)
+        raise argparse.ArgumentTypeError(f"{word} is not auto; a run folder is continued by: ray-rl resume {folder}")
+    return word
+
+
 def add_resume(parser: argparse.ArgumentParser) -> None:
     """Adds --resume."""
     parser.add_argument(
         "--resume",
-        choices=["auto"],
+        type=_auto,
+        metavar="auto",
         help="auto: if the run folder is there already, go on from its newest checkpoint; for jobs that are started "
         "again after exit code 75 or a crash",
     )

@@ -12,6 +12,22 @@ from ray_rl.config.redact import without_arguments
 from ray_rl.config.run import RunConfig
 from ray_rl.config.schema import all_keys
 
+OTHER_NAMES = {
+    "ls": "runs",
+    "list": "runs",
+    "run": "train",
+    "start": "train",
+    "fit": "train",
+    "continue": "resume",
+    "restart": "resume",
+    "cancel": "stop",
+    "kill": "stop",
+    "check": "validate",
+    "save": "export",
+    "help": "--help",
+}
+"""What other programs call our commands."""
+
 _FEW = 3
 """Keys of one name that are listed."""
 
@@ -30,7 +46,8 @@ def check_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
     word = next((word for word in words if not word.startswith("-")), None)
     if word is None or not commands or word in commands:
         return
-    near = get_close_matches(word.lower(), list(commands), n=1, cutoff=0.5)
+    other = OTHER_NAMES.get(word.lower())
+    near = [other] if other else get_close_matches(word.lower(), list(commands), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? The commands are" if near else "the commands are"
     parser.error(f"{word}: no such command; {hint} {', '.join(commands)}")
 
@@ -65,7 +82,8 @@ def _options(parser: argparse.ArgumentParser | None) -> list[str]:
 def _advice(option: str, words: Sequence[str], known: Sequence[str], *, takes_overrides: bool) -> str:
     name, equals, value = option.removeprefix("--").partition("=")
     near = get_close_matches(f"--{name}", known, n=1, cutoff=0.8)
-    if near:
+    # `--steps 60` of `resume` means run.steps, and not `--step 60`, which goes back to that step.
+    if near and not (takes_overrides and name.replace("-", "_") in FOREIGN):
         return f"did you mean {near[0]}?"
     if not takes_overrides:
         return ""

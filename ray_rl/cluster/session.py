@@ -110,20 +110,35 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
+class _PlainErrors:
+    """Names what Ray raises as no class but `Exception` itself, such as that its start took too long."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is Exception:
+            raise RuntimeError(str(error)) from error
+
+
 @contextmanager
 def _started(plan: Plan, scratch: Scratch) -> Iterator[None]:
     try:
-        ray.init(
-            address="local",
-            num_cpus=math.ceil(plan.cpus) + DRIVER_CPUS,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(scratch.ray),
-        )
+        with _PlainErrors():
+            ray.init(
+                address="local",
+                num_cpus=math.ceil(plan.cpus) + DRIVER_CPUS,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(scratch.ray),
+            )
     except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"cluster.address=None: no Ray started or answers there: {error}") from error
+        said = str(error).rstrip(".")
+        raise ClusterError(
+            f"Ray did not start on this machine: {said}; the ends of its logs are in logs/ray/ of the run folder; see "
+            "that the machine has free memory and idle cores (`ray-rl doctor`), then start again"
+        ) from error
     try:
         yield
     finally:

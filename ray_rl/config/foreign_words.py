@@ -49,6 +49,8 @@ FOREIGN: Mapping[str, Ours] = {
     "min_p": _SAMPLING,
     "repetition_penalty": _SAMPLING,
     "max_steps": _STEPS,
+    "epochs": _EPOCHS,
+    "num_epochs": _EPOCHS,
     "steps": _STEPS,
     "seed": ("run.seed",),
     # TRL and transformers.
@@ -101,6 +103,7 @@ FOREIGN: Mapping[str, Ours] = {
     "report_to": _TENSORBOARD,
     "attn_implementation": ("train.attention",),
     "padding_free": ("train.packing",),
+    "use_lora": "all weights are trained, or all but train.frozen_layers; LoRA is not supported; remove it",
     "use_peft": "all weights are trained, or all but train.frozen_layers; LoRA is not supported; remove it",
     "lora_r": "all weights are trained, or all but train.frozen_layers; LoRA is not supported; remove it",
     "lora_rank": "all weights are trained, or all but train.frozen_layers; LoRA is not supported; remove it",

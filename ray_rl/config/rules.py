@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -63,7 +64,7 @@ def check_run_folder_is_free(config: RunConfig) -> None:
     if os.path.lexists(folder):
         raise ConfigError(
             f"run.name={config.run.name}: {folder} exists already, and a run folder is never overwritten; "
-            f"set run.name to a new name, or remove {folder}"
+            f"continue it with `ray-rl resume {shlex.quote(str(folder))}`, or set run.name to a new name"
         )
     parent = next(parent for parent in folder.parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

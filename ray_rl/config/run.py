@@ -22,7 +22,9 @@ class RunSection(Config):
     """Name, place and length of the run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Folder of the run below `dir`. A run folder is never overwritten."""
+    """Folder of the run below `dir`: letters, digits, dots, hyphens and underscores.
+
+    A run folder is never overwritten."""
     dir: str = "runs"
     group_readable: bool = False
     """Let the owner's group read the run folder (mode 750) and what is in it. Else it is its owner's alone (700). Files

@@ -111,6 +111,24 @@ def test_an_option_that_is_a_key_gets_it_as_it_is_written_here(words, advice, ca
     assert advice in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["kill", "runs/a"], "kill: no such command; did you mean stop? The commands are train"),
+        (["list"], "list: no such command; did you mean runs?"),
+        (["help"], "help: no such command; did you mean --help?"),
+        (["resume", "runs/a", "--steps", "60"], "instead of --steps write run.steps=60"),
+        (["resume", "runs/a", "--stp", "60"], "did you mean --step?"),
+        (["train", "a.yaml", "--resume", "runs/a b"], "a run folder is continued by: ray-rl resume 'runs/a b'"),
+    ],
+)
+def test_words_of_other_programs_get_the_command_that_does_it_here(words, advice, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert advice in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["export"]])
 def test_words_that_are_no_command_end_with_2(words, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -204,7 +204,7 @@ class TestRunFolder:
             check_run_folder_is_free(config)
         assert str(caught.value) == (
             "run.name=test: runs/test exists already, and a run folder is never overwritten; "
-            "set run.name to a new name, or remove runs/test"
+            "continue it with `ray-rl resume runs/test`, or set run.name to a new name"
         )
 
     def test_a_file_in_its_way_is_an_error(self, load):
