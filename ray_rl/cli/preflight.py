@@ -195,8 +195,7 @@ def _largest_token(folder: str, trusts: bool, *, key: str) -> tuple[str, int]:
     """The token of a model's tokenizer with the largest id, and the id."""
     from ray_rl.data.tokenizer import load_tokenizer
 
-    vocabulary = load_tokenizer(folder, trust_remote_code=trusts, key=key).vocabulary
-    return max(vocabulary.items(), key=lambda entry: entry[1])
+    return load_tokenizer(folder, trust_remote_code=trusts, key=key).largest
 
 
 def _folder_of(path: str) -> Path | str:

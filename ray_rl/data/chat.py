@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 ANSWER = "Zq42qZ"
 """An answer that stands nowhere else in a rendered conversation: what follows it ends a turn."""
 SHOWN_CHARACTERS = 200
+BEGINS_ANSWERS = (
+    "<|im_start|>assistant",
+    "<|start_header_id|>assistant<|end_header_id|>",
+    "[/INST]",
+    "<start_of_turn>model",
+    "<|turn>model",
+    "<|assistant|>",
+    "<\uff5cAssistant\uff5c>",
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+)
+"""What the chat templates of common models write last, before an answer."""
+_OPENED_THINKING = re.compile(r"\s*<think>\s*(?:</think>)?\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +183,15 @@ class ChatTokenizer:
                 raise DataError("data.chat=false feeds text, but the prompt is a list of messages; set data.chat: true")
             token_ids = self._open_ended(prompt)
             self._check_decodes([prompt], token_ids)
+            self._check_embedded(token_ids)
             return tuple(token_ids)
         messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+        self._check_not_rendered(messages[-1].content)
         text = self._template.render(messages, generation_prompt=True)
         token_ids = self._tokenizer.encode(text, special=False)
         written = squeezed(text)
         self._check_decodes([m.content for m in messages if squeezed(m.content) in written], token_ids)
+        self._check_embedded(token_ids)
         return tuple(token_ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -211,6 +227,33 @@ class ChatTokenizer:
             if whole[start : start + len(bare)] == bare:
                 return whole[: start + len(bare)]
         return whole
+
+    def _check_not_rendered(self, content: str) -> None:
+        """Refuses a text that went through a chat template before: the model would see a conversation in a message."""
+        end = _OPENED_THINKING.sub("", content[-SHOWN_CHARACTERS:]).rstrip()
+        if end.endswith(BEGINS_ANSWERS):
+            raise DataError(
+                f"the prompt ends with what a chat template writes before an answer, {end[-40:]!r}: it has "
+                "gone through one already; set data.chat: false, or give the question alone"
+            )
+
+    def _check_embedded(self, token_ids: Sequence[int]) -> None:
+        """Refuses tokens that the model has no rows for, such as those of images in a model of text."""
+        beyond = next((token for token in token_ids if self._rows is not None and token >= self._rows), None)
+        if beyond is not None:
+            text = self._tokenizer.decode([beyond], skip_special_tokens=False)
+            raise DataError(
+                f"the prompt holds the token {text!r} ({beyond}), and the model of {self._owner} has {self._rows} rows "
+                "of embeddings; remove it from the text"
+            )
+
+    @cached_property
+    def _rows(self) -> int | None:
+        """Rows of the model's embedding, if the tokenizer lies beside its config.json."""
+        file = self._tokenizer.folder / "config.json"
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        rows = settings.get("vocab_size", (settings.get("text_config") or {}).get("vocab_size"))
+        return rows if isinstance(rows, int) else None
 
     def _check_decodes(self, texts: Sequence[str], token_ids: Sequence[int]) -> None:
         """Refuses tokens that do not hold the texts, but for space and what the tokenizer normalizes."""

@@ -7,6 +7,7 @@ of it by what it expects of a model's family, so that a byte-level tokenizer und
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ VOCABULARIES = ("tokenizer.json", "*.model", "vocab*.json", "vocab*.txt", "*.tik
 NO_LIMIT = 10**30
 """What transformers writes as the longest sequence of a tokenizer that knows none."""
 
+_NO_TEXT = re.compile(r"image|audio|video|vision", re.IGNORECASE)
 PROBES = (
     "The answer is 42.\n\nTherefore, 17 + 25 = 42;  two  spaces\tand a tab.",
     'def f(x):\n    return x ** 2  # it\'s (not) "quoted"\n',
@@ -150,6 +152,12 @@ class ModelTokenizer:
     def added(self) -> Mapping[str, int]:
         """Ids of the tokens that are found in a text before all others: special ones and other added ones."""
         return {token.content: index for index, token in self._added_tokens().items()}
+
+    @property
+    def largest(self) -> tuple[str, int]:
+        """The token with the largest id, and the id; without tokens of images, which Gemma 3 1B has no rows for."""
+        of_text = (each for each in self.vocabulary.items() if not (each[0] in self.added and _NO_TEXT.search(each[0])))
+        return max(of_text, key=lambda entry: entry[1])
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

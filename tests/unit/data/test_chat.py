@@ -257,3 +257,25 @@ class TestOwnTemplate:
         data = {"kind": "jsonl", "path": "x", "chat": False, "template_options": {"think": False}}
         with pytest.raises(ConfigError, match=r"^data.template_options needs the chat template, but data.chat=false"):
             ChatTokenizer.of_run(run_config(data), model_folder)
+
+
+@pytest.mark.parametrize(
+    "rendered",
+    [
+        "<|im_start|>user\nWhat is 1+1?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\nWhat is 1+1?<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        "<s>[INST] What is 1+1? [/INST]",
+        "<|start_header_id|>user<|end_header_id|>\n\nWhat?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<start_of_turn>user\nWhat?<end_of_turn>\n<start_of_turn>model\n",
+        "<\uff5cUser\uff5c>What?<\uff5cAssistant\uff5c><think>\n",
+        "What <|end|> <|assistant|>",
+    ],
+)
+def test_a_prompt_that_went_through_a_template_before_is_refused(tokenizer, rendered):
+    for prompt in (rendered, [Message("user", rendered)]):
+        with pytest.raises(DataError, match=r"gone through one already; set data\.chat: false"):
+            tokenizer.encode(prompt, chat=True)
+
+
+def test_a_question_about_templates_is_none(tokenizer):
+    assert tokenizer.encode("What is <|im_start|>assistant in ChatML?", chat=True)

@@ -216,3 +216,20 @@ class TestDifference:
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
         assert isinstance(reference(folder).decoder, decoders.ByteLevel)
+
+
+def test_a_model_of_text_may_share_the_tokenizer_of_one_that_sees(tmp_path):
+    """Gemma 3 1B: 262,144 rows, and the token <image_soft_token> with that id."""
+    tokenizer = Tokenizer(models.WordLevel({"What": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<eos>", "<image_soft_token>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3_text", "vocab_size": 3}))
+    assert load_tokenizer(tmp_path).largest == ("<eos>", 2)
+    chat = ChatTokenizer(tmp_path)
+    assert chat.encode("What What", chat=False) == (0, 0)
+    with pytest.raises(DataError, match=r"'<image_soft_token>' \(3\), and the model of .* has 3 rows of embeddings"):
+        chat.encode("What <image_soft_token>", chat=False)
+    tokenizer.add_special_tokens(["<|im_end|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).largest == ("<|im_end|>", 4)
