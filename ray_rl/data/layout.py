@@ -102,9 +102,9 @@ def check_columns(columns: Iterable[str], layout: Layout, *, where: str) -> None
 def notes(layout: Layout, digests: Mapping[str, str]) -> Sequence[str]:
     """What the user should know about how a table is read."""
     lines = [] if layout.detected is None else [layout.detected]
-    sampled = [name for name, digest in digests.items() if digest.startswith("blake2b-sampled:")]
+    sampled = [name for name, digest in digests.items() if digest.startswith(("blake2b-sampled:", "rows-sampled:"))]
     if sampled:
-        lines.append(f"{', '.join(sampled)}: large; whether it is the same at a resume is told by samples of its bytes")
+        lines.append(f"{', '.join(sampled)}: large; whether it is the same at a resume is told by samples")
     return lines
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
-DIGEST_ROWS = 1024
-"""So many rows, evenly spread, stand for a data set that is no file of ours."""
+DIGEST_ROWS = 16_384
+"""Of a larger data set that is no file of ours, so many rows, evenly spread, stand for all."""
 
 
 class ArrowRows:
@@ -142,7 +142,7 @@ class CustomRows:
 
 
 def rows_digest(rows: Any) -> str:
-    """A digest of at most DIGEST_ROWS rows and of how many there are: `rows:...`.
+    """A digest of the rows, `rows:...`; of more than DIGEST_ROWS of a sample and their number, `rows-sampled:...`.
 
     Args:
         rows: a sequence of mappings. What JSON does not know counts by its type.
@@ -156,7 +156,7 @@ def rows_digest(rows: Any) -> str:
         except (TypeError, ValueError, RecursionError):
             text = _type_name(rows[index])  # keys that are no text, or a value that holds itself
         hashed.update(text.encode())
-    return f"rows:{hashed.hexdigest()}"
+    return f"{'rows' if size <= DIGEST_ROWS else 'rows-sampled'}:{hashed.hexdigest()}"
 
 
 def is_saved(folder: str) -> bool:

@@ -162,3 +162,10 @@ def test_a_row_of_many_megabytes_is_told_to_be_too_long_in_bounded_time(tokenize
     assert source.filtered.total == 3
     with pytest.raises(DataError, match=re.escape("all 1 prompts are longer; all of them very much so")):
         build_source(Jsonl(path=jsonl({"prompt": "a" * 10**6})), seed=0, tokenizer=tokenizer).take(1)
+
+
+def test_one_changed_row_of_a_data_set_like_gsm8k_is_noticed():
+    rows = [{"question": "q", "answer": number} for number in range(7473)]
+    changed = [*rows[:4001], {"question": "q", "answer": 0}, *rows[4002:]]
+    assert rows_digest(rows) == rows_digest(list(rows)) != rows_digest(changed)
+    assert rows_digest([{"a": 1}] * 20_000).startswith("rows-sampled:")
