@@ -15,7 +15,8 @@ import ray
 from ray_rl.cluster.placement import wanted_and_there
 from ray_rl.cluster.scratch import Scratch, private_folder, remove_leftovers
 from ray_rl.config import RunConfig
-from ray_rl.errors import ClusterError, ConfigError, OutsideError
+from ray_rl.errors import ClusterError, ConfigError, EngineError, WeightSyncError
+from ray_rl.metrics.modes import make_folder, open_file
 from ray_rl.planner.plan import Plan
 
 OBJECT_STORE_BYTES = 2**30
@@ -67,10 +68,10 @@ def ray_session(
 
 @contextmanager
 def _keeping_logs(scratch: Scratch, to: Path | None) -> Iterator[None]:
-    """Copies the ends of Ray's own logs into the run folder when the block fails for reasons outside of it."""
+    """Copies the ends of Ray's own logs into the run folder when Ray, or what runs on it, is why the block fails."""
     try:
         yield
-    except OutsideError:
+    except (ClusterError, EngineError, WeightSyncError):
         if to is not None:
             with suppress(OSError):
                 _copy_logs(scratch.ray / "session_latest" / "logs", to / "ray")
@@ -78,11 +79,11 @@ def _keeping_logs(scratch: Scratch, to: Path | None) -> Iterator[None]:
 
 
 def _copy_logs(logs: Path, to: Path) -> None:
-    to.mkdir(exist_ok=True)
+    make_folder(to, exist_ok=True)
     for name in RAY_LOGS:
-        with suppress(OSError), (logs / name).open("rb") as log:
+        with suppress(OSError), (logs / name).open("rb") as log, open(to / name, "wb", opener=open_file) as copy:
             log.seek(max(0, os.fstat(log.fileno()).st_size - RAY_LOG_BYTES))
-            (to / name).write_bytes(log.read())
+            copy.write(log.read())
 
 
 @contextmanager

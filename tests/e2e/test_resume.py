@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM
 from ray_rl.checkpoint.export_folder import exported_step
 from tests.e2e.command import LIMIT_S, Ended, kill_all, place_for, run, steps_done, wait_until, without_the_clock
 
+# The fixtures are six runs and an export.
+pytestmark = pytest.mark.timeout(1200)
 STEPS = 6
 PPO = {
     "kind": "ppo",

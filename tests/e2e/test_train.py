@@ -117,6 +117,7 @@ def test_the_run_folder_is_the_owners_alone_and_has_what_is_promised(ended):
         "lock",
         "logs",
         "metrics.jsonl",
+        "newest_checkpoint.json",
         "rollouts",
         "tensorboard",
         "trace.json",
