@@ -81,9 +81,13 @@ def _keeping_logs(scratch: Scratch, to: Path | None) -> Iterator[None]:
 def _copy_logs(logs: Path, to: Path) -> None:
     make_folder(to, exist_ok=True)
     for name in RAY_LOGS:
-        with suppress(OSError), (logs / name).open("rb") as log, open(to / name, "wb", opener=open_file) as copy:
+        with suppress(OSError), (logs / name).open("rb") as log, open(to / name, "wb", opener=_opened) as copy:
             log.seek(max(0, os.fstat(log.fileno()).st_size - RAY_LOG_BYTES))
             copy.write(log.read())
+
+
+def _opened(path: str, flags: int) -> int:
+    return open_file(Path(path), flags)
 
 
 @contextmanager
