@@ -39,9 +39,9 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
 
     Args:
         run: a run folder with a checkpoint of this step.
-        step: of the checkpoint.
+        step: the step of the checkpoint.
         to: see `new_folder`.
-        dtype: of the weights; None is that of the run.
+        dtype: the type of the weights; None is that of the run.
 
     Raises:
         UserError: the folder is no run's, or the model that the run started from is not there any more.

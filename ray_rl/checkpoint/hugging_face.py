@@ -27,7 +27,7 @@ WEIGHTS = (
 )
 """Patterns of weights in any format, and of what lists their files."""
 OF_THE_SOURCE = ("config.json", "ray_rl.json", "README*", "trainer_state.json", "optimizer*", "scheduler*", "events.*")
-"""Patterns of what is written anew, and of what says how the source came about."""
+"""Patterns of files that the export writes itself, and of files that tell how the source was made."""
 
 
 def export_policy(
@@ -49,7 +49,7 @@ def export_policy(
         source: folder or hub name that training started from.
         to: the folder; one that is there already is replaced.
         step: whose policy it is; the folder names it (see `exported_step`).
-        chat_template: with which the policy was trained, where it is not the tokenizer's own.
+        chat_template: the template with which the policy was trained, where it is not the tokenizer's own.
 
     Raises:
         CheckpointError, OSError, DataError: the file system refuses, or the source is not there any more.
@@ -90,10 +90,10 @@ def write_settings(
 
     Args:
         to: exists.
-        model: whose weights are beside it.
+        model: the model that the weights are of.
         source: folder or hub name that training started from.
-        dtype: of the weights.
-        chat_template: with which the policy was trained, where it is not the tokenizer's own.
+        dtype: the type of the weights.
+        chat_template: the template with which the policy was trained, where it is not the tokenizer's own.
 
     Raises:
         DataError: the source cannot be read.
@@ -162,7 +162,7 @@ def _config_of(folder: Path, source: str) -> dict[str, Any]:
 
 
 def _copy_companions(folder: Path, to: Path, source: str) -> None:
-    """Copies the files beside the weights: settings of generation and of processors, code, licences."""
+    """Copies every file but the weights: settings of generation and of processors, code, licences."""
     for file in sorted(folder.iterdir()):
         is_left_out = file.name.startswith(".") or any(
             fnmatch.fnmatch(file.name, pattern) for pattern in (*WEIGHTS, *OF_THE_SOURCE)

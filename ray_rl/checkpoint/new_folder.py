@@ -45,7 +45,7 @@ def new_folder(to: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(to: Path) -> Iterator[Path]:
-    """As `new_folder`, and what has the name `to` already is replaced by it in two renames."""
+    """A folder to write into, which replaces what has the name `to` at the end of the block, in two renames."""
     folder = to.resolve()
     partial, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
     shutil.rmtree(partial, ignore_errors=True)

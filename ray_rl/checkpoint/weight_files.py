@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE_BYTES = 5 * 10**9
-"""Of weights in one file, at most, unless one alone is larger. So much is in memory at once."""
+"""Most bytes of weights in one file, unless one weight alone is larger. They are all in memory at once."""
 
 
 def write_weights(folder: Path, groups: Iterable[Mapping[str, Tensor]], *, file_bytes: int = FILE_BYTES) -> None:
@@ -22,7 +22,7 @@ def write_weights(folder: Path, groups: Iterable[Mapping[str, Tensor]], *, file_
     Args:
         folder: exists.
         groups: weights by name; no name twice.
-        file_bytes: of weights in one file.
+        file_bytes: most bytes of weights in one file.
 
     Raises:
         CheckpointError: the file system refuses.

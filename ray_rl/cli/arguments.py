@@ -46,6 +46,6 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
         "--resume",
         type=_auto,
         metavar="auto",
-        help="auto: if the run folder is there already, go on from its newest checkpoint; for jobs that are started "
+        help="auto: if the run folder exists already, continue from its newest checkpoint; for jobs that are started "
         "again after exit code 75 or a crash",
     )

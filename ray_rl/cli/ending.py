@@ -39,7 +39,7 @@ def ended(arguments: argparse.Namespace, command: Callable[[argparse.Namespace],
     """Runs a command; the exit code, after one message if it is not 0.
 
     Args:
-        arguments: of the command. Where they have `log`, that file gets the traceback; `secrets` are hidden.
+        arguments: those of the command. The file `log` among them gets the traceback; `secrets` are hidden.
         command: returns its exit code.
     """
     with _threads_logged(arguments):

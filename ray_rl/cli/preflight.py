@@ -55,7 +55,7 @@ def check_before_start(
         note: told what is done, before anything is done that may take longer than a second.
 
     Returns:
-        The rows of the run, with what is left to check of them.
+        The rows of the run, and which of them were checked.
 
     Raises:
         UserError: the first check that fails.
@@ -166,7 +166,7 @@ def _check_models(config: RunConfig) -> None:
 
 
 def _check_export(config: RunConfig) -> None:
-    """Writes what an export holds beside weights into a temporary folder, so that it does not fail after the last step.
+    """Writes all of an export but its weights into a temporary folder, so that it does not fail after the last step.
 
     A packaged model is known to be right.
     """

@@ -1,4 +1,4 @@
-"""`ray-rl resume`: a run goes on from its newest checkpoint, or from an earlier one."""
+"""`ray-rl resume`: continues a run from its newest checkpoint, or from an earlier one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def add_to(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "resume",
-        help="go on with a run from its newest checkpoint, or from an earlier one",
-        description="Goes on with a run where its newest complete checkpoint was made, or that of --step. Values "
+        help="continue a run from its newest checkpoint, or from an earlier one",
+        description="Continues a run from its newest complete checkpoint, or from that of --step. Values "
         "that are set here and differ from those of the run are listed; what would make nonsense of the checkpoint is "
         "refused.",
         epilog="examples: ray-rl resume runs/grpo-addition run.steps=60; ray-rl resume runs/grpo-addition --step 40",

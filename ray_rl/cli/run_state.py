@@ -19,7 +19,7 @@ from ray_rl.errors import ConfigError, UserError
 from ray_rl.metrics.folder_lock import holder_of, pid_space
 
 TAIL_BYTES = 2**18
-"""Of the records, in which the last one is looked for."""
+"""Bytes at the end of the records in which the last one is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class RunState:
 
     @property
     def next(self) -> str:
-        """The command that goes on from here."""
+        """The command to run next."""
         folder = shlex.quote(str(self.folder))
         match self.state:
             case "running":
@@ -75,9 +75,9 @@ class RunState:
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a run left it: a configuration, and one of the things that lie beside it."""
-    beside = ("environment.json", "metrics.jsonl", "rollouts", "checkpoints", "lock")
-    return (folder / "config.yaml").exists() and any((folder / name).exists() for name in beside)
+    """Whether a run made this folder: it holds a configuration, and something else that runs write."""
+    others = ("environment.json", "metrics.jsonl", "rollouts", "checkpoints", "lock")
+    return (folder / "config.yaml").exists() and any((folder / name).exists() for name in others)
 
 
 def run_folders(below: Path, *, levels: int = 3) -> Iterator[Path]:

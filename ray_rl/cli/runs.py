@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ray_rl.cli.run_state import RunState
 
 TEARDOWN_S = 60.0
-"""For the processes of a run to end behind its grace."""
+"""How long the processes of a run may take to end after its grace."""
 POLL_S = 0.5
 
 
@@ -27,9 +27,9 @@ def add_to(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "runs",
-        help="list the run folders under a folder, with where each stands and how to go on",
+        help="list the run folders under a folder, with the state of each and its next command",
         description="Lists run folders: state, steps, mean reward of the last step, time since something was written, "
-        "and the command that goes on from there. Running are those whose lock is held.",
+        "and the command to run next. A run whose lock is held is running.",
         epilog="example: ray-rl runs runs",
     )
     parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, default=Path("runs"), help="default: runs")
@@ -111,7 +111,7 @@ def logs(folder: Path, *, follow: bool) -> Iterator[str]:
     log = folder / "logs" / "driver.log"
     if not log.is_file():
         raise UserError(
-            f"{log}: no such file: nothing out of the ordinary happened so far; see metrics.jsonl beside it"
+            f"{log}: no such file: nothing out of the ordinary happened so far; see metrics.jsonl of the same run"
         )
     with log.open(encoding="utf-8", errors="backslashreplace") as file:
         while True:

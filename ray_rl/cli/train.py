@@ -50,7 +50,7 @@ def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = N
     """Checks configuration, run folder, installation and data, then trains.
 
     Args:
-        config: of the run.
+        config: the configuration of the run.
         resume: None: the run folder must not exist. auto: it may. required: it must, with a checkpoint.
         from_step: The checkpoint to continue from, with `required`; None is the newest one.
 

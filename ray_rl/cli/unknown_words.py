@@ -58,8 +58,8 @@ def unrecognized(
     """What argparse did not know, and how it is written here.
 
     Args:
-        parser: of the program.
-        words: of the command line.
+        parser: the parser of the program.
+        words: the words of the command line.
         left: those that were not known.
         takes_overrides: whether the command takes `key=value`.
     """

@@ -30,7 +30,7 @@ DRIVER_CPUS = 1
 
 RAY_LOGS = ("raylet.out", "raylet.err", "gcs_server.out", "gcs_server.err")
 RAY_LOG_BYTES = 2**20
-"""Of the end of each of Ray's logs, kept when a local cluster fails."""
+"""Bytes at the end of each of Ray's logs that are kept when a local cluster fails."""
 MIB = 2**20
 
 

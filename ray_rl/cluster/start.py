@@ -96,9 +96,9 @@ async def started_workers(
     `rollout.start_timeout_s`.
 
     Args:
-        config: of the run, with `model.dtype` resolved.
-        plan: of the run.
-        folders: of the models of each role; one, but for `reward`.
+        config: the configuration of the run, with `model.dtype` resolved.
+        plan: the plan of the run.
+        folders: the folders of the models of each role; one, but for `reward`.
         logs: folder for a log file of each worker.
         note: told what is waited for.
         tell: told of engines that are lost and that come back. None: as `note`.
@@ -160,8 +160,9 @@ def _launch_worker(slots: Mapping[str, list[Slot]], settings: Mapping[str, Setti
     """The actor of a worker, which has not loaded its model yet."""
     options = slots[role][rank].options()
     if settings[role].config.cluster.accelerator == "cpu":
-        # Beside heartbeats a worker computes in a thread that is not the first. In an arena of its own glibc would give
-        # large blocks back to the kernel whatever `keep_freed_memory` says: allocations took eight times as long.
+        # A worker that answers heartbeats computes in a thread that is not the first. In an arena of its own glibc
+        # would give large blocks back to the kernel whatever `keep_freed_memory` says: allocations took eight times
+        # as long.
         options |= {"runtime_env": {"env_vars": {"MALLOC_ARENA_MAX": "1"}}}
     return SHELLS[role].options(**options).remote(settings[role], f"{role}-{rank}")
 

@@ -46,7 +46,7 @@ class Trainers:
         self._launch = launch
         self._tell = tell
         self._restarts = dict.fromkeys(teams, 0)
-        """Of a role that was started again without the others."""
+        """How often each role was restarted without the others."""
 
     async def load(self) -> None:
         """Loads the models of all roles at the same time.

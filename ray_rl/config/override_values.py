@@ -67,7 +67,7 @@ def parse_value(text: str, where: str, reading: Reading = Reading()) -> Located:
     Args:
         text: behind the `=`, as the shell hands it over.
         where: names the override in messages.
-        reading: of the field that it is for.
+        reading: how text for the field is read.
 
     Raises:
         ConfigError: neither text as it stands nor YAML, with the advice to quote; or not UTF-8.

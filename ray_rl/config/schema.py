@@ -52,7 +52,7 @@ def reading_at(model: type[Config], keys: Sequence[str], tree: Located) -> Readi
 
     Args:
         model: at the root.
-        keys: of the value; an index of a list is a number in text.
+        keys: the keys that lead to the value; an index of a list is a number in text.
         tree: what was set before; its `kind`s choose among sections. Without one, every section that has the key
             counts, and they must agree.
     """

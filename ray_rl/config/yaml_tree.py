@@ -35,15 +35,15 @@ _SCALARS = (
 _PREFIX = "tag:yaml.org,2002:"
 
 MOST_BYTES = 2**20
-"""Of a file. PyYAML reads some 200 KB a second; the largest recipe has 4 KB."""
+"""Largest size of a file. PyYAML reads some 200 KB a second; the largest recipe has 4 KB."""
 MOST_VALUES = 20_000
-"""Of a file, every alias written out."""
+"""Most values in a file, every alias written out."""
 MOST_CHARACTERS = 4 * MOST_BYTES
-"""Of all text in it, every alias written out."""
+"""Most characters of text in a file, every alias written out."""
 MOST_LEVELS = 50
-"""Of mappings and lists in each other; the schema has 5."""
+"""Most levels of mappings and lists inside each other; the schema has 5."""
 _MOST_DIGITS = 300
-"""Of a whole number: a larger one is no float any more, and Python reads 4300 digits at most."""
+"""Most digits of a whole number: a larger one is no float any more, and Python reads 4300 digits at most."""
 
 
 @dataclass(slots=True)
@@ -202,7 +202,7 @@ class Build:
         """Builds nothing yet.
 
         Args:
-            origin: of the nodes.
+            origin: the origin of the nodes.
             restore: every text as it was written, where characters were replaced for PyYAML.
         """
         self._origin = origin
@@ -257,7 +257,7 @@ class Build:
             name = self._restore(key.value)
             if name in children:
                 first = children[name].where
-                raise ConfigError(f"{where}: the key {name!r} is there twice, first at {first}; remove one")
+                raise ConfigError(f"{where}: the key {name!r} is written twice, first at {first}; remove one")
             children[name] = self.located(value, key.start_mark)
         return children
 

@@ -16,7 +16,7 @@ SHARE = 0.05
 """Part of a core that checks take during training: about 100 rows a second, many times what a run consumes."""
 
 FOUND_LATE = (
-    "This row was found in the background of training, before it was used. To go on without such rows: resume with "
+    "This row was found in the background of training, before it was used. To continue without such rows: resume with "
     "data.on_bad_row=skip"
 )
 
@@ -28,9 +28,9 @@ def check_rows(check: Check, order: Iterable[int], *, until: float, say: Callabl
     """Checks rows until the time is over; returns whether all were checked.
 
     Args:
-        check: of one row.
+        check: the check of one row.
         order: indices of the rows.
-        until: by `time.monotonic`.
+        until: when to stop, on the clock of `time.monotonic`.
         say: told how far the checks are, if they take long.
         what: is done with a row, for `say`: "read" or "checked".
 
@@ -64,10 +64,10 @@ class Lookahead:
     """
 
     def __init__(self, check: Check, *, done: set[int]) -> None:
-        """Starts no thread yet.
+        """Prepares the checks; `watch` starts the thread.
 
         Args:
-            check: of one row; called in the thread.
+            check: the check of one row; called in the thread.
             done: indices of rows that need no check.
         """
         self._check = check

@@ -60,8 +60,8 @@ def rendered(template: jinja2.Template, variables: Mapping[str, Any], *, charact
     """The template with its variables.
 
     Args:
-        template: of `environment()`.
-        variables: by name.
+        template: a template of `environment()`.
+        variables: the values of its variables by name.
         characters: at most so many of the result, and of every text on the way.
 
     Raises:
@@ -190,7 +190,7 @@ def _tojson(
 
 
 def environment() -> jinja2.Environment:
-    """For chat templates: the settings, filters and functions that transformers gives them, in a sandbox."""
+    """A sandbox for chat templates: the settings, filters and functions that transformers gives them."""
     made = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols], finalize=_sized
     )

@@ -64,7 +64,7 @@ class ChatTokenizer:
         """Loads the tokenizer.
 
         Args:
-            folder: with the tokenizer's files, or the name of a model of the hub.
+            folder: the folder with the tokenizer's files, or the name of a model of the hub.
             trust_remote_code: let a tokenizer without tokenizer.json bring its own code.
             chat_template: Jinja, a file of it, or the name of one of the model's templates; None is the model's own.
             template_options: values for variables that the template reads.
@@ -86,7 +86,7 @@ class ChatTokenizer:
         """The policy's, as a run has it.
 
         Args:
-            config: of the run.
+            config: the configuration of the run.
             folder: where the policy's files lie, or a hub name.
 
         Raises:
@@ -306,7 +306,7 @@ def template_text(value: str, templates: Mapping[str, str]) -> str:
 
     Args:
         value: Jinja, a file of it, or a name.
-        templates: of the model, by name.
+        templates: the templates of the model, by name.
 
     Raises:
         ConfigError: it is none of them.
@@ -364,7 +364,7 @@ def _compared(text: str) -> str:
 
 
 def _eos_token_ids(tokenizer: ModelTokenizer) -> tuple[int, ...]:
-    """As transformers finds them: without a generation_config.json, config.json says what ends a text."""
+    """Tokens that end a text, as transformers finds them: generation_config.json says it, or else config.json."""
     of_tokenizer = tokenizer.id_of("eos_token")
     token_ids = [] if of_tokenizer is None else [of_tokenizer]
     for name in ("generation_config.json", "config.json"):

@@ -12,7 +12,7 @@ from typing import Any
 from ray_rl.errors import DataError
 
 RESERVED_COLUMNS = frozenset({"completions", "prompts", "finish_reasons", "lengths"})
-"""What reward functions get beside the columns of the row."""
+"""What reward functions get in addition to the columns of the row."""
 
 DEEPEST = 200
 """Objects and lists inside of each other. Python's own limit depends on how deep the caller is."""
@@ -64,9 +64,9 @@ def plain(value: Any, *, where: str, depth: int = 0) -> Any:
     what is missing, None.
 
     Args:
-        value: of a column.
+        value: the value of a column.
         where: named in errors: the row and the column.
-        depth: of the value in its column.
+        depth: the depth of the value in its column.
 
     Raises:
         DataError: another type, infinity, a key that is no text, half of a surrogate pair, or nested too deep.

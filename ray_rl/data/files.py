@@ -28,9 +28,9 @@ class DataFile:
 
     path: Path
     name: str
-    """For ids: the path inside of the folder or pattern, so that it is the same wherever the folder is."""
+    """The file in ids: its path inside of the folder or pattern, so that it is the same wherever the folder is."""
     shown: str
-    """As the user wrote it, for errors."""
+    """The path as the user wrote it, for errors."""
 
 
 def data_files(config: Files) -> list[DataFile]:

@@ -42,7 +42,7 @@ class JsonlRows:
         self._config = config
         files = data_files(config)
         self.digests: Mapping[str, str] = digests(files)
-        """Of each file, by its name."""
+        """The digest of each file, by its name."""
         self._files = [_Lines(file) for file in files]
         self._starts = array("Q", [0])
         for lines in self._files:

@@ -21,7 +21,7 @@ class Layout:
     renames: Mapping[str, str] = field(default_factory=dict)
     """{new name: column of the record}: the column is no longer there under its old name."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """{new name: column of the record}: the column is there under its old name, too."""
+    """{new name: column of the record}: the column keeps its old name, too."""
     drop_last_answer: bool = False
     """Leave out the assistant's messages at the end of a conversation."""
     detected: str | None = None
@@ -51,7 +51,7 @@ def layout_of(config: Table, columns: Iterable[str], *, where: str, first: Mappi
 
     Args:
         config: names of the user come first.
-        columns: of the table.
+        columns: the columns of the table.
         where: named in errors.
         first: a record, for what is inside of nested columns.
 

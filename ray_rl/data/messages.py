@@ -24,7 +24,7 @@ def read_prompt(value: object, *, where: str, drop_last_answer: bool = False) ->
     """The prompt that a column holds. A conversation that was stored as JSON text is read as a conversation.
 
     Args:
-        value: of the column.
+        value: the value of the column.
         where: named in errors: the row and the column.
         drop_last_answer: leave out the assistant's messages at the end.
 
@@ -82,7 +82,7 @@ def _message(turn: object, *, where: str) -> Message:
     lost = sorted(str(key) for key, value in turn.items() if key not in ("role", "content") and _says_something(value))
     if lost:
         raise DataError(
-            f"{where} has {', '.join(lost)} beside role and content, which no prompt would show; "
+            f"{where} has {', '.join(lost)} in addition to role and content, which no prompt would show; "
             "write it into the content as text, or remove it"
         )
     content = _content(turn.get("content"), where=where)

@@ -21,9 +21,9 @@ from ray_rl.sandbox.checking import check_function
 FIRST_ROWS = 256
 """So many prompts tell whether `data.max_prompt_tokens` can be right, and stand for rows that we compute."""
 ROWS_IN_ORDER = 10_000
-"""Of a larger table, which may take too long to check, the rows that are used first are checked first."""
+"""Rows of a larger table, which may take too long to check, are checked in the order in which they are used."""
 QUICK_S = 5.0
-"""For rows that are only read."""
+"""How long rows are checked that are only read."""
 
 
 def say_nothing(_: str) -> None:

@@ -29,7 +29,7 @@ class Rows(Protocol):
     """An epoch in the order of its source. Reading a row may raise DataError that names it."""
 
     digests: Mapping[str, str]
-    """Of the content, by the name of the file or data set; empty where the rows are computed."""
+    """Digests of the content, by the name of the file or data set; empty where the rows are computed."""
     notes: Sequence[str]
     """What the user should know about how the data is read, a line each."""
 
@@ -45,7 +45,7 @@ def make_row(record: object, *, id: str, where: str, layout: Layout = Layout()) 
 
     Args:
         record: what the source holds at this place.
-        id: of the row.
+        id: the id of the row.
         where: named in errors, for example "train.jsonl:3".
         layout: which columns are the prompt and the answer.
 

@@ -38,7 +38,7 @@ def build_source(
     Args:
         config: the section `data`.
         seed: `run.seed`; orders the epochs, and draws procedural questions.
-        tokenizer: of the policy.
+        tokenizer: the tokenizer of the policy.
         rows: what `open_rows` gave for this section. None opens them.
         ahead: checks rows that are yet to come, and raises what it found when prompts are taken.
         note: told what the user should know, a line each.

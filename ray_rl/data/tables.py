@@ -37,7 +37,7 @@ class ArrowRows:
         """
         files = data_files(config)
         self.digests: Mapping[str, str] = digests(files)
-        """Of each file, by its name."""
+        """The digest of each file, by its name."""
         self._files: list[DataFile] = []
         self._tables: list[pyarrow.Table] = []
         for file in files:
@@ -98,7 +98,7 @@ class HubRows:
         if not len(self):
             raise DataError(f"{self._where}: no rows; correct data.split")
         self.digests: Mapping[str, str] = {self._where: rows_digest(self._dataset)}
-        """Of the rows, by the name of the data set."""
+        """A digest of the rows, by the name of the data set."""
         self._layout = layout_of(config, self._dataset.column_names, where=self._where, first=self._record(0))
         self.notes = notes(self._layout, self.digests)
 
@@ -130,7 +130,7 @@ class CustomRows:
         self._rows = users_rows(config)
 
         self.digests: Mapping[str, str] = {config.function: rows_digest(self._rows)}
-        """Of the rows, by the name of the function."""
+        """A digest of the rows, by the name of the function."""
         self.notes: Sequence[str] = ()
 
     def __len__(self) -> int:

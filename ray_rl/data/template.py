@@ -16,7 +16,7 @@ from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
 
 RENDER_CHARACTERS = 16 * 2**20
-"""Of the result and of every text on the way, beyond four times the conversation itself."""
+"""Most characters of the result and of every text on the way, beyond four times the conversation itself."""
 SHOWN_CHARACTERS = 200
 PART_AS_TEXT = "{'type': 'text', 'text': "
 """What a template writes that takes a part for a text."""
@@ -59,7 +59,7 @@ class ChatTemplate:
 
         Args:
             text: Jinja, as transformers understands it.
-            special_tokens: by name, such as `bos_token`.
+            special_tokens: special tokens by name, such as `bos_token`.
             owner: what errors call the model.
             options: values for variables that the template reads, such as `enable_thinking`.
 
@@ -90,7 +90,7 @@ class ChatTemplate:
         """The conversation as one text that has the text of every message.
 
         Args:
-            messages: of the conversation.
+            messages: the messages of the conversation.
             generation_prompt: end with what begins the assistant's turn.
 
         Raises:

@@ -127,7 +127,7 @@ class ModelTokenizer:
     """
 
     folder: Path
-    """With the tokenizer's files; of a hub name the snapshot."""
+    """The folder with the tokenizer's files; the snapshot of a hub name."""
     backend: tokenizers.Tokenizer | PreTrainedTokenizerBase
     special_tokens: Mapping[str, str]
     """By name: `bos_token`, `eos_token` ... What templates see."""
@@ -257,7 +257,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False, key: st
     Args:
         path: a folder or a hub name.
         trust_remote_code: let a tokenizer without tokenizer.json bring its own code.
-        key: of the configuration, for errors.
+        key: the key of the configuration, for errors.
 
     Raises:
         DataError: there is no tokenizer, or its files are damaged or contradict each other.

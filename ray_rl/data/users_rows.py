@@ -12,7 +12,7 @@ from ray_rl.errors import DataError, SandboxError
 from ray_rl.sandbox.worker import Worker
 
 ROWS_TIMEOUT_S = 3600.0
-"""For the function to return all of its rows: it may download them."""
+"""How long the function may take to return all of its rows: it may download them."""
 
 
 def users_rows(config: CustomSource) -> list[Any]:

@@ -107,7 +107,7 @@ def gauges_of(config: RunConfig) -> GaugeSink | None:
 
 
 def _resolved(config: RunConfig) -> RunConfig:
-    """With what depends on the machine and its files made explicit, so that the run folder says it."""
+    """The configuration with what depends on the machine and its files written out, for the run folder."""
     wanted = "float32" if config.run.deterministic else config.model.dtype
     dtype = resolve_dtype(wanted, config.cluster.accelerator)
     template = config.model.chat_template

@@ -66,8 +66,8 @@ class Checkpoints:
         """Writes and reads nothing yet.
 
         Args:
-            config: of the run.
-            store: of the run, owned by this process.
+            config: the configuration of the run.
+            store: the store of the run, owned by this process.
             roles: whose state is saved.
             since: where the run goes on; None at its start.
             models: that the run loads, to be compared when it is resumed.

@@ -43,9 +43,9 @@ def require_same_models(config: RunConfig, before: Models, now: Models, *, note:
     their weights in the checkpoint: of these a change is only noted, unless layers are frozen.
 
     Args:
-        config: with which the run continues.
-        before: of the checkpoint; empty in one of an older version.
-        now: of the models as they are.
+        config: the configuration with which the run continues.
+        before: the models of the checkpoint; empty in one of an older version.
+        now: the models as they are.
         note: told of changes without a consequence.
 
     Raises:

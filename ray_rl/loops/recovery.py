@@ -42,8 +42,8 @@ async def train_on(
     Its role, and with it all that is trained, starts anew from that checkpoint, at most `cluster.max_restarts` times.
 
     Args:
-        config: of the run.
-        folder: of the run.
+        config: the configuration of the run.
+        folder: the folder of the run.
         run: counters, clock and records.
         workers: started.
         rollouts: makes the prompts and their judges anew, from the first prompt on.

@@ -30,7 +30,7 @@ def next_commands(
     """Label and command of each thing to do next.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         failed: what ended the run early; None if it is done.
         saved: the step of the newest checkpoint; None if there is none.
         steps: that the run has trained.

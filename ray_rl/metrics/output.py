@@ -22,7 +22,7 @@ class Unbreakable:
     """A text stream whose `write` and `flush` do not raise: what cannot be written is dropped."""
 
     def __init__(self, stream: TextIO) -> None:
-        """Writes nothing yet.
+        """Wraps a stream.
 
         Args:
             stream: where to write. Once it is lost for good, its file descriptor leads to /dev/null, so that nobody

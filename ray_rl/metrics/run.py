@@ -53,7 +53,7 @@ class Run:
             folder: where to write.
             console: where to show.
             step: batches trained on before, where a run goes on.
-            version: of the policy that they left.
+            version: the version of the policy that they left.
             gauges: where to export what `metrics.jsonl` says.
             saved: returns the step of the newest checkpoint, for what is said at the end.
             clock: seconds from any origin, never backwards.
@@ -224,7 +224,7 @@ class Run:
         except RecordError as error:
             if not self._has_lost_drawings:
                 self._has_lost_drawings = True
-                self.tell(f"{error}; the run goes on without")
+                self.tell(f"{error}; the run continues without it")
 
     def _show(self, values: dict[str, float], groups: Sequence[RolloutGroup]) -> None:
         self._console.step(step_fields(values, self._columns, steps=self._config.steps))

@@ -23,7 +23,7 @@ def first_sample(group: RolloutGroup, answers: tuple[str, ...]) -> Sample:
     """The first completion of a group.
 
     Args:
-        group: of a prompt.
+        group: the completions of a prompt.
         answers: columns that may hold the reference answer, the best first.
     """
     first = group.rollouts[0]

@@ -52,7 +52,7 @@ def step_fields(values: Mapping[str, float], columns: Columns, *, steps: int) ->
 
     Args:
         values: as in `metrics.jsonl`.
-        columns: of the run.
+        columns: the columns of the run.
         steps: that the run will have.
     """
     fields = [("step", f"{values['step']:{len(str(steps))}.0f}/{steps}")]

@@ -136,9 +136,9 @@ class ChunkedHead(nn.Module):
         """Shares the head's parameters.
 
         Args:
-            own: of the model.
+            own: the logits of the model.
             chunk_tokens: that logits exist for at once.
-            temperature: of the sampler.
+            temperature: the temperature of the sampler.
         """
         super().__init__()
         self.weight, self.bias = own.head.weight, own.head.bias

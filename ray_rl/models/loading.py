@@ -29,9 +29,9 @@ def load_model_config(folder: str, *, trust_remote_code: bool, key: str = "model
     """The model's own configuration.
 
     Args:
-        folder: of the model, or its hub name.
+        folder: the folder of the model, or its hub name.
         trust_remote_code: let the model bring its own code.
-        key: of the run's configuration, for messages.
+        key: the key of the run's configuration, for messages.
 
     Raises:
         DataError: there is no such model, or it is not one that `transformers` knows.
@@ -104,11 +104,11 @@ def load_causal_lm(
     With shared prefixes its residual stream is float32 whatever the dtype.
 
     Args:
-        folder: of the model, or its hub name.
-        dtype: of the weights and of the forward pass, as torch names it.
+        folder: the folder of the model, or its hub name.
+        dtype: the type of the weights and of the forward pass, as torch names it.
         attention: as transformers names it.
         trust_remote_code: let the model bring its own code.
-        key: of the run's configuration, for messages.
+        key: the key of the run's configuration, for messages.
 
     Raises:
         DataError: no such model, no safetensors, or a checkpoint that is not that of the model (see `require_whole`).
@@ -128,9 +128,9 @@ def check_checkpoint(folder: str, *, trust_remote_code: bool, key: str) -> None:
     ZeRO-3's loading does not tell of weights that have another shape or that the model has no use for.
 
     Args:
-        folder: of the model, or its hub name.
+        folder: the folder of the model, or its hub name.
         trust_remote_code: let the model bring its own code.
-        key: of the run's configuration, for messages.
+        key: the key of the run's configuration, for messages.
 
     Raises:
         DataError: as `load_causal_lm`.
@@ -239,10 +239,10 @@ def require_whole(
     other heads, of tokens further ahead) may be left over, but none of a part that the model has.
 
     Args:
-        folder: of the model, or its hub name.
+        folder: the folder of the model, or its hub name.
         report: loading info of transformers' `from_pretrained`.
         model: that was loaded.
-        key: of the run's configuration, for messages.
+        key: the key of the run's configuration, for messages.
         remedy: what to do about it.
 
     Raises:
@@ -299,9 +299,9 @@ def require_rows(largest: tuple[str, int], model_config: PretrainedConfig, *, fo
 
     Args:
         largest: the token with the largest id, and the id.
-        model_config: of the model.
-        folder: of the model, or its hub name.
-        key: of the run's configuration, for messages.
+        model_config: the configuration of the model.
+        folder: the folder of the model, or its hub name.
+        key: the key of the run's configuration, for messages.
 
     Raises:
         DataError: names the token and both numbers.

@@ -53,7 +53,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class _Peak:
-    """Of a GPU in the dtype of the run."""
+    """The rate of a GPU in the dtype of the run."""
 
     flops: float
     bandwidth: float

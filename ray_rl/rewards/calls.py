@@ -31,7 +31,7 @@ from ray_rl.sandbox.worker import Worker
 from ray_rl.types import Completion, Prompt
 
 Verdict = float | None | RewardError
-"""Of one completion by one part; the error is raised or counted, as the part says."""
+"""What one part says of one completion; the error is raised or counted, as the part is configured."""
 
 _SHOWN_CHARACTERS = 200
 
@@ -57,7 +57,7 @@ class PartCalls:
     """One part of the reward with its worker processes. Safe to call from several threads."""
 
     def __init__(self, part: RewardPart) -> None:
-        """Starts no process yet."""
+        """Prepares the worker processes; the first call starts one."""
         self.part = part
         make = Worker if part.users else partial(Worker, memory_bytes=VERIFIER_BYTES)
         self._pool = Pool(part.processes, make=make) if part.processes else None

@@ -36,7 +36,7 @@ def choice_gold(value: Any, *, letters: str) -> str | None:
     It may stand in brackets or \text{...}, and the choice's own text may follow it: "B", "(B)", "B. Paris".
 
     Args:
-        value: of the column.
+        value: the value of the column.
         letters: those that are choices.
 
     Raises:

@@ -22,7 +22,7 @@ from ray_rl.sandbox.pool import Pool, default_processes
 from ray_rl.sandbox.worker import Worker
 
 GOLD_S = 5.0
-"""For one gold: an expression that takes longer to parse would take it again with every completion."""
+"""Limit for one gold: an expression that takes longer to parse would take it again with every completion."""
 
 IN_FLIGHT = 256
 """Golds that may wait for a worker process."""
@@ -35,7 +35,7 @@ def gold_checks(rewards: Sequence[RewardConfig]) -> list[Callable[[Row], None]]:
     error of one may be raised at a later row, and names its own; `finish_golds` waits for those that are left.
 
     Args:
-        rewards: of the configuration.
+        rewards: the configured rewards.
     """
     checks: list[Callable[[Row], None]] = []
     for index, reward in enumerate(rewards):
@@ -86,7 +86,7 @@ class GoldCheck:
     """Parses the column of a row."""
 
     def __init__(self, column: str, parse: Callable[[Any], Any], who: str) -> None:
-        """Checks nothing yet.
+        """Prepares the check.
 
         Args:
             column: name or dotted path.
@@ -121,7 +121,7 @@ class AlgebraCheck(GoldCheck):
     """Parses the column of a row as mathematics; what takes sympy in worker processes, each value once."""
 
     def __init__(self, column: str, who: str) -> None:
-        """Starts no process yet."""
+        """Prepares the check; the first gold that takes algebra starts a worker process."""
         super().__init__(column, math_gold, who)
         self._seen: set[str] = set()
         self._waiting: list[tuple[str, Any, Future[Any]]] = []
@@ -185,7 +185,7 @@ class FunctionCheck:
     """Checks at the first row that a user's function gets every parameter that it needs."""
 
     def __init__(self, reward: CustomReward, key: str) -> None:
-        """Imports nothing yet."""
+        """Prepares the check; the first row imports the function."""
         self._reward = reward
         self._key = key
         self._is_done = False

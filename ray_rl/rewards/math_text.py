@@ -151,9 +151,7 @@ def spelled(text: str) -> str:
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     text = _GROUPED.sub(lambda match: re.sub("[ ,]", "", match[1]), text)
-    text = _SCIENTIFIC.sub(
-        lambda match: format(Decimal(f"{match['number']}e{match['e'] or match['power']}"), "f"), text
-    )
+    text = _SCIENTIFIC.sub(_written_out, text)
     text = _MIXED.sub(_improper, _REPEATING.sub(_period, text))
     return " ".join(text.split()).strip().rstrip(".").strip()
 

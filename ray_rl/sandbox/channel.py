@@ -14,7 +14,7 @@ def send(channel: socket.socket, payload: bytes, *, number: int, deadline_s: flo
     Args:
         channel: stream socket; its timeout is changed.
         payload: at most 2**64 - 1 bytes.
-        number: of the request, and of the replies to it.
+        number: the number of the request, and of the replies to it.
         deadline_s: on the clock of `time.monotonic`; None waits for ever.
 
     Raises:

@@ -15,7 +15,7 @@ def check_function(path: str, *, key: str, timeout_s: float = START_TIMEOUT_S) -
 
     Args:
         path: `package.module:function`.
-        key: of the configuration, for the message.
+        key: the key of the configuration, for the message.
         timeout_s: limit for the import.
 
     Raises:
@@ -31,9 +31,9 @@ def check_call(
     """Imports a user's function, and calls a check of ours with its path, both in a process of its own.
 
     Args:
-        path: of the user's function.
+        path: the import path of the user's function.
         check: import path of `check(path, **kwargs)`, which raises what is wrong.
-        key: of the configuration, for the message.
+        key: the key of the configuration, for the message.
         kwargs: further keywords of the check.
         timeout_s: limit for the import.
 

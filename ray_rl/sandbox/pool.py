@@ -12,7 +12,7 @@ from ray_rl.errors import SandboxClosed
 from ray_rl.sandbox.worker import Worker
 
 MOST_PROCESSES = 64
-"""Of one pool: each holds the libraries of its function in memory."""
+"""Most processes of one pool: each holds the libraries of its function in memory."""
 
 
 def default_processes() -> int:
@@ -24,7 +24,7 @@ class Pool:
     """Gives each call to the worker with the fewest calls. Starts another process only when all are busy."""
 
     def __init__(self, processes: int, *, make: Callable[[], Worker] = Worker) -> None:
-        """Starts no process yet.
+        """Prepares the pool; `submit` starts processes.
 
         Args:
             processes: at most, at least 1.

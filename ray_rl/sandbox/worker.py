@@ -32,7 +32,7 @@ EXIT_S = 1.0
 """For a child that was killed, or has closed its socket, to be gone."""
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""For a process with a limit on its memory: the stacks of a thread for each core would count."""
+"""Variables of a process with a limit on its memory: the stacks of a thread for each core would count."""
 
 
 class _NotStarted(ProcessDied):
@@ -46,7 +46,7 @@ class Worker:
     """
 
     def __init__(self, *, memory_bytes: int | None = None, start_timeout_s: float = START_TIMEOUT_S) -> None:
-        """Starts no process yet.
+        """Prepares the worker; the first call starts the process.
 
         Args:
             memory_bytes: limit of the child's address space, for functions that run what a policy wrote. None: none.

@@ -31,17 +31,17 @@ def require_own_logprobs(
 ) -> None:
     """Compares a few tokens' log-probabilities with the log-softmax of the model's own logits; a collective.
 
-    Both run as the run will compute: the same packing, device, dtype and sharding. Beside the token that comes next,
+    Both run as the run will compute: the same packing, device, dtype and sharding. Besides the token that comes next,
     the likeliest and the least likely token of each position are compared: what is done to logits, whatever its name in
     the model's configuration, changes large ones most.
 
     Args:
         model: a `PolicyModel`, or DeepSpeed's engine around one.
-        split: of the run.
-        rank: of this worker.
-        model_config: of transformers.
-        dtype: of the weights.
-        device: of the model.
+        split: the split of the run.
+        rank: the rank of this worker.
+        model_config: transformers' configuration of the model.
+        dtype: the type of the weights.
+        device: the device of the model.
         name: what the user calls the model: "model.path=...".
 
     Raises:

@@ -52,10 +52,10 @@ class Trainer:
         """Loads the model and its optimizer; a collective.
 
         Args:
-            config: of the run, with `model.dtype` resolved.
-            folder: of the model to start from.
+            config: the configuration of the run, with `model.dtype` resolved.
+            folder: the folder of the model to start from.
             member: this rank.
-            threads: of this process on CPU.
+            threads: how many threads this process has on CPU.
 
         Raises:
             DataError: the checkpoint is not that of the model, as `load_causal_lm` says.

@@ -59,7 +59,7 @@ def test_an_anchor_may_be_used_again(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3\n", "run.yaml:3: the key 'a' is there twice, first at run.yaml:1; remove one"),
+        ("a: 1\nb: 2\na: 3\n", "run.yaml:3: the key 'a' is written twice, first at run.yaml:1; remove one"),
         ("- 1\n", "run.yaml:1: the file is a list; write a mapping of sections such as `run:` and `model:`"),
         ("\nabc\n", "run.yaml:2: the file is the single value 'abc'; write a mapping of sections such as `run:` and"),
         ("# nothing\n", "run.yaml:1: the file is empty; write a mapping of sections such as `run:` and `model:`"),
@@ -112,7 +112,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "9" * 5000, "a number of 5000 digits; whole numbers have at most 300"),
         ("a:\n\tb: 1\n", "YAML indents by spaces"),
         ("a: \x00", "character 0 is not allowed in YAML; remove it"),
-        ("a: 1\na: 2", "the key 'a' is there twice"),
+        ("a: 1\na: 2", "the key 'a' is written twice"),
     ],
     ids=range(12),
 )

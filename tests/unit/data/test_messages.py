@@ -65,10 +65,10 @@ def test_answers_in_the_middle_stay_and_those_at_the_end_are_left_out_where_it_i
         ([USER, {"role": "gpt", "content": "hi"}], r"t:3\[1\].role is 'gpt'; .*'gpt' is 'assistant' here"),
         ([{"role": "critic", "content": "hi"}], r"t:3\[0\].role is 'critic'; the roles are system, developer, user"),
         ([{"role": "user", "content": " "}], r"t:3\[0\].content is empty"),
-        ([USER | {"name": "Ann"}], r"t:3\[0\] has name beside role and content, which no prompt would show"),
+        ([USER | {"name": "Ann"}], r"t:3\[0\] has name in addition to role and content, which no prompt would show"),
         (
             [USER, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, {"role": "tool", "content": "2"}],
-            r"t:3\[1\] has tool_calls beside",
+            r"t:3\[1\] has tool_calls in addition to role",
         ),
         ([USER, {"role": "tool", "content": "2", "tool_call_id": "1"}], r"t:3\[1\] has tool_call_id beside"),
         ([USER, ANSWER | {"reasoning_content": "easy"}, USER], r"t:3\[1\] has reasoning_content beside"),

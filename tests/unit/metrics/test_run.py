@@ -225,7 +225,7 @@ def test_drawings_that_have_no_room_end_no_run_and_are_told_once(start, clock, m
     records = [json.loads(line) for line in started.folder.metrics_jsonl.read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2]
     told = [line for line in started.lines if "No space left on device" in line]
-    assert told == ["cannot write events: No space left on device; the run goes on without"]
+    assert told == ["cannot write events: No space left on device; the run continues without it"]
 
 
 def test_numbers_that_have_no_room_still_end_the_run(start, clock, make_group, monkeypatch):
