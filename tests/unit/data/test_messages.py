@@ -70,8 +70,11 @@ def test_answers_in_the_middle_stay_and_those_at_the_end_are_left_out_where_it_i
             [USER, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, {"role": "tool", "content": "2"}],
             r"t:3\[1\] has tool_calls in addition to role",
         ),
-        ([USER, {"role": "tool", "content": "2", "tool_call_id": "1"}], r"t:3\[1\] has tool_call_id beside"),
-        ([USER, ANSWER | {"reasoning_content": "easy"}, USER], r"t:3\[1\] has reasoning_content beside"),
+        (
+            [USER, {"role": "tool", "content": "2", "tool_call_id": "1"}],
+            r"t:3\[1\] has tool_call_id in addition to role",
+        ),
+        ([USER, ANSWER | {"reasoning_content": "easy"}, USER], r"t:3\[1\] has reasoning_content in addition to role"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}]}],
             r"t:3\[0\].content\[0\] is .* only text is supported",
