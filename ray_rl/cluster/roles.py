@@ -65,6 +65,7 @@ class Team:
             await asyncio.wait({working, lost}, return_when=asyncio.FIRST_COMPLETED)
             if not lost.done():
                 return working.result()
+            lost.result()
         except WorkerLost:
             raise
         except ClusterError as error:

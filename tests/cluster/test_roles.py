@@ -69,11 +69,17 @@ def light(connected, logs):
 
 
 @pytest.fixture(scope="module")
-def pair(light, logs):
+def two_workers(light):
     """Two workers that stay alive."""
+    return light("actor", 2)
+
+
+@pytest.fixture
+def pair(two_workers, logs):
+    """The workers as a team, which belongs to the event loop of one test."""
     from ray_rl.cluster.roles import Team
 
-    return Team("actor", light("actor", 2), logs, 60.0)
+    return Team("actor", two_workers, logs, 60.0)
 
 
 def wait_until_all_is_free():
