@@ -21,6 +21,7 @@ from ray_rl.cluster.failure_policy import (
     decide,
 )
 from ray_rl.cluster.roles import RayEngine
+from ray_rl.cluster.vitals import silence_of
 from ray_rl.cluster.weights import RayWeights
 from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, OutsideError
@@ -113,12 +114,16 @@ class Health:
 
     async def _beat(self, index: int, process: EngineProcess) -> None:
         """One heartbeat, until it is answered or the engine lost."""
-        asked_s = _now_s()
+        every_s = self._config.rollout.heartbeat_s
+        asked_s, silent_s = _now_s(), 0.0
         answer = asyncio.ensure_future(process.ping())
         try:
             while not answer.done():
-                await asyncio.wait({answer}, timeout=self._config.rollout.heartbeat_s)
-                silent = Silent(process.silence_s(asked_s=asked_s))
+                start_s = _now_s()
+                await asyncio.wait({answer}, timeout=every_s)
+                silent_s += silence_of(_now_s() - start_s, every_s=every_s)
+                silent_s = min(silent_s, process.silence_s(asked_s=asked_s))
+                silent = Silent(silent_s)
                 if not answer.done() and decide(silent, self._standing(index)) != Wait():
                     process.lose(silent)
             answer.result()

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import ray
 
 from ray_rl.cluster.roles import Team
-from ray_rl.cluster.vitals import described
+from ray_rl.cluster.vitals import described, silence_of
 from ray_rl.config import RunConfig
 
 
@@ -54,8 +54,7 @@ class Heartbeats:
             while running := {name: answer for name, answer in answers.items() if not answer.done()}:
                 start_s = _now_s()
                 await asyncio.wait(running.values(), timeout=self._every_s)
-                # What stops the driver, too, is not the workers' silence: a suspended machine, Ctrl-Z.
-                silent_s += min(_now_s() - start_s, 2 * self._every_s)
+                silent_s += silence_of(_now_s() - start_s, every_s=self._every_s)
                 if team.handles != handles or not team.vitals.is_loaded:
                     return
                 team.vitals.unanswered_s = {name: silent_s for name in running if not answers[name].done()}

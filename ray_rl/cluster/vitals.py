@@ -50,6 +50,18 @@ class Vitals:
         return described(silent) if silent else None
 
 
+def silence_of(wait_s: float, *, every_s: float) -> float:
+    """Seconds of a wait that count as silence of whoever was waited for.
+
+    What stops the driver, too, is not the workers' silence: a suspended machine, Ctrl-Z.
+
+    Args:
+        wait_s: How long the wait took.
+        every_s: How long it should have taken.
+    """
+    return min(wait_s, 2 * every_s)
+
+
 def described(silent: dict[str, float]) -> str:
     """The workers of one role that do not answer: "actor-1 has not answered for 12.0 s"."""
     verb = "has" if len(silent) == 1 else "have"

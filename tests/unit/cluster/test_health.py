@@ -131,6 +131,19 @@ def test_an_engine_that_does_not_answer_for_too_long_is_ended_and_restarted(driv
     drive(script)
 
 
+def test_time_in_which_the_driver_was_stopped_too_is_not_silence_of_the_engines(drive):
+    async def script(ward):
+        ward.engines[0].process.handle.plans["ping"] = "hang"
+        for _ in range(3):
+            await asyncio.sleep(1.5)
+            asyncio.get_running_loop()._jumping.now_s += 1000
+        assert ward.told == []
+        await asyncio.sleep(10)
+        assert ward.told[0][1].startswith("rollout-0 is lost: has not answered for 1")
+
+    drive(script)
+
+
 def test_an_engine_need_not_answer_while_it_receives_weights(drive):
     async def script(ward):
         process = ward.engines[0].process
