@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import signal
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from ray_rl.cli.arguments import add_config, add_resume, remember
 from ray_rl.cli.plan import print_plan_of
 from ray_rl.cli.preflight import check_before_start
+from ray_rl.errors import Preempted
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
@@ -56,17 +58,32 @@ def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = N
 
     Raises:
         UserError: the input is wrong; nothing was started or written.
+        Preempted: it was told to stop.
         RayRLError: the run failed.
     """
     # A terminal that is closed takes its output with it, and nothing else; Ray and all workers inherit this. What ends
     # a run is Ctrl-C, SIGTERM or `ray-rl stop`.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    checked = check_before_start(config, resume=resume, note=_say)
-    _say("importing torch and transformers")
+    try:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, _stop_at_once)
+        checked = check_before_start(config, resume=resume, note=_say)
+        _say("importing torch and transformers")
 
-    from ray_rl.loops.build import run_training
+        from ray_rl.loops.build import run_training
 
-    run_training(config, resume=resume, from_step=from_step, checked=checked)
+        run_training(config, resume=resume, from_step=from_step, checked=checked)
+    except _StopAsked as asked:
+        raise Preempted(f"stopped by {asked} before the run began; nothing was lost: start it again") from None
+
+
+class _StopAsked(KeyboardInterrupt):
+    """A scheduler wants the process to end, as Ctrl-C does: nothing on the way may take it for an error."""
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    """Until the run itself listens, which has something to save."""
+    raise _StopAsked(signal.Signals(number).name)
 
 
 def _say(text: str) -> None:

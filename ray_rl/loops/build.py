@@ -147,8 +147,8 @@ async def _train(
                 source.compare(read_collected(since.folder / "rollouts").source)
             rewards = stack.enter_context(closing(build_rewards(config.rewards, save=run.save_failed)))
             run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
-            scratch = stack.enter_context(ray_session(config, layout, logs=folder.logs, note=run.note))
-            stop.listen()
+            with stop.others_listen():
+                scratch = stack.enter_context(ray_session(config, layout, logs=folder.logs, note=run.note))
             workers = await stack.enter_async_context(
                 started_workers(
                     config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell, scratch=scratch

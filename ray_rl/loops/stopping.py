@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -61,6 +62,22 @@ class Stop:
             asyncio.get_running_loop().add_signal_handler(each, self._ask, each)
             # The loop hears of it through a pipe of its own; the grace passes also while something blocks the loop.
             signal.signal(each, self._start_grace)
+
+    @contextmanager
+    def others_listen(self) -> Iterator[None]:
+        """A block in which `ray.init` takes SIGTERM for itself: its `sys.exit` is the request to stop.
+
+        Raises:
+            CancelledError: SIGTERM came within the block.
+        """
+        try:
+            yield
+        except SystemExit as error:
+            if error.code != signal.SIGTERM:
+                raise
+            self.signal = self.signal or signal.SIGTERM
+            raise asyncio.CancelledError from None
+        self.listen()
 
     def finish_steps(self, note: Callable[[str], None]) -> None:
         """From now on there is something to save.

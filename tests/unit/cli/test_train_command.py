@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -51,3 +53,33 @@ def test_the_first_line_comes_before_any_heavy_import_and_says_what_comes_next(t
         "grpo-addition: training smollm2-135m-instruct on CPU, 3 steps; checking data and models, then starting Ray\n"
         "[]\n"
     )
+
+
+STOPPED = """
+import os, signal, sys
+from ray_rl.cli import preflight
+from ray_rl.cli.main import main
+def stop(config):
+    try:
+        os.kill(os.getpid(), int(os.environ["NUMBER"]))
+    except Exception as error:
+        print("taken for an error")
+preflight.CHECKS = (preflight.Check("nothing", stop),)
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_scheduler_that_stops_a_run_during_its_checks_is_told_to_start_it_again(tmp_path, name):
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, "train", str(CONFIG)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"NUMBER": str(int(signal.Signals[name]))},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 75
+    assert done.stderr == f"ray-rl: stopped by {name} before the run began; nothing was lost: start it again\n"
+    assert list(tmp_path.iterdir()) == []

@@ -87,3 +87,19 @@ asyncio.run(main())
 def test_a_process_that_hangs_ends_with_its_grace(is_loop_free):
     done = subprocess.run([sys.executable, "-c", HANGS.format(is_loop_free=is_loop_free)], timeout=30, check=False)
     assert done.returncode == CHECKPOINTED
+
+
+async def test_the_exit_that_ray_makes_of_sigterm_while_it_starts_is_the_request_to_stop():
+    stop = Stop(grace_s=60)
+    with pytest.raises(asyncio.CancelledError), stop.others_listen():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.signal == signal.SIGTERM
+    with pytest.raises(SystemExit), stop.others_listen():
+        sys.exit(1)
+    stop = Stop(grace_s=60)
+    with stop.others_listen():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    stop.finish_steps(lambda text: None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await until_asked(stop)
