@@ -20,7 +20,7 @@ SHORTEST = 6
 
 _LAST = {
     *("token", "key", "apikey", "secret", "secrets", "pwd", "passphrase", "bearer", "auth", "jwt", "headers"),
-    *("cookie", "cookies", "credential", "credentials"),
+    *("cookie", "cookies", "credential", "credentials", "cred", "creds"),
 }
 """Last words of the names of secrets."""
 _ENDINGS = ("password", "passwords", "passwd", "passphrase", "credential", "credentials", "authorization", "apikey")
@@ -31,6 +31,7 @@ _MANY = {
 }
 """Last words in the plural that are those of secrets behind one of these: api_keys, and not max_tokens."""
 _WHOLE = ({"api", "key"}, {"private", "key"}, {"secret", "key"}, {"access", "token"}, {"auth", "token"})
+_WHOLE += ({"connection", "string"},)
 """Two words in a row that make a secret of what follows, too: private_key_pem; but not of what only leads to it."""
 _LEADS = {"id", "path", "file", "env", "name", "url", "type", "length", "size", "column", "variable", "dir", "folder"}
 _FOLDERS = {"PWD", "OLDPWD"}
@@ -49,11 +50,19 @@ _SIGNATURES = ("signature", "sig")
 _BEARER = re.compile(r"(?i)\b(bearer\s+|authorization\s*[:=]\s*(?:basic|token|bearer|digest)\s+)([\w.~+/=-]{6,})")
 _FORM = re.compile(
     r"\b(?:hf_|sk-|pk-lf-|sk-lf-|gh[opsu]_|github_pat_|glpat-|xox[abps]-|AKIA|ASIA|nvapi-|gsk_|AIza)[A-Za-z0-9_-]{16,}\b"
+    r"|(?<=hooks\.slack\.com/services/)[\w/]{16,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
 """Tokens of the common services, and keys in PEM."""
 _NAMED = re.compile(r"""(?<![\w.-])([\w.-]{1,80})(["']?\s{0,4}[:=]\s{0,4})("[^"]*"|'[^']*'|[^\s,;{}&)\]'"]+)""")
-_CERTAIN = re.compile(r"(?i)(api_?-?key|password|passwd|passphrase|secret|access_?token|auth_?token|private_?key)$")
+_CERTAIN = re.compile(
+    r"(?i)(api_?-?key|password|passwd|passphrase|secret|private_?key|account_?key"
+    r"|(access|auth|hf|hub|hugging_?face|github|gitlab|refresh|session)_?token)$"
+)
+_OPTION = re.compile(
+    r"(?<![\w-])(--[\w-]{0,80}(?:api-?key|password|token|secret))(\s+)(?=\S*\d)([^\s'\"-][^\s'\"]{5,})"
+)
+"""On a command line: --api-key VALUE."""
 _LEFT_OUT = re.compile(r"://\*\*\*@|[?&;#][\w.~%-]{1,80}=\*\*\*|(?i:bearer )\*\*\*")
 """What `without_credentials` leaves of an address or a header."""
 
@@ -67,6 +76,8 @@ def is_secret(name: str) -> bool:
     last, before = words[-1], words[-2] if len(words) > 1 else ""
     if last in _LAST:
         return name not in _FOLDERS and not (last in ("token", "key") and before in _NOT_BEFORE_TOKEN)
+    if last == "pat" and name.isupper():  # GITHUB_PAT, a personal access token; `pat` is most often a pattern.
+        return True
     if last.endswith(_ENDINGS) or before in _MANY.get(last, ()):
         return True
     return last not in _LEADS and any({a, b} in _WHOLE for a, b in pairwise(words))
@@ -148,7 +159,8 @@ def hide(text: str, secrets: Iterable[str]) -> str:
     def hidden(match: re.Match[str]) -> str:
         return f"{match[1]}{match[2]}{HIDDEN}" if _CERTAIN.search(match[1]) else match[0]
 
-    return without_credentials(_NAMED.sub(hidden, text))
+    text = _OPTION.sub(rf"\1\2{HIDDEN}", _NAMED.sub(hidden, text))
+    return without_credentials(text)
 
 
 def _all_hidden(value: Any) -> Any:

@@ -159,3 +159,24 @@ class TestRoundTrip:
         config = load()
         config = config.model_copy(update={"data": config.data.model_copy(update={"system_prompt": text})})
         assert load_config(write(dump_config(config), "dumped.yaml")).data.system_prompt == text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.seed=1" + "0" * 30, "must be at most 9007199254740992"),
+        ("run.steps=9007199254740993", "must be at most 9007199254740992 (Batches"),
+        ("rollout.max_sequences=1" + "0" * 20, "must be at most 9007199254740992"),
+        ("run.grace_s=1e300", "must be at most 1e+09 seconds"),
+        ("train.timeout_s=2000000000", "must be at most 1e+09 seconds"),
+        (r'run.dir="a\0b"', "must not have a NUL character"),
+    ],
+)
+def test_values_that_would_fail_in_a_timer_or_a_library_are_refused_at_once(load, override, message):
+    with pytest.raises(ConfigError) as raised:
+        load(override)
+    assert message in str(raised.value)
+
+
+def test_a_run_may_have_a_million_million_steps(load):
+    assert load("run.steps=1000000000000").run.steps == 10**12

@@ -25,6 +25,7 @@ from ray_rl.errors import ConfigError
         *("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "api_key", "apiKey", "db.password", "PGPASSWORD"),
         *("secret", "api_keys", "access_tokens", "headers", "bearer", "Authorization", "Proxy-Authorization"),
         *("passphrase", "cookie", "Set-Cookie", "private_key", "private_key_pem", "client_secret", "X-Api-Key", "auth"),
+        *("GITHUB_PAT", "AZURE_STORAGE_CONNECTION_STRING", "connection_string", "creds", "GCP_CRED"),
     ],
 )
 def test_a_name_that_says_secret_is_one(name):
@@ -36,7 +37,7 @@ def test_a_name_that_says_secret_is_one(name):
     [
         *("max_tokens", "eos_token_id", "tokenizer", "monkey", "keys", "SSH_AUTH_SOCK", "eos_token", "per_token"),
         *("api_key_env", "token_path", "private_key_file", "header", "pass", "author", "stop_token", "sort_key"),
-        *("PWD", "OLDPWD"),
+        *("PWD", "OLDPWD", "pat", "url_pat", "connection", "strings"),
     ],
 )
 def test_a_name_that_only_sounds_alike_is_none(name):
@@ -96,6 +97,7 @@ def test_the_word_behind_an_option_that_names_a_secret_is_hidden():
         ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer ***"),
         ("Authorization: Basic dXNlcjpwYXNz", "Authorization: Basic ***"),
         ("used hf_ABCDEFGHIJKLMNOPQRSTUVWX here", "used *** here"),
+        ("POST https://hooks.slack.com/services/T0/B0/abcdefgh12345678", "POST https://hooks.slack.com/services/***"),
         ("ssh://git@github.com/a/b and a basic understanding", "ssh://git@github.com/a/b and a basic understanding"),
         ("https://x.example/?max_tokens=5&page=2", "https://x.example/?max_tokens=5&page=2"),
     ],
@@ -107,6 +109,10 @@ def test_text_loses_what_has_the_form_of_a_secret(text, shown):
 def test_a_message_loses_the_values_of_certain_names_and_secrets_in_other_writings():
     assert hide("bad request: {'api_key': 'k1', 'n': 3}", set()) == "bad request: {'api_key': ***, 'n': 3}"
     assert hide("password=hunter2; max_tokens=5", set()) == "password=***; max_tokens=5"
+    assert hide("HF_TOKEN=abc123 python train.py", set()) == "HF_TOKEN=*** python train.py"
+    assert hide("AccountName=a;AccountKey=abc123;", set()) == "AccountName=a;AccountKey=***;"
+    assert hide("ran `x --api-key abc123 --n 5`", set()) == "ran `x --api-key *** --n 5`"
+    assert hide("--api-key needs a value", set()) == "--api-key needs a value"
     assert hide("override 'a.api_key=***': unknown key", set()) == "override 'a.api_key=***': unknown key"
     assert hide("GET /?q=a%2Fb%20c%2Bd", {"a/b c+d"}) == "GET /?q=***"
 
