@@ -82,8 +82,13 @@ def call_users(path: str, *, signature: Signature | None, call: Call) -> Returne
         case "trl":
             returned = _result(function(**_accepted(function, path, _trl_keywords(call, logged))))
         case _:
-            keywords = _accepted(function, path, {**call.columns, **call.options}, positional=1)
-            returned = _result(function(list(call.completions), **keywords))
+            completions = list(call.completions)
+            if _takes_by_position(function):
+                keywords = _accepted(function, path, {**call.columns, **call.options}, positional=1)
+                returned = _result(function(completions, **keywords))
+            else:
+                keywords = _accepted(function, path, {**call.columns, **call.options, "completions": completions})
+                returned = _result(function(**keywords))
     return *plain_scores(returned, expected=len(call.completions)), logged
 
 
@@ -108,7 +113,13 @@ def check_users(path: str, *, signature: Signature | None, columns: Sequence[str
         case "trl":
             _accepted(function, path, dict.fromkeys(known | TRL_ONLY | {"completions"}))
         case _:
-            _accepted(function, path, dict.fromkeys(known), positional=1)
+            if _takes_by_position(function):
+                _accepted(function, path, dict.fromkeys(known), positional=1)
+            elif "completions" not in _accepted(function, path, dict.fromkeys(known | {"completions"})):
+                raise ConfigError(
+                    f"{path} takes no completions; write it as (completions, **columns), or as another system's "
+                    "function: docs/rewards.md"
+                )
 
 
 def signature_of(function: Callable[..., Any]) -> Signature:
@@ -123,11 +134,20 @@ def signature_of(function: Callable[..., Any]) -> Signature:
     return "ray_rl"
 
 
+def _takes_by_position(function: Callable[..., Any]) -> bool:
+    """Whether the completions can be the first argument; else they are passed by name, as to `(**kwargs)`."""
+    first = next(iter(_parameters(function).values()), None)
+    return first is not None and first.kind not in (first.KEYWORD_ONLY, first.VAR_KEYWORD)
+
+
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):  # of native code, which does not say
-        return {"columns": inspect.Parameter("columns", inspect.Parameter.VAR_KEYWORD)}
+        return {
+            "completions": inspect.Parameter("completions", inspect.Parameter.POSITIONAL_ONLY),
+            "columns": inspect.Parameter("columns", inspect.Parameter.VAR_KEYWORD),
+        }
 
 
 def _accepted(

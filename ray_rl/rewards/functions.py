@@ -4,7 +4,7 @@ Columns arrive as lists, one entry a completion. Each function judges every comp
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from itertools import islice
 from typing import Any, Literal, SupportsFloat
 
@@ -119,9 +119,9 @@ def plain_scores(returned: Any, *, expected: int) -> tuple[list[float | str | No
         the function returned.
 
     Raises:
-        TypeError: not a list.
+        TypeError: not a list: text, bytes and what has no order would give numbers that mean something else.
     """
-    if not isinstance(returned, Iterable) or isinstance(returned, str | Mapping):
+    if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | bytearray | Mapping | Set):
         raise TypeError(f"returned {shorten(returned)}, not a list with a number or None for each completion")
     values = list(islice(returned, expected + 1))
     count = len(returned) if isinstance(returned, Sized) else len(values)

@@ -6,6 +6,7 @@ an error of `ray_rl.errors`, or ("raised", summary, traceback). Loads nothing he
 tenth of a second.
 """
 
+import contextlib
 import ctypes
 import os
 import pickle
@@ -85,6 +86,7 @@ def main() -> None:
     channel = socket.socket(fileno=descriptor)
     channel.set_inheritable(False)
     os.register_at_fork(after_in_child=lambda: _forked(channel))
+    prints = sys.stdout  # A function may put another in its place, or close this one.
     while True:
         try:
             number, request = receive(channel)
@@ -93,7 +95,8 @@ def main() -> None:
             return
         with _Reply() as reply:
             reply.value(_answer(*pickle.loads(request)))
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError):
+            prints.flush()
         send(channel, reply.payload, number=number)
 
 

@@ -22,8 +22,9 @@ def import_function(path: str) -> Callable[..., Any]:
         ConfigError: no such module or function, or it cannot be called.
     """
     module_name, _, name = path.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    folder = _working_folder()
+    if folder is not None and "" not in sys.path and folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -33,7 +34,7 @@ def import_function(path: str) -> Callable[..., Any]:
                 f"{path}: a module is named without .py: {module_name.removesuffix('.py')}:{name}"
             ) from error
         raise ConfigError(
-            f"{path}: no module named {error.name!r} on the import path, which starts at {os.getcwd()}"
+            f"{path}: no module named {error.name!r} on the import path, which starts at {folder}"
             f"{f' (imported at {place})' if place else ''}; start from the folder that holds it, or install its package"
         ) from error
     if name not in vars(module):
@@ -43,6 +44,14 @@ def import_function(path: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{path}: a {type(function).__name__}, which cannot be called; name a function")
     return function  # type: ignore[no-any-return]
+
+
+def _working_folder() -> str | None:
+    """The working folder; None where it was deleted, as by a function that works in a temporary one."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def users_place(error: BaseException) -> str | None:

@@ -1,7 +1,8 @@
 import pytest
 
-from ray_rl.errors import RewardError
+from ray_rl.errors import ConfigError, RewardError
 from ray_rl.metrics.metric import Mean
+from ray_rl.rewards.custom import check_users
 from ray_rl.types import Message, Prompt
 
 
@@ -124,6 +125,47 @@ def test_options_reach_a_function_of_verl(rewards, prompt, says, module):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "def judge(**kwargs):\n    return [1.0 for _ in kwargs['completions']]\n",
+        "def judge(*, completions, answer):\n    return [1.0 for _ in completions]\n",
+        "def judge(*arguments, **kwargs):\n    return [1.0 for _ in arguments[0]]\n",
+        "import functools\njudge = functools.partial(lambda factor, completions, **columns: [factor], factor=1.0)\n",
+        "import functools\njudge = functools.partial(lambda factor, completions, **columns: [factor], 1.0)\n",
+        "class Judge:\n    def __call__(self, completions, **columns):\n        return [1.0]\njudge = Judge()\n",
+    ],
+)
+def test_the_completions_are_passed_by_name_where_there_is_no_place_for_them(rewards, prompt, says, module, text):
+    group, _ = rewards(module(text)).score(prompt(answer=42), [says("a")])
+    assert rewards_of(group) == [1.0]
+
+
+@pytest.mark.parametrize("parameters", ["", "*, answer"])
+def test_a_function_that_takes_no_completions_is_refused_before_the_start(module, parameters):
+    section = module(f"def judge({parameters}):\n    return [1.0]\n")
+    with pytest.raises(ConfigError, match="users_functions_of_others:judge takes no completions"):
+        check_users(section["function"], signature=None, columns=["answer"], options=[])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "import os, tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)",
+        "import sys; sys.stdout.closed or print('x'); sys.stdout.close(); sys.stderr.close()",
+        "import sys; sys.stdout = None",
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_DFL)",
+        "import threading, time; threading.Thread(target=time.sleep, args=[60]).start()",
+        "import os; os.environ.clear()",
+    ],
+)
+def test_what_a_function_does_to_its_process_does_not_lose_its_scores(rewards, prompt, says, module, harm):
+    built = rewards(module(f"def judge(completions, **columns):\n    {harm}\n    return [1.0]\n", timeout_s=20))
+    for _ in range(2):
+        group, _ = built.score(prompt(answer=42), [says("a")])
+        assert rewards_of(group) == [1.0]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("def judge(data_source, solution_str, ground_truth):\n    return {'acc': 1}\n", "a mapping without 'score'"),
@@ -135,6 +177,8 @@ def test_options_reach_a_function_of_verl(rewards, prompt, says, module):
             "def judge(completions, **columns):\n    import itertools\n    return itertools.repeat(1.0)\n",
             "returned 2 values for 1",
         ),
+        ("def judge(completions, **columns):\n    return b'1'\n", r"returned b'1', not a list"),
+        ("def judge(completions, **columns):\n    return {1.0}\n", r"returned \{1.0\}, not a list"),
         (
             "def judge(completions, solution):\n    return [1.0]\n",
             "judge needs solution, which is neither a column nor",
