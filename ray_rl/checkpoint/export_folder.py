@@ -95,7 +95,8 @@ def _copied(source: Path, to: Path | None, dtype: Dtype | None) -> Path:
         raise UserError(f"--dtype {dtype}: {source} stays as it is; give a folder for the converted copy (--to DIR)")
     if to is None:
         return source
-    check_new(to, outside=source)
+    for outside in (source, run / "checkpoints"):
+        check_new(to, outside=outside)
     with disk_errors_explained(to), new_folder(to) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True)
         if dtype is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ray_rl.checkpoint.export_folder import set_dtype, write_step
+from ray_rl.checkpoint.export_folder import STEP_FILE, set_dtype, write_step
 from ray_rl.checkpoint.new_folder import replaced_folder
 from ray_rl.checkpoint.weight_files import write_weights
 from ray_rl.data.tokenizer import copy_tokenizer
@@ -47,7 +47,7 @@ def export_policy(
         model: that they are of.
         parameters: names and whole tensors on the rank that writes; None on the others, which write nothing.
         source: folder or hub name that training started from.
-        to: the folder; one that is there already is replaced.
+        to: the folder; an export that is there already is replaced, and a folder that is none is renamed.
         step: whose policy it is; the folder names it (see `exported_step`).
         chat_template: the template with which the policy was trained, where it is not the tokenizer's own.
 
@@ -59,7 +59,7 @@ def export_policy(
     if not weights:
         return
     dtype = next(iter(weights.values())).dtype
-    with replaced_folder(to) as partial:
+    with replaced_folder(to, mark=STEP_FILE) as partial:
         write_weights(partial, checkpoint_names(model, [weights, kept_buffers(model)]))
         write_settings(partial, model, source=source, dtype=dtype, chat_template=chat_template)
         write_step(partial, step)

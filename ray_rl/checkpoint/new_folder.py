@@ -44,8 +44,14 @@ def new_folder(to: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced_folder(to: Path) -> Iterator[Path]:
-    """A folder to write into, which replaces what has the name `to` at the end of the block, in two renames."""
+def replaced_folder(to: Path, *, mark: str) -> Iterator[Path]:
+    """As `new_folder`, and what has the name `to` already is replaced by it in two renames.
+
+    Args:
+        to: see `new_folder`.
+        mark: name of a file of every folder that was written here. What has files and lacks this one is somebody's own:
+            it is kept beside the new one, as `<name>.kept_<number>`.
+    """
     folder = to.resolve()
     partial, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
     shutil.rmtree(partial, ignore_errors=True)
@@ -54,11 +60,19 @@ def replaced_folder(to: Path) -> Iterator[Path]:
         yield partial
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():  # the run had ended, and was extended; a kill must not leave half of it under this name
-            folder.rename(replaced)
+            is_ours = (folder / mark).is_file() or not any(folder.iterdir())
+            folder.rename(replaced if is_ours else _unused(folder))
         partial.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unused(folder: Path) -> Path:
+    number = 1
+    while os.path.lexists(kept := folder.with_name(f"{folder.name}.kept_{number}")):
+        number += 1
+    return kept
 
 
 def check_new(to: Path, *, outside: Path) -> None:
@@ -72,7 +86,11 @@ def check_new(to: Path, *, outside: Path) -> None:
         UserError: it is in use, or its place cannot be written to.
     """
     folder = to.expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
+    try:
+        exists = folder.exists()
+    except OSError as error:
+        raise UserError(f"--to {to}: {error.strerror}; give another folder") from None
+    if exists and not folder.is_dir():
         raise UserError(f"--to {to}: is a file; give a folder that does not exist yet")
     if folder.is_relative_to(outside.resolve()):
         raise UserError(f"--to {to}: is inside {outside}; give a folder outside it")

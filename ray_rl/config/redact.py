@@ -30,8 +30,10 @@ _MANY = {
     "tokens": {"api", "access", "auth", "bearer", "refresh", "session", "hf", "hub"},
 }
 """Last words in the plural that are those of secrets behind one of these: api_keys, and not max_tokens."""
-_WHOLE = ({"api", "key"}, {"private", "key"}, {"secret", "key"}, {"access", "token"}, {"auth", "token"})
-_WHOLE += ({"connection", "string"},)
+_WHOLE = (
+    *({"api", "key"}, {"private", "key"}, {"secret", "key"}),
+    *({"access", "token"}, {"auth", "token"}, {"connection", "string"}),
+)
 """Two words in a row that make a secret of what follows, too: private_key_pem; but not of what only leads to it."""
 _LEADS = {"id", "path", "file", "env", "name", "url", "type", "length", "size", "column", "variable", "dir", "folder"}
 _FOLDERS = {"PWD", "OLDPWD"}

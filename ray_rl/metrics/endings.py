@@ -16,7 +16,10 @@ def resume_command(root: Path) -> str:
 
 def shown(path: Path) -> str:
     """The path as short as it can be from the working directory."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # It was deleted.
+        return str(path)
     return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -275,11 +276,17 @@ def check_kinds(folder: RunFolder) -> None:
     """Checks that what should be a file is none but a file, and what should be a folder a folder.
 
     Raises:
-        ConfigError: Something else has one of the names; it is not touched.
+        ConfigError: Something else has one of the names, or a link that leads nowhere; it is not touched.
     """
-    folders = (folder.rollouts, folder.tensorboard, folder.checkpoints, folder.export, folder.logs)
+    folders = (folder.rollouts, folder.tensorboard, folder.checkpoints, folder.export, folder.logs, folder.root / ASIDE)
     files = (folder.config_yaml, folder.environment_json, folder.metrics_jsonl, folder.newest_checkpoint_json)
     for path in (*folders, *files):
+        # Of checkpoints it is evidence of a mount that is late: see `resuming`.
+        if path.is_symlink() and not path.exists() and path != folder.checkpoints:
+            raise ConfigError(
+                f"{path}: is a link to {os.readlink(path)}, which does not exist; make what it leads to, or remove the "
+                "link, then start again"
+            )
         if path.exists() and path.is_dir() != (path in folders):
             wanted, seen = ("folder", "file") if path in folders else ("file", "folder")
             raise ConfigError(f"{path}: is a {seen} where a run has a {wanted}; move it away, then start again")

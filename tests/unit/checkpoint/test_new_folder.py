@@ -1,4 +1,5 @@
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_what_a_death_left_is_neither_in_the_way_nor_mixed_in(tmp_path):
 
 
 @pytest.mark.parametrize("exists", [True, False])
-@pytest.mark.parametrize("make", [new_folder, replaced_folder])
+@pytest.mark.parametrize("make", [new_folder, partial(replaced_folder, mark="new")])
 def test_a_failure_leaves_everything_as_it_was(tmp_path, exists, make):
     if exists:
         (tmp_path / "mine").mkdir()
@@ -82,17 +83,31 @@ def test_a_failure_leaves_everything_as_it_was(tmp_path, exists, make):
 
 def test_a_folder_is_replaced_whole(tmp_path):
     (tmp_path / "export" / "old").mkdir(parents=True)
-    with replaced_folder(tmp_path / "export") as partial:
+    (tmp_path / "export" / "new").touch()
+    with replaced_folder(tmp_path / "export", mark="new") as partial:
         (partial / "new").touch()
-        assert os.listdir(tmp_path / "export") == ["old"]
+        assert sorted(os.listdir(tmp_path / "export")) == ["new", "old"]
     assert os.listdir(tmp_path / "export") == ["new"]
     assert os.listdir(tmp_path) == ["export"]
+
+
+def test_a_folder_of_somebody_else_is_kept_beside_the_new_one(tmp_path):
+    for name in ("mine", "mine_too"):
+        (tmp_path / "export").mkdir()
+        (tmp_path / "export" / name).touch()
+        with replaced_folder(tmp_path / "export", mark="new") as partial:
+            (partial / "new").touch()
+        (tmp_path / "export" / "new").unlink()
+        (tmp_path / "export").rmdir()
+    assert sorted(os.listdir(tmp_path)) == ["export.kept_1", "export.kept_2"]
+    assert os.listdir(tmp_path / "export.kept_1") == ["mine"]
+    assert os.listdir(tmp_path / "export.kept_2") == ["mine_too"]
 
 
 def test_a_link_in_the_place_of_the_folder_stays(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "export").symlink_to(tmp_path / "disk")
-    with replaced_folder(tmp_path / "export") as partial:
+    with replaced_folder(tmp_path / "export", mark="new") as partial:
         (partial / "new").touch()
     assert (tmp_path / "export").is_symlink()
     assert os.listdir(tmp_path / "export") == ["new"]
@@ -104,3 +119,8 @@ def test_a_link_to_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "mine").symlink_to(tmp_path / "disk")
     with pytest.raises(UserError, match="the folder is not empty, and nothing is overwritten"):
         check_new(tmp_path / "mine", outside=tmp_path / "runs")
+
+
+def test_a_name_that_the_file_system_refuses_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match=r"^--to .*a: File name too long; give another folder$"):
+        check_new(tmp_path / ("a" * 300), outside=tmp_path / "runs")

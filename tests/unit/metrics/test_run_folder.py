@@ -288,7 +288,14 @@ def test_the_group_reads_a_run_folder_that_says_so_and_what_is_written_into_it_l
 
 @pytest.mark.parametrize(
     ("name", "is_folder"),
-    [("metrics.jsonl", True), ("environment.json", True), ("rollouts", False), ("checkpoints", False), ("logs", False)],
+    [
+        ("metrics.jsonl", True),
+        ("environment.json", True),
+        ("rollouts", False),
+        ("checkpoints", False),
+        ("logs", False),
+        ("aside", False),
+    ],
 )
 def test_a_folder_where_a_file_should_be_is_one_sentence(make_config, name, is_folder):
     folder = RunFolder.create(make_config())
@@ -300,3 +307,15 @@ def test_a_folder_where_a_file_should_be_is_one_sentence(make_config, name, is_f
     with pytest.raises(ConfigError, match=f"{name}: is a (file|folder) where a run has a (file|folder); move it away"):
         RunFolder.reopen(make_config(), step=None)
     assert path.is_dir() == is_folder
+
+
+@pytest.mark.parametrize("name", ["export", "logs", "aside", "metrics.jsonl"])
+def test_a_link_that_leads_nowhere_is_found_at_the_start_and_not_when_it_is_needed(make_config, name):
+    folder = RunFolder.create(make_config())
+    path = folder.root / name
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.symlink_to(folder.root / "gone")
+    with pytest.raises(ConfigError, match=f"{name}: is a link to .*gone, which does not exist"):
+        RunFolder.reopen(make_config(), step=None)
