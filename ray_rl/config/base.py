@@ -26,7 +26,7 @@ class Config(BaseModel):
             raise ValueError(f"must be at most {LARGEST_INTEGER}")
         if type(value) in (int, float) and str(info.field_name).endswith("_s") and value > LONGEST_S:
             raise ValueError(f"must be at most {LONGEST_S:g} seconds")
-        if isinstance(value, str) and "\0" in value:
+        if isinstance(value, str) and "\0" in value and info.field_name in ("dir", "path"):
             raise ValueError("must not have a NUL character")
         return value
 
