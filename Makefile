@@ -44,6 +44,7 @@ test: setup-test ## run the tests: unit, then cluster, then end to end (25 minut
 	run() { echo "pytest $$*"; $(BIN)/python -m pytest "$$@" || failed="$$failed $$1"; }; \
 	run $(COVERED_TESTS) $(COVERED); \
 	run tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %) -n auto --dist loadfile; \
+	run tests/processes -n auto --dist loadfile; \
 	run tests/launching; \
 	run tests/cluster -m "not faults and not launch"; \
 	run tests/e2e -m "not faults and not launch and not kills"; \

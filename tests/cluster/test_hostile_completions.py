@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.rewards.combine import build_rewards
 from ray_rl.types import Completion, Prompt
-from tests.unit.rewards.hostile import HANG, STRAIN
+from tests.processes.hostile import HANG, STRAIN
 
 
 @pytest.mark.faults

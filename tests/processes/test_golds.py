@@ -12,7 +12,7 @@ from ray_rl.rewards.functions import number, quick_math_verify
 from ray_rl.rewards.golds import finish_golds, gold_checks
 from ray_rl.rewards.math_answers import math_verify
 
-SHARED = Path(__file__).parents[3] / "../shared/data"
+SHARED = Path(__file__).parents[2] / "../shared/data"
 MATH500 = SHARED / "evals/math500.jsonl"
 GSM8K = SHARED / "gsm8k/test.jsonl"
 

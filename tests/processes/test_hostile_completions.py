@@ -3,7 +3,7 @@
 import pytest
 
 from ray_rl.metrics.metric import Total
-from tests.unit.rewards.hostile import HANG, STRAIN
+from tests.processes.hostile import HANG, STRAIN
 
 
 def test_long_and_deep_texts_are_a_0_in_every_verifier_and_the_others_keep_their_scores(rewards, prompt, says):
