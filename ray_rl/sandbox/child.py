@@ -85,7 +85,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     channel = socket.socket(fileno=descriptor)
     channel.set_inheritable(False)
-    os.register_at_fork(after_in_child=lambda: _forked(channel))
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=lambda: _forked(channel))
     prints = sys.stdout  # A function may put another in its place, or close this one.
     while True:
         try:
@@ -131,14 +131,24 @@ def _outlive_requests_to_stop() -> None:
         signal.signal(number, lambda *_: None)
 
 
+def _hold_signals() -> None:
+    """Keeps requests to stop waiting during a fork: our handler, which does nothing, must not take those of a child."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS_TO_STOP)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS_TO_STOP)
+
+
 def _forked(channel: socket.socket) -> None:
     """A child that a function forks must not answer in our place, nor keep the channel open behind us.
 
-    It ends at a signal as other processes do: `multiprocessing.Pool` ends its workers by SIGTERM.
+    It ends at a signal as other processes do: `multiprocessing.Pool` ends its workers by SIGTERM, perhaps at once.
     """
     channel.close()
     for number in _REQUESTS_TO_STOP:
         signal.signal(number, signal.SIG_DFL)
+    _release_signals()
 
 
 if __name__ == "__main__":
