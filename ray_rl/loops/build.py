@@ -21,7 +21,7 @@ from ray_rl.loops.recovery import train_on
 from ray_rl.loops.resuming import Resume, opened
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
-from ray_rl.metrics.endings import resume_command
+from ray_rl.metrics.endings import NO_CHECKPOINT, resume_command
 from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
@@ -85,7 +85,7 @@ def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | Non
             raise KeyboardInterrupt from None
         saved = newest_saved(folder)
         found = (
-            f"there is no checkpoint yet; train with a new run.name, or move {folder.root} away"
+            NO_CHECKPOINT
             if saved is None
             else f"the newest checkpoint is of step {saved}; go on with: {resume_command(folder.root)}"
         )

@@ -27,6 +27,10 @@ def _word(path: Path) -> str:
     return shlex.quote(shown(path))
 
 
+NO_CHECKPOINT = "start again with the same command and --resume auto: there is no checkpoint yet"
+"""What to do where no step is saved. It also holds where a folder without a step is removed."""
+
+
 def next_commands(
     folder: RunFolder, *, failed: BaseException | None, saved: int | None, steps: int
 ) -> list[tuple[str, str]]:
@@ -63,8 +67,5 @@ def _more_steps(folder: RunFolder, saved: int | None, steps: int) -> list[tuple[
 def _again(folder: RunFolder, failed: BaseException, saved: int | None) -> tuple[str, str]:
     change = "correct the input, then " if isinstance(failed, UserError) else ""
     if saved is None:
-        return (
-            "again",
-            f"{change}train with a new run.name, or move {shown(folder.root)} away: there is no checkpoint yet",
-        )
+        return ("again", f"{change}{NO_CHECKPOINT}")
     return "go on", f"{resume_command(folder.root)}    ({change}from its newest checkpoint, of step {saved})"

@@ -38,13 +38,15 @@ def test_a_failure_names_the_logs_and_the_checkpoint_to_continue_from(folder):
 
 def test_a_failure_before_the_first_checkpoint_says_that_there_is_none(folder):
     commands = dict(next_commands(folder, failed=EngineError("gone"), saved=None, steps=0))
-    assert commands["again"] == (f"train with a new run.name, or move {folder.root} away: there is no checkpoint yet")
+    assert commands["again"] == "start again with the same command and --resume auto: there is no checkpoint yet"
     assert "curves" not in commands
 
 
 def test_wrong_input_is_corrected_before_the_run_is_continued(folder):
     commands = dict(next_commands(folder, failed=DataError("row 3"), saved=20, steps=20))
     assert "(correct the input, then from its newest checkpoint" in commands["go on"]
+    commands = dict(next_commands(folder, failed=DataError("row 3"), saved=None, steps=0))
+    assert commands["again"].startswith("correct the input, then start again with the same command and --resume auto")
 
 
 def test_a_run_that_was_stopped_has_nothing_in_its_logs_to_look_at(folder):
