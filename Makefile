@@ -51,11 +51,11 @@ test: setup-test ## run the tests: unit, then cluster, then end to end (25 minut
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
 .PHONY: test-faults
-test-faults: setup-test ## kill engines, trainers and nodes, fill disks, flip bits on the way of weights (8 minutes)
+test-faults: setup-test ## kill engines, trainers and nodes, fill disks, flip bits on the way of weights (20 minutes)
 	$(BIN)/python -m pytest tests/cluster tests/e2e -m faults
 
 .PHONY: test-kills
-test-kills: setup-test ## kill a run at 52 points of its life and compare every bit; KILLS=5 takes five, others at the next commit
+test-kills: setup-test ## kill a run at 52 points of its life and compare every bit; KILLS=5 takes five, others at the next commit (half an hour)
 	$(BIN)/python -m pytest -rP tests/e2e/test_kills.py
 
 .PHONY: test-image
