@@ -83,7 +83,7 @@ def export_run(run: Path, *, to: Path | None, dtype: Dtype | None = None, step: 
 
 
 def _copied(source: Path, to: Path | None, dtype: Dtype | None) -> Path:
-    """What is in `run/export`, or a copy of it."""
+    """Returns the folder `export` of a finished run, or a copy of it at `to`."""
     run, lacks = source.parent, _lacks(source)
     if not source.is_dir():
         raise UserError(
@@ -105,7 +105,7 @@ def _copied(source: Path, to: Path | None, dtype: Dtype | None) -> Path:
 
 
 def _lacks(source: Path) -> list[str]:
-    """What a model folder needs and this one has not."""
+    """Lists the files that a model folder needs and this one lacks."""
     missing = [] if (source / "config.json").is_file() else ["config.json"]
     missing += [] if any(source.glob("*.safetensors")) else ["*.safetensors"]
     missing += [] if any(next(source.glob(name), None) for name in VOCABULARIES) else ["tokenizer.json"]

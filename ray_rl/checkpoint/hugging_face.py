@@ -47,7 +47,7 @@ def export_policy(
         model: that they are of.
         parameters: names and whole tensors on the rank that writes; None on the others, which write nothing.
         source: folder or hub name that training started from.
-        to: the folder; an export that is there already is replaced, and a folder that is none is renamed.
+        to: the folder to write. An export in its place is replaced; any other folder in its place is renamed.
         step: whose policy it is; the folder names it (see `exported_step`).
         chat_template: the template with which the policy was trained, where it is not the tokenizer's own.
 

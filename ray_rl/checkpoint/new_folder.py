@@ -18,7 +18,7 @@ OF_THE_VOLUME = {"lost+found", PARTIAL}
 
 @contextmanager
 def new_folder(to: Path) -> Iterator[Path]:
-    """A folder to write into, which gets the name `to` at the end of the block; if the block fails it is removed.
+    """Yields a folder to write into. It gets the name `to` at the end of the block, and is removed if the block fails.
 
     An empty folder that exists stays the folder that it is, because it may be a mounted volume, where a link leads, or
     where somebody stands: what was written moves into it, and `config.json` last, without which no loader takes a
@@ -45,7 +45,7 @@ def new_folder(to: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(to: Path, *, mark: str) -> Iterator[Path]:
-    """As `new_folder`, and what has the name `to` already is replaced by it in two renames.
+    """Works like `new_folder`, and replaces the folder that has the name `to` already, by two renames.
 
     Args:
         to: see `new_folder`.

@@ -70,7 +70,7 @@ class SliceReader:
             found.sort(key=lambda each: each[0])
 
     def __contains__(self, name: str) -> bool:
-        """Whether anything is there of a vector."""
+        """Whether the checkpoint holds any slice of a vector."""
         return name in self._slices
 
     def size(self, name: str) -> int:

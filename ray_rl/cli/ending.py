@@ -163,7 +163,7 @@ def _logged(arguments: argparse.Namespace, error: BaseException) -> str:
 
 
 class _ToTheLog(logging.Handler):
-    """What asyncio says of errors that nobody awaited: one line, and the traceback in the log."""
+    """Prints one line for each error that asyncio reports because nobody awaited it; the traceback goes to the log."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(logging.WARNING)
@@ -179,7 +179,7 @@ class _ToTheLog(logging.Handler):
 
 @contextmanager
 def _threads_logged(arguments: argparse.Namespace) -> Iterator[None]:
-    """What escapes from a thread or a task is one line and a traceback in the log."""
+    """Prints one line for each exception that escapes from a thread or a task; the traceback goes to the log."""
 
     def thread(what: threading.ExceptHookArgs) -> None:
         if what.exc_value is not None and not isinstance(what.exc_value, SystemExit):

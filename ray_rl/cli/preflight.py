@@ -32,7 +32,7 @@ class Check:
     """One thing that is checked before a run starts."""
 
     what: str
-    """What is looked at, as it is shown while the check runs."""
+    """Name of the check, shown while it runs."""
     run: Callable[[RunConfig], CheckedRows | None]
     """Raises a UserError if the run could not start. Returns the rows of the run, if that is what it has checked."""
 
@@ -199,7 +199,7 @@ def _largest_token(folder: str, trusts: bool, *, key: str) -> tuple[str, int]:
 
 
 def _folder_of(path: str) -> Path | str:
-    """Where a model lies, or will lie: the cache of a packaged one, a folder, or the hub name as it is."""
+    """Returns the folder of a model (of a packaged one its cache, which may not exist yet), or a hub name as it is."""
     from ray_rl.config.known import PACKAGED_MODELS
     from ray_rl.models.packaged import cached_folder
 

@@ -1,4 +1,4 @@
-"""Where a run of this machine stands, by what is in its folder, whatever release or program wrote that."""
+"""Reads the state of a run on this machine from its folder, whatever release or program wrote the files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """What a folder tells."""
+    """State of a run, as the files in its folder show it."""
 
     folder: Path
     state: Literal["running", "done", "stopped", "unreadable"]
