@@ -9,13 +9,13 @@ from pydantic import TypeAdapter
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.rewards.combine import build_rewards
 from ray_rl.types import Completion, Prompt
-from tests.processes.hostile import HANG, STRAIN
+from tests.processes.hostile import HANG, SLOW, STRAIN
 
 
 @pytest.mark.faults
 def test_no_verifier_is_ended_by_what_a_policy_writes_and_the_others_keep_their_scores():
     kinds = [{"kind": "number"}, {"kind": "math_verify", "timeout_s": 2.0}, {"kind": "regex", "pattern": "^right"}]
-    hostile = HANG | STRAIN
+    hostile = HANG | SLOW | STRAIN
     texts = ["right: 1/4 is 0.25", *hostile.values(), r"right: \boxed{\frac{2}{8}}"]
     one = np.zeros(1, np.int32)
     completions = [Completion(one, one.astype(np.float32), one, "stop", text) for text in texts]
@@ -26,5 +26,5 @@ def test_no_verifier_is_ended_by_what_a_policy_writes_and_the_others_keep_their_
     for name, rollout in zip(hostile, others, strict=True):
         assert rollout.reward_parts == {"number": 0.0, "math_verify": 0.0, "regex": 0.0}, name
     unverified = {metric.name: metric.value for metric in metrics}
-    assert unverified["reward/math_verify_unverified"] >= len(HANG) - 1
+    assert unverified["reward/math_verify_unverified"] >= len(HANG)
     assert unverified["reward/regex_unverified"] == 0

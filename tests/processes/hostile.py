@@ -5,13 +5,17 @@ HANG = {
     "a power of ten": r"\boxed{10^{10^{10}}}",
     "a factorial": r"\boxed{100000000!}",
     "a factorial of a factorial": r"\boxed{((9!)!)!}",
-    "deep fractions": r"\boxed{" + r"\frac{1}{1+" * 150 + "1" + "}" * 150 + "}",
     "a sum of many terms": r"\boxed{\sum_{k=1}^{10^9} k^k}",
-    "an integral": r"\boxed{\int_0^1 e^{e^{e^x}} dx}",
     "a product to expand": r"$\boxed{(x+y+z)^{200}}$",
     "binomials": r"\boxed{\binom{10^{9}}{10^{8}}}",
 }
-"""These take sympy longer than anybody waits."""
+"""These take sympy longer, or more memory, than any machine has."""
+
+SLOW = {
+    "deep fractions": r"\boxed{" + r"\frac{1}{1+" * 150 + "1" + "}" * 150 + "}",
+    "an integral": r"\boxed{\int_0^1 e^{e^{e^x}} dx}",
+}
+"""These take sympy about 2 s: whether they are verified depends on the machine."""
 
 STRAIN = {
     "a tower of twos": r"\boxed{2^{2^{2^{2^{2}}}}}",
