@@ -45,27 +45,27 @@ test: setup-test ## run the tests: unit, then cluster, then end to end (25 minut
 	run $(COVERED_TESTS) $(COVERED); \
 	run tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %) -n auto --dist loadfile; \
 	run tests/processes -n auto --dist loadfile; \
-	run tests/launching; \
-	run tests/cluster -m "not faults and not launch"; \
-	run tests/e2e -m "not faults and not launch and not kills"; \
+	run tests/launching/scripts; \
+	run tests/system/cluster -m "not faults and not launch"; \
+	run tests/system/e2e -m "not faults and not launch and not kills"; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
 .PHONY: test-faults
 test-faults: setup-test ## kill engines, trainers and nodes, fill disks, flip bits on the way of weights (20 minutes)
-	$(BIN)/python -m pytest tests/cluster tests/e2e -m faults
+	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m faults
 
 .PHONY: test-kills
 test-kills: setup-test ## kill a run at 52 points of its life and compare every bit; KILLS=5 takes five, others at the next commit (half an hour)
-	$(BIN)/python -m pytest -rP tests/e2e/test_kills.py
+	$(BIN)/python -m pytest -rP tests/system/e2e/test_kills.py
 
 .PHONY: test-image
 test-image: setup-test ## build the CPU image with buildah and look inside; as root (five minutes)
-	$(BIN)/python -m pytest tests/docker
+	$(BIN)/python -m pytest tests/launching/docker
 
 .PHONY: test-launch
 test-launch: setup-test ## run on Slurm, Kubernetes and Ray clusters as far as this machine can be them; as root (15 minutes)
-	@failed=; $(BIN)/python -m pytest tests/slurm tests/kuberay || failed=1; \
-	$(BIN)/python -m pytest tests/cluster tests/e2e -m launch && [ -z "$$failed" ]
+	@failed=; $(BIN)/python -m pytest tests/launching/slurm tests/launching/kuberay || failed=1; \
+	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m launch && [ -z "$$failed" ]
 
 .PHONY: check
 check: setup-test ## check lint, formatting and types; change nothing

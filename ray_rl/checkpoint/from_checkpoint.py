@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ray_rl.catalog.weight_files import weights_digest
 from ray_rl.checkpoint.export_folder import write_step
 from ray_rl.checkpoint.hugging_face import checkpoint_names, write_settings
 from ray_rl.checkpoint.new_folder import new_folder
@@ -18,8 +19,7 @@ from ray_rl.checkpoint.slices import SliceReader
 from ray_rl.checkpoint.store import disk_errors_explained, read_json
 from ray_rl.checkpoint.weight_files import write_weights
 from ray_rl.config import RunConfig
-from ray_rl.config.load import load_config
-from ray_rl.config.weight_files import weights_digest
+from ray_rl.config.loading.load import load_config
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.errors import CheckpointError
 from ray_rl.metrics.run_folder import config_file

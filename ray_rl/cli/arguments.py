@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def remember(arguments: argparse.Namespace, config: RunConfig) -> None:
     """Leaves with the arguments what the end of the command needs: the run's log, and secrets that it must not show."""
-    from ray_rl.config.redact import secrets_of
+    from ray_rl.config.loading.redact import secrets_of
     from ray_rl.metrics.run_folder import RunFolder
 
     arguments.log = RunFolder.of(config).logs / "driver.log"
@@ -49,3 +50,8 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
         help="auto: if the run folder exists already, continue from its newest checkpoint; for jobs that are started "
         "again after exit code 75 or a crash",
     )
+
+
+def say_progress(line: str) -> None:
+    """Prints how far a long check has come on standard error, at once."""
+    print(f"ray-rl: {line}", file=sys.stderr, flush=True)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from ray_rl.cli.arguments import Commands
     from ray_rl.config.run import RunConfig
-    from ray_rl.launching.finding import Finding
-    from ray_rl.launching.preflight import Report
+    from ray_rl.preflight.finding import Finding
+    from ray_rl.preflight.node_verdicts import Report
 
 MIB = 2**20
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -62,7 +62,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     if arguments.overrides:
         raise UserError(f"{arguments.overrides[0]}: values belong to a configuration; add --cluster CONFIG")
 
-    from ray_rl.cli.checks import findings
+    from ray_rl.preflight.machine import findings
 
     report = list(findings())
     if arguments.json:
@@ -100,12 +100,12 @@ def _clean(arguments: argparse.Namespace) -> int:
 def _doctor_of_cluster(path: str, overrides: Sequence[str], *, is_json: bool) -> int:
     config = _config(path, overrides)
 
-    from ray_rl.cli.preflight import check_installed
     from ray_rl.cluster.environment import prepare_environment
+    from ray_rl.preflight.before_start import check_installed
 
     check_installed()
     prepare_environment(local=False)
-    from ray_rl.cluster.preflight import look_at_cluster
+    from ray_rl.preflight.nodes import look_at_cluster
 
     # Not to the standard output, which is the report.
     report = look_at_cluster(config, lambda text: print(f"doctor: {text}", file=sys.stderr, flush=True))
@@ -121,7 +121,7 @@ def _doctor_of_cluster(path: str, overrides: Sequence[str], *, is_json: bool) ->
 
 
 def _config(path: str, overrides: Sequence[str]) -> RunConfig:
-    from ray_rl.config.load import load_config
+    from ray_rl.config.loading.load import load_config
 
     config = load_config(path, list(overrides))
     if config.cluster.address is None:
@@ -183,7 +183,7 @@ def _print_speeds(report: Report) -> None:
 def _print_bandwidth(report: Report, console: Console) -> None:
     from rich.table import Table
 
-    from ray_rl.launching.links import size_text
+    from ray_rl.preflight.link_verdicts import size_text
 
     console.print(f"\nbus bandwidth over {report.bandwidth[0].ranks} ranks, GB/s (as nccl-tests define it)")
     operations = list(dict.fromkeys(point.operation for point in report.bandwidth))

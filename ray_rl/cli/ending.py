@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from ray_rl.config.redact import hide, secrets_of
+from ray_rl.config.loading.redact import hide, secrets_of
 from ray_rl.errors import FolderHeld, Preempted, RayRLError, UserError
 from ray_rl.launching.attempts import BAD_INPUT, CHECKPOINTED, FAILED
 

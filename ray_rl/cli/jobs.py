@@ -13,7 +13,7 @@ from ray_rl.cli.launch import show
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
-    from ray_rl.cluster.jobs import Jobs
+    from ray_rl.cluster.ray_jobs import Jobs
 
 _BACKENDS = {
     "run": "a run folder; `run` may be left out",
@@ -110,12 +110,12 @@ def logs(arguments: argparse.Namespace) -> int:
             else:
                 show(jobs.logs(arguments.id))
         case "slurm":
-            from ray_rl.launching import slurm_commands
+            from ray_rl.launching.slurm import commands as slurm_commands
 
             for line in slurm_commands.logs(arguments.id, follow=arguments.follow):
                 print(line.removesuffix("\n"), flush=True)
         case "kuberay":
-            from ray_rl.launching import kuberay_commands
+            from ray_rl.launching.kuberay import commands as kuberay_commands
 
             for line in kuberay_commands.logs(arguments.id, follow=arguments.follow, namespace=arguments.namespace):
                 print(line.removesuffix("\n"), flush=True)
@@ -139,11 +139,11 @@ def stop(arguments: argparse.Namespace) -> int:
         case "ray-job":
             _stop_ray_job(_ray_jobs(arguments), arguments.id)
         case "slurm":
-            from ray_rl.launching import slurm_commands
+            from ray_rl.launching.slurm import commands as slurm_commands
 
             print(slurm_commands.stop(arguments.id))
         case "kuberay":
-            from ray_rl.launching import kuberay_commands
+            from ray_rl.launching.kuberay import commands as kuberay_commands
 
             print(kuberay_commands.stop(arguments.id, namespace=arguments.namespace))
     return 0
@@ -156,11 +156,11 @@ def _status(arguments: argparse.Namespace) -> str:
         case "ray-job":
             return str(_ray_jobs(arguments).status(arguments.id))
         case "slurm":
-            from ray_rl.launching import slurm_commands
+            from ray_rl.launching.slurm import commands as slurm_commands
 
             return slurm_commands.status(arguments.id)
         case _:
-            from ray_rl.launching import kuberay_commands
+            from ray_rl.launching.kuberay import commands as kuberay_commands
 
             return kuberay_commands.status(arguments.id, namespace=arguments.namespace)
 
@@ -169,7 +169,7 @@ def _ray_jobs(arguments: argparse.Namespace) -> Jobs:
     from ray_rl.cluster.environment import use_token
 
     use_token(arguments.token_path)
-    from ray_rl.cluster.jobs import Jobs
+    from ray_rl.cluster.ray_jobs import Jobs
 
     return Jobs(arguments.address)
 

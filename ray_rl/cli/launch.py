@@ -13,7 +13,7 @@ from ray_rl.errors import ConfigError, Preempted, UserError
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
-    from ray_rl.cluster.jobs import Jobs
+    from ray_rl.cluster.ray_jobs import Jobs
     from ray_rl.launching.job import Job
     from ray_rl.launching.rules import Backend
 
@@ -98,11 +98,11 @@ def submit(arguments: argparse.Namespace) -> int:
         case "ray-job":
             return _submit_ray_job(job, follow=arguments.follow)
         case "slurm":
-            from ray_rl.launching import slurm_commands
+            from ray_rl.launching.slurm import commands as slurm_commands
 
             _say_how_to_follow("slurm", slurm_commands.submit(job, text))
         case "kuberay":
-            from ray_rl.launching import kuberay_commands
+            from ray_rl.launching.kuberay import commands as kuberay_commands
 
             options = ("--namespace", job.launch.kuberay.namespace)
             _say_how_to_follow("kuberay", kuberay_commands.submit(job, text), *options)
@@ -116,8 +116,8 @@ def checked_job(arguments: argparse.Namespace) -> Job:
         ConfigError: with every problem.
     """
     from ray_rl.config.gpus import asked_gpus
-    from ray_rl.config.load import load_config
-    from ray_rl.config.rules import check
+    from ray_rl.config.loading.load import load_config
+    from ray_rl.config.rules.check import check
     from ray_rl.launching.job import job_of
     from ray_rl.launching.rules import check_launch
     from ray_rl.metrics.environment import git_state
@@ -143,15 +143,15 @@ def rendered(job: Job, backend: Backend) -> str:
 
             return local.render(job)
         case "ray-job":
-            from ray_rl.launching import ray_job
+            from ray_rl.launching.ray_job import entrypoint as ray_job
 
             return ray_job.render(job)
         case "slurm":
-            from ray_rl.launching import slurm
+            from ray_rl.launching.slurm import script as slurm
 
             return slurm.render(job)
         case "kuberay":
-            from ray_rl.launching import kuberay
+            from ray_rl.launching.kuberay import manifest as kuberay
 
             return kuberay.render(job)
         case _:
@@ -179,7 +179,7 @@ def _submit_ray_job(job: Job, *, follow: bool) -> int:
 
     section = job.launch.ray_job
     use_token(section.token_path)
-    from ray_rl.cluster.jobs import Jobs
+    from ray_rl.cluster.ray_jobs import Jobs
 
     jobs = Jobs(section.address)
     options = [] if section.address is None else ["--address", section.address]
@@ -196,7 +196,7 @@ def _submit_attempt(jobs: Jobs, job: Job) -> str:
     Raises:
         UserError: another one has not ended.
     """
-    from ray_rl.launching.ray_job import submission_of
+    from ray_rl.launching.ray_job.entrypoint import submission_of
 
     last, running = jobs.attempts(job.name)
     if running is not None:

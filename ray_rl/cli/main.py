@@ -13,7 +13,7 @@ from ray_rl.cli import doctor, export, jobs, launch, plan, resume, runs, train, 
 from ray_rl.cli.ending import ended
 from ray_rl.cli.unknown_words import check_command, commands_of, unrecognized
 from ray_rl.launching.attempts import BAD_INPUT, DONE, FAILED
-from ray_rl.launching.kuberay_retries import forbid_retries
+from ray_rl.launching.kuberay.retries import forbid_retries
 from ray_rl.metrics.output import unbreakable_output
 
 _EXAMPLES = """\

@@ -40,7 +40,7 @@ def print_plan(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: with every problem, and changes under which the run fits.
     """
-    from ray_rl.config.load import load_config
+    from ray_rl.config.loading.load import load_config
     from ray_rl.planner.advice import propose
     from ray_rl.planner.assess import assess
     from ray_rl.planner.gpus import ClusterShape
@@ -98,7 +98,7 @@ def _check_asks_for_gpus(config: RunConfig, arguments: argparse.Namespace) -> No
 def _check_all_but_nodes(config: RunConfig) -> None:
     """The rules, on more nodes than it can take: whether those that it takes are there is what the plan says."""
     from ray_rl.config.gpus import asked_gpus
-    from ray_rl.config.rules import check
+    from ray_rl.config.rules.check import check
 
     asked = sum(ask.gpus for ask in asked_gpus(config))
     cluster = config.cluster.model_copy(update={"nodes": max(asked, config.cluster.nodes)})

@@ -58,7 +58,7 @@ def in_folder(run: Path, overrides: list[str]) -> RunConfig:
     Raises:
         UserError: it is not a run folder, or the overrides are wrong.
     """
-    from ray_rl.config.load import load_config
+    from ray_rl.config.loading.load import load_config
     from ray_rl.metrics.run_folder import config_file
 
     file = config_file(run)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from ray_rl.checkpoint.export_folder import exported_step
 from ray_rl.checkpoint.reading import checkpoint_steps
+from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.config.run import RunSection
-from ray_rl.config.yaml_tree import read_yaml
 from ray_rl.errors import ConfigError, UserError
 from ray_rl.metrics.folder_lock import holder_of, pid_space
 

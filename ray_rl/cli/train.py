@@ -7,10 +7,10 @@ import signal
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ray_rl.cli.arguments import add_config, add_resume, remember
+from ray_rl.cli.arguments import add_config, add_resume, remember, say_progress
 from ray_rl.cli.plan import print_plan_of
-from ray_rl.cli.preflight import check_before_start
 from ray_rl.errors import Preempted
+from ray_rl.preflight.before_start import check_before_start
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
@@ -35,12 +35,12 @@ def add_to(commands: Commands) -> None:
 
 def train(arguments: argparse.Namespace) -> int:
     """Loads the configuration and trains; see `start`."""
-    from ray_rl.config.load import load_config
+    from ray_rl.config.loading.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
     remember(arguments, config)
     if arguments.dry_run:
-        check_before_start(config, resume=arguments.resume)
+        check_before_start(config, resume=arguments.resume, progress=say_progress)
         print_plan_of(config)
         print("dry run: every check passed; nothing was started or written")
         return 0
@@ -67,10 +67,10 @@ def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = N
     try:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, _stop_at_once)
-        checked = check_before_start(config, resume=resume, note=_say)
+        checked = check_before_start(config, resume=resume, note=_say, progress=say_progress)
         _say("importing torch and transformers")
 
-        from ray_rl.loops.build import run_training
+        from ray_rl.app.build import run_training
 
         run_training(config, resume=resume, from_step=from_step, checked=checked)
     except _StopAsked as asked:

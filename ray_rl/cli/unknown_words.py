@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from ray_rl.config.foreign_words import FOREIGN, NOTES, our_word
-from ray_rl.config.redact import without_arguments
+from ray_rl.config.loading.foreign_words import FOREIGN, NOTES, our_word
+from ray_rl.config.loading.redact import without_arguments
+from ray_rl.config.loading.schema import all_keys
 from ray_rl.config.run import RunConfig
-from ray_rl.config.schema import all_keys
 
 OTHER_NAMES = {
     "ls": "runs",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ray_rl.cli.arguments import add_config, add_resume
-from ray_rl.cli.preflight import check_before_start, unreadable_data
+from ray_rl.cli.arguments import add_config, add_resume, say_progress
+from ray_rl.preflight.before_start import check_before_start, unreadable_data
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
@@ -35,12 +35,14 @@ def validate(arguments: argparse.Namespace) -> int:
         UserError: what `train` would refuse.
     """
     from ray_rl.config.gpus import asked_gpus, visible_gpu_count
-    from ray_rl.config.load import load_config
+    from ray_rl.config.loading.load import load_config
 
     config = load_config(arguments.config, arguments.overrides)
     asks = asked_gpus(config)
     asked = sum(ask.gpus for ask in asks)
-    check_before_start(config, resume=arguments.resume, visible_gpus=asked, is_full=arguments.full)
+    check_before_start(
+        config, resume=arguments.resume, visible_gpus=asked, is_full=arguments.full, progress=say_progress
+    )
     algorithm = config.algorithm
     steps, updates = config.run.steps, config.run.steps * algorithm.optimizer_steps
     print(f"{arguments.config}: valid")

@@ -10,8 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
+from ray_rl.concurrency import settle
 from ray_rl.errors import ClusterError, EngineError, RayRLError, WorkerLost
-from ray_rl.rollout.together import settle
 
 LOG_LINES = 15
 """Of a dead worker's log, in the error."""

@@ -12,16 +12,16 @@ import numpy as np
 import ray
 
 from ray_rl.cluster.calls import call, call_all
-from ray_rl.cluster.engine_process import EngineProcess
+from ray_rl.cluster.engines.process import EngineProcess
 from ray_rl.cluster.vitals import Vitals
 from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, WorkerLost
 from ray_rl.metrics.metric import Metric
-from ray_rl.rewards.assignment import assembled
+from ray_rl.rewards.model.assignment import assembled
 from ray_rl.rollout.request import SampleRequest
 from ray_rl.types import Completion, Message, TrainBatch
 from ray_rl.weight_sync.proof import Digests, merged
-from ray_rl.weight_sync.sender import Rendezvous, Sent
+from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,14 +13,14 @@ from typing import Any
 
 import ray
 
-from ray_rl.cluster.engine_process import EngineProcess
-from ray_rl.cluster.health import Health
+from ray_rl.cluster.engines.health import Health
+from ray_rl.cluster.engines.process import EngineProcess
+from ray_rl.cluster.engines.weights import RayWeights
 from ray_rl.cluster.heartbeats import Heartbeats
 from ray_rl.cluster.placement import Slot, placed
 from ray_rl.cluster.roles import RayActor, RayCritic, RayEngine, RayReference, RayRewardModels, Team
 from ray_rl.cluster.scratch import Scratch
 from ray_rl.cluster.trainers import Trainers
-from ray_rl.cluster.weights import RayWeights
 from ray_rl.cluster.workers import (
     CriticWorker,
     EngineWorker,
@@ -29,10 +29,10 @@ from ray_rl.cluster.workers import (
     Setting,
     TrainWorker,
 )
+from ray_rl.concurrency import together
 from ray_rl.config import RunConfig
 from ray_rl.planner.plan import Plan
 from ray_rl.rollout.router import Router
-from ray_rl.rollout.together import together
 
 ENGINE_CALLS = 1024
 """Calls that an engine actor takes at once: the requests under way are bounded by the collector."""

@@ -11,9 +11,9 @@ import ray
 
 from ray_rl.cluster.calls import call
 from ray_rl.cluster.roles import Team
+from ray_rl.concurrency import together
 from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, OutsideError, WorkerLost
-from ray_rl.rollout.together import together
 from ray_rl.training.process_group import Member
 
 UNDER_TRAINING = ("actor", "critic")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ray_rl.training.trainer import Scores
     from ray_rl.training.zero import ZeroEngine
     from ray_rl.weight_sync.proof import Digests
-    from ray_rl.weight_sync.sender import Rendezvous, Sent
+    from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ class RewardWorker(Watched):
 
     def start(self, worker: int) -> None:
         """Loads the models."""
-        from ray_rl.rewards.reward_models import RewardModels
+        from ray_rl.rewards.model.held import RewardModels
 
         setting = self._setting
         self._models = RewardModels(setting.config, setting.folders, worker=worker, threads=setting.threads)

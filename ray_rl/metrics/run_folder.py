@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_rl.config import RunConfig
-from ray_rl.config.load import dump_config
+from ray_rl.config.loading.load import dump_config
 from ray_rl.errors import ConfigError, UserError
 from ray_rl.metrics.aside import ASIDE, set_records_aside
 from ray_rl.metrics.environment import describe_environment

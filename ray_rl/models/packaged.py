@@ -8,7 +8,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from ray_rl.config.known import PACKAGED_MODELS, PackagedModel
+from ray_rl.catalog.models import PACKAGED_MODELS, PackagedModel
 from ray_rl.errors import DataError
 
 

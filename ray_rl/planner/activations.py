@@ -6,7 +6,7 @@ attention that never writes its scores (flash, SDPA), a gated MLP, no dropout.
 
 from __future__ import annotations
 
-from ray_rl.config.shapes import ModelShape
+from ray_rl.catalog.shapes import ModelShape
 
 WIDE = 4
 """Bytes of a float32."""

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ray_rl.catalog.models import find_shape
 from ray_rl.config import RunConfig
-from ray_rl.config.algorithm_rules import algorithm_rules, training_rules
 from ray_rl.config.gpus import role_workers
-from ray_rl.config.hardware_rules import hardware_rules
-from ray_rl.config.known import find_shape
+from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
+from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.train import Trained
 from ray_rl.planner.assess import DTYPE, Assessment, assess
 from ray_rl.planner.gpus import ClusterShape

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ray_rl.catalog.models import KNOWN_SHAPES, find_shape
+from ray_rl.catalog.shapes import FAMILIES, ModelShape
 from ray_rl.config import RunConfig
 from ray_rl.config.gpus import loaded_reference
-from ray_rl.config.known import KNOWN_SHAPES, find_shape
-from ray_rl.config.shapes import FAMILIES, ModelShape
 from ray_rl.errors import ConfigError
 from ray_rl.planner.engines import KvCache, cpu_engine_memory, engine_memory
 from ray_rl.planner.gpus import GIB, ClusterShape

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
-from ray_rl.config.shapes import ModelShape
 from ray_rl.planner.activations import frozen_activations
 from ray_rl.planner.gpus import GIB, MIB, Gpu
 from ray_rl.planner.memory import CONTEXT_BYTES, Bounds, Memory

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
-from ray_rl.config.shapes import ModelShape
 from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig, Trained
 from ray_rl.planner.activations import frozen_activations, logits_bytes, trained_activations
 from ray_rl.planner.gpus import GIB, MIB

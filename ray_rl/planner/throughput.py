@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
 from ray_rl.config.gpus import loaded_reference
-from ray_rl.config.shapes import ModelShape
 from ray_rl.config.train import Trained
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import Assessment, known_shape

@@ -10,8 +10,8 @@ from pathlib import Path
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.errors import RewardError
 from ray_rl.metrics.metric import Metric, Total
-from ray_rl.rewards.calls import Group, PartCalls
-from ray_rl.rewards.parts import RewardPart, build_parts
+from ray_rl.rewards.functions.calls import Group, PartCalls
+from ray_rl.rewards.functions.parts import RewardPart, build_parts
 from ray_rl.types import Completion, Prompt, Rollout, RolloutGroup
 
 Save = Callable[[Sequence[RolloutGroup]], Path]

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ray_rl.algorithms.value_loss import clipped_value_loss
+from ray_rl.batching.encoding import Encoded, Split
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Mean, Metric
 from ray_rl.models.loading import attention_name, load_model_config, resolved_packing
 from ray_rl.models.value import ValueModel, check_value_checkpoint, load_value_model
-from ray_rl.training.encoding import Encoded, Split
 from ray_rl.training.process_group import Member, join_process_group
 from ray_rl.training.trainer import Scores, assemble
 from ray_rl.training.zero import ZeroEngine

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ray_rl.batching.encoding import Split
 from ray_rl.config import RunConfig
 from ray_rl.config.train import ReferenceConfig
 from ray_rl.models.loading import (
@@ -18,7 +19,6 @@ from ray_rl.models.loading import (
 )
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.deepspeed_config import frozen_config
-from ray_rl.training.encoding import Split
 from ray_rl.training.logit_check import require_own_logprobs
 from ray_rl.training.process_group import Member, join_process_group
 from ray_rl.training.trainer import Scores, score

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ray_rl.batching.encoding import Encoded, Split
 from ray_rl.errors import ConfigError
-from ray_rl.training.encoding import Encoded, Split
 from ray_rl.types import TrainBatch
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 4, 8

@@ -16,6 +16,7 @@ from ray_rl.algorithms.kl import MAX_LOG_RATIO
 from ray_rl.algorithms.policy_loss import LossInputs, LossSum, policy_loss
 from ray_rl.algorithms.reduce import reduction_count, token_weights
 from ray_rl.algorithms.select import informative_rows
+from ray_rl.batching.encoding import Encoded, Split
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import EffectiveFraction, Maximum, Mean, Metric, Total
 from ray_rl.models.freezing import freeze
@@ -27,7 +28,6 @@ from ray_rl.models.loading import (
     resolved_packing,
 )
 from ray_rl.models.policy import PolicyModel
-from ray_rl.training.encoding import Encoded, Split
 from ray_rl.training.gather import ParameterStream
 from ray_rl.training.logit_check import require_own_logprobs
 from ray_rl.training.process_group import Member, join_process_group

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ray_rl.batching.encoding import Encoded
 from ray_rl.config import RunConfig
 from ray_rl.config.train import Trained
 from ray_rl.errors import TrainingError
@@ -18,7 +19,6 @@ from ray_rl.metrics.metric import SKIPPED, Last, Metric, Total
 from ray_rl.training import zero_state
 from ray_rl.training.deepspeed_config import deepspeed_config
 from ray_rl.training.discard import discard_gradients
-from ray_rl.training.encoding import Encoded
 from ray_rl.training.schedule import learning_rate_factor
 
 logger = logging.getLogger(__name__)

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from ray_rl.concurrency import together
 from ray_rl.config import RunConfig
 from ray_rl.errors import EngineLost, WeightMismatch
 from ray_rl.metrics.metric import Last, Metric
 from ray_rl.rollout.request import SampleRequest
-from ray_rl.rollout.together import together
 from ray_rl.types import Completion, TrainBatch
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ GLOO, SHARED_MEMORY, NCCL = "ray_rl_gloo", "ray_rl_shared_memory", "ray_rl_nccl"
 """Names of our weight-transfer backends in vLLM's configuration."""
 
 RECEIVERS = {
-    GLOO: ("ray_rl.weight_sync.gloo_receiver", "GlooReceiver"),
-    NCCL: ("ray_rl.weight_sync.nccl_receiver", "NcclReceiver"),
-    SHARED_MEMORY: ("ray_rl.weight_sync.shared_memory_receiver", "SharedMemoryReceiver"),
+    GLOO: ("ray_rl.weight_sync.receivers.gloo", "GlooReceiver"),
+    NCCL: ("ray_rl.weight_sync.receivers.nccl", "NcclReceiver"),
+    SHARED_MEMORY: ("ray_rl.weight_sync.receivers.shared_memory", "SharedMemoryReceiver"),
 }
 
 

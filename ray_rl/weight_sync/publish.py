@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
+from ray_rl.concurrency import settle
 from ray_rl.errors import RayRLError, WeightMismatch, WeightSyncError, WorkerLost
 from ray_rl.metrics.metric import Metric
-from ray_rl.rollout.together import settle
 from ray_rl.weight_sync.proof import Digests
-from ray_rl.weight_sync.sender import Sent
+from ray_rl.weight_sync.senders.sender import Sent
 
 ORIGIN = "actor"
 """Name of the trainer in messages."""

@@ -7,8 +7,8 @@ from typing import Any, Literal, assert_never
 from ray_rl.config import RunConfig
 from ray_rl.training.gather import ParameterStream
 from ray_rl.weight_sync.plugin import GLOO, NCCL, SHARED_MEMORY
-from ray_rl.weight_sync.sender import NCCL_BUFFERS, GlooSender, Rendezvous, Sender
-from ray_rl.weight_sync.shared_memory_sender import SharedMemorySender
+from ray_rl.weight_sync.senders.sender import NCCL_BUFFERS, GlooSender, Rendezvous, Sender
+from ray_rl.weight_sync.senders.shared_memory import SharedMemorySender
 
 Transport = Literal["shared_memory", "gloo", "nccl"]
 
@@ -31,7 +31,7 @@ def build_sender(transport: Transport, stream: ParameterStream, *, is_sender: bo
         case "gloo":
             return GlooSender(stream, is_sender=is_sender)
         case "nccl":
-            from ray_rl.weight_sync.nccl_sender import NcclSender
+            from ray_rl.weight_sync.senders.nccl import NcclSender
 
             return NcclSender(stream, is_sender=is_sender)
         case _:

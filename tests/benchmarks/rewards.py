@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_rl.config.rewards import RewardConfig
+from ray_rl.isolation.pool import default_processes
 from ray_rl.rewards.combine import Rewards, build_rewards
-from ray_rl.sandbox.pool import default_processes
 from ray_rl.types import Completion, Prompt
 
 GROUPS, GROUP_SIZE, TOKENS = 1024, 8, 2000

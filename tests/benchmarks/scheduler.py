@@ -39,7 +39,7 @@ from rich.table import Table
 
 from ray_rl.checkpoint.store import CheckpointStore
 from ray_rl.config import RunConfig
-from ray_rl.config.load import load_config
+from ray_rl.config.loading.load import load_config
 from ray_rl.loops.checkpoints import Checkpoints
 from ray_rl.loops.online import train
 from ray_rl.loops.roles import Roles

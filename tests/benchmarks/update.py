@@ -25,6 +25,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from ray_rl.batching.encoding import Split
 from ray_rl.cluster.environment import keep_freed_memory
 from ray_rl.config.run import LOGIT_CHUNK_TOKENS
 from ray_rl.config.train import Packing
@@ -32,7 +33,6 @@ from ray_rl.models.attention import SHARED_PREFIX
 from ray_rl.models.loading import load_causal_lm, load_model_config
 from ray_rl.models.packaged import resolve_model
 from ray_rl.models.policy import PolicyModel
-from ray_rl.training.encoding import Split
 from ray_rl.types import TrainBatch
 
 LICENCE = Path(__file__).parents[2] / "LICENSE"

@@ -73,9 +73,9 @@ async def publishes(
     folder: str, scratch: Path, backend: str, *, also_one_by_one: bool
 ) -> tuple[list[list[float]], int]:
     """Seconds of each round, those of one parameter at a time behind where asked; and the bytes of the weights."""
+    from ray_rl.cluster.engines.weights import RayWeights
     from ray_rl.cluster.session import ray_session
     from ray_rl.cluster.start import started_workers
-    from ray_rl.cluster.weights import RayWeights
     from ray_rl.planner.plan import plan
 
     config = config_of(folder, scratch, backend)

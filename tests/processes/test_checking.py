@@ -4,7 +4,7 @@ import time
 import pytest
 
 from ray_rl.errors import ConfigError
-from ray_rl.sandbox.checking import check_function
+from ray_rl.isolation.checking import check_function
 
 
 @pytest.fixture

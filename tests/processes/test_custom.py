@@ -2,7 +2,7 @@ import pytest
 
 from ray_rl.errors import ConfigError, RewardError
 from ray_rl.metrics.metric import Mean
-from ray_rl.rewards.custom import check_users
+from ray_rl.rewards.functions.custom import check_users
 from ray_rl.types import Message, Prompt
 
 

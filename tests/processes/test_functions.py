@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-GSM8K = Path(__file__).parents[3] / "../shared/data/gsm8k/train.jsonl"
+GSM8K = Path(__file__).parents[2] / "../shared/data/gsm8k/train.jsonl"
 SOLUTION = "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72"
 
 

@@ -8,9 +8,9 @@ from pydantic import TypeAdapter
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.data.rows import Row
 from ray_rl.errors import ConfigError, DataError
-from ray_rl.rewards.functions import number, quick_math_verify
-from ray_rl.rewards.golds import finish_golds, gold_checks
-from ray_rl.rewards.math_answers import math_verify
+from ray_rl.rewards.functions.golds import finish_golds, gold_checks
+from ray_rl.rewards.functions.math_answers import math_verify
+from ray_rl.rewards.functions.plain import number, quick_math_verify
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 MATH500 = SHARED / "evals/math500.jsonl"
@@ -68,7 +68,7 @@ def test_a_gold_that_the_parser_does_not_understand_is_refused_though_others_com
 
 @pytest.mark.parametrize("gold", ["+".join(["(1+x)^{2^{3}}"] * 3000), "9^{9^{9^{9}}}"])
 def test_a_gold_that_takes_for_ever_is_refused_at_its_limit(monkeypatch, gold):
-    monkeypatch.setattr("ray_rl.rewards.golds.GOLD_S", 0.5)
+    monkeypatch.setattr("ray_rl.rewards.functions.golds.GOLD_S", 0.5)
     started_s = time.monotonic()
     with pytest.raises(DataError, match=r"^train\.jsonl:1: .*cannot be parsed as an expression within 0\.5 s"):
         check({"kind": "math_verify"}, gold)

@@ -1,4 +1,4 @@
-"""What a policy writes can neither end a run nor cost the others their scores. All of it: tests/cluster."""
+"""What a policy writes can neither end a run nor cost the others their scores. All of it: tests/system/cluster."""
 
 import pytest
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ray_rl.errors import ConfigError, ProcessDied, SandboxError
-from ray_rl.sandbox.channel import receive, send
-from ray_rl.sandbox.pool import Pool
-from ray_rl.sandbox.worker import Worker
+from ray_rl.isolation.channel import receive, send
+from ray_rl.isolation.pool import Pool
+from ray_rl.isolation.worker import Worker
 
 FUNCTIONS = r"""
 import os, re, subprocess, sys, time
@@ -225,7 +225,7 @@ def test_the_child_loads_nothing_heavy(worker, users):
 
 def test_prints_of_a_function_stay_out_of_standard_output(users):
     script = (
-        "from ray_rl.sandbox.worker import Worker\n"
+        "from ray_rl.isolation.worker import Worker\n"
         f"worker = Worker()\nworker.call('{users}:shout', timeout_s=5)\nworker.close()"
     )
     environment = {**os.environ, "PYTHONPATH": sys.path[0]}
@@ -263,7 +263,7 @@ def test_close_does_not_wait_for_calls_that_hang_and_those_that_wait_behind_them
 def test_a_hung_child_dies_with_its_parent(users, tmp_path):
     script = (
         "import os, threading, time\n"
-        "from ray_rl.sandbox.worker import Worker\n"
+        "from ray_rl.isolation.worker import Worker\n"
         "worker = Worker()\n"
         f"worker.call('{users}:double', args=[1], timeout_s=5)\n"
         f"call = lambda: worker.call('{users}:hold_the_interpreter', timeout_s=600)\n"
@@ -377,7 +377,7 @@ def test_children_with_a_session_of_their_own_end_with_close(users, tmp_path):
 
 def test_megabytes_of_prints_do_not_reach_standard_error(users):
     script = (
-        "from ray_rl.sandbox.worker import Worker\n"
+        "from ray_rl.isolation.worker import Worker\n"
         f"worker = Worker()\nworker.call('{users}:print_megabytes', args=[50], timeout_s=60)\n"
         f"worker.call('{users}:shout', timeout_s=5)\nworker.close()"
     )

@@ -25,7 +25,7 @@ def files():
     return [path for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
 
 
-FRAGMENTS = {ROOT / "ray_rl/launching/slurm_body.sh"}
+FRAGMENTS = {ROOT / "ray_rl/launching/slurm/body.sh"}
 """Parts of scripts: launch/*.sbatch hold them whole."""
 
 

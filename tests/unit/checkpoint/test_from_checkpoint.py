@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from ray_rl.catalog.weight_files import weights_digest
 from ray_rl.checkpoint.export_folder import export_run, exported_step
 from ray_rl.checkpoint.slices import write_slices
 from ray_rl.checkpoint.store import CheckpointStore, write_json
 from ray_rl.cli.main import main
-from ray_rl.config.load import dump_config
+from ray_rl.config.loading.load import dump_config
 from ray_rl.config.run import RunConfig
-from ray_rl.config.weight_files import weights_digest
 from ray_rl.errors import CheckpointError, UserError
 from tests.tiny_model import write_tiny_model
 

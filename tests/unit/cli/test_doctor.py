@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_rl.cli import checks
-from ray_rl.cli.checks import TESTED, Finding
 from ray_rl.cli.main import main
 from ray_rl.cluster import scratch
+from ray_rl.preflight import machine as checks
+from ray_rl.preflight.machine import TESTED, Finding
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
 

@@ -1,3 +1,4 @@
+import importlib
 import sys
 import types
 from pathlib import Path
@@ -68,14 +69,14 @@ class TestLaunchFile:
         assert "export B=three\n" in out
 
     def test_what_it_does_not_say_stays(self):
-        from ray_rl.config.load import load_config
+        from ray_rl.config.loading.load import load_config
 
         Path("launch.yaml").write_text("queue: theirs\n")
         section = load_config("run.yaml", launch="launch.yaml").launch
         assert (section.queue, section.retries) == ("theirs", 1)
 
     def test_a_configuration_without_a_section_takes_it_whole(self):
-        from ray_rl.config.load import load_config
+        from ray_rl.config.loading.load import load_config
 
         Path("run.yaml").write_text(CONFIG.partition("launch:")[0])
         Path("launch.yaml").write_text("queue: theirs\n")
@@ -128,11 +129,14 @@ class TestSubmit:
         assert stopped.value.code == 2
 
 
+RENDERING = {"slurm": "script", "kuberay": "manifest"}
+
+
 def backend_modules(monkeypatch, name):
     """Scripted commands of a scheduler, which note what they are asked."""
     asked = []
-    commands = types.ModuleType(f"ray_rl.launching.{name}_commands")
-    rendering = types.ModuleType(f"ray_rl.launching.{name}")
+    commands = types.ModuleType(f"ray_rl.launching.{name}.commands")
+    rendering = types.ModuleType(f"ray_rl.launching.{name}.{RENDERING[name]}")
 
     def answer(kind, value):
         def called_with(*args, **options):
@@ -146,9 +150,8 @@ def backend_modules(monkeypatch, name):
     commands.logs = answer("logs", iter(["one\n", "two"]))
     commands.stop = answer("stop", "17: asked to save and end")
     rendering.render = lambda job: f"# {job.name}\n"
-    import ray_rl.launching as package
-
-    for module, attribute in ((commands, f"{name}_commands"), (rendering, name)):
+    package = importlib.import_module(f"ray_rl.launching.{name}")
+    for module, attribute in ((commands, "commands"), (rendering, RENDERING[name])):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr(package, attribute, module, raising=False)
     return asked

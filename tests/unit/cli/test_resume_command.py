@@ -2,7 +2,7 @@ import pytest
 
 from ray_rl.cli.main import main
 from ray_rl.cli.resume import in_folder
-from ray_rl.config.load import dump_config, load_config
+from ray_rl.config.loading.load import dump_config, load_config
 from ray_rl.errors import UserError
 from ray_rl.metrics.folder_lock import locked
 

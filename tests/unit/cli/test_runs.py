@@ -10,7 +10,7 @@ import pytest
 
 from ray_rl.cli.main import main
 from ray_rl.cli.run_state import owner_of, run_state
-from ray_rl.config.load import dump_config, load_config
+from ray_rl.config.loading.load import dump_config, load_config
 
 CONFIG = """\
 run: {name: test, dir: somewhere, steps: 4, grace_s: 5}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_rl.cli import preflight
-from ray_rl.cli.preflight import check_installed
 from ray_rl.errors import UserError
+from ray_rl.preflight import before_start as preflight
+from ray_rl.preflight.before_start import check_installed
 
 CONFIG = Path(__file__).parents[3] / "configs" / "grpo_addition_smollm2-135m_cpu.yaml"
 
@@ -26,10 +26,10 @@ def test_a_missing_package_is_named_before_anything_starts(monkeypatch):
 
 PROBE = """
 import sys
-from ray_rl.cli import preflight
+from ray_rl.preflight import before_start as preflight
 from ray_rl.cli.main import main
 from ray_rl.errors import UserError
-def stop(config):
+def stop(config, progress):
     heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "numpy", "rich"} & set(sys.modules)
     print(sorted(heavy))
     raise UserError("enough")
@@ -57,9 +57,9 @@ def test_the_first_line_comes_before_any_heavy_import_and_says_what_comes_next(t
 
 STOPPED = """
 import os, signal, sys
-from ray_rl.cli import preflight
+from ray_rl.preflight import before_start as preflight
 from ray_rl.cli.main import main
-def stop(config):
+def stop(config, progress):
     try:
         os.kill(os.getpid(), int(os.environ["NUMBER"]))
     except Exception as error:

@@ -5,8 +5,8 @@ import json
 import pytest
 import yaml
 
-from ray_rl.cli import preflight
 from ray_rl.cli.main import main
+from ray_rl.preflight import before_start as preflight
 
 ROW = {"prompt": "What is 1+2?", "answer": "3"}
 

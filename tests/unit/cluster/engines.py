@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from ray_rl.cluster.engine_process import EngineProcess
+from ray_rl.cluster.engines.process import EngineProcess
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Total
-from ray_rl.weight_sync.sender import Sent
+from ray_rl.weight_sync.senders.sender import Sent
 
 
 def config_of(*, engines=2, max_restarts=3):

@@ -1,6 +1,6 @@
 import pytest
 
-from ray_rl.cluster.failure_policy import (
+from ray_rl.cluster.engines.policy import (
     Died,
     EndRun,
     GiveUp,

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from ray_rl.cluster.failure_policy import Died
-from ray_rl.cluster.health import Health
+from ray_rl.cluster.engines.health import Health
+from ray_rl.cluster.engines.policy import Died
+from ray_rl.cluster.engines.weights import RayWeights
 from ray_rl.cluster.roles import RayActor, RayEngine, Team
-from ray_rl.cluster.weights import RayWeights
 from ray_rl.errors import ClusterError, EngineError, EngineLost
 from ray_rl.rollout.router import Router
 from tests.benchmarks.virtual_time import run_in_virtual_time

@@ -19,7 +19,7 @@ def no_cluster(monkeypatch):
 
 
 def connect(address):
-    from ray_rl.cluster.jobs import Jobs
+    from ray_rl.cluster.ray_jobs import Jobs
 
     return Jobs(address)
 
@@ -58,7 +58,7 @@ def test_what_is_not_ray_is_named():
 
 
 def test_one_who_listens_and_says_nothing_is_given_up(monkeypatch):
-    from ray_rl.cluster import jobs
+    from ray_rl.cluster import ray_jobs as jobs
 
     monkeypatch.setattr(jobs, "ANSWER_S", 0.5)
     with (

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from ray_rl.cluster.failure_policy import Died, Poisoned, Silent
+from ray_rl.cluster.engines.policy import Died, Poisoned, Silent
+from ray_rl.cluster.engines.weights import RayWeights
 from ray_rl.cluster.roles import RayActor, RayEngine, Team
-from ray_rl.cluster.weights import RayWeights
 from ray_rl.errors import EngineError, OutsideError, WeightMismatch, WeightSyncError
 from ray_rl.metrics.metric import Total
 from tests.benchmarks.virtual_time import run_in_virtual_time

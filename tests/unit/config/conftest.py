@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_rl.config.load import load_config
-from ray_rl.config.rules import check
+from ray_rl.config.loading.load import load_config
+from ray_rl.config.rules.check import check
 from ray_rl.errors import ConfigError
 
 SMALLEST = """\

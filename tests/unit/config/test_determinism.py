@@ -1,6 +1,6 @@
 import pytest
 
-from ray_rl.config.determinism import determinism_rules
+from ray_rl.config.rules.determinism import determinism_rules
 
 TASK = "data={kind: reasoning_gym, task: word_ladder}"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from ray_rl.config.load import load_config
+from ray_rl.config.loading.load import load_config
 from ray_rl.errors import ConfigError
 
 GOOD = """\

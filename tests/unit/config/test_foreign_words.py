@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from ray_rl.config.foreign_words import FOREIGN, NOTES, our_word
-from ray_rl.config.load import load_config
+from ray_rl.config.loading.foreign_words import FOREIGN, NOTES, our_word
+from ray_rl.config.loading.load import load_config
+from ray_rl.config.loading.schema import all_keys
 from ray_rl.config.run import RunConfig
-from ray_rl.config.schema import all_keys
 from ray_rl.errors import ConfigError
 
 KEYS = set(all_keys(RunConfig)) | {"rewards", "reward"}

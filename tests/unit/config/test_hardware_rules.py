@@ -1,6 +1,6 @@
 import pytest
 
-from ray_rl.config.rules import check
+from ray_rl.config.rules.check import check
 from ray_rl.errors import ConfigError
 
 

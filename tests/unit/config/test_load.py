@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ray_rl.config.load import dump_config, load_config
-from ray_rl.config.redact import is_secret
+from ray_rl.config.loading.load import dump_config, load_config
+from ray_rl.config.loading.redact import is_secret
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
 

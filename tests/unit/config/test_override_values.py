@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_rl.config.load import dump_config, load_config
+from ray_rl.config.loading.load import dump_config, load_config
 from ray_rl.errors import ConfigError
 
 PLAIN_TEXTS = [

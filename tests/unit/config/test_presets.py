@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config
-from ray_rl.config.load import dump_config, load_config
-from ray_rl.config.override_values import parse_value
+from ray_rl.config.loading.load import dump_config, load_config
+from ray_rl.config.loading.override_values import parse_value
 from ray_rl.config.presets import PRESETS, Preset
 from ray_rl.config.train import CriticConfig, RewardModelConfig
 

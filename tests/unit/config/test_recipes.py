@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from ray_rl.catalog.models import find_shape
 from ray_rl.cli.main import main
-from ray_rl.config.known import find_shape
-from ray_rl.config.load import load_config
+from ray_rl.config.loading.load import load_config
 from ray_rl.planner.plan import plan
 
 CONFIGS = Path(__file__).parents[3] / "configs"

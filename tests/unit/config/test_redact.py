@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
-from ray_rl.config.load import dump_config, load_config
-from ray_rl.config.redact import (
+from ray_rl.config.loading.load import dump_config, load_config
+from ray_rl.config.loading.redact import (
     hidden_keys,
     hide,
     is_secret,
@@ -14,8 +14,8 @@ from ray_rl.config.redact import (
     without_credentials,
     without_secrets,
 )
+from ray_rl.config.loading.schema import bare, sections_of
 from ray_rl.config.run import RunConfig
-from ray_rl.config.schema import bare, sections_of
 from ray_rl.errors import ConfigError
 
 

@@ -1,8 +1,8 @@
 import pytest
 import yaml
 
-from ray_rl.config import resume_rules
-from ray_rl.config.load import dump_config
+from ray_rl.config.loading.load import dump_config
+from ray_rl.config.rules import resume as resume_rules
 from ray_rl.errors import ConfigError
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_rl.config.rules import check, check_run_folder_is_free
+from ray_rl.config.rules.check import check, check_run_folder_is_free
 from ray_rl.errors import ConfigError
 
 GPU = ("cluster.accelerator=gpu", "cluster.address=auto")

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_rl.config.override_values import parse_value
-from ray_rl.config.yaml_tree import read_yaml
+from ray_rl.config.loading.override_values import parse_value
+from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.errors import ConfigError
 
 

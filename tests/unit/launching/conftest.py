@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_rl.config.load import load_config
+from ray_rl.config.loading.load import load_config
 from ray_rl.launching.job import Job, job_of
 
 CONFIG = """\

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from ray_rl.config.load import load_config
+from ray_rl.config.loading.load import load_config
 from ray_rl.config.run import RunConfig
 from ray_rl.launching.job import Job, job_of
 

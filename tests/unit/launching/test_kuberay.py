@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_rl.config.load import load_config
+from ray_rl.config.loading.load import load_config
 from ray_rl.errors import ConfigError
-from ray_rl.launching.kuberay import RAY_VERSION, render, resource_name, submitted_line
-from ray_rl.launching.kuberay_pods import USER
-from ray_rl.launching.kuberay_rules import DNS_1035, MAX_JOB_NAME, problems_of
+from ray_rl.launching.kuberay.manifest import RAY_VERSION, render, resource_name, submitted_line
+from ray_rl.launching.kuberay.pods import USER
+from ray_rl.launching.kuberay.rules import DNS_1035, MAX_JOB_NAME, problems_of
 from tests.unit.launching.jobs import documents, job, shipped
 from tests.unit.launching.kinds import NO_CRDS, ROOT, schema_errors
 
@@ -149,7 +149,7 @@ class TestPods:
 
     def test_before_a_pod_ends_the_driver_saves_and_workers_wait(self):
         hooks = [pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] for pod in pods(ray_job())]
-        module = ["python", "-m", "ray_rl.launching.drain"]
+        module = ["python", "-m", "ray_rl.launching.kuberay.drain"]
         assert hooks == [[*module, "driver", "91"], [*module, "worker", "91"]]
 
     def test_a_job_that_is_stopped_has_the_same_time_to_save(self):

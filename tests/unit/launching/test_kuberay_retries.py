@@ -1,9 +1,9 @@
 import pytest
 
 from ray_rl.cli.main import main
-from ray_rl.launching.kuberay import manifests
-from ray_rl.launching.kuberay_retries import OF_A_RAY_JOB, RAY_JOB, forbid_retries
-from tests.kuberay.api_server import ApiServer
+from ray_rl.launching.kuberay.manifest import manifests
+from ray_rl.launching.kuberay.retries import OF_A_RAY_JOB, RAY_JOB, forbid_retries
+from tests.launching.kuberay.api_server import ApiServer
 from tests.unit.launching.jobs import job
 
 

@@ -1,6 +1,6 @@
 import json
 
-from ray_rl.launching.ray_job import render, submission_of
+from ray_rl.launching.ray_job.entrypoint import render, submission_of
 from tests.unit.launching.bash import called, options_of
 
 AWKWARD = ['data={kind: jsonl, path: "it\'s here.jsonl"}', "run.dir=/a b/$HOME/`x`", "rollout.stop=['\\n', '\"']"]

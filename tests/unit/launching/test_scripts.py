@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_rl.config.load import load_config
-from ray_rl.launching import local, ray_job
+from ray_rl.config.loading.load import load_config
+from ray_rl.launching import local
+from ray_rl.launching.ray_job import entrypoint as ray_job
 from tests.unit.launching.bash import called, options_of
 
 LAUNCH = Path(__file__).parents[3] / "launch"

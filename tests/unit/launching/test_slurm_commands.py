@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ray_rl.errors import OutsideError, UserError
-from ray_rl.launching import slurm_commands
-from ray_rl.launching.slurm_commands import logs, status, stop, submit
+from ray_rl.launching.slurm import commands as slurm_commands
+from ray_rl.launching.slurm.commands import logs, status, stop, submit
 from tests.unit.launching.test_slurm import job
 
 SHOWN = (

@@ -9,7 +9,7 @@ import pytest
 
 from ray_rl.checkpoint.store import CheckpointStore, write_json
 from ray_rl.config import RunConfig
-from ray_rl.config.load import load_config
+from ray_rl.config.loading.load import load_config
 from ray_rl.errors import CheckpointError, ClusterError, ConfigError, FolderHeld, UserError
 from ray_rl.loops.resuming import Opened, is_finished, newest_checkpoint, opened
 from ray_rl.metrics import run_folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ray_rl
-from ray_rl.config.load import load_config
+from ray_rl.config.loading.load import load_config
 from ray_rl.errors import ConfigError, FolderHeld, RecordError
 from ray_rl.metrics.environment import (
     cpu_model,

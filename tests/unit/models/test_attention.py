@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from ray_rl.batching.encoding import encode
+from ray_rl.batching.micro_batches import MicroBatch, Tree
 from ray_rl.config.train import Packing
 from ray_rl.errors import ConfigError
 from ray_rl.models.attention import CHANGES_SCORES, SHARED_PREFIX, shared_prefix_attention, tree_layout
 from ray_rl.models.policy import PolicyModel
 from ray_rl.models.residual import keep_residual_in_float32
-from ray_rl.training.encoding import encode
-from ray_rl.training.micro_batches import MicroBatch, Tree
 from ray_rl.types import TrainBatch
 from tests.unit.models.tiny import gradients, one_by_one, ragged_batch, relative_error, tiny_llama
 

@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ray_rl.batching.encoding import encode
+from ray_rl.batching.micro_batches import Tree
 from ray_rl.config.train import Packing
 from ray_rl.errors import ConfigError
 from ray_rl.models.policy import WRAPPED, ChunkedHead, ModelInputs, PolicyModel
-from ray_rl.training.encoding import encode
-from ray_rl.training.micro_batches import Tree
 from tests.unit.models.tiny import gradients, one_by_one, ragged_batch, relative_error, tiny_llama
 
 BATCH = ragged_batch()

@@ -7,11 +7,11 @@ import pytest
 import torch
 import transformers
 
+from ray_rl.batching.encoding import encode
+from ray_rl.batching.micro_batches import Tree
 from ray_rl.models.attention import SHARED_PREFIX
 from ray_rl.models.loading import load_causal_lm
 from ray_rl.models.policy import PolicyModel
-from ray_rl.training.encoding import encode
-from ray_rl.training.micro_batches import Tree
 from ray_rl.types import TrainBatch
 from tests.unit.models.tiny import VOCABULARY, gradients, ragged_batch, relative_error, tiny_llama
 

@@ -1,6 +1,6 @@
 import pytest
 
-from ray_rl.config.shapes import ModelShape
+from ray_rl.catalog.shapes import ModelShape
 from ray_rl.planner.activations import (
     BLOCK_ELEMENTS,
     frozen_activations,

@@ -1,6 +1,6 @@
 import pytest
 
-from ray_rl.config.known import KNOWN_SHAPES
+from ray_rl.catalog.models import KNOWN_SHAPES
 from ray_rl.planner.engines import GRAPH_BYTES, KvCache, cpu_engine_memory, engine_memory, kv_token_bytes
 from ray_rl.planner.gpus import GIB, GPUS
 from tests.unit.planner.conftest import SEVEN, SEVENTY

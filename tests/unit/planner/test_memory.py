@@ -1,6 +1,6 @@
 import pytest
 
-from ray_rl.config.known import KNOWN_SHAPES
+from ray_rl.catalog.models import KNOWN_SHAPES
 from ray_rl.planner.activations import trained_activations
 from ray_rl.planner.gpus import MIB
 from ray_rl.planner.memory import (

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_rl.errors import DataError
-from ray_rl.rewards.answers import after_thinking, answer_of, gold_of, last_box
-from ray_rl.rewards.choices import choice_answer, choice_gold
-from ray_rl.rewards.math_text import candidate_of, quick_verdict
-from ray_rl.rewards.numbers import last_number, number_answer, number_gold
+from ray_rl.rewards.functions.answers import after_thinking, answer_of, gold_of, last_box
+from ray_rl.rewards.functions.choices import choice_answer, choice_gold
+from ray_rl.rewards.functions.math_text import candidate_of, quick_verdict
+from ray_rl.rewards.functions.numbers import last_number, number_answer, number_gold
 
 
 @pytest.mark.parametrize(

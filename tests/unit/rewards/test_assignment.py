@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ray_rl.rewards.assignment import Assignment, assembled, assignment
+from ray_rl.rewards.model.assignment import Assignment, assembled, assignment
 
 SHAPES = [
     (models, workers) for models in range(1, 6) for workers in range(1, 16) if workers <= models or not workers % models

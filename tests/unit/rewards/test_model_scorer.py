@@ -18,7 +18,7 @@ from transformers import (
 from ray_rl.config.train import RewardModelConfig
 from ray_rl.errors import ConfigError, DataError, RewardError
 from ray_rl.metrics.metric import Mean
-from ray_rl.rewards.model_scorer import ModelScorer, micro_batches
+from ray_rl.rewards.model.scorer import ModelScorer, micro_batches
 from ray_rl.types import Message
 from tests.tiny_reward_model import (
     BOS,

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.tokenizer import load_tokenizer
 from ray_rl.errors import ConfigError, DataError
-from ray_rl.rewards.model_scorer import ModelScorer
+from ray_rl.rewards.model.scorer import ModelScorer
 from ray_rl.types import Message
 from tests.tokenizer_shapes import CORPUS, SHAPES, TEXTS, Shape, in_hub_cache, offline_hub, reference
 

@@ -2,8 +2,8 @@ r"""Golds and completions in notations that libraries read as other numbers, or 
 
 import pytest
 
-from ray_rl.rewards.math_answers import check_golds, math_verify
-from ray_rl.rewards.numbers import number_answer, number_gold
+from ray_rl.rewards.functions.math_answers import check_golds, math_verify
+from ray_rl.rewards.functions.numbers import number_answer, number_gold
 
 EQUAL = [
     ("1e5", "100000"),

@@ -8,8 +8,8 @@ does not matter.
 
 import pytest
 
-from ray_rl.rewards.functions import choice, number
-from ray_rl.rewards.math_answers import math_verify
+from ray_rl.rewards.functions.math_answers import math_verify
+from ray_rl.rewards.functions.plain import choice, number
 
 NUMBERS = [
     ("72", "In April and May together she sold 72 clips.", 1),

@@ -2,9 +2,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from ray_rl.batching.encoding import Split
 from ray_rl.errors import ConfigError
 from ray_rl.models.policy import PolicyModel
-from ray_rl.training.encoding import Split
 from ray_rl.training.logit_check import require_own_logprobs
 from tests.unit.models.tiny import tiny_llama
 

@@ -17,8 +17,8 @@ from ray_rl.weight_sync import segment as segment_module
 from ray_rl.weight_sync.buckets import bucket_bytes, plan_buckets, unpack
 from ray_rl.weight_sync.gloo_group import GlooGroup
 from ray_rl.weight_sync.segment import Segment
-from ray_rl.weight_sync.sender import Rendezvous
-from ray_rl.weight_sync.shared_memory_sender import SharedMemorySender
+from ray_rl.weight_sync.senders.sender import Rendezvous
+from ray_rl.weight_sync.senders.shared_memory import SharedMemorySender
 
 CAPACITY_BYTES = 1024
 SHAPES = [(30, 16), (16,), (16, 16), (48, 32), (16,), (700,), (3, 5, 7)]

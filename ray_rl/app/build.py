@@ -1,0 +1,204 @@
+"""From a configuration to a finished run."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, ExitStack, closing
+
+from ray_rl.catalog.models import PACKAGED_MODELS
+from ray_rl.checkpoint.reading import checkpoint_steps
+from ray_rl.checkpoint.store import Checkpoint
+from ray_rl.cluster.environment import prepare_environment
+from ray_rl.config import RunConfig
+from ray_rl.data.chat import ChatTokenizer, without_end, without_file
+from ray_rl.data.row_checks import CheckedRows
+from ray_rl.data.source import PromptSource, build_source
+from ray_rl.errors import Preempted
+from ray_rl.loops.checkpoints import read_progress
+from ray_rl.loops.collected import read_collected
+from ray_rl.loops.model_digests import digests_of, require_same_models
+from ray_rl.loops.recovery import train_on
+from ray_rl.loops.resuming import Resume, opened
+from ray_rl.loops.stopping import Stop
+from ray_rl.metrics.console import RunConsole
+from ray_rl.metrics.endings import NO_CHECKPOINT, resume_command
+from ray_rl.metrics.prometheus import GaugeSink
+from ray_rl.metrics.run import Run
+from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.models.packaged import cached_folder, resolve_model
+from ray_rl.planner.hardware import resolve_dtype
+from ray_rl.planner.plan import plan
+from ray_rl.rewards.combine import build_rewards
+from ray_rl.rollout.collector import Collector
+from ray_rl.weight_sync.audit import CANARY
+
+
+def run_training(
+    config: RunConfig,
+    *,
+    resume: Resume | None = None,
+    from_step: int | None = None,
+    checked: CheckedRows | None = None,
+) -> None:
+    """Runs a checked configuration from start to end, or from a checkpoint to the end.
+
+    Args:
+        config: The configuration of the run.
+        resume: None for a new run. auto: continues if the folder has a checkpoint. required: refuses without one.
+        from_step: The checkpoint to continue from; None is the newest one.
+        checked: the rows of `data:`, of which the run checks the others. None opens them, without further checks.
+
+    Raises:
+        Preempted: the run was told to stop; it can be resumed.
+        RayRLError: what went wrong; the run folder holds what had been logged until then.
+    """
+    prepare_environment(local=config.cluster.address is None)
+    config = _resolved(config)
+    console = RunConsole()
+    with ExitStack() as stack:
+        found = opened(config, stack, resume=resume, from_step=from_step, note=console.say)
+        if found is None:
+            return
+        folder, since = found.folder, found.since
+        done = None if since is None else read_progress(since)
+        step, version = (0, 0) if done is None else (done.step, done.version)
+        run = stack.enter_context(
+            Run(
+                config,
+                folder,
+                console,
+                step=step,
+                version=version,
+                gauges=gauges_of(config),
+                saved=lambda: newest_saved(folder),
+            )
+        )
+        _run(config, folder, run, since, checked)
+
+
+def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | None, checked: CheckedRows | None) -> None:
+    stop = Stop(grace_s=config.run.grace_s)
+    try:
+        asyncio.run(_train(config, folder, run, since, checked, stop))
+    except asyncio.CancelledError:
+        if stop.is_immediate or stop.signal is None:
+            raise KeyboardInterrupt from None
+        saved = newest_saved(folder)
+        found = (
+            NO_CHECKPOINT
+            if saved is None
+            else f"the newest checkpoint is of step {saved}; go on with: {resume_command(folder.root)}"
+        )
+        raise Preempted(f"stopped by {stop.name} after step {run.step} of {config.run.steps}; {found}") from None
+
+
+def newest_saved(folder: RunFolder) -> int | None:
+    """The step of the newest checkpoint of a run; None if there is none."""
+    return max(checkpoint_steps(folder.checkpoints), default=None)
+
+
+def gauges_of(config: RunConfig) -> GaugeSink | None:
+    """On a cluster that the run joins; nobody scrapes one that starts and ends with it."""
+    if config.cluster.address is None:
+        return None
+    from ray_rl.cluster.gauges import RayGauges
+
+    return GaugeSink(RayGauges(config.run.name).set)
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """The configuration with what depends on the machine and its files written out, for the run folder."""
+    wanted = "float32" if config.run.deterministic else config.model.dtype
+    dtype = resolve_dtype(wanted, config.cluster.accelerator)
+    template = config.model.chat_template
+    changed = {"dtype": dtype, "chat_template": None if template is None else without_file(template)}
+    return config.model_copy(update={"model": config.model.model_copy(update=changed)})
+
+
+async def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    run: Run,
+    since: Checkpoint | None,
+    checked: CheckedRows | None,
+    stop: Stop,
+) -> None:
+    run.note("importing Ray")
+    # Ray reads its environment when it is imported: not before run_training has prepared it.
+    from ray_rl.cluster.session import ray_session
+    from ray_rl.cluster.start import started_workers
+
+    stop.listen()
+    layout = plan(config)
+    async with AsyncExitStack() as stack:
+        with run.phase("start"):
+            run.note(_what_is_loaded(config))
+            model = resolve_model(config.model.path)
+            folders = _folders(config, model)
+            models = digests_of(folders)
+            if since is not None:
+                require_same_models(config, read_progress(since).models, models, note=run.note)
+            tokenizer = ChatTokenizer.of_run(config, model)
+            endless = without_end(tokenizer, config)
+            if endless is not None:
+                run.note(endless)
+            source = _source(config, run, model, tokenizer, checked, stack)
+            if since is not None:
+                source.compare(read_collected(since.folder / "rollouts").source)
+            rewards = stack.enter_context(closing(build_rewards(config.rewards, save=run.save_failed)))
+            run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
+            with stop.others_listen():
+                scratch = stack.enter_context(ray_session(config, layout, logs=folder.logs, note=run.note))
+            workers = await stack.enter_async_context(
+                started_workers(
+                    config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell, scratch=scratch
+                )
+            )
+        start = source.state()
+
+        def rollouts() -> Collector:
+            source.restore(start)
+            return Collector(config, source, workers.engines, rewards, router=workers.router)
+
+        canary = tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens]
+        await train_on(
+            config, folder, run, workers, rollouts=rollouts, canary=canary, models=models, since=since, stop=stop
+        )
+        run.note("ending the workers")
+
+
+def _what_is_loaded(config: RunConfig) -> str:
+    model = config.model.path
+    text = f"loading the tokenizer of {model} and the prompts"
+    if model in PACKAGED_MODELS and not (cached_folder(model) / "config.json").is_file():
+        return f"converting {model} into {cached_folder(model)}, once; then {text}"
+    return text
+
+
+def _source(
+    config: RunConfig,
+    run: Run,
+    model: str,
+    tokenizer: ChatTokenizer,
+    checked: CheckedRows | None,
+    stack: AsyncExitStack,
+) -> PromptSource:
+    """The prompts, with checks in the background of those rows for which there was no time before."""
+    seed = config.run.seed
+    if checked is None:
+        return build_source(config.data, seed=seed, tokenizer=tokenizer, note=run.note)
+    ahead = checked.ahead(lambda: ChatTokenizer.of_run(config, model))
+    if ahead is not None:
+        stack.callback(ahead.close)
+    return build_source(config.data, seed=seed, tokenizer=tokenizer, rows=checked.rows, ahead=ahead, note=run.note)
+
+
+def _folders(config: RunConfig, model: str) -> dict[str, tuple[str, ...]]:
+    """Folders or hub names of the models of each role; None in the configuration is the policy's."""
+    paths = {
+        "critic": None if config.critic is None else config.critic.path,
+        "reference": None if config.reference is None else config.reference.path,
+    }
+    resolved = {role: (model if path is None else resolve_model(path),) for role, path in paths.items()}
+    rewards = () if config.reward is None else tuple(resolve_model(path) for path in config.reward.paths)
+    return {"actor": (model,), "rollout": (model,), "reward": rewards, **resolved}

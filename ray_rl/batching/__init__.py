@@ -1,0 +1,1 @@
+"""From rollouts to arrays, and from arrays to the micro-batches of each worker."""

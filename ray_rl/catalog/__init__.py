@@ -1,0 +1,1 @@
+"""Facts about known models: shapes, weight files, packaged models. Loads without torch."""

@@ -1,0 +1,1 @@
+"""Engines as Ray actors: their processes, health, failures and weights."""

@@ -1,0 +1,203 @@
+"""Watches the engines, and brings back those that are lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ray_rl.cluster.engines.policy import (
+    Died,
+    EndRun,
+    Fault,
+    GiveUp,
+    NotStarted,
+    Restart,
+    Silent,
+    Standing,
+    Wait,
+    decide,
+)
+from ray_rl.cluster.engines.process import EngineProcess
+from ray_rl.cluster.engines.weights import RayWeights
+from ray_rl.cluster.roles import RayEngine
+from ray_rl.cluster.vitals import silence_of
+from ray_rl.config import RunConfig
+from ray_rl.errors import ClusterError, OutsideError
+from ray_rl.rollout.router import Router
+
+
+class Health:
+    """Heartbeats, quarantine, restarts: one task for every engine, beside the driver.
+
+    lost -> out of the router -> what is left of it ended -> back-off -> started -> brought to the version of the others
+    -> into the router. `failure_policy.decide` says when and how often.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engines: Sequence[RayEngine],
+        *,
+        router: Router,
+        weights: RayWeights,
+        launch: Callable[[int], EngineProcess],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Watches nothing yet.
+
+        Args:
+            config: of the run.
+            engines: started.
+            router: which of them get requests.
+            weights: the way back to the current version.
+            launch: makes the actor of an engine, by index, in the place of one that ended.
+            tell: told of every loss and every return.
+        """
+        self._config = config
+        self._engines = engines
+        self._router = router
+        self._weights = weights
+        self._launch = launch
+        self._tell = tell
+        self._latest = [engine.process for engine in engines]
+        self._restarts = [0] * len(engines)
+        self._given_up: set[int] = set()
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Looks after all engines within the block."""
+        tasks = [asyncio.ensure_future(self._tend(index)) for index in range(len(self._engines))]
+        for task in tasks:
+            task.add_done_callback(self._stop_on_defect)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    @property
+    def handles(self) -> list[Any]:
+        """Ray actors that were started last: those that serve, and those that are on their way."""
+        return [process.handle for process in self._latest]
+
+    def _stop_on_defect(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._router.close(error)
+
+    async def _tend(self, index: int) -> None:
+        """One engine, until it is given up."""
+        engine = self._engines[index]
+        lost_s: float | None = None
+        while True:
+            fault = await self._watch(index, engine.process)
+            self._router.quarantine(index)
+            lost_s = _now_s() if lost_s is None else lost_s
+            process = await self._restarted(index, fault)
+            if process is None:
+                return
+            await self._weights.admit(engine, process)
+            if await self._is_fitted(index, process):
+                self._router.release(index)
+                self._tell(f"{engine.name} serves again, {_now_s() - lost_s:.1f} s after it was lost")
+                lost_s = None
+
+    async def _watch(self, index: int, process: EngineProcess) -> Fault:
+        """Asks for signs of life until the engine is lost, for want of one or because others have found it so."""
+        while process.fault is None:
+            await self._beat(index, process)
+            await process.wait_lost(timeout_s=self._config.rollout.heartbeat_s)
+        return process.fault
+
+    async def _beat(self, index: int, process: EngineProcess) -> None:
+        """One heartbeat, until it is answered or the engine lost."""
+        every_s = self._config.rollout.heartbeat_s
+        asked_s, silent_s = _now_s(), 0.0
+        answer = asyncio.ensure_future(process.ping())
+        try:
+            while not answer.done():
+                start_s = _now_s()
+                await asyncio.wait({answer}, timeout=every_s)
+                silent_s += silence_of(_now_s() - start_s, every_s=every_s)
+                silent_s = min(silent_s, process.silence_s(asked_s=asked_s))
+                silent = Silent(silent_s)
+                if not answer.done() and decide(silent, self._standing(index)) != Wait():
+                    process.lose(silent)
+            answer.result()
+        except OutsideError as error:
+            process.lose(Died(str(error)))
+        finally:
+            answer.cancel()
+
+    async def _is_fitted(self, index: int, process: EngineProcess) -> bool:
+        """Waits until a publish has reached a restarted engine, for which the trainer may have to finish an update."""
+        fitted = asyncio.ensure_future(process.fitted.wait())
+        watching = asyncio.ensure_future(self._watch(index, process))
+        try:
+            await asyncio.wait({fitted, watching}, return_when=asyncio.FIRST_COMPLETED)
+            return process.fault is None
+        finally:
+            fitted.cancel()
+            watching.cancel()
+
+    async def _restarted(self, index: int, fault: Fault) -> EngineProcess | None:
+        """The process of an engine that was started again; None if it is given up."""
+        while True:
+            decision = decide(fault, self._standing(index))
+            self._tell(self._verdict(index, fault, decision))
+            left = await self._latest[index].end()
+            if left:
+                self._tell(f"{self._engines[index].name}: processes {left} were killed and are still there")
+            match decision:
+                case Restart(after_s):
+                    await asyncio.sleep(after_s)
+                case _:
+                    self._give_up(index, fault)
+                    return None
+            self._restarts[index] += 1
+            process = self._latest[index] = self._launch(index)
+            try:
+                await process.start()
+            except OutsideError as error:
+                fault = NotStarted(str(error))
+            else:
+                return process
+
+    def _give_up(self, index: int, fault: Fault) -> None:
+        self._given_up.add(index)
+        if len(self._given_up) == len(self._engines):
+            name, most = self._engines[index].name, self._config.cluster.max_restarts
+            self._router.close(
+                ClusterError(
+                    f"no engine is left: {name}, the last, was lost after {self._restarts[index]} restarts "
+                    f"(cluster.max_restarts={most}): {fault.reason}"
+                )
+            )
+
+    def _verdict(self, index: int, fault: Fault, decision: Restart | GiveUp | EndRun | Wait) -> str:
+        """What happened and what will, in a line."""
+        others = self._standing(index).others
+        goes_on = f"{others} other{'s' if others > 1 else ''} left" if others else "the run waits, as no other is left"
+        match decision:
+            case Restart(after_s):
+                number, most = self._restarts[index] + 1, self._config.cluster.max_restarts
+                consequence = f"restart {number} of {most} in {after_s:g} s; {goes_on}"
+            case _:
+                consequence = f"given up after {self._restarts[index]} restarts; {others} left"
+        reason = fault.reason.splitlines()[0].rstrip(".")
+        return f"{self._engines[index].name} is lost: {reason}: {consequence}"
+
+    def _standing(self, index: int) -> Standing:
+        return Standing(
+            restarts=self._restarts[index],
+            max_restarts=self._config.cluster.max_restarts,
+            others=len(self._engines) - len(self._given_up | {index}),
+            heartbeat_timeout_s=self._config.rollout.heartbeat_timeout_s,
+        )
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,119 @@
+"""From YAML files and command line overrides to a `RunConfig`, and back. Loads without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from ray_rl.config.loading.explain import explain, override_place, show
+from ray_rl.config.loading.override_values import parse_value
+from ray_rl.config.loading.redact import HIDDEN, hidden_keys, without_secrets
+from ray_rl.config.loading.schema import reading_at
+from ray_rl.config.loading.yaml_tree import MOST_LEVELS, Dumper, Located, merge, read_yaml
+from ray_rl.config.run import RunConfig
+from ray_rl.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str | Path | None = None) -> RunConfig:
+    """The configuration in a file, over the files that it `extends`, under the launch file and the overrides.
+
+    `extends: other.yaml` is relative to its file; mappings merge key by key, lists and scalars replace, and a mapping
+    that names another `kind` replaces the whole one. An override is `dotted.key=value`, the value in YAML; list entries
+    go by index (`rewards.0.weight=2`); a whole section can be given (`data={kind: jsonl, path: train.jsonl}`). A text
+    field holds what was typed, with `#` and all: see `ray_rl.config.loading.override_values`.
+    A launch file holds what stands under `launch:` in a configuration, without that key.
+    Rules between fields are not checked here: see `ray_rl.config.rules.check`.
+
+    Raises:
+        ConfigError: with every problem, each with `file:line` or its override, the value seen and the remedy.
+    """
+    if "=" in str(path) and not Path(path).exists():
+        raise ConfigError(f"{path}: a value, where the YAML file of the run comes first: CONFIG {show(str(path))}")
+    tree = _read(Path(path), ())
+    if launch is not None:
+        tree = merge(tree, Located({"launch": _read(Path(launch), ())}, tree.where))
+    for text in overrides:
+        _override(tree, text)
+    try:
+        config = RunConfig.model_validate(tree.plain())
+    except ValidationError as error:
+        raise ConfigError(explain(error, tree, RunConfig)) from None
+    missing = hidden_keys(config.model_dump())
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)}={HIDDEN}: a secret that was left out when the configuration was written; set it "
+            "again, or let the function read it from the environment, which it inherits"
+        )
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML that `load_config` reads back to an equal configuration, every default written out.
+
+    But for secrets, which are left out: strings in free mappings under names like api_key, and logins in addresses.
+    """
+    return yaml.dump(
+        without_secrets(config.model_dump()), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120
+    )
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> Located:
+    """The tree of a file over that of the file it extends; `children` are the resolved files that led here."""
+    tree = read_yaml(path)
+    extends = tree.value.pop("extends", None)
+    if extends is None:
+        return tree
+    if not isinstance(extends.value, str):
+        raise ConfigError(f"{extends.where}: extends={show(extends.plain())}: must be the path of one YAML file")
+    base = path.parent / Path(extends.value).expanduser()
+    if not base.is_file():
+        raise ConfigError(
+            f"{extends.where}: extends={extends.value}: no such file as {base}; the path starts at {path}"
+        )
+    chain = (*children, path.resolve())
+    if len(chain) > MOST_LEVELS:
+        raise ConfigError(f"{extends.where}: extends={extends.value}: more than {MOST_LEVELS} files extend each other")
+    if base.resolve() in chain:
+        files = " extends ".join(file.name for file in (*chain, base.resolve()))
+        raise ConfigError(f"{extends.where}: extends={extends.value}: a circle ({files}); remove one `extends`")
+    return merge(_read(base, chain), tree)
+
+
+def _override(tree: Located, text: str) -> None:
+    """Set one `dotted.key=value` in the tree."""
+    dotted, equals, written = text.partition("=")
+    keys = dotted.strip().split(".")
+    where = override_place(".".join(keys), written) if equals else f"override '{show(dotted)}'"
+    if not equals or not all(keys):
+        raise ConfigError(f"{where}: must read key=value with a dotted key, for example train.workers=2")
+    if len(keys) > MOST_LEVELS:
+        raise ConfigError(f"override of a key of {len(keys)} parts: a configuration has at most {MOST_LEVELS} levels")
+    value = parse_value(written, where, reading_at(RunConfig, keys, tree))
+    node = tree
+    for depth, key in enumerate(keys):
+        if node.value is None:
+            node.value = {}
+        is_last = depth == len(keys) - 1
+        above = ".".join(keys[:depth])
+        match node.value:
+            case dict() as children:
+                children[key] = Located(value.value, where) if is_last else children.get(key, Located({}, where))
+                node = children[key]
+            case list() as entries:
+                index = _index(key, above, entries, where)
+                entries[index] = Located(value.value, where) if is_last else entries[index]
+                node = entries[index]
+            case scalar:
+                raise ConfigError(f"{where}: {above}={show(scalar)} has no keys; set {above} itself")
+
+
+def _index(key: str, above: str, entries: list[Located], where: str) -> int:
+    if key.isdecimal() and int(key) < len(entries):
+        return int(key)
+    raise ConfigError(
+        f"{where}: {above} has no entry {key!r}; its {len(entries)} entries are numbered from 0. "
+        f"To change their number set the whole list, {above}=[...]"
+    )

@@ -1,0 +1,1 @@
+"""Rules between fields of the configuration. Loads without torch."""

@@ -1,0 +1,200 @@
+"""Rules between what is optimised and the roles that it needs. Each yields one message per violation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ray_rl.catalog.models import find_shape
+from ray_rl.config.advantages import Gae, GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
+from ray_rl.config.algorithm import AdaptiveKl, Algorithm
+from ray_rl.config.run import RunConfig
+from ray_rl.config.train import Trained
+
+
+def algorithm_rules(config: RunConfig) -> Iterator[str]:
+    """Batch, estimator, KL and rewards."""
+    yield from _batch(config)
+    yield from _critic(config)
+    yield from _kl(config)
+    yield from _off_policy(config)
+    yield from _reward_model(config)
+
+
+def training_rules(config: RunConfig) -> Iterator[str]:
+    """Schedule and DeepSpeed's own rules, for the actor and the critic; DeepSpeed's for the reference."""
+    trained: dict[str, Trained] = {"train": config.train}
+    if config.critic is not None:
+        trained["critic"] = config.critic
+    for key, role in trained.items():
+        yield from _schedule(config, key, role)
+        yield from _deepspeed(config, key, role)
+    frozen, shape = config.train.frozen_layers, find_shape(config.model.path)
+    if shape is not None and frozen >= shape.layers:
+        yield (
+            f"train.frozen_layers={frozen}: {config.model.path} has {shape.layers} decoder layers and one must be "
+            f"trained; set train.frozen_layers to {shape.layers - 1} or less"
+        )
+    if config.reference is not None and config.reference.offload and config.reference.zero_stage != 3:
+        yield (
+            "reference.offload=true: only ZeRO stage 3 can move parameters to the CPU, and reference.zero_stage="
+            f"{config.reference.zero_stage}; set reference.zero_stage=3 or reference.offload=false"
+        )
+
+
+def _batch(config: RunConfig) -> Iterator[str]:
+    algorithm = config.algorithm
+    if algorithm.group_size < 2 and _compares(algorithm):
+        yield (
+            f"algorithm.group_size={algorithm.group_size}: a completion without peers has no advantage; "
+            "set algorithm.group_size to 2 or more"
+        )
+    prompts, minibatches = algorithm.prompts_per_step, algorithm.minibatches
+    if prompts % minibatches:
+        divisors = ", ".join(str(n) for n in range(1, prompts + 1) if prompts % n == 0)
+        yield (
+            f"algorithm.minibatches={minibatches}: does not divide algorithm.prompts_per_step={prompts}; "
+            f"set algorithm.minibatches to one of {divisors}"
+        )
+    rollouts = prompts * algorithm.group_size // minibatches
+    roles = {"train": config.train.workers} | ({} if config.critic is None else {"critic": config.critic.workers})
+    for key, workers in roles.items():
+        if workers > rollouts:
+            yield (
+                f"{key}.workers={workers}: a minibatch holds {rollouts} rollouts (prompts_per_step {prompts} "
+                f"* group_size {algorithm.group_size} / minibatches {minibatches}), so some workers would have none; "
+                f"set {key}.workers to {max(rollouts, 1)} or less, or raise algorithm.prompts_per_step"
+            )
+
+
+def _compares(algorithm: Algorithm) -> bool:
+    """Whether the estimator compares the completions of a prompt, and has nothing to say of a single one."""
+    match algorithm.advantage:
+        case Gae() | ReinforcePlusPlus():
+            return False
+        case GroupAdvantage(singleton="score") | LeaveOneOut(singleton="score"):
+            return False
+        case _:
+            return True
+
+
+def _critic(config: RunConfig) -> Iterator[str]:
+    algorithm = config.algorithm
+    has_gae = isinstance(algorithm.advantage, Gae)
+    kind = algorithm.advantage.kind
+    if has_gae and config.critic is None:
+        yield (
+            "algorithm.advantage.kind=gae: generalised advantages need the values of a critic, and there is none; add "
+            "critic: {workers: 1}, or set algorithm.advantage.kind=group and algorithm.kind=grpo"
+        )
+    if config.critic is not None and not has_gae:
+        yield (
+            f"critic: algorithm.advantage.kind={kind} does not use a critic; remove the section critic, or set "
+            "algorithm.kind=ppo and algorithm.advantage.kind=gae"
+        )
+    if has_gae != (algorithm.kind == "ppo"):
+        yield (
+            f"algorithm.kind={algorithm.kind}: ppo is what estimates advantages with a critic (gae), and grpo what "
+            f"does not, but algorithm.advantage.kind={kind}; set algorithm.kind={'ppo' if has_gae else 'grpo'}"
+        )
+
+
+def _kl(config: RunConfig) -> Iterator[str]:
+    kl = config.algorithm.kl
+    if kl.coefficient > 0 and config.reference is None:
+        yield (
+            f"algorithm.kl.coefficient={kl.coefficient}: the KL penalty in the {kl.place} needs a frozen reference, "
+            "and reference is null; remove reference: null, or set algorithm.kl.coefficient=0"
+        )
+    if kl.place == "reward" and kl.coefficient == 0:
+        yield (
+            "algorithm.kl.place=reward: there is no KL penalty and so no reference, as algorithm.kl.coefficient=0; set "
+            "the coefficient above 0, or algorithm.kl.place=loss"
+        )
+    if isinstance(kl.control, AdaptiveKl):
+        if kl.coefficient == 0:
+            yield (
+                "algorithm.kl.control.kind=adaptive: a coefficient of 0 stays 0; set algorithm.kl.coefficient to where "
+                "it should start, for example 0.05"
+            )
+        rollouts = config.algorithm.prompts_per_step * config.algorithm.group_size
+        if kl.control.horizon <= rollouts:
+            yield (
+                f"algorithm.kl.control.horizon={kl.control.horizon:g}: shorter than a step of {rollouts} rollouts, so "
+                f"that the coefficient would swing; set algorithm.kl.control.horizon above {rollouts}"
+            )
+
+
+def _off_policy(config: RunConfig) -> Iterator[str]:
+    if config.rollout.top_p < 1:
+        yield (
+            f"rollout.top_p={config.rollout.top_p:g}: completions would come from a distribution without its tail, and "
+            "the trainer computes probabilities over the whole vocabulary, so that every ratio is biased; set "
+            "rollout.top_p=1"
+        )
+    if config.rollout.on_publish == "abort_and_resume" and config.rollout.stop:
+        yield (
+            "rollout.on_publish=abort_and_resume: a string of rollout.stop that a publish cuts in two would not be "
+            "seen; set rollout.on_publish=keep"
+        )
+    if config.algorithm.old_policy == "rollout" and config.algorithm.correction is not None:
+        yield (
+            "algorithm.correction: it weighs the trainer's policy before the update against the engine's, and under "
+            "algorithm.old_policy=rollout these are the same; set algorithm.correction=null, or "
+            "algorithm.old_policy=trainer"
+        )
+
+
+def _reward_model(config: RunConfig) -> Iterator[str]:
+    reward = config.reward
+    if reward is None:
+        return
+    models, workers = len(reward.paths), reward.workers
+    if workers > models and workers % models:
+        yield (
+            f"reward.workers={workers}: {models} models cannot be held equally often by more workers than models; set "
+            f"reward.workers to {models} or less, or to a multiple of {models}"
+        )
+    if any(part.name == "model" for part in config.rewards):
+        yield "rewards: the name model is that of the reward model's part; set another name"
+    if config.algorithm.dynamic_sampling is not None:
+        yield (
+            "algorithm.dynamic_sampling: it looks for groups with unequal rewards while it samples, and a reward model "
+            "scores a whole batch afterwards; set algorithm.dynamic_sampling=null"
+        )
+
+
+def _schedule(config: RunConfig, key: str, role: Trained) -> Iterator[str]:
+    steps = config.run.steps * config.algorithm.optimizer_steps
+    warmup = role.schedule.warmup_steps
+    if warmup >= steps:
+        yield (
+            f"{key}.schedule.warmup_steps={warmup}: the run has {steps} optimizer steps (run.steps "
+            f"{config.run.steps} * {config.algorithm.optimizer_steps} a step), so the learning rate would never reach "
+            f"its peak; set {key}.schedule.warmup_steps to {steps - 1} or less, or raise run.steps"
+        )
+
+
+def _deepspeed(config: RunConfig, key: str, role: Trained) -> Iterator[str]:
+    if role.offload.parameters and role.zero_stage != 3:
+        yield (
+            f"{key}.offload.parameters=true: only ZeRO stage 3 can move parameters to the CPU, and "
+            f"{key}.zero_stage={role.zero_stage}; set {key}.zero_stage=3 or {key}.offload.parameters=false"
+        )
+    if role.offload.optimizer and role.zero_stage == 0:
+        yield (
+            f"{key}.offload.optimizer=true: ZeRO stage 0 cannot move the optimizer to the CPU; "
+            f"set {key}.zero_stage to 1, 2 or 3, or {key}.offload.optimizer=false"
+        )
+    # auto may be bfloat16: a configuration is valid on every machine or on none.
+    if role.zero_stage == 0 and config.model.dtype != "float32" and role.gradient_dtype == "float32":
+        yield (
+            f"{key}.gradient_dtype=float32: DeepSpeed refuses to sum gradients in float32 at {key}.zero_stage=0 under "
+            f"model.dtype={config.model.dtype}; set {key}.zero_stage=1, or {key}.gradient_dtype=bfloat16, or "
+            "model.dtype=float32"
+        )
+    bf16 = role.deepspeed.get("bf16")
+    if isinstance(bf16, dict) and bf16.get("check_grad_overflow") is False:
+        yield (
+            f"{key}.deepspeed.bf16.check_grad_overflow=false: DeepSpeed would apply gradients that are not finite; "
+            f"remove it from {key}.deepspeed"
+        )

@@ -1,0 +1,213 @@
+"""Rules between fields, checked before anything is started. Loads without torch.
+
+Each rule yields one message per violation: the key and value seen, the reason, and what to set instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from ray_rl.catalog.models import PACKAGED_MODELS
+from ray_rl.catalog.shapes import read_settings
+from ray_rl.catalog.weight_files import weight_file_problems
+from ray_rl.config.data import CustomSource, Files, ReasoningGym, is_pattern
+from ray_rl.config.gpus import loaded_reference, visible_gpu_count
+from ray_rl.config.loading.explain import as_one_message, show
+from ray_rl.config.rewards import CustomReward, ReasoningGymScore, Regex
+from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
+from ray_rl.config.rules.determinism import determinism_rules
+from ray_rl.config.rules.hardware import hardware_rules
+from ray_rl.config.run import RunConfig
+from ray_rl.errors import ConfigError
+
+TRANSFORMERS_LABELS = 2
+"""What a config.json that says nothing means."""
+
+
+def check(config: RunConfig, *, visible_gpus: int | None = None, is_elsewhere: bool = False) -> None:
+    """Checks every rule between fields, and that the folders and files named exist.
+
+    Args:
+        config: as `load_config` returns it.
+        visible_gpus: GPUs of this machine, for a run that starts its own cluster here; None counts them.
+        is_elsewhere: it runs on machines whose absolute paths may be missing here; they look for themselves.
+
+    Raises:
+        ConfigError: naming every violation with its remedy.
+    """
+    problems = [
+        *algorithm_rules(config),
+        *training_rules(config),
+        *_models(config, is_elsewhere=is_elsewhere),
+        *_lengths(config),
+        *_data(config, is_elsewhere=is_elsewhere),
+        *_rewards(config),
+        *determinism_rules(config),
+        *hardware_rules(config, visible_gpu_count() if visible_gpus is None else visible_gpus),
+    ]
+    if problems:
+        raise ConfigError(as_one_message(problems))
+
+
+def check_run_folder_is_free(config: RunConfig) -> None:
+    """Checks, before the slow start of a run, that its folder can be created.
+
+    Raises:
+        ConfigError: the folder exists already, or the place for it cannot be written to.
+    """
+    folder = Path(config.run.dir).expanduser() / config.run.name
+    if os.path.lexists(folder):
+        raise ConfigError(
+            f"run.name={config.run.name}: {folder} exists already, and a run folder is never overwritten; "
+            f"continue it with `ray-rl resume {shlex.quote(str(folder))}`, or set run.name to a new name"
+        )
+    parent = next(parent for parent in folder.parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"run.dir={config.run.dir}: {parent} is not a folder that you may write to; set run.dir to one that is"
+        )
+
+
+def _models(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
+    yield from _model("model.path", config.model.path, is_elsewhere=is_elsewhere)
+    reference = loaded_reference(config)
+    if reference is not None and reference.path is not None:
+        yield from _model("reference.path", reference.path, is_elsewhere=is_elsewhere)
+    if config.critic is not None and config.critic.path is not None:
+        yield from _model("critic.path", config.critic.path, is_elsewhere=is_elsewhere)
+    if config.reward is not None:
+        for index, path in enumerate(config.reward.paths):
+            yield from _model(f"reward.paths.{index}", path, is_elsewhere=is_elsewhere)
+            yield from _labels(f"reward.paths.{index}", path)
+
+
+def _is_missing_here(path: str, *, is_elsewhere: bool) -> bool:
+    """Whether an absolute path is not here, where that is no mistake."""
+    place = Path(path).expanduser()
+    return is_elsewhere and place.is_absolute() and not place.exists()
+
+
+def _model(key: str, path: str, *, is_elsewhere: bool) -> Iterator[str]:
+    if path in PACKAGED_MODELS or _is_missing_here(path, is_elsewhere=is_elsewhere):
+        return
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            yield (
+                f"{key}={path}: the folder has no config.json, so it is not a model in Hugging Face format; "
+                f"set {key} to the folder that has it"
+            )
+        for problem in weight_file_problems(folder):
+            yield f"{key}={path}: {problem}: the weights are incomplete or damaged; copy or download them again"
+    elif folder.exists():
+        yield f"{key}={path}: is a file; set {key} to the folder of a model in Hugging Face format"
+    elif _looks_like_a_folder(path):
+        near = get_close_matches(path.lower(), PACKAGED_MODELS, n=1)
+        hint = f"did you mean the packaged model {near[0]}? Else set" if near else "set"
+        yield (
+            f"{key}={path}: no such model folder; {hint} {key} to a folder that exists, to a hub name (owner/name), "
+            f"or to a packaged model ({', '.join(PACKAGED_MODELS)})"
+        )
+
+
+def _labels(key: str, path: str) -> Iterator[str]:
+    """A reward is one number."""
+    settings = read_settings(path)
+    if settings is None:
+        return
+    labels = settings.get("id2label", settings.get("num_labels", TRANSFORMERS_LABELS))
+    count = labels if isinstance(labels, int) else len(labels)
+    if count != 1:
+        yield (
+            f"{key}={path}: the model has {count} labels and a reward is one number; set {key} to a sequence "
+            "classification model with num_labels 1"
+        )
+
+
+def _looks_like_a_folder(path: str) -> bool:
+    """A hub name is owner/name, and its owner is not a folder here."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).parent.is_dir()
+
+
+def _lengths(config: RunConfig) -> Iterator[str]:
+    prompt, completion = config.data.max_prompt_tokens, config.rollout.max_tokens
+    context = _context_tokens(config.model.path)
+    if context is None or prompt + completion <= context:
+        return
+    remedies = [f"rollout.max_tokens to {context - prompt} or less"] if prompt < context else []
+    remedies += [f"data.max_prompt_tokens to {context - completion} or less"] if completion < context else []
+    yield (
+        f"data.max_prompt_tokens={prompt} + rollout.max_tokens={completion}: {prompt + completion} tokens do not fit "
+        f"into the context of {config.model.path}, {context} tokens; set "
+        + (" or ".join(remedies) or f"both so that their sum is {context} or less")
+    )
+
+
+def _context_tokens(path: str) -> int | None:
+    """Longest sequence that a model takes; None if that cannot be known without loading it."""
+    if path in PACKAGED_MODELS:
+        return PACKAGED_MODELS[path].context_tokens
+    config = read_settings(path)
+    if config is None:
+        return None
+    nested = config.get("text_config")
+    for part in (config, nested if isinstance(nested, dict) else {}):
+        for key in ("max_position_embeddings", "n_positions"):
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    return None
+
+
+def _data(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
+    data = config.data
+    match data:
+        case Files() if _is_missing_here(data.path, is_elsewhere=is_elsewhere) or is_pattern(data.path):
+            return
+        case Files():
+            file = Path(data.path).expanduser()
+            if not file.exists():
+                yield f"data.path={data.path}: no such file ({file.absolute()}); set data.path to a file that exists"
+        case CustomSource():
+            yield from _import_path("data.function", data.function)
+
+
+def _rewards(config: RunConfig) -> Iterator[str]:
+    if not config.rewards and config.reward is None:
+        yield "rewards=[]: nothing judges the completions; add a reward function, or a reward model under reward"
+    names: dict[str, int] = {}
+    for index, reward in enumerate(config.rewards):
+        name = reward.label
+        if name in names:
+            yield (
+                f"rewards.{index}.name={name}: rewards.{names[name]} has it too, and parts are recorded by name; "
+                f"set rewards.{index}.name to another"
+            )
+        names.setdefault(name, index)
+        match reward:
+            case ReasoningGymScore() if not isinstance(config.data, ReasoningGym):
+                yield (
+                    f"rewards.{index}.kind=reasoning_gym: it scores by the verifier of a reasoning_gym task, and "
+                    f"data.kind={config.data.kind}; set data.kind=reasoning_gym or take another reward"
+                )
+            case CustomReward():
+                yield from _import_path(f"rewards.{index}.function", reward.function)
+            case Regex():
+                yield from _pattern(f"rewards.{index}.pattern", reward.pattern)
+
+
+def _pattern(key: str, pattern: str) -> Iterator[str]:
+    try:
+        re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        yield f"{key}={show(pattern)}: not a regular expression ({error}); correct it"
+
+
+def _import_path(key: str, path: str) -> Iterator[str]:
+    module, _, function = path.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), function)):
+        yield f"{key}={path}: not an import path; write package.module:function, for example my_package.rewards:brevity"

@@ -1,0 +1,97 @@
+"""Rules between the roles and the hardware. Each yields one message per violation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ray_rl.catalog.models import find_shape
+from ray_rl.config.gpus import asked_gpus, role_workers
+from ray_rl.config.loading.explain import show
+from ray_rl.config.run import RunConfig
+
+
+def hardware_rules(config: RunConfig, visible_gpus: int) -> Iterator[str]:
+    """Colocation, tensor parallelism, GPUs and transports.
+
+    Args:
+        config: of the run.
+        visible_gpus: of this machine, for a run that starts its own cluster here.
+    """
+    yield from _colocation(config)
+    yield from _tensor_parallel(config)
+    yield from _hardware(config, visible_gpus)
+
+
+def _colocation(config: RunConfig) -> Iterator[str]:
+    workers = role_workers(config)
+    seen: dict[str, int] = {}
+    for index, group in enumerate(config.cluster.colocate):
+        if len(group) < 2:
+            yield (
+                f"cluster.colocate.{index}={show(group)}: roles share GPUs only with others; "
+                "list two roles, for example [actor, reference], or remove the entry"
+            )
+        for role in group:
+            if role in seen:
+                yield (
+                    f"cluster.colocate.{index}={show(group)}: {role} is in cluster.colocate.{seen[role]} already, "
+                    f"and has one place; list {role} once"
+                )
+            seen.setdefault(role, index)
+        present = [role for role in group if role in workers]
+        for role in present[1:]:
+            (count, key), (first, first_key) = workers[role], workers[present[0]]
+            if count != first:
+                yield (
+                    f"cluster.colocate.{index}={show(group)}: worker i of each role shares GPU i, but "
+                    f"{first_key}={first} and {key}={count}; set {key}={first}"
+                )
+
+
+def _tensor_parallel(config: RunConfig) -> Iterator[str]:
+    """Each GPU of an engine has as many query heads, and whole key heads or one of them repeated."""
+    shape = find_shape(config.model.path)
+    size = config.rollout.tensor_parallel
+    if shape is None or size in shape.tensor_parallel_sizes():
+        return
+    sizes = ", ".join(map(str, shape.tensor_parallel_sizes()))
+    yield (
+        f"rollout.tensor_parallel={size}: does not divide the heads of {config.model.path}, {shape.heads} for queries "
+        f"and {shape.kv_heads} for keys; set rollout.tensor_parallel to one of {sizes}"
+    )
+
+
+def _hardware(config: RunConfig, visible_gpus: int) -> Iterator[str]:
+    cluster = config.cluster
+    if cluster.accelerator == "cpu":
+        if config.weight_sync.backend == "nccl":
+            yield (
+                "weight_sync.backend=nccl: NCCL needs GPUs, and cluster.accelerator=cpu; "
+                "set weight_sync.backend=auto, or cluster.accelerator=gpu"
+            )
+        return
+    if config.weight_sync.backend == "shared_memory":
+        yield (
+            "weight_sync.backend=shared_memory: is for trainers and engines on the CPUs of one host, and "
+            "cluster.accelerator=gpu; set weight_sync.backend=auto"
+        )
+    asks = asked_gpus(config)
+    asked = sum(ask.gpus for ask in asks)
+    roles = f"{asked} GPUs are asked for: " + " + ".join(map(str, asks))
+    there = cluster.nodes * cluster.gpus_per_node
+    if asked > there:
+        yield (
+            f"cluster.nodes={cluster.nodes} * cluster.gpus_per_node={cluster.gpus_per_node}: the cluster has {there} "
+            f"GPUs, but {roles}; raise cluster.nodes to {-(-asked // cluster.gpus_per_node)} or make the roles smaller"
+        )
+    if config.rollout.tensor_parallel > cluster.gpus_per_node:
+        yield (
+            f"rollout.tensor_parallel={config.rollout.tensor_parallel}: an engine never crosses a node, and "
+            f"cluster.gpus_per_node={cluster.gpus_per_node}; "
+            f"set rollout.tensor_parallel to {cluster.gpus_per_node} or less"
+        )
+    if cluster.address is None and asked > visible_gpus:
+        yield (
+            f"cluster.accelerator=gpu: this machine has {visible_gpus} GPUs that can be used, but {roles}; "
+            "set cluster.accelerator=cpu, or cluster.address to a Ray cluster that has them"
+        )

@@ -1,0 +1,79 @@
+"""Several worker processes for one function."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from ray_rl.errors import SandboxClosed
+from ray_rl.isolation.worker import Worker
+
+MOST_PROCESSES = 64
+"""Most processes of one pool: each holds the libraries of its function in memory."""
+
+
+def default_processes() -> int:
+    """The processor cores that this process may use, at most `MOST_PROCESSES`."""
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+
+
+class Pool:
+    """Gives each call to the worker with the fewest calls. Starts another process only when all are busy."""
+
+    def __init__(self, processes: int, *, make: Callable[[], Worker] = Worker) -> None:
+        """Prepares the pool; `submit` starts processes.
+
+        Args:
+            processes: at most, at least 1.
+            make: a new worker.
+        """
+        self._most = processes
+        self._make = make
+        self._workers: list[Worker] = []
+        self._calls: list[int] = []
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def submit(self, function: str, *, timeout_s: float, **options: Any) -> Future[Any]:
+        """`Worker.submit` of the least busy worker.
+
+        Raises:
+            SandboxClosed: the pool is closed.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise SandboxClosed(f"{function} was not called: its workers are closed")
+            index = self._least_busy()
+            self._calls[index] += 1
+            worker = self._workers[index]
+        call = worker.submit(function, timeout_s=timeout_s, **options)
+        call.add_done_callback(lambda _: self._ended(index))
+        return call
+
+    @property
+    def processes(self) -> int:
+        """Workers that have been asked so far."""
+        return len(self._workers)
+
+    def close(self) -> None:
+        """Ends all processes. Calls in flight fail. No call may follow."""
+        with self._lock:
+            self._is_closed = True
+            workers = tuple(self._workers)
+        for worker in workers:
+            worker.close()
+
+    def _least_busy(self) -> int:
+        index = min(range(len(self._calls)), key=self._calls.__getitem__, default=None)
+        if index is not None and (not self._calls[index] or len(self._workers) >= self._most):
+            return index
+        self._workers.append(self._make())
+        self._calls.append(0)
+        return len(self._workers) - 1
+
+    def _ended(self, index: int) -> None:
+        with self._lock:
+            self._calls[index] -= 1

@@ -1,0 +1,1 @@
+"""Runs as RayJobs on Kubernetes."""

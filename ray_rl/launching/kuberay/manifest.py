@@ -1,0 +1,271 @@
+"""A run as a RayJob for KubeRay 1.7: the manifest, and what has to be beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from ray_rl.config.loading.explain import as_one_message
+from ray_rl.config.loading.load import dump_config
+from ray_rl.config.loading.redact import hidden_keys, without_secrets
+from ray_rl.errors import ConfigError
+from ray_rl.launching.job import Job
+from ray_rl.launching.kuberay.pods import (
+    CONFIG_KEY,
+    head_shared_memory_gib,
+    head_template,
+    unexpanded,
+    workdir,
+    worker_template,
+)
+from ray_rl.launching.kuberay.rules import MAX_JOB_NAME, problems_of
+
+API_VERSION = "ray.io/v1"
+RAY_VERSION = "2.60.0"
+"""Of the image; the controller reads it to know what Ray can do."""
+RUN_LABEL = "ray-rl/run"
+"""On everything that belongs to a run."""
+OF_KUBERAY = {"RAY_ADDRESS", "RAY_AUTH_MODE"}
+"""Variables that the controller gives to every pod; RAY_AUTH_TOKEN is refused as a secret."""
+QUEUE_LABELS = {"kueue": "kueue.x-k8s.io/queue-name", "volcano": "volcano.sh/queue-name"}
+
+Manifest = dict[str, Any]
+
+
+def render(job: Job) -> str:
+    """The YAML documents of a run, for `kubectl apply -f -`; the RayJob is the last.
+
+    Before it come a ConfigMap with the configuration, flattened and complete, and unless
+    `launch.kuberay.service_account` names one, an account for the driver that may patch this one RayJob and nothing
+    else: exit code 2 sets its `backoffLimit` to 0 (see `ray_rl.launching.kuberay.retries`).
+
+    Raises:
+        ConfigError: something is missing that Kubernetes needs, or the controller would refuse the RayJob.
+    """
+    problems = [*_missing(job), *_unfit(job)]
+    if problems:
+        raise ConfigError(as_one_message(problems))
+    documents = manifests(job)
+    refused = [problem for document in documents for problem in problems_of(document)]
+    if refused:
+        raise ConfigError(as_one_message(refused))
+    return _HEADER.format(name=job.name) + yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def manifests(job: Job) -> list[Manifest]:
+    """The documents of `render`, unchecked."""
+    account = [] if job.launch.kuberay.service_account else _account(job)
+    return [_config_map(job), *account, _ray_job(job)]
+
+
+def resource_name(run_name: str) -> str:
+    """A name for the Kubernetes objects of a run: that of the run where KubeRay allows it, else made from it.
+
+    KubeRay takes lower case letters, digits and "-", first a letter, at most MAX_JOB_NAME characters. Where the run's
+    name is something else, letters become small, other characters "-", and a hash of the name is added, so that two
+    runs never share one.
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")
+    plain = plain if plain[:1].isalpha() else f"run-{plain}".strip("-")
+    if plain == run_name and len(plain) <= MAX_JOB_NAME:
+        return plain
+    ending = "-" + hashlib.sha256(run_name.encode()).hexdigest()[:6]
+    return plain[: MAX_JOB_NAME - len(ending)].rstrip("-") + ending
+
+
+def submitted_line(line: str) -> str:
+    """`spec.entrypoint` for a shell line.
+
+    KubeRay's submitter pastes the entrypoint behind `ray job submit ... --` into a line for bash, and Ray quotes the
+    words that arrive and hands them to the shell of the driver. One command comes through that as it is; of two joined
+    by `&&` the second would run inside the submitter, so those go as one word.
+    """
+    words = list(shlex.shlex(line, posix=True, punctuation_chars=True))
+    is_one_command = not any(set(word) <= set("();<>|&") for word in words)
+    return line if is_one_command else shlex.join(["sh", "-c", line])
+
+
+def _missing(job: Job) -> list[str]:
+    """What has no default and cannot be left to Kubernetes."""
+    launch, found = job.launch, []
+    if launch.image is None:
+        found.append("launch.image=null: pods are made from an image; set launch.image, best by digest")
+    if launch.cpus_per_node is None:
+        found.append("launch.cpus_per_node=null: a pod asks for a number of CPUs; set launch.cpus_per_node")
+    if launch.memory_gib_per_node is None:
+        found.append("launch.memory_gib_per_node=null: a pod asks for memory; set launch.memory_gib_per_node")
+    if launch.kuberay.scheduler != "none" and launch.queue is None:
+        found.append(
+            f"launch.queue=null: launch.kuberay.scheduler={launch.kuberay.scheduler} admits jobs by queue; "
+            "set launch.queue"
+        )
+    return found
+
+
+def _unfit(job: Job) -> list[str]:
+    """Values that would make a job that cannot work."""
+    launch, kuberay, found = job.launch, job.launch.kuberay, []
+    folder, claim = PurePosixPath(job.config.run.dir), PurePosixPath(kuberay.runs_path)
+    if not claim.is_absolute() or claim == PurePosixPath("/"):
+        found.append(f"launch.kuberay.runs_path={claim}: must be an absolute path, for example /runs")
+    elif not folder.is_relative_to(claim) or ".." in folder.parts:
+        found.append(
+            f"run.dir={folder}: lies on no volume that outlives a pod, so that no attempt could go on from another's "
+            f"checkpoint; set run.dir={claim}, where the claim {kuberay.claim} is mounted"
+        )
+    if not PurePosixPath(workdir(job)).is_absolute():
+        found.append(
+            f"launch.workdir={launch.workdir}: is a folder of the image; set an absolute path, or leave it out"
+        )
+    if launch.memory_gib_per_node is not None and kuberay.shared_memory_gib >= launch.memory_gib_per_node:
+        found.append(
+            f"launch.kuberay.shared_memory_gib={kuberay.shared_memory_gib}: is part of launch.memory_gib_per_node="
+            f"{launch.memory_gib_per_node} and leaves nothing of it; make it smaller"
+        )
+    found += [
+        f"launch.environment.{key}={launch.environment[key]}: KubeRay sets it in every pod; leave it out"
+        for key in sorted(OF_KUBERAY & launch.environment.keys())
+    ]
+    if launch.cpus_per_node is not None and (cpus := _cpus_of_fullest_node(job)) > launch.cpus_per_node:
+        found.append(
+            f"launch.cpus_per_node={launch.cpus_per_node}: the roles reserve {cpus:g} CPUs of a node; set it to "
+            f"{cpus:g} or more, or cluster.cpus_per_worker lower"
+        )
+    found += [
+        f"{key}: is a secret, and a ConfigMap is no place for one; put it into the Secret of "
+        "launch.kuberay.environment_from and read it from the environment"
+        for key in hidden_keys(without_secrets(job.config.model_dump()))
+    ]
+    return found
+
+
+def _cpus_of_fullest_node(job: Job) -> float:
+    taken: dict[int, float] = {}
+    for group in job.plan.groups:
+        for place in group.places:
+            taken[place.node] = taken.get(place.node, 0.0) + group.cpus
+    return max(taken.values(), default=0.0) if job.gpus_per_node else job.plan.cpus / job.nodes
+
+
+def _metadata(job: Job, **labels: str) -> Manifest:
+    name = resource_name(job.name)
+    return {
+        "name": name,
+        "namespace": job.launch.kuberay.namespace,
+        "labels": {RUN_LABEL: name, **labels},
+        "annotations": {"ray-rl/run-name": job.name},
+    }
+
+
+def _config_map(job: Job) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(job),
+        "data": {CONFIG_KEY: dump_config(job.config)},
+    }
+
+
+def _account(job: Job) -> list[Manifest]:
+    """An account for the driver, and its one right."""
+    name = resource_name(job.name)
+    rule = {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "resourceNames": [name], "verbs": ["patch"]}
+    rbac = "rbac.authorization.k8s.io"
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": _metadata(job),
+            "automountServiceAccountToken": False,
+        },
+        {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": _metadata(job), "rules": [rule]},
+        {
+            "apiVersion": f"{rbac}/v1",
+            "kind": "RoleBinding",
+            "metadata": _metadata(job),
+            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": job.launch.kuberay.namespace}],
+        },
+    ]
+
+
+def _ray_job(job: Job) -> Manifest:
+    launch, kuberay = job.launch, job.launch.kuberay
+    label = QUEUE_LABELS.get(kuberay.scheduler)
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "RayJob",
+        "metadata": _metadata(job, **({label: launch.queue} if label and launch.queue else {})),
+        "spec": {
+            "entrypoint": unexpanded(submitted_line(job.shell_line)),  # an argument of the submitter
+            # The submitter is a container of the head: no pod more, and nothing between it and Ray. No
+            # entrypointNumCpus: the driver stays on the head as long as it asks for nothing.
+            "submissionMode": "SidecarMode",
+            "shutdownAfterJobFinishes": True,
+            "backoffLimit": launch.retries,
+            "preRunningDeadlineSeconds": kuberay.ready_timeout_s,
+            "activeDeadlineSeconds": launch.time_limit_s,
+            "rayClusterSpec": {
+                "rayVersion": RAY_VERSION,
+                "authOptions": {"mode": "token"},
+                "headGroupSpec": _head(job),
+                "workerGroupSpecs": [_workers(job)],
+            },
+        },
+    }
+
+
+def _head(job: Job) -> Manifest:
+    return {
+        "rayStartParams": {
+            "dashboard-host": "0.0.0.0",
+            "num-cpus": "0",
+            "num-gpus": "0",
+            "object-store-memory": _object_store(head_shared_memory_gib(job)),
+        },
+        "template": head_template(job, name=resource_name(job.name)),
+    }
+
+
+def _workers(job: Job) -> Manifest:
+    return {
+        "groupName": "gpu" if job.gpus_per_node else "cpu",
+        "replicas": job.nodes,
+        "minReplicas": job.nodes,
+        "maxReplicas": job.nodes,
+        "rayStartParams": {
+            "num-cpus": str(job.launch.cpus_per_node),
+            "num-gpus": str(job.gpus_per_node),
+            "object-store-memory": _object_store(job.launch.kuberay.shared_memory_gib),
+        },
+        "template": worker_template(job),
+    }
+
+
+def _object_store(shared_memory_gib: int) -> str:
+    """Bytes: half of /dev/shm; NCCL and the transfer of weights want the rest."""
+    return str(shared_memory_gib * 2**30 // 2)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks, and no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Equal parts are written out each time."""
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+_HEADER = """\
+# Run {name}: written by `ray-rl render kuberay`, for `kubectl apply -f`.
+"""

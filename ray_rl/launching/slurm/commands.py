@@ -1,0 +1,229 @@
+"""Slurm's own commands: submitting, looking, stopping."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ray_rl.errors import OutsideError, UserError
+from ray_rl.launching.job import Job
+from ray_rl.launching.slurm.script import LOGS
+
+COMMAND_S = 60.0
+"""Limit of one of Slurm's commands."""
+POLL_S = 1.0
+"""Between looks at growing logs."""
+ASK_EVERY_S = 10.0
+"""Between questions to Slurm, which serves a whole cluster, while logs are followed."""
+
+ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+}
+"""States that a job does not leave."""
+UNKNOWN_JOB = "Invalid job id specified"
+NO_ANSWER = ("Unable to contact", "Socket timed out", "Connection refused", "Connection timed out", "Zero Bytes were")
+"""What Slurm's commands say when its controller does not answer."""
+
+
+def submit(job: Job, text: str) -> str:
+    """The id of a new job; its script is kept beside its logs.
+
+    Raises:
+        UserError: Slurm refuses the script, or there is no Slurm here.
+        OutsideError: its controller does not answer.
+    """
+    folder = Path(".")
+    if job.launch.workdir is not None and job.launch.slurm.container == "none":
+        folder = Path(job.launch.workdir)
+    logs = folder / LOGS
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{logs}: {error.strerror}; Slurm's output goes there: see launch.workdir") from error
+    answer = _call("sbatch", "--parsable", input_text=text, folder=folder)
+    number = answer.strip().partition(";")[0]
+    (logs / f"{job.name}-{number}.sbatch").write_text(text, encoding="utf-8")
+    return number
+
+
+def status(job_id: str) -> str:
+    """State, reason, nodes, restarts, exit code and place of the logs, as far as Slurm knows them.
+
+    Raises:
+        UserError: Slurm does not know the job.
+        OutsideError: its controller does not answer.
+    """
+    fields = _fields(job_id)
+    lines = [f"{job_id} {fields['JobName']}: {fields['JobState']}"]
+    if fields.get("Reason", "None") != "None":
+        lines[0] += f" ({fields['Reason']})"
+    named = {
+        "nodes": "NodeList",
+        "restarts": "Restarts",
+        "exit code": "ExitCode",
+        "started": "StartTime",
+        "time": "RunTime",
+        "limit": "TimeLimit",
+        "logs": "StdOut",
+    }
+    unknown = ("", "(null)", "Unknown")
+    lines += [f"  {name}: {fields[key]}" for name, key in named.items() if fields.get(key, "") not in unknown]
+    return "\n".join(lines)
+
+
+def logs(job_id: str, *, follow: bool) -> Iterator[str]:
+    """Lines of the job's log, and of the driver's in every attempt.
+
+    Args:
+        job_id: of the job.
+        follow: until the job has ended; else what is there.
+
+    Raises:
+        UserError: there is no such job.
+        OutsideError: Slurm's controller does not answer.
+    """
+    job_log = _job_log(job_id)
+    read: dict[Path, int] = {}
+    asked_s = -ASK_EVERY_S
+    has_ended = not follow
+    while True:
+        # Asked before the last look, so that nothing is missed.
+        if not has_ended and time.monotonic() - asked_s >= ASK_EVERY_S:
+            asked_s = time.monotonic()
+            has_ended = _has_ended(job_id)
+        for file in (job_log, *sorted(job_log.with_suffix("").glob("attempt-*/driver.log"))):
+            yield from _new_lines(file, read, is_last=has_ended)
+        if has_ended:
+            return
+        time.sleep(POLL_S)
+
+
+def stop(job_id: str) -> str:
+    """Ends a job for good, and says how: a running one saves first.
+
+    The script's shell takes TERM as: tell the driver to save, and do not queue again.
+
+    Raises:
+        UserError: there is no such job, or it has ended.
+        OutsideError: Slurm's controller does not answer.
+    """
+    state = _fields(job_id)["JobState"]
+    if state in ENDED:
+        raise UserError(f"job {job_id} has ended already: {state}")
+    if state == "RUNNING":
+        _call("scancel", "--batch", "--signal=TERM", job_id)
+        return f"job {job_id} was told to save and end, within run.grace_s; `ray-rl status slurm {job_id}` shows it"
+    _call("scancel", job_id)
+    return f"job {job_id} was {state}: it is cancelled"
+
+
+def _has_ended(job_id: str) -> bool:
+    try:
+        return _fields(job_id)["JobState"] in ENDED
+    except UserError:
+        return True  # so long ago that Slurm has forgotten it
+
+
+def _fields(job_id: str) -> Mapping[str, str]:
+    """What `scontrol show job` says, or the accounting of jobs that the controller has forgotten."""
+    if not re.fullmatch(r"[0-9]+", job_id):
+        raise UserError(f"{job_id!r} is not the number of a Slurm job")
+    shown = _answer("scontrol", "show", "job", "--oneliner", job_id)
+    if shown.returncode == 0:
+        first = shown.stdout.splitlines()[0]  # a heterogeneous job has a line for each group
+        return dict(re.findall(r"(?:^| )(\w+)=(.*?)(?= \w+=|$)", first))
+    if UNKNOWN_JOB not in shown.stderr:
+        raise _failure("scontrol", shown)
+    return _accounted(job_id)
+
+
+def _accounted(job_id: str) -> Mapping[str, str]:
+    names = ("JobName", "State", "Reason", "NodeList", "ExitCode", "Start", "Elapsed", "Timelimit")
+    keys = ("JobName", "JobState", "Reason", "NodeList", "ExitCode", "StartTime", "RunTime", "TimeLimit")
+    shown = _answer("sacct", "--allocations", "--noheader", "--parsable2", f"--format={','.join(names)}", "-j", job_id)
+    if shown.returncode != 0 or not shown.stdout.strip():
+        raise UserError(f"Slurm does not know job {job_id}: jobs that ended are soon forgotten where accounting is off")
+    fields = dict(zip(keys, shown.stdout.splitlines()[0].split("|"), strict=True))
+    return fields | {"JobState": fields["JobState"].split()[0]}  # "CANCELLED by 0"
+
+
+def _job_log(job_id: str) -> Path:
+    """Of the script; that of a forgotten job is looked for here."""
+    here = sorted(Path(LOGS).glob(f"*-{job_id}.log"))
+    try:
+        return Path(_fields(job_id)["StdOut"])
+    except (UserError, KeyError):
+        if here:
+            return here[0]
+        raise UserError(
+            f"Slurm does not know job {job_id}, and there is no {LOGS}/*-{job_id}.log here; call this in the folder "
+            "where the job was submitted"
+        ) from None
+
+
+def _new_lines(file: Path, read: dict[Path, int], *, is_last: bool) -> Iterator[str]:
+    """Whole lines behind those that were read; the last one need not be whole."""
+    if not file.is_file():
+        return
+    with file.open("rb") as opened:
+        opened.seek(read.get(file, 0))
+        data = opened.read()
+    if not is_last:
+        data = data[: data.rfind(b"\n") + 1]
+    read[file] = read.get(file, 0) + len(data)
+    yield from data.decode(errors="replace").splitlines()
+
+
+def _call(*command: str, input_text: str | None = None, folder: Path | None = None) -> str:
+    """What a command says.
+
+    Raises:
+        UserError: it refuses.
+        OutsideError: nobody answers it.
+    """
+    done = _answer(*command, input_text=input_text, folder=folder)
+    if done.returncode != 0:
+        raise _failure(command[0], done)
+    return done.stdout
+
+
+def _answer(
+    *command: str, input_text: str | None = None, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            input=input_text,
+            stdin=subprocess.DEVNULL if input_text is None else None,
+            cwd=folder,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=COMMAND_S,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{command[0]}: not found; call this on a login node of the Slurm cluster, or take there what "
+            "`ray-rl render slurm` prints"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise OutsideError(f"{command[0]}: no answer from Slurm within {COMMAND_S:g} s") from error
+
+
+def _failure(command: str, done: subprocess.CompletedProcess[str]) -> UserError | OutsideError:
+    said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+    if any(text in said for text in NO_ANSWER):
+        return OutsideError(f"{command}: Slurm's controller does not answer: {said}")
+    return UserError(f"{command} refuses: {said}")

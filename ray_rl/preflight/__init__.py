@@ -1,0 +1,1 @@
+"""Checks of machines, clusters, models and data before a run starts."""

@@ -1,0 +1,220 @@
+"""Every check of a run before Ray starts, in one list: `train`, `resume` and `validate` go through it.
+
+A check raises a `UserError` (exit code 2) and writes nothing. To add one, write a function of the configuration and put
+it into `CHECKS`, before those that take longer; into `QUICK_CHECKS` too if it needs no torch and no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_rl.errors import UserError
+
+if TYPE_CHECKING:
+    from ray_rl.config.run import RunConfig
+    from ray_rl.data.row_checks import CheckedRows
+    from ray_rl.loops.resuming import Resume
+
+Note = Callable[[str], None]
+
+NEEDED = ("torch", "transformers", "ray", "deepspeed", "vllm")
+"""Modules that a run imports and the base install lacks."""
+
+READS = {"parquet": "pyarrow", "csv": "pyarrow", "hub": "datasets", "reasoning_gym": "reasoning_gym"}
+"""Module that reads each kind of data; the other kinds need none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that is checked before a run starts."""
+
+    what: str
+    """Name of the check, shown while it runs."""
+    run: Callable[[RunConfig, Note], CheckedRows | None]
+    """Raises a UserError if the run could not start. Returns the rows of the run, if that is what it has checked. The
+    second argument is told how far a long check has come."""
+
+
+def check_before_start(
+    config: RunConfig,
+    *,
+    resume: Resume | None,
+    visible_gpus: int | None = None,
+    is_full: bool = True,
+    note: Note = lambda text: None,
+    progress: Note = lambda text: None,
+) -> CheckedRows | None:
+    """Runs every check that needs no Ray.
+
+    Args:
+        config: the configuration to check.
+        resume: None requires a run folder that does not exist yet; with the others an existing one is accepted.
+        visible_gpus: GPUs of the machine that will run it; None counts those of this one.
+        is_full: False runs `QUICK_CHECKS` instead of `CHECKS`.
+        note: told what is done, before anything is done that may take longer than a second.
+        progress: told how far a long check has come.
+
+    Returns:
+        The rows of the run, and which of them were checked.
+
+    Raises:
+        UserError: the first check that fails.
+    """
+    from ray_rl.cluster.environment import quiet_libraries
+    from ray_rl.config.rules.check import check, check_run_folder_is_free
+
+    check(config, visible_gpus=visible_gpus)
+    if not continues(config, resume):
+        check_run_folder_is_free(config)
+    checked = None
+    # Libraries read these when they are imported, which the checks do.
+    quiet_libraries(on_cpu=config.cluster.accelerator == "cpu")
+    note(_first_line(config, continued=continues(config, resume)))
+    for one in CHECKS if is_full else QUICK_CHECKS:
+        checked = one.run(config, progress) or checked
+    return checked
+
+
+def _first_line(config: RunConfig, *, continued: bool) -> str:
+    from ray_rl.config.gpus import asked_gpus
+
+    gpus, steps = sum(ask.gpus for ask in asked_gpus(config)), config.run.steps
+    where = "CPU" if config.cluster.accelerator == "cpu" else f"{gpus} GPU{'s' if gpus > 1 else ''}"
+    return (
+        f"{config.run.name}: {'continuing' if continued else 'training'} {config.model.path} on {where}, "
+        f"{steps} step{'s' if steps > 1 else ''}; checking data and models, then starting Ray"
+    )
+
+
+def continues(config: RunConfig, resume: Resume | None) -> bool:
+    """Whether there is a run folder that may be continued."""
+    return resume is not None and (Path(config.run.dir).expanduser() / config.run.name).is_dir()
+
+
+def check_installed() -> None:
+    """Checks that what a run imports is installed, without importing it.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    missing = [module for module in NEEDED if find_spec(module) is None]
+    if missing:
+        raise UserError(
+            f"training needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
+            "pip install -r docker/requirements-cpu.txt (or -gpu.txt), then see `ray-rl doctor`"
+        )
+
+
+def unreadable_data(config: RunConfig) -> str | None:
+    """The package that reads this kind of data, if it is not installed: a base install can check the rest."""
+    module = READS.get(config.data.kind)
+    return module if module is not None and find_spec(module) is None else None
+
+
+def _check_rows(config: RunConfig, progress: Note) -> CheckedRows | None:
+    from ray_rl.preflight.data import check_data
+    from ray_rl.rewards.functions.golds import golds_checked
+
+    if unreadable_data(config) is not None:
+        return None
+    with golds_checked(config.rewards) as row_checks:
+        return check_data(config, row_checks=row_checks, with_tokenizer=False)
+
+
+def _check_data(config: RunConfig, progress: Note) -> CheckedRows | None:
+    from ray_rl.preflight.data import check_data
+    from ray_rl.rewards.functions.golds import golds_checked
+
+    with golds_checked(config.rewards) as row_checks:
+        return check_data(config, model_folder=_folder_of(config.model.path), row_checks=row_checks, say=progress)
+
+
+def _check_models(config: RunConfig) -> None:
+    """Loads configurations and tokenizers as the workers will, and compares checkpoints with their models.
+
+    A packaged model is known to be right. Weights that the hub would have to send are left to the workers.
+    """
+    from ray_rl.catalog.models import PACKAGED_MODELS
+
+    loaded = [(key, path) for key, path in _model_paths(config) if path not in PACKAGED_MODELS]
+    if not loaded:
+        return
+    from ray_rl.models.loading import check_checkpoint, load_model_config, require_rows, resolved_packing
+    from ray_rl.models.value import check_value_checkpoint
+
+    trusts = config.model.trust_remote_code
+    largest: tuple[str, int] | None = None
+    for key, path in loaded:
+        folder = str(_folder_of(path))
+        model_config = load_model_config(folder, trust_remote_code=trusts, key=key)
+        if key == "model.path":
+            resolved_packing(config, config.train, model_config)
+        if key in ("model.path", "reward.paths"):  # the others read the policy's tokens
+            largest = _largest_token(folder, trusts, key=key)
+        if largest is not None:
+            require_rows(largest, model_config, folder=path, key=key)
+        if not Path(folder).is_dir():
+            continue
+        if key == "critic.path":
+            check_value_checkpoint(folder, trust_remote_code=trusts)
+        elif key != "reward.paths":
+            check_checkpoint(folder, trust_remote_code=trusts, key=key)
+
+
+def _check_export(config: RunConfig) -> None:
+    """Writes all of an export but its weights into a temporary folder, so that it does not fail after the last step.
+
+    A packaged model is known to be right.
+    """
+    from ray_rl.catalog.models import PACKAGED_MODELS
+
+    if not config.checkpoint.export or config.model.path in PACKAGED_MODELS:
+        return
+    from ray_rl.checkpoint.hugging_face import check_export
+
+    check_export(str(_folder_of(config.model.path)))
+
+
+def _model_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Key and path of every model that the run loads, the policy first."""
+    from ray_rl.config.gpus import loaded_reference
+
+    yield "model.path", config.model.path
+    for key, role in (("reference.path", loaded_reference(config)), ("critic.path", config.critic)):
+        if role is not None and role.path is not None:
+            yield key, role.path
+    for path in () if config.reward is None else config.reward.paths:
+        yield "reward.paths", path
+
+
+def _largest_token(folder: str, trusts: bool, *, key: str) -> tuple[str, int]:
+    """The token of a model's tokenizer with the largest id, and the id."""
+    from ray_rl.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(folder, trust_remote_code=trusts, key=key).largest
+
+
+def _folder_of(path: str) -> Path | str:
+    """Returns the folder of a model (of a packaged one its cache, which may not exist yet), or a hub name as it is."""
+    from ray_rl.catalog.models import PACKAGED_MODELS
+    from ray_rl.models.packaged import cached_folder
+
+    if path in PACKAGED_MODELS:
+        return cached_folder(path)
+    folder = Path(path).expanduser()
+    return folder if folder.is_dir() else path
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("installed packages", lambda config, progress: check_installed()),
+    Check("data and reward functions", _check_data),
+    Check("models", lambda config, progress: _check_models(config)),
+    Check("what an export will hold", lambda config, progress: _check_export(config)),
+)
+"""What `train` runs, in this order: the cheapest first."""
+QUICK_CHECKS: tuple[Check, ...] = (Check("data and reward functions", _check_rows),)
+"""What `validate` runs by default: needs no torch, no transformers and no network."""

@@ -1,0 +1,140 @@
+"""What can be known to be wrong with `data` and `rewards` before anything is started. Loads no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ray_rl.config.data import Addition, CustomSource, DataConfig, Hub, ReasoningGym, Table
+from ray_rl.config.rewards import CustomReward
+from ray_rl.config.run import RunConfig
+from ray_rl.data.ahead import check_rows
+from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.procedural import check_task
+from ray_rl.data.row_checks import CheckedRows
+from ray_rl.data.rows import Row
+from ray_rl.data.source import epoch_order, open_rows
+from ray_rl.errors import ConfigError
+from ray_rl.isolation.checking import check_function
+
+FIRST_ROWS = 256
+"""So many prompts tell whether `data.max_prompt_tokens` can be right, and stand for rows that we compute."""
+ROWS_IN_ORDER = 10_000
+"""Rows of a larger table, which may take too long to check, are checked in the order in which they are used."""
+QUICK_S = 5.0
+"""How long rows are checked that are only read."""
+
+
+def say_nothing(_: str) -> None:
+    """Takes what nobody wants to know."""
+
+
+def check_data(
+    config: RunConfig,
+    *,
+    model_folder: Path | str | None = None,
+    row_checks: Sequence[Callable[[Row], None]] = (),
+    with_tokenizer: bool = True,
+    say: Callable[[str], None] = say_nothing,
+) -> CheckedRows | None:
+    """Checks the prompt source and its rows, as many as `data.check_s` allows.
+
+    All rows are read first, in half of the time. Then each is checked whole: the columns that rewards need, the chat
+    template, the length, and the checks of the caller. Of rows that we compute, the first ones stand for all.
+
+    Args:
+        config: has passed the rules between its fields.
+        model_folder: where the model lies, if that is not `model.path`: a packaged model's cache, or a name of the
+            hub. Prompts are not tokenised if it is a folder that does not exist yet.
+        row_checks: called with every row that is checked; each raises DataError if the row is wrong.
+        with_tokenizer: False imports no transformers, takes a few seconds at most, and asks neither the hub nor a
+            user's function for rows.
+        say: told what was detected, and how far the checks are.
+
+    Returns:
+        The rows, for the run. None where they were not opened.
+
+    Raises:
+        DataError: a file, a row or a column; with the line or row.
+        ConfigError: a task, an option or an import path.
+    """
+    data = config.data
+    _check_system_prompt(data)
+    for index, reward in enumerate(config.rewards):
+        if isinstance(reward, CustomReward):
+            check_function(reward.function, key=f"rewards[{index}].function")
+    if isinstance(data, CustomSource):
+        check_function(data.function, key="data.function")
+    if isinstance(data, ReasoningGym):
+        check_task(data.task)
+    if not with_tokenizer and _is_far(data):
+        return None
+    start = time.monotonic()
+    rows = open_rows(data, seed=config.run.seed)
+    for line in rows.notes:
+        say(f"data: {line}")
+    checked = CheckedRows(config, rows, row_checks)
+    seconds = data.check_s if with_tokenizer else min(data.check_s, QUICK_S)
+    size = min(len(rows), FIRST_ROWS) if isinstance(data, Addition | ReasoningGym) else len(rows)
+    # The first row is checked even if there is no time.
+    checked.read(0)
+    check_rows(checked.read, range(size), until=start + seconds / 2, say=say, what="read")
+    if with_tokenizer:
+        checked.tokenizer = _tokenizer(config, model_folder)
+    order = range(size) if size <= ROWS_IN_ORDER else _first_use(config, size)
+    is_complete = True
+    for part in (order[:FIRST_ROWS], order[FIRST_ROWS:]):
+        is_complete &= check_rows(checked.check, part, until=start + seconds, say=say, what="checked")
+        checked.refuse_if_all_are_longer()
+    _report(checked, is_complete=is_complete, say=say)
+    return checked
+
+
+def _report(checked: CheckedRows, *, is_complete: bool, say: Callable[[str], None]) -> None:
+    if checked.longer:
+        say(
+            f"data: {checked.longer:,} of {len(checked.right):,} prompts are longer than "
+            f"data.max_prompt_tokens={checked.config.data.max_prompt_tokens} and will be left out"
+        )
+    if checked.wrong:
+        first = checked.wrong[min(checked.wrong)]
+        count = f"{len(checked.wrong):,} of {len(checked.rows):,}"
+        say(f"data: {count} rows are wrong and will be left out; the first: {first}")
+    if checked.unanswered:
+        say(
+            f"data: {checked.unanswered:,} of {len(checked.right):,} rows have null for an answer that a reward "
+            "compares with; it has no opinion on their completions"
+        )
+    if not is_complete and checked.tokenizer is not None:
+        say(
+            f"data: {len(checked.right):,} of {len(checked.rows):,} rows were checked in "
+            f"data.check_s={checked.config.data.check_s:g}; the others are checked during training"
+        )
+
+
+def _is_far(data: DataConfig) -> bool:
+    """Whether rows come from the hub or from a user's function."""
+    return isinstance(data, CustomSource) or (isinstance(data, Hub) and not Path(data.name).expanduser().is_dir())
+
+
+def _first_use(config: RunConfig, size: int) -> Sequence[int]:
+    return epoch_order(size, shuffle=config.data.shuffle, seed=config.run.seed, epoch=0)
+
+
+def _tokenizer(config: RunConfig, folder: Path | str | None) -> ChatTokenizer | None:
+    """That of the policy, if its files are on this machine or it is the hub's."""
+    place = Path(config.model.path) if folder is None else folder
+    if isinstance(place, Path) and not any(place.glob("tokenizer*")):
+        return None
+    tokenizer = ChatTokenizer.of_run(config, place)
+    tokenizer.ends_of(config)
+    return tokenizer
+
+
+def _check_system_prompt(data: DataConfig) -> None:
+    if isinstance(data, Table) and not data.chat and data.system_prompt is not None:
+        raise ConfigError(
+            "data.system_prompt needs the chat template, but data.chat=false; "
+            "remove it, or put it into the text of the prompts"
+        )

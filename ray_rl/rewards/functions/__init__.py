@@ -1,0 +1,1 @@
+"""Reward functions, and the code that reads and compares answers."""

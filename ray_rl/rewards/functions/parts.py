@@ -1,0 +1,120 @@
+"""How each kind of reward is called: one `case` per kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, assert_never
+
+from ray_rl.config.rewards import (
+    Choice,
+    CustomReward,
+    Length,
+    MathVerify,
+    Number,
+    ReasoningGymScore,
+    Regex,
+    RewardConfig,
+)
+from ray_rl.isolation.pool import default_processes
+from ray_rl.rewards.functions.custom import Signature
+
+VERIFIER_BYTES = 4 << 30
+"""Memory of a process in which a verifier of ours reads a completion or a gold: a power of powers takes all it gets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardPart:
+    """One reward function with its place in the sum."""
+
+    name: str
+    weight: float
+    timeout_s: float
+    on_error: Literal["stop", "skip"]
+    function: str
+    """Import path."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """{keyword of the function: column}."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    processes: int = 0
+    """Worker processes, where a hang is killed. 0: the function runs in this process, and is linear in the text."""
+    quick: str | None = None
+    """Import path of a function that takes the same arguments, is linear in the text, and returns "undecided" for what
+    the worker process has to score."""
+    users: bool = False
+    """A user's function: gets all columns, and all completions of a prompt in one call."""
+    signature: Signature | None = None
+    """How a user's function is called; None: as its parameters say."""
+
+
+def build_parts(rewards: Sequence[RewardConfig]) -> tuple[RewardPart, ...]:
+    """One part per entry of `rewards:`, whose names differ (a rule of the configuration)."""
+    parts = tuple(_part(config) for config in rewards)
+    assert len({part.name for part in parts}) == len(parts), "ray_rl.config.rules.check keeps the names apart"
+    return parts
+
+
+def _part(config: RewardConfig) -> RewardPart:
+    common: dict[str, Any] = {
+        "name": config.label,
+        "weight": config.weight,
+        "timeout_s": config.timeout_s,
+        "on_error": config.on_error,
+    }
+    processes = config.workers or default_processes()
+    match config:
+        case Number():
+            return RewardPart(
+                **common,
+                function="ray_rl.rewards.functions.plain:number",
+                needs=_compared(config),
+                options={"require_stop": config.require_stop},
+            )
+        case Choice():
+            return RewardPart(
+                **common,
+                function="ray_rl.rewards.functions.plain:choice",
+                needs=_compared(config),
+                options={"require_stop": config.require_stop, "letters": config.letters},
+            )
+        case Length():
+            needs, options = {"lengths": "lengths"}, {"target": config.target}
+            return RewardPart(**common, function="ray_rl.rewards.functions.plain:length", needs=needs, options=options)
+        case Regex():
+            return RewardPart(
+                **common,
+                processes=processes,
+                function="ray_rl.rewards.functions.plain:regex",
+                options={"pattern": config.pattern},
+            )
+        case MathVerify():
+            return RewardPart(
+                **common,
+                function="ray_rl.rewards.functions.math_answers:math_verify",
+                needs=_compared(config),
+                options={"require_stop": config.require_stop},
+                processes=processes,
+                quick="ray_rl.rewards.functions.plain:quick_math_verify",
+            )
+        case ReasoningGymScore():
+            return RewardPart(
+                **common,
+                function="ray_rl.rewards.functions.gym_scores:reasoning_gym_score",
+                needs={"entry": "entry", "task": "task"},
+                processes=processes,
+            )
+        case CustomReward():
+            return RewardPart(
+                **common,
+                function=config.function,
+                options=config.options,
+                processes=config.workers or 1,
+                users=True,
+                signature=config.signature,
+            )
+        case _:
+            assert_never(config)
+
+
+def _compared(config: Number | Choice | MathVerify) -> dict[str, str]:
+    return {"answer": config.column, "finish_reasons": "finish_reasons"}

@@ -1,0 +1,110 @@
+"""The trainer's side of a publish through shared memory: every rank writes its own slice of every parameter."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ray_rl.errors import WeightSyncError
+from ray_rl.metrics.metric import Last, Total
+from ray_rl.weight_sync.buckets import bucket_bytes, plan_buckets, unpack
+from ray_rl.weight_sync.proof import Digests, digest
+from ray_rl.weight_sync.segment import Segment
+from ray_rl.weight_sync.senders.sender import GlooSender, Rendezvous, Sent
+
+
+class SharedMemorySender(GlooSender):
+    """Nothing is gathered and nothing goes through a socket but the word that a bucket is complete.
+
+    The slices of ZeRO-3 land where they belong in the whole parameter; without ZeRO-3 the ranks share the work alike.
+    """
+
+    _segment: Segment | None = None
+
+    def join(self, rendezvous: Rendezvous) -> None:
+        """Rank 0 makes the memory and opens the group in which buckets are announced; the other ranks map it."""
+        self.close()
+        if self._is_sender:
+            self._segment = Segment.create(rendezvous.segment, bucket_bytes(self._stream.specs))
+        else:
+            self._segment = Segment.attach(rendezvous.segment, timeout_s=rendezvous.timeout_s)
+        super().join(rendezvous)
+
+    def send(self) -> Sent:
+        """Writes all parameters, and tells the engines of each bucket when every rank has written its part.
+
+        Raises:
+            WeightSyncError: an engine went away or did not keep up; the group is closed, `join` must come before the
+                next publish.
+        """
+        start_s = time.perf_counter()
+        is_closed = self._segment is None or (self._is_sender and self._group is None)
+        digests: Digests = {}
+        failure = None if self._segment is None else self._write_all(self._segment, digests)
+        if is_closed:
+            raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
+        if failure is not None:
+            self._leave()
+            raise WeightSyncError(f"sending weights failed: {failure}") from failure
+        if not self._is_sender:
+            self._specs = self._stream.trained_specs
+            return Sent([], digests)
+        assert self._segment is not None
+        self._segment.forget_name()  # all have met, or there would be no publish
+        sent = bucket_bytes(self._specs)
+        self._specs = self._stream.trained_specs
+        seconds = time.perf_counter() - start_s
+        return Sent([Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)], digests)
+
+    def close(self) -> None:
+        """Leaves the group and the memory."""
+        self._leave()
+        self._segment = None
+
+    def _leave(self) -> None:
+        """Closes the sockets, so that engines that wait fail at once.
+
+        The other ranks do not know of it: the memory stays, and with it the barriers of the next publish.
+        """
+        if self._is_sender and self._segment is not None:
+            self._segment.forget_name()
+        self._group = None
+
+    def _parts(self) -> list[int]:
+        """Each rank has its own slice; the first is as long as any."""
+        return [values.numel() for _, values in self._stream.slices(self._specs)]
+
+    def _write_all(self, segment: Segment, digests: Digests) -> RuntimeError | None:
+        """Why the engines were not told, if they were not. Every rank writes to the end: each bucket is a barrier."""
+        told: list[Any] = []
+        failure: RuntimeError | None = None
+        slices = self._stream.slices(self._specs)
+        offset = 0
+        for bucket in plan_buckets(self._specs, capacity_bytes=self._capacity_bytes):
+            size = bucket_bytes(bucket)
+            for name, view in unpack(segment.buffer[offset : offset + size], bucket):
+                start, values = next(slices)
+                own = values.to(view.dtype)
+                if own.numel():  # the last ranks have nothing of a very small parameter
+                    digests[name] = {start: digest(own)}
+                view.view(-1)[start : start + own.numel()].copy_(own)
+            offset += size
+            dist.barrier()
+            if self._group is not None and failure is None:
+                try:
+                    told.append(self._group.broadcast(torch.zeros(1, dtype=torch.uint8)))
+                except RuntimeError as error:
+                    failure = error
+        return failure or _settled(told)
+
+
+def _settled(works: list[Any]) -> RuntimeError | None:
+    try:
+        for work in works:
+            work.wait()
+    except RuntimeError as error:
+        return error
+    return None

@@ -1,0 +1,151 @@
+"""A trainer saved and restored goes on as if nothing had happened, bit for bit, under every ZeRO stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ray_rl.checkpoint.slices import SliceReader, write_slices
+from ray_rl.config import RunConfig
+from ray_rl.training.process_group import Member
+from ray_rl.types import TrainBatch
+from tests.system.cluster.ranks import Ranks
+from tests.unit.models.tiny import ragged_batch, tiny_llama
+
+STAGES = (0, 1, 2, 3)
+BATCH = ragged_batch((5, 2, 7, 4), (3, 6, 1, 4, 4, 2, 8, 5, 7, 1, 2, 3))
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny_llama().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def make(make_config, ranks):
+    def make_for_ranks(stage: int, *, persist: bool = False, dtype: str = "float32", **more: Any) -> RunConfig:
+        # ZeRO-3 keeps small parameters whole otherwise, which would be all of a tiny model.
+        threshold = {} if persist else {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+        train = {"workers": ranks.world, "learning_rate": 1e-2, "zero_stage": stage}
+        return make_config(
+            run={"name": "state", "steps": 8},
+            model={"path": "tiny", "dtype": dtype},
+            train=train | more | {"schedule": {"kind": "cosine"}, "deepspeed": threshold if stage == 3 else {}},
+            cluster={"accelerator": "cpu"},
+        )
+
+    return make_for_ranks
+
+
+def whole_weights(trainer: Any) -> NDArray[np.float32] | None:
+    """All weights in one vector, on rank 0."""
+    found = [tensor for group in trainer.stream.groups() for _, tensor in group]
+    return None if found[0] is None else np.concatenate([tensor.float().numpy().ravel().copy() for tensor in found])
+
+
+def save(trainer: Any, folder: Path, rank: int) -> None:
+    zero = trainer.zero
+    write_slices(folder / f"rank_{rank}.safetensors", zero.slices(), zero.state())
+
+
+def saved_in_the_middle(member: Member, config: RunConfig, model: str, batch: TrainBatch, folder: Path) -> Any:
+    """Weights after two steps, which are saved, and after two more."""
+    from ray_rl.training.trainer import Trainer
+
+    trainer = Trainer(config, model, member)
+    for _ in range(2):
+        trainer.update(batch)
+    save(trainer, folder, member.rank)
+    middle = whole_weights(trainer)
+    for _ in range(2):
+        trainer.update(batch)
+    return middle, whole_weights(trainer)
+
+
+def restored(member: Member, config: RunConfig, model: str, batch: TrainBatch, folder: Path) -> Any:
+    """The same from what was saved: after restoring, and after two steps more."""
+    from ray_rl.training.trainer import Trainer
+
+    trainer = Trainer(config, model, member)
+    reader = SliceReader(folder)
+    trainer.zero.restore(reader.read, reader.states["rank_0"])
+    middle = whole_weights(trainer)
+    for _ in range(2):
+        trainer.update(batch)
+    return middle, whole_weights(trainer)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_restored_trainer_goes_on_bit_for_bit(ranks: Ranks, make, folder, tmp_path, stage):
+    middle, end = ranks.run(saved_in_the_middle, make(stage), folder, BATCH, tmp_path)[0]
+    again, end_again = ranks.run(restored, make(stage), folder, BATCH, tmp_path)[0]
+    assert not np.array_equal(middle, end)
+    assert again.tobytes() == middle.tobytes()
+    assert end_again.tobytes() == end.tobytes()
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_master_weights_in_float32_go_on_under_weights_in_bfloat16(ranks: Ranks, make, folder, tmp_path, stage):
+    _, end = ranks.run(saved_in_the_middle, make(stage, dtype="bfloat16"), folder, BATCH, tmp_path)[0]
+    _, end_again = ranks.run(restored, make(stage, dtype="bfloat16"), folder, BATCH, tmp_path)[0]
+    assert end_again.tobytes() == end.tobytes()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_frozen_stays_as_it_was_and_the_rest_goes_on_bit_for_bit(ranks: Ranks, make, folder, tmp_path, stage):
+    config = make(stage, frozen_layers=1)
+    _, end = ranks.run(saved_in_the_middle, config, folder, BATCH, tmp_path)[0]
+    _, end_again = ranks.run(restored, config, folder, BATCH, tmp_path)[0]
+    assert end_again.tobytes() == end.tobytes()
+    before = {name: parameter.detach().numpy().ravel() for name, parameter in tiny_llama().named_parameters()}
+    offset = 0
+    for name, values in before.items():
+        after = end[offset : offset + values.size]
+        offset += values.size
+        is_frozen = "embed" in name or ".layers.0." in name
+        assert np.array_equal(after, values) == is_frozen, name
+    assert offset == end.size
+
+
+def test_stage_0_in_bfloat16_is_refused_with_the_remedy(ranks: Ranks, make, folder, tmp_path):
+    config = make(0, dtype="bfloat16", gradient_dtype="bfloat16")
+    with pytest.raises(AssertionError, match=r"CheckpointError: .* set zero_stage to 1 or more"):
+        ranks.run(saved_in_the_middle, config, folder, BATCH, tmp_path)
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3), (2, 0), (0, 3)])
+def test_the_stage_may_change_in_between(ranks: Ranks, make, folder, tmp_path, before, after):
+    middle, end = ranks.run(saved_in_the_middle, make(before), folder, BATCH, tmp_path)[0]
+    again, end_again = ranks.run(restored, make(after, persist=True), folder, BATCH, tmp_path)[0]
+    assert again.tobytes() == middle.tobytes()
+    np.testing.assert_allclose(end_again, end, rtol=1e-5, atol=1e-7)
+
+
+def test_the_number_of_ranks_may_change_in_between(ranks: Ranks, make, folder, tmp_path):
+    """Saved by three ranks, as far as a reader can see."""
+    ranks.run(saved_in_the_middle, make(3), folder, BATCH, tmp_path / "as-saved")
+    reader = SliceReader(tmp_path / "as-saved")
+    for rank in range(3):
+        write_slices(tmp_path / "thirds" / f"rank_{rank}.safetensors", thirds(reader, rank), reader.states["rank_0"])
+    one = ranks.run(restored, make(3), folder, BATCH, tmp_path / "as-saved")[0]
+    other = ranks.run(restored, make(3), folder, BATCH, tmp_path / "thirds")[0]
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
+
+
+def thirds(reader: SliceReader, rank: int) -> list[tuple[str, int, torch.Tensor]]:
+    found = []
+    for name, parts in reader._slices.items():
+        total = max(start + size for start, size, _ in parts)
+        size = -(-total // 3)
+        start, stop = min(rank * size, total), min((rank + 1) * size, total)
+        found.append((name, start, reader.read(name, start, stop)))
+    return found

@@ -1,0 +1,98 @@
+"""A run with real workers on the cluster of these tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_rl.config import RunConfig
+
+if TYPE_CHECKING:
+    from ray_rl.cluster.start import Workers
+    from ray_rl.loops.roles import Roles
+    from ray_rl.metrics.run import Run
+    from ray_rl.metrics.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run whose workers are there, before its first step."""
+
+    config: RunConfig
+    folder: RunFolder
+    run: Run
+    workers: Workers
+    roles: Roles
+
+    async def train(self, roles: Roles | None = None, *, export_to: Path | None = None) -> None:
+        """All steps; `roles` may have something between the driver and its roles."""
+        from ray_rl.checkpoint.store import CheckpointStore
+        from ray_rl.loops.checkpoints import Checkpoints
+        from ray_rl.loops.online import train
+        from ray_rl.loops.stopping import Stop
+
+        roles = roles or self.roles
+        store = CheckpointStore(self.folder.checkpoints, keep_last=1, keep_every=None)
+        checkpoints = Checkpoints(self.config, store, roles, since=None, models={}, completed=lambda step: None)
+        stop = Stop(grace_s=60)
+        await train(self.config, roles, self.run, checkpoints=checkpoints, stop=stop, export_to=export_to)
+
+    def records(self) -> list[dict[str, Any]]:
+        """What `metrics.jsonl` says."""
+        return [json.loads(line) for line in self.folder.metrics_jsonl.read_text().splitlines()]
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The samples of all steps."""
+        files = sorted(self.folder.rollouts.iterdir())
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@asynccontextmanager
+async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
+    """The workers of a run, within the block; every model is `model`."""
+    from ray_rl.cluster.start import started_workers
+    from ray_rl.config.rules.check import check
+    from ray_rl.data.chat import ChatTokenizer
+    from ray_rl.data.source import build_source
+    from ray_rl.loops.roles import Roles
+    from ray_rl.metrics.console import RunConsole
+    from ray_rl.metrics.run import Run
+    from ray_rl.metrics.run_folder import RunFolder
+    from ray_rl.planner.plan import plan
+    from ray_rl.rewards.combine import build_rewards
+    from ray_rl.rollout.collector import Collector
+
+    check(config)
+    folder, layout = RunFolder.create(config), plan(config)
+    async with AsyncExitStack() as stack:
+        run = stack.enter_context(Run(config, folder, RunConsole()))
+        rewards = stack.enter_context(closing(build_rewards(config.rewards)))
+        folders = dict.fromkeys(layout.workers, (str(model),))
+        workers = await stack.enter_async_context(
+            started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell)
+        )
+        source = build_source(config.data, seed=config.run.seed, tokenizer=ChatTokenizer(model))
+        roles = Roles(
+            rollouts=Collector(config, source, workers.engines, rewards, router=workers.router),
+            actor=workers.actor,
+            weights=workers.weights,
+            critic=workers.critic,
+            reference=workers.reference,
+        )
+        yield Started(config, folder, run, workers, roles)
+
+
+async def whole_run(
+    config: RunConfig, model: Path, *, watch: Callable[[Any], Any] = lambda roles: roles
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What `metrics.jsonl` and the samples of all steps say after the run; every model is `model`.
+
+    `watch` may put something between the driver and its roles.
+    """
+    async with started(config, model) as run:
+        await run.train(watch(run.roles))
+    return run.records(), run.samples()
