@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 import pytest
 import pytest_asyncio
-from tests.cluster import tampering
 
 from ray_rl.errors import WeightMismatch
 from ray_rl.rollout.receiver import MISMATCH
 from ray_rl.rollout.request import SampleRequest
+from tests.system.cluster import tampering
 from tests.system.cluster.scores import FLOAT32_GAP, batch_of, engine_scores, gap, trainer_scores
 from tests.system.cluster.whole_run import started
 from tests.tiny_model import write_tiny_model
