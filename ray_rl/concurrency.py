@@ -18,7 +18,7 @@ async def together(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]
     """Results in order. The first failure is raised as it is, and the waits for the others are cancelled."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
-        return list(await asyncio.gather(*tasks))
+        return list(await asyncio.gather(*tasks))  # bound: callers pass calls that have limits
     finally:
         for task in tasks:
             task.cancel()

@@ -65,7 +65,7 @@ async def call_all(
 
 
 async def _result(ref: ray.ObjectRef) -> Any:
-    return await ref
+    return await ref  # bound: its only caller waits in `settle`, which has a limit
 
 
 def _distance_from_cause(error: BaseException) -> int:

@@ -69,7 +69,7 @@ class Heartbeats:
 async def _answered(ref: ray.ObjectRef) -> None:
     """Returns when the worker has answered or has died: the next call to it says why it died."""
     try:
-        await ref
+        await ref  # bound: its only caller stops waiting after cluster.heartbeat_timeout_s
     except ray.exceptions.RayError:
         return
 

@@ -62,6 +62,7 @@ class Team:
         working = asyncio.ensure_future(calls)
         lost = asyncio.ensure_future(self.vitals.wait_lost())
         try:
+            # bound: one of the two is a call with a limit
             await asyncio.wait({working, lost}, return_when=asyncio.FIRST_COMPLETED)
             if not lost.done():
                 return working.result()

@@ -75,6 +75,7 @@ class Workers:
         Raises:
             OutsideError: there is no place for them, or they could not be loaded.
         """
+        # bound: both wait for calls that have limits
         started, _ = await asyncio.gather(self.trainers.restart(), self.weights.forget())
         return started
 
@@ -212,7 +213,7 @@ async def _stop(engines: list[Any]) -> None:
 
 async def _settled(ref: ray.ObjectRef) -> None:
     try:
-        await ref
+        await ref  # bound: its only caller waits at most STOP_S
     except ray.exceptions.RayError:
         return  # it is dead already, which is what was asked
 

@@ -42,7 +42,7 @@ class Vitals:
 
     async def wait_lost(self) -> None:
         """Returns when the workers are written off; the caller bounds the wait."""
-        await self._lost.wait()
+        await self._lost.wait()  # bound: runs together with a call that has a limit and cancels this
 
     def suspects(self) -> str | None:
         """Who has not answered for at least `SUSPECT_S`, and for how long; None if everybody answers."""

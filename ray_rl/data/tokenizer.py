@@ -214,7 +214,8 @@ class ModelTokenizer:
         """What the tokenizer makes of a text before it looks for tokens: lower case, composed accents."""
         if self.library is None or self.library.normalizer is None:
             return text
-        return self.library.normalizer.normalize_str(text)
+        normalized: str = self.library.normalizer.normalize_str(text)
+        return normalized
 
     def save_for_engine(self, folder: Path) -> Path:
         """A tokenizer folder that `AutoTokenizer` reads as this one, whatever the model's family.

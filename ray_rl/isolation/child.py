@@ -89,15 +89,16 @@ def main() -> None:
     prints = sys.stdout  # A function may put another in its place, or close this one.
     while True:
         try:
-            number, request = receive(channel)
-            send(channel, b"", number=number)
+            number, request = receive(channel)  # bound: waits for work as long as the parent lives
+            send(channel, b"", number=number)  # bound: the parent kills the child at its own limit
         except (EOFError, ConnectionError):
             return
         with _Reply() as reply:
+            # trusted: sent by the parent over a socket that no other process holds
             reply.value(_answer(*pickle.loads(request)))
         with contextlib.suppress(OSError, ValueError):
             prints.flush()
-        send(channel, reply.payload, number=number)
+        send(channel, reply.payload, number=number)  # bound: the parent kills the child at its own limit
 
 
 def _answer(

@@ -76,6 +76,7 @@ class Worker:
             SandboxError: the function raised (its traceback is a note), or the worker was closed.
         """
         try:
+            # bound: this call and those queued before it have limits
             return self.submit(function, timeout_s=timeout_s, **options).result()
         except CancelledError as error:
             raise SandboxClosed(f"{function} was not called: its worker was closed") from error
@@ -127,7 +128,7 @@ class Worker:
                 raise SandboxClosed(f"{path} was not imported: its worker is closed")
             call = self._thread.submit(self._load, path)
         try:
-            call.result()
+            call.result()  # bound: this call and those queued before it have limits
         except CancelledError as error:
             raise SandboxClosed(f"{path} was not imported: its worker was closed") from error
 
@@ -260,7 +261,7 @@ def _outcome(reply: bytes, doing: str) -> Any:
         UserError: its function raised it.
         SandboxError: its function raised something else.
     """
-    kind, first, *more = pickle.loads(reply)  # as trusted as the function itself
+    kind, first, *more = pickle.loads(reply)  # trusted: as trusted as the function that returned it
     if kind == "value":
         return first
     if kind == "refused":

@@ -97,8 +97,9 @@ class Stop:
             call.close()
             raise StopAsked
         working = asyncio.ensure_future(call)
-        asked = asyncio.ensure_future(self._asked.wait())
+        asked = asyncio.ensure_future(self._asked.wait())  # bound: cancelled when the wait below ends
         try:
+            # bound: a batch of rollouts has limits of its own
             await asyncio.wait({working, asked}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 raise StopAsked

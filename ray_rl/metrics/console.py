@@ -145,6 +145,7 @@ class RunConsole:
             return
         with self._console.capture() as capture:
             self._console.print(what, soft_wrap=soft_wrap)
+        # bound: reads a string, does not wait
         self._stream.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
         self._stream.flush()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,12 +137,12 @@ class _IntoViews(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, views: _Views) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, views: _Views) -> Tensor:
         ctx.views = views
         return rows.index_select(0, views.row_of_view)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.index_select(0, ctx.views.view_of_row), None
 
 
@@ -149,12 +150,12 @@ class _OutOfViews(torch.autograd.Function):
     """View rows into rows [S * H, D]: padding is dropped, and gets zero gradient."""
 
     @staticmethod
-    def forward(ctx, shown: Tensor, views: _Views) -> Tensor:
+    def forward(ctx: Any, shown: Tensor, views: _Views) -> Tensor:
         ctx.views = views
         return shown.index_select(0, views.view_of_row)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         views = ctx.views
         padded = grad.new_zeros(len(views.row_of_view), grad.shape[1])
         return padded.index_copy_(0, views.view_of_row, grad), None
@@ -164,14 +165,14 @@ class _Softmax(torch.autograd.Function):
     """softmax(scores * scale + bias), overwriting the scores; only the result is kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx, scores: Tensor, scale: float, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, scale: float, bias: Tensor) -> Tensor:
         weights = torch.softmax(scores.mul_(scale).add_(bias), -1)
         ctx.save_for_backward(weights)
         ctx.scale = scale
         return weights
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (weights,) = ctx.saved_tensors
         grad = torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
         return grad.mul_(ctx.scale), None, None
@@ -232,8 +233,9 @@ def shared_prefix_attention(
 
 def _view(x: Tensor, views: _Views) -> tuple[Tensor, Tensor]:
     """float32, the rows of the prompts' and of the completions' view, from [1, H, S, D]."""
-    shown = _IntoViews.apply(x.transpose(1, 2).reshape(-1, x.shape[3]), views).float()
-    return shown.split([views.prompt_rows, len(shown) - views.prompt_rows])
+    shown: Tensor = _IntoViews.apply(x.transpose(1, 2).reshape(-1, x.shape[3]), views).float()
+    prompts, completions = shown.split([views.prompt_rows, len(shown) - views.prompt_rows])
+    return prompts, completions
 
 
 def _prompts_attend(query: Tensor, key_NKPD: Tensor, value_NKPD: Tensor, layout: TreeLayout, scaling: float) -> Tensor:

@@ -39,9 +39,10 @@ def load_model_config(folder: str, *, trust_remote_code: bool, key: str = "model
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise DataError(f"{key}={folder}: cannot be loaded ({error}); give a folder or a hub name") from error
+    return config
 
 
 def resolved_packing(config: RunConfig, role: Trained, model_config: PretrainedConfig) -> Packing:

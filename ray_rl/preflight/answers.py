@@ -27,11 +27,11 @@ class Answers(Generic[Key]):
     """Why the others gave none."""
 
 
-def gather(refs: Mapping[Key, ray.ObjectRef], *, timeout_s: float) -> Answers[Key]:
+def gather(refs: Mapping[Key, ray.ObjectRef[Any]], *, timeout_s: float) -> Answers[Key]:
     """Waits for all together; who is not done by then has failed."""
     results: dict[Key, Any] = {}
     failures: dict[Key, str] = {}
-    done: list[ray.ObjectRef] = []
+    done: list[ray.ObjectRef[Any]] = []
     if refs:
         done, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout_s)
     for key, ref in refs.items():

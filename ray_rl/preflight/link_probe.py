@@ -97,7 +97,7 @@ class LinkProbe:
             return gloo(store, member.rank, member.world, options)
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = self._timeout
-        return dist.ProcessGroupNCCL(store, member.rank, member.world, nccl)
+        return dist.ProcessGroupNCCL(store, member.rank, member.world, nccl)  # bound: the limit is in the options
 
     def _wait(self, work: Any) -> None:
         work.wait(self._timeout)
@@ -162,4 +162,4 @@ def gloo_device(address: str) -> Any:
 def _broadcast(group: Any, values: Tensor, *, root: int) -> Any:
     options = dist.BroadcastOptions()
     options.rootRank = root
-    return group.broadcast([values], options)
+    return group.broadcast([values], options)  # bound: the caller waits for the returned work with a limit

@@ -161,7 +161,7 @@ class Collector:
                 self._admitting.result()
             if len(ready) >= count:
                 return self._batch(ready[:count])
-            await self._changed.wait()
+            await self._changed.wait()  # bound: requests in flight end within rollout.timeout_s, which is a change
 
     def state(self) -> Collected:
         """Where it stands: between two batches, whatever is under way."""
@@ -220,7 +220,7 @@ class Collector:
         for number, prompt in self._under_way.items():  # those of a collector before this one
             self._start(number, prompt)
         while True:
-            await self._room.wait()
+            await self._room.wait()  # bound: runs concurrently with `take`, which cancels it
             self._room.clear()
             free = self._admission.capacity(version=self._version, accepted=self._accepted, running=len(self._running))
             if not free:
@@ -309,6 +309,6 @@ class Collector:
 
 async def _unless_lost(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
     """All of them. What a lost engine was asked goes to the others, with other bits than without the loss."""
-    for result in await asyncio.gather(*calls, return_exceptions=True):
+    for result in await asyncio.gather(*calls, return_exceptions=True):  # bound: the calls to engines have limits
         if isinstance(result, BaseException) and not isinstance(result, EngineLost):
             raise result

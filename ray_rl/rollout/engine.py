@@ -142,7 +142,7 @@ class Engine:
         most = limit if request.max_tokens is None else min(limit, request.max_tokens)
         parts = await self._sample(request, max_tokens=most)
         whole = (self._to_the_end(request, i, part, drops, most) for i, part in enumerate(parts))
-        return list(await asyncio.gather(*whole))
+        return list(await asyncio.gather(*whole))  # bound: the driver's call has rollout.timeout_s
 
     async def _to_the_end(
         self, request: SampleRequest, sample: int, part: Completion, drops: int, most: int

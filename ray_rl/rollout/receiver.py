@@ -40,6 +40,7 @@ class WeightReceiver:
         """Joins the trainer's transfer group; blocks until the trainer is there."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
+        # bound: the driver's call has weight_sync.timeout_s
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def begin_update(self) -> None:
@@ -66,7 +67,7 @@ class WeightReceiver:
 
         request = WeightTransferUpdateRequest(update_info={DIGESTS: digests})
         proving = asyncio.ensure_future(self._llm.update_weights(request))
-        await asyncio.wait({proving})
+        await asyncio.wait({proving})  # bound: the driver's call has weight_sync.timeout_s
         error = proving.exception()
         _, found, details = str(error).partition(MISMATCH)  # vLLM passes on its text alone, behind words of its own
         if found:
@@ -95,6 +96,6 @@ class WeightReceiver:
         left the layers as they were: it is opened again first.
         """
         opening = asyncio.ensure_future(self._llm.start_weight_update())
-        await asyncio.wait({opening})
+        await asyncio.wait({opening})  # bound: the driver's call has weight_sync.timeout_s
         opening.exception()  # it is open still
         await self._llm.finish_weight_update()

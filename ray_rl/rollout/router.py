@@ -40,7 +40,7 @@ class Router:
             self._changed.clear()
             try:
                 async with asyncio.timeout_at(deadline_s):
-                    await self._changed.wait()
+                    await self._changed.wait()  # bound: inside asyncio.timeout_at
             except TimeoutError:
                 raise EngineError(
                     f"no engine serves: a request has waited rollout.timeout_s={timeout_s:g} for one of "

@@ -112,10 +112,10 @@ class ParameterStream:
         if flat.device.type == "cpu" and dist.get_backend() == "nccl":  # parameters offloaded to the CPU
             flat = flat.to("cuda")
         if dist.get_rank() != 0:
-            dist.gather(flat, None, dst=0)
+            dist.gather(flat, None, dst=0)  # bound: the process group has train.timeout_s
             return [(spec, None) for spec in group]
         parts = flat.new_empty(dist.get_world_size(), flat.numel())
-        dist.gather(flat, list(parts.unbind(0)), dst=0)
+        dist.gather(flat, list(parts.unbind(0)), dst=0)  # bound: the process group has train.timeout_s
         whole: list[tuple[ParameterSpec, Tensor | None]] = []
         offset = 0
         for spec, p, shard in zip(group, parameters, shards, strict=True):

@@ -146,7 +146,7 @@ class ZeroEngine:
     def _require_finite(self, loss: float) -> None:
         """Every rank raises if any has a loss that is not finite; nothing has been applied."""
         is_bad = torch.tensor(0.0 if math.isfinite(loss) else 1.0, device=self._device)
-        dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
+        dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)  # bound: the process group has train.timeout_s
         if is_bad.item():
             discard_gradients(self.engine)
             raise TrainingError(

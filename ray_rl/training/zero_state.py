@@ -102,7 +102,7 @@ def _restore_weights(engine: Any, read: Read) -> None:
     if persistent:
         # Small parameters that DeepSpeed keeps whole on every rank.
         persistent[0].partition(persistent)
-        persistent[0].all_gather(persistent)
+        persistent[0].all_gather(persistent)  # bound: the process group has train.timeout_s
 
 
 def _held(engine: Any, *, whole: bool = False) -> Iterator[_Held]:

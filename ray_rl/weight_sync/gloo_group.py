@@ -33,4 +33,5 @@ class GlooGroup:
 
     def broadcast(self, buffer: Tensor) -> Any:
         """Starts a broadcast from rank 0; `.wait()` on what is returned."""
+        # bound: the process group has weight_sync.timeout_s
         return self._group.broadcast([buffer], dist.BroadcastOptions())

@@ -86,6 +86,7 @@ async def publish(origin: Origin, receivers: Sequence[Receiver], *, version: int
     await all_of("pausing", {receiver.name: receiver.begin_update() for receiver in receivers})
     update_info = (await all_of("announcing", {ORIGIN: origin.announce()}))[ORIGIN]
     receiving = {receiver.name: receiver.receive_weights(update_info) for receiver in receivers}
+    # bound: `all_of` waits for it with weight_sync.timeout_s
     sent: Sent = (await all_of("sending and receiving", {ORIGIN: origin.send_weights(), **receiving}))[ORIGIN]
     await all_of("proving", {receiver.name: receiver.prove(sent.digests) for receiver in receivers})
     _verify(version, await all_of("committing", {receiver.name: receiver.commit(version) for receiver in receivers}))

@@ -147,3 +147,10 @@ def test_the_command_answers_in_the_base_install(words):
 def test_the_base_install_has_no_torch():
     done = in_base_install("import torch")
     assert "ModuleNotFoundError: No module named 'torch'" in done.stderr
+
+
+def test_the_package_ships_its_annotations():
+    """Type checkers ignore a package's annotations unless it holds py.typed (PEP 561)."""
+    assert (ROOT / "ray_rl" / "py.typed").is_file()
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "py.typed" in data["ray_rl"]

@@ -76,6 +76,7 @@ class Health:
         finally:
             for task in tasks:
                 task.cancel()
+            # bound: heartbeats end the wait for an engine, and cancelled tasks end at their next wait
             await asyncio.wait(tasks)
 
     @property
@@ -134,9 +135,11 @@ class Health:
 
     async def _is_fitted(self, index: int, process: EngineProcess) -> bool:
         """Waits until a publish has reached a restarted engine, for which the trainer may have to finish an update."""
+        # bound: a publish has a limit, and heartbeats watch the engine meanwhile
         fitted = asyncio.ensure_future(process.fitted.wait())
         watching = asyncio.ensure_future(self._watch(index, process))
         try:
+            # bound: heartbeats end the wait for an engine, and cancelled tasks end at their next wait
             await asyncio.wait({fitted, watching}, return_when=asyncio.FIRST_COMPLETED)
             return process.fault is None
         finally:

@@ -71,8 +71,10 @@ class EngineProcess:
             RayRLError: see `calls.call`.
         """
         answer = asyncio.ensure_future(call(self.name, ref, doing=doing, timeout_s=timeout_s, logs=self._logs))
+        # bound: runs together with a call that has a limit and cancels this
         lost = asyncio.ensure_future(self._lost.wait())
         try:
+            # bound: the call has a limit; `Health` limits that of heartbeats
             await asyncio.wait({answer, lost}, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
@@ -93,6 +95,7 @@ class EngineProcess:
 
     async def wait_lost(self, *, timeout_s: float) -> None:
         """Waits until it is lost, or the time is up."""
+        # bound: runs together with a call that has a limit and cancels this
         waiting = asyncio.ensure_future(self._lost.wait())
         await asyncio.wait({waiting}, timeout=timeout_s)
         waiting.cancel()

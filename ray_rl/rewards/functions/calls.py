@@ -132,8 +132,9 @@ class PartCalls:
         """The verdict of a call. A process that was killed, whoever did it, is asked once more."""
         try:
             try:
-                (verdict,) = call.result()
+                (verdict,) = call.result()  # bound: a call of a worker process, which has a limit
             except ProcessDied:
+                # bound: a call of a worker process, which has a limit
                 (verdict,) = self._submit(group, index, pool).result()
         except (DataError, NotLoaded, SandboxClosed, CancelledError) as cause:
             return self._error(group, [index], str(cause), cause)
@@ -182,7 +183,7 @@ class PartCalls:
                 load=[part.function],
                 named=part.function,
             )
-            returned, count, metrics = call.result()
+            returned, count, metrics = call.result()  # bound: a call of a worker process, which has a limit
         except (SandboxError, TimeoutError, UserError, CancelledError) as cause:
             return [self._error(group, indices, str(cause), cause)] * len(indices)
         if count != len(indices):

@@ -221,6 +221,7 @@ def _call_verl(function: Callable[..., Any], path: str, call: Call) -> list[Any]
 
 
 async def _together(function: Callable[..., Awaitable[Any]], calls: Sequence[Mapping[str, Any]]) -> list[Any]:
+    # bound: runs in a worker process, whose call has a limit
     return list(await asyncio.gather(*(function(**keywords) for keywords in calls)))
 
 

@@ -170,7 +170,7 @@ class AlgebraCheck(GoldCheck):
         while self._waiting and (len(self._waiting) > most or self._waiting[0][2].done()):
             row_id, value, call = self._waiting.pop(0)
             try:
-                (problem,) = call.result()
+                (problem,) = call.result()  # bound: a call of a worker process, which has a limit
             except (SandboxError, TimeoutError) as error:
                 raise self.error(
                     row_id,

@@ -110,7 +110,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             for k, bucket in enumerate(buckets):
                 arriving += map(self.expect, buckets[k + len(arriving) : k + IN_FLIGHT])
                 buffer, work = arriving.pop(0)
-                work.wait()
+                work.wait()  # bound: the process group has weight_sync.timeout_s
                 tensors = unpack(buffer, bucket)
                 self._arrivals.add(tensors, parts)
                 model.load_weights(tensors)
@@ -121,7 +121,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         """Where a bucket will be, and what to wait for until it is there."""
         assert self._group is not None
         buffer = self._ring.take(bucket_bytes(bucket))
-        return buffer, self._group.broadcast(buffer)
+        return buffer, self._group.broadcast(buffer)  # bound: the process group has weight_sync.timeout_s
 
     def release(self, buffer: Tensor) -> None:
         """Called when a bucket is loaded."""

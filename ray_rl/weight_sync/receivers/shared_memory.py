@@ -45,6 +45,7 @@ class SharedMemoryReceiver(GlooReceiver):
         size = bucket_bytes(bucket)
         buffer = self._segment.buffer[self._offset : self._offset + size]
         self._offset += size
+        # bound: the process group has weight_sync.timeout_s
         return buffer, self._group.broadcast(torch.zeros(1, dtype=torch.uint8))
 
     def release(self, buffer: Tensor) -> None:

@@ -93,6 +93,7 @@ class NcclSender:
             rank=0 if self._is_sender else 1,
         )
         self._source = _StreamSource(self._stream)
+        # bound: the driver's call has train.timeout_s; vLLM sets no limit for NCCL
         self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_DriverCalls(), source=self._source)
 
     def send(self) -> Sent:
@@ -104,7 +105,7 @@ class NcclSender:
         if self._engine is None:
             raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
         start_s = time.perf_counter()
-        self._engine.send_weights()
+        self._engine.send_weights()  # bound: the driver's call has train.timeout_s
         torch.cuda.synchronize()
         seconds = time.perf_counter() - start_s
         sent = sum(spec.bytes for spec in self._source.specs)

@@ -149,6 +149,7 @@ class GlooSender:
             while len(in_flight) >= IN_FLIGHT:
                 self._finish(in_flight)
             buffer = self._fill(bucket, parameters)
+            # bound: the process group has weight_sync.timeout_s
             in_flight.append((buffer, self._group.broadcast(buffer)))
             sent += bucket_bytes(bucket)
         while in_flight:
@@ -164,7 +165,7 @@ class GlooSender:
 
     def _finish(self, in_flight: list[tuple[Tensor, Any]]) -> None:
         buffer, work = in_flight.pop(0)
-        work.wait()
+        work.wait()  # bound: the process group has weight_sync.timeout_s
         self._ring.give(buffer)
 
 

@@ -92,9 +92,10 @@ class SharedMemorySender(GlooSender):
                     digests[name] = {start: digest(own)}
                 view.view(-1)[start : start + own.numel()].copy_(own)
             offset += size
-            dist.barrier()
+            dist.barrier()  # bound: the process group has train.timeout_s
             if self._group is not None and failure is None:
                 try:
+                    # bound: the process group has weight_sync.timeout_s
                     told.append(self._group.broadcast(torch.zeros(1, dtype=torch.uint8)))
                 except RuntimeError as error:
                     failure = error
@@ -104,7 +105,7 @@ class SharedMemorySender(GlooSender):
 def _settled(works: list[Any]) -> RuntimeError | None:
     try:
         for work in works:
-            work.wait()
+            work.wait()  # bound: the process group has weight_sync.timeout_s
     except RuntimeError as error:
         return error
     return None
