@@ -50,6 +50,15 @@ test: setup-test ## run the tests: unit, then cluster, then end to end (25 minut
 	run tests/system/e2e -m "not faults and not launch and not kills"; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
+.PHONY: test-unit
+test-unit: setup-test ## the unit tests alone (90 seconds)
+	$(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED)
+	$(BIN)/python -m pytest tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %) -n auto --dist loadfile
+
+.PHONY: test-docs
+test-docs: setup-test ## links and file names in the pages, and the pages whose commands are run (5 minutes)
+	$(BIN)/python -m pytest tests/test_docs.py tests/system/e2e/test_first_hour.py
+
 .PHONY: test-faults
 test-faults: setup-test ## kill engines, trainers and nodes, fill disks, flip bits on the way of weights (20 minutes)
 	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m faults

@@ -5,7 +5,6 @@ offends, so that it is known to be able to fail.
 """
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -345,21 +344,3 @@ def test_the_light_modules_load_without_any_heavy_library(package: list[Source])
 
 def test_a_heavy_library_would_be_noticed():
     assert loaded_by(["json.tool"], ("json", "torch")) == ["json"]
-
-
-def missing_paths(document: str) -> list[str]:
-    """The paths that a document names in backticks and that are not there. `<...>` and `*` stand for any name."""
-    named = re.findall(r"`((?:ray_rl|tests|configs|docker|launch|deploy)/[^`\s]*)`", document)
-    return [path for path in named if not any(ROOT.glob(re.sub(r"<[^>]*>", "*", path).rstrip("/")))]
-
-
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_a_document_names_only_files_that_exist(name: str):
-    assert missing_paths((ROOT / name).read_text(encoding="utf-8")) == []
-
-
-def test_a_file_that_a_document_invents_would_be_noticed():
-    document = (
-        "`ray_rl/types.py` `ray_rl/config/` `configs/<any>.yaml` `ray_rl/novel.py` `tests/unit/*/nothing_here.py`"
-    )
-    assert missing_paths(document) == ["ray_rl/novel.py", "tests/unit/*/nothing_here.py"]
