@@ -50,14 +50,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str 
     return config
 
 
-def dump_config(config: RunConfig) -> str:
-    """YAML that `load_config` reads back to an equal configuration, every default written out.
+def dump_config(config: RunConfig, *, with_secrets: bool = False) -> str:
+    """Returns YAML that `load_config` reads back to an equal configuration, every default written out.
 
-    But for secrets, which are left out: strings in free mappings under names like api_key, and logins in addresses.
+    Secrets are left out unless `with_secrets`: strings in free mappings under names like api_key, and logins in
+    addresses.
     """
-    return yaml.dump(
-        without_secrets(config.model_dump()), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120
-    )
+    fields = config.model_dump()
+    fields = fields if with_secrets else without_secrets(fields)
+    return yaml.dump(fields, Dumper=Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> Located:

@@ -1,0 +1,169 @@
+"""The public interface of the package, for scripts and notebooks: `from ray_rl import load_config, plan, train`.
+
+    config = load_config("configs/grpo_addition_smollm2-135m_cpu.yaml", ["run.name=first", "run.steps=3"])
+    print(plan(config))
+    trained = train(config)
+    print(trained.metrics()[-1]["reward/mean"])
+
+Loads without torch and Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, TextIO
+
+from ray_rl.config.loading.load import dump_config, load_config
+from ray_rl.config.run import RunConfig
+from ray_rl.errors import Preempted, RayRLError, UserError
+from ray_rl.launching.attempts import BAD_INPUT, CHECKPOINTED, DONE
+from ray_rl.planner.assess import Assessment
+
+__all__ = ["Planned", "RunConfig", "Trained", "load_config", "plan", "train"]
+
+MESSAGE = "ray-rl: "
+"""How the last message of a command begins."""
+TAIL_LINES = 50
+READ_S = 10.0
+"""How long the output of a process is still read after its end: a process that it started may hold the pipe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Where the workers of a run go, what they need, and whether it fits. Its text is that of `ray-rl plan`."""
+
+    assessment: Assessment
+    """The numbers: `layout`, `memories`, `problems`."""
+    text: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether every worker has room."""
+        return self.assessment.fits
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A run that trained to its last step."""
+
+    folder: Path
+    """The run folder."""
+
+    @property
+    def export(self) -> Path:
+        """The trained model in Hugging Face format, if `checkpoint.export` is on."""
+        return self.folder / "export"
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Returns the metrics of every step, the first step first."""
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def plan(config: RunConfig) -> Planned:
+    """Plans a run on the hardware that its configuration names, without starting anything.
+
+    Raises:
+        ConfigError: the rules between fields are broken, or the shape of a model is not known.
+    """
+    from ray_rl.config.gpus import asked_gpus
+    from ray_rl.config.rules.check import check
+    from ray_rl.planner.assess import assess
+    from ray_rl.planner.gpus import ClusterShape
+    from ray_rl.planner.report import report, verdict
+
+    check(config, visible_gpus=sum(ask.gpus for ask in asked_gpus(config)))
+    assessment = assess(config, ClusterShape.of(config))
+    return Planned(assessment, "\n".join([verdict(assessment), *report(config, assessment)]))
+
+
+def train(config: RunConfig, *, resume: Literal["auto", "required"] | None = None) -> Trained:
+    """Trains as `ray-rl train` does, and shows what it prints.
+
+    The driver is a process of its own: Ray, torch and vLLM read their settings when they are imported, which a notebook
+    may have done already, and a notebook runs an event loop of its own. An interrupt is passed on: the run saves and
+    ends. Nothing else that ends this process ends the run: `ray-rl stop RUN` does.
+
+    Args:
+        config: the configuration of the run. Relative paths in it start at the current folder.
+        resume: None requires a run folder that does not exist yet. "auto" continues the run if there is one,
+            "required" refuses if there is none.
+
+    Raises:
+        UserError: the configuration or its data are wrong; nothing was started.
+        Preempted: the run was interrupted and has saved; `resume="auto"` continues it.
+        RayRLError: the run failed; the message says where its logs are.
+    """
+    with tempfile.TemporaryDirectory(prefix="ray_rl-") as private:  # mode 0700: the file has the secrets
+        file = Path(private) / f"{config.run.name}.yaml"
+        file.write_text(dump_config(config, with_secrets=True), encoding="utf-8")
+        command = [sys.executable, "-m", "ray_rl.cli.main", "train", str(file)]
+        code, message = _shown([*command, "--resume", resume] if resume else command)
+    match code:
+        case int() if code == DONE:
+            return Trained(Path(config.run.dir).expanduser() / config.run.name)
+        case int() if code == BAD_INPUT:
+            raise UserError(message)
+        case int() if code == CHECKPOINTED:
+            raise Preempted(message)
+        case _:
+            raise RayRLError(message or f"the driver ended with code {code} and said nothing")
+
+
+def _shown(command: Sequence[str]) -> tuple[int, str]:
+    """Runs a command and writes its output to `sys.stdout` and `sys.stderr` line by line.
+
+    Returns:
+        Its exit code, and its last message without "ray-rl: error: ".
+    """
+    # A session of its own: Ctrl-C in a terminal would otherwise reach it twice, which ends a run without saving.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    readers = [
+        threading.Thread(target=_pass_on, args=(process.stdout, sys.stdout, None), daemon=True),
+        threading.Thread(target=_pass_on, args=(process.stderr, sys.stderr, tail), daemon=True),
+    ]
+    for reader in readers:
+        reader.start()
+    while True:
+        try:
+            code = process.wait()  # bound: as long as the run; an interrupt ends it
+            break
+        except KeyboardInterrupt:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGINT)
+    for reader in readers:
+        reader.join(timeout=READ_S)
+    return code, _last_message(tail)
+
+
+def _pass_on(source: IO[str], to: TextIO, tail: deque[str] | None) -> None:
+    with source:
+        for line in source:
+            to.write(line)
+            to.flush()
+            if tail is not None:
+                tail.append(line)
+
+
+def _last_message(lines: Sequence[str]) -> str:
+    """The last message of a command, which may have several lines, or all lines if none begins like one."""
+    starts = [i for i, line in enumerate(lines) if line.startswith(MESSAGE)]
+    text = "".join(list(lines)[starts[-1] if starts else 0 :]).strip()
+    return text.removeprefix(MESSAGE).removeprefix("error: ")

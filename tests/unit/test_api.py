@@ -1,0 +1,116 @@
+"""The public interface: what it loads, plans and says. A real run through it is tests/system/e2e/test_examples.py."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import ray_rl
+from ray_rl import api
+from ray_rl.errors import Preempted, RayRLError, UserError
+from tests.test_architecture import ROOT
+
+CONFIG = ROOT / "configs" / "grpo_addition_smollm2-135m_cpu.yaml"
+
+
+@pytest.fixture
+def config(tmp_path):
+    return ray_rl.load_config(CONFIG, [f"run.dir={tmp_path}", "run.name=first"])
+
+
+def driver(monkeypatch, program):
+    """Stands in for the interpreter: runs a program instead of the command, whose arguments it gets."""
+    asked = []
+    real = subprocess.Popen
+
+    def popen(command, **options):
+        asked.append(command)
+        return real([sys.executable, "-c", program, *command[3:]], **options)
+
+    monkeypatch.setattr(api.subprocess, "Popen", popen)
+    return asked
+
+
+def test_importing_the_package_loads_nothing_of_it():
+    program = "import ray_rl, sys; print([name for name in sys.modules if name.startswith(('ray_rl.', 'pydantic'))])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        ray_rl.fit  # noqa: B018
+
+
+def test_a_plan_prints_as_the_command_does(config):
+    planned = ray_rl.plan(config)
+    assert planned.fits
+    assert str(planned).startswith("fits")
+    assert "actor" in str(planned)
+    assert set(planned.assessment.layout.workers) == {"actor", "rollout"}
+
+
+def test_training_hands_over_the_whole_configuration_and_returns_the_run(config, tmp_path, monkeypatch, capsys):
+    secret = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": "ray://me:pw@host:1"})})
+    program = "import sys, pathlib; print('a line'); print(pathlib.Path(sys.argv[2]).read_text(), file=sys.stderr)"
+    asked = driver(monkeypatch, program)
+    trained = ray_rl.train(secret, resume="auto")
+    assert trained.folder == tmp_path / "first"
+    assert trained.export == tmp_path / "first" / "export"
+    assert asked[0][3:4] == ["train"] and asked[0][5:] == ["--resume", "auto"]
+    printed = capsys.readouterr()
+    assert printed.out == "a line\n"
+    (tmp_path / "given.yaml").write_text(printed.err)
+    assert ray_rl.load_config(tmp_path / "given.yaml") == secret
+
+
+def test_metrics_are_those_of_every_step(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": i}) + "\n" for i in (1, 2)))
+    assert ray_rl.Trained(tmp_path).metrics() == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    ("code", "printed", "error", "message"),
+    [
+        (
+            2,
+            "ray-rl: note\nray-rl: error: run.yaml:3: steps=0\n  set it to 1\n",
+            UserError,
+            "run.yaml:3: steps=0\n  set it to 1",
+        ),
+        (
+            75,
+            "ray-rl: stopped by SIGINT after step 3 of 9, saved\n",
+            Preempted,
+            "stopped by SIGINT after step 3 of 9, saved",
+        ),
+        (1, "ray-rl: error: a worker is gone\n", RayRLError, "a worker is gone"),
+        (-9, "", RayRLError, "the driver ended with code -9 and said nothing"),
+    ],
+)
+def test_an_exit_code_becomes_the_error_with_the_last_message(config, monkeypatch, code, printed, error, message):
+    program = f"import os, sys; sys.stderr.write({printed!r}); sys.stderr.flush()\n"
+    program += "os.kill(os.getpid(), 9)" if code < 0 else f"sys.exit({code})"
+    driver(monkeypatch, program)
+    with pytest.raises(error) as caught:
+        ray_rl.train(config)
+    assert str(caught.value) == message
+    assert type(caught.value) is error
+
+
+def test_an_interrupt_reaches_the_driver_once_and_is_waited_for(config, tmp_path):
+    """As in a terminal: the whole foreground group gets the signal, the driver one of it."""
+    driver = "import signal, sys, time; n = []; signal.signal(2, lambda *_: n.append(1)); print('up', flush=True)\n"
+    driver += (
+        "while not n: time.sleep(0.01)\ntime.sleep(0.3); print('ray-rl: saved', len(n), file=sys.stderr); sys.exit(75)"
+    )
+    program = f"import sys\nfrom ray_rl import api\nprint(api._shown([sys.executable, '-c', {driver!r}]))"
+    caller = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert caller.stdout is not None
+    assert caller.stdout.readline() == "up\n"
+    caller.send_signal(2)
+    out, _ = caller.communicate(timeout=20)
+    assert out == "(75, 'saved 1')\n"
