@@ -10,12 +10,12 @@ from typing import Any, Generic, TypeVar
 Result = TypeVar("Result")
 
 GRACE_S = 5.0
-"""After a first failure, for the others to fail too: a worker that dies breaks its peers, and their complaints may come
-before the news of its death."""
+"""How long to wait for further failures after the first. A worker that dies breaks its peers, and their errors may
+arrive before the news of its death."""
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Results in order. The first failure is raised as it is, and the waits for the others are cancelled."""
+    """Returns the results in order. Raises the first failure unchanged and cancels the other calls."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))  # bound: callers pass calls that have limits
@@ -26,12 +26,12 @@ async def together(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]
 
 @dataclass(frozen=True, slots=True)
 class Settled(Generic[Result]):
-    """How several calls ended, by name, in the order in which they were given."""
+    """The outcome of several calls, by name, in the order in which they were given."""
 
     results: dict[str, Result]
     failures: dict[str, BaseException]
     unfinished: list[str]
-    """Neither done nor failed when the wait ended."""
+    """Calls that had neither succeeded nor failed when the wait ended."""
 
 
 async def settle(
@@ -41,7 +41,7 @@ async def settle(
 
     Args:
         calls: at least one.
-        timeout_s: bound of the wait.
+        timeout_s: the longest wait.
         grace_s: once one has failed, wait this long for the others, so that the cause is among the failures.
     """
     tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}

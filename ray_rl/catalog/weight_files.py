@@ -1,4 +1,4 @@
-"""Whether the safetensors files of a model folder are whole, from their headers alone. Loads without torch.
+"""Checks from their headers alone that the safetensors files of a model folder are complete. Loads without torch.
 
 Format: 8 bytes, little-endian, the length of a JSON header; the header; the data. `data_offsets` of each tensor are
 relative to the end of the header (https://huggingface.co/docs/safetensors, "Format").
@@ -14,16 +14,16 @@ from typing import Any
 
 LENGTH_BYTES = 8
 HEADER_BYTES = 100 * 2**20
-"""What the format allows a header."""
+"""The largest header that the format allows."""
 INDEX = "model.safetensors.index.json"
 SAMPLE_BYTES = 1024
-"""Read at the start, in the middle and at the end of each tensor for a digest."""
+"""How many bytes a digest reads at the start, in the middle and at the end of each tensor."""
 COVERED = f"names, types, shapes and sizes of all tensors, and {SAMPLE_BYTES} bytes at three places of each"
-"""What `weights_digest` tells apart."""
+"""What `weights_digest` covers, for messages."""
 
 
 def weight_file_problems(folder: Path) -> Iterator[str]:
-    """What is wrong with the weights in a folder, one message a file; nothing for other formats than safetensors."""
+    """Yields one message for each damaged or missing safetensors file in a folder; ignores other formats."""
     index = folder / INDEX
     files = {path.name for path in folder.glob("*.safetensors")}
     if index.is_file():
@@ -41,12 +41,12 @@ def weight_file_problems(folder: Path) -> Iterator[str]:
 
 
 def weights_digest(folder: Path) -> str | None:
-    """A digest of the weights in a folder that takes a fraction of reading them: see COVERED.
+    """Returns a digest of the weights in a folder from a sample of their bytes: see COVERED.
 
-    A training changes some of nearly every tensor's bytes, so that it changes the digest; one number alone may not.
+    Training changes bytes in nearly every tensor and so changes the digest. A change of a single number may not.
 
     Returns:
-        `blake2b-sampled:...`; None where there are no safetensors files, or one is not whole.
+        `blake2b-sampled:...`; None if there are no safetensors files, or one is incomplete.
 
     Raises:
         OSError: a file cannot be read.
@@ -88,7 +88,7 @@ def _problem(path: Path) -> str | None:
 
 
 def _json(text: bytes) -> Any:
-    """None where it is not JSON."""
+    """Returns the parsed text; None if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,1 +1,1 @@
-"""Code that is not ours, in a process that can be killed."""
+"""Runs code that is not ours in a process that can be killed."""

@@ -15,18 +15,18 @@ def send(channel: socket.socket, payload: bytes, *, number: int, deadline_s: flo
         channel: stream socket; its timeout is changed.
         payload: at most 2**64 - 1 bytes.
         number: the number of the request, and of the replies to it.
-        deadline_s: on the clock of `time.monotonic`; None waits for ever.
+        deadline_s: a time of `time.monotonic`; None waits without a limit.
 
     Raises:
         TimeoutError: the deadline passed.
-        OSError: the other side is gone.
+        OSError: the other side has closed.
     """
     channel.settimeout(_remaining_s(deadline_s))
     channel.sendall(_HEADER.pack(number, len(payload)) + payload)
 
 
 def receive(channel: socket.socket, *, deadline_s: float | None = None) -> tuple[int, bytes]:
-    """The number of the next message, and all of its payload.
+    """Returns the number and the payload of the next message.
 
     Raises:
         TimeoutError: the deadline passed.

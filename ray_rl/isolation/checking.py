@@ -11,7 +11,7 @@ from ray_rl.isolation.worker import START_TIMEOUT_S, Worker
 
 
 def check_function(path: str, *, key: str, timeout_s: float = START_TIMEOUT_S) -> None:
-    """Imports what an import path names, in a process of its own.
+    """Checks in a separate process that a function can be imported.
 
     Args:
         path: `package.module:function`.
@@ -28,11 +28,11 @@ def check_function(path: str, *, key: str, timeout_s: float = START_TIMEOUT_S) -
 def check_call(
     path: str, check: str, *, key: str, kwargs: Mapping[str, Any], timeout_s: float = START_TIMEOUT_S
 ) -> None:
-    """Imports a user's function, and calls a check of ours with its path, both in a process of its own.
+    """Imports a user's function and calls one of our checks with its path, both in a separate process.
 
     Args:
         path: the import path of the user's function.
-        check: import path of `check(path, **kwargs)`, which raises what is wrong.
+        check: import path of `check(path, **kwargs)`, which raises an error if something is wrong.
         key: the key of the configuration, for the message.
         kwargs: further keywords of the check.
         timeout_s: limit for the import.

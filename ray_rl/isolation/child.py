@@ -1,8 +1,8 @@
-"""The worker's own side: `python -m ray_rl.isolation.child FD PARENT_PID MEMORY_BYTES`. Started by `worker`.
+"""The child process of a worker: `python -m ray_rl.isolation.child FD PARENT_PID MEMORY_BYTES`. Started by `worker`.
 
-Requests are pickles of ("load", path) or ("call", path, args, kwargs, convert). Each is answered by two messages of its
-number: an empty one when it has arrived, and the outcome, a pickle of ("value", value), ("refused", class, text) for
-an error of `ray_rl.errors`, or ("raised", summary, traceback). Loads nothing heavy of its own, so that it starts in a
+Requests are pickles of ("load", path) or ("call", path, args, kwargs, convert). Each is answered by two messages with
+its number: an empty one when it has arrived, and the outcome, a pickle of ("value", value), ("refused", class, text)
+for an error of `ray_rl.errors`, or ("raised", summary, traceback). Loads no heavy library, so that it starts in a
 tenth of a second.
 """
 
@@ -28,14 +28,14 @@ _REQUESTS_TO_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 SUMMARY_CHARACTERS = 2_000
 TRACEBACK_CHARACTERS = 20_000
-"""What crosses of an exception's text and of its traceback: a function may put megabytes into them."""
+"""The most that is sent of an exception's text, and of its traceback: a function may put megabytes into them."""
 
 
 class _Reply:
-    """The pickled outcome of its block: the value it set, or what it raised, whatever that was.
+    """A context that pickles the outcome of its block: the value that was set, or any exception that was raised.
 
-    This is a process boundary: an exception that got past it would end the worker and lose its message. That holds for
-    `sys.exit` in a user's module, too. A child that the block forked ends here.
+    This is a process boundary: an exception that passed it would end the worker, and its message would be lost. That
+    includes `sys.exit` in a user's module. A child process that the block forked ends here.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ def _summary(error: BaseException) -> str:
 
 
 def shortened(text: str, limit: int) -> str:
-    """The beginning and the end of a text that is longer than a limit, in characters."""
+    """Returns the beginning and the end of a text that is longer than a limit, in characters."""
     if len(text) <= limit:
         return text
     return f"{text[: limit // 2]} [... {len(text) - limit} characters ...] {text[-(limit // 2) :]}"
@@ -124,16 +124,17 @@ def _die_with(parent: int) -> None:
 
 
 def _outlive_requests_to_stop() -> None:
-    """Ray, Slurm and shells tell all processes of a job to stop: the driver then needs us to finish its step.
+    """Ignores signals to stop. Ray, Slurm and shells send them to all processes of a job.
 
-    Not SIG_IGN, which what a function starts would inherit.
+    The driver still needs this process to finish its step. The handler is not SIG_IGN, because processes that a
+    function starts would inherit that.
     """
     for number in _REQUESTS_TO_STOP:
         signal.signal(number, lambda *_: None)
 
 
 def _hold_signals() -> None:
-    """Keeps requests to stop waiting during a fork: our handler, which does nothing, must not take those of a child."""
+    """Blocks the signals to stop during a fork, so that our handler, which ignores them, does not take the child's."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS_TO_STOP)
 
 
@@ -142,9 +143,9 @@ def _release_signals() -> None:
 
 
 def _forked(channel: socket.socket) -> None:
-    """A child that a function forks must not answer in our place, nor keep the channel open behind us.
+    """Closes the channel in a process that a function forked, so that it cannot answer in our place or keep it open.
 
-    It ends at a signal as other processes do: `multiprocessing.Pool` ends its workers by SIGTERM, perhaps at once.
+    Restores the default signals: `multiprocessing.Pool` ends its workers with SIGTERM, possibly at once.
     """
     channel.close()
     for number in _REQUESTS_TO_STOP:

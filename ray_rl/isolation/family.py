@@ -1,4 +1,4 @@
-"""Ends a process with everything that it started, also what has a session of its own."""
+"""Kills a process and everything that it started, including processes with a session of their own."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import signal
 from pathlib import Path
 
 MARK = "RAY_RL_SANDBOX"
-"""The environment variable by which descendants are found after their parent is gone."""
+"""The environment variable by which descendants are found after their parent has ended."""
 
 ROUNDS = 5
-"""A process may start another while it is looked for."""
+"""How often to look for descendants: a process may start another during the search."""
 
 
 def kill_family(pid: int, mark: str) -> None:
     """Kills a process, its group, its descendants, and every process whose environment has the mark.
 
-    Where there is no /proc, only the process group ends.
+    Without /proc, only the process group is killed.
 
     Args:
-        pid: leader of its own session; it may be gone already.
+        pid: the leader of its own session; it may have ended already.
         mark: value of `MARK` in the environment that the process was started with.
     """
     with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Import paths, `package.module:function`: how users bring their own rewards and data."""
+"""Import paths, `package.module:function`, by which users name their own reward and data functions."""
 
 import importlib
 import os
@@ -13,10 +13,10 @@ from ray_rl.errors import ConfigError
 
 
 def import_function(path: str) -> Callable[..., Any]:
-    """The function that `package.module:function` names. The working folder is on the import path.
+    """Returns the function that `package.module:function` names. The working folder is on the import path.
 
-    What the module itself raises while it is imported passes through: its traceback says more than we could. A user's
-    module may also exit or hang: import it only in a worker process (`ray_rl.isolation.checking`).
+    Exceptions that the module itself raises during the import are not caught: the traceback is the best explanation.
+    A user's module may also exit or hang: import it only in a worker process (`ray_rl.isolation.checking`).
 
     Raises:
         ConfigError: no such module or function, or it cannot be called.
@@ -31,7 +31,7 @@ def import_function(path: str) -> Callable[..., Any]:
         place = users_place(error)
         if module_name.endswith(".py"):
             raise ConfigError(
-                f"{path}: a module is named without .py: {module_name.removesuffix('.py')}:{name}"
+                f"{path}: write the module without .py: {module_name.removesuffix('.py')}:{name}"
             ) from error
         raise ConfigError(
             f"{path}: no module named {error.name!r} on the import path, which starts at {folder}"
@@ -47,7 +47,7 @@ def import_function(path: str) -> Callable[..., Any]:
 
 
 def _working_folder() -> str | None:
-    """The working folder; None where it was deleted, as by a function that works in a temporary one."""
+    """Returns the working folder; None if it was deleted, for example by a function that works in a temporary one."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -55,9 +55,9 @@ def _working_folder() -> str | None:
 
 
 def users_place(error: BaseException) -> str | None:
-    """File and line of the user's code that raised: the last frame outside of this package and of libraries.
+    """Returns the file and line in the user's code that raised: the last frame outside this package and libraries.
 
-    None where there is no such frame. Of a syntax error, the place that does not parse.
+    Returns None if there is no such frame, and for a syntax error the place that does not parse.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"

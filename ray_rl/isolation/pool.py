@@ -12,11 +12,11 @@ from ray_rl.errors import SandboxClosed
 from ray_rl.isolation.worker import Worker
 
 MOST_PROCESSES = 64
-"""Most processes of one pool: each holds the libraries of its function in memory."""
+"""The largest size of a pool: each process holds the libraries of its function in memory."""
 
 
 def default_processes() -> int:
-    """The processor cores that this process may use, at most `MOST_PROCESSES`."""
+    """Returns the processor cores that this process may use, at most `MOST_PROCESSES`."""
     return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 
 
@@ -24,11 +24,11 @@ class Pool:
     """Gives each call to the worker with the fewest calls. Starts another process only when all are busy."""
 
     def __init__(self, processes: int, *, make: Callable[[], Worker] = Worker) -> None:
-        """Prepares the pool; `submit` starts processes.
+        """Makes a pool without processes; `submit` starts them.
 
         Args:
-            processes: at most, at least 1.
-            make: a new worker.
+            processes: the most processes, at least 1.
+            make: makes a new worker.
         """
         self._most = processes
         self._make = make
@@ -38,7 +38,7 @@ class Pool:
         self._is_closed = False
 
     def submit(self, function: str, *, timeout_s: float, **options: Any) -> Future[Any]:
-        """`Worker.submit` of the least busy worker.
+        """Calls `Worker.submit` of the least busy worker.
 
         Raises:
             SandboxClosed: the pool is closed.
@@ -55,7 +55,7 @@ class Pool:
 
     @property
     def processes(self) -> int:
-        """Workers that have been asked so far."""
+        """Workers that have received a call so far."""
         return len(self._workers)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a worker process prints, passed on to the standard error of this one as far as a limit."""
+"""Passes on what a worker process prints to the standard error of this process, up to a limit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import threading
 from typing import IO
 
 CALL_BYTES = 16 * 1024
-"""What one call may print."""
+"""The most that one call may print."""
 TOTAL_BYTES = 16 * 1024 * 1024
-"""What all calls of one process may print together: a run makes many calls."""
+"""The most that all calls of one process may print together: a run makes many calls."""
 
 _CHUNK_BYTES = 64 * 1024
 _STANDARD_ERROR = 2
@@ -35,13 +35,13 @@ class Prints:
         self._thread.start()
 
     def allow_call(self) -> None:
-        """Lets one more call print, and says what the last ones printed in vain."""
+        """Allows one more call to print, and reports how many bytes of earlier calls were dropped."""
         with self._lock:
             self._say_dropped()
             self._left = min(CALL_BYTES, self._total)
 
     def close(self) -> None:
-        """Waits until all that was printed is passed on, if the other end is closed."""
+        """Waits until all printed text is passed on, if the other end is closed."""
         self._thread.join(timeout=_CLOSE_S)
 
     def _read(self) -> None:

@@ -26,30 +26,31 @@ from ray_rl.isolation.family import MARK, kill_family
 from ray_rl.isolation.prints import Prints
 
 START_TIMEOUT_S = 120.0
-"""For importing the module of a function, once per process: sympy and reasoning_gym take seconds on a busy machine."""
+"""Limit for importing the module of a function, once per process: sympy and reasoning_gym take seconds when busy."""
 
 EXIT_S = 1.0
-"""For a child that was killed, or has closed its socket, to be gone."""
+"""How long a child may take to end after it was killed or has closed its socket."""
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""Variables of a process with a limit on its memory: the stacks of a thread for each core would count."""
+"""Environment of a process with a memory limit: one thread per core would use up the limit with stacks."""
 
 
 class _NotStarted(ProcessDied):
-    """The process was gone before it had the request."""
+    """The process ended before it received the request."""
 
 
 class Worker:
-    """One child process, started at the first call and again after one that killed it. Safe to call from any thread.
+    """One child process, started at the first call and restarted after a call that ended it. Thread-safe.
 
-    Calls run one at a time, in the order they came.
+    Calls run one at a time, in the order in which they were submitted.
     """
 
     def __init__(self, *, memory_bytes: int | None = None, start_timeout_s: float = START_TIMEOUT_S) -> None:
-        """Prepares the worker; the first call starts the process.
+        """Makes a worker without a process; the first call starts it.
 
         Args:
-            memory_bytes: limit of the child's address space, for functions that run what a policy wrote. None: none.
+            memory_bytes: limit of the child's address space, for functions that run what a policy wrote; None for no
+                limit.
             start_timeout_s: limit for importing a module.
         """
         # The child asks to die with the *thread* that started it (prctl(2)): that one must live as long as the worker.
@@ -66,7 +67,7 @@ class Worker:
         self._is_closed = False
 
     def call(self, function: str, *, timeout_s: float, **options: Any) -> Any:
-        """The result of `submit`.
+        """Returns the result of `submit`.
 
         Raises:
             TimeoutError: the limit passed; the child was killed, the next call starts another.
@@ -92,9 +93,9 @@ class Worker:
         load: Sequence[str] = (),
         named: str | None = None,
     ) -> Future[Any]:
-        """What `function(*args, **kwargs)` returns, computed in the child. The result has the errors of `call`.
+        """Runs `function(*args, **kwargs)` in the child. The future raises the same errors as `call`.
 
-        A child that has died between two calls is replaced, and the call does not notice.
+        A child that died between two calls is replaced without an error.
 
         Args:
             function: import path, `package.module:function`.
@@ -104,7 +105,7 @@ class Worker:
             convert: import path and keywords of a function that is applied to the result in the child, before it is
                 pickled.
             load: import paths of functions that the call needs, imported before its limit begins.
-            named: what errors call the function; its import path if None.
+            named: the name of the function in error messages; its import path if None.
 
         Raises:
             SandboxClosed: the worker is closed.
@@ -133,7 +134,7 @@ class Worker:
             raise SandboxClosed(f"{path} was not imported: its worker was closed") from error
 
     def close(self) -> None:
-        """Kills the child. Calls in flight and waiting fail at once: many that hang would take long to end one by one.
+        """Kills the child. Calls in flight and waiting calls fail immediately, so that many hanging calls end quickly.
 
         No call may follow.
         """
@@ -148,7 +149,7 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Of the child; None when none runs."""
+        """The process id of the child; None if it does not run."""
         return None if self._process is None else self._process.pid
 
     def _call(self, paths: Sequence[str], request: tuple[Any, ...], doing: str, timeout_s: float) -> Any:
@@ -231,7 +232,7 @@ class Worker:
         return ours
 
     def _exit_code(self) -> int | None:
-        """Of a child that ends by itself; its socket is seen to close a moment before it can be waited for."""
+        """Returns the exit code of a child that is ending: its socket closes slightly before its exit code is known."""
         if self._process is None:
             return None
         try:
@@ -255,7 +256,7 @@ class Worker:
 
 
 def _outcome(reply: bytes, doing: str) -> Any:
-    """The value that a child has answered with.
+    """Returns the value in a child's answer.
 
     Raises:
         UserError: its function raised it.

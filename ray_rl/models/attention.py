@@ -1,12 +1,13 @@
-"""Attention over trees: the prompt of a group is computed once and its completions attend to it.
+"""Attention over trees: the prompt of a group is computed once and all its completions attend to it.
 
 The tokens of a micro-batch are one row, [prompt, completion 1, ..., completion n, next prompt, ...], so that every
-linear layer sees each prompt once. Only attention knows the tree: it lays queries, keys and values out in padded views
-[trees, prompt] and [trees, completions, tokens], with the heads outside, and multiplies there. Exact: a completion
-token attends to its prompt and to its own earlier tokens, at the positions it has in its own sequence.
+linear layer computes each prompt once. Only attention knows the trees: it copies queries, keys and values into padded
+views [trees, prompt] and [trees, completions, tokens], with the heads as outer axes, and multiplies there. The result
+is exact: a completion token attends to its prompt and its own earlier tokens, at its positions in its own sequence.
 
-All of it is float32 whatever the model's dtype, as inside the kernels of SDPA: rounding the scores to bfloat16 added a
-tenth to the error of the gradient. tests/unit/models/test_attention.py holds it to the error of padded SDPA.
+Everything is computed in float32 for any dtype of the model, as inside the kernels of SDPA: rounding the scores to
+bfloat16 raised the error of the gradient by a tenth. tests/unit/models/test_attention.py requires the error to be no
+larger than that of padded SDPA.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers import AttentionInterface
 from ray_rl.errors import ConfigError
 
 SHARED_PREFIX = "ray_rl_shared_prefix"
-"""Name under which transformers knows this attention."""
+"""The name of this attention in transformers."""
 
 CHANGES_SCORES = ("s_aux", "softcap", "sliding_window", "position_bias")
 """Keywords under which transformers' models pass attention sinks, caps, windows and biases."""
@@ -30,10 +31,10 @@ CHANGES_SCORES = ("s_aux", "softcap", "sliding_window", "position_bias")
 
 @dataclass(frozen=True, slots=True)
 class TreeLayout:
-    """Where the tokens of a row of trees go in the padded views.
+    """Positions of the tokens of a row of trees in the padded views.
 
-    N trees; their prompts padded to P tokens, their completions to G of C tokens. A slot is a place in the views: N*P
-    for the prompts, then N*G*C for the completions.
+    There are N trees. Prompts are padded to P tokens, completions to G per tree with C tokens each. A slot is a
+    position in the views: first N * P slots for the prompts, then N * G * C for the completions.
     """
 
     trees: int
@@ -51,12 +52,12 @@ class TreeLayout:
 
     @property
     def prompt_slots(self) -> int:
-        """N * P."""
+        """N * P, the number of slots of the prompts."""
         return self.trees * self.prompt
 
 
 def tree_layout(trees: Sequence[tuple[int, Sequence[int]]]) -> TreeLayout:
-    """Layout of trees given as (prompt tokens, tokens of each completion)."""
+    """Returns the layout of trees given as (prompt tokens, tokens of each completion)."""
     count = len(trees)
     prompt = max(tokens for tokens, _ in trees)
     completions = max(len(lengths) for _, lengths in trees)
@@ -98,17 +99,17 @@ def _bias(is_masked: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Views:
-    """Between rows of [tokens, heads] and rows of the views [N, K, R, P] and [N, K, G, R, C], one after the other.
+    """Index maps between rows of [tokens, heads] and rows of the views [N, K, R, P] and, after it, [N, K, G, R, C].
 
     R query heads share each of the K key heads; for keys and values R is 1.
     """
 
     row_of_view: Tensor
-    """int64 [view rows], the row that is shown there; any row where the view is padding."""
+    """int64 [view rows], the row that is copied there; any row where the view is padding."""
     view_of_row: Tensor
-    """int64 [rows], where each row is shown."""
+    """int64 [rows], the view row of each row."""
     prompt_rows: int
-    """View rows of the prompts."""
+    """Number of view rows of the prompts."""
 
     @classmethod
     def of(cls, layout: TreeLayout, key_heads: int, repeat: int) -> _Views:
@@ -116,7 +117,7 @@ class _Views:
         heads = torch.arange(key_heads * repeat)
 
         def spread(slots: Tensor, heads: Tensor) -> Tensor:
-            """All slots for all heads, in the order of the views."""
+            """Returns all slots for all heads, in the order of the views."""
             prompt, completion = slots.split([layout.prompt_slots, len(slots) - layout.prompt_slots])
             prompt_NKRP = prompt.view(n, 1, 1, p) + heads.view(1, key_heads, repeat, 1)
             completion_NKGRC = completion.view(n, 1, g, 1, c) + heads.view(1, key_heads, 1, repeat, 1)
@@ -130,10 +131,10 @@ class _Views:
 
 
 class _IntoViews(torch.autograd.Function):
-    """Rows [S * H, D] into view rows.
+    """Copies rows [S * H, D] into view rows.
 
-    Backward takes each row's gradient from where it is shown: padding must have none, and has none here, since its keys
-    get weight 0 and what its queries find is dropped.
+    The backward pass takes the gradient of each row from its view row. Padding has no gradient, as this requires: its
+    keys have weight 0 and the results of its queries are dropped.
     """
 
     @staticmethod
@@ -147,7 +148,7 @@ class _IntoViews(torch.autograd.Function):
 
 
 class _OutOfViews(torch.autograd.Function):
-    """View rows into rows [S * H, D]: padding is dropped, and gets zero gradient."""
+    """Copies view rows back into rows [S * H, D]. Padding is dropped, and its gradient is zero."""
 
     @staticmethod
     def forward(ctx: Any, shown: Tensor, views: _Views) -> Tensor:
@@ -162,7 +163,7 @@ class _OutOfViews(torch.autograd.Function):
 
 
 class _Softmax(torch.autograd.Function):
-    """softmax(scores * scale + bias), overwriting the scores; only the result is kept for the backward pass."""
+    """Computes softmax(scores * scale + bias) in place; only the result is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, scale: float, bias: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ def shared_prefix_attention(
     layout: TreeLayout,
     **ignored: object,
 ) -> tuple[Tensor, None]:
-    """Attention of one row of trees, in the form of transformers' AttentionInterface.
+    """Computes the attention of one row of trees, with the signature of transformers' AttentionInterface.
 
     Axes: H query heads, K key heads, R = H / K, D head size, S tokens of the row; N, P, G, C as in `TreeLayout`.
 
@@ -199,17 +200,17 @@ def shared_prefix_attention(
         query: [1, H, S, D], after rotary embedding.
         key: [1, K, S, D].
         value: [1, K, S, D].
-        attention_mask: None; the layout is the mask.
-        scaling: factor of the scores.
-        dropout: 0; a policy that drops at random has no log-probability.
-        layout: of the micro-batch, passed as a keyword through the model's forward.
-        ignored: what transformers passes to every attention.
+        attention_mask: None, because the layout says what to mask.
+        scaling: the factor of the scores.
+        dropout: 0, because the log-probabilities of a policy with random dropout would not be reproducible.
+        layout: the trees of the micro-batch, passed as a keyword through the model's forward.
+        ignored: other keywords that transformers passes to every attention.
 
     Returns:
         [1, S, H, D] and no weights.
 
     Raises:
-        ConfigError: the model changes its scores in a way that is not implemented here.
+        ConfigError: the model changes its attention scores in a way that is not implemented here.
     """
     assert attention_mask is None, "the layout is the mask"
     assert dropout == 0.0, "attention dropout must be 0"
@@ -232,14 +233,14 @@ def shared_prefix_attention(
 
 
 def _view(x: Tensor, views: _Views) -> tuple[Tensor, Tensor]:
-    """float32, the rows of the prompts' and of the completions' view, from [1, H, S, D]."""
+    """Copies [1, H, S, D] into float32 view rows; returns those of the prompts and those of the completions."""
     shown: Tensor = _IntoViews.apply(x.transpose(1, 2).reshape(-1, x.shape[3]), views).float()
     prompts, completions = shown.split([views.prompt_rows, len(shown) - views.prompt_rows])
     return prompts, completions
 
 
 def _prompts_attend(query: Tensor, key_NKPD: Tensor, value_NKPD: Tensor, layout: TreeLayout, scaling: float) -> Tensor:
-    """[N * K * R * P, D]. The heads that share keys are rows of one product, so keys are never repeated."""
+    """Returns [N * K * R * P, D]. Heads that share keys are rows of one product, so that keys are never copied."""
     n, kh, p, size = key_NKPD.shape
     scores = torch.matmul(query.view(n, kh, -1, size), key_NKPD.transpose(-1, -2))
     weights = _Softmax.apply(scores.view(n, kh, -1, p, p), scaling, layout.prompt_bias_PP)
@@ -255,7 +256,10 @@ def _completions_attend(
     layout: TreeLayout,
     scaling: float,
 ) -> Tensor:
-    """[N * K * G * R * C, D]. All completions of a tree meet its prompt's keys in one product, then each its own."""
+    """Returns [N * K * G * R * C, D].
+
+    One product multiplies all completions of a tree with the keys of its prompt, a second each with its own keys.
+    """
     n, kh, p, size = key_NKPD.shape
     g, c = layout.completions, layout.completion
     own_key, own_value = key.view(n, kh, g, c, size), value.view(n, kh, g, c, size)

@@ -1,4 +1,4 @@
-"""Parameters that are not trained."""
+"""Freezes the parameters that are not trained."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def freeze(causal_lm: PreTrainedModel, *, layers: int) -> None:
-    """Takes the embeddings and the first `layers` decoder layers out of training; 0 takes out nothing.
+    """Freezes the embeddings and the first `layers` decoder layers; 0 freezes nothing.
 
     A head that is tied to the embeddings is frozen with them.
 
     Raises:
-        ConfigError: no decoder layer would be left, or it is not clear what a decoder layer of the model is.
+        ConfigError: all decoder layers would be frozen, or the model's decoder layers cannot be identified.
     """
     if not layers:
         return
@@ -26,11 +26,11 @@ def freeze(causal_lm: PreTrainedModel, *, layers: int) -> None:
     if not isinstance(found, nn.ModuleList):
         raise ConfigError(
             f"train.frozen_layers={layers}: {type(causal_lm).__name__} does not keep its decoder layers in one list "
-            "`layers`, so it is not known which are the first; set train.frozen_layers=0"
+            "`layers`, so its first layers cannot be identified; set train.frozen_layers=0"
         )
     if layers >= len(found):
         raise ConfigError(
-            f"train.frozen_layers={layers}: the model has {len(found)} decoder layers and one must be trained; "
+            f"train.frozen_layers={layers}: the model has {len(found)} decoder layers and must train at least one; "
             f"set train.frozen_layers to {len(found) - 1} or less"
         )
     for module in (causal_lm.get_input_embeddings(), *found[:layers]):

@@ -1,4 +1,4 @@
-"""From hidden states to logits: the linear head, and whatever else a model's own forward pass does there."""
+"""Turns hidden states into logits: the linear head, and whatever else the model's own forward pass does there."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBE_ROWS, PROBE_WORDS, PROBE_SIZE = 8, 16, 20.0
-"""Hidden states, rows of a head and size of the logits with which a model's own logits are told from its head's. Caps
-in use are 30 and 50: logits of this size feel them."""
+"""The test that compares a model's logits with the output of its head alone: the number of hidden states, the number of
+rows of the head, and the size of the logits. Models cap logits at 30 or 50, which changes logits of this size."""
 SAME = 1e-5
 """Largest difference, relative to the largest logit, that rounding in float32 explains."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Linear:
-    """A head with given weights, without the hooks of the module whose place it takes."""
+    """A head with given weights, without the hooks of the module that it replaces."""
 
     weight: Tensor
     bias: Tensor | None
@@ -34,7 +34,7 @@ class _Linear:
 
 
 class _Given:
-    """A backbone that answers with given hidden states; its other attributes are the real one's."""
+    """A backbone that returns given hidden states; its other attributes are those of the real backbone."""
 
     def __init__(self, backbone: nn.Module, hidden_BLD: Tensor) -> None:
         self._backbone = backbone
@@ -48,7 +48,7 @@ class _Given:
 
 
 class _Output:
-    """What a backbone returns, as far as a forward pass to logits reads it: everything but hidden states is None."""
+    """The output of a backbone, as far as a forward pass to logits reads it: everything but hidden states is None."""
 
     def __init__(self, hidden_BLD: Tensor) -> None:
         self.last_hidden_state = hidden_BLD
@@ -61,15 +61,15 @@ class _Output:
 
 
 class OwnLogits:
-    """The logits that a model's own code makes of hidden states.
+    """Computes logits from hidden states with the model's own code.
 
-    Families scale, cap or divide between backbone and logits, each under a setting of another name. None of them is
-    known here: the forward pass of the model's own class runs, with the hidden states in place of the backbone and with
-    the weights that it is given in place of the head.
+    Some families scale, cap or divide between backbone and logits, each with a setting of a different name. This class
+    knows none of them: it runs the forward pass of the model's own class, with the backbone replaced by the hidden
+    states and the head replaced by the given weights.
     """
 
     def __init__(self, causal_lm: PreTrainedModel) -> None:
-        """Keeps the model without registering it as a module.
+        """Makes the function; the model is kept without being registered as a submodule.
 
         Raises:
             ConfigError: the model has no backbone, or its head is something else than a linear layer.
@@ -78,7 +78,7 @@ class OwnLogits:
         if not isinstance(head, nn.Linear):
             raise ConfigError(
                 f"model.path: the head of {type(causal_lm).__name__} is a {type(head).__name__}, and log-probabilities "
-                "are computed from a linear layer alone; choose another model"
+                "can only be computed with a linear layer; choose another model"
             )
         if causal_lm.base_model is causal_lm:
             raise ConfigError(
@@ -91,8 +91,8 @@ class OwnLogits:
         self._backbone, self._head = names.get(id(causal_lm.base_model)), names.get(id(head))
 
     def __call__(self, hidden_nD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Logits [n, V]."""
-        # A copy of the module alone; set in its __dict__, the two are found before its submodules.
+        """Returns the logits [n, V]."""
+        # A shallow copy of the module. Attributes in its __dict__ are found before its submodules.
         model = copy.copy(self._causal_lm)
         assert self._backbone is not None and self._head is not None, "is_plain_head says so"
         model.__dict__[self._backbone] = _Given(self._causal_lm.base_model, hidden_nD[None])
@@ -102,10 +102,10 @@ class OwnLogits:
 
     @torch.no_grad()
     def is_plain_head(self) -> bool:
-        """Whether logits are the output of the head and nothing else, tried on numbers of our own.
+        """Returns whether the logits are the plain output of the head, as a test on random numbers finds.
 
-        True also where the model's code cannot run without its backbone: the comparison of whole forward passes
-        (`ray_rl.training.logit_check`) has the last word.
+        Also True if the model's code cannot run without its backbone: the comparison of whole forward passes
+        (`ray_rl.training.logit_check`) decides then.
         """
         if self._backbone is None or self._head is None:
             return True
@@ -125,19 +125,19 @@ class OwnLogits:
 
 
 class ChunkedHead(nn.Module):
-    """A model's head and what is asked of its logits, a chunk at a time.
+    """A model's head, with the log-probabilities and entropies of its logits, computed in chunks of tokens.
 
-    In one module, so that ZeRO-3 gathers the weights once a pass however many chunks there are. Called chunk by chunk,
-    the head would be gathered as often, and DeepSpeed, which plans ahead by the order of the modules that it has seen,
-    would start over whenever their number changes.
+    One module does all chunks, so that ZeRO-3 gathers the weights once per pass for any number of chunks. If the head
+    were called once per chunk, it would be gathered each time, and DeepSpeed, which prefetches by the recorded order of
+    module calls, would restart its recording whenever the number of chunks changes.
     """
 
     def __init__(self, own: OwnLogits, *, chunk_tokens: int, temperature: float) -> None:
-        """Shares the head's parameters.
+        """Makes a head that shares the parameters of the model's head.
 
         Args:
-            own: the logits of the model.
-            chunk_tokens: that logits exist for at once.
+            own: computes the logits of the model.
+            chunk_tokens: the number of tokens whose logits are in memory at the same time.
             temperature: the temperature of the sampler.
         """
         super().__init__()
@@ -149,7 +149,7 @@ class ChunkedHead(nn.Module):
     def forward(
         self, hidden_ND: Tensor, labels_N: Tensor, *, with_entropy: bool, entropy_grad: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """See `chunked_logprobs`."""
+        """Calls `chunked_logprobs` with the head."""
         return chunked_logprobs(
             hidden_ND,
             labels_N,

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 LISTED_KEYS = 4
-"""Names of weights that an error lists."""
+"""The most names of weights that an error lists."""
 
 
 def load_model_config(folder: str, *, trust_remote_code: bool, key: str = "model.path") -> PretrainedConfig:
-    """The model's own configuration.
+    """Returns the model's own configuration.
 
     Args:
         folder: the folder of the model, or its hub name.
@@ -46,7 +46,7 @@ def load_model_config(folder: str, *, trust_remote_code: bool, key: str = "model
 
 
 def resolved_packing(config: RunConfig, role: Trained, model_config: PretrainedConfig) -> Packing:
-    """How a role lays out its micro-batches (`packing`).
+    """Returns how a role lays out its micro-batches (`packing`).
 
     Raises:
         ConfigError: the model's attention cannot express the layout that is asked for.
@@ -64,7 +64,7 @@ def resolved_packing(config: RunConfig, role: Trained, model_config: PretrainedC
 
 
 def _windows(model_config: PretrainedConfig) -> str | None:
-    """What keeps a model from sharing prefixes: a window is counted along the row and not along the tree."""
+    """Returns why a model cannot share prefixes, or None: a window counts tokens of the row, not of the tree."""
     settings = model_config.to_dict()
     layers = settings.get("layer_types")
     is_windowed = settings.get("sliding_window") is not None if layers is None else set(layers) != {"full_attention"}
@@ -72,18 +72,18 @@ def _windows(model_config: PretrainedConfig) -> str | None:
 
 
 def _own_attention(model_config: PretrainedConfig) -> str | None:
-    """What keeps a model from several sequences in a row: its layers would see the row and not the sequence."""
+    """Returns why a row cannot hold several sequences, or None: the layers would see the whole row as one sequence."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
-    # transformers' word for models whose attention is replaced by AttentionInterface; others ignore it.
+    # transformers' flag of models whose attention AttentionInterface can replace; others ignore the setting.
     if model_class is None or not model_class._supports_attention_backend:
         return "an attention of its own, which transformers cannot replace"
     return None
 
 
 def attention_name(config: RunConfig, role: Trained, *, packing: Packing) -> str:
-    """The attention that transformers should use."""
+    """Returns the name of the attention that transformers should use."""
     if packing == "shared_prefix":
         return SHARED_PREFIX
     if role.attention != "auto":
@@ -100,19 +100,19 @@ def load_causal_lm(
     trust_remote_code: bool,
     key: str = "model.path",
 ) -> PreTrainedModel:
-    """The model with every weight from its checkpoint in `dtype`, and without dropout; only safetensors are read.
+    """Loads a model in `dtype` without dropout, every weight from its checkpoint. Reads only safetensors.
 
-    With shared prefixes its residual stream is float32 whatever the dtype.
+    With shared prefixes its residual stream is float32 for any dtype.
 
     Args:
         folder: the folder of the model, or its hub name.
         dtype: the type of the weights and of the forward pass, as torch names it.
-        attention: as transformers names it.
+        attention: the name of the attention in transformers.
         trust_remote_code: let the model bring its own code.
         key: the key of the run's configuration, for messages.
 
     Raises:
-        DataError: no such model, no safetensors, or a checkpoint that is not that of the model (see `require_whole`).
+        DataError: no such model, no safetensors, or a checkpoint that does not fit the model (see `require_whole`).
     """
     model_config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code, key=key))
     settings = {"config": model_config, "dtype": getattr(torch, dtype), "attn_implementation": attention}
@@ -124,9 +124,9 @@ def load_causal_lm(
 
 
 def check_checkpoint(folder: str, *, trust_remote_code: bool, key: str) -> None:
-    """Compares names and shapes in a checkpoint with those of its model; reads no weights, and takes milliseconds.
+    """Compares names and shapes in a checkpoint with those of its model. Reads no weights and takes milliseconds.
 
-    ZeRO-3's loading does not tell of weights that have another shape or that the model has no use for.
+    Loading under ZeRO-3 does not report weights that have another shape or that the model does not use.
 
     Args:
         folder: the folder of the model, or its hub name.
@@ -140,7 +140,7 @@ def check_checkpoint(folder: str, *, trust_remote_code: bool, key: str) -> None:
 
 
 def checkpoint_skeleton(folder: str, *, trust_remote_code: bool, key: str = "model.path") -> PreTrainedModel:
-    """The model with the names and shapes of its weights and without their values, on the meta device.
+    """Returns the model on the meta device: with the names and shapes of its weights, but without their values.
 
     Raises:
         DataError: as `load_causal_lm`.
@@ -169,44 +169,44 @@ def _from_checkpoint(folder: str, *, trust_remote_code: bool, key: str, **settin
     except SafetensorError as error:
         raise DataError(
             f"{key}={folder}: a safetensors file{_damaged_file(folder)} is damaged or cut off ({error}); download or "
-            "copy it again, and see that Git LFS fetched it"
+            "copy it again, and check that Git LFS fetched it"
         ) from error
     model: PreTrainedModel
     model, report = loaded
-    remedy = "take a whole checkpoint of the model, with the config.json that was saved with it"
+    remedy = "use a complete checkpoint of the model, with the config.json that was saved with it"
     require_whole(folder, report, model, key=key, remedy=remedy)
     return model
 
 
 def _refuse_quantized(folder: str, model_config: PretrainedConfig, *, key: str) -> None:
-    """Refuses a checkpoint of quantised weights: they cannot be trained, nor be sent to engines that keep them so."""
+    """Refuses a checkpoint of quantised weights: they can be neither trained nor sent to engines."""
     settings = {**model_config.to_dict(), **model_config.get_text_config().to_dict()}
     quantization = settings.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method", "an unknown method") if isinstance(quantization, Mapping) else "one"
         raise DataError(
             f"{key}={folder}: its weights are quantised (quantization_config in config.json: {method}), and ray_rl "
-            "trains and compares models in bfloat16 or float32; take the model's checkpoint in bfloat16"
+            "trains and compares models in bfloat16 or float32; use the model's checkpoint in bfloat16"
         )
 
 
 def _require_tied(folder: str, model: PreTrainedModel, *, key: str) -> None:
-    """Refuses a checkpoint with a head of its own, where config.json says that the head is the embedding.
+    """Refuses a checkpoint with a separate head if config.json says that the head is the embedding.
 
-    transformers would take the head, and the engine the embedding.
+    transformers would use the head, and the engine the embedding.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if not model.config.get_text_config().tie_word_embeddings or head is None:
         return
     if head.weight is not embedding.weight:
         raise DataError(
-            f"{key}={folder}: config.json has tie_word_embeddings: true, but the head in the checkpoint is another "
-            "than its embedding; set tie_word_embeddings: false there, or take a checkpoint without the head"
+            f"{key}={folder}: config.json has tie_word_embeddings: true, but the head in the checkpoint differs from "
+            "its embedding; set tie_word_embeddings: false there, or use a checkpoint without the head"
         )
 
 
 def _damaged_file(folder: str) -> str:
-    """The name of the first file that cannot be opened, with the size that it has."""
+    """Returns the name and size of the first file that cannot be opened."""
     from safetensors import SafetensorError, safe_open
 
     for file in sorted(Path(folder).expanduser().glob("*.safetensors")):
@@ -219,7 +219,7 @@ def _damaged_file(folder: str) -> str:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keeps transformers' progress bar and its table of missing weights off the output: an error says the same."""
+    """Hides transformers' progress bar and its table of missing weights; our errors say the same."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -234,20 +234,20 @@ def quiet_loading() -> Iterator[None]:
 def require_whole(
     folder: str, report: Mapping[str, set[Any]], model: PreTrainedModel, *, key: str, remedy: str
 ) -> None:
-    """Refuses a checkpoint from which a model was loaded in part; transformers makes up the rest and only logs it.
+    """Refuses a checkpoint that lacks weights of the model; transformers would initialise them and only log it.
 
-    Tied weights are not missing where the checkpoint has one of them. Weights of whole other parts (of images, of
-    other heads, of tokens further ahead) may be left over, but none of a part that the model has.
+    A tied weight is not missing if the checkpoint has its twin. Weights of parts that the model does not have (image
+    encoders, other heads, prediction of tokens further ahead) may be left over; weights of its own parts may not.
 
     Args:
         folder: the folder of the model, or its hub name.
-        report: loading info of transformers' `from_pretrained`.
-        model: that was loaded.
+        report: the loading info of transformers' `from_pretrained`.
+        model: the loaded model.
         key: the key of the run's configuration, for messages.
-        remedy: what to do about it.
+        remedy: what the user should do, for messages.
 
     Raises:
-        DataError: names the first weights that are missing, have another shape, or are left over.
+        DataError: weights are missing, have another shape, or are left over; the message names the first ones.
     """
     missing, left_over = report["missing_keys"], report["unexpected_keys"]
     mismatched = {name for name, *_ in report["mismatched_keys"]}
@@ -270,8 +270,8 @@ def require_whole(
 
 
 def _is_of_a_part(name: str, model: PreTrainedModel) -> bool:
-    """Whether a weight lies inside a part that the model has: a layer, a list of layers, a head."""
-    if name.endswith("inv_freq"):  # a constant that older checkpoints hold
+    """Returns whether a weight belongs to a part that the model has: a layer, a list of layers, a head."""
+    if name.endswith("inv_freq"):  # a constant in older checkpoints
         return False
     modules = {path for path, _ in model.named_modules()}
     outermost = {"", *(path for path, module in model.named_modules() if module is model.base_model)}
@@ -283,7 +283,7 @@ def _is_of_a_part(name: str, model: PreTrainedModel) -> bool:
         if closest not in outermost:
             below = parts[closest.count(".") + 1]
             layers = model.get_submodule(closest)
-            # Layers behind the last one that predict tokens further ahead.
+            # Layers after the last one, which predict tokens further ahead.
             is_ahead = isinstance(layers, ModuleList) and below.isdigit() and int(below) < len(layers) + ahead
             return not is_ahead
     return False
@@ -296,7 +296,7 @@ def _listed(names: set[str]) -> str:
 
 
 def require_rows(largest: tuple[str, int], model_config: PretrainedConfig, *, folder: str, key: str) -> None:
-    """Refuses a tokenizer that can give tokens which the model has no embedding for.
+    """Refuses a tokenizer that can produce tokens without an embedding in the model.
 
     Args:
         largest: the token with the largest id, and the id.
@@ -305,20 +305,20 @@ def require_rows(largest: tuple[str, int], model_config: PretrainedConfig, *, fo
         key: the key of the run's configuration, for messages.
 
     Raises:
-        DataError: names the token and both numbers.
+        DataError: the model has too few rows; the message names the token and both numbers.
     """
     rows = model_config.get_text_config().to_dict().get("vocab_size")
     token, token_id = largest
     if rows is not None and token_id >= rows:
         raise DataError(
             f"{key}={folder}: the tokenizer's token {token!r} has the id {token_id}, and the model has {rows} rows of "
-            "embeddings (vocab_size), for ids below that; take the tokenizer that belongs to the model, or resize the "
+            "embeddings (vocab_size), for smaller ids; use the tokenizer that belongs to the model, or resize the "
             "model's embeddings (resize_token_embeddings) and save it"
         )
 
 
 def without_dropout(model_config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration with every dropout at 0: the policy that samples drops nothing.
+    """Returns the configuration with every dropout set to 0, as in the engines that sample.
 
     In transformers their names end in "dropout" (attention_dropout) or "pdrop" (resid_pdrop).
     """

@@ -1,4 +1,4 @@
-"""Models whose weights come inside a Python package, so that they need no hub."""
+"""Models whose weights come inside a Python package, so that no hub is needed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from ray_rl.errors import DataError
 
 
 def cached_folder(name: str) -> Path:
-    """Where the converted model lies, or will lie: `$RAY_RL_CACHE` (default ~/.cache/ray_rl) / models / name."""
+    """Returns the folder of the converted model, which may not exist yet: `$RAY_RL_CACHE` / models / name.
+
+    The default of `$RAY_RL_CACHE` is ~/.cache/ray_rl.
+    """
     root = Path(os.environ.get("RAY_RL_CACHE", Path.home() / ".cache" / "ray_rl"))
     return root / "models" / name
 
 
 def resolve_model(path: str) -> str:
-    """What to load `model.path` from: a folder, absolute, or a hub name. A packaged model is converted on first use.
+    """Returns what to load `model.path` from: an absolute folder or a hub name. Converts packaged models on first use.
 
-    Absolute, as workers on a cluster that was there before have another working directory.
+    The folder is absolute, because workers of an existing Ray cluster have another working directory.
 
     Raises:
         DataError: a packaged model whose package is not installed.
@@ -37,7 +40,7 @@ def resolve_model(path: str) -> str:
 
 
 def _convert(name: str, packaged: PackagedModel, folder: Path) -> None:
-    """Dequantises the package's GGUF into `folder` (bfloat16 safetensors), atomically: a torn copy is never used."""
+    """Dequantises the package's GGUF into `folder` (bfloat16 safetensors) atomically: no partial copy is ever used."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -46,7 +49,7 @@ def _convert(name: str, packaged: PackagedModel, folder: Path) -> None:
     logging.disable_progress_bar()
     quantized = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     config = quantized.config
-    # save_pretrained refuses a model that remembers its quantization: move the weights to one that does not.
+    # save_pretrained refuses a model that was loaded quantized, so move the weights to a fresh one.
     if "quantization_config" in config.to_dict():
         del config.quantization_config
     model = type(quantized)(config)
@@ -60,7 +63,7 @@ def _convert(name: str, packaged: PackagedModel, folder: Path) -> None:
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
         partial.rename(folder)
     except OSError:
-        # Another process was faster: its folder is as good as ours. Any other failure left no folder to load.
+        # If another process was faster, use its folder. After any other failure there is no folder to load.
         if not (folder / "config.json").is_file():
             raise
     finally:
@@ -68,7 +71,7 @@ def _convert(name: str, packaged: PackagedModel, folder: Path) -> None:
 
 
 def _gguf_file(name: str, packaged: PackagedModel) -> Path:
-    """The weights inside the installed package, which is never imported: its module needs packages we do not."""
+    """Returns the weights file of the installed package without importing it: its module needs further packages."""
     try:
         files = metadata.files(packaged.distribution) or []
     except metadata.PackageNotFoundError:

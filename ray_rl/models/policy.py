@@ -1,4 +1,4 @@
-"""The forward pass of the losses: log-probabilities at the positions that they need, and nothing else."""
+"""The forward pass for the losses: log-probabilities at the positions that they need, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WRAPPED = "causal_lm."
-"""What `PolicyModel` puts before the parameter names of the model that it wraps."""
+"""The prefix of the wrapped model's parameter names in `PolicyModel`."""
 MASTER = "master"
-"""Under `MASTER/<name>` a checkpoint holds the float32 weights of a parameter under training."""
+"""A checkpoint holds the float32 weights of a trained parameter as `MASTER/<name>`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,20 +24,20 @@ class ModelInputs:
     """A micro-batch as the model reads it: B rows of L tokens, N positions that predict loss tokens."""
 
     tokens_BL: Tensor
-    """int64."""
+    """int64, token ids."""
     positions_BL: Tensor
-    """int64, of each token in its own sequence."""
+    """int64, position of each token in its own sequence."""
     attention_mask_BL: Tensor | None
-    """int64, 1 on tokens; None where rows have no padding."""
+    """int64, 1 on tokens and 0 on padding; None if rows have no padding."""
     layout: TreeLayout | None
-    """Trees of shared prefixes; None without. Where sequences are packed, positions begin at 0 with each."""
+    """The trees of shared prefixes; None without them. In packed rows the positions of each sequence start at 0."""
     predict_N: Tensor
     """int64, index into the flattened [B * L] hidden states: the position before each loss token."""
     labels_N: Tensor
     """int64, the loss tokens."""
 
     def to(self, device: str) -> ModelInputs:
-        """The same on another device. Trees stay on CPU: their layout is for CPU alone."""
+        """Returns a copy on another device. Trees stay on CPU: shared prefixes are implemented for CPU only."""
         if device == "cpu":
             return self
         assert self.layout is None, "shared-prefix packing runs on CPU"
@@ -54,14 +54,14 @@ class ModelInputs:
 class PolicyModel(nn.Module):
     """A causal language model whose forward returns log-probabilities of given tokens.
 
-    A module of its own, so that DeepSpeed's hooks surround everything that touches parameters.
+    It is a module, so that DeepSpeed's hooks run around everything that uses parameters.
     """
 
     def __init__(self, causal_lm: PreTrainedModel, *, chunk_tokens: int, temperature: float) -> None:
-        """Shares the model's parameters, under the model's names.
+        """Makes a model that shares the parameters of `causal_lm` under their own names.
 
         Raises:
-            ConfigError: the model's head is something else than a linear layer.
+            ConfigError: the model's head is not a linear layer.
         """
         super().__init__()
         self.causal_lm = causal_lm
@@ -71,14 +71,14 @@ class PolicyModel(nn.Module):
     def forward(
         self, inputs: ModelInputs, *, with_entropy: bool, entropy_grad: bool = False, own_logits: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities float32 [N] of the labels, and entropies float32 [N] if asked for.
+        """Returns the log-probabilities float32 [N] of the labels, and entropies float32 [N] if requested.
 
         Args:
             inputs: the micro-batch.
             with_entropy: return entropies too.
-            entropy_grad: they have a gradient.
-            own_logits: return the logits [N, V] of the model's own forward pass over the temperature instead, in
-                float32, for a comparison. They are all in memory at once.
+            entropy_grad: compute the entropies with a gradient.
+            own_logits: instead return the float32 logits [N, V] of the model's own forward pass, divided by the
+                temperature, for a comparison. All of them are in memory at the same time.
         """
         extra = {} if inputs.layout is None else {"layout": inputs.layout}
         if own_logits:

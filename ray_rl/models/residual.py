@@ -1,12 +1,12 @@
-"""The residual stream of a bfloat16 model in float32, while its matrices stay in bfloat16.
+"""Keeps the residual stream of a bfloat16 model in float32, while its matrices stay in bfloat16.
 
-Every layer adds a small change to a large residual and, on the way back, to a large gradient: rounding these sums to
-bfloat16 twice a layer is much of the error of a bfloat16 gradient. Without it the error is half of what it was
-(SmolLM2-135M, three batches: 0.47 to 0.56), for no more time: only elementwise work is wider, and norms widen their
-input anyway.
+Every layer adds a small change to a large residual and, in the backward pass, to a large gradient. Rounding these sums
+to bfloat16 twice per layer causes much of the error of a bfloat16 gradient. Without the rounding the error is about
+half (SmolLM2-135M, three batches: factors of 0.47 to 0.56) and the time is the same: only elementwise operations are
+wider, and norms convert their input to float32 anyway.
 
-For shared prefixes, which need it: a prompt that is computed once has one draw of rounding errors, where its copies
-have one each, which average.
+Shared prefixes need this: a prompt that is computed once has one draw of rounding errors, while the errors of separate
+copies of a prompt average out.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
 
 
 def keep_residual_in_float32(causal_lm: PreTrainedModel) -> None:
-    """Widens what the embeddings give, and narrows what enters a matrix; what is added to the residual widens itself.
+    """Converts the output of the embeddings to float32, and the inputs of matrices to bfloat16.
 
-    Sums of float32 and bfloat16 are float32. So are rotated queries and keys then: the attention must take them.
+    Sums of float32 and bfloat16 are float32, so the residual stays float32. So do rotated queries and keys: the
+    attention must accept them.
     """
     causal_lm.get_input_embeddings().register_forward_hook(_widened)
     for module in causal_lm.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_pre_hook(_input_narrowed)
         elif type(module).__name__.endswith("Norm"):
-            module.register_forward_hook(_narrowed)  # once, where several matrices read it
+            module.register_forward_hook(_narrowed)  # converted once, although several matrices read it
 
 
 def _widened(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

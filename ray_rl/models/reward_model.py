@@ -1,4 +1,4 @@
-"""Reward models: sequence classification with one label, and where in a sequence its score is read."""
+"""Reward models: sequence classifiers with one label, and the position at which their score is read."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 HEAD = "score"
-"""What transformers calls the head of its decoders. It reads one position; encoders pool in ways of their own."""
+"""transformers' name for the head of decoder classifiers. It reads one position; encoders pool in other ways."""
 
 
 def load_reward_model(folder: str, *, dtype: str, attention: str, trust_remote_code: bool) -> PreTrainedModel:
-    """The frozen model, every weight of it from the checkpoint: no dropout, no gradients, no key-value cache.
+    """Loads a frozen model, every weight from its checkpoint, without dropout, gradients or key-value cache.
 
     Args:
-        folder: of the model, or its hub name. Only safetensors are read.
-        dtype: of the weights and of the forward pass, as torch names it.
-        attention: as transformers names it.
+        folder: the folder of the model, or its hub name. Only safetensors are read.
+        dtype: the type of the weights and of the forward pass, as torch names it.
+        attention: the name of the attention in transformers.
         trust_remote_code: let the model bring its own code.
 
     Raises:
-        ConfigError: the model does not give one number, or is an encoder-decoder.
-        DataError: there is no such model, or its checkpoint leaves out weights or has them in other shapes.
-            transformers would draw those at random and only log it; the scores would mean nothing.
+        ConfigError: the model does not return one number, or is an encoder-decoder.
+        DataError: there is no such model, or weights are missing from its checkpoint or have other shapes.
+            transformers would initialise those at random and only log it; the scores would be meaningless.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -57,21 +57,21 @@ def load_reward_model(folder: str, *, dtype: str, attention: str, trust_remote_c
 
 
 def reads_last_token(model: PreTrainedModel) -> bool:
-    """Whether the score is that of the last token, as in decoders; encoders have their own forward pass."""
+    """Returns whether the score is read at the last token, as in decoders; encoders have their own forward pass."""
     return isinstance(dict(model.named_children()).get(HEAD), nn.Linear)
 
 
 def sequence_scores(model: PreTrainedModel, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
-    """The score of each sequence, in float32.
+    """Returns the score of each sequence, in float32.
 
-    In decoders it is the head's at the last token by position. transformers looks for the last token other than
-    `pad_token_id` instead, which skips true tokens where padding and end of sequence are the same token, and refuses
-    batches where there is no padding token. The head runs in float32: in bfloat16, scores near 5 are 0.03 apart.
+    Decoders are scored at the last position of the mask. transformers looks for the last token other than
+    `pad_token_id` instead, which skips real tokens if padding and end of sequence are the same token, and refuses
+    batches if there is no padding token. The head runs in float32: bfloat16 scores near 5 are 0.03 apart.
 
     Args:
-        model: from `load_reward_model`.
+        model: a model from `load_reward_model`.
         tokens_BL: int64 [B, L], padded on the right with any token of the vocabulary.
-        mask_BL: int64 [B, L], 1 on tokens, at least one a row.
+        mask_BL: int64 [B, L], 1 on tokens, at least one per row.
 
     Returns:
         float32 [B].
@@ -97,7 +97,7 @@ def _model_config(folder: str, trust_remote_code: bool) -> PretrainedConfig:
         raise DataError(f"reward.paths: {folder} cannot be loaded ({error}); give a folder or a hub name") from error
     if model_config.num_labels != 1:
         raise ConfigError(
-            f"reward.paths: {folder} has {model_config.num_labels} labels and a reward is one number; "
+            f"reward.paths: {folder} has {model_config.num_labels} labels, but a reward is one number; "
             "name a sequence classification model with num_labels 1"
         )
     if model_config.is_encoder_decoder:

@@ -1,4 +1,4 @@
-"""The critic's model: a backbone of its own, and a head that gives one number for each state."""
+"""The critic's model: a separate backbone, and a head that returns one number for each state."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class ValueHead(nn.Module):
-    """Hidden states to values, in float32 whatever the dtype of the weights: bfloat16 would not tell values apart."""
+    """Maps hidden states to values, in float32 for any dtype of the weights: bfloat16 is too coarse for values."""
 
     def __init__(self, weight: nn.Parameter) -> None:
-        """Takes a weight [1, D], which may be a shard; the bias starts at 0."""
+        """Makes a head from a weight [1, D], which may be a shard; the bias starts at 0."""
         super().__init__()
         self.weight = weight
         self.bias = nn.Parameter(torch.zeros(1, dtype=weight.dtype))
 
     def forward(self, hidden_ND: Tensor) -> Tensor:
-        """float32 [N]."""
+        """Returns the values, float32 [N]."""
         return nn.functional.linear(hidden_ND.float(), self.weight.float(), self.bias.float())[:, 0]
 
 
 class ValueModel(nn.Module):
-    """Values of the states before given tokens.
+    """A model that returns the values of the states before given tokens.
 
-    A module of its own, so that DeepSpeed's hooks surround everything that touches parameters.
+    It is a module, so that DeepSpeed's hooks run around everything that uses parameters.
     """
 
     def __init__(self, backbone: Any, head: ValueHead) -> None:
@@ -42,7 +42,7 @@ class ValueModel(nn.Module):
         self.head = head
 
     def forward(self, inputs: ModelInputs) -> Tensor:
-        """float32 [N], the value of the state that each loss token was chosen in."""
+        """Returns float32 [N], the value of the state in which each loss token was chosen."""
         extra = {} if inputs.layout is None else {"layout": inputs.layout}
         hidden_BLD = self.backbone(
             input_ids=inputs.tokens_BL,
@@ -56,20 +56,20 @@ class ValueModel(nn.Module):
 
 
 def load_value_model(folder: str, *, dtype: str, attention: str, trust_remote_code: bool) -> ValueModel:
-    """A critic with the weights of a language model and a head of zeros, or with those of a reward model and its head.
+    """Loads a critic from a language model, with a head of zeros, or from a reward model with its head.
 
-    With zeros the advantages are at first those of the rewards alone. Source of the second: InstructGPT,
+    With a head of zeros the first advantages depend on the rewards alone. Source of the second: InstructGPT,
     arXiv:2203.02155, section 3.5.
 
     Raises:
-        DataError: no such model, no safetensors, or a checkpoint that leaves out weights.
-        ConfigError: a reward model with several labels, or one that does not read the last token.
+        DataError: no such model, no safetensors, or a checkpoint without some of the weights.
+        ConfigError: a reward model with several labels, or one that does not score at the last token.
     """
     config = load_model_config(folder, trust_remote_code=trust_remote_code, key="critic.path")
     if _is_reward_model(config):
         model = load_reward_model(folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
         if not reads_last_token(model):
-            raise ConfigError(f"critic.path={folder}: an encoder has no value for single tokens; name a decoder")
+            raise ConfigError(f"critic.path={folder}: an encoder has no values for single tokens; name a decoder")
         model.requires_grad_(True)
         return ValueModel(model.base_model, ValueHead(model.get_submodule(HEAD).get_parameter("weight")))
     causal_lm = load_causal_lm(
@@ -80,9 +80,9 @@ def load_value_model(folder: str, *, dtype: str, attention: str, trust_remote_co
 
 
 def check_value_checkpoint(folder: str, *, trust_remote_code: bool) -> None:
-    """Compares names and shapes in the checkpoint of a language model with the model's; reads no weights.
+    """Compares names and shapes in the checkpoint of a language model with the model's. Reads no weights.
 
-    That of a reward model is looked at when it is loaded.
+    The checkpoint of a reward model is checked when it is loaded.
 
     Raises:
         DataError: as `load_value_model`.

@@ -30,7 +30,7 @@ def test_a_module_that_imports_passes_and_is_not_imported_here(module):
 def test_a_module_named_as_a_file_is_shown_without_its_ending(module):
     path = module(GOOD).replace(":", ".py:")
     with pytest.raises(
-        ConfigError, match=r"^x=users_module.py:judge: a module is named without \.py: users_module:judge$"
+        ConfigError, match=r"^x=users_module.py:judge: write the module without \.py: users_module:judge$"
     ):
         check_function(path, key="x")
 

@@ -186,7 +186,7 @@ def test_a_checkpoint_that_is_not_all_of_the_model_is_refused_and_its_first_weig
     assert words in str(caught.value)
     assert str(caught.value).startswith(f"model.path: the checkpoint of {tmp_path} has ")
     assert str(caught.value).endswith(
-        "take a whole checkpoint of the model, with the config.json that was saved with it"
+        "use a complete checkpoint of the model, with the config.json that was saved with it"
     )
 
 
@@ -272,5 +272,5 @@ def test_a_tied_head_may_be_in_the_checkpoint_if_it_is_the_embedding(tmp_path, i
     if is_same:
         assert torch.equal(load(folder).lm_head.weight, weights["model.embed_tokens.weight"])
         return
-    with pytest.raises(DataError, match="tie_word_embeddings: true, but the head in the checkpoint is another"):
+    with pytest.raises(DataError, match="tie_word_embeddings: true, but the head in the checkpoint differs"):
         load(folder)

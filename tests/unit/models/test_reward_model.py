@@ -123,7 +123,7 @@ class TestLoading:
         with pytest.raises(ConfigError) as caught:
             load(tmp_path)
         assert str(caught.value) == (
-            f"reward.paths: {tmp_path} has {labels} labels and a reward is one number; name a sequence classification "
+            f"reward.paths: {tmp_path} has {labels} labels, but a reward is one number; name a sequence classification "
             "model with num_labels 1"
         )
 

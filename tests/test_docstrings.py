@@ -1,0 +1,231 @@
+"""The language of the project: an engineer whose second language is English understands it at first reading.
+
+The rules are about words, so that they stay simple: they find what made a reader translate, not bad prose in general.
+"""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import pytest
+
+from tests.test_architecture import PACKAGE, ROOT, Source, name_of
+
+REWRITE_LATER = {
+    "algorithms",
+    "app",
+    "checkpoint",
+    "cli",
+    "cluster",
+    "config",
+    "data",
+    "launching",
+    "loops",
+    "metrics",
+    "planner",
+    "preflight",
+    "rewards",
+    "rollout",
+    "training",
+    "types",
+    "weight_sync",
+}
+"""Folders that do not keep the rules yet. The list may only shrink: a folder that keeps them must leave it."""
+
+FIRST_WORDS = {"Of", "For", "Beside", "Besides", "But", "Under", "With", "Without", "Nothing"}
+"""Words with which no docstring starts: what follows is a fragment of a sentence."""
+
+AVOIDED = re.compile(
+    r"\b("
+    + "|".join(
+        [
+            "under way",
+            "goes on",
+            "go on with",
+            "anew",
+            "beside",
+            "stood",
+            "given up",
+            "what is left",
+            "asks nothing yet",
+            "as once",
+        ]
+    )
+    + r")\b",
+    re.IGNORECASE,
+)
+"""Use: in flight, continues, again, next to (or: and, concurrently), was, abandoned, the rest."""
+
+VERBS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        Adds Aggregates Aligns Allows Appends Applies Asks Assigns Awaits Balances Begins Blocks Brings Broadcasts
+        Builds Calls Cancels Catches Checks Clears Clips Closes Collects Combines Compares Compiles Computes
+        Connects Converts Copies Counts Creates Cuts Decides Deletes Dequantises Describes Digests Divides Does
+        Downloads Drops Encodes Ends Enters Escapes Estimates Exits Explains Exports Fails Fills Finds Finishes Fits
+        Flushes Follows Formats Freezes Gathers Generates Gives Groups Guesses Handles Hands Hides Holds Ignores
+        Imports Initialises Installs Joins Judges Keeps Kills Launches Lays Leaves Lets Limits Listens Lists Loads
+        Locks Logs Looks Makes Maps Marks Masks Measures Meets Merges Moves Names Normalises Notes Notifies Offers
+        Opens Orders Packs Parses Passes Pauses Picks Places Plans Prepares Prints Probes Processes Proposes Proves
+        Publishes Puts Raises Reads Receives Records Reduces Refuses Registers Releases Remembers Removes Renames
+        Renders Repeats Replaces Replies Reports Requests Requires Resets Resolves Restarts Restores Resumes Retries
+        Returns Reverts Rewrites Rounds Routes Runs Samples Saves Says Scales Scans Scores Searches Selects Sends
+        Serialises Serves Sets Shards Shares Shows Skips Sorts Splits Starts Stops Stores Submits Sums Suspends
+        Switches Takes Tells Terminates Tokenises Trains Tries Truncates Turns Unpacks Updates Uses Validates
+        Verifies Waits Walks Warns Watches Widens Works Wraps Writes Yields
+        """,
+    )
+)
+"""How the docstring of a function starts: third person, as in "Returns the rows". Add a verb that is missing."""
+
+MAKERS = {"Makes", "Creates", "Opens", "Starts", "Loads", "Compiles", "Connects", "Reads", "Wraps", "Joins", "Builds"}
+"""How the docstring of a constructor starts: it says what is made, not what does not happen yet."""
+
+GENITIVE = re.compile(r"^ +\w+: (of|for|from|as|that|in|on|with|to|by|what is|at most,)\b")
+"""An entry of `Args` that says no noun: "config: of the run" where "the configuration of the run" is meant."""
+
+
+@lru_cache(maxsize=1)
+def docstrings(source: Source) -> list[tuple[int, str, ast.AST | None]]:
+    """Line, text and owner of every docstring; the owner of a field's string is None."""
+    found: list[tuple[int, str, ast.AST | None]] = []
+    for node in ast.walk(source.tree):
+        body = getattr(node, "body", None)
+        for index, statement in enumerate(body if isinstance(body, list) else []):
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                text = statement.value.value
+                if isinstance(text, str):
+                    found.append((statement.lineno, text, node if index == 0 else None))
+    return found
+
+
+def docstrings_start_as_sentences_do(source: Source) -> Iterator[tuple[int, str]]:
+    for line, text, _ in docstrings(source):
+        word = text.split(maxsplit=1)[0] if text.strip() else ""
+        if word.rstrip(".,:") in FIRST_WORDS:
+            yield line, f"starts with {word!r}"
+
+
+def functions_say_what_they_do(source: Source) -> Iterator[tuple[int, str]]:
+    for line, text, owner in docstrings(source):
+        if not isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef) or owner.name == "__init__":
+            continue
+        is_property = any("property" in ast.unparse(decorator) for decorator in owner.decorator_list)
+        if not is_property and text.split()[0] not in VERBS:
+            yield line, f"starts with {text.split()[0]!r}, which is not in VERBS"
+
+
+def constructors_say_what_they_make(source: Source) -> Iterator[tuple[int, str]]:
+    for line, text, owner in docstrings(source):
+        is_constructor = isinstance(owner, ast.FunctionDef) and owner.name == "__init__"
+        if is_constructor and text.split()[0] not in MAKERS:
+            yield line, f"starts with {text.split()[0]!r}, which is not in MAKERS"
+
+
+def arguments_are_described(source: Source) -> Iterator[tuple[int, str]]:
+    for line, text, _ in docstrings(source):
+        is_args = False
+        for number, row in enumerate(text.splitlines()):
+            if row.strip().endswith(":") and " " not in row.strip():
+                is_args = row.strip() == "Args:"
+            elif is_args and GENITIVE.match(row):
+                yield line + number, f"an argument described as {row.strip()!r}"
+
+
+def avoided_words_are_avoided(source: Source) -> Iterator[tuple[int, str]]:
+    """In docstrings, comments and messages."""
+    if not AVOIDED.search(source.text):
+        return
+    for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
+        if token.type in (tokenize.STRING, tokenize.COMMENT):
+            for number, row in enumerate(token.string.splitlines()):
+                for phrase in AVOIDED.findall(row):
+                    yield token.start[0] + number, f"says {phrase!r}"
+
+
+Rule = Callable[[Source], Iterator[tuple[int, str]]]
+
+RULES: dict[Rule, tuple[list[tuple[str, int]], list[str]]] = {
+    docstrings_start_as_sentences_do: (
+        [
+            ('"""Of the child; None when none runs."""', 1),
+            ('x = 1\n"""For importing a module."""', 2),
+            ('class A:\n    x: int\n    """Under bfloat16, 2."""', 3),
+            ('def f():\n    """Nothing yet."""', 2),
+        ],
+        ['"""The process id of the child."""\nx = "Of"', 'class A:\n    """One worker."""'],
+    ),
+    functions_say_what_they_do: (
+        [
+            ('def f():\n    """The rows of a batch."""', 2),
+            ('class A:\n    async def f(self):\n        """Twice is as once."""', 3),
+        ],
+        [
+            'def f():\n    """Returns the rows of a batch."""',
+            'class A:\n    @property\n    def rows(self):\n        """The rows of a batch."""',
+            'class A:\n    """The rows of a batch."""\n    def __init__(self):\n        """Makes no copy."""',
+        ],
+    ),
+    constructors_say_what_they_make: (
+        [('class A:\n    def __init__(self):\n        """Asks nothing yet."""', 3)],
+        ['class A:\n    def __init__(self):\n        """Makes a router without engines."""'],
+    ),
+    arguments_are_described: (
+        [
+            ('def f(config):\n    """Returns the plan.\n\n    Args:\n        config: of the run.\n    """', 5),
+            ('def f(a):\n    """Returns it.\n\n    Args:\n        a: the a.\n        n: for messages.\n    """', 6),
+        ],
+        [
+            'def f(config):\n    """Returns it.\n\n    Args:\n        config: the configuration of the run.\n    """',
+            'def f(a):\n    """Returns it.\n\n    Args:\n        a: the a.\n\n    Raises:\n        A: for a.\n    """',
+        ],
+    ),
+    avoided_words_are_avoided: (
+        [
+            ("x = 1  # the run goes on", 1),
+            ('"""A docstring.\n\nRequests under way.\n"""', 3),
+            ('raise ValueError(f"{x} was given up")', 1),
+        ],
+        ["goes_on = 1  # the run continues"],
+    ),
+}
+"""Every rule, with texts that break it (and the line of the offence) and texts that keep it."""
+
+OFFENCES = [(rule, *offence) for rule, (offences, _) in RULES.items() for offence in offences]
+INNOCENTS = [(rule, innocent) for rule, (_, innocents) in RULES.items() for innocent in innocents]
+
+
+@pytest.fixture(scope="module")
+def violations() -> dict[str, list[str]]:
+    """Every violation in the package, by folder."""
+    found: dict[str, list[str]] = {}
+    for file in sorted((ROOT / PACKAGE).rglob("*.py")):
+        source = Source(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8"))
+        for rule in RULES:
+            for line, message in rule(source):
+                found.setdefault(source.folder, []).append(f"{source.path}:{line}: {message}")
+    return found
+
+
+def test_every_folder_keeps_the_language(violations: dict[str, list[str]]):
+    offences = [text for folder, texts in violations.items() if folder not in REWRITE_LATER for text in texts]
+    assert not offences, "\n" + "\n".join(offences)
+
+
+def test_a_folder_that_keeps_the_language_is_not_excused(violations: dict[str, list[str]]):
+    rewritten = REWRITE_LATER - violations.keys()
+    assert not rewritten, f"these keep the rules now: take {sorted(rewritten)} out of REWRITE_LATER"
+
+
+@pytest.mark.parametrize(("rule", "text", "line"), OFFENCES, ids=name_of)
+def test_the_rule_finds_an_offence_on_its_line(rule: Rule, text: str, line: int):
+    assert [found for found, _ in rule(Source(f"{PACKAGE}/data/a.py", text))] == [line]
+
+
+@pytest.mark.parametrize(("rule", "text"), INNOCENTS, ids=name_of)
+def test_the_rule_lets_the_innocent_pass(rule: Rule, text: str):
+    assert list(rule(Source(f"{PACKAGE}/data/a.py", text))) == []
