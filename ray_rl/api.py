@@ -163,7 +163,7 @@ def _pass_on(source: IO[str], to: TextIO, tail: deque[str] | None) -> None:
 
 
 def _last_message(lines: Sequence[str]) -> str:
-    """The last message of a command, which may have several lines, or all lines if none begins like one."""
+    """Returns the last message of a command, which may have several lines, or all lines if none begins like one."""
     starts = [i for i, line in enumerate(lines) if line.startswith(MESSAGE)]
     text = "".join(list(lines)[starts[-1] if starts else 0 :]).strip()
     return text.removeprefix(MESSAGE).removeprefix("error: ")
