@@ -1,9 +1,11 @@
-"""From a configuration to a finished run."""
+"""From a configuration to a finished run: the one place where its parts are put together."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, ExitStack, closing
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ray_rl.catalog.models import PACKAGED_MODELS
 from ray_rl.checkpoint.reading import checkpoint_steps
@@ -14,23 +16,32 @@ from ray_rl.data.chat import ChatTokenizer, without_end, without_file
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
 from ray_rl.errors import Preempted
-from ray_rl.loops.checkpoints import read_progress
-from ray_rl.loops.collected import read_collected
-from ray_rl.loops.model_digests import digests_of, require_same_models
+from ray_rl.loops.checkpoints import Checkpoints, read_progress
+from ray_rl.loops.credit import Crediting
+from ray_rl.loops.guard import Guard
+from ray_rl.loops.model_digests import Models, digests_of, require_same_models
 from ray_rl.loops.recovery import train_on
-from ray_rl.loops.resuming import Resume, opened
+from ray_rl.loops.resuming import Resume, newest_checkpoint, opened, store_of
+from ray_rl.loops.roles import Roles, Saved
+from ray_rl.loops.session import Session
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.endings import NO_CHECKPOINT, resume_command
+from ray_rl.metrics.newest_checkpoint import write_newest
 from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.metrics.sinks import RolloutRecords
 from ray_rl.models.packaged import cached_folder, resolve_model
 from ray_rl.planner.hardware import resolve_dtype
 from ray_rl.planner.plan import plan
 from ray_rl.rewards.combine import build_rewards
+from ray_rl.rollout.collected import Collected
 from ray_rl.rollout.collector import Collector
-from ray_rl.weight_sync.audit import CANARY
+from ray_rl.weight_sync.audit import CANARY, AuditedWeights
+
+if TYPE_CHECKING:
+    from ray_rl.cluster.start import Workers
 
 
 def run_training(
@@ -144,8 +155,9 @@ async def _train(
                 run.note(endless)
             source = _source(config, run, model, tokenizer, checked, stack)
             if since is not None:
-                source.compare(read_collected(since.folder / "rollouts").source)
-            rewards = stack.enter_context(closing(build_rewards(config.rewards, save=run.save_failed)))
+                source.compare(Collected.read(since.folder).source)
+            rewards = build_rewards(config.rewards, save=lambda groups: run.save_failed(RolloutRecords(groups)))
+            stack.enter_context(closing(rewards))
             run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
             with stop.others_listen():
                 scratch = stack.enter_context(ray_session(config, layout, logs=folder.logs, note=run.note))
@@ -154,17 +166,83 @@ async def _train(
                     config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell, scratch=scratch
                 )
             )
-        start = source.state()
-
-        def rollouts() -> Collector:
-            source.restore(start)
-            return Collector(config, source, workers.engines, rewards, router=workers.router)
-
         canary = tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens]
+        beginning = source.state()
+
+        def session(since: Checkpoint | None) -> Session:
+            source.restore(beginning)
+            rollouts = Collector(config, source, workers.engines, rewards, router=workers.router)
+            roles = _roles(config, workers, rollouts, canary=canary)
+            return build_session(config, folder, run, roles, stop=stop, since=since, models=models)
+
         await train_on(
-            config, folder, run, workers, rollouts=rollouts, canary=canary, models=models, since=since, stop=stop
+            run,
+            session,
+            since=since,
+            restart=workers.restart,
+            newest=partial(newest_checkpoint, config, folder, run.tell),
+            max_restarts=config.cluster.max_restarts,
         )
         run.note("ending the workers")
+
+
+def _roles(config: RunConfig, workers: Workers, rollouts: Collector, *, canary: tuple[int, ...]) -> Roles:
+    weights = AuditedWeights(
+        config, workers.weights, actor=workers.actor, engines=workers.weights.living, prompt=canary
+    )
+    return Roles(
+        rollouts=rollouts,
+        actor=workers.actor,
+        weights=weights,
+        critic=workers.critic,
+        reference=workers.reference,
+        reward=workers.reward,
+    )
+
+
+def build_session(
+    config: RunConfig,
+    folder: RunFolder,
+    run: Run,
+    roles: Roles,
+    *,
+    stop: Stop,
+    since: Checkpoint | None,
+    models: Models,
+) -> Session:
+    """Puts the parts of the driver together, over roles that are started.
+
+    Args:
+        config: the configuration of the run.
+        folder: the folder of the run.
+        run: counters, clock and records.
+        roles: who does the work.
+        stop: whether somebody asked the run to stop.
+        since: the checkpoint that the run continues from; None at its start.
+        models: digests of the models that the run loads.
+    """
+    credit = Crediting(config.algorithm, max_tokens=config.rollout.max_tokens)
+    parts: dict[str, Saved] = {"actor": roles.actor}
+    if roles.critic is not None:
+        parts["critic"] = roles.critic
+    return Session(
+        config=config,
+        run=run,
+        roles=roles,
+        credit=credit,
+        guard=Guard(config.train, run),
+        checkpoints=Checkpoints(
+            parts,
+            [credit, roles.rollouts],
+            settings=config.checkpoint,
+            store=store_of(config, folder),
+            since=since,
+            models=models,
+            completed=partial(write_newest, folder.newest_checkpoint_json),
+        ),
+        stop=stop,
+        export_to=folder.export if config.checkpoint.export else None,
+    )
 
 
 def _what_is_loaded(config: RunConfig) -> str:

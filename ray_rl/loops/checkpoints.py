@@ -1,24 +1,20 @@
-"""Everything that the loop needs to go on, to disk and back."""
+"""Everything that a run needs to resume, to disk and back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ray_rl.algorithms.kl_control import KlControl
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore, read_json, write_json
 from ray_rl.concurrency import together
-from ray_rl.config import RunConfig
+from ray_rl.config.run import CheckpointConfig
 from ray_rl.errors import CheckpointError, RayRLError
-from ray_rl.loops.collected import read_collected, write_collected
 from ray_rl.loops.model_digests import Models
-from ray_rl.loops.roles import Roles, Saved
+from ray_rl.loops.roles import Position, Resumable, Saved
 from ray_rl.metrics.run import Run
-from ray_rl.rollout.collector import Collected
 
 POLL_S = 0.5
 """Between two questions whether a checkpoint is written."""
@@ -32,7 +28,6 @@ class Progress:
 
     step: int
     version: int
-    kl_coefficient: float
     models: Models = field(default_factory=dict)
     """What the models that the run loads look like; empty in checkpoints of older versions."""
 
@@ -45,50 +40,50 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
     """
     path = checkpoint.folder / "run.json"
     try:
-        return Progress(**read_json(path))
-    except TypeError as error:
-        raise CheckpointError(f"{path}: not the state of a run ({error}); resume from another checkpoint") from error
+        found = read_json(path)
+        return Progress(found["step"], found["version"], found.get("models", {}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not the state of a run ({error!r}); resume from another checkpoint") from error
 
 
 class Checkpoints:
-    """Saves when due, beside training; one checkpoint is under way at a time."""
+    """Saves when due, while training continues; at most one checkpoint is being written at a time."""
 
     def __init__(
         self,
-        config: RunConfig,
-        store: CheckpointStore,
-        roles: Roles,
+        parts: Mapping[str, Saved],
+        positions: Sequence[Resumable],
         *,
+        settings: CheckpointConfig,
+        store: CheckpointStore,
         since: Checkpoint | None,
         models: Models,
         completed: Callable[[int], None],
     ) -> None:
-        """Writes and reads nothing yet.
+        """Keeps what it is given; `restore` reads and `save` writes.
 
         Args:
-            config: the configuration of the run.
+            parts: the models under training, by the names of their folders in a checkpoint.
+            positions: everything else that resumes; each of them has its own files.
+            settings: how often to save, and how long that may take.
             store: the store of the run, owned by this process.
-            roles: whose state is saved.
-            since: where the run goes on; None at its start.
-            models: that the run loads, to be compared when it is resumed.
-            completed: Called in a thread with the step of each checkpoint that is complete.
+            since: the checkpoint that the run continues from; None at its start.
+            models: digests of the models that the run loads, compared when it is resumed.
+            completed: called in a thread with the step of each checkpoint that is complete.
         """
-        self._config = config
+        self._parts = parts
+        self._positions = positions
+        self._settings = settings
         self._store = store
         self._completed = completed
         self._digests = models
-        self._rollouts = roles.rollouts
-        self._models: dict[str, Saved] = {"actor": roles.actor}
-        if roles.critic is not None:
-            self._models["critic"] = roles.critic
         self._since = since
         self._step = None if since is None else since.step
-        """Of the last checkpoint on disk or under way."""
-        self._boundary: Collected | None = None
+        """Step of the last checkpoint that is on disk or being written."""
         self._writing: asyncio.Task[None] | None = None
 
-    async def restore(self, kl: KlControl) -> None:
-        """Brings roles and KL control to where they were; does nothing at the start of a run.
+    async def restore(self) -> None:
+        """Brings all parts and positions to where they were; does nothing at the start of a run.
 
         Raises:
             CheckpointError: what is there is of another model, or no state of a run.
@@ -96,13 +91,13 @@ class Checkpoints:
         if self._since is None:
             return
         folder = self._since.folder
-        kl.coefficient = read_progress(self._since).kl_coefficient
-        self._rollouts.restore(read_collected(folder / "rollouts"))
-        await together(model.load(folder / name) for name, model in self._models.items())
+        for each in self._positions:
+            each.resume(folder)
+        await together(part.load(folder / name) for name, part in self._parts.items())
 
     @asynccontextmanager
-    async def under_way(self) -> AsyncIterator[None]:
-        """The block in which checkpoints may be under way; the last one is on disk at its end, if that is possible."""
+    async def in_background(self) -> AsyncIterator[None]:
+        """The block in which checkpoints may be written; the last one is on disk at its end, if that is possible."""
         try:
             yield
         except RayRLError:
@@ -115,34 +110,24 @@ class Checkpoints:
             if self._writing is not None:
                 self._writing.cancel()
 
-    def between_steps(self) -> None:
-        """Called before each step: what a step that is given up goes back to.
+    async def save_if_due(self, run: Run) -> None:
+        """Saves after every so many steps and after the last one.
 
         Raises:
-            CheckpointError: the checkpoint under way has failed.
+            CheckpointError: as `save`, and when the checkpoint that is being written has failed.
         """
         if self._writing is not None and self._writing.done():
             self._writing.result()
-        self._boundary = self._rollouts.state()
+        every = self._settings.every_steps
+        if every is not None and (run.step % every == 0 or run.step == run.steps):
+            await self.save(run)
 
-    async def save_if_due(self, run: Run, kl: KlControl) -> None:
-        """Saves after every so many steps and after the last."""
-        every = self._config.checkpoint.every_steps
-        if every is not None and (run.step % every == 0 or run.step == self._config.run.steps):
-            await self.save(run, kl, self._rollouts.state())
-
-    async def save_given_up(self, run: Run, kl: KlControl) -> None:
-        """Saves, and waits until it is on disk, after a step was given up.
-
-        Rollouts that were finished for it are kept, but in deterministic mode: there they are sampled again, as their
-        bits depend on what was sampled beside them.
-        """
-        assert self._boundary is not None, "between_steps comes first"
-        now = self._boundary if self._config.run.deterministic else self._rollouts.state()
-        await self.save(run, kl, now)
+    async def save_now(self, run: Run) -> None:
+        """Saves, and returns when the checkpoint is on disk."""
+        await self.save(run)
         await self.settle()
 
-    async def save(self, run: Run, kl: KlControl, collected: Collected) -> None:
+    async def save(self, run: Run) -> None:
         """Returns when the state is copied; does nothing if there is a checkpoint of this step.
 
         Raises:
@@ -151,12 +136,13 @@ class Checkpoints:
         if run.step == self._step:
             return
         await self.settle()
-        progress = Progress(run.step, run.version, kl.coefficient, self._digests)
+        progress = Progress(run.step, run.version, self._digests)
+        positions = [each.position() for each in self._positions]
         with run.phase("checkpoint"):
             folder = await asyncio.to_thread(self._store.begin, run.step)
             try:
-                await asyncio.to_thread(_write, folder, progress, collected)
-                await together(model.save(folder / name) for name, model in self._models.items())
+                await asyncio.to_thread(_write, folder, progress, positions)
+                await together(part.save(folder / name) for name, part in self._parts.items())
             except RayRLError:
                 self._store.abandon(run.step)
                 raise
@@ -164,20 +150,20 @@ class Checkpoints:
         self._writing = asyncio.ensure_future(self._complete(run.step))
 
     async def settle(self) -> None:
-        """Returns when nothing is under way.
+        """Returns when no checkpoint is being written.
 
         Raises:
-            CheckpointError: the checkpoint under way could not be written; those before it are untouched.
+            CheckpointError: the last checkpoint could not be written; those before it are untouched.
         """
         if self._writing is not None:
             await self._writing
             self._writing = None
 
     async def _complete(self, step: int) -> None:
-        limit_s = self._config.checkpoint.timeout_s
+        limit_s = self._settings.timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                while not all(await together(model.is_saved() for model in self._models.values())):
+                while not all(await together(part.is_saved() for part in self._parts.values())):
                     await asyncio.sleep(POLL_S)
                 await asyncio.to_thread(self._store.commit, step)
                 await asyncio.to_thread(self._completed, step)
@@ -192,7 +178,7 @@ class Checkpoints:
             ) from None
 
 
-def _write(folder: Path, progress: Progress, collected: Collected) -> None:
-    state: dict[str, Any] = asdict(progress)
-    write_json(folder / "run.json", state)
-    write_collected(folder / "rollouts", collected)
+def _write(folder: Path, progress: Progress, positions: Sequence[Position]) -> None:
+    write_json(folder / "run.json", asdict(progress))
+    for position in positions:
+        position.write(folder)

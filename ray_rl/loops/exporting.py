@@ -5,20 +5,18 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from ray_rl.algorithms.kl_control import KlControl
 from ray_rl.errors import RayRLError, WorkerLost
 from ray_rl.loops.checkpoints import Checkpoints
-from ray_rl.loops.roles import Roles
+from ray_rl.loops.roles import Actor
 from ray_rl.metrics.run import Run
 
 
-async def export(roles: Roles, run: Run, kl: KlControl, *, checkpoints: Checkpoints, to: Path) -> None:
+async def export(actor: Actor, run: Run, *, checkpoints: Checkpoints, to: Path) -> None:
     """Writes the policy after the last step. If that fails, a checkpoint of this step is on disk.
 
     Args:
-        roles: whose actor writes.
+        actor: holds the policy, and writes it.
         run: counters and clock.
-        kl: saved with the checkpoint.
         checkpoints: where to save if there is no checkpoint of this step.
         to: `export/` of the run folder.
 
@@ -27,13 +25,12 @@ async def export(roles: Roles, run: Run, kl: KlControl, *, checkpoints: Checkpoi
         RayRLError: why it failed, and the commands that repeat it.
     """
     try:
-        await roles.actor.export(to, step=run.step)
+        await actor.export(to, step=run.step)
     except WorkerLost:
         raise
     except RayRLError as error:
         try:
-            await checkpoints.save(run, kl, roles.rollouts.state())
-            await checkpoints.settle()
+            await checkpoints.save_now(run)
         except RayRLError as unsaved:
             raise type(error)(f"{error}\nNor could a checkpoint of step {run.step} be saved: {unsaved}") from error
         folder = shlex.quote(str(to.parent))

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_rl.config import RunConfig
+from ray_rl.config.train import TrainConfig
 from ray_rl.errors import RewardError, TrainingError
 from ray_rl.metrics.metric import SKIPPED, Metric, Total
 from ray_rl.metrics.run import Run
+from ray_rl.metrics.sinks import Records
 from ray_rl.types import RolloutGroup, TrainBatch
 
 if TYPE_CHECKING:
@@ -28,24 +29,24 @@ NONFINITE = (TrainingError, RewardError)
 class Guard:
     """Counts the steps that were skipped in a row, and saves the samples of one that ends the run."""
 
-    def __init__(self, config: RunConfig, run: Run) -> None:
-        self._may_skip = config.train.on_nonfinite == "skip"
-        self._most = config.train.max_skips
+    def __init__(self, settings: TrainConfig, run: Run) -> None:
+        self._may_skip = settings.on_nonfinite == "skip"
+        self._most = settings.max_skips
         self._run = run
         self._reason: str | None = None
         """Why the step under way is not trained on."""
         self._in_a_row = 0
 
     @contextmanager
-    def saving(self, groups: Sequence[RolloutGroup]) -> Iterator[None]:
+    def saving(self, records: Records) -> Iterator[None]:
         """Saves the samples if the block fails for its numbers; the error then names their file."""
         try:
             yield
         except NONFINITE as error:
-            self._save(error, groups)
+            self._save(error, records)
             raise
 
-    def skip(self, error: TrainingError | RewardError, groups: Sequence[RolloutGroup]) -> None:
+    def skip(self, error: TrainingError | RewardError, records: Records) -> None:
         """Agrees that the step is not trained on.
 
         Raises:
@@ -53,16 +54,16 @@ class Guard:
             RewardError: the same.
         """
         if not self._may_skip:
-            self._save(error, groups)
+            self._save(error, records)
             raise error
         self._reason = str(error)
 
-    def counted(self, trained: Sequence[Metric], groups: Sequence[RolloutGroup]) -> list[Metric]:
+    def counted(self, trained: Sequence[Metric], records: Records) -> list[Metric]:
         """What the step's record says of the guard; nothing where steps may not be skipped.
 
         Args:
             trained: metrics of the update.
-            groups: of the step.
+            records: of the step.
 
         Raises:
             TrainingError: one step too many in a row was skipped; the samples are saved.
@@ -79,14 +80,14 @@ class Guard:
                 f"{self._in_a_row} steps in a row had numbers that are not finite (train.max_skips={self._most}); "
                 f"the last one: {reason}"
             )
-            self._save(error, groups)
+            self._save(error, records)
             raise error
         if reason is not None:
             self._run.note(f"step {self._run.step + 1} is skipped ({self._in_a_row} in a row): {reason}")
         return [Total("guard/skipped_steps", int(reason is not None))] if self._may_skip else []
 
-    def _save(self, error: BaseException, groups: Sequence[RolloutGroup]) -> None:
-        error.args = (f"{error}. The step's samples are in {self._run.save_failed(groups)}",)
+    def _save(self, error: BaseException, records: Records) -> None:
+        error.args = (f"{error}. The step's samples are in {self._run.save_failed(records)}",)
 
 
 def require_finite(batch: TrainBatch, groups: Sequence[RolloutGroup], metrics: Sequence[Metric]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ray_rl.metrics.metric import Metric
-from ray_rl.rollout.collector import Collected
 from ray_rl.types import Message, RolloutGroup, TrainBatch
 
 if TYPE_CHECKING:
@@ -17,20 +16,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Rollouts(Protocol):
+class Position(Protocol):
+    """Where something was at one moment; it does not change afterwards."""
+
+    def write(self, folder: Path) -> None:
+        """Writes it into the folder of a checkpoint, in files of its own. Any thread may call it."""
+
+
+class Resumable(Protocol):
+    """A part of a run that has a position, and resumes from it: prompts, rollouts, the KL coefficient."""
+
+    def position(self) -> Position:
+        """Returns where it is now."""
+
+    def resume(self, folder: Path) -> None:
+        """Continues from the position in the folder of a checkpoint; before the first step."""
+
+
+class Rollouts(Resumable, Protocol):
     """Prompts in, scored groups out."""
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        """The block in which rollouts may be under way; what is left at its end is dropped."""
+        """The block in which rollouts may be in flight; those left at its end are dropped."""
 
     async def take(self, *, step: int, progress: Callable[[str], None]) -> tuple[Sequence[RolloutGroup], list[Metric]]:
         """The groups of a batch, in the order of their prompts. May be cancelled: no group is lost."""
-
-    def state(self) -> Collected:
-        """Where it stands."""
-
-    def restore(self, state: Collected) -> None:
-        """Goes on where another stood; before the first batch."""
 
 
 class Saved(Protocol):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
+from ray_rl.metrics.metric import Last, Maximum, Mean, Metric, Total
 from ray_rl.types import RolloutGroup
 
 
-def rollout_metrics(groups: Sequence[RolloutGroup], *, version: int) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[RolloutGroup], *, version: int) -> list[Metric]:
     """Rewards, lengths and staleness of the samples that were trained on.
 
     Rewards without an opinion (None) are left out of means and deviations; what has no value at all has no key.
@@ -21,14 +23,14 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, version: int) -> dict[str
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
     truncated = sum(rollout.completion.finish_reason == "length" for rollout in rollouts)
     informative = sum(is_informative(group) for group in groups)
-    return {
-        **_reward_metrics(groups),
-        "rollout/tokens": sum(lengths),
-        "rollout/length_mean": statistics.fmean(lengths),
-        "rollout/truncated_fraction": truncated / len(rollouts),
-        "rollout/staleness_max": staleness(groups, version=version),
-        "rollout/groups_informative_fraction": informative / len(groups),
-    }
+    return [
+        *_reward_metrics(groups),
+        Total("rollout/tokens", sum(lengths)),
+        Mean("rollout/length_mean", sum(lengths), len(lengths)),
+        Mean("rollout/truncated_fraction", truncated, len(rollouts)),
+        Maximum("rollout/staleness_max", staleness(groups, version=version)),
+        Mean("rollout/groups_informative_fraction", informative, len(groups)),
+    ]
 
 
 def staleness(groups: Sequence[RolloutGroup], *, version: int) -> int:
@@ -37,19 +39,19 @@ def staleness(groups: Sequence[RolloutGroup], *, version: int) -> int:
     return version - min((int(c.versions.min()) for c in completions if len(c.versions)), default=version)
 
 
-def _reward_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+def _reward_metrics(groups: Sequence[RolloutGroup]) -> list[Metric]:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored = [float(rollout.reward) for rollout in rollouts if rollout.reward is not None]
-    values: dict[str, float] = {}
+    metrics: list[Metric] = [Mean("reward/mean", math.fsum(scored), len(scored))]
     if scored:
-        values = {"reward/mean": statistics.fmean(scored), "reward/std": statistics.pstdev(scored)}
+        metrics.append(Last("reward/std", statistics.pstdev(scored)))
     parts: dict[str, list[float]] = {}
     for rollout in rollouts:
         for name, value in rollout.reward_parts.items():
             if value is not None:
                 parts.setdefault(name, []).append(float(value))
-    values |= {f"reward/{name}_mean": statistics.fmean(part) for name, part in parts.items()}
-    return {**values, "reward/unscored_fraction": 1 - len(scored) / len(rollouts)}
+    metrics += [Mean(f"reward/{name}_mean", math.fsum(part), len(part)) for name, part in parts.items()]
+    return [*metrics, Mean("reward/unscored_fraction", len(rollouts) - len(scored), len(rollouts))]
 
 
 def is_informative(group: RolloutGroup) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,19 +16,19 @@ from ray_rl.metrics.endings import next_commands, shown
 from ray_rl.metrics.metric import Metric, reduce_metrics
 from ray_rl.metrics.phases import Heartbeat, Phases, Span
 from ray_rl.metrics.prometheus import GaugeSink
-from ray_rl.metrics.rollout_metrics import rollout_metrics
 from ray_rl.metrics.run_folder import RunFolder
-from ray_rl.metrics.samples import answer_columns, first_sample
-from ray_rl.metrics.sinks import JsonlSink, RolloutSink, TensorBoardSink
+from ray_rl.metrics.samples import answer_columns
+from ray_rl.metrics.sinks import JsonlSink, Records, RecordSink, TensorBoardSink
 from ray_rl.metrics.summary import Summary
 from ray_rl.metrics.text import Columns, Sample, Status, step_fields
 from ray_rl.metrics.trace import TraceWriter
-from ray_rl.types import RolloutGroup
 
 
 class Run:
     """Progress of one run: its counters, its clock, and everything that is written about it."""
 
+    steps: int
+    """Batches that the run trains on in all."""
     step: int
     """Batches trained so far. Records carry the number of the batch they are about, from 1."""
     version: int
@@ -58,6 +58,7 @@ class Run:
             saved: returns the step of the newest checkpoint, for what is said at the end.
             clock: seconds from any origin, never backwards.
         """
+        self.steps = config.run.steps
         self.step = step
         self.version = version
         self._config = config.run
@@ -68,7 +69,6 @@ class Run:
         self._console = console
         self._clock = clock
         self._start_s = clock()
-        self._trained_version = version
         self._summary = Summary(planned=config.run.steps, before=step)
         self._shown: tuple[str, list[Sample]] | None = None
         self._is_closed = False
@@ -76,7 +76,7 @@ class Run:
         self._jsonl = JsonlSink(folder.metrics_jsonl)
         self._tensorboard = TensorBoardSink(folder.tensorboard, first_step=step + 1)
         self._gauges = gauges
-        self._rollouts = RolloutSink(folder.rollouts)
+        self._records = RecordSink(folder.rollouts)
         self._trace = TraceWriter(folder.trace(first_step=step + 1), name=f"ray_rl {config.run.name}")
         self._phases = Phases(clock, ended=self._trace_span)
         self._heartbeat = Heartbeat(
@@ -110,7 +110,7 @@ class Run:
         self._jsonl = JsonlSink(self._folder.metrics_jsonl)
         self._tensorboard = TensorBoardSink(self._folder.tensorboard, first_step=step + 1)
         self._summary.before = step - self._summary.steps
-        self.step, self.version, self._trained_version = step, version, version
+        self.step, self.version = step, version
         self._phases.end_step()
 
     def advance(self) -> int:
@@ -140,18 +140,12 @@ class Run:
         with suppress(OSError), (self._folder.logs / "driver.log").open("ab") as log:
             log.write(line)
 
-    def log(
-        self,
-        metrics: Iterable[Metric],
-        groups: Sequence[RolloutGroup],
-        advantages_R: Sequence[float] | None = None,
-    ) -> dict[str, float]:
+    def log(self, metrics: Iterable[Metric], records: Records) -> dict[str, float]:
         """Ends the step: writes everything about it, and returns what `metrics.jsonl` says.
 
         Args:
             metrics: of all stages and ranks.
-            groups: the samples that were trained on.
-            advantages_R: one a rollout, ordered as in `groups`.
+            records: of the examples that were trained on.
 
         Raises:
             ValueError: a metric has a name that is computed here, or two kinds of reduction.
@@ -160,21 +154,19 @@ class Run:
         self.step += 1
         step_s, phases_s = self._phases.end_step()
         values: dict[str, float] = {"step": self.step, "version": self.version}
-        values |= rollout_metrics(groups, version=self._trained_version)
         values |= {"time/step_s": step_s} | {f"time/{name}_s": seconds for name, seconds in phases_s.items()}
-        values["throughput/tokens_per_s"] = values["rollout/tokens"] / step_s if step_s > 0 else 0.0
+        values["throughput/tokens_per_s"] = records.tokens / step_s if step_s > 0 else 0.0
         for name, value in reduce_metrics(metrics).items():
             if name in values:
                 raise ValueError(f"metric {name!r} is computed by Run.log; a stage must give its own another name")
             values[name] = float(value)
-        self._trained_version = self.version
-        self._write(values, groups, advantages_R)
-        self._show(values, groups)
+        self._write(values, records)
+        self._show(values, records)
         return values
 
-    def save_failed(self, groups: Sequence[RolloutGroup]) -> Path:
-        """Writes samples of the step under way, which will have no record; returns their file. From any thread."""
-        return self._rollouts.add_failed(self.step + 1, groups)
+    def save_failed(self, records: Records) -> Path:
+        """Writes records of the current step, which fails, and returns their file. Any thread may call it."""
+        return self._records.add_failed(self.step + 1, records)
 
     def close(self, *, failed: BaseException | None = None) -> None:
         """Shows the last samples and the summary, and closes everything. A second call does nothing.
@@ -201,11 +193,9 @@ class Run:
             failed=failed is not None and not isinstance(failed, Preempted),
         )
 
-    def _write(
-        self, values: dict[str, float], groups: Sequence[RolloutGroup], advantages_R: Sequence[float] | None
-    ) -> None:
-        # The samples first: they are what a full disk has no room for, and a step on record has them.
-        self._rollouts.write(self.step, groups, advantages_R=advantages_R)
+    def _write(self, values: dict[str, float], records: Records) -> None:
+        # The records first: they are what a full disk has no room for, and a step in metrics.jsonl has them.
+        self._records.write(self.step, records)
         self._jsonl.write(values)
         self._show_if_possible(lambda: self._tensorboard.write(values))
         if self._gauges is not None:
@@ -215,7 +205,7 @@ class Run:
         args = {"version": self.version}
         self._trace.add("step", f"step {self.step}", start_s=end_s - duration_s, duration_s=duration_s, args=args)
         self._show_if_possible(self._trace.flush)
-        self._summary.add(values)
+        self._summary.add(values, tokens=records.tokens)
 
     def _show_if_possible(self, write: Callable[[], None]) -> None:
         """Writes what only draws the numbers, which `metrics.jsonl` has: that it cannot be written ends no run."""
@@ -226,13 +216,12 @@ class Run:
                 self._has_lost_drawings = True
                 self.tell(f"{error}; the run continues without it")
 
-    def _show(self, values: dict[str, float], groups: Sequence[RolloutGroup]) -> None:
-        self._console.step(step_fields(values, self._columns, steps=self._config.steps))
-        chosen = groups[: self._config.samples]
+    def _show(self, values: dict[str, float], records: Records) -> None:
+        self._console.step(step_fields(values, self._columns, steps=self.steps))
+        title, chosen = records.samples(self._config.samples, self._answers)
         if not chosen:
             return
-        title = f"step {self.step}: first completion of {len(chosen)} of {len(groups)} prompts"
-        self._shown = title, [first_sample(group, self._answers) for group in chosen]
+        self._shown = f"step {self.step}: {title}", chosen
         if self.step % self._config.show_every == 0:
             self._console.samples(*self._shown)
             self._shown = None
@@ -242,12 +231,12 @@ class Run:
         return None if span is None else self._describe(span, self._clock() - span.start_s)
 
     def _describe(self, span: Span, age_s: float) -> Status:
-        is_in_step = self._phases.in_step and self.step < self._config.steps
+        is_in_step = self._phases.in_step and self.step < self.steps
         return Status(self.step + 1 if is_in_step else None, span.doing, age_s, span.detail)
 
     def _left_s(self) -> float | None:
         done = self._summary.steps
-        return self._summary.step_s / done * (self._config.steps - self.step) if done else None
+        return self._summary.step_s / done * (self.steps - self.step) if done else None
 
     def _trace_span(self, span: Span, end_s: float) -> None:
         start_s = span.start_s - self._start_s

@@ -11,12 +11,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ray_rl.errors import RecordError
 from ray_rl.metrics.modes import make_folder
+from ray_rl.metrics.samples import first_sample
+from ray_rl.metrics.text import Sample
 from ray_rl.metrics.whole_pieces import PieceFile, explained, write_whole
 from ray_rl.types import Rollout, RolloutGroup
 
@@ -86,35 +90,81 @@ class TensorBoardSink:
         self._file.append(record.getvalue())
 
 
-class RolloutSink:
-    """`rollouts/step_000012.jsonl`: every sample of a step, one a line, ordered by prompt."""
+class Records(Protocol):
+    """The examples that a step was trained on, for files and for people. Each kind of training has its own."""
+
+    def lines(self, step: int) -> Iterator[bytes]:
+        """Yields one strict JSON object for each example, each with a newline at its end."""
+
+    def samples(self, count: int, answers: tuple[str, ...]) -> tuple[str, list[Sample]]:
+        """Returns a title and at most `count` examples for the console.
+
+        Args:
+            count: the largest number of examples.
+            answers: names of the columns that may hold the reference answer, the best first.
+        """
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens in the examples, for the throughput."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRecords:
+    """The rollouts of a step, ordered by prompt."""
+
+    groups: Sequence[RolloutGroup]
+    advantages_R: Sequence[float] | None = None
+    """One advantage for each rollout, in the order of `groups`; None before they are known."""
+
+    def lines(self, step: int) -> Iterator[bytes]:
+        """Yields one strict JSON object for each rollout."""
+        rollouts = [(group, rollout) for group in self.groups for rollout in group.rollouts]
+        known = self.advantages_R
+        advantages = [None] * len(rollouts) if known is None else [float(value) for value in known]
+        for (group, rollout), advantage in zip(rollouts, advantages, strict=True):
+            record = strict_json(_record(step, group, rollout, advantage)).encode(errors="backslashreplace")
+            numbers = _joined(rollout.completion.token_ids)
+            yield record.removesuffix(b"}") + b', "token_ids": [' + numbers + b"]}\n"
+
+    def samples(self, count: int, answers: tuple[str, ...]) -> tuple[str, list[Sample]]:
+        """Returns the first completion of each of the first prompts."""
+        chosen = [first_sample(group, answers) for group in self.groups[:count]]
+        return f"first completion of {len(chosen)} of {len(self.groups)} prompts", chosen
+
+    @property
+    def tokens(self) -> int:
+        """The number of sampled tokens."""
+        return sum(len(rollout.completion.token_ids) for group in self.groups for rollout in group.rollouts)
+
+
+class RecordSink:
+    """`rollouts/step_000012.jsonl`: the records of one step, one on each line."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._numbers = _Numbers()
         self._appending = threading.Lock()
 
-    def write(self, step: int, groups: Sequence[RolloutGroup], *, advantages_R: Sequence[float] | None = None) -> Path:
+    def write(self, step: int, records: Records) -> Path:
         """Writes the file of one step and returns its path.
 
         Args:
             step: number of the step, from 1.
-            groups: the samples that were trained on.
-            advantages_R: one advantage a rollout, ordered as in `groups`.
+            records: of the examples that were trained on.
 
         Raises:
             RecordError: they do not fit on the disk; names the file in the folder for temporary ones that has them.
         """
         path = self._folder / f"step_{step:06d}.jsonl"
         try:
-            write_whole(path, self._lines(step, groups, advantages_R))
+            write_whole(path, records.lines(step))
         except RecordError as error:
-            kept = self._keep_elsewhere(path.name, self._lines(step, groups, advantages_R))
+            kept = self._keep_elsewhere(path.name, records.lines(step))
             raise RecordError(f"{error}. The samples of step {step} are {kept}") from error
         return path
 
-    def add_failed(self, step: int, groups: Sequence[RolloutGroup]) -> Path:
-        """Appends samples of a step that fails to `step_000012.failed.jsonl`; from any thread.
+    def add_failed(self, step: int, records: Records) -> Path:
+        """Appends records of a step that fails to `step_000012.failed.jsonl`; from any thread.
 
         Raises:
             RecordError: they do not fit on the disk.
@@ -123,7 +173,7 @@ class RolloutSink:
         with self._appending:
             file = PieceFile(path, keep=True)
             try:
-                file.append(b"".join(self._lines(step, groups, None)))
+                file.append(b"".join(records.lines(step)))
             finally:
                 file.close()
         return path
@@ -137,35 +187,25 @@ class RolloutSink:
             return "lost: the folder for temporary files is full, too"
         return f"in {path}"
 
-    def _lines(
-        self, step: int, groups: Sequence[RolloutGroup], advantages_R: Sequence[float] | None
-    ) -> Iterator[bytes]:
-        rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
-        advantages = [None] * len(rollouts) if advantages_R is None else [float(value) for value in advantages_R]
-        for (group, rollout), advantage in zip(rollouts, advantages, strict=True):
-            record = strict_json(_record(step, group, rollout, advantage)).encode(errors="backslashreplace")
-            numbers = self._numbers.joined(rollout.completion.token_ids)
-            yield record.removesuffix(b"}") + b', "token_ids": [' + numbers + b"]}\n"
+
+def _joined(token_ids: NDArray[np.int32]) -> bytes:
+    """Returns token ids, all >= 0, as text with ", " between them.
+
+    There are millions in each step, and formatting them one by one was most of the driver's own time.
+    """
+    if not len(token_ids):
+        return b""
+    texts = _texts(1 << int(token_ids.max()).bit_length())
+    # numpy fills strings up to one width with zero bytes.
+    return texts[token_ids].tobytes().replace(b"\0", b"")[:-2]
 
 
-class _Numbers:
-    """Token ids as text, looked up: millions a step, and number by number they were most of the driver's own time."""
+@cache
+def _texts(count: int) -> NDArray[np.bytes_]:
+    """The numbers below `count`, each with ", " after it."""
+    import numpy as np
 
-    def __init__(self) -> None:
-        self._texts: NDArray[np.bytes_] | None = None
-
-    def joined(self, token_ids: NDArray[np.int32]) -> bytes:
-        """The numbers from 0 upwards with ", " between them."""
-        import numpy as np
-
-        if not len(token_ids):
-            return b""
-        texts = self._texts
-        if texts is None or int(token_ids.max()) >= len(texts):
-            size = 2 * int(token_ids.max()) + 1
-            texts = self._texts = np.array([f"{number}, " for number in range(size)], np.bytes_)
-        # numpy fills strings up to one width with zero bytes.
-        return texts[token_ids].tobytes().replace(b"\0", b"")[:-2]
+    return np.array([f"{number}, " for number in range(count)], np.bytes_)
 
 
 def _record(step: int, group: RolloutGroup, rollout: Rollout, advantage: float | None) -> dict[str, Any]:

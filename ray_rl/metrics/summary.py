@@ -28,11 +28,11 @@ class Summary:
     """Mean reward of each step that had one."""
     phases_s: dict[str, float] = field(default_factory=dict)
 
-    def add(self, values: Mapping[str, float]) -> None:
-        """Counts one step, by the keys of `metrics.jsonl`."""
+    def add(self, values: Mapping[str, float], *, tokens: int) -> None:
+        """Counts one step, by the keys of `metrics.jsonl`, and the tokens of its examples."""
         self.steps += 1
         self.step_s += values["time/step_s"]
-        self.tokens += values["rollout/tokens"]
+        self.tokens += tokens
         if "reward/mean" in values:
             self.rewards.append(values["reward/mean"])
         for key, value in values.items():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from ray_rl.config import RunConfig
@@ -16,6 +16,7 @@ from ray_rl.metrics.metric import Last, Mean, Metric
 from ray_rl.metrics.rollout_metrics import is_informative, staleness
 from ray_rl.rewards.combine import Rewards
 from ray_rl.rollout.admission import Admission
+from ray_rl.rollout.collected import Collected, Finished
 from ray_rl.rollout.request import SampleRequest, request_seed
 from ray_rl.rollout.router import Router
 from ray_rl.types import Completion, Prompt, RolloutGroup
@@ -39,31 +40,6 @@ class Sampler(Protocol):
 
     async def release(self, sequences: int) -> None:
         """Begins once so many sequences have been asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A group that is complete and scored."""
-
-    number: int
-    """Of the prompt, in the order of admission."""
-    group: RolloutGroup
-    metrics: list[Metric]
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """All that a collector needs to go on where another stopped."""
-
-    source: Mapping[str, Any]
-    """Position of the prompt source."""
-    admitted: int
-    accepted: int
-    under_way: tuple[tuple[int, Prompt], ...]
-    """Number and prompt of what was not complete: it is sampled anew, with the same seeds."""
-    waiting: tuple[Finished, ...]
-    refused: tuple[Finished, ...]
-    stale: int
 
 
 class Collector:
@@ -121,6 +97,8 @@ class Collector:
         self._admitting: asyncio.Task[None] | None = None
         self._placed = [0] * len(samplers)
         """Sequences of this wave at each engine, in deterministic mode."""
+        self._batch_began: Collected | None = None
+        """Where a deterministic collector was before the batch that is being taken."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -144,6 +122,8 @@ class Collector:
             RayRLError: an engine or a reward failed; the requests under way are dropped.
         """
         self._version = step
+        if self._config.run.deterministic:
+            self._batch_began = self._now()
         count, samples = self._admission.prompts_per_step, self._config.algorithm.group_size
         self._room.set()
         if self._admitting is None:
@@ -160,11 +140,26 @@ class Collector:
                 self._cancel()
                 self._admitting.result()
             if len(ready) >= count:
+                self._batch_began = None
                 return self._batch(ready[:count])
             await self._changed.wait()  # bound: requests in flight end within rollout.timeout_s, which is a change
 
-    def state(self) -> Collected:
-        """Where it stands: between two batches, whatever is under way."""
+    def position(self) -> Collected:
+        """Returns where it is now, between two batches, whatever is in flight.
+
+        In deterministic mode that is the position before a batch whose `take` was cancelled: its rollouts are sampled
+        again, as their bits depend on what was sampled in the same forward passes.
+        """
+        return self._batch_began or self._now()
+
+    def resume(self, folder: Path) -> None:
+        """Continues from the position in a checkpoint of the same configuration; before the first batch.
+
+        The counts are of the whole run, as the trainer's version is, so that the bound on staleness still holds.
+        """
+        self.restore(Collected.read(folder))
+
+    def _now(self) -> Collected:
         return Collected(
             source=self._source.state(),
             admitted=self._admitted,
@@ -176,10 +171,7 @@ class Collector:
         )
 
     def restore(self, state: Collected) -> None:
-        """Goes on where another collector of the same configuration stood; before the first batch.
-
-        The counts are of the whole run, as the trainer's version is, so that the bound on staleness holds on.
-        """
+        """Continues from a position in memory."""
         self._source.restore(state.source)
         self._admitted, self._accepted, self._stale = state.admitted, state.accepted, state.stale
         self._under_way = dict(state.under_way)

@@ -37,10 +37,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ray_rl.checkpoint.store import CheckpointStore
+from ray_rl.app.build import build_session
 from ray_rl.config import RunConfig
 from ray_rl.config.loading.load import load_config
-from ray_rl.loops.checkpoints import Checkpoints
 from ray_rl.loops.online import train
 from ray_rl.loops.roles import Roles
 from ray_rl.loops.stopping import Stop
@@ -89,7 +88,7 @@ def config_of(folder: str, *, prompts: int, steps: int, staleness: int, order: s
             "rewards": [{"kind": "number"}],
             "algorithm": {"prompts_per_step": prompts, "group_size": GROUP},
             "rollout": rollout,
-            "checkpoint": {"every_steps": None},
+            "checkpoint": {"every_steps": None, "export": False},
         }
     )
 
@@ -97,7 +96,8 @@ def config_of(folder: str, *, prompts: int, steps: int, staleness: int, order: s
 async def drive(config: RunConfig, roles: Roles, clock: Callable[[], float]) -> list[dict[str, float]]:
     """What `metrics.jsonl` says of every step, with the time at which the step ended."""
     records = []
-    with Run(config, RunFolder.create(config), RunConsole(io.StringIO()), clock=clock) as run:
+    folder = RunFolder.create(config)
+    with Run(config, folder, RunConsole(io.StringIO()), clock=clock) as run:
         logged = run.log
 
         def log(*arguments: Any) -> dict[str, float]:
@@ -105,9 +105,8 @@ async def drive(config: RunConfig, roles: Roles, clock: Callable[[], float]) -> 
             return records[-1]
 
         run.log = log
-        store = CheckpointStore(Path(config.run.dir) / "checkpoints", keep_last=1, keep_every=None)
-        checkpoints = Checkpoints(config, store, roles, since=None, models={}, completed=lambda step: None)
-        await train(config, roles, run, checkpoints=checkpoints, stop=Stop(grace_s=60), export_to=None)
+        stop = Stop(grace_s=60)
+        await train(build_session(config, folder, run, roles, stop=stop, since=None, models={}))
     return records
 
 

@@ -123,7 +123,7 @@ class Sabotage:
     def watch(self, roles):
         self._rollouts, self._router = roles.rollouts, roles.rollouts._router
         self._engines = roles.weights._engines
-        self.running, self.state = self._rollouts.running, self._rollouts.state
+        self.running, self.position = self._rollouts.running, self._rollouts.position
         for engine in self._engines:
             engine.generate = self._counted(engine.name, engine.generate)
             engine.receive_weights = self._cut_short(engine, engine.receive_weights)

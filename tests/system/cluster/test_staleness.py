@@ -79,7 +79,7 @@ class Watched:
     def __init__(self, roles):
         self._roles = roles
         self.groups, self.logprobs = [], []
-        self.running, self.state = roles.rollouts.running, roles.rollouts.state
+        self.running, self.position = roles.rollouts.running, roles.rollouts.position
 
     async def take(self, **keywords):
         groups, metrics = await self._roles.rollouts.take(**keywords)

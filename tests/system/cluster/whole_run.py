@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,16 +30,14 @@ class Started:
 
     async def train(self, roles: Roles | None = None, *, export_to: Path | None = None) -> None:
         """All steps; `roles` may have something between the driver and its roles."""
-        from ray_rl.checkpoint.store import CheckpointStore
-        from ray_rl.loops.checkpoints import Checkpoints
+        from ray_rl.app.build import build_session
         from ray_rl.loops.online import train
         from ray_rl.loops.stopping import Stop
 
-        roles = roles or self.roles
-        store = CheckpointStore(self.folder.checkpoints, keep_last=1, keep_every=None)
-        checkpoints = Checkpoints(self.config, store, roles, since=None, models={}, completed=lambda step: None)
-        stop = Stop(grace_s=60)
-        await train(self.config, roles, self.run, checkpoints=checkpoints, stop=stop, export_to=export_to)
+        session = build_session(
+            self.config, self.folder, self.run, roles or self.roles, stop=Stop(grace_s=60), since=None, models={}
+        )
+        await train(replace(session, export_to=export_to))
 
     def records(self) -> list[dict[str, Any]]:
         """What `metrics.jsonl` says."""

@@ -3,25 +3,25 @@ import contextlib
 import io
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ray_rl.checkpoint.store import CheckpointStore
+from ray_rl.app.build import build_session
+from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.config import RunConfig
-from ray_rl.loops.checkpoints import Checkpoints, read_progress
+from ray_rl.loops.checkpoints import read_progress
 from ray_rl.loops.online import train
 from ray_rl.loops.roles import Roles
+from ray_rl.loops.session import Session
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Last
-from ray_rl.metrics.newest_checkpoint import write_newest
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
-from ray_rl.rollout.collector import Collected
+from ray_rl.rollout.collected import Collected
 from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup
 
 QUESTION = "What is 1+2?"
@@ -90,11 +90,11 @@ class Script:
     async def export(self, folder: Path, *, step: int) -> None:
         self.enter(f"export step {step} to {folder.name}")
 
-    def state(self) -> Collected:
+    def position(self) -> Collected:
         return Collected({"position": self._updates}, PROMPTS, PROMPTS, (), (), (), 0)
 
-    def restore(self, state: Collected) -> None:
-        self.enter(f"restore position {state.source['position']}")
+    def resume(self, folder: Path) -> None:
+        self.enter(f"restore position {Collected.read(folder).source['position']}")
 
     async def publish(self, version: int) -> list[Any]:
         self.enter(f"publish {version}")
@@ -197,7 +197,7 @@ def _group(index: int, version: int, finish_reason: Any, logprob: float, rewards
 class Loop:
     """The driver over a script."""
 
-    def __init__(self, config: RunConfig, *, reference: bool, export: bool) -> None:
+    def __init__(self, config: RunConfig, *, reference: bool) -> None:
         self.script = Script()
         self.config = config
         self.store = CheckpointStore(RunFolder.of(config).checkpoints, keep_last=2, keep_every=None)
@@ -212,13 +212,12 @@ class Loop:
             self.run = Run(config, self.folder, RunConsole(self.console), step=done.step, version=done.version)
         self.stop = Stop(grace_s=600)
         self._reference = Scorer(self.script, "reference", -2.0) if reference else None
-        self._export_to = self.folder.export if export else None
 
     def said(self) -> str:
         """What the console shows, on one line."""
         return " ".join(self.console.getvalue().split())
 
-    async def train(self) -> None:
+    def session(self, since: Checkpoint | None) -> Session:
         roles = Roles(
             rollouts=self.script,
             actor=Actor(self.script),
@@ -227,9 +226,10 @@ class Loop:
             reference=self._reference,
             reward=RewardModels(self.script) if self.config.reward else None,
         )
-        completed = partial(write_newest, self.folder.newest_checkpoint_json)
-        checkpoints = Checkpoints(self.config, self.store, roles, since=self.since, models=MODELS, completed=completed)
-        await train(self.config, roles, self.run, checkpoints=checkpoints, stop=self.stop, export_to=self._export_to)
+        return build_session(self.config, self.folder, self.run, roles, stop=self.stop, since=since, models=MODELS)
+
+    async def train(self) -> None:
+        await train(self.session(self.since))
 
 
 @pytest.fixture(autouse=True)
@@ -269,11 +269,11 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
                 "critic": critic,
                 "reward": reward,
                 "cluster": {"max_restarts": max_restarts},
-                "checkpoint": {"every_steps": every_steps, "timeout_s": timeout_s},
+                "checkpoint": {"every_steps": every_steps, "timeout_s": timeout_s, "export": export},
                 "train": train or {},
             }
         )
-        loops.append(Loop(config, reference=reference, export=export))
+        loops.append(Loop(config, reference=reference))
         return loops[-1]
 
     yield make

@@ -6,7 +6,11 @@ import signal
 
 import pytest
 
+from ray_rl.checkpoint.store import Checkpoint, write_json
+from ray_rl.config.algorithm import Algorithm
 from ray_rl.errors import CheckpointError, Preempted, TrainingError
+from ray_rl.loops.checkpoints import Progress, read_progress
+from ray_rl.loops.credit import Crediting, KlPosition
 from ray_rl.metrics.newest_checkpoint import Newest, read_newest
 
 SAVED = ["save actor", "actor is saved"]
@@ -62,8 +66,10 @@ async def test_a_run_that_goes_on_starts_where_it_was_saved(loop):
     with pytest.raises(TrainingError):
         await first.train()
     first.run.close()
-    saved = json.loads((first.folder.checkpoints / "step_2" / "run.json").read_text())
-    assert (saved["step"], saved["version"]) == (2, 2)
+    checkpoint = first.folder.checkpoints / "step_2"
+    done = json.loads((checkpoint / "run.json").read_text())
+    assert (done["step"], done["version"]) == (2, 2)
+    saved = json.loads((checkpoint / "kl.json").read_text())
     assert saved["kl_coefficient"] != 0.1
 
     second = loop(
@@ -166,3 +172,17 @@ async def test_a_signal_before_there_is_anything_to_save_cancels_at_once(loop):
         await asyncio.sleep(5)
     assert one.stop.signal == signal.SIGTERM
     assert not one.stop.is_immediate
+
+
+async def test_the_kl_coefficient_of_a_checkpoint_of_version_0_1_is_read_from_its_run_json(tmp_path):
+    write_json(tmp_path / "run.json", {"step": 2, "version": 2, "kl_coefficient": 0.3, "models": {}})
+    credit = Crediting(Algorithm(), max_tokens=8)
+    credit.resume(tmp_path)
+    assert credit.position() == KlPosition(0.3)
+    assert read_progress(Checkpoint(2, tmp_path)) == Progress(2, 2)
+
+
+async def test_a_checkpoint_without_a_kl_coefficient_is_refused_by_name(tmp_path):
+    write_json(tmp_path / "run.json", {"step": 2, "version": 2})
+    with pytest.raises(CheckpointError, match=r"run\.json: no KL coefficient"):
+        Crediting(Algorithm(), max_tokens=8).resume(tmp_path)

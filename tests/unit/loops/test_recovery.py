@@ -1,49 +1,37 @@
 """Going back to a checkpoint when a worker that trains is lost, over scripted roles."""
 
 import json
+from functools import partial
 
 import pytest
 
 from ray_rl.errors import CheckpointError, TrainingError, WorkerLost
 from ray_rl.loops.recovery import train_on
-from tests.unit.loops.conftest import Actor
+from ray_rl.loops.resuming import newest_checkpoint
 
 LOST = WorkerLost("the update of the actor: actor-1 died on 10.0.0.7 (process 4711).\nLast lines")
 
 
-class Crew:
-    """Workers whose trainers can be started again."""
+async def train(loop, *, errors):
+    script = loop.script
+    script.errors.update(errors)
 
-    def __init__(self, loop):
-        self._script = loop.script
-        self.actor, self.weights = Actor(loop.script), loop.script
-        self.weights.living = list  # no engine is there to be audited
-        self.critic = self.reference = self.reward = None
-
-    async def restart(self):
-        self._script.errors = {call: error for call, error in self._script.errors.items() if call == "restart"}
-        self._script.enter("restart")
+    async def restart():
+        script.errors = {call: error for call, error in script.errors.items() if call == "restart"}
+        script.enter("restart")
         return ["actor"]
 
+    def session(since):
+        script.enter("first prompt")
+        return loop.session(since)
 
-async def train(loop, *, errors):
-    loop.script.errors.update(errors)
-
-    def rollouts():
-        loop.script.enter("first prompt")
-        return loop.script
-
-    crew = Crew(loop)
     await train_on(
-        loop.config,
-        loop.folder,
         loop.run,
-        crew,
-        rollouts=rollouts,
-        canary=(1,),
-        models={},
+        session,
         since=None,
-        stop=loop.stop,
+        restart=restart,
+        newest=partial(newest_checkpoint, loop.config, loop.folder, loop.run.tell),
+        max_restarts=loop.config.cluster.max_restarts,
     )
 
 

@@ -1,11 +1,16 @@
 import pytest
 
+from ray_rl.metrics.metric import reduce_metrics
 from ray_rl.metrics.rollout_metrics import rollout_metrics
+
+
+def numbers(groups, *, version):
+    return reduce_metrics(rollout_metrics(groups, version=version))
 
 
 def test_rewards_lengths_and_truncation_are_over_all_samples(make_group):
     groups = [make_group([1.0, 0.0], lengths=[2, 4]), make_group([1.0, 1.0], lengths=[6, 8], finish="length")]
-    values = rollout_metrics(groups, version=0)
+    values = numbers(groups, version=0)
     assert values["reward/mean"] == 0.75
     assert values["reward/std"] == pytest.approx(0.4330127)
     assert values["reward/number_mean"] == 0.75
@@ -15,13 +20,13 @@ def test_rewards_lengths_and_truncation_are_over_all_samples(make_group):
 
 
 def test_a_sample_without_an_opinion_is_left_out_of_the_mean_and_counted(make_group):
-    values = rollout_metrics([make_group([1.0, None, 0.5, None])], version=0)
+    values = numbers([make_group([1.0, None, 0.5, None])], version=0)
     assert (values["reward/mean"], values["reward/std"]) == (0.75, 0.25)
     assert values["reward/unscored_fraction"] == 0.5
 
 
 def test_without_any_opinion_there_is_no_mean(make_group):
-    values = rollout_metrics([make_group([None, None])], version=0)
+    values = numbers([make_group([None, None])], version=0)
     assert "reward/mean" not in values
     assert "reward/number_mean" not in values
     assert values["reward/unscored_fraction"] == 1.0
@@ -29,9 +34,9 @@ def test_without_any_opinion_there_is_no_mean(make_group):
 
 def test_staleness_counts_from_the_oldest_token(make_group):
     group = make_group([1.0, 0.0], lengths=[2, 2], versions=[[5, 6], [4, 6]])
-    assert rollout_metrics([group], version=6)["rollout/staleness_max"] == 2
+    assert numbers([group], version=6)["rollout/staleness_max"] == 2
 
 
 def test_only_groups_whose_rewards_differ_are_informative(make_group):
     groups = [make_group([1.0, 0.0]), make_group([1.0, 1.0]), make_group([1.0, None]), make_group([None, None])]
-    assert rollout_metrics(groups, version=0)["rollout/groups_informative_fraction"] == 0.25
+    assert numbers(groups, version=0)["rollout/groups_informative_fraction"] == 0.25

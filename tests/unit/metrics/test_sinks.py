@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ray_rl.metrics.sinks import JsonlSink, RolloutSink, TensorBoardSink, strict_json, version_spans
+from ray_rl.metrics.sinks import JsonlSink, RecordSink, RolloutRecords, TensorBoardSink, strict_json, version_spans
 
 
 def read_lines(path):
@@ -37,7 +37,7 @@ def test_tensorboard_reads_back_every_value_at_its_step(tmp_path):
 
 def test_a_sample_is_recorded_with_all_that_explains_it(tmp_path, make_group):
     group = make_group([1.0, None], lengths=[3, 4], versions=[[6, 6, 7], [7, 7, 7, 7]])
-    path = RolloutSink(tmp_path).write(12, [group], advantages_R=[0.5, -0.5])
+    path = RecordSink(tmp_path).write(12, RolloutRecords([group], [0.5, -0.5]))
     assert path.name == "step_000012.jsonl"
     first, second = read_lines(path)
     assert first == {
@@ -58,31 +58,31 @@ def test_a_sample_is_recorded_with_all_that_explains_it(tmp_path, make_group):
 
 
 def test_token_ids_of_any_size_and_number_are_written_as_they_are(tmp_path, make_group):
-    sink = RolloutSink(tmp_path)
+    sink = RecordSink(tmp_path)
     for step, tokens in enumerate(([7], [0, 10, 9], [151_935, 0, 100], [])):
         group = make_group([1.0], lengths=[len(tokens)])
         group.rollouts[0].completion.token_ids[:] = tokens
-        assert read_lines(sink.write(step, [group]))[0]["token_ids"] == tokens
+        assert read_lines(sink.write(step, RolloutRecords([group])))[0]["token_ids"] == tokens
 
 
 def test_without_advantages_the_record_says_null(tmp_path, make_group):
-    path = RolloutSink(tmp_path).write(1, [make_group([1.0])])
+    path = RecordSink(tmp_path).write(1, RolloutRecords([make_group([1.0])]))
     assert read_lines(path)[0]["advantage"] is None
 
 
 def test_advantages_of_another_number_than_the_rollouts_are_refused(tmp_path, make_group):
     with pytest.raises(ValueError, match="zip"):
-        RolloutSink(tmp_path).write(1, [make_group([1.0, 0.0])], advantages_R=[0.5])
+        RecordSink(tmp_path).write(1, RolloutRecords([make_group([1.0, 0.0])], [0.5]))
 
 
 def test_columns_that_are_not_json_are_left_out(tmp_path, make_group):
     columns = {"answer": "42", "image": np.zeros(2), "terms": [17, 25], "meta": {"level": 1}, "pair": (1, object())}
-    path = RolloutSink(tmp_path).write(1, [make_group([1.0], columns=columns)])
+    path = RecordSink(tmp_path).write(1, RolloutRecords([make_group([1.0], columns=columns)]))
     assert read_lines(path)[0]["columns"] == {"answer": "42", "terms": [17, 25], "meta": {"level": 1}}
 
 
 def test_text_that_is_not_unicode_is_recorded_all_the_same(tmp_path, make_group):
-    path = RolloutSink(tmp_path).write(1, [make_group([1.0], text="a\ud800b\n\x1b[31m")])
+    path = RecordSink(tmp_path).write(1, RolloutRecords([make_group([1.0], text="a\ud800b\n\x1b[31m")]))
     assert read_lines(path)[0]["completion"] == "a\ud800b\n\x1b[31m"
 
 

@@ -104,7 +104,7 @@ def test_a_long_text_loses_its_middle_and_keeps_its_end():
 def summary_of(rewards, *, planned=40):
     summary = Summary(planned=planned)
     for reward in rewards:
-        summary.add(VALUES | {"reward/mean": reward})
+        summary.add(VALUES | {"reward/mean": reward}, tokens=int(VALUES["rollout/tokens"]))
     return summary
 
 

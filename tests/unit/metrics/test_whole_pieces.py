@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ray_rl.errors import RecordError
-from ray_rl.metrics.sinks import JsonlSink, RolloutSink, TensorBoardSink
+from ray_rl.metrics.sinks import JsonlSink, RecordSink, RolloutRecords, TensorBoardSink
 from ray_rl.metrics.trace import TraceWriter
 from ray_rl.metrics.whole_pieces import PieceFile, write_whole
 from tests.room import room_for
@@ -93,11 +93,11 @@ def test_samples_without_room_are_kept_in_the_folder_for_temporary_files(tmp_pat
     rollouts.mkdir()
     elsewhere.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
-    sink = RolloutSink(rollouts)
-    expected = sink.write(1, [make_group([1.0, 0.0])]).read_bytes()
+    sink = RecordSink(rollouts)
+    expected = sink.write(1, RolloutRecords([make_group([1.0, 0.0])])).read_bytes()
     rollouts.rename(tmp_path / "moved")
     with pytest.raises(RecordError) as raised:
-        sink.write(1, [make_group([1.0, 0.0])])
+        sink.write(1, RolloutRecords([make_group([1.0, 0.0])]))
     kept = Path(str(raised.value).rpartition("The samples of step 1 are in ")[2])
     assert kept.is_relative_to(elsewhere)
     assert kept.read_bytes() == expected
@@ -106,12 +106,12 @@ def test_samples_without_room_are_kept_in_the_folder_for_temporary_files(tmp_pat
 def test_samples_without_room_anywhere_are_said_to_be_lost(tmp_path, make_group, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with room_for(100), pytest.raises(RecordError, match="The samples of step 1 are lost: the folder for temporary"):
-        RolloutSink(tmp_path).write(1, [make_group([1.0, 0.0])])
+        RecordSink(tmp_path).write(1, RolloutRecords([make_group([1.0, 0.0])]))
 
 
 def test_samples_that_fail_are_appended_one_prompt_after_the_other(tmp_path, make_group):
-    sink = RolloutSink(tmp_path)
-    first = sink.add_failed(3, [make_group([None], prompt_id="a")])
-    assert sink.add_failed(3, [make_group([None], prompt_id="b")]) == first
+    sink = RecordSink(tmp_path)
+    first = sink.add_failed(3, RolloutRecords([make_group([None], prompt_id="a")]))
+    assert sink.add_failed(3, RolloutRecords([make_group([None], prompt_id="b")])) == first
     assert first.name == "step_000003.failed.jsonl"
     assert [json.loads(line)["prompt_id"] for line in first.read_text().splitlines()] == ["a", "b"]

@@ -401,7 +401,7 @@ class Interleaved:
             await settled()
 
     def save(self):
-        self.saved = (self.engine.version, list(self.trained), self.dropped, self.taker.state())
+        self.saved = (self.engine.version, list(self.trained), self.dropped, self.taker.position())
 
     async def resume(self):
         """Everything since the last checkpoint is gone."""
@@ -415,7 +415,7 @@ class Interleaved:
 
     def check(self):
         """Every prompt that was drawn was trained on, waits, is under way, or was dropped as too old: once each."""
-        state = self.taker.state()
+        state = self.taker.position()
         waiting = ids(each.group for each in state.waiting)
         under_way = [int(prompt.id.removeprefix("p/")) for _, prompt in state.under_way]
         known = [*self.trained, *waiting, *under_way]
@@ -513,3 +513,21 @@ async def test_in_deterministic_mode_more_prompts_are_drawn_when_all_of_a_wave_a
     groups, _ = await taker.take(step=0, progress=ignore)
     assert [group.prompt.id for group in groups] == ["p/1", "p/3"]
     assert engine.journal == ["hold", "release 4 of 4", "hold", "release 2 of 2", "hold", "release 2 of 2"]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+async def test_a_batch_that_was_cancelled_is_kept_in_the_position_unless_the_run_is_deterministic(
+    completion, deterministic
+):
+    engine = HeldEngine("a", completion) if deterministic else Engine("a", completion)
+    taker = collector([engine], prompts=2, deterministic=deterministic)
+    await taker.take(step=0, progress=ignore)
+    before = taker.position()
+    taker.restore(before)  # sampled on, but not taken: a stop request cancels the wait
+    taking = asyncio.create_task(taker.take(step=1, progress=ignore))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    taking.cancel()
+    await settled()
+    assert (taker.position() == before) is deterministic
+    assert taker.position().source["taken"] == (2 if deterministic else 4)

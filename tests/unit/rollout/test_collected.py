@@ -3,9 +3,8 @@ import pytest
 
 from ray_rl.checkpoint.store import write_json
 from ray_rl.errors import CheckpointError
-from ray_rl.loops.collected import read_collected, write_collected
 from ray_rl.metrics.metric import EffectiveFraction, Last, Maximum, Mean, Total
-from ray_rl.rollout.collector import Collected, Finished
+from ray_rl.rollout.collected import Collected, Finished
 from ray_rl.types import Completion, Prompt, Rollout, RolloutGroup
 
 METRICS = [Mean("a", 1.5, 2), Total("b", 0.1), Maximum("c", -3.0), Last("d", 7), EffectiveFraction("e", 1.0, 2.0, 3)]
@@ -30,8 +29,8 @@ def state():
 
 
 def test_everything_comes_back(tmp_path):
-    write_collected(tmp_path / "rollouts", state())
-    found, expected = read_collected(tmp_path / "rollouts"), state()
+    state().write(tmp_path)
+    found, expected = Collected.read(tmp_path), state()
     for name in ("source", "admitted", "accepted", "under_way", "stale"):
         assert getattr(found, name) == getattr(expected, name)
     for ours, theirs in zip((*found.waiting, *found.refused), (*expected.waiting, *expected.refused), strict=True):
@@ -44,7 +43,7 @@ def test_everything_comes_back(tmp_path):
 
 @pytest.mark.parametrize("found", [{}, [], {"waiting": [], "refused": []}])
 def test_another_file_is_no_state(tmp_path, found):
-    write_collected(tmp_path, Collected({}, 0, 0, (), (), (), 0))
-    write_json(tmp_path / "collector.json", found)
+    Collected({}, 0, 0, (), (), (), 0).write(tmp_path)
+    write_json(tmp_path / "rollouts" / "collector.json", found)
     with pytest.raises(CheckpointError, match="no state of a collector"):
-        read_collected(tmp_path)
+        Collected.read(tmp_path)

@@ -1,0 +1,59 @@
+"""What the driver works with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_rl.config import RunConfig
+from ray_rl.errors import Preempted
+from ray_rl.loops.checkpoints import Checkpoints
+from ray_rl.loops.credit import Crediting
+from ray_rl.loops.exporting import export
+from ray_rl.loops.guard import Guard
+from ray_rl.loops.roles import Roles
+from ray_rl.loops.stopping import Stop
+from ray_rl.metrics.endings import resume_command
+from ray_rl.metrics.run import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One run from a checkpoint, or from its start, to its end; `ray_rl.app.build` makes it, again after a restart."""
+
+    config: RunConfig
+    run: Run
+    """Counters, clock and records."""
+    roles: Roles
+    """Who does the work; they are started before, and stopped after it."""
+    credit: Crediting
+    guard: Guard
+    checkpoints: Checkpoints
+    stop: Stop
+    """Whether somebody asked the run to stop: between steps, and while it waits for rollouts."""
+    export_to: Path | None
+    """The folder for the trained policy; None to write none."""
+
+    @asynccontextmanager
+    async def in_background(self) -> AsyncIterator[None]:
+        """The block in which rollouts and the files of a checkpoint are made while the driver does something else."""
+        async with self.checkpoints.in_background(), self.roles.rollouts.running():
+            yield
+            self.run.note("completing the last checkpoint")
+
+    async def preempted(self) -> Preempted:
+        """Saves after a stop request, and returns the error that ends the run."""
+        await self.checkpoints.save_now(self.run)
+        return Preempted(
+            f"stopped by {self.stop.name} after step {self.run.step} of {self.run.steps}, saved; "
+            f"go on with: {resume_command(self.run.root)}"
+        )
+
+    async def export(self) -> None:
+        """Writes the trained policy where that was asked for."""
+        if self.export_to is not None:
+            self.run.note(f"writing the model to {self.export_to}")
+            with self.run.phase("export"):
+                await export(self.roles.actor, self.run, checkpoints=self.checkpoints, to=self.export_to)
