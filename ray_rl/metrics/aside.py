@@ -1,4 +1,4 @@
-"""Records of steps that will be trained again, moved out of the way: nothing that a run wrote is deleted."""
+"""Moves records of steps that will be trained again out of the way: nothing that a run wrote is deleted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_rl.metrics.modes import make_folder
 from ray_rl.metrics.whole_pieces import write_whole
 
 ASIDE = "aside"
-"""Folder of a run that holds one folder for each time that the run went back."""
+"""Folder of a run with one subfolder for each time that the run went back to an earlier step."""
 
 
 def set_records_aside(root: Path, *, step: int, others: Sequence[Path] = ()) -> Path | None:
@@ -59,7 +59,7 @@ def set_records_aside(root: Path, *, step: int, others: Sequence[Path] = ()) -> 
 
 
 def new_aside(root: Path, *, step: int) -> Path:
-    """Makes an empty folder for what belongs to steps after `step`.
+    """Makes an empty folder for files that belong to steps after `step`.
 
     Raises:
         OSError: The file system refuses.
@@ -79,7 +79,7 @@ def new_aside(root: Path, *, step: int) -> Path:
 
 
 def step_of(line: bytes) -> int | None:
-    """The step that a line of `metrics.jsonl` is about; None for a line that is damaged or not written to its end."""
+    """Returns the step of a line of `metrics.jsonl`; None for a damaged or incomplete line."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -91,6 +91,6 @@ def step_of(line: bytes) -> int | None:
 
 
 def step_of_samples(file: Path) -> int:
-    """The step that a file of `rollouts/` is about; -1 for a file that is not of a run."""
+    """Returns the step of a file in `rollouts/`; -1 for a file that no run wrote."""
     match = re.match(r"step_(\d+)\.", file.name)
     return -1 if match is None else int(match[1])

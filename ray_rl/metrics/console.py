@@ -1,7 +1,7 @@
-"""What a person sees of a run while it goes.
+"""Shows the progress of a run to a person.
 
-On a terminal: a live line with what is being done, and the lines below scroll by above it. In a file or a pipe: plain
-lines, no control characters, and a line of heartbeat while something takes long.
+On a terminal there is a live line with the current activity, and finished lines scroll above it. In a file or a pipe
+there are plain lines without control characters, and a heartbeat line while something takes long.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ray_rl.metrics.output import unbreakable
 from ray_rl.metrics.text import Sample, Status, duration, printable
 
 PLAIN_WIDTH = 120
-"""Columns of a table that does not go to a terminal."""
+"""Width of a table that is not printed to a terminal."""
 ANSWER_WIDTH, PARTS_WIDTH = 20, 24
-"""Columns at most of a reference answer, and of what the reward functions said."""
+"""The most columns of a reference answer, and of the scores of the reward functions."""
 SAMPLE_CHARACTERS = 400
-"""Of a prompt or a completion in a table."""
+"""The most characters of a prompt or a completion in a table."""
 
 
 class RunConsole:
-    """Writes one run's progress to one stream. Safe to use from several threads."""
+    """Writes one run's progress to one stream. Thread-safe."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        """Looks at the stream.
+        """Makes a console for a stream.
 
         Args:
-            stream: None is standard output.
+            stream: the stream; None is standard output.
         """
         is_standard = stream is None or stream is sys.stdout
         self._stream = unbreakable(sys.stdout if stream is None else stream)
@@ -58,16 +58,16 @@ class RunConsole:
         self._live: Live | None = None
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Prints one line."""
         self._print(Text(text, style="dim"))
 
     def watch(self, status: Callable[[], Status | None], *, steps: int, left_s: Callable[[], float | None]) -> None:
         """Starts the live line, on a terminal.
 
         Args:
-            status: what the run is doing; called from another thread.
-            steps: that the run will have.
-            left_s: seconds that the run will still take, None while unknown.
+            status: returns what the run is doing; called from another thread.
+            steps: number of steps of the run.
+            left_s: returns the seconds until the run ends, None while unknown.
         """
         if not self.is_live:
             return
@@ -83,12 +83,12 @@ class RunConsole:
         self._live.start()
 
     def heartbeat(self, status: Status) -> None:
-        """One line of what is waited for, where no live line shows it."""
+        """Prints what the run waits for, if no live line shows it."""
         if not self.is_live:
             self._print(Text(str(status)))
 
     def step(self, fields: Sequence[tuple[str, str]]) -> None:
-        """One line of labels and values; on a terminal, as many of the first as fit into it."""
+        """Prints one line of labels and values; on a terminal, only the first ones that fit."""
         line = Text()
         for label, value in fields:
             field = Text("  " if line else "")
@@ -100,7 +100,7 @@ class RunConsole:
         self._print(line)
 
     def samples(self, title: str, samples: Sequence[Sample]) -> None:
-        """A table of prompts, completions and rewards."""
+        """Prints a table of prompts, completions and rewards."""
         table = Table(
             box=box.SIMPLE_HEAD if self.is_live else box.ASCII2,
             show_lines=not self.is_live,
@@ -123,7 +123,7 @@ class RunConsole:
         self._print(table)
 
     def summary(self, title: str, rows: Sequence[tuple[str, str]], *, failed: bool) -> None:
-        """The last word. Lines are not broken: commands and paths in them are there to be copied."""
+        """Prints the summary at the end. Lines are not wrapped, so that commands and paths can be copied."""
         width = max((len(label) for label, _ in rows), default=0)
         self._print(Text(title, style="bold red" if failed else "bold green"))
         for label, value in rows:

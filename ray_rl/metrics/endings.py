@@ -1,4 +1,4 @@
-"""The commands that a person may want next, whichever way a run ended."""
+"""The commands that a person may want next, after each possible end of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ray_rl.metrics.run_folder import RunFolder
 
 
 def resume_command(root: Path) -> str:
-    """The command that continues the run of a folder."""
+    """Returns the command that continues the run of a folder."""
     return f"ray-rl resume {_word(root)}"
 
 
 def shown(path: Path) -> str:
-    """The path as short as it can be from the working directory."""
+    """Returns the shortest form of the path, seen from the working directory."""
     try:
         here = Path.cwd()
     except FileNotFoundError:  # It was deleted.
@@ -28,19 +28,19 @@ def _word(path: Path) -> str:
 
 
 NO_CHECKPOINT = "start again with the same command and --resume auto: there is no checkpoint yet"
-"""What to do where no step is saved. It also holds where a folder without a step is removed."""
+"""Advice if no step is saved. It is also right if the run folder, without a step, was removed."""
 
 
 def next_commands(
     folder: RunFolder, *, failed: BaseException | None, saved: int | None, steps: int
 ) -> list[tuple[str, str]]:
-    """Label and command of each thing to do next.
+    """Returns the label and command of each thing to do next.
 
     Args:
         folder: the folder of the run.
-        failed: what ended the run early; None if it is done.
+        failed: the exception that ended the run early; None if the run is done.
         saved: the step of the newest checkpoint; None if there is none.
-        steps: that the run has trained.
+        steps: number of steps that the run has trained.
     """
     curves = ("curves", f"tensorboard --logdir {_word(folder.tensorboard)}")
     if failed is None:

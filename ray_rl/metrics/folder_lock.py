@@ -1,4 +1,4 @@
-"""Keeps a run folder for one process: a lock of the kernel, and a file that says who holds it."""
+"""Reserves a run folder for one process, with a kernel lock and a file that says who holds it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ray_rl.metrics.whole_pieces import explained
 LOCK = "lock"
 GUARD = "lock.takeover"
 _TRIES = 5
-"""Another process can remove the file between its opening and its locking; more than once is a strange coincidence."""
+"""Attempts to lock: another process can remove the file after we opened it, but hardly several times in a row."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a folder for this process while the block lasts.
+    """Reserves a folder for this process during the block.
 
-    The kernel ends the lock with the process that holds it, so a kill leaves nothing behind. Children that the process
-    forked can keep it open for longer: where the holder is known to be dead, the lock is taken over.
+    The kernel releases the lock when the process ends, even if it is killed. Forked children can keep the lock open
+    for longer: if the holder is known to be dead, the lock is taken over.
 
     Raises:
-        FolderHeld: another live process has it; the message names its pid and host.
+        FolderHeld: another live process holds the folder; the message names its pid and host.
         ConfigError: the file system has no locks, or the folder cannot be written to.
     """
     descriptor = _acquired(folder)
@@ -40,7 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def holder_of(folder: Path) -> dict[str, Any] | None:
-    """What the process that holds a folder wrote into its lock; None if no live process holds it. Changes nothing."""
+    """Returns the content of a folder's lock file; None if no live process holds the folder. Changes nothing."""
     try:
         with (folder / LOCK).open("rb") as file:
             holder = _holder(file.fileno())
@@ -54,7 +54,7 @@ def holder_of(folder: Path) -> dict[str, Any] | None:
 
 
 def pid_space() -> str | None:
-    """Name of the set of processes whose numbers we see: one boot of one machine, and one container of it."""
+    """Returns an id of our pid namespace: one boot of one machine, and one container on it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -80,7 +80,7 @@ def _acquired(folder: Path) -> int:
 
 
 def _signed(descriptor: int, path: Path) -> int:
-    """The lock, after who holds it was written into its file."""
+    """Writes the holder into the lock file and returns its descriptor."""
     try:
         with explained(path):
             os.ftruncate(descriptor, 0)
@@ -96,12 +96,12 @@ def _opened(path: Path) -> int:
         return open_file(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be opened for writing ({error.strerror}); see that you may write to the folder"
+            f"{path}: cannot be opened for writing ({error.strerror}); check that you may write to the folder"
         ) from error
 
 
 def _is_locked_now(descriptor: int, path: Path) -> bool:
-    """Takes the lock if nobody has it."""
+    """Takes the lock if no other process has it, and returns whether it did."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -115,7 +115,7 @@ def _is_locked_now(descriptor: int, path: Path) -> bool:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether a file still has its name: whoever takes a lock over, or removes the folder, removes the name."""
+    """Returns whether an open file still has its name: taking over a lock, or removing the folder, removes the name."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -123,7 +123,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Removes the lock file of a dead process, under a second lock: two at once would remove a new one."""
+    """Removes the lock file of a dead process, under a second lock, so that no other process removes a new file."""
     path, guard = folder / LOCK, _opened(folder / GUARD)
     try:
         if _is_locked_now(guard, path):
@@ -144,7 +144,7 @@ def _held(folder: Path, holder: dict[str, Any]) -> FolderHeld:
 
 
 def _holder(descriptor: int) -> dict[str, Any]:
-    """What the process that locked the file wrote; empty where that cannot be read."""
+    """Returns the content of the lock file; empty if it cannot be read."""
     try:
         content = json.loads(os.pread(descriptor, 4096, 0))
     except (OSError, ValueError):
@@ -162,7 +162,7 @@ def _myself() -> dict[str, Any]:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the holder has certainly ended: only a process whose number means the same to us can be looked up."""
+    """Returns whether the holder has certainly ended. Only a pid of our own namespace can be looked up."""
     space = pid_space()
     if space is None or holder.get("pids_of") != space or not isinstance(holder.get("pid"), int):
         return False
@@ -170,7 +170,7 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """When a process started, in ticks since the boot; None for one that does not live (any more)."""
+    """Returns when a process started, in ticks since the boot; None if it does not run."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

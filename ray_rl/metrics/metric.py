@@ -1,4 +1,4 @@
-"""Numbers that know how they reduce, over ranks and over the parts of a step."""
+"""Numbers with their reduction over ranks and over the parts of a step."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import assert_never
 
 SKIPPED = "skipped_optimizer_steps"
-"""Last part of the name under which a role counts the steps that it did not apply."""
+"""Last part of the metric's name with which a role counts the optimizer steps that it skipped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """total / count over everything that was merged; nothing is logged while the count is 0."""
+    """total / count of all merged values; nothing is logged while the count is 0."""
 
     name: str
     total: float
@@ -22,7 +22,7 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """A sum."""
+    """The sum of all merged values."""
 
     name: str
     value: float
@@ -38,7 +38,7 @@ class Maximum:
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """The value merged last: for what is equal on every rank, such as the gradient norm or the learning rate."""
+    """The value merged last, for values that are equal on every rank: the gradient norm, the learning rate."""
 
     name: str
     value: float
@@ -60,7 +60,7 @@ Metric = Mean | Total | Maximum | Last | EffectiveFraction
 
 
 def reduce_metrics(metrics: Iterable[Metric]) -> dict[str, float]:
-    """One number per name, in order of first appearance.
+    """Returns one number per name, in order of first appearance.
 
     Raises:
         ValueError: one name with two kinds of reduction.
@@ -83,7 +83,7 @@ def _merge(seen: Metric, new: Metric) -> Metric:
         case Total(), Total():
             return Total(seen.name, seen.value + new.value)
         case Maximum(), Maximum():
-            return seen if math.isnan(seen.value) or seen.value >= new.value else new  # nan, on either side, wins
+            return seen if math.isnan(seen.value) or seen.value >= new.value else new  # nan on either side is kept
         case Last(), Last():
             return new
         case _:

@@ -1,7 +1,7 @@
-"""Who may read what a run writes: its owner alone, or the owner's group too, as the folder says that it is written to.
+"""File modes: the files of a run can be read by the owner only, or by the owner's group too.
 
-The run folder is made with the mode that `run.group_readable` asks for, and what is made in a folder follows that
-folder; so processes on other nodes, and commands that come later, need not be told.
+The run folder gets the mode that `run.group_readable` asks for, and files follow the folder in which they are made. So
+processes on other nodes, and later commands, need no setting.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _GROUP_READS = stat.S_IRGRP
 
 
 def make_folder(path: Path, *, exist_ok: bool = False, parents: bool = False) -> None:
-    """Makes a folder for whom the folder around it is for.
+    """Makes a folder with the same readers as its parent folder.
 
     Raises:
         OSError: the file system refuses.
@@ -27,7 +27,7 @@ def make_folder(path: Path, *, exist_ok: bool = False, parents: bool = False) ->
 
 
 def open_file(path: Path, flags: int) -> int:
-    """Opens a file, and makes it for whom its folder is for, whatever the umask; a descriptor.
+    """Opens a file and returns its descriptor. A new file has the same readers as its folder, whatever the umask.
 
     Raises:
         OSError: the file system refuses.
@@ -40,12 +40,12 @@ def open_file(path: Path, flags: int) -> int:
 
 
 def is_for_group(folder: Path) -> bool:
-    """Whether the group may read in a folder."""
+    """Returns whether the group may read a folder."""
     return bool(folder.stat().st_mode & _GROUP_READS)
 
 
 def set_readers(root: Path, *, group: bool) -> None:
-    """Lets the group read a run folder and all that is in it, or its owner alone; does nothing where that is so.
+    """Lets the group, or only the owner, read a run folder and everything in it. Idempotent.
 
     Raises:
         OSError: the file system refuses.
@@ -56,5 +56,5 @@ def set_readers(root: Path, *, group: bool) -> None:
         for path in (Path(folder), *(Path(folder, name) for name in files)):
             if not path.is_symlink():
                 mode = stat.S_IMODE(path.stat().st_mode)
-                # Whoever searches a folder, or runs a file, may do so: x follows the owner's.
+                # The group's execute bit follows the owner's, for searching folders and running files.
                 path.chmod(mode & ~0o070 | (mode >> 3 & 0o050 if group else 0))

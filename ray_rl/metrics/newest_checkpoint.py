@@ -1,7 +1,7 @@
-"""`newest_checkpoint.json`: which checkpoint a run completed last, written outside of the folder that holds it.
+"""`newest_checkpoint.json` records the newest complete checkpoint, outside of the folder that holds the checkpoints.
 
-A mount that is late makes `checkpoints/` look empty, as it is in a run that has not saved yet. This file tells the two
-apart, so that the first is not taken for a run to start over.
+If `checkpoints/` is a mount that is not available yet, it looks empty, as in a run that has not saved. This file
+distinguishes the two cases, so that such a run is not started from step 0.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ray_rl.metrics.whole_pieces import write_whole
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """What the file says."""
+    """The content of the file."""
 
     step: int | None
-    """None: no checkpoint was completed yet."""
+    """Step of the checkpoint; None if no checkpoint was completed yet."""
 
 
 def write_newest(path: Path, step: int | None) -> None:
-    """Writes the file; whole and on disk when this returns.
+    """Writes the file. It is complete and on disk when this returns.
 
     Raises:
         RecordError: It does not fit on the disk; the file is as it was.
@@ -32,7 +32,7 @@ def write_newest(path: Path, step: int | None) -> None:
 
 
 def read_newest(path: Path) -> Newest | None:
-    """What the file says; None if there is none, as in a folder of an older version, or if it is damaged."""
+    """Returns the content of the file; None if it is damaged or missing, as in a folder of an older version."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Output that never ends what writes it: a closed pipe, a terminal that is gone, a full disk.
+"""Keeps a process running when its output fails: a closed pipe, a closed terminal, a full disk.
 
-What is printed is for a person; whoever reads it may have left. What must not be lost is in files of its own, whose
-errors are not hidden (`metrics.jsonl`, samples, checkpoints).
+Printed text is for a person who may have left. Data that must not be lost is in separate files, whose errors are not
+hidden (`metrics.jsonl`, samples, checkpoints).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from io import UnsupportedOperation
 from typing import Any, TextIO, cast
 
 _MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN}
-"""A full disk or pipe may have room again; from any other error a stream does not recover."""
+"""Errors that may pass: a full disk or pipe may have room again. After any other error a stream is lost."""
 
 
 class Unbreakable:
@@ -25,20 +25,20 @@ class Unbreakable:
         """Wraps a stream.
 
         Args:
-            stream: where to write. Once it is lost for good, its file descriptor leads to /dev/null, so that nobody
-                else fails on it: C libraries, children, and Python's own flush at the end.
+            stream: the stream. Once it is lost, its file descriptor points to /dev/null, so that other users of it do
+                not fail: C libraries, child processes, and Python's own flush at exit.
         """
         self._stream = stream
         self.has_lost_to_full_disk = False
         """Whether text was dropped because there was no room for it."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_stream":  # Before __init__, as when it is copied.
+        if name == "_stream":  # Before __init__, for example while it is copied.
             raise AttributeError(name)
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes what can be written; characters that the encoding lacks as backslash escapes."""
+        """Writes as much as possible, with backslash escapes for characters that the encoding lacks."""
         try:
             return self._stream.write(text)
         except UnicodeEncodeError:
@@ -49,18 +49,18 @@ class Unbreakable:
             return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Writes all of them."""
+        """Writes all lines."""
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """Hands over what is buffered."""
+        """Flushes the buffer."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
             self._drop(error)
 
     def finish(self) -> None:
-        """The last flush. What does not fit now never will, and must not fail when the interpreter ends."""
+        """Flushes for the last time. Text that still does not fit is dropped, so that the interpreter exits cleanly."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
@@ -75,24 +75,24 @@ class Unbreakable:
 
 
 def unbreakable(stream: TextIO) -> TextIO:
-    """A stream that never raises; itself if it is one."""
+    """Wraps a stream so that it never raises; returns an already wrapped stream unchanged."""
     return stream if isinstance(stream, Unbreakable) else cast("TextIO", Unbreakable(stream))
 
 
 @contextmanager
 def unbreakable_output() -> Iterator[Unbreakable]:
-    """While the block lasts, standard output and standard error never raise; yields the former.
+    """Makes standard output and standard error never raise during the block; yields standard output.
 
-    A process that was started with one of its three streams closed gets /dev/null there: else the next file that is
-    opened would be taken for it, and get what is printed.
+    If the process was started with one of its three streams closed, the stream becomes /dev/null. Otherwise the next
+    opened file would get its number, and the printed text.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # The lowest number that is free, which is this one.
+            os.open(os.devnull, os.O_RDWR)  # It gets the lowest free number, which is this one.
     before = sys.stdout, sys.stderr
-    nowhere = open(os.devnull, "w", encoding="utf-8") if None in before else None  # noqa: SIM115 - lives as long as we do
+    nowhere = open(os.devnull, "w", encoding="utf-8") if None in before else None  # noqa: SIM115 - open to the end
     out, err = (unbreakable(stream or cast("TextIO", nowhere)) for stream in before)
     sys.stdout, sys.stderr = out, err
     try:

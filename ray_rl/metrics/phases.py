@@ -1,4 +1,4 @@
-"""What a run is doing, for how long, and how the time of a step divides."""
+"""Tracks what a run is doing, for how long, and how the time of a step divides into phases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ START = "start"
 """The phase before the first step: engines load and get their first weights. Its time belongs to no step."""
 
 STOP_S = 5.0
-"""For the heartbeat to finish what it is saying, to a terminal that may be stopped."""
+"""How long the heartbeat may take to finish its line on a terminal that may be stopped."""
 
 _DOING = {
     START: "starting",
@@ -30,29 +30,29 @@ _DOING = {
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One stretch of a phase, or of the time outside of any phase that a note described."""
+    """One interval in a phase, or outside of all phases with a note."""
 
     name: str
     start_s: float
-    """Reading of the clock."""
+    """The clock's value at the start."""
     detail: str = ""
-    """How far it is: "12 of 64 completions"."""
+    """Its progress: "12 of 64 completions"."""
 
     @property
     def doing(self) -> str:
-        """What a person reads: "waiting for rollouts"."""
+        """The activity in words: "waiting for rollouts"."""
         return _DOING.get(self.name, self.name)
 
 
 class Phases:
-    """The phases that are open, and the seconds spent in each during this step. Safe to read from another thread."""
+    """The open phases, and the seconds spent in each during this step. Other threads may read it."""
 
     def __init__(self, clock: Callable[[], float], *, ended: Callable[[Span, float], None]) -> None:
-        """Starts with nothing open.
+        """Makes a tracker without open phases.
 
         Args:
-            clock: seconds, from any origin.
-            ended: told each span that ends, with the time of its end.
+            clock: returns seconds, from any origin.
+            ended: called with each span that ends and the time of its end.
         """
         self._clock = clock
         self._ended = ended
@@ -65,7 +65,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times what is inside, also when it raises. The first phase other than `start` begins the first step."""
+        """Measures the time of the block, even if it raises. The first phase after `start` begins the first step."""
         key = next(self._keys)
         with self._lock:
             now_s = self._clock()
@@ -82,7 +82,7 @@ class Phases:
             self._ended(span, end_s)
 
     def note(self, text: str) -> bool:
-        """Sets the detail of the phase opened last. True if it is worth a line: in `start`, or outside of phases."""
+        """Sets the detail of the phase opened last. Returns whether to print it: in `start`, or outside of phases."""
         with self._lock:
             if not self._open:
                 self._outside = Span(text, self._clock())
@@ -92,7 +92,7 @@ class Phases:
             return self._open[key].name == START
 
     def current(self) -> Span | None:
-        """The phase opened last; outside of all phases, what was noted last."""
+        """Returns the phase opened last; outside of all phases, the last note."""
         with self._lock:
             return self._open[max(self._open)] if self._open else self._outside
 
@@ -103,7 +103,7 @@ class Phases:
             return self._step_start_s is not None
 
     def end_step(self) -> tuple[float, dict[str, float]]:
-        """Seconds since the last step ended, and in each phase; starts the next step."""
+        """Returns the seconds since the last step ended, and in each phase; starts the next step."""
         with self._lock:
             now_s = self._clock()
             step_s = 0.0 if self._step_start_s is None else now_s - self._step_start_s
@@ -113,7 +113,7 @@ class Phases:
 
 
 class Heartbeat:
-    """A daemon thread that says what is waited for: it speaks also while the event loop is blocked."""
+    """A daemon thread that reports what the run waits for, even while the event loop is blocked."""
 
     def __init__(
         self,
@@ -123,13 +123,13 @@ class Heartbeat:
         every_s: float,
         clock: Callable[[], float],
     ) -> None:
-        """Does nothing before `start`.
+        """Makes a heartbeat; `start` starts its thread.
 
         Args:
-            current: what is being done.
-            say: called with it and its age in seconds, whenever that passes a further `every_s`.
-            every_s: the beat.
-            clock: the one that dated the spans.
+            current: returns the current span.
+            say: called with the span and its age in seconds, once for every further `every_s`.
+            every_s: seconds between two reports.
+            clock: the clock of the spans.
         """
         self._current = current
         self._say = say
@@ -145,7 +145,7 @@ class Heartbeat:
         self._thread.start()
 
     def tick(self) -> None:
-        """Looks once, and speaks if a beat is due."""
+        """Checks once, and reports if a report is due."""
         span = self._current()
         if span is None:
             return
@@ -157,7 +157,7 @@ class Heartbeat:
             self._say(span, age_s)
 
     def stop(self) -> None:
-        """Ends the thread; nothing is said afterwards."""
+        """Ends the thread; nothing is reported afterwards."""
         self._stop.set()
         self._thread.join(timeout=STOP_S)
 

@@ -1,4 +1,4 @@
-"""What the samples of a step say about themselves."""
+"""Computes metrics from the samples of a step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ray_rl.types import RolloutGroup
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], *, version: int) -> list[Metric]:
-    """Rewards, lengths and staleness of the samples that were trained on.
+    """Returns metrics of the rewards, lengths and staleness of the samples that were trained on.
 
-    Rewards without an opinion (None) are left out of means and deviations; what has no value at all has no key.
+    Means and deviations leave out rewards that are None; a metric without any value has no key.
 
     Args:
-        groups: at least one rollout.
-        version: policy version that trained on them.
+        groups: groups with at least one rollout.
+        version: the policy version that trained on them.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
@@ -34,7 +34,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, version: int) -> list[Met
 
 
 def staleness(groups: Sequence[RolloutGroup], *, version: int) -> int:
-    """How many versions before `version` the oldest token was sampled."""
+    """Returns how many versions before `version` the oldest token was sampled."""
     completions = [rollout.completion for group in groups for rollout in group.rollouts]
     return version - min((int(c.versions.min()) for c in completions if len(c.versions)), default=version)
 
@@ -55,5 +55,5 @@ def _reward_metrics(groups: Sequence[RolloutGroup]) -> list[Metric]:
 
 
 def is_informative(group: RolloutGroup) -> bool:
-    """Whether its rewards differ: a group of equal rewards has no advantage and trains nothing."""
+    """Returns whether the rewards differ: a group of equal rewards has zero advantages and no effect on training."""
     return len({rollout.reward for rollout in group.rollouts if rollout.reward is not None}) > 1

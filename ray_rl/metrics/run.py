@@ -1,4 +1,4 @@
-"""The one object through which a driver counts steps, times phases and logs."""
+"""The object with which the driver counts steps, times phases and logs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ray_rl.metrics.trace import TraceWriter
 
 
 class Run:
-    """Progress of one run: its counters, its clock, and everything that is written about it."""
+    """The progress of one run: its counters, its clock, and everything that is logged."""
 
     steps: int
     """Batches that the run trains on in all."""
     step: int
     """Batches trained so far. Records carry the number of the batch they are about, from 1."""
     version: int
-    """Policy version: 0 are the weights at the start."""
+    """Policy version; 0 stands for the initial weights."""
 
     def __init__(
         self,
@@ -46,17 +46,17 @@ class Run:
         saved: Callable[[], int | None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Opens the sinks and starts the heartbeat. `close` must follow, or the end of a `with` block.
+        """Opens the sinks and starts the heartbeat. Call `close` at the end, or use a `with` block.
 
         Args:
-            config: what is run.
-            folder: where to write.
-            console: where to show.
-            step: batches trained on before, where a run goes on.
-            version: the version of the policy that they left.
-            gauges: where to export what `metrics.jsonl` says.
-            saved: returns the step of the newest checkpoint, for what is said at the end.
-            clock: seconds from any origin, never backwards.
+            config: the configuration of the run.
+            folder: the run folder.
+            console: the console that shows the progress.
+            step: number of batches already trained, if the run continues.
+            version: the version of the policy after these batches.
+            gauges: the sink that exports the values of `metrics.jsonl`.
+            saved: returns the step of the newest checkpoint, for the summary at the end.
+            clock: returns seconds from any origin, never decreasing.
         """
         self.steps = config.run.steps
         self.step = step
@@ -100,10 +100,10 @@ class Run:
         return self._folder.root
 
     def rewind(self, *, step: int, version: int) -> None:
-        """Goes back to where a checkpoint was made; records of later steps, which are trained again, move aside."""
+        """Returns to the step of a checkpoint. Moves records of later steps aside, because they are trained again."""
         self._jsonl.close()
         self._tensorboard.close()
-        # From the first step on, TensorBoard is not told to forget what older files say.
+        # For a restart from the first step, TensorBoard needs no instruction to forget older values.
         aside = self._folder.set_aside_after(step, others=() if step else (self._folder.tensorboard,))
         if aside is not None:
             self.tell(f"the records after step {step} were moved to {aside}")
@@ -114,26 +114,26 @@ class Run:
         self._phases.end_step()
 
     def advance(self) -> int:
-        """The next policy version, for the weights that were just trained."""
+        """Counts the step, and returns the next policy version, for the weights that were just trained."""
         self.version += 1
         return self.version
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Times a part of the step (`time/<name>_s`), traces it, and lets the heartbeat name it.
+        """Measures a part of the step (`time/<name>_s`), traces it, and lets the heartbeat name it.
 
         Phases may overlap, in threads or tasks. The time of `start`, before the first step, belongs to no step.
         """
         return self._phases.phase(name)
 
     def note(self, text: str) -> None:
-        """How far the current phase is ("12 of 64 completions"). In `start`, or outside of phases, shown at once."""
+        """Sets the progress of the current phase ("12 of 64 completions"). Printed in `start` or outside of phases."""
         if self._phases.note(text):
             self._console.say(text)
 
     def tell(self, text: str) -> None:
-        """One line that must not get lost, whatever the phase: shown at once, and kept in `logs/driver.log`.
+        """Prints an important line immediately, in any phase, and keeps it in `logs/driver.log`.
 
-        A log that cannot be written, on a full disk or because its folder is gone, does not end the run.
+        A log that cannot be written (the disk is full, or the folder was removed) does not end the run.
         """
         self._console.say(text)
         line = f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}\n".encode(errors="backslashreplace")
@@ -141,15 +141,15 @@ class Run:
             log.write(line)
 
     def log(self, metrics: Iterable[Metric], records: Records) -> dict[str, float]:
-        """Ends the step: writes everything about it, and returns what `metrics.jsonl` says.
+        """Ends the step: writes all its records, and returns the values in `metrics.jsonl`.
 
         Args:
-            metrics: of all stages and ranks.
-            records: of the examples that were trained on.
+            metrics: the metrics of all stages and ranks.
+            records: the examples that were trained on.
 
         Raises:
             ValueError: a metric has a name that is computed here, or two kinds of reduction.
-            RecordError: the disk is full; what was written before is whole.
+            RecordError: the disk is full; earlier records are intact.
         """
         self.step += 1
         step_s, phases_s = self._phases.end_step()
@@ -172,7 +172,7 @@ class Run:
         """Shows the last samples and the summary, and closes everything. A second call does nothing.
 
         Args:
-            failed: what ended the run early.
+            failed: the exception that ended the run early.
         """
         if self._is_closed:
             return
@@ -194,7 +194,7 @@ class Run:
         )
 
     def _write(self, values: dict[str, float], records: Records) -> None:
-        # The records first: they are what a full disk has no room for, and a step in metrics.jsonl has them.
+        # The records come first: they are large, so a full disk fails here, and each step in metrics.jsonl has them.
         self._records.write(self.step, records)
         self._jsonl.write(values)
         self._show_if_possible(lambda: self._tensorboard.write(values))
@@ -208,7 +208,7 @@ class Run:
         self._summary.add(values, tokens=records.tokens)
 
     def _show_if_possible(self, write: Callable[[], None]) -> None:
-        """Writes what only draws the numbers, which `metrics.jsonl` has: that it cannot be written ends no run."""
+        """Writes to a sink that only displays the values of `metrics.jsonl`: its failure does not end the run."""
         try:
             write()
         except RecordError as error:

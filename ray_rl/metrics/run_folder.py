@@ -1,4 +1,4 @@
-"""The folder that a run leaves behind: the paths in it, and its first two files."""
+"""The run folder: the paths in it, and its first two files."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ OF_A_START |= {"rollouts", "tensorboard", "logs"}
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """`<run.dir>/<run.name>`. Everything that a run writes is in here."""
+    """`<run.dir>/<run.name>`, the folder with everything that a run writes."""
 
     root: Path
 
     @classmethod
     def of(cls, config: RunConfig) -> RunFolder:
-        """The folder of a run, there or not."""
+        """Returns the folder of a run, which need not exist."""
         return cls(Path(config.run.dir).expanduser() / config.run.name)
 
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
-        """Makes the folder, readable by its owner alone, and writes `config.yaml` and `environment.json`.
+        """Makes the folder, readable by its owner only, and writes `config.yaml` and `environment.json`.
 
         Raises:
-            ConfigError: it exists already, or it cannot be created.
+            ConfigError: the folder exists already or cannot be created.
             RecordError: the disk is full.
         """
         folder = cls.of(config)
@@ -52,20 +52,20 @@ class RunFolder:
     def reopen(
         cls, config: RunConfig, *, step: int | None, note: Callable[[str], None] = lambda text: None
     ) -> RunFolder:
-        """Prepares the folder of a run that continues after `step`; idempotent, so that a kill in it costs nothing.
+        """Prepares the folder of a run that continues after `step`. Idempotent, so it can be killed and repeated.
 
-        `config.yaml` becomes the configuration now in force, and the one before stays as `config.until_step_<N>.yaml`.
-        Records of later steps, which will be trained again, are moved to `aside/`. There is a new
-        `environment.from_step_<N + 1>.json`.
+        `config.yaml` becomes the new configuration, and the previous one stays as `config.until_step_<N>.yaml`.
+        Records of later steps, which will be trained again, are moved to `aside/`. A new
+        `environment.from_step_<N + 1>.json` is written.
 
         Args:
-            config: The configuration now in force.
-            step: The step of the checkpoint that the run continues from; None starts it from step 0.
-            note: Told of records that were moved aside.
+            config: The new configuration.
+            step: The step of the checkpoint from which the run continues; None starts from step 0.
+            note: Called with a message about records that were moved aside.
 
         Raises:
-            ConfigError: The folder cannot be written to.
-            RecordError: The disk is full; what was there before is whole.
+            ConfigError: The folder is not writable.
+            RecordError: The disk is full; earlier files are intact.
         """
         folder = cls.of(config)
         done = step or 0
@@ -75,12 +75,12 @@ class RunFolder:
             for part in (folder.rollouts, folder.logs):
                 make_folder(part, exist_ok=True)
             folder._remove_torn()
-            # First: a run whose config.yaml is missing could not be continued by any command.
+            # This comes first: no command could continue a run without its config.yaml.
             folder._write_config(config, step)
             aside = folder.set_aside_after(done, others=folder._of_steps_from(done + 1))
         except OSError as error:
             raise ConfigError(
-                f"{folder.root}: the run cannot continue in this folder ({error}); see that you may write to it"
+                f"{folder.root}: the run cannot continue in this folder ({error}); check that you may write to it"
             ) from error
         if aside is not None:
             note(f"the records after step {done} were moved to {aside}")
@@ -90,7 +90,7 @@ class RunFolder:
         return folder
 
     def make(self, *, may_exist: bool) -> None:
-        """Makes the empty folder, readable by its owner alone.
+        """Makes the empty folder, readable by its owner only.
 
         Args:
             may_exist: Accepts a folder that exists already, and leaves it as it is.
@@ -112,11 +112,11 @@ class RunFolder:
             ) from error
 
     def owned(self) -> AbstractContextManager[None]:
-        """Keeps the folder for this process while the block lasts.
+        """Reserves the folder for this process during the block.
 
         Raises:
-            FolderHeld: another live process has it.
-            ConfigError: it cannot be locked.
+            FolderHeld: another live process holds the folder.
+            ConfigError: the folder cannot be locked.
         """
         return locked(self.root)
 
@@ -125,9 +125,9 @@ class RunFolder:
         return set_records_aside(self.root, step=step, others=others)
 
     def remove_unless_of_value(self, *, are_logs_of_value: bool) -> bool:
-        """Removes the folder of a run that failed to start, if there is nothing in it that somebody could want.
+        """Removes the folder of a run that failed to start, if it contains nothing of value.
 
-        Only files that a start writes are removed; with anything else the folder stays.
+        The folder stays if it has any file that a start does not write.
 
         Args:
             are_logs_of_value: Keeps the folder if a worker or the driver wrote a log.
@@ -147,14 +147,14 @@ class RunFolder:
         return not self.root.exists()
 
     def _remove_torn(self) -> None:
-        """Removes files that a kill left half written; what they were to hold is still where it was."""
+        """Removes files that a kill left incomplete; their content still exists in its original place."""
         for folder in (self.root, self.rollouts, *self.root.glob(f"{ASIDE}/*")):
             for torn in folder.glob("*.partial"):
                 if torn.is_file():
                     torn.unlink()
         for aside in self.root.glob(f"{ASIDE}/*"):
             with suppress(OSError):
-                aside.rmdir()  # only an empty one can be
+                aside.rmdir()  # removes only empty folders
 
     def _write_config(self, config: RunConfig, step: int | None) -> None:
         text = dump_config(config).encode()
@@ -167,7 +167,7 @@ class RunFolder:
         write_whole(self.config_yaml, iter([text]), flush=True)
 
     def _keep_config(self, text: bytes, step: int) -> None:
-        """Keeps a configuration that is no longer in force; one that was kept before is not overwritten."""
+        """Keeps the previous configuration; does not overwrite one that was kept before."""
         number = 1
         while True:
             path = self.root / f"config.until_step_{step}{'' if number == 1 else f'.{number}'}.yaml"
@@ -181,17 +181,17 @@ class RunFolder:
         return self.environment_json if first_step == 1 else self.root / f"environment.from_step_{first_step}.json"
 
     def _of_steps_from(self, first_step: int) -> list[Path]:
-        """What an earlier start from the same step wrote, which would be overwritten."""
+        """Returns the files of an earlier start from the same step, which would be overwritten."""
         files = [self._environment(first_step), self.trace(first_step=first_step)]
-        # TensorBoard is told to forget what older files say of the steps from this one on: but not of all.
+        # The new TensorBoard file tells it to forget older values from this step on, but not from step 1.
         return [*files, self.tensorboard] if first_step == 1 else files
 
     @property
     def last_config(self) -> Path | None:
-        """The configuration that the run had last, or None without one.
+        """The newest configuration of the run; None if there is none.
 
-        That is `config.yaml`. Older versions could be killed between moving it away and writing the new one: then it is
-        the newest `config.until_step_<N>.yaml`.
+        It is `config.yaml`. Older versions could be killed after they moved it away and before they wrote the new one:
+        then it is the newest `config.until_step_<N>.yaml`.
         """
         if self.config_yaml.is_file():
             return self.config_yaml
@@ -206,7 +206,7 @@ class RunFolder:
 
     @property
     def has_records(self) -> bool:
-        """Whether a step was trained, or samples of one that failed were kept."""
+        """Whether a step was trained, or samples of a failed step were kept."""
         has_metrics = self.metrics_jsonl.is_file() and self.metrics_jsonl.stat().st_size > 0
         return has_metrics or any(self.rollouts.glob("step_*.jsonl"))
 
@@ -222,27 +222,27 @@ class RunFolder:
 
     @property
     def metrics_jsonl(self) -> Path:
-        """One object a step."""
+        """One JSON object per step."""
         return self.root / "metrics.jsonl"
 
     @property
     def newest_checkpoint_json(self) -> Path:
-        """The step of the checkpoint that was completed last; see `newest_checkpoint`."""
+        """The step of the newest complete checkpoint; see `newest_checkpoint`."""
         return self.root / "newest_checkpoint.json"
 
     @property
     def rollouts(self) -> Path:
-        """One file of samples a step."""
+        """One file of samples per step."""
         return self.root / "rollouts"
 
     @property
     def tensorboard(self) -> Path:
-        """Event files."""
+        """TensorBoard's event files."""
         return self.root / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a checkpoint, `step_<N>`."""
+        """One folder per checkpoint, `step_<N>`."""
         return self.root / "checkpoints"
 
     @property
@@ -252,19 +252,19 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """One file for every role and rank."""
+        """One log file per role and rank."""
         return self.root / "logs"
 
     def trace(self, *, first_step: int) -> Path:
-        """The phases of all steps from one on, for chrome://tracing or ui.perfetto.dev."""
+        """Returns the path of the trace of steps from `first_step` on, for chrome://tracing or ui.perfetto.dev."""
         return self.root / ("trace.json" if first_step == 1 else f"trace.from_step_{first_step}.json")
 
 
 def config_file(run: Path) -> Path:
-    """The configuration that the run of a folder had last.
+    """Returns the newest configuration file of a run folder.
 
     Raises:
-        UserError: The folder is not that of a run.
+        UserError: The folder is not a run folder.
     """
     file = RunFolder(run.expanduser()).last_config
     if file is None:
@@ -273,18 +273,18 @@ def config_file(run: Path) -> Path:
 
 
 def check_kinds(folder: RunFolder) -> None:
-    """Checks that what should be a file is none but a file, and what should be a folder a folder.
+    """Checks that every name in the run folder is a file or a folder as it should be.
 
     Raises:
-        ConfigError: Something else has one of the names, or a link that leads nowhere; it is not touched.
+        ConfigError: A name is of another kind, or a broken link; nothing is changed.
     """
     folders = (folder.rollouts, folder.tensorboard, folder.checkpoints, folder.export, folder.logs, folder.root / ASIDE)
     files = (folder.config_yaml, folder.environment_json, folder.metrics_jsonl, folder.newest_checkpoint_json)
     for path in (*folders, *files):
-        # Of checkpoints it is evidence of a mount that is late: see `resuming`.
+        # For checkpoints it is a sign of a mount that is not available yet: see `resuming`.
         if path.is_symlink() and not path.exists() and path != folder.checkpoints:
             raise ConfigError(
-                f"{path}: is a link to {os.readlink(path)}, which does not exist; make what it leads to, or remove the "
+                f"{path}: is a link to {os.readlink(path)}, which does not exist; create its target, or remove the "
                 "link, then start again"
             )
         if path.exists() and path.is_dir() != (path in folders):

@@ -1,4 +1,4 @@
-"""Rows of the table of samples: what was asked, what the model said, what is right, and what it was worth."""
+"""Rows of the table of samples: the prompt, the completion, the reference answer and the rewards."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ USUAL_ANSWERS = ("answer", "solution", "ground_truth", "reward_model.ground_trut
 
 
 def answer_columns(config: RunConfig) -> tuple[str, ...]:
-    """Columns that may hold the reference answer of a row: those that rewards compare with, then the usual names."""
+    """Returns the columns that may hold the reference answer: first those that rewards use, then the usual names."""
     compared = [settings["column"] for settings in map(dict, config.rewards) if "column" in settings]
     return tuple(dict.fromkeys([*compared, *USUAL_ANSWERS]))
 
 
 def first_sample(group: RolloutGroup, answers: tuple[str, ...]) -> Sample:
-    """The first completion of a group.
+    """Returns the first completion of a group.
 
     Args:
         group: the completions of a prompt.
@@ -33,7 +33,7 @@ def first_sample(group: RolloutGroup, answers: tuple[str, ...]) -> Sample:
 
 
 def _value(columns: Mapping[str, Any], path: str) -> Any:
-    """The value of a column, or inside of nested ones (`reward_model.ground_truth`); None if there is none."""
+    """Returns the value of a column, which may be nested (`reward_model.ground_truth`); None if there is none."""
     if path in columns:
         return columns[path]
     outer, _, inner = path.rpartition(".")

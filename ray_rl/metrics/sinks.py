@@ -1,4 +1,4 @@
-"""Where the numbers and the samples of a step are written."""
+"""Writes the numbers and the samples of a step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class JsonlSink:
-    """`metrics.jsonl`: one strict JSON object a step, on disk when `write` returns. nan and inf become null."""
+    """`metrics.jsonl`: one strict JSON object per step, on disk when `write` returns. nan and inf become null."""
 
     def __init__(self, path: Path) -> None:
         self._file = PieceFile(path, keep=True)
@@ -39,7 +39,7 @@ class JsonlSink:
         """Appends one line.
 
         Raises:
-            RecordError: it does not fit on the disk; the lines before it are whole.
+            RecordError: the line does not fit on the disk; earlier lines are intact.
         """
         self._file.append(f"{strict_json(values)}\n".encode(errors="backslashreplace"))
 
@@ -49,13 +49,13 @@ class JsonlSink:
 
 
 class TensorBoardSink:
-    """TensorBoard scalars, without torch and TensorFlow. The tag is the metric's key.
+    """Writes TensorBoard scalars without torch and TensorFlow. The tag is the metric's key.
 
-    Not by TensorBoard's own event writer: its thread ends at a full disk, and whoever flushes then waits for ever.
+    It does not use TensorBoard's own event writer: its thread ends at a full disk, and then `flush` never returns.
     """
 
     def __init__(self, folder: Path, *, first_step: int = 1) -> None:
-        """Starts a file; where a run goes on, TensorBoard forgets what older files say of `first_step` and later."""
+        """Starts a file. TensorBoard then ignores values of `first_step` and later steps in older files."""
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         with explained(folder):
@@ -70,7 +70,7 @@ class TensorBoardSink:
         """Adds all values at `values["step"]`.
 
         Raises:
-            RecordError: they do not fit on the disk.
+            RecordError: the values do not fit on the disk.
         """
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -150,10 +150,10 @@ class RecordSink:
 
         Args:
             step: number of the step, from 1.
-            records: of the examples that were trained on.
+            records: the examples that were trained on.
 
         Raises:
-            RecordError: they do not fit on the disk; names the file in the folder for temporary ones that has them.
+            RecordError: the samples do not fit on the disk; the message names the temporary file that has them.
         """
         path = self._folder / f"step_{step:06d}.jsonl"
         try:
@@ -164,10 +164,10 @@ class RecordSink:
         return path
 
     def add_failed(self, step: int, records: Records) -> Path:
-        """Appends records of a step that fails to `step_000012.failed.jsonl`; from any thread.
+        """Appends records of a failing step to `step_000012.failed.jsonl`. Thread-safe.
 
         Raises:
-            RecordError: they do not fit on the disk.
+            RecordError: the samples do not fit on the disk.
         """
         path = self._folder / f"step_{step:06d}.failed.jsonl"
         with self._appending:
@@ -179,12 +179,12 @@ class RecordSink:
         return path
 
     def _keep_elsewhere(self, name: str, lines: Iterator[bytes]) -> str:
-        """Where the lines are now."""
+        """Writes the lines to a temporary file and returns its path, or why they are lost."""
         try:
             path = Path(tempfile.mkdtemp(prefix="ray_rl-")) / name
             write_whole(path, lines)
         except (OSError, RecordError):
-            return "lost: the folder for temporary files is full, too"
+            return "lost: the folder for temporary files is also full"
         return f"in {path}"
 
 
@@ -209,7 +209,7 @@ def _texts(count: int) -> NDArray[np.bytes_]:
 
 
 def _record(step: int, group: RolloutGroup, rollout: Rollout, advantage: float | None) -> dict[str, Any]:
-    """All but the tokens."""
+    """Returns the record of a rollout, without its tokens."""
     completion = rollout.completion
     columns = {name: value for name, value in group.prompt.columns.items() if _is_json(value)}
     return {
@@ -228,12 +228,12 @@ def _record(step: int, group: RolloutGroup, rollout: Rollout, advantage: float |
 
 
 def version_spans(versions: NDArray[np.int32]) -> list[list[int]]:
-    """Runs of equal versions as [version, tokens]: [3, 3, 4] gives [[3, 2], [4, 1]]."""
+    """Returns runs of equal versions as [version, tokens]: [3, 3, 4] gives [[3, 2], [4, 1]]."""
     return [[version, len(list(run))] for version, run in groupby(versions.tolist())]
 
 
 def strict_json(value: Any) -> str:
-    """JSON that every parser reads: null in place of nan and inf, which JSON does not have.
+    """Returns JSON that every parser reads: nan and inf, which JSON does not have, become null.
 
     Write it with `errors="backslashreplace"`: a lone surrogate is not UTF-8, and its backslash form is a JSON escape.
     """
@@ -253,7 +253,7 @@ def _finite(value: Any) -> Any:
 
 
 def _is_json(value: Any) -> bool:
-    """Whether a column can be written: images, arrays and dates of a data set are left out of the record."""
+    """Returns whether a column can be written as JSON: records leave out images, arrays and dates of a data set."""
     match value:
         case None | str() | bool() | int() | float():
             return True

@@ -1,4 +1,4 @@
-"""What is told at the end of a run."""
+"""The summary at the end of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray_rl.errors import Preempted
 from ray_rl.metrics.text import duration
 
 EDGE_STEPS = 5
-"""Steps at either end whose mean rewards are compared; fewer where the run is shorter than twice that."""
+"""Number of first and last steps whose mean rewards are compared; fewer in runs shorter than twice that."""
 
 
 @dataclass(slots=True)
@@ -18,9 +18,9 @@ class Summary:
     """Sums over the steps so far."""
 
     planned: int
-    """Steps that the configuration asks for."""
+    """Steps in the configuration."""
     before: int = 0
-    """Of them, steps of the run before it went on here."""
+    """Steps that the run had trained before it was resumed."""
     steps: int = 0
     step_s: float = 0.0
     tokens: float = 0.0
@@ -41,7 +41,7 @@ class Summary:
                 self.phases_s[phase] = self.phases_s.get(phase, 0.0) + value
 
     def title(self, *, total_s: float, failed: BaseException | None) -> str:
-        """How it ended."""
+        """Returns one line that says how the run ended."""
         done = self.before + self.steps
         if isinstance(failed, Preempted):
             how = str(failed).partition(";")[0]
@@ -53,7 +53,7 @@ class Summary:
         return f"Done: {done} of {self.planned} steps in {duration(total_s)}"
 
     def rows(self, *, folder: str) -> list[tuple[str, str]]:
-        """Label and text of what the run did, and where it is."""
+        """Returns label and text of each line: what the run did, and where its files are."""
         rows = []
         if self.rewards:
             rows.append(("reward", self._reward()))

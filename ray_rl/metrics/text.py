@@ -1,4 +1,4 @@
-"""Numbers and samples as a person reads them."""
+"""Formats numbers and samples for people."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _FIELDS = {
     "entropy": ("policy/entropy", 5, ".3f"),
     "gradient": ("policy/grad_norm", 6, ".2f"),
 }
-"""Key, width and format of what a step's line shows, by label."""
+"""Key, width and format of each column in a step's line, by label."""
 NOTHING = "-"
-"""In the place of a value that a step does not have."""
+"""Shown for a value that a step does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the lines of all steps of a run show, in this order: every line has the same columns."""
+    """The columns of the line that each step prints, in order: all lines of a run have the same columns."""
 
     labels: tuple[str, ...]
     phases: tuple[str, ...]
-    """Parts of a step whose seconds are shown."""
+    """Phases of a step whose seconds are shown."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Columns:
-        """The columns of a run: staleness and KL only where it has them."""
+        """Returns the columns of a run: staleness and KL only if it has them."""
         absent = set()
         if config.rollout.max_staleness == 0:
             absent.add("stale")
@@ -48,12 +48,12 @@ class Columns:
 
 
 def step_fields(values: Mapping[str, float], columns: Columns, *, steps: int) -> list[tuple[str, str]]:
-    """Label and value of each column of a step's line, of constant width while the numbers are of usual size.
+    """Returns label and value of each column of a step's line, with constant width for values of usual size.
 
     Args:
-        values: as in `metrics.jsonl`.
+        values: the values of `metrics.jsonl`.
         columns: the columns of the run.
-        steps: that the run will have.
+        steps: number of steps of the run.
     """
     fields = [("step", f"{values['step']:{len(str(steps))}.0f}/{steps}")]
     for label in columns.labels:
@@ -68,7 +68,7 @@ def step_fields(values: Mapping[str, float], columns: Columns, *, steps: int) ->
 
 
 def duration(seconds: float) -> str:
-    """45 s, 9 min 12 s, 2 h 05 min."""
+    """Formats a duration as 45 s, 9 min 12 s or 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -79,16 +79,16 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the run is doing now."""
+    """The current activity of the run."""
 
     step: int | None
-    """Number of the step that is being made, from 1; None before the first and after the last."""
+    """Number of the current step, from 1; None before the first and after the last step."""
     doing: str
     age_s: float
     detail: str = ""
 
     def __str__(self) -> str:
-        """Like "step 3: waiting for rollouts (45 s; 12 of 64 completions)"."""
+        """Returns text like "step 3: waiting for rollouts (45 s; 12 of 64 completions)"."""
         prefix = "" if self.step is None else f"step {self.step}: "
         detail = f"; {self.detail}" if self.detail else ""
         return f"{prefix}{self.doing} ({duration(self.age_s)}{detail})"
@@ -101,21 +101,21 @@ class Sample:
     prompt: str
     completion: str
     answer: str | None
-    """The reference answer, where the row has one."""
+    """The reference answer; None if the row has none."""
     reward: float | None
     parts: Mapping[str, float | None]
-    """What each reward function said, by its name."""
+    """The score of each reward function, by name."""
 
 
 def printable(text: str, *, encoding: str, limit: int) -> str:
-    r"""A text that a model wrote, safe to print: control characters as escapes (\n), and the middle left out if long.
+    r"""Makes a text of a model safe to print: control characters become escapes (\n), a long middle is left out.
 
     A completion can hold terminal commands, or characters that the stream cannot encode.
 
     Args:
-        text: anything.
-        encoding: of the stream.
-        limit: characters to keep; the end weighs as much as the start, for there the answer is.
+        text: any text.
+        encoding: the encoding of the stream.
+        limit: number of characters to keep, half from the start and half from the end, where the answer is.
     """
     if len(text) > limit:
         half = limit // 2

@@ -1,4 +1,4 @@
-"""A Chrome trace of the phases, for chrome://tracing or ui.perfetto.dev.
+"""Writes a Chrome trace of the phases, for chrome://tracing or ui.perfetto.dev.
 
 Format: "Trace Event Format", JSON array form; complete events (`ph: X`), times in microseconds.
 """
@@ -16,13 +16,13 @@ _END = b"\n]\n"
 
 
 class TraceWriter:
-    """Appends events to a file that is whole, valid JSON after every `flush`, so also after a kill."""
+    """Appends events to a file that is complete, valid JSON after every `flush`, and so also after a kill."""
 
     def __init__(self, path: Path, *, name: str) -> None:
         """Starts the file.
 
         Args:
-            path: the file; what it held is lost.
+            path: the file; it is overwritten.
             name: title of the process in the viewer.
         """
         self._file = PieceFile(path, keep=False)
@@ -35,11 +35,11 @@ class TraceWriter:
         """Remembers one span until the next `flush`.
 
         Args:
-            row: line of the viewer ("thread") that it is drawn on.
-            name: its title.
-            start_s: since the start of the run.
-            duration_s: its length.
-            args: shown when it is clicked; JSON values.
+            row: row of the viewer ("thread").
+            name: title of the span.
+            start_s: seconds since the start of the run.
+            duration_s: length of the span.
+            args: JSON values that are shown when the span is clicked.
         """
         if row not in self._rows:
             self._rows[row] = len(self._rows) + 1
@@ -57,10 +57,10 @@ class TraceWriter:
         )
 
     def flush(self) -> None:
-        """Writes what was remembered over the closing bracket, with a new one, in one piece.
+        """Writes the remembered spans and a new closing bracket over the old closing bracket, in one piece.
 
         Raises:
-            RecordError: it does not fit on the disk; the file is valid without it.
+            RecordError: the spans do not fit on the disk; the file is valid without them.
         """
         if not self._events:
             return

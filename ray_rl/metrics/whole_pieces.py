@@ -1,4 +1,4 @@
-"""Files on a disk that may be full: what does not fit whole is not written at all, and the error says where."""
+"""Writes files to a disk that may be full: a piece that does not fit is not written, and the error says where."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ray_rl.metrics.modes import open_file
 
 
 class PieceFile:
-    """A file that grows piece by piece, each on its way to disk when `append` returns."""
+    """A file that grows piece by piece. When `append` returns, the kernel has the whole piece."""
 
     def __init__(self, path: Path, *, keep: bool) -> None:
-        """Opens the file, readable by its owner alone.
+        """Opens the file, readable by its owner only.
 
         Args:
             path: the file.
-            keep: go on after what it holds, or else begin anew.
+            keep: append to the existing content instead of overwriting it.
 
         Raises:
-            RecordError: it cannot be opened.
+            RecordError: the file cannot be opened.
         """
         self._path = path
         flags = os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC)
@@ -36,16 +36,16 @@ class PieceFile:
         """Writes a piece at the end.
 
         Args:
-            piece: anything, at least as long as `over`.
-            over: what the file ends in; the piece replaces it.
+            piece: any bytes, at least as long as `over`.
+            over: the current end of the file, which the piece replaces.
 
         Raises:
-            RecordError: it does not fit, or the disk fails; the file is as it was.
+            RecordError: the piece does not fit, or the disk fails; the file is unchanged.
         """
         end = self._file.seek(0, os.SEEK_END)
         with explained(self._path):
             try:
-                # What needs more room comes first: the rest goes where there is room already.
+                # The part that needs new space is written first: the rest overwrites existing space.
                 _write_all(self._file.fileno(), piece[len(over) :])
                 self._file.seek(end - len(over))
                 _write_all(self._file.fileno(), piece[: len(over)])
@@ -59,16 +59,16 @@ class PieceFile:
 
 
 def write_whole(path: Path, pieces: Iterator[bytes], *, flush: bool = False) -> None:
-    """Writes a file that appears under its name once it is whole, readable by its owner alone.
+    """Writes a file, readable by its owner only, that appears under its name once it is complete.
 
     Args:
-        path: The file; one of that name is replaced, and stays as it is where the new one cannot be written.
+        path: The file; an existing file is replaced, or left unchanged if the new one cannot be written.
         pieces: The content.
         flush: Waits until the content is on the disk before the file gets its name, so that a power loss leaves the old
             content or the new one.
 
     Raises:
-        RecordError: it does not fit, or the disk fails; nothing is left of it.
+        RecordError: the file does not fit, or the disk fails; no part of it remains.
     """
     partial = path.with_name(f"{path.name}.partial")
     with explained(path):
@@ -87,7 +87,7 @@ def write_whole(path: Path, pieces: Iterator[bytes], *, flush: bool = False) -> 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turns what the disk says into an error that names the file and the room that is left."""
+    """Turns errors of the disk into errors that name the file and the free space."""
     try:
         yield
     except OSError as error:
@@ -103,7 +103,7 @@ def _room(path: Path) -> str:
 
 
 def _write_all(file: int, piece: bytes) -> None:
-    """os.write may take less than all, as on a disk with room for a part."""
+    """Writes all bytes: os.write may write only a part, for example on a disk with little space."""
     left = memoryview(piece)
     while left:
         left = left[os.write(file, left) :]

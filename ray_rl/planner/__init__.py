@@ -1,1 +1,1 @@
-"""Which role runs where, in pure numbers."""
+"""Plans which role runs on which devices, with pure functions."""

@@ -1,4 +1,4 @@
-"""Numbers to change where a run does not fit. Every proposal was planned again, and fits."""
+"""Proposes changes to a run that does not fit. Every proposal was planned and fits."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from ray_rl.planner.assess import DTYPE, Assessment, assess
 from ray_rl.planner.gpus import ClusterShape
 
 Changes = dict[str, Any]
-"""Values by dotted key, as the command line takes them."""
+"""Values by dotted key, as on the command line."""
 
 SMALLEST_CHUNK = 256
-"""Of logits, below which the head no longer fills a GPU."""
+"""The smallest chunk of logits that is proposed: a smaller one does not use a GPU fully."""
 
 MEMORY_FRACTION = 0.95
-"""Of a GPU, the most that is proposed for an engine."""
+"""The largest fraction of a GPU's memory that is proposed for an engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Changes under which the run fits."""
+    """Changes that make the run fit."""
 
     changes: Changes
     nodes: int
-    """That the cluster has then."""
+    """Number of nodes of the cluster after the changes."""
     host_bytes: float | None = None
-    """Memory that every node must have then, where it was not checked and something is offloaded to it."""
+    """Memory that every node needs after the changes; None if it was checked or nothing is offloaded."""
 
     @property
     def words(self) -> list[str]:
-        """One word a change, as a shell takes it."""
+        """One word per change, quoted for a shell."""
         return [shlex.quote(f"{key}={_written(value)}") for key, value in self.changes.items()]
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class Proposal:
 
 
 def propose(config: RunConfig, assessment: Assessment) -> list[Proposal]:
-    """Ways to make the run fit, the least change first; none if none of ours helps."""
+    """Returns proposals that make the run fit, the smallest change first; empty if no known change helps."""
     cluster = assessment.cluster
     search = _Search(config, cluster)
     found: list[Proposal | None] = []
@@ -65,7 +65,7 @@ def propose(config: RunConfig, assessment: Assessment) -> list[Proposal]:
 
 
 def changed(config: RunConfig, changes: Changes) -> RunConfig:
-    """The configuration with some values changed."""
+    """Returns the configuration with some values changed."""
     tree = config.model_dump()
     for key, value in changes.items():
         *parents, last = key.split(".")
@@ -82,7 +82,10 @@ class _Search:
     cluster: ClusterShape
 
     def fix_memory(self, base: Changes) -> Proposal | None:
-        """`base` and as few remedies for memory as make it fit; without offloading, if the nodes have too little."""
+        """Returns `base` with the fewest memory remedies that make it fit, or None.
+
+        Does not offload if the nodes have too little memory.
+        """
         proposal = self._fix(base, list(self._remedies(base)))
         if proposal is not None or self.cluster.host_bytes is None:
             return proposal
@@ -107,12 +110,12 @@ class _Search:
             return None
         needed = self._without_idle(applied, keep=base)
         final = self._try(needed)
-        assert final is not None, "it was tried before"
+        assert final is not None, "the same changes were tried before"
         is_unchecked = final.offloads and self.cluster.host_bytes is None
         return Proposal(needed, self.cluster.nodes, final.host_bytes if is_unchecked else None)
 
     def shrink(self, gpus: int) -> Proposal | None:
-        """All roles smaller in the same ratio, until they fit the GPUs that there are."""
+        """Proposes smaller roles, all by the same ratio, until they fit the available GPUs."""
         for divisor in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0):
             ratio = self.cluster.gpus / gpus / divisor
             smaller = {key: max(1, math.floor(count * ratio)) for count, key in role_workers(self.config).values()}
@@ -122,7 +125,7 @@ class _Search:
         return None
 
     def grow(self, assessment: Assessment) -> Proposal | None:
-        """Twice the workers of what does not fit, on as few more nodes as that takes."""
+        """Proposes twice the workers for the roles that do not fit, on as few additional nodes as possible."""
         troubled = {role for problem in assessment.problems for role in problem.roles} - {"rollout"}
         twice = {key: 2 * count for role, (count, key) in role_workers(self.config).items() if role in troubled}
         for nodes in range(self.cluster.nodes, 2 * self.cluster.nodes + 1):
@@ -134,7 +137,7 @@ class _Search:
         return None
 
     def _try(self, changes: Changes) -> Assessment | None:
-        """The assessment under changes; None if a rule forbids them or there are too few GPUs."""
+        """Returns the assessment with the changes; None if a rule forbids them or there are too few GPUs."""
         config = changed(self.config, changes)
         nodes = {"nodes": self.cluster.nodes, "gpus_per_node": self.cluster.gpus_per_node}
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update=nodes)})
@@ -146,7 +149,7 @@ class _Search:
         return assessment if has_room else None
 
     def _without_idle(self, applied: dict[str, Any], *, keep: Changes) -> Changes:
-        """Without the remedies that are not needed, the costliest first."""
+        """Drops the remedies that are not needed, the costliest first."""
         for key in reversed(list(applied)):
             if key in keep:
                 continue
@@ -157,7 +160,7 @@ class _Search:
         return applied
 
     def _remedies(self, base: Changes) -> Iterator[tuple[str, Changes]]:
-        """What saves memory, and whose; the cheapest in time first."""
+        """Yields roles and changes that save their memory; the cheapest in time first."""
         config = changed(self.config, base)
         yield DTYPE, {"model.dtype": "float32"}
         yield from (("actor", remedy) for remedy in _trained_remedies(config, "train", config.train))
@@ -191,7 +194,7 @@ def _trained_remedies(config: RunConfig, key: str, trained: Trained) -> Iterator
 
 
 def _shared(config: RunConfig) -> Changes:
-    """The usual pairs on the same GPUs, where their workers are as many; nothing if there is no such pair."""
+    """Returns changes that put the usual pairs of roles on the same GPUs, if both have equally many workers."""
     workers = {role: count for role, (count, _) in role_workers(config).items()}
     pairs = [["actor", "reference"], ["critic", "reward"]]
     together = [pair for pair in pairs if pair[0] in workers and workers.get(pair[1]) == workers[pair[0]]]
@@ -199,7 +202,7 @@ def _shared(config: RunConfig) -> Changes:
 
 
 def _without_offloading(config: RunConfig) -> Changes:
-    """Turns off what is offloaded to the nodes' memory."""
+    """Returns changes that disable offloading to the nodes' memory."""
     trained = {"train": config.train, "critic": config.critic}
     off = {
         f"{key}.offload.{part}": False
@@ -220,7 +223,7 @@ def _longest(config: RunConfig) -> int:
 
 
 def _written(value: Any) -> str:
-    """As the command line takes it."""
+    """Formats a value for the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):

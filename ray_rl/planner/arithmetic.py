@@ -1,4 +1,4 @@
-"""How the rollouts of a step divide over engines, optimizer steps, workers and micro-batches."""
+"""Computes how the rollouts of a step divide over engines, optimizer steps, workers and micro-batches."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ class Share:
     """What a worker of a trained role does in one optimizer step."""
 
     rollouts: int
-    """At most."""
+    """The most rollouts."""
     micro_batches: int
-    """At most: if every sequence has full length."""
+    """The most micro-batches, if every sequence has full length."""
     rows: int
     """Sequences of full length in a micro-batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Numbers of a step."""
+    """The sizes of one training step."""
 
     prompts: int
     group_size: int
     rollouts: int
     per_engine: int
-    """Rollouts, at most."""
+    """The most rollouts of one engine."""
     optimizer_steps: int
     per_update: int
     """Rollouts of an optimizer step."""
     longest: int
     """Tokens of the longest sequence."""
     shares: dict[str, Share]
-    """By trained role."""
+    """Share of a worker, by trained role."""
 
 
 def step_arithmetic(config: RunConfig) -> Step:
-    """The numbers of one step of a configuration whose rules hold."""
+    """Returns the sizes of one step of a valid configuration."""
     algorithm = config.algorithm
     rollouts = algorithm.prompts_per_step * algorithm.group_size
     per_update = rollouts // algorithm.minibatches

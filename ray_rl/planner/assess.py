@@ -1,4 +1,4 @@
-"""Everything that is known of a run before it starts: layout, memory, and what does not fit."""
+"""Assesses a run before it starts: its layout, its memory, and what does not fit."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ray_rl.planner.memory import Bounds, Memory, model_path, reference_memory, 
 from ray_rl.planner.plan import Plan, unbounded_plan, wanted
 
 USABLE = 0.95
-"""Share of a GPU that is planned with: torch's allocator cannot fill the rest, for fragmentation."""
+"""Share of a GPU that the plan uses: torch's allocator cannot fill the rest because of fragmentation."""
 
 
 DTYPE = "dtype"
-"""In the place of a role, where the GPU cannot compute in `model.dtype`."""
+"""Stands for a role in a `Problem` if the GPU cannot compute in `model.dtype`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What does not fit."""
+    """A reason why the run does not fit."""
 
     roles: tuple[str, ...]
-    """Roles whose memory is short, or `DTYPE`; empty if there are too few GPUs."""
+    """Roles that lack memory, or `DTYPE`; empty if there are too few GPUs."""
     text: str
 
 
@@ -39,32 +39,32 @@ class Assessment:
 
     cluster: ClusterShape
     layout: Plan
-    """On as many nodes as it takes."""
+    """The plan, on as many nodes as it needs."""
     memories: Mapping[str, Memory]
-    """By role, of the fullest worker."""
+    """Memory of the fullest worker, by role."""
     cache: KvCache
     hosts: tuple[float, ...]
-    """Bytes that the workers of every node take of its own memory."""
+    """Bytes of host memory that the workers take, by node."""
     problems: tuple[Problem, ...]
 
     @property
     def fits(self) -> bool:
-        """The verdict."""
+        """Whether the run fits."""
         return not self.problems
 
     @property
     def host_bytes(self) -> float:
-        """Memory that every node needs: that of the fullest."""
+        """Memory that every node needs, which is that of the fullest node."""
         return max(self.hosts)
 
     @property
     def offloads(self) -> bool:
-        """Whether what does not fit the GPUs is in the memory of the nodes."""
+        """Whether state that does not fit the GPUs is in the memory of the nodes."""
         return any(memory.offloaded for memory in self.memories.values())
 
 
 def assess(config: RunConfig, cluster: ClusterShape) -> Assessment:
-    """The assessment of a configuration whose rules hold.
+    """Returns the assessment of a valid configuration.
 
     Raises:
         ConfigError: the shape of a model is not known, or an engine is larger than a node.
@@ -89,7 +89,7 @@ def assess(config: RunConfig, cluster: ClusterShape) -> Assessment:
 
 
 def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, Memory], KvCache]:
-    """Memory of a worker of every role, and the KV cache of an engine.
+    """Returns the memory of a worker of every role, and the KV cache of an engine.
 
     Raises:
         ConfigError: the shape of a model is not known.
@@ -114,7 +114,7 @@ def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, M
 
 
 def unknown_models(config: RunConfig) -> list[str]:
-    """The models of a run whose memory cannot be planned here, as they are named."""
+    """Returns the names of the run's models whose memory cannot be planned, because their shapes are unknown."""
     paths = [config.model.path]
     paths += [model_path(config, role) for role in (config.critic, loaded_reference(config)) if role is not None]
     paths += [] if config.reward is None else config.reward.paths
@@ -122,16 +122,16 @@ def unknown_models(config: RunConfig) -> list[str]:
 
 
 def known_shape(key: str, path: str) -> ModelShape:
-    """The shape of a model.
+    """Returns the shape of a model.
 
     Raises:
-        ConfigError: it is not known.
+        ConfigError: the shape is not known.
     """
     shape = find_shape(path)
     if shape is None:
         owners = sorted({name.partition("/")[0] for name in KNOWN_SHAPES if "/" in name})
         raise ConfigError(
-            f"{key}={path}: the shape of this model is not known here, so its memory cannot be planned; set {key} to a "
+            f"{key}={path}: the shape of this model is not known, so its memory cannot be planned; set {key} to a "
             f"folder with its config.json (of the families {', '.join(FAMILIES)}), or to one of the models that the "
             f"planner knows of {', '.join(owners)}"
         )
@@ -148,7 +148,7 @@ def _dtype_problems(config: RunConfig, cluster: ClusterShape) -> list[Problem]:
 def _host_problems(
     layout: Plan, memories: Mapping[str, Memory], hosts: tuple[float, ...], cluster: ClusterShape
 ) -> list[Problem]:
-    """The node that is short of memory the most, and the roles with workers there; on CPU the workers may spread."""
+    """Returns the problem of the node that lacks the most memory, if any; on CPU, workers may run on any node."""
     if cluster.host_bytes is None:
         return []
     nodes = 1 if layout.gpus else cluster.nodes

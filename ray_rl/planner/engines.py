@@ -1,4 +1,4 @@
-"""Memory of a vLLM engine: what is left for the KV cache, and how many sequences that is."""
+"""Computes the memory of a vLLM engine: how much remains for the KV cache, and how many sequences fit into it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ray_rl.planner.gpus import GIB, MIB, Gpu
 from ray_rl.planner.memory import CONTEXT_BYTES, Bounds, Memory
 
 BATCH_TOKENS = 2048
-"""Of a forward pass: vLLM 0.32's default for `AsyncLLM`."""
+"""Tokens of a forward pass: vLLM 0.32's default for `AsyncLLM`."""
 
 GRAPH_BYTES = GIB
-"""CUDA graphs: an allowance, not measured."""
+"""Memory of CUDA graphs: an allowance, not measured."""
 
 SAMPLER_COPIES = 3
-"""Float32 arrays of [sequences, V] in the sampler: logits, log-probabilities, and what is sorted or drawn."""
+"""Float32 arrays of [sequences, V] in the sampler: logits, log-probabilities, and sorted or drawn values."""
 
 RECEIVE_BUCKETS = 2
-"""Of a publish."""
+"""Buckets that an engine holds during a publish."""
 
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """What an engine has for keys and values."""
+    """The memory that an engine has for keys and values."""
 
     total: float
     """Bytes on each of its GPUs; negative if the weights alone are too large."""
@@ -36,23 +36,26 @@ class KvCache:
 
     @property
     def sequences(self) -> int:
-        """Sequences of full length that fit at once."""
+        """Sequences of full length that fit at the same time."""
         return max(0, int(self.total // (self.token * self.longest)))
 
 
 def kv_token_bytes(shape: ModelShape, *, element: int, tensor_parallel: int) -> float:
-    """2 e L kv / min(t, kv heads): GPUs beyond the key heads repeat them."""
+    """Returns 2 e L kv / min(t, kv heads): with more GPUs than key heads, heads are copied."""
     return 2 * element * shape.layers * shape.kv / min(tensor_parallel, shape.kv_heads)
 
 
 def engine_memory(config: RunConfig, shape: ModelShape, gpu: Gpu) -> tuple[Memory, KvCache]:
-    """Of one GPU of an engine: its share of the weights, a forward pass, and the KV cache from what remains."""
+    """Returns the memory of one GPU of an engine: its share of the weights, a forward pass, and the KV cache.
+
+    The KV cache takes the rest of the memory that the engine may use.
+    """
     bounds, rollout = Bounds(config), config.rollout
     size, element = rollout.tensor_parallel, bounds.element
     held = {"context": float(CONTEXT_BYTES), "weights": float(element * shape.parameters) / size}
     sampler = SAMPLER_COPIES * 4.0 * rollout.max_sequences * shape.vocabulary
     forward = {
-        # Each GPU has its share of the heads and of the MLP; the residual is whole on all.
+        # Each GPU has its share of the heads and of the MLP, and the whole residual.
         "activations": frozen_activations(shape, tokens=max(BATCH_TOKENS, rollout.max_sequences), element=element),
         "logits": sampler,
     }
@@ -68,7 +71,7 @@ def engine_memory(config: RunConfig, shape: ModelShape, gpu: Gpu) -> tuple[Memor
 
 
 def cpu_engine_memory(config: RunConfig, shape: ModelShape) -> tuple[Memory, KvCache]:
-    """Of an engine on CPU, whose KV cache is `rollout.kv_cache_gib`; of each of its tensor-parallel processes."""
+    """Returns the memory of each tensor-parallel process of a CPU engine, whose KV cache is `rollout.kv_cache_gib`."""
     bounds, rollout = Bounds(config), config.rollout
     size, element = rollout.tensor_parallel, bounds.element
     cache_bytes = rollout.kv_cache_gib * GIB

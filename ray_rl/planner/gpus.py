@@ -1,4 +1,4 @@
-"""GPUs that the planner knows, and the cluster that it plans for."""
+"""The GPUs that the planner knows, and the cluster for which it plans."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Peaks that a data sheet states."""
+    """Peak rates from a data sheet."""
 
     tensor_flops: float
-    """Dense bfloat16 operations a second with float32 sums; float16 ones where there is no bfloat16."""
+    """Dense bfloat16 operations per second with float32 sums; float16 on GPUs without bfloat16."""
     float32_flops: float
-    """Float32 operations a second, without tensor cores and TF32: torch's default."""
+    """Float32 operations per second, without tensor cores and TF32: torch's default."""
     bandwidth: float
-    """Bytes a second of its memory."""
+    """Memory bandwidth in bytes per second."""
 
     def flops(self, dtype: str) -> float:
-        """Operations a second in `bfloat16` or `float32`."""
+        """Returns the operations per second in `bfloat16` or `float32`."""
         return self.float32_flops if dtype == "float32" else self.tensor_flops
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """What is known of a kind of GPU."""
+    """The known facts about a kind of GPU."""
 
     name: str
     memory_bytes: int
-    """As nvidia-smi shows it, which is what programs find; an "80 GB" H100 has 79.6 GiB."""
+    """Memory as nvidia-smi shows it and programs find it; an "80 GB" H100 has 79.6 GiB."""
     speed: Speed | None = None
-    """None where only the memory is known: nothing can be said of the time."""
+    """None if only the memory is known; then there is no estimate of the time."""
     has_bfloat16: bool = True
-    """Volta and Turing have none: vLLM refuses it below compute capability 8.0."""
+    """False for Volta and Turing: vLLM refuses bfloat16 below compute capability 8.0."""
 
 
 def _gpu(
@@ -48,8 +48,8 @@ def _gpu(
     return name, Gpu(name, memory_mib * MIB, speed, has_bfloat16)
 
 
-# Memory in MiB, (dense bfloat16, float32) in TFLOP/s, and GB/s. Where a data sheet states the rate with sparsity, half
-# of it stands here.
+# Memory in MiB, (dense bfloat16, float32) in TFLOP/s, and GB/s. If a data sheet states the rate with sparsity, this
+# table has half of it.
 GPUS = dict(
     (
         # H100 and H200 data sheets, SXM; Hopper architecture whitepaper, table 2.
@@ -83,23 +83,23 @@ GPUS = dict(
         _gpu("t4-16gb", 15360, (65.0, 8.1), 320, has_bfloat16=False),
     )
 )
-"""By the name that `ray-rl plan --gpu` takes."""
+"""Known GPUs, by the name for `ray-rl plan --gpu`."""
 
 DEFAULT_GPU = "h100-80gb"
 
 BRANDS = ("nvidia", "geforce", "rtx", "tesla", "amd", "instinct")
-"""Words before a GPU's name that say nothing which the name does not."""
+"""Words before a GPU's name that can be left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterShape:
-    """Nodes with equal GPUs."""
+    """A cluster of nodes with equal GPUs."""
 
     nodes: int
     gpus_per_node: int
     gpu: Gpu = GPUS[DEFAULT_GPU]
     host_bytes: float | None = None
-    """Memory of a node that the run may use; None if it is not known, and then it is not checked."""
+    """Memory of a node that the run may use; None if unknown, in which case it is not checked."""
 
     @classmethod
     def of(
@@ -110,12 +110,12 @@ class ClusterShape:
         gpu_memory_gb: float | None = None,
         host_memory_gb: float | None = None,
     ) -> ClusterShape:
-        """The nodes that `cluster` of a configuration asks for.
+        """Returns the cluster that a configuration's section `cluster` requests.
 
         Args:
             config: the configuration of the run.
             gpu: the name of the GPU; None is `DEFAULT_GPU`, or a GPU of unknown speed if its memory is given.
-            gpu_memory_gb: memory of a GPU as it is sold, in GB; replaces that of the named GPU.
+            gpu_memory_gb: advertised memory of a GPU, in GB; replaces that of the named GPU.
             host_memory_gb: memory of a node, in GB.
 
         Raises:
@@ -129,22 +129,22 @@ class ClusterShape:
         elif gpu is None:
             found = Gpu(f"{gpu_memory_gb:g} GB GPU", round(gpu_memory_gb * GIB))
         else:
-            # What is sold as 24 GB is 24 GiB, or a few percent less.
+            # A GPU that is sold with 24 GB has 24 GiB, or a few percent less.
             found = replace(find_gpu(gpu), memory_bytes=round(gpu_memory_gb * GIB))
         host_bytes = None if host_memory_gb is None else host_memory_gb * GIB
         return cls(config.cluster.nodes, config.cluster.gpus_per_node, found, host_bytes)
 
     @property
     def gpus(self) -> int:
-        """GPUs in all."""
+        """Total number of GPUs."""
         return self.nodes * self.gpus_per_node
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU of a name, or of the start of one if no other starts like it: "h100", "RTX 4090", "a100-80gb".
+    """Returns the GPU with a name, or with the only name that starts so: "h100", "RTX 4090", "a100-80gb".
 
     Raises:
-        ConfigError: it is not known, or several names start like it.
+        ConfigError: no name or several names start so.
     """
     asked = _plain(name)
     found = [known for known in GPUS if asked in (_plain(known), known.partition("-")[0])]
@@ -152,7 +152,7 @@ def find_gpu(name: str) -> Gpu:
     if len(found) == 1:
         return GPUS[found[0]]
     if found:
-        raise ConfigError(f"--gpu {name}: {len(found)} GPUs are called so; give one of {', '.join(found)}")
+        raise ConfigError(f"--gpu {name}: {len(found)} GPUs have such a name; give one of {', '.join(found)}")
     raise ConfigError(
         f"--gpu {name}: not a GPU that the planner knows; give one of {', '.join(GPUS)}, or the memory of another with "
         "--gpu-memory GB"
@@ -160,6 +160,6 @@ def find_gpu(name: str) -> Gpu:
 
 
 def _plain(name: str) -> str:
-    """Letters and digits of a name, without the brand."""
+    """Returns the letters and digits of a name, without the brand."""
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word not in BRANDS]
     return "".join(words).removeprefix("rtx")

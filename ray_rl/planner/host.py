@@ -1,4 +1,4 @@
-"""Memory of the nodes themselves, apart from that of their GPUs. docs/planning.md has the terms."""
+"""Computes the host memory of the nodes, apart from that of their GPUs. docs/planning.md has the terms."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ray_rl.planner.memory import Memory
 from ray_rl.planner.plan import Plan
 
 PROCESS_BYTES = {"cpu": GIB, "gpu": 2 * GIB}
-"""Libraries and interpreter of a worker process, by accelerator: an allowance, not measured on GPU."""
+"""Memory of a worker's interpreter and libraries, by accelerator: an allowance, not measured on GPU."""
 
 
 def host_needs(config: RunConfig, layout: Plan, memories: Mapping[str, Memory]) -> tuple[float, ...]:
-    """Bytes of memory that the workers of every node take, by node; on CPU everything is on node 0."""
+    """Returns the bytes of host memory that the workers take, by node; on CPU everything is on node 0."""
     needs = [0.0] * layout.nodes
     for role in layout.workers:
         for place in layout.places(role):
@@ -23,7 +23,7 @@ def host_needs(config: RunConfig, layout: Plan, memories: Mapping[str, Memory]) 
 
 
 def _worker_bytes(config: RunConfig, role: str, memory: Memory) -> float:
-    # An engine has a process for each of its GPUs, and one that schedules.
+    # An engine has one process per GPU, and one for scheduling.
     processes = 1 + config.rollout.tensor_parallel if role == "rollout" else 1
     accelerator = config.cluster.accelerator
     models = memory.peak if accelerator == "cpu" else max(memory.loading, memory.offloaded)

@@ -1,4 +1,4 @@
-"""Packing groups of GPUs into nodes. Pure."""
+"""Packs groups of GPUs into nodes, with pure functions."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """GPUs of one bundle."""
+    """The GPUs of one bundle."""
 
     node: int
     """Index of the node."""
     gpus: tuple[int, ...]
-    """Indices of its GPUs; none on CPU."""
+    """Indices of the GPUs on the node; empty on CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Bundles of one group."""
+    """A request for the bundles of one group."""
 
     bundles: int
     gpus: int
-    """Of each bundle."""
+    """GPUs of each bundle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A request and where it went."""
+    """A request and the places of its bundles."""
 
     request: int
-    """Its index."""
+    """Index of the request."""
     places: tuple[Place, ...]
-    """Of its bundles, ascending by node and GPU: rank order is topology order."""
+    """Places of the bundles, ascending by node and GPU: rank order is topology order."""
 
 
 def pack(requests: Sequence[Request], *, gpus_per_node: int) -> list[Packed]:
-    """Places of every bundle of every request, on as many nodes as that takes.
+    """Places every bundle of every request, on as many nodes as needed.
 
-    First fit: a bundle goes to the first node that has its GPUs free, and takes the lowest of them, so it never crosses
-    a node. Requests with the largest bundles are served first where that needs fewer nodes; else they are in order.
+    First fit: a bundle goes to the first node with enough free GPUs and takes the lowest ones, so it never crosses
+    nodes. Requests with the largest bundles are placed first if that needs fewer nodes; otherwise the order is kept.
 
     Args:
         requests: bundles of at most `gpus_per_node` GPUs.
-        gpus_per_node: of each node.
+        gpus_per_node: GPUs of each node.
 
     Returns:
-        The requests in the order in which they were served: who reserves in this order, and always takes the lowest
-        GPUs that are free on the node, gets the same ones.
+        The requests in the order of placement. Reserving in this order, always with the lowest free GPUs of the node,
+        results in the same places.
     """
     in_order = list(range(len(requests)))
     widest_first = sorted(in_order, key=lambda index: -requests[index].gpus)
@@ -56,7 +56,7 @@ def pack(requests: Sequence[Request], *, gpus_per_node: int) -> list[Packed]:
 
 
 def nodes_used(packing: Iterable[Sequence[Place]]) -> int:
-    """Nodes that a packing takes."""
+    """Returns how many nodes a packing uses."""
     return 1 + max((place.node for places in packing for place in places), default=0)
 
 

@@ -1,4 +1,4 @@
-"""Memory of one worker of every role, term by term. Pure; docs/planning.md has the formulas."""
+"""Computes the memory of one worker of every role, term by term. docs/planning.md has the formulas."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from ray_rl.planner.hardware import resolve_dtype
 from ray_rl.planner.states import BYTES, MASTER, MOMENTS, step_copy, trained_states
 
 CONTEXT_BYTES = 3 * GIB // 2
-"""CUDA context, cuBLAS workspace and NCCL's buffers of a process on a GPU: an allowance, not measured."""
+"""CUDA context, cuBLAS workspace and NCCL buffers of a process on a GPU: an allowance, not measured."""
 
 REDUCE_BUCKET = 500_000_000
-"""Elements: DeepSpeed's reduce_bucket_size."""
+"""DeepSpeed's reduce_bucket_size, in elements."""
 LIVE_PARAMETERS = 1_000_000_000
 """Elements that ZeRO-3 keeps gathered: DeepSpeed's stage3_max_live_parameters."""
 SUB_GROUP = 1_000_000_000
-"""Elements of the shard that an optimizer step of ZeRO-3 takes at once: DeepSpeed's sub_group_size."""
+"""Elements of the shard that an optimizer step of ZeRO-3 processes together: DeepSpeed's sub_group_size."""
 
 SYNC_BUCKETS = 3
-"""Buckets of weight_sync.bucket_mib alive at once: packed, in flight, and kept warm."""
+"""Buckets of weight_sync.bucket_mib that exist at the same time: packed, in flight, and kept for reuse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one worker."""
+    """Memory of one worker in bytes."""
 
     role: str
     held: Mapping[str, float]
-    """Always there, by term."""
+    """Memory that is always in use, by term."""
     phases: Mapping[str, Mapping[str, float]]
-    """What comes and goes, by phase and term: one phase at a time."""
+    """Temporary memory, by phase and term; only one phase runs at a time."""
     offloaded: float = 0.0
-    """In the host's memory besides, on GPU."""
+    """State offloaded from a GPU to the host's memory."""
     loading: float = 0.0
-    """In the host's memory until the weights are on the GPU. ZeRO-3 reads mapped files, which take none."""
+    """Host memory in use until the weights are on the GPU. ZeRO-3 reads mapped files, which take none."""
 
     @property
     def states(self) -> float:
-        """What is always there."""
+        """Total of the memory that is always in use."""
         return sum(self.held.values())
 
     @property
     def peak(self) -> float:
-        """What is always there, and the largest phase."""
+        """Memory that is always in use, plus the largest phase."""
         return self.states + max((sum(terms.values()) for terms in self.phases.values()), default=0.0)
 
     def terms(self) -> dict[str, float]:
-        """Every term, those of all phases among them."""
+        """Returns every term, including those of all phases."""
         merged = dict(self.held)
         for terms in self.phases.values():
             merged |= terms
@@ -62,7 +62,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What the memory of a run depends on, besides its shapes."""
+    """The sizes on which the memory of a run depends, apart from the shapes of its models."""
 
     config: RunConfig
 
@@ -78,35 +78,35 @@ class Bounds:
 
     @property
     def residual(self) -> int:
-        """Bytes of an element between layers: with shared prefixes, which are the rule on CPU, it is float32."""
+        """Bytes of an element of the residual: float32 with shared prefixes, the default on CPU."""
         return BYTES["float32"] if self.accelerator == "cpu" else self.element
 
     @property
     def dtype(self) -> str:
-        """Resolved."""
+        """The dtype of the weights, resolved."""
         return resolve_dtype(self.config.model.dtype, self.config.cluster.accelerator)
 
     @property
     def accelerator(self) -> str:
-        """What the workers run on."""
+        """`cpu` or `gpu`, where the workers run."""
         return self.config.cluster.accelerator
 
     @property
     def context(self) -> dict[str, float]:
-        """What a process takes before it has a model."""
+        """Memory of a process before it loads a model."""
         return {"context": CONTEXT_BYTES} if self.accelerator == "gpu" else {}
 
     def micro_batch(self, budget: int) -> int:
-        """Tokens of a micro-batch: a sequence that is longer than the budget is one of its own."""
+        """Returns the tokens of a micro-batch: a sequence longer than the budget is a micro-batch of its own."""
         return max(budget, self.longest)
 
     def bucket(self, elements: int, parameters: float) -> float:
-        """Elements of a communication buffer that are touched: on CPU no more than there are gradients."""
+        """Returns the used elements of a communication buffer: on CPU no more than the number of gradients."""
         return elements if self.accelerator == "gpu" else min(elements, parameters)
 
 
 def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelShape) -> Memory:
-    """Of the actor or the critic."""
+    """Returns the memory of a worker of the actor or the critic."""
     bounds = Bounds(config)
     is_actor = isinstance(trained, TrainConfig)
     parameters = shape.parameters if is_actor else shape.scorer_parameters
@@ -151,19 +151,19 @@ def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelS
 
 
 def _zero_settings(trained: Trained) -> Mapping[str, Any]:
-    """What the user changes of DeepSpeed's ZeRO."""
+    """Returns the settings of DeepSpeed's ZeRO that the user changes."""
     settings = trained.deepspeed.get("zero_optimization", {})
     return settings if isinstance(settings, dict) else {}
 
 
 def _offload(held: dict[str, float], trained: Trained, parameters: int, bounds: Bounds) -> float:
-    """Moves what is offloaded out of the terms; the bytes that the host gets. On CPU nothing moves."""
+    """Removes offloaded state from the terms and returns its bytes in host memory. Does nothing on CPU."""
     if bounds.accelerator == "cpu":
         return 0.0
     share, host = parameters / trained.workers, 0.0
     if trained.offload.optimizer:
         held["optimizer"] = 0.0
-        # Master, moments and the float32 gradient; a staging copy in the dtype of the weights.
+        # Master weights, moments and the float32 gradient; a staging copy in the dtype of the weights.
         host += (MASTER + MOMENTS + MASTER + bounds.element) * share
         if trained.zero_stage >= 2:
             held["gradients"] = 0.0
@@ -174,11 +174,11 @@ def _offload(held: dict[str, float], trained: Trained, parameters: int, bounds: 
 
 
 def _communication(bounds: Bounds, trained: Trained, parameters: int, shape: ModelShape) -> dict[str, float]:
-    """Buffers that DeepSpeed keeps: gradients on their way, and under ZeRO-3 the weights that are gathered."""
+    """Returns the buffers that DeepSpeed keeps: gradients in transit, and under ZeRO-3 the gathered weights."""
     zero = _zero_settings(trained)
     bucket = int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
     if trained.zero_stage <= 1:
-        # One flat copy of as many gradients as there are.
+        # One flat copy of all gradients.
         bucket = int(min(bucket, parameters))
     terms = {"buckets": _bucket_bytes(bounds, trained, bounds.bucket(bucket, parameters))}
     if trained.zero_stage == 3:
@@ -188,14 +188,14 @@ def _communication(bounds: Bounds, trained: Trained, parameters: int, shape: Mod
 
 
 def _bucket_bytes(bounds: Bounds, trained: Trained, elements: float) -> float:
-    """Of the gradients that are reduced at once, and of what the reduction makes of them."""
+    """Returns the bytes of the gradients that are reduced together, with the copies that the reduction makes."""
     element, summed = bounds.element, BYTES[trained.gradient_dtype]
     is_widened = bounds.dtype == "bfloat16" and summed != element
     if trained.zero_stage == 1 and is_widened:
         return elements * MASTER
     if trained.zero_stage < 3:
         return elements * element
-    # A copy with the slices of a rank side by side, and the rank's slice in the dtype that is summed in.
+    # A copy with the slices of each rank next to each other, and the rank's slice in the dtype of the sums.
     copies = 2.0 * element + (summed / trained.workers if is_widened else 0)
     if bounds.accelerator == "cpu" and trained.workers > 1:
         copies += element  # gloo's reduce-scatter is an all-reduce of another copy
@@ -203,19 +203,19 @@ def _bucket_bytes(bounds: Bounds, trained: Trained, elements: float) -> float:
 
 
 def gathered_bytes(shape: ModelShape, parameters: int, *, live: int, element: int) -> float:
-    """Weights that ZeRO-3 has gathered at once: up to its limit, but the largest module in any case."""
+    """Returns the bytes of weights that ZeRO-3 gathers together: up to its limit, at least the largest module."""
     return element * min(parameters, max(live, shape.largest_module))
 
 
 def sync_workspace(config: RunConfig, shape: ModelShape, *, is_sharded: bool) -> float:
-    """Of rank 0 in a publish: the layer that is gathered, and buckets on their way."""
+    """Returns the bytes that rank 0 needs in a publish: the gathered layer, and the buckets in flight."""
     element = Bounds(config).element
     layer = 2 * element * max(shape.layer_parameters, shape.embedding_parameters) if is_sharded else 0
     return layer + SYNC_BUCKETS * config.weight_sync.bucket_mib * MIB
 
 
 def reference_memory(config: RunConfig, reference: ReferenceConfig, shape: ModelShape) -> Memory:
-    """Of the frozen reference: its weights, whole or shared by the workers, and a forward pass."""
+    """Returns the memory of a reference worker: its weights, whole or sharded among the workers, and a forward pass."""
     bounds = Bounds(config)
     weights = float(bounds.element * shape.parameters)
     held: dict[str, float] = dict(bounds.context)
@@ -243,9 +243,9 @@ def reference_memory(config: RunConfig, reference: ReferenceConfig, shape: Model
 
 
 def reward_memory(config: RunConfig, reward: RewardModelConfig, shapes: list[ModelShape]) -> Memory:
-    """Of the fullest reward worker: the models that it holds, and a forward pass of the largest."""
+    """Returns the memory of the fullest reward worker: its models, and a forward pass of the largest."""
     bounds = Bounds(config)
-    each = -(-len(shapes) // reward.workers)  # models a worker, rounded up
+    each = -(-len(shapes) // reward.workers)  # models per worker, rounded up
     largest_first = sorted(shapes, key=lambda shape: -shape.scorer_parameters)[:each]
     weights = bounds.element * sum(shape.scorer_parameters for shape in largest_first)
     longest = bounds.longest if reward.max_tokens is None else min(bounds.longest, reward.max_tokens)
@@ -256,5 +256,5 @@ def reward_memory(config: RunConfig, reward: RewardModelConfig, shapes: list[Mod
 
 
 def model_path(config: RunConfig, role: CriticConfig | ReferenceConfig) -> str:
-    """The model that a role loads: its own, or that of the policy."""
+    """Returns the model path of a role: its own, or that of the policy."""
     return config.model.path if role.path is None else role.path

@@ -1,4 +1,4 @@
-"""Which role runs on which devices. Pure: the same plan is printed on a laptop and placed on a cluster."""
+"""Plans which role runs on which devices, with pure functions: a laptop prints the plan that a cluster places."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ray_rl.planner.layout import Packed, Place, Request, nodes_used, pack
 
 @dataclass(frozen=True, slots=True)
 class DeviceGroup:
-    """Devices that belong together, and the roles that run on them."""
+    """Devices that are reserved together, and the roles that run on them."""
 
     roles: tuple[str, ...]
     """Worker i of each role uses bundle i."""
     places: tuple[Place, ...]
-    """Of every bundle, ascending by node and GPU."""
+    """Places of the bundles, ascending by node and GPU."""
     gpus: int
     """GPUs of a bundle; a bundle never crosses a node. 0 on CPU."""
     cpus: float
@@ -35,48 +35,48 @@ class Plan:
     """The device groups of a run."""
 
     groups: tuple[DeviceGroup, ...]
-    """In the order in which they must be placed: each takes the lowest free GPUs of its nodes."""
+    """Groups in the order in which they must be placed: each takes the lowest free GPUs of its nodes."""
     workers: dict[str, int]
-    """Workers by role; of `rollout`, engines."""
+    """Number of workers by role; for `rollout`, of engines."""
     gpus_per_node: int = 0
-    """Of the nodes that the plan is for; 0 on CPU."""
+    """GPUs of each node in the plan; 0 on CPU."""
 
     def group_of(self, role: str) -> int:
-        """Index of the group that a role runs on."""
+        """Returns the index of the group that a role runs on."""
         return next(i for i, group in enumerate(self.groups) if role in group.roles)
 
     def places(self, role: str) -> tuple[Place, ...]:
-        """Of every worker of a role, by rank."""
+        """Returns the places of the workers of a role, by rank."""
         return self.groups[self.group_of(role)].places[: self.workers[role]]
 
     @property
     def nodes(self) -> int:
-        """Nodes that are used."""
+        """Number of nodes in use."""
         return nodes_used(group.places for group in self.groups)
 
     @property
     def gpus(self) -> int:
-        """GPUs in all."""
+        """Total number of GPUs."""
         return sum(group.bundles * group.gpus for group in self.groups)
 
     @property
     def cpus(self) -> float:
-        """CPUs in all."""
+        """Total number of CPUs."""
         return sum(group.bundles * group.cpus for group in self.groups)
 
 
 def plan(config: RunConfig, cluster: ClusterShape | None = None) -> Plan:
-    """Node and GPUs of every worker of every role.
+    """Returns the node and GPUs of every worker of every role.
 
-    A group for each role, or for the roles that `cluster.colocate` puts together: worker i of each on GPU i. On CPU
-    there are no GPUs, and everything is on node 0.
+    Each role has a group, or shares one with the roles in `cluster.colocate`: worker i of each role runs on GPU i. On
+    CPU there are no GPUs, and everything is on node 0.
 
     Args:
-        config: of the run; its rules hold.
-        cluster: what to plan for; None is what `cluster` of the configuration says.
+        config: the valid configuration of the run.
+        cluster: the cluster to plan for; None for the one in the configuration's section `cluster`.
 
     Raises:
-        ConfigError: the groups do not fit the nodes; says how many they need.
+        ConfigError: the groups do not fit the nodes; the message says how many they need.
     """
     cluster = ClusterShape.of(config) if cluster is None else cluster
     layout = unbounded_plan(config, gpus_per_node=cluster.gpus_per_node)
@@ -90,7 +90,7 @@ def plan(config: RunConfig, cluster: ClusterShape | None = None) -> Plan:
 
 
 def unbounded_plan(config: RunConfig, *, gpus_per_node: int) -> Plan:
-    """The plan on as many nodes as it takes.
+    """Returns the plan on as many nodes as it needs.
 
     Raises:
         ConfigError: an engine is larger than a node.
@@ -122,7 +122,7 @@ def unbounded_plan(config: RunConfig, *, gpus_per_node: int) -> Plan:
 
 
 def wanted(layout: Plan) -> str:
-    """The GPUs of each group: "actor 16, rollout 2 x 8"."""
+    """Returns the GPUs of each group: "actor 16, rollout 2 x 8"."""
     return ", ".join(
         f"{'+'.join(group.roles)} " + (f"{group.bundles} x {group.gpus}" if group.gpus > 1 else str(group.bundles))
         for group in layout.groups

@@ -1,4 +1,4 @@
-"""An assessment as text."""
+"""Prints an assessment as text."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ TERMS = (
     "graphs",
     "KV cache",
 )
-"""Columns of the table of memory; docs/planning.md has their formulas."""
+"""Rows of the memory table; docs/planning.md has their formulas."""
 
 
 WIDTH = 99
-"""Columns of a line at most."""
+"""The most columns of a line."""
 
 
 def report(config: RunConfig, assessment: Assessment) -> list[str]:
-    """Layout, arithmetic, memory, what a publish sends, and an estimate of the time, in lines of `WIDTH` columns."""
+    """Returns lines with the layout, the sizes of a step, the memory, the bytes of a publish and the estimated time."""
     parts = (
         _layout(assessment),
         _arithmetic(config),
@@ -49,7 +49,7 @@ def report(config: RunConfig, assessment: Assessment) -> list[str]:
 
 
 def verdict(assessment: Assessment) -> str:
-    """One line: whether it fits, and the memory of the nodes that this takes where it was not checked."""
+    """Returns one line: whether the run fits, and the memory that every node needs if that was not checked."""
     if not assessment.fits:
         return "does not fit"
     if assessment.offloads and assessment.cluster.host_bytes is None:
@@ -58,7 +58,7 @@ def verdict(assessment: Assessment) -> str:
 
 
 def refusal(assessment: Assessment, proposals: Sequence[Proposal]) -> str:
-    """Every problem, and the changes that help, as words to put behind the command."""
+    """Returns every problem, and changes that help, as words to append to the command."""
     lines = ["the run does not fit:"]
     for problem in assessment.problems:
         needs, _, there = f"  {problem.text}".rpartition(", and ")
@@ -78,13 +78,13 @@ def refusal(assessment: Assessment, proposals: Sequence[Proposal]) -> str:
 
 
 def _wrapped(line: str) -> list[str]:
-    """The line, broken between words; the rest is indented more."""
+    """Returns the line, broken between words; continuation lines are indented further."""
     indent = line[: len(line) - len(line.lstrip())]
     return textwrap.wrap(line, WIDTH, subsequent_indent=indent + "    ", break_on_hyphens=False) or [""]
 
 
 def _pasted(words: Sequence[str]) -> list[str]:
-    """Words of a command line in lines that a shell reads as one."""
+    """Returns the words of a command in lines that a shell reads as one line."""
     lines = textwrap.wrap(
         " ".join(words), WIDTH - 4, break_on_hyphens=False, break_long_words=False, subsequent_indent="  "
     )
@@ -108,7 +108,7 @@ def _layout(assessment: Assessment) -> Iterator[str]:
 
 
 def _idle(layout: Plan, cluster: ClusterShape) -> Iterator[str]:
-    """The GPUs that the run would hold without using them, by node."""
+    """Yields the GPUs that the run would reserve without using them, by node."""
     used = dict.fromkeys(range(cluster.nodes), 0)
     for group in layout.groups:
         for place in group.places:
@@ -127,7 +127,7 @@ def _idle(layout: Plan, cluster: ClusterShape) -> Iterator[str]:
 
 
 def _on_node(layout: Plan, node: int) -> Iterator[str]:
-    """Ranks and their GPUs: "actor 0-7 on GPU 0-7"."""
+    """Yields the ranks and their GPUs: "actor 0-7 on GPU 0-7"."""
     for group in layout.groups:
         here = [(rank, place) for rank, place in enumerate(group.places) if place.node == node]
         if here:
@@ -144,12 +144,12 @@ def _gpus(place: Place) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    """A number of things: "1 step", "2 steps", "2 micro-batches"."""
+    """Returns a number of things: "1 step", "2 steps", "2 micro-batches"."""
     return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('h') else 's'}"
 
 
 def _range(numbers: Sequence[int]) -> str:
-    """Of consecutive numbers, which the lowest free GPUs of a node always are."""
+    """Formats consecutive numbers as a range, as the lowest free GPUs of a node always are."""
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
 
 
@@ -215,7 +215,7 @@ def _sync(config: RunConfig, assessment: Assessment) -> Iterator[str]:
 
 
 def _time(config: RunConfig, assessment: Assessment) -> Iterator[str]:
-    """The time of a step and of the run; on CPU, and where it does not fit, nothing is known."""
+    """Yields the time of a step and of the run; yields nothing on CPU or if the run does not fit."""
     if not (assessment.layout.gpus and assessment.fits):
         return
     if assessment.cluster.gpu.speed is None:

@@ -1,8 +1,8 @@
-"""How long a step takes, to a factor of two: compute from floating-point operations, decoding from bytes read.
+"""Estimates the time of a step to a factor of two: compute from floating-point operations, decoding from bytes read.
 
-Training: 6 N operations a token, 2 N more where activations are computed again, 2 N for a pass without gradients
-(arXiv:2001.08361, section 2.1). Decoding: each token of a batch reads the weights and the keys and values so far once.
-The shares of the peak below are assumptions, not measurements.
+Training takes 6 N operations per token, 2 N more if activations are recomputed, and 2 N for a pass without gradients
+(arXiv:2001.08361, section 2.1). In decoding, each step reads the weights once, and for each sequence its keys and
+values. The shares of the peak below are assumptions, not measurements.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from ray_rl.planner.assess import Assessment, known_shape
 from ray_rl.planner.memory import Bounds, model_path
 
 TRAINING_SHARE = 0.35
-"""Of the peak: model operations that ZeRO with padded rows reaches (MFU)."""
+"""Share of the peak that training with ZeRO and padded rows reaches (MFU)."""
 SCORING_SHARE = 0.45
-"""Of the peak, in passes without gradients and in prefill."""
+"""Share of the peak in passes without gradients and in prefill."""
 BANDWIDTH_SHARE = 0.6
-"""Of the memory bandwidth, in decoding."""
+"""Share of the memory bandwidth that decoding reaches."""
 SYNC_BYTES_PER_S = 20e9
-"""Of a publish: one sender over one 400 Gbit/s port, with what it gathers and checks."""
+"""Rate of a publish: one sender over one 400 Gbit/s port, including gathering and checks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds of the phases of a step in which every completion has full length, and what a publish sends."""
+    """Seconds of the phases of a step in which every completion has full length, and the bytes of a publish."""
 
     rollout_s: float
     score_s: float
     update_s: float
     sync_s: float
     sync_bytes: int
-    """From rank 0 to every GPU of the engines: one copy of the weights."""
+    """Bytes that rank 0 sends to every GPU of the engines: one copy of the weights."""
     tokens: int
     """Prompt and completion tokens of the rollouts."""
 
     @property
     def step_s(self) -> float:
-        """One phase after the other."""
+        """Seconds of a step: the sum of its phases."""
         return self.rollout_s + self.score_s + self.update_s + self.sync_s
 
     def run_s(self, steps: int) -> float:
-        """Seconds of a run of so many steps, without its start, checkpoints and export."""
+        """Returns the seconds of a run with this many steps, without its start, checkpoints and export."""
         return steps * self.step_s
 
 
 @dataclass(frozen=True, slots=True)
 class _Peak:
-    """The rate of a GPU in the dtype of the run."""
+    """The peak rates of a GPU in the dtype of the run."""
 
     flops: float
     bandwidth: float
@@ -66,12 +66,12 @@ class _Peak:
 
 
 def sync_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """Bytes of one publish: every parameter once, a tied head not twice."""
+    """Returns the bytes of one publish: every parameter once, a tied head only once."""
     return Bounds(config).element * shape.parameters
 
 
 def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
-    """The estimate for a run whose plan fits, on GPUs of known speed."""
+    """Returns the estimate for a run whose plan fits, on GPUs of known speed."""
     algorithm, peak = config.algorithm, _Peak.of(config, assessment)
     policy = known_shape("model.path", config.model.path)
     step = step_arithmetic(config)
@@ -88,7 +88,7 @@ def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
     if config.critic is not None:
         critic = known_shape("critic.path", model_path(config, config.critic)).scorer_parameters
         passes.append(_scoring_s(critic, tokens, config.critic.workers, peak))
-        # The critic and the actor are trained at the same time.
+        # The critic and the actor are trained concurrently.
         update_s = max(update_s, _training_s(critic, tokens * algorithm.update_epochs, config.critic, peak))
     weights = sync_bytes(config, policy)
     return Estimate(
@@ -111,7 +111,7 @@ def _scoring_s(parameters: int, tokens: int, workers: int, peak: _Peak) -> float
 
 
 def _rollout_s(config: RunConfig, assessment: Assessment, shape: ModelShape, peak: _Peak) -> float:
-    """Prefill of the prompts, then as many decoding steps as a completion has tokens, once a wave."""
+    """Returns the seconds of the rollouts: the prefill of all prompts, and in each wave one decoding step per token."""
     rollout, cache = config.rollout, assessment.cache
     step = step_arithmetic(config)
     together = max(1, min(step.per_engine, rollout.max_sequences, cache.sequences))

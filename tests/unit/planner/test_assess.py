@@ -66,7 +66,7 @@ def test_on_cpu_there_is_no_limit(make):
 def test_an_unknown_model_asks_for_its_configuration(make):
     with pytest.raises(ConfigError) as raised:
         assess(make(model={"path": "nobody/novel-9b"}), ONE_NODE)
-    assert "model.path=nobody/novel-9b: the shape of this model is not known here" in str(raised.value)
+    assert "model.path=nobody/novel-9b: the shape of this model is not known, so" in str(raised.value)
     assert "set model.path to a folder with its config.json" in str(raised.value)
 
 

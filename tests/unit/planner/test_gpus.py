@@ -40,7 +40,7 @@ def test_the_start_of_a_name_is_enough_where_no_other_starts_so(asked, found):
 
 
 def test_a_start_of_several_names_lists_them():
-    with pytest.raises(ConfigError, match=r"--gpu a100: 2 GPUs are called so; give one of a100-80gb, a100-40gb$"):
+    with pytest.raises(ConfigError, match=r"--gpu a100: 2 GPUs have such a name; give one of a100-80gb, a100-40gb$"):
         find_gpu("a100")
     with pytest.raises(ConfigError, match=r"--gpu a: .* give one of a100-80gb, a100-40gb, a40-48gb, "):
         find_gpu("a")
