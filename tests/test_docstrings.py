@@ -70,11 +70,11 @@ VERBS = frozenset(
         Locks Logs Looks Makes Maps Marks Masks Measures Meets Merges Moves Names Normalises Notes Notifies Offers
         Opens Orders Packs Parses Passes Pauses Picks Places Plans Prepares Prints Probes Processes Proposes Proves
         Publishes Puts Raises Reads Receives Records Reduces Refuses Registers Releases Remembers Removes Renames
-        Renders Repeats Replaces Replies Reports Requests Requires Reserves Resets Resolves Restarts Restores Resumes Retries
-        Returns Reverts Rewrites Rounds Routes Runs Samples Saves Says Scales Scans Scores Searches Selects Sends
-        Serialises Serves Sets Shards Shares Shows Skips Sorts Splits Starts Stops Stores Submits Sums Suspends
-        Switches Takes Tells Terminates Tokenises Trains Tries Truncates Turns Unpacks Updates Uses Validates
-        Verifies Waits Walks Warns Watches Widens Works Wraps Writes Yields
+        Renders Repeats Replaces Replies Reports Requests Requires Reserves Resets Resolves Restarts Restores
+        Resumes Retries Returns Reverts Rewrites Rounds Routes Runs Samples Saves Says Scales Scans Scores Searches
+        Selects Sends Serialises Serves Sets Shards Shares Shows Skips Sorts Splits Starts Stops Stores Submits Sums
+        Suspends Switches Takes Tells Terminates Tokenises Trains Tries Truncates Turns Unpacks Updates Uses
+        Validates Verifies Waits Walks Warns Watches Widens Works Wraps Writes Yields
         """,
     )
 )

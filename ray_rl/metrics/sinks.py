@@ -202,7 +202,7 @@ def _joined(token_ids: NDArray[np.int32]) -> bytes:
 
 @cache
 def _texts(count: int) -> NDArray[np.bytes_]:
-    """The numbers below `count`, each with ", " after it."""
+    """Returns the numbers below `count`, each with ", " after it."""
     import numpy as np
 
     return np.array([f"{number}, " for number in range(count)], np.bytes_)
