@@ -4,7 +4,7 @@ Axes are suffixes of array names:
     P  prompts of a step
     G  completions per prompt
     R  rollouts, R = P * G, ordered by prompt
-    T  tokens of a completion, padded to the longest of the batch
+    T  tokens of a rollout after its prompt, padded to the longest of the batch
     V  vocabulary
 
 Loads without torch and numpy: the arrays are numpy's, named only for type checkers.
@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+Scalar = TypeVar("Scalar", bound="np.generic")
 FinishReason = Literal["stop", "length", "abort"]
+StopReason = FinishReason | Literal["turns", "tool", "environment", "time"]
+"""Why an episode ended: as its last completion did, or by the limit of turns, a tool, its environment or its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +68,91 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
-    """A completion with its reward."""
+class Turn:
+    """What the environment says, and the completion that answers it."""
 
+    observation: tuple[int, ...]
+    """Tokens of the environment before this completion; () in the first turn, where the prompt stands."""
     completion: Completion
+    reward: float | None = None
+    """Reward of this turn alone, added to the rollout's. It belongs to the last token of the turn."""
+    messages: tuple[Message, ...] = ()
+    """The observation as messages: for judges and people, never for training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One episode: its turns in order, with its reward. A prompt that is answered once is an episode of one turn.
+
+    Array properties are [T]: all tokens after the prompt, observations included.
+    """
+
+    turns: tuple[Turn, ...]
+    """At least one."""
     reward: float | None
-    """Weighted sum of the parts that have an opinion; None when none has."""
+    """Weighted sum of the parts that have an opinion; None when none has. Without rewards of turns and tokens."""
     reward_parts: Mapping[str, float | None]
     """Unweighted value of every reward function, by name."""
+    stop: StopReason
+    token_rewards: NDArray[np.float32] | None = None
+    """[T] dense rewards, added to the others; read on sampled tokens alone."""
+
+    @classmethod
+    def single(
+        cls, completion: Completion, reward: float | None = None, reward_parts: Mapping[str, float | None] | None = None
+    ) -> Rollout:
+        """The episode of one turn: a completion of the prompt."""
+        return cls((Turn((), completion),), reward, reward_parts or {}, completion.finish_reason)
+
+    @property
+    def token_ids(self) -> NDArray[np.int32]:
+        """Observations and completions in order."""
+        return self._joined([(turn.observation, turn.completion.token_ids) for turn in self.turns])
+
+    @property
+    def logprobs(self) -> NDArray[np.float32]:
+        """Log-probability of each token when it was sampled; 0 on observations."""
+        return self._joined([((0.0,) * len(turn.observation), turn.completion.logprobs) for turn in self.turns])
+
+    @property
+    def versions(self) -> NDArray[np.int32]:
+        """Policy version that sampled each token; -1 on observations."""
+        return self._joined([((-1,) * len(turn.observation), turn.completion.versions) for turn in self.turns])
+
+    @property
+    def is_sampled(self) -> NDArray[np.bool_]:
+        """True on the tokens of completions, by position."""
+        import numpy as np
+
+        sampled = [np.ones(len(turn.completion.token_ids), np.bool_) for turn in self.turns]
+        gaps = [(False,) * len(turn.observation) for turn in self.turns]
+        return self._joined(list(zip(gaps, sampled, strict=True)))
+
+    @property
+    def sampled_tokens(self) -> int:
+        """How many tokens the policy sampled."""
+        return sum(len(turn.completion.token_ids) for turn in self.turns)
+
+    @property
+    def text(self) -> str:
+        """What judges and people read: the completions, and the observations between them, one after the other."""
+        return "\n".join(message.content for message in self.messages)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation after the prompt: each completion as an assistant's message."""
+        return tuple(
+            message for turn in self.turns for message in (*turn.messages, Message("assistant", turn.completion.text))
+        )
+
+    @staticmethod
+    def _joined(parts: Sequence[tuple[tuple[float, ...], NDArray[Scalar]]]) -> NDArray[Scalar]:
+        """Observations and completions as one array of the completions' type; that of a single turn is not copied."""
+        if len(parts) == 1 and not parts[0][0]:
+            return parts[0][1]
+        import numpy as np
+
+        return np.concatenate([np.asarray(part, own.dtype) for before, own in parts for part in (before, own)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +165,26 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
-    """The rollouts of one step as arrays. Row r is completion r % G of prompt r // G."""
+    """The rollouts of one step as arrays. Row r is rollout r % G of prompt r // G."""
 
     prompt_ids: tuple[NDArray[np.int32], ...]
     """P prompts, each [L_p] tokens."""
     group_size: int
     """G."""
     tokens_RT: NDArray[np.int32]
-    """Completion tokens; 0 past the end."""
+    """Tokens after the prompt; 0 past the end."""
     lengths_R: NDArray[np.int32]
-    """Tokens of each completion, 0 < length <= T."""
+    """All tokens of each rollout, observations included, 0 < length <= T."""
+    sampled_R: NDArray[np.int32]
+    """Tokens of each rollout that the policy sampled: what penalties of length count."""
     loss_mask_RT: NDArray[np.bool_]
     """True on tokens that the policy sampled and that are trained on. By position, never by token value."""
     rollout_logprobs_RT: NDArray[np.float32]
-    """Log-probabilities reported by the engine; 0 past the end."""
+    """Log-probabilities reported by the engine; 0 on observations and past the end."""
     rewards_R: NDArray[np.float32]
-    """nan where no reward function had an opinion."""
+    """nan where no reward function had an opinion and no turn or token has a reward."""
+    token_rewards_RT: NDArray[np.float32] | None = None
+    """Rewards of single turns and tokens, beside `rewards_R`; None if no rollout has any."""
     old_logprobs_RT: NDArray[np.float32] | None = None
     """Trainer's log-probabilities before the update. None: one optimizer step a batch, so they equal `logprobs`."""
     reference_logprobs_RT: NDArray[np.float32] | None = None

@@ -46,7 +46,7 @@ def credit_fn(config: Algorithm, *, max_tokens: int) -> Credit:
     def credit(batch: TrainBatch, kl_coefficient: float) -> TrainBatch:
         in_reward = config.kl.place == "reward"
         scores_R = shaped(
-            torch.tensor(batch.rewards_R), torch.tensor(batch.lengths_R), config.shaping, max_tokens=max_tokens
+            torch.tensor(batch.rewards_R), torch.tensor(batch.sampled_R), config.shaping, max_tokens=max_tokens
         )
         kl_RT = kl_coefficient * kl_of_batch(batch, config.kl) if in_reward and kl_coefficient > 0 else None
         match config.advantage:
@@ -87,6 +87,8 @@ def _by_token(
     """Estimators over the rewards of single tokens. What was not scored leaves the loss."""
     mask_RT = torch.tensor(batch.loss_mask_RT) & ~scores_R.isnan()[:, None]
     rewards_RT = token_rewards(scores_R, mask_RT, kl_RT=kl_RT, kl_coefficient=1.0, score_bound=bound).float()
+    if batch.token_rewards_RT is not None:
+        rewards_RT = rewards_RT + torch.tensor(batch.token_rewards_RT).masked_fill(~mask_RT, 0.0)
     if isinstance(config, Gae):
         assert batch.old_values_RT is not None, "gae needs the critic's values"
         values_RT = torch.tensor(batch.old_values_RT)
@@ -103,8 +105,13 @@ def _by_token(
 def _by_completion(
     config: OverGroup, batch: TrainBatch, scores_R: Tensor, kl_RT: Tensor | None, *, bound: float | None
 ) -> TrainBatch:
-    """Estimators over groups. A KL in the reward is that of the whole completion: RLOO, arXiv:2402.14740, section 2."""
+    """Estimators over groups. Rewards of tokens count as their sum.
+
+    A KL in the reward is that of the whole completion: RLOO, arXiv:2402.14740, section 2.
+    """
     mask_RT = torch.tensor(batch.loss_mask_RT)
+    if batch.token_rewards_RT is not None:
+        scores_R = scores_R + torch.tensor(batch.token_rewards_RT).masked_fill(~mask_RT, 0.0).sum(1)
     if kl_RT is not None:
         scores_R = scores_R - kl_RT.sum(1)
     advantages_PG, norm = _over_group(config, scores_R.view(-1, batch.group_size))

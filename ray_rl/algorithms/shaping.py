@@ -14,7 +14,7 @@ def shaped(scores_R: Tensor, lengths_R: Tensor, config: Shaping, *, max_tokens: 
 
     Args:
         scores_R: float [R]; nan where a completion was not scored, and it stays nan.
-        lengths_R: int [R], tokens of each completion, > 0.
+        lengths_R: int [R], sampled tokens of each rollout, > 0.
         config: which of them.
         max_tokens: limit of a completion.
 
@@ -36,7 +36,7 @@ def overlong_fraction(lengths_R: Tensor, *, max_tokens: int, share: float) -> Te
     Source: DAPO, arXiv:2503.14476, equation 13: (length - (max - buffer)) / buffer, buffer = share * max.
 
     Args:
-        lengths_R: int [R], tokens of each completion.
+        lengths_R: int [R], sampled tokens of each rollout.
         max_tokens: limit of a completion.
         share: in (0, 1).
 

@@ -13,7 +13,7 @@ import numpy as np
 from ray_rl.checkpoint.store import read_json, write_json
 from ray_rl.checkpoint.tensors import save_tensors
 from ray_rl.errors import CheckpointError
-from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup
+from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup, Turn
 
 TOKENS = ("token_ids", "logprobs", "versions")
 """Arrays of a completion."""
@@ -60,7 +60,8 @@ def write_groups(folder: Path, groups: Sequence[RolloutGroup]) -> None:
     from torch import from_numpy
 
     write_json(folder / "groups.json", [_group_to_json(group) for group in groups])
-    completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    completions = [turn.completion for rollout in rollouts for turn in rollout.turns]
     arrays = {
         name: from_numpy(np.concatenate([getattr(completion, name) for completion in completions]))
         for name in (TOKENS if completions else ())
@@ -71,6 +72,8 @@ def write_groups(folder: Path, groups: Sequence[RolloutGroup]) -> None:
 def read_groups(folder: Path) -> list[RolloutGroup]:
     """What `write_groups` was given, bit for bit.
 
+    Also reads files of version 0.1, in which a rollout is a single completion.
+
     Raises:
         CheckpointError: the files are not those of `write_groups`.
     """
@@ -80,7 +83,7 @@ def read_groups(folder: Path) -> list[RolloutGroup]:
     groups = read_json(folder / "groups.json")
     try:
         tokens = load_file(folder / "tokens.safetensors")
-        lengths = [rollout["length"] for group in groups for rollout in group["rollouts"]]
+        lengths = [turn["length"] for group in groups for rollout in group["rollouts"] for turn in _turns_of(rollout)]
         ends = np.cumsum(lengths)[:-1]
         split = {name: iter(np.split(array, ends)) for name, array in tokens.items()}
         return [_group_from_json(group, split) for group in groups]
@@ -91,21 +94,55 @@ def read_groups(folder: Path) -> list[RolloutGroup]:
 def _group_to_json(group: RolloutGroup) -> dict[str, Any]:
     rollouts = [
         {
-            "length": len(rollout.completion.token_ids),
-            "finish_reason": rollout.completion.finish_reason,
-            "text": rollout.completion.text,
+            "turns": [_turn_to_json(turn) for turn in rollout.turns],
+            "stop": rollout.stop,
             "reward": rollout.reward,
             "reward_parts": dict(rollout.reward_parts),
+            "token_rewards": None if rollout.token_rewards is None else rollout.token_rewards.tolist(),
         }
         for rollout in group.rollouts
     ]
     return {"prompt": prompt_to_json(group.prompt), "rollouts": rollouts}
 
 
+def _turn_to_json(turn: Turn) -> dict[str, Any]:
+    return {
+        "observation": list(turn.observation),
+        "messages": [asdict(message) for message in turn.messages],
+        "length": len(turn.completion.token_ids),
+        "finish_reason": turn.completion.finish_reason,
+        "text": turn.completion.text,
+        "reward": turn.reward,
+    }
+
+
+def _turns_of(rollout: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The turns of a rollout; in files of version 0.1 the rollout itself is its only turn."""
+    if "turns" in rollout:
+        turns: Sequence[Mapping[str, Any]] = rollout["turns"]
+        return turns
+    return [{**rollout, "observation": [], "messages": [], "reward": None}]
+
+
 def _group_from_json(found: Mapping[str, Any], split: Mapping[str, Any]) -> RolloutGroup:
-    rollouts = []
-    for each in found["rollouts"]:
-        arrays = {name: next(split[name]) for name in TOKENS}
-        completion = Completion(**arrays, finish_reason=each["finish_reason"], text=each["text"])
-        rollouts.append(Rollout(completion, each["reward"], each["reward_parts"]))
+    rollouts = [
+        Rollout(
+            turns=tuple(_turn_from_json(turn, split) for turn in _turns_of(each)),
+            reward=each["reward"],
+            reward_parts=each["reward_parts"],
+            stop=each["stop"] if "turns" in each else each["finish_reason"],
+            token_rewards=None if each.get("token_rewards") is None else np.array(each["token_rewards"], np.float32),
+        )
+        for each in found["rollouts"]
+    ]
     return RolloutGroup(prompt_from_json(found["prompt"]), rollouts)
+
+
+def _turn_from_json(found: Mapping[str, Any], split: Mapping[str, Any]) -> Turn:
+    arrays = {name: next(split[name]) for name in TOKENS}
+    return Turn(
+        observation=tuple(found["observation"]),
+        completion=Completion(**arrays, finish_reason=found["finish_reason"], text=found["text"]),
+        reward=found["reward"],
+        messages=tuple(Message(**message) for message in found["messages"]),
+    )

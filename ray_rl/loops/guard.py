@@ -128,7 +128,7 @@ def _require_finite_tokens(
     if not bad_RT.any():
         return
     row, time = np.argwhere(bad_RT)[0]
-    version = groups[row // batch.group_size].rollouts[row % batch.group_size].completion.versions[time]
+    version = groups[row // batch.group_size].rollouts[row % batch.group_size].versions[time]
     share = f"{int(bad_RT.sum())} of {int(batch.loss_mask_RT.sum())}"
     raise TrainingError(
         f"{_which(row, batch, groups)}: {who} of token {time}, sampled by version {version}, is "

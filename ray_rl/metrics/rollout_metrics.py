@@ -20,8 +20,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, version: int) -> list[Met
         version: the policy version that trained on them.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
-    truncated = sum(rollout.completion.finish_reason == "length" for rollout in rollouts)
+    lengths = [rollout.sampled_tokens for rollout in rollouts]
+    truncated = sum(rollout.stop == "length" for rollout in rollouts)
     informative = sum(is_informative(group) for group in groups)
     return [
         *_reward_metrics(groups),
@@ -35,8 +35,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, version: int) -> list[Met
 
 def staleness(groups: Sequence[RolloutGroup], *, version: int) -> int:
     """Returns how many versions before `version` the oldest token was sampled."""
-    completions = [rollout.completion for group in groups for rollout in group.rollouts]
-    return version - min((int(c.versions.min()) for c in completions if len(c.versions)), default=version)
+    sampled = [turn.completion.versions for group in groups for rollout in group.rollouts for turn in rollout.turns]
+    return version - min((int(versions.min()) for versions in sampled if len(versions)), default=version)
 
 
 def _reward_metrics(groups: Sequence[RolloutGroup]) -> list[Metric]:
@@ -56,4 +56,7 @@ def _reward_metrics(groups: Sequence[RolloutGroup]) -> list[Metric]:
 
 def is_informative(group: RolloutGroup) -> bool:
     """Returns whether the rewards differ: a group of equal rewards has zero advantages and no effect on training."""
-    return len({rollout.reward for rollout in group.rollouts if rollout.reward is not None}) > 1
+    if any(rollout.token_rewards is not None for rollout in group.rollouts):
+        return True
+    rewards = {(rollout.reward, *(turn.reward for turn in rollout.turns)) for rollout in group.rollouts}
+    return len({each for each in rewards if any(value is not None for value in each)}) > 1

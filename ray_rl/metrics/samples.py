@@ -29,7 +29,7 @@ def first_sample(group: RolloutGroup, answers: tuple[str, ...]) -> Sample:
     first = group.rollouts[0]
     found = (_value(group.prompt.columns, path) for path in answers)
     answer = next((str(value) for value in found if value is not None), None)
-    return Sample(group.prompt.text, first.completion.text, answer, first.reward, first.reward_parts)
+    return Sample(group.prompt.text, first.text, answer, first.reward, first.reward_parts)
 
 
 def _value(columns: Mapping[str, Any], path: str) -> Any:

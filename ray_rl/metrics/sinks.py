@@ -124,7 +124,7 @@ class RolloutRecords:
         advantages = [None] * len(rollouts) if known is None else [float(value) for value in known]
         for (group, rollout), advantage in zip(rollouts, advantages, strict=True):
             record = strict_json(_record(step, group, rollout, advantage)).encode(errors="backslashreplace")
-            numbers = _joined(rollout.completion.token_ids)
+            numbers = _joined(rollout.token_ids)
             yield record.removesuffix(b"}") + b', "token_ids": [' + numbers + b"]}\n"
 
     def samples(self, count: int, answers: tuple[str, ...]) -> tuple[str, list[Sample]]:
@@ -135,7 +135,7 @@ class RolloutRecords:
     @property
     def tokens(self) -> int:
         """The number of sampled tokens."""
-        return sum(len(rollout.completion.token_ids) for group in self.groups for rollout in group.rollouts)
+        return sum(rollout.sampled_tokens for group in self.groups for rollout in group.rollouts)
 
 
 class RecordSink:
@@ -210,20 +210,19 @@ def _texts(count: int) -> NDArray[np.bytes_]:
 
 def _record(step: int, group: RolloutGroup, rollout: Rollout, advantage: float | None) -> dict[str, Any]:
     """Returns the record of a rollout, without its tokens."""
-    completion = rollout.completion
     columns = {name: value for name, value in group.prompt.columns.items() if _is_json(value)}
     return {
         "step": step,
         "prompt_id": group.prompt.id,
         "prompt": group.prompt.text,
         "columns": columns,
-        "completion": completion.text,
+        "completion": rollout.text,
         "reward": rollout.reward,
         "reward_parts": rollout.reward_parts,
         "advantage": advantage,
-        "finish_reason": completion.finish_reason,
-        "length": len(completion.token_ids),
-        "versions": version_spans(completion.versions),
+        "finish_reason": rollout.stop,
+        "length": rollout.sampled_tokens,
+        "versions": version_spans(rollout.versions),
     }
 
 

@@ -62,13 +62,13 @@ class Rewards:
         rollouts = []
         for index, completion in enumerate(completions):
             scores = {name: scores[index] for name, scores in scores_by_part.items()}
-            rollouts.append(Rollout(completion, self._weighted_sum(scores), scores))
+            rollouts.append(Rollout.single(completion, self._weighted_sum(scores), scores))
         return RolloutGroup(prompt, rollouts), metrics
 
     def _saved(self, error: RewardError, group: Group) -> RewardError:
         save = self._save
         if save is not None:
-            unscored = RolloutGroup(group.prompt, [Rollout(each, None, {}) for each in group.completions])
+            unscored = RolloutGroup(group.prompt, [Rollout.single(each) for each in group.completions])
             error.args = (f"{error}. The samples of the prompt are in {save([unscored])}",)
         return error
 

@@ -95,6 +95,7 @@ def _probe(model_config: Any, *, rows: int) -> TrainBatch:
         group_size=rows,
         tokens_RT=random.choice(words, shape).astype(np.int32),
         lengths_R=lengths_R,
+        sampled_R=lengths_R,
         loss_mask_RT=np.ones(shape, np.bool_),
         rollout_logprobs_RT=np.zeros(shape, np.float32),
         rewards_R=np.zeros(rows, np.float32),

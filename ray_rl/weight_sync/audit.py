@@ -190,6 +190,7 @@ def batch_of(prompt: tuple[int, ...], completion: Completion, *, rows: int) -> T
         group_size=rows,
         tokens_RT=tokens_RT,
         lengths_R=np.full(rows, tokens_RT.shape[1], np.int32),
+        sampled_R=np.full(rows, tokens_RT.shape[1], np.int32),
         loss_mask_RT=np.ones_like(tokens_RT, np.bool_),
         rollout_logprobs_RT=np.tile(completion.logprobs, (rows, 1)),
         rewards_R=np.zeros(rows, np.float32),

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
-import numpy as np
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +24,7 @@ from ray_rl.config.rewards import RewardConfig
 from ray_rl.isolation.pool import default_processes
 from ray_rl.rewards.combine import Rewards, build_rewards
 from ray_rl.types import Completion, Prompt
+from tests.make import completion
 
 GROUPS, GROUP_SIZE, TOKENS = 1024, 8, 2000
 SENTENCE = r"Since $x_1 + x_2 = 12$ and the width is \frac{3}{4} of 20, we add 1,250 and divide the sum by 2. "
@@ -67,8 +67,7 @@ CASES: tuple[tuple[str, Callable[[int], Case], dict[str, Any]], ...] = (
 
 
 def completions(answers: Sequence[str]) -> list[Completion]:
-    zeros = np.zeros(TOKENS, np.int32)
-    return [Completion(zeros, zeros.astype(np.float32), zeros, "stop", REASONING + answer) for answer in answers]
+    return [completion(TOKENS, REASONING + answer) for answer in answers]
 
 
 async def score_all(rewards: Rewards, make: Callable[[int], Case], groups: int) -> None:

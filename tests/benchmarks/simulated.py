@@ -22,7 +22,8 @@ import numpy as np
 
 from ray_rl.metrics.metric import Metric
 from ray_rl.rollout.request import SampleRequest
-from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup, TrainBatch
+from ray_rl.types import Completion, Message, Prompt, RolloutGroup, TrainBatch
+from tests.make import completion, group, rollout
 
 GROUP = 8
 MAX_TOKENS = 8192
@@ -151,7 +152,7 @@ class Engine:
         size = max(1, round(ended.length / COARSE))
         versions = np.full(size, self.version, np.int32)
         versions[0] = ended.version
-        return Completion(np.zeros(size, np.int32), np.zeros(size, np.float32), versions, "stop", "")
+        return completion(size, versions=versions)
 
 
 class Machines:
@@ -187,8 +188,8 @@ class Judge:
 
     async def ascore(self, prompt: Prompt, completions: list[Completion]) -> tuple[RolloutGroup, list[Metric]]:
         rewards = [float(g % 2) for g in range(len(completions))]
-        rollouts = [Rollout(c, reward, {"half": reward}) for c, reward in zip(completions, rewards, strict=True)]
-        return RolloutGroup(prompt, rollouts), []
+        scored = [rollout(each, reward=r, parts={"half": r}) for each, r in zip(completions, rewards, strict=True)]
+        return group(*scored, prompt=prompt), []
 
 
 class Source:

@@ -34,6 +34,7 @@ from ray_rl.models.loading import load_causal_lm, load_model_config
 from ray_rl.models.packaged import resolve_model
 from ray_rl.models.policy import PolicyModel
 from ray_rl.types import TrainBatch
+from tests import make
 
 LICENCE = Path(__file__).parents[2] / "LICENSE"
 MODEL = "smollm2-135m-instruct"
@@ -59,16 +60,10 @@ class Shape:
         """Random tokens; every completion has the full length, so that padding costs its least."""
         random = np.random.default_rng(0)
         shape = (self.prompts * self.group, self.completion_tokens)
-        return TrainBatch(
-            prompt_ids=tuple(
-                random.integers(3, vocabulary, self.prompt_tokens).astype(np.int32) for _ in range(self.prompts)
-            ),
-            group_size=self.group,
+        return make.batch(
+            shape,
+            prompts=[random.integers(3, vocabulary, self.prompt_tokens) for _ in range(self.prompts)],
             tokens_RT=random.integers(3, vocabulary, shape).astype(np.int32),
-            lengths_R=np.full(shape[0], self.completion_tokens, np.int32),
-            loss_mask_RT=np.ones(shape, np.bool_),
-            rollout_logprobs_RT=np.zeros(shape, np.float32),
-            rewards_R=np.zeros(shape[0], np.float32),
             advantages_RT=np.repeat(random.normal(size=(shape[0], 1)), shape[1], 1).astype(np.float32),
         )
 

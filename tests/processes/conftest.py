@@ -2,13 +2,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.rewards.combine import Rewards, build_rewards
 from ray_rl.types import Completion, FinishReason, Prompt
+from tests.make import completion
 
 
 @pytest.fixture
@@ -36,13 +36,7 @@ def prompt() -> Callable[..., Prompt]:
 @pytest.fixture
 def says() -> Callable[..., Completion]:
     def make(text: str, *, tokens: int = 3, finish_reason: FinishReason = "stop") -> Completion:
-        return Completion(
-            token_ids=np.zeros(tokens, np.int32),
-            logprobs=np.zeros(tokens, np.float32),
-            versions=np.zeros(tokens, np.int32),
-            finish_reason=finish_reason,
-            text=text,
-        )
+        return completion([0] * tokens, text, finish_reason=finish_reason)
 
     return make
 

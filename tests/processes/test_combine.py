@@ -20,7 +20,7 @@ def test_the_reward_is_the_weighted_sum_and_every_part_is_recorded_unweighted(re
     question, completions = prompt(answer=42), [says("42", tokens=4), says("41", tokens=2)]
     group, metrics = both.score(question, completions)
     assert group.prompt is question
-    assert [rollout.completion for rollout in group.rollouts] == completions
+    assert [rollout.turns[0].completion for rollout in group.rollouts] == completions
     assert [rollout.reward for rollout in group.rollouts] == [2.0 * 1 + 0.5 * -1, 0.0]
     assert [dict(rollout.reward_parts) for rollout in group.rollouts] == [
         {"number": 1.0, "brevity": -1.0},
@@ -163,7 +163,7 @@ def test_the_samples_of_a_prompt_that_fails_are_saved_and_the_error_names_their_
         parts.score(prompt(), [says("good"), says("bad")])
     assert str(raised.value).endswith(f". The samples of the prompt are in {tmp_path}/samples.jsonl")
     (group,) = saved
-    assert [(each.completion.text, each.reward) for each in group.rollouts] == [("good", None), ("bad", None)]
+    assert [(each.text, each.reward) for each in group.rollouts] == [("good", None), ("bad", None)]
 
 
 def test_a_secret_among_the_options_stays_out_of_the_error(rewards, prompt, says, users):

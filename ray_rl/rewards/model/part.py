@@ -20,11 +20,7 @@ PART = "model"
 
 def conversations(groups: Sequence[RolloutGroup]) -> list[tuple[Message, ...]]:
     """What a reward model reads of each rollout: the prompt's conversation and the completion as the answer."""
-    return [
-        (*group.prompt.messages, Message("assistant", rollout.completion.text))
-        for group in groups
-        for rollout in group.rollouts
-    ]
+    return [(*group.prompt.messages, *rollout.messages) for group in groups for rollout in group.rollouts]
 
 
 def with_model_scores(

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_rl.types import TrainBatch
+from tests import make
 
 FLOAT32_GAP = 1e-4
 """Two implementations of one float32 model differ by rounding alone."""
@@ -14,19 +15,11 @@ FLOAT32_GAP = 1e-4
 
 def batch_of(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> TrainBatch:
     """Answers to one prompt, as a batch without advantages. At least two, so that each of two ranks has one."""
-    lengths_R = np.array([len(answer) for answer in answers], np.int32)
-    tokens_RT = np.zeros((len(answers), lengths_R.max()), np.int32)
+    lengths = [len(answer) for answer in answers]
+    tokens_RT = np.zeros((len(answers), max(lengths)), np.int32)
     for row, answer in enumerate(answers):
         tokens_RT[row, : len(answer)] = answer
-    return TrainBatch(
-        prompt_ids=(np.array(prompt, np.int32),),
-        group_size=len(answers),
-        tokens_RT=tokens_RT,
-        lengths_R=lengths_R,
-        loss_mask_RT=np.arange(tokens_RT.shape[1]) < lengths_R[:, None],
-        rollout_logprobs_RT=np.zeros(tokens_RT.shape, np.float32),
-        rewards_R=np.zeros(len(answers), np.float32),
-    )
+    return make.batch(tokens_RT.shape, lengths=lengths, prompts=[prompt], tokens_RT=tokens_RT)
 
 
 async def trainer_scores(actor: Any, prompt: Sequence[int], answer: Sequence[int]) -> NDArray[np.float32]:

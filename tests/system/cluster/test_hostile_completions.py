@@ -2,13 +2,13 @@
 
 from contextlib import closing
 
-import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.rewards.combine import build_rewards
-from ray_rl.types import Completion, Prompt
+from ray_rl.types import Prompt
+from tests.make import completion
 from tests.processes.hostile import HANG, SLOW, STRAIN
 
 
@@ -17,8 +17,7 @@ def test_no_verifier_is_ended_by_what_a_policy_writes_and_the_others_keep_their_
     kinds = [{"kind": "number"}, {"kind": "math_verify", "timeout_s": 2.0}, {"kind": "regex", "pattern": "^right"}]
     hostile = HANG | SLOW | STRAIN
     texts = ["right: 1/4 is 0.25", *hostile.values(), r"right: \boxed{\frac{2}{8}}"]
-    one = np.zeros(1, np.int32)
-    completions = [Completion(one, one.astype(np.float32), one, "stop", text) for text in texts]
+    completions = [completion(1, text) for text in texts]
     with closing(build_rewards(TypeAdapter(list[RewardConfig]).validate_python(kinds))) as rewards:
         group, metrics = rewards.score(Prompt("train.jsonl:1", (1,), "?", {"answer": "0.25"}), completions)
     first, *others, last = group.rollouts

@@ -17,6 +17,7 @@ from ray_rl.planner.memory import model_path, trained_memory
 from ray_rl.planner.states import deepspeed_states
 from ray_rl.training.process_group import Member
 from ray_rl.types import TrainBatch
+from tests import make
 from tests.system.cluster.ranks import Ranks
 
 ROOT = Path(__file__).parents[3]
@@ -142,13 +143,10 @@ def batch(seed: int) -> TrainBatch:
     """Sequences of full length, with advantages of both signs."""
     rows = PROMPTS * GROUP
     random = np.random.default_rng(seed)
-    return TrainBatch(
-        prompt_ids=tuple(random.integers(0, 49152, PROMPT).astype(np.int32) for _ in range(PROMPTS)),
-        group_size=GROUP,
+    return make.batch(
+        (rows, COMPLETION),
+        prompts=[random.integers(0, 49152, PROMPT) for _ in range(PROMPTS)],
         tokens_RT=random.integers(0, 49152, (rows, COMPLETION)).astype(np.int32),
-        lengths_R=np.full(rows, COMPLETION, np.int32),
-        loss_mask_RT=np.ones((rows, COMPLETION), np.bool_),
         rollout_logprobs_RT=np.full((rows, COMPLETION), -5.0, np.float32),
-        rewards_R=np.zeros(rows, np.float32),
         advantages_RT=np.where(np.arange(rows)[:, None] % 2, 1.0, -1.0).repeat(COMPLETION, 1).astype(np.float32),
     )

@@ -9,6 +9,7 @@ import pytest
 
 from ray_rl.errors import ClusterError, ConfigError, TrainingError
 from ray_rl.planner.plan import plan
+from tests import make
 
 pytestmark = pytest.mark.usefixtures("connected")
 
@@ -234,18 +235,9 @@ async def test_any_other_error_of_a_worker_says_what_it_was_and_quotes_its_log(p
 
 async def test_the_shares_of_the_workers_become_one_array(pair):
     from ray_rl.cluster.roles import RayScorer
-    from ray_rl.types import TrainBatch
 
     rows, length = 5, 3
-    batch = TrainBatch(
-        prompt_ids=(np.array([1], np.int32),),
-        group_size=rows,
-        tokens_RT=np.arange(rows * length, dtype=np.int32).reshape(rows, length),
-        lengths_R=np.full(rows, length, np.int32),
-        loss_mask_RT=np.ones((rows, length), np.bool_),
-        rollout_logprobs_RT=np.zeros((rows, length), np.float32),
-        rewards_R=np.zeros(rows, np.float32),
-    )
+    batch = make.batch((rows, length), tokens_RT=np.arange(rows * length, dtype=np.int32).reshape(rows, length))
     logprobs_RT = await RayScorer(pair).logprobs(batch)
     assert logprobs_RT.dtype == np.float32
     assert logprobs_RT.tolist() == (-batch.tokens_RT).tolist()

@@ -116,7 +116,7 @@ async def test_a_request_that_outlives_a_publish_goes_on_under_the_new_weights_a
     (watched,) = seen
     after, before = [], []
     for version, (groups, logprobs_RT) in enumerate(zip(watched.groups, watched.logprobs, strict=True)):
-        completions = [rollout.completion for group in groups for rollout in group.rollouts]
+        completions = [turn.completion for group in groups for rollout in group.rollouts for turn in rollout.turns]
         for completion, logprobs_T in zip(completions, logprobs_RT, strict=True):
             if len(set(completion.versions.tolist())) > 1:
                 gap = np.abs(completion.logprobs - logprobs_T[: len(completion.logprobs)])

@@ -9,7 +9,7 @@ import torch
 
 from ray_rl.algorithms.credit import credit_fn, kl_of_batch, mean_kl
 from ray_rl.config.algorithm import Algorithm, Kl
-from ray_rl.types import TrainBatch
+from tests import make
 from tests.golden import reference, tensors
 
 NAN = float("nan")
@@ -19,17 +19,9 @@ KL = {"coefficient": 0.5, "place": "reward", "estimator": "k1"}
 
 
 def batch_of(rewards_R=REWARDS_R, mask_RT=MASK_RT, group_size=2, **arrays):
-    rows, width = mask_RT.shape
-    return TrainBatch(
-        prompt_ids=(np.array([1, 2], np.int32),) * (rows // group_size),
-        group_size=group_size,
-        tokens_RT=np.zeros((rows, width), np.int32),
-        lengths_R=np.full(rows, width, np.int32),
-        loss_mask_RT=mask_RT,
-        rollout_logprobs_RT=np.zeros((rows, width), np.float32),
-        rewards_R=np.asarray(rewards_R, np.float32),
-        **arrays,
-    )
+    prompts = [(1, 2)] * (len(mask_RT) // group_size)
+    rewards_R = np.asarray(rewards_R, np.float32)
+    return make.batch(mask_RT.shape, prompts=prompts, loss_mask_RT=mask_RT, rewards_R=rewards_R, **arrays)
 
 
 def credited(batch, *, coefficient=0.0, max_tokens=10, **algorithm):
@@ -192,3 +184,30 @@ def test_an_estimator_that_is_not_one_is_refused():
     broken = Algorithm().model_copy(update={"advantage": "group"})
     with pytest.raises(AssertionError):
         credit_fn(broken, max_tokens=10)(batch_of(), 0.0)
+
+
+GAP_RT = np.array([[1, 0, 0, 1], [1, 1, 0, 0]], bool)
+"""An episode of two turns with an observation of two tokens between them, and a completion of two tokens."""
+
+
+def test_gae_carries_over_what_the_environment_says():
+    dense_RT = np.array([[2.0, 9.0, 9.0, 0.5], [0.0, 1.0, 0.0, 0.0]], np.float32)
+    values_RT = np.array([[0.5, 7.0, 7.0, 0.25], [0.0, 0.0, 0.0, 0.0]], np.float32)
+    batch = batch_of([1.0, 0.0], GAP_RT, token_rewards_RT=dense_RT, old_values_RT=values_RT)
+    done = credited(batch, advantage={"kind": "gae", "lam": 0.5, "whiten": None})
+    # Token 3: 1.5 - 0.25. Token 0: 2 + 0.25 - 0.5 + 0.5 * 1.25.
+    assert done.advantages_RT.tolist() == [[2.375, 0.0, 0.0, 1.25], [0.5, 1.0, 0.0, 0.0]]
+    assert done.returns_RT.tolist() == [[2.875, 0.0, 0.0, 1.5], [0.5, 1.0, 0.0, 0.0]]
+
+
+def test_a_group_compares_the_sum_of_all_rewards_of_an_episode():
+    dense_RT = np.array([[2.0, 9.0, 9.0, 0.5], [0.0, 1.0, 0.0, 0.0]], np.float32)
+    batch = batch_of([1.0, 0.0], GAP_RT, token_rewards_RT=dense_RT)
+    done = credited(batch, advantage={"kind": "group", "divide_by_std": False})
+    assert done.advantages_RT.tolist() == [[1.25, 0.0, 0.0, 1.25], [-1.25, -1.25, 0.0, 0.0]]
+
+
+def test_penalties_of_length_count_sampled_tokens():
+    batch = batch_of([4.0, 4.0], GAP_RT, sampled_R=np.array([2, 4], np.int32))
+    done = credited(batch, advantage={"kind": "group", "divide_by_std": False}, shaping={"per_token": True})
+    assert done.advantages_RT.tolist() == [[0.5, 0.0, 0.0, 0.5], [-0.5, -0.5, 0.0, 0.0]]

@@ -2,22 +2,19 @@ import numpy as np
 import pytest
 
 from ray_rl.batching.pack import pack
-from ray_rl.types import Completion, Prompt, Rollout, RolloutGroup
+from ray_rl.types import Prompt, Turn
+from tests import make
+from tests.make import completion, rollout
 
 
 def group(prompt_tokens, *samples):
     """A group of (tokens, reward) pairs; the log-probability of token t is -t / 8."""
-    rollouts = []
-    for tokens, reward in samples:
-        completion = Completion(
-            token_ids=np.array(tokens, np.int32),
-            logprobs=np.array([-token / 8 for token in tokens], np.float32),
-            versions=np.zeros(len(tokens), np.int32),
-            finish_reason="stop",
-            text="",
-        )
-        rollouts.append(Rollout(completion, reward, {}))
-    return RolloutGroup(Prompt("p", tuple(prompt_tokens), ""), rollouts)
+    rollouts = [rollout(sampled(tokens), reward=reward) for tokens, reward in samples]
+    return make.group(*rollouts, prompt=Prompt("p", tuple(prompt_tokens), ""))
+
+
+def sampled(tokens, **settings):
+    return completion(tokens, logprobs=[-token / 8 for token in tokens], **settings)
 
 
 @pytest.fixture
@@ -58,3 +55,46 @@ def test_groups_of_different_sizes_are_refused():
 def test_no_groups_are_refused():
     with pytest.raises(ValueError, match=r"got sizes \[\]"):
         pack([])
+
+
+def episode(**settings):
+    """Two sampled tokens, an answer of the environment of three, one sampled token."""
+    reply = Turn((50, 51, 52), sampled([8], versions=4), reward=settings.pop("second", None))
+    return rollout(Turn((), sampled([5, 6], versions=3), reward=settings.pop("first", None)), reply, **settings)
+
+
+def packed(*rollouts, **settings):
+    return pack([make.group(*rollouts, prompt=Prompt("p", (1, 2), ""))], **settings)
+
+
+def test_turns_follow_each_other_and_what_the_environment_says_is_not_trained_on():
+    batch = packed(episode(reward=1.0), rollout(sampled([9]), reward=0.0))
+    assert batch.tokens_RT.tolist() == [[5, 6, 50, 51, 52, 8], [9, 0, 0, 0, 0, 0]]
+    assert batch.loss_mask_RT.astype(int).tolist() == [[1, 1, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0]]
+    assert batch.rollout_logprobs_RT[0].tolist() == [-0.625, -0.75, 0.0, 0.0, 0.0, -1.0]
+    assert (batch.lengths_R.tolist(), batch.sampled_R.tolist()) == ([6, 1], [3, 1])
+    assert batch.token_rewards_RT is None
+    assert episode().versions.tolist() == [3, 3, -1, -1, -1, 4]
+
+
+def test_the_reward_of_a_turn_stands_on_its_last_token_and_adds_to_rewards_of_tokens():
+    dense = [0.0, 0.5, 0.0, 0.0, 0.0, 0.25]
+    batch = packed(episode(first=2.0, second=-1.0, token_rewards=dense, reward=3.0), rollout(sampled([9]), reward=0.0))
+    assert batch.token_rewards_RT.tolist() == [[0.0, 2.5, 0.0, 0.0, 0.0, -0.75], [0.0] * 6]
+    assert batch.rewards_R.tolist() == [3.0, 0.0]
+
+
+def test_a_rollout_whose_turns_alone_have_rewards_is_scored():
+    batch = packed(episode(first=2.0), episode())
+    np.testing.assert_array_equal(batch.rewards_R, np.array([0.0, np.nan], np.float32))
+
+
+def test_token_rewards_of_another_number_than_the_tokens_are_refused():
+    with pytest.raises(ValueError, match=r"token rewards of shape \(3,\) for a rollout of 6 tokens"):
+        packed(episode(token_rewards=[1.0, 0.0, 0.0]))
+
+
+def test_an_episode_that_the_limit_cut_off_has_no_loss_tokens_if_so_wanted():
+    batch = packed(episode(stop="length"), episode(stop="turns"), mask_truncated=True)
+    assert batch.loss_mask_RT.sum(1).tolist() == [0, 3]
+    assert batch.sampled_R.tolist() == [3, 3]

@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 
 from ray_rl.checkpoint.groups import prompt_from_json, prompt_to_json, read_groups, write_groups
+from ray_rl.checkpoint.store import read_json, write_json
 from ray_rl.errors import CheckpointError
-from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup
+from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup, Turn
+from tests import make
+from tests.make import completion, rollout
 
 
 def prompt(number: int, **columns) -> Prompt:
@@ -14,20 +17,24 @@ def prompt(number: int, **columns) -> Prompt:
 def group(number: int, lengths: tuple[int, ...], **columns) -> RolloutGroup:
     random = np.random.default_rng(number)
     rollouts = [
-        Rollout(
-            Completion(
-                token_ids=random.integers(0, 151_936, length).astype(np.int32),
-                logprobs=-random.exponential(size=length).astype(np.float32),
-                versions=np.sort(random.integers(0, 3, length)).astype(np.int32),
-                finish_reason="length",
-                text=f"answer {length}\n",
-            ),
+        rollout(
+            answer(random, length),
             reward=None if length == 0 else 0.1 * length,
-            reward_parts={"number": None, "length": -float(length)},
+            parts={"number": None, "length": -float(length)},
         )
         for length in lengths
     ]
-    return RolloutGroup(prompt(number, **columns), rollouts)
+    return make.group(*rollouts, prompt=prompt(number, **columns))
+
+
+def answer(random: np.random.Generator, length: int) -> Completion:
+    return completion(
+        random.integers(0, 151_936, length),
+        f"answer {length}\n",
+        finish_reason="length",
+        logprobs=-random.exponential(size=length),
+        versions=np.sort(random.integers(0, 3, length)),
+    )
 
 
 def as_plain(groups: list[RolloutGroup]) -> list:
@@ -36,9 +43,14 @@ def as_plain(groups: list[RolloutGroup]) -> list:
 
 
 def as_tuple(rollout: Rollout) -> tuple:
-    completion = rollout.completion
-    arrays = [(a.dtype, a.tobytes()) for a in (completion.token_ids, completion.logprobs, completion.versions)]
-    return rollout.reward, dict(rollout.reward_parts), completion.finish_reason, completion.text, arrays
+    dense = None if rollout.token_rewards is None else (rollout.token_rewards.dtype, rollout.token_rewards.tobytes())
+    return rollout.reward, dict(rollout.reward_parts), rollout.stop, dense, [as_tuple_turn(t) for t in rollout.turns]
+
+
+def as_tuple_turn(turn: Turn) -> tuple:
+    sampled = turn.completion
+    arrays = [(a.dtype, a.tobytes()) for a in (sampled.token_ids, sampled.logprobs, sampled.versions)]
+    return turn.observation, turn.messages, turn.reward, sampled.finish_reason, sampled.text, arrays
 
 
 @pytest.mark.parametrize("lengths", [[], [(3, 5)], [(1, 0), (7, 2)], [(0, 0)]])
@@ -46,6 +58,26 @@ def test_groups_come_back_bit_for_bit(tmp_path, lengths):
     groups = [group(i, each, answer="7", hints=["a", 2], nested={"x": None}) for i, each in enumerate(lengths)]
     write_groups(tmp_path, groups)
     assert as_plain(read_groups(tmp_path)) == as_plain(groups)
+
+
+def test_an_episode_of_two_turns_comes_back_bit_for_bit(tmp_path):
+    first, second = answer(np.random.default_rng(1), 3), answer(np.random.default_rng(2), 2)
+    reply = Turn((7, 8), second, reward=0.1, messages=(Message("tool", "12"),))
+    episode = rollout(first, reply, reward=1.0, stop="turns", token_rewards=[0.1, 0, 0, 0, 0, 0, 1 / 3])
+    groups = [make.group(episode, rollout(second), prompt=prompt(0))]
+    write_groups(tmp_path, groups)
+    assert as_plain(read_groups(tmp_path)) == as_plain(groups)
+
+
+def test_groups_that_version_0_1_wrote_are_read(tmp_path):
+    write_groups(tmp_path, [group(0, (3, 5))])
+    (found,) = read_json(tmp_path / "groups.json")
+    for each in found["rollouts"]:
+        (turn,) = each.pop("turns")
+        del each["stop"], each["token_rewards"]
+        each |= {key: turn[key] for key in ("length", "finish_reason", "text")}
+    write_json(tmp_path / "groups.json", [found])
+    assert as_plain(read_groups(tmp_path)) == as_plain([group(0, (3, 5))])
 
 
 def test_a_prompt_comes_back():

@@ -22,7 +22,8 @@ from ray_rl.metrics.metric import Last
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.rollout.collected import Collected
-from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup
+from ray_rl.types import Message, Prompt, RolloutGroup
+from tests.make import completion, group, rollout
 
 QUESTION = "What is 1+2?"
 PROMPTS = 2
@@ -180,18 +181,11 @@ class RewardModels:
 def _group(index: int, version: int, finish_reason: Any, logprob: float, rewards: Any) -> RolloutGroup:
     rollouts = []
     for sample, reward in enumerate(rewards):
-        length = 2 + sample
-        completion = Completion(
-            token_ids=np.full(length, 10 * index + sample, np.int32),
-            logprobs=np.full(length, logprob, np.float32),
-            versions=np.full(length, version, np.int32),
-            finish_reason=finish_reason,
-            text=str(index),
-        )
-        rollouts.append(Rollout(completion, reward, {"number": reward}))
-    return RolloutGroup(
-        Prompt(f"addition/{index}", (1, 2), QUESTION, {"answer": "3"}, (Message("user", QUESTION),)), rollouts
-    )
+        tokens = [10 * index + sample] * (2 + sample)
+        sampled = completion(tokens, str(index), finish_reason=finish_reason, versions=version, logprobs=logprob)
+        rollouts.append(rollout(sampled, reward=reward, parts={"number": reward}))
+    prompt = Prompt(f"addition/{index}", (1, 2), QUESTION, {"answer": "3"}, (Message("user", QUESTION),))
+    return group(*rollouts, prompt=prompt)
 
 
 class Loop:

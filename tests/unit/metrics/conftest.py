@@ -1,11 +1,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ray_rl.config import RunConfig
-from ray_rl.types import Completion, Prompt, Rollout, RolloutGroup
+from ray_rl.types import Prompt, RolloutGroup
+from tests.make import completion, group, rollout
 
 MakeGroup = Callable[..., RolloutGroup]
 
@@ -23,22 +23,15 @@ def make_group() -> MakeGroup:
         columns: dict | None = None,
     ) -> RolloutGroup:
         lengths = lengths or [3] * len(rewards)
-        versions = versions or [[0] * length for length in lengths]
         rollouts = [
-            Rollout(
-                Completion(
-                    token_ids=np.arange(length, dtype=np.int32),
-                    logprobs=np.full(length, -0.5, np.float32),
-                    versions=np.array(spans, np.int32),
-                    finish_reason=finish,
-                    text=text,
-                ),
+            rollout(
+                completion(length, text, finish_reason=finish, versions=spans),
                 reward=reward,
-                reward_parts={"number": reward},
+                parts={"number": reward},
             )
-            for reward, length, spans in zip(rewards, lengths, versions, strict=True)
+            for reward, length, spans in zip(rewards, lengths, versions or [0] * len(rewards), strict=True)
         ]
-        return RolloutGroup(Prompt(prompt_id, (1, 2), "What is 17+25?", columns or {"answer": "42"}), rollouts)
+        return group(*rollouts, prompt=Prompt(prompt_id, (1, 2), "What is 17+25?", columns or {"answer": "42"}))
 
     return make
 

@@ -6,6 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ray_rl.metrics.sinks import JsonlSink, RecordSink, RolloutRecords, TensorBoardSink, strict_json, version_spans
+from ray_rl.types import Message, Turn
+from tests.make import completion, group, rollout
 
 
 def read_lines(path):
@@ -36,8 +38,8 @@ def test_tensorboard_reads_back_every_value_at_its_step(tmp_path):
 
 
 def test_a_sample_is_recorded_with_all_that_explains_it(tmp_path, make_group):
-    group = make_group([1.0, None], lengths=[3, 4], versions=[[6, 6, 7], [7, 7, 7, 7]])
-    path = RecordSink(tmp_path).write(12, RolloutRecords([group], [0.5, -0.5]))
+    made = make_group([1.0, None], lengths=[3, 4], versions=[[6, 6, 7], [7, 7, 7, 7]])
+    path = RecordSink(tmp_path).write(12, RolloutRecords([made], [0.5, -0.5]))
     assert path.name == "step_000012.jsonl"
     first, second = read_lines(path)
     assert first == {
@@ -60,9 +62,9 @@ def test_a_sample_is_recorded_with_all_that_explains_it(tmp_path, make_group):
 def test_token_ids_of_any_size_and_number_are_written_as_they_are(tmp_path, make_group):
     sink = RecordSink(tmp_path)
     for step, tokens in enumerate(([7], [0, 10, 9], [151_935, 0, 100], [])):
-        group = make_group([1.0], lengths=[len(tokens)])
-        group.rollouts[0].completion.token_ids[:] = tokens
-        assert read_lines(sink.write(step, RolloutRecords([group])))[0]["token_ids"] == tokens
+        made = make_group([1.0], lengths=[len(tokens)])
+        made.rollouts[0].token_ids[:] = tokens
+        assert read_lines(sink.write(step, RolloutRecords([made])))[0]["token_ids"] == tokens
 
 
 def test_without_advantages_the_record_says_null(tmp_path, make_group):
@@ -89,3 +91,13 @@ def test_text_that_is_not_unicode_is_recorded_all_the_same(tmp_path, make_group)
 def test_versions_are_run_lengths_in_order():
     assert version_spans(np.array([3, 3, 4, 3], np.int32)) == [[3, 2], [4, 1], [3, 1]]
     assert version_spans(np.array([], np.int32)) == []
+
+
+def test_an_episode_is_recorded_as_it_reads_and_counts_what_the_policy_sampled(tmp_path):
+    reply = Turn((7, 8), completion(1, "4", versions=3), messages=(Message("tool", "2+2=4"),))
+    episode = rollout(completion(2, "2+2=?", versions=2), reply, reward=1.0, stop="turns")
+    (record,) = read_lines(RecordSink(tmp_path).write(1, RolloutRecords([group(episode)])))
+    assert record["completion"] == "2+2=?\n2+2=4\n4"
+    assert record["token_ids"] == [0, 1, 7, 8, 0]
+    assert (record["length"], record["versions"]) == (3, [[2, 2], [-1, 2], [3, 1]])
+    assert record["finish_reason"] == "turns"

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ray_rl.types import TrainBatch
+from tests import make
 
 VOCABULARY = 48
 
@@ -51,14 +52,12 @@ def ragged_batch(
     if gaps:
         loss_mask_RT &= random.random(shape) < 0.7
         loss_mask_RT[0, 0] = True
-    return TrainBatch(
-        prompt_ids=tuple(random.integers(3, VOCABULARY, length).astype(np.int32) for length in prompts),
-        group_size=len(completions) // len(prompts),
+    return make.batch(
+        shape,
+        lengths=completions,
+        prompts=[random.integers(3, VOCABULARY, length) for length in prompts],
         tokens_RT=np.where(is_token_RT, random.integers(3, VOCABULARY, shape), 0).astype(np.int32),
-        lengths_R=lengths_R,
         loss_mask_RT=loss_mask_RT,
-        rollout_logprobs_RT=np.zeros(shape, np.float32),
-        rewards_R=np.zeros(len(completions), np.float32),
         advantages_RT=np.where(is_token_RT, random.normal(size=(len(completions), 1)), 0).astype(np.float32),
     )
 

@@ -1,20 +1,14 @@
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from ray_rl.types import Completion
+from tests import make
 
 
 @pytest.fixture
 def completion() -> Callable[[str], Completion]:
-    def make(text: str) -> Completion:
-        return Completion(
-            token_ids=np.zeros(3, np.int32),
-            logprobs=np.zeros(3, np.float32),
-            versions=np.zeros(3, np.int32),
-            finish_reason="stop",
-            text=text,
-        )
+    def spoken(text: str) -> Completion:
+        return make.completion([0] * 3, text, logprobs=0.0)
 
-    return make
+    return spoken

@@ -1,19 +1,20 @@
-import numpy as np
 import pytest
 
 from ray_rl.checkpoint.store import write_json
 from ray_rl.errors import CheckpointError
 from ray_rl.metrics.metric import EffectiveFraction, Last, Maximum, Mean, Total
 from ray_rl.rollout.collected import Collected, Finished
-from ray_rl.types import Completion, Prompt, Rollout, RolloutGroup
+from ray_rl.types import Prompt
+from tests import make
+from tests.make import completion, rollout
 
 METRICS = [Mean("a", 1.5, 2), Total("b", 0.1), Maximum("c", -3.0), Last("d", 7), EffectiveFraction("e", 1.0, 2.0, 3)]
 
 
 def group(number):
-    arrays = np.arange(3, dtype=np.int32), np.full(3, -0.1, np.float32), np.array([1, 1, 2], np.int32)
+    sampled = completion(3, f"text {number}", versions=[1, 1, 2], logprobs=-0.1)
     prompt = Prompt(f"p/{number}", (1, 2), "?", {"answer": "3"})
-    return RolloutGroup(prompt, [Rollout(Completion(*arrays, "stop", f"text {number}"), 0.5, {"number": 0.5})])
+    return make.group(rollout(sampled, reward=0.5, parts={"number": 0.5}), prompt=prompt)
 
 
 def state():
@@ -37,8 +38,8 @@ def test_everything_comes_back(tmp_path):
         assert (ours.number, ours.metrics) == (theirs.number, theirs.metrics)
         assert ours.group.prompt == theirs.group.prompt
         (one,), (other,) = ours.group.rollouts, theirs.group.rollouts
-        assert one.completion.text == other.completion.text
-        assert one.completion.logprobs.tobytes() == other.completion.logprobs.tobytes()
+        assert one.text == other.text
+        assert one.logprobs.tobytes() == other.logprobs.tobytes()
 
 
 @pytest.mark.parametrize("found", [{}, [], {"waiting": [], "refused": []}])

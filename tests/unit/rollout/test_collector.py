@@ -12,7 +12,8 @@ from ray_rl.config import RunConfig
 from ray_rl.errors import DataError, EngineError, RewardError
 from ray_rl.metrics.metric import Last, Mean, Total
 from ray_rl.rollout.collector import Collector
-from ray_rl.types import Prompt, Rollout, RolloutGroup
+from ray_rl.types import Prompt
+from tests import make
 
 
 class Source:
@@ -83,10 +84,9 @@ class Rewards:
             raise self._error
         differs = prompt.id in self._informative
         values = [1.0 if g == 0 or not differs else 0.0 for g in range(len(completions))]
-        rollouts = [
-            Rollout(completion, value, {"one": value}) for completion, value in zip(completions, values, strict=True)
-        ]
-        return RolloutGroup(prompt, rollouts), [Total("reward/one_errors", 1)]
+        pairs = zip(completions, values, strict=True)
+        scored = [make.rollout(each, reward=value, parts={"one": value}) for each, value in pairs]
+        return make.group(*scored, prompt=prompt), [Total("reward/one_errors", 1)]
 
 
 def collector(
@@ -126,7 +126,7 @@ async def test_groups_come_in_the_order_of_the_prompts_although_engines_answer_i
         engine.gate(request_id).set()
     groups, _ = await taking
     assert [group.prompt.id for group in groups] == ["p/0", "p/1", "p/2"]
-    assert [group.rollouts[1].completion.text for group in groups] == [f"0/{i} by e, 1" for i in range(3)]
+    assert [group.rollouts[1].text for group in groups] == [f"0/{i} by e, 1" for i in range(3)]
 
 
 async def test_requests_are_spread_by_the_tokens_they_may_cost(completion):
@@ -392,7 +392,7 @@ class Interleaved:
         while self.taking.done():
             groups, metrics = self.taking.result()
             for group in groups:
-                assert 0 <= self.engine.version - group.rollouts[0].completion.versions.min() <= self.staleness
+                assert 0 <= self.engine.version - group.rollouts[0].versions.min() <= self.staleness
             self.trained += ids(groups)
             self.dropped += sum(int(m.value) for m in metrics if m.name == "rollout/groups_stale")
             self.engine.version += 1

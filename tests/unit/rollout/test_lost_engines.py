@@ -12,7 +12,8 @@ from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, EngineError, EngineLost
 from ray_rl.rollout.collector import Collector
 from ray_rl.rollout.router import Router
-from ray_rl.types import Prompt, Rollout, RolloutGroup
+from ray_rl.types import Prompt
+from tests.make import group, rollout
 
 GROUP = 2
 
@@ -39,7 +40,7 @@ class Judge:
 
     async def ascore(self, prompt, completions):
         self.scored.append(prompt.id)
-        return RolloutGroup(prompt, [Rollout(completion, 0.0, {}) for completion in completions]), []
+        return group(*(rollout(each, reward=0.0) for each in completions), prompt=prompt), []
 
 
 class Engine:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ray_rl.rollout.request import SampleRequest, continuation, joined, request_seed
-from ray_rl.types import Completion
+from tests.make import completion
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,12 @@ def test_the_rest_of_a_completion_is_asked_for_behind_what_it_had_with_a_stream_
 
 
 def part(tokens, version, finish_reason):
-    return Completion(
-        np.array(tokens, np.int32),
-        np.array([-0.5 * token for token in tokens], np.float32),
-        np.full(len(tokens), version, np.int32),
-        finish_reason,
+    return completion(
+        tokens,
         "".join(map(str, tokens)),
+        finish_reason=finish_reason,
+        versions=version,
+        logprobs=[-0.5 * token for token in tokens],
     )
 
 

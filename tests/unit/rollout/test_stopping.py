@@ -1,8 +1,8 @@
-import numpy as np
 import pytest
 
 from ray_rl.rollout.stopping import ended_by_text, up_to_a_stop
 from ray_rl.types import Completion
+from tests import make
 
 LETTERS = "abcdefghij"
 
@@ -13,9 +13,9 @@ def spelled(token_ids):
 
 
 def completion(text: str, finish_reason: str = "length") -> Completion:
-    token_ids = np.array([LETTERS.index(letter) for letter in text], np.int32)
-    ones = np.arange(len(text))
-    return Completion(token_ids, ones.astype(np.float32), ones.astype(np.int32), finish_reason, "")
+    places = range(len(text))
+    letters = [LETTERS.index(letter) for letter in text]
+    return make.completion(letters, finish_reason=finish_reason, versions=places, logprobs=places)
 
 
 @pytest.mark.parametrize(

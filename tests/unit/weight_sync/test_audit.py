@@ -8,8 +8,8 @@ import pytest
 from ray_rl.config import RunConfig
 from ray_rl.errors import EngineLost, WeightMismatch
 from ray_rl.metrics.metric import Last, Total
-from ray_rl.types import Completion
 from ray_rl.weight_sync.audit import EMPTY, AuditedWeights, require_same
+from tests.make import completion
 
 LOGPROBS = np.array([-1.0, -2.0, -0.5], np.float32)
 SENT = Total("sync/bytes", 4)
@@ -29,8 +29,7 @@ class Engine:
         if self.is_lost:
             raise EngineLost("gone")
         self.requests.append(request)
-        tokens = np.array([3, 4, 5], np.int32)
-        return [Completion(tokens, LOGPROBS + np.float32(self.gap), np.zeros(3, np.int32), "length", "")]
+        return [completion([3, 4, 5], finish_reason="length", logprobs=LOGPROBS + np.float32(self.gap))]
 
 
 class Trainer:
