@@ -17,19 +17,16 @@ from tests.test_architecture import PACKAGE, ROOT, Source, name_of
 REWRITE_LATER = {
     "algorithms",
     "app",
-    "checkpoint",
     "cli",
     "cluster",
     "config",
     "data",
     "launching",
     "loops",
-    "preflight",
     "rewards",
     "rollout",
     "training",
     "types",
-    "weight_sync",
 }
 """Folders that do not keep the rules yet. The list may only shrink: a folder that keeps them must leave it."""
 
@@ -62,19 +59,20 @@ VERBS = frozenset(
         r"\w+",
         """
         Adds Aggregates Aligns Allows Appends Applies Asks Assigns Awaits Balances Begins Blocks Brings Broadcasts
-        Builds Calls Cancels Catches Checks Clears Clips Closes Collects Combines Compares Compiles Computes
-        Connects Converts Copies Counts Creates Cuts Decides Deletes Dequantises Describes Digests Divides Does
-        Downloads Drops Encodes Ends Enters Escapes Estimates Exits Explains Exports Fails Fills Finds Finishes Fits
-        Flushes Follows Formats Freezes Gathers Generates Gives Groups Guesses Handles Hands Hides Holds Ignores
-        Imports Initialises Installs Joins Judges Keeps Kills Launches Lays Leaves Lets Limits Listens Lists Loads
-        Locks Logs Looks Makes Maps Marks Masks Measures Meets Merges Moves Names Normalises Notes Notifies Offers
-        Opens Orders Packs Parses Passes Pauses Picks Places Plans Prepares Prints Probes Processes Proposes Proves
-        Publishes Puts Raises Reads Receives Records Reduces Refuses Registers Releases Remembers Removes Renames
-        Renders Repeats Replaces Replies Reports Requests Requires Reserves Resets Resolves Restarts Restores
-        Resumes Retries Returns Reverts Rewrites Rounds Routes Runs Samples Saves Says Scales Scans Scores Searches
-        Selects Sends Serialises Serves Sets Shards Shares Shows Skips Sorts Splits Starts Stops Stores Submits Sums
-        Suspends Switches Takes Tells Terminates Tokenises Trains Tries Truncates Turns Unpacks Updates Uses
-        Validates Verifies Waits Walks Warns Watches Widens Works Wraps Writes Yields
+        Builds Calls Cancels Catches Checks Clears Clips Closes Collects Combines Compares Compiles Completes
+        Computes Connects Converts Copies Counts Creates Cuts Decides Deletes Dequantises Describes Digests Divides
+        Does Downloads Drops Encodes Ends Enters Escapes Estimates Exchanges Exits Explains Exports Fails Fills
+        Finds Finishes Fits Flushes Follows Formats Freezes Gathers Generates Gives Groups Guesses Handles Hands
+        Hides Holds Ignores Imports Initialises Inspects Installs Joins Judges Keeps Kills Launches Lays Leaves Lets
+        Limits Listens Lists Loads Locks Logs Looks Makes Maps Marks Masks Measures Meets Merges Moves Names
+        Normalises Notes Notifies Offers Opens Orders Packs Parses Passes Pauses Picks Places Plans Prepares Prints
+        Probes Processes Proposes Proves Publishes Puts Raises Reads Receives Records Reduces Refuses Registers
+        Releases Remembers Removes Renames Renders Repeats Replaces Replies Reports Requests Requires Reserves
+        Resets Resolves Restarts Restores Resumes Retries Returns Reverts Rewrites Rounds Routes Runs Samples Saves
+        Says Scales Scans Scores Searches Selects Sends Serialises Serves Sets Shards Shares Shows Skips Sorts
+        Splits Starts Stops Stores Submits Sums Suspends Switches Takes Tells Terminates Tokenises Trains Tries
+        Truncates Turns Unpacks Updates Uses Validates Verifies Waits Walks Warns Watches Widens Works Wraps Writes
+        Yields
         """,
     )
 )

@@ -1,1 +1,1 @@
-"""The policy on disk."""
+"""Checkpoints and exported models on disk."""

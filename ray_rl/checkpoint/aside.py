@@ -1,4 +1,4 @@
-"""Checkpoints of steps that a run goes back behind, moved out of the way and not deleted."""
+"""Moves checkpoints out of the way, without deleting them, when a run returns to an earlier step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy of a run as a model folder: a copy of its export, or made of a checkpoint, in another dtype if asked."""
+"""Writes the policy of a run as a model folder: a copy of its export, or from a checkpoint, in any dtype."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ STEP_FILE = "ray_rl.json"
 
 
 def write_step(folder: Path, step: int) -> None:
-    """Writes into an export which step's policy it holds."""
+    """Writes into an export the step of its policy."""
     (folder / STEP_FILE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
 
 
 def exported_step(folder: Path) -> int | None:
-    """The step whose policy an export holds; None without an export, or in one of an older version, which is silent."""
+    """Returns the step of an export's policy; None without an export, or if an older version wrote it."""
     try:
         content = json.loads((folder / STEP_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -36,18 +36,18 @@ def exported_step(folder: Path) -> int | None:
 
 
 def export_run(run: Path, *, to: Path | None, dtype: Dtype | None = None, step: int | None = None) -> Path:
-    """Makes a model folder of a run: a copy of `run/export`, or of a checkpoint's weights.
+    """Makes a model folder from a run: a copy of `run/export`, or from the weights of a checkpoint.
 
     Needs neither a GPU nor Ray, and the run may be in progress.
 
     Args:
         run: a run folder.
-        to: does not exist, or is an empty folder. None: `run/export_step_<N>`, and no copy of what is in `run/export`.
-        dtype: converts floating point weights; None leaves them as the run computed with them.
-        step: whose policy; None is the newest that there is.
+        to: a path that does not exist, or an empty folder. None: `run/export_step_<N>`, or `run/export` itself.
+        dtype: the type to which floating point weights are converted; None keeps the type of the run.
+        step: the step of the policy; None for the newest.
 
     Returns:
-        The model folder; `exported_step` tells its step.
+        The model folder; `exported_step` returns its step.
 
     Raises:
         UserError: the run has no such step or no complete export, `to` is in use or inside the export, or torch is
@@ -76,7 +76,7 @@ def export_run(run: Path, *, to: Path | None, dtype: Dtype | None = None, step: 
         from ray_rl.checkpoint.from_checkpoint import export_checkpoint
     except ModuleNotFoundError as error:
         raise UserError(
-            f"a model out of a checkpoint needs the package {error.name}; pip install 'ray-rl[cpu]'"
+            f"making a model from a checkpoint needs the package {error.name}; pip install 'ray-rl[cpu]'"
         ) from None
     export_checkpoint(run, step, to=target, dtype=dtype)
     return target
@@ -113,7 +113,7 @@ def _lacks(source: Path) -> list[str]:
 
 
 def _convert(folder: Path, dtype: Dtype) -> None:
-    """Rewrites the weights of a model folder, file by file, and what its JSON files say of them."""
+    """Rewrites the weights of a model folder, file by file, and their description in its JSON files."""
     try:
         import torch
         from safetensors.torch import load_file, save_file

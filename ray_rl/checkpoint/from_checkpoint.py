@@ -1,4 +1,4 @@
-"""A model folder out of a checkpoint: on CPU, without DeepSpeed and Ray, a decoder layer at a time."""
+"""Makes a model folder from a checkpoint: on CPU, without DeepSpeed and Ray, one decoder layer at a time."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 
 def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> None:
-    """Writes the policy of a step, of any ZeRO stage and number of workers.
+    """Writes the policy of a step, for any ZeRO stage and number of workers.
 
-    The weights have the bits that the engines had at that step: the float32 master weights in `model.dtype`. What was
-    frozen is the source model's.
+    The weights are bit for bit those of the engines at that step: the float32 master weights in `model.dtype`. Frozen
+    weights come from the source model.
 
     Args:
         run: a run folder with a checkpoint of this step.
@@ -44,8 +44,8 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
         dtype: the type of the weights; None is that of the run.
 
     Raises:
-        UserError: the folder is no run's, or the model that the run started from is not there any more.
-        CheckpointError: the checkpoint does not verify or is of another model, or the file system refuses.
+        UserError: the folder is not a run folder, or the model from which the run started no longer exists.
+        CheckpointError: the checkpoint does not verify or belongs to another model, or the file system refuses.
     """
     config = load_config(config_file(run))
     source = _source_of(config, run)
@@ -74,15 +74,15 @@ def _verified(run: Path, step: int) -> Path:
 
 
 class _Weights:
-    """The weights of a model: under training from the checkpoint, frozen ones from the model it started from."""
+    """The weights of a model: trained ones from the checkpoint, frozen ones from the source model."""
 
     def __init__(
         self, config: RunConfig, source: str, model: PreTrainedModel, reader: SliceReader, *, dtype: torch.dtype
     ) -> None:
-        """Compares the checkpoint with the model; reads no weights of it.
+        """Opens the checkpoint and compares it with the model, without reading weights.
 
         Raises:
-            CheckpointError: it is of another model.
+            CheckpointError: the checkpoint belongs to another model.
         """
         self.dtype = dtype
         self._reader = reader
@@ -92,8 +92,8 @@ class _Weights:
         self._of_the_source: dict[str, Tensor] = {}
         if frozen and not config.train.frozen_layers:
             raise CheckpointError(
-                f"model.path={source}: the checkpoint has no {min(frozen)}, and no layer was frozen; it is of another "
-                "model: put the one back that the run started from"
+                f"model.path={source}: the checkpoint has no {min(frozen)}, and no layer was frozen; it belongs to "
+                "another model: restore the model from which the run started"
             )
         if frozen or kept:
             loaded = load_causal_lm(
@@ -108,13 +108,13 @@ class _Weights:
             if (size := reader.size(_vector(name))) != self._shapes[name].numel():
                 raise CheckpointError(
                     f"model.path={source}: {name} has {self._shapes[name].numel()} elements in the model and {size} in "
-                    "the checkpoint; put the model back that the run started from"
+                    "the checkpoint; restore the model from which the run started"
                 )
         self.has_frozen = bool(frozen)
         self._buffers = kept
 
     def layers(self) -> Iterator[dict[str, Tensor]]:
-        """Groups of one decoder layer each, so that no more is in memory at once; buffers at the end."""
+        """Yields the weights of one decoder layer at a time, to save memory, and at the end the buffers."""
         for _, names in groupby(self._shapes, key=_layer):
             yield {name: self._read(name) for name in names}
         yield {name: self._of_the_source[name] for name in sorted(self._buffers)}
@@ -127,14 +127,14 @@ class _Weights:
 
 
 def _require_same_source(checkpoint: Path, source: str) -> None:
-    """Refuses frozen weights out of a model that has changed since the run, which are not in the checkpoint."""
+    """Refuses a source model that has changed since the run: frozen weights are not in the checkpoint."""
     recorded = read_json(checkpoint / "run.json").get("models", {}).get("actor", ())
     old = dict(recorded).get(source)
     now = weights_digest(Path(source)) if Path(source).is_dir() else None
     if old is not None and now is not None and old != now:
         raise CheckpointError(
-            f"model.path={source}: its weights have changed since the checkpoint ({old} then, {now} now), and the "
-            "layers that were frozen are in no checkpoint; put back the weights that the run started with"
+            f"model.path={source}: its weights have changed since the checkpoint ({old} then, {now} now), and frozen "
+            "layers are in no checkpoint; restore the weights with which the run started"
         )
 
 
@@ -143,14 +143,14 @@ def _vector(name: str) -> str:
 
 
 def _layer(name: str) -> str:
-    """Everything up to the first number."""
+    """Returns the name up to its first number, which names a layer."""
     parts = name.split(".")
     first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
     return ".".join(parts[: first + 1]) if first < len(parts) else ""
 
 
 def _source_of(config: RunConfig, run: Path) -> str:
-    """The model that the run started from; a relative path is one of the folder that the run was started in."""
+    """Returns the model from which the run started; a relative path starts at the folder where the run was started."""
     path = config.model.path
     source = resolve_model(path)
     file = run / "environment.json"

@@ -1,4 +1,4 @@
-"""Prompts and scored groups on disk: what an asynchronous run has sampled and not yet trained on."""
+"""Stores prompts and scored groups that an asynchronous run has sampled and not yet trained on."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TOKENS = ("token_ids", "logprobs", "versions")
 
 
 def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
-    """The prompt with everything that its rewards need.
+    """Returns the prompt with everything that its rewards need.
 
     Raises:
-        CheckpointError: a column holds what JSON cannot; names it.
+        CheckpointError: a column holds a value that JSON cannot represent; the message names it.
     """
     for column, value in prompt.columns.items():
         try:
@@ -40,7 +40,7 @@ def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
 
 
 def prompt_from_json(found: Mapping[str, Any]) -> Prompt:
-    """What `prompt_to_json` was given."""
+    """Reverts `prompt_to_json`."""
     return Prompt(
         id=found["id"],
         token_ids=tuple(found["token_ids"]),
@@ -52,10 +52,10 @@ def prompt_from_json(found: Mapping[str, Any]) -> Prompt:
 
 
 def write_groups(folder: Path, groups: Sequence[RolloutGroup]) -> None:
-    """Two files in a folder: tokens as safetensors, the rest as JSON.
+    """Writes two files into a folder: tokens as safetensors, the rest as JSON.
 
     Raises:
-        CheckpointError: the file system refuses, or a column of a prompt is not for JSON.
+        CheckpointError: the file system refuses, or JSON cannot represent a column of a prompt.
     """
     from torch import from_numpy
 
@@ -70,12 +70,12 @@ def write_groups(folder: Path, groups: Sequence[RolloutGroup]) -> None:
 
 
 def read_groups(folder: Path) -> list[RolloutGroup]:
-    """What `write_groups` was given, bit for bit.
+    """Reverts `write_groups`, bit for bit.
 
     Also reads files of version 0.1, in which a rollout is a single completion.
 
     Raises:
-        CheckpointError: the files are not those of `write_groups`.
+        CheckpointError: `write_groups` did not write the files.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

@@ -1,4 +1,4 @@
-"""The policy as a Hugging Face folder: its weights are written, everything else is the source's own files."""
+"""Writes the policy as a Hugging Face folder: its weights, and copies of all other files of the source model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ WEIGHTS = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.npz"),
     "*.index.json",
 )
-"""Patterns of weights in any format, and of what lists their files."""
+"""Patterns of weights in any format, and of the indices of their files."""
 OF_THE_SOURCE = ("config.json", "ray_rl.json", "README*", "trainer_state.json", "optimizer*", "scheduler*", "events.*")
-"""Patterns of files that the export writes itself, and of files that tell how the source was made."""
+"""Patterns of files that the export writes itself, and of files about the training of the source."""
 
 
 def export_policy(
@@ -39,22 +39,22 @@ def export_policy(
     step: int,
     chat_template: str | None = None,
 ) -> None:
-    """Writes a model folder; a collective of the trainer's ranks. `to` appears only when it is whole.
+    """Writes a model folder; a collective of the trainer's ranks. `to` appears only when it is complete.
 
-    The weights are those that the engines were sent, bit for bit.
+    The weights are bit for bit those that were sent to the engines.
 
     Args:
-        model: that they are of.
+        model: the model of the weights.
         parameters: names and whole tensors on the rank that writes; None on the others, which write nothing.
-        source: folder or hub name that training started from.
+        source: folder or hub name of the model from which training started.
         to: the folder to write. An export in its place is replaced; any other folder in its place is renamed.
-        step: whose policy it is; the folder names it (see `exported_step`).
-        chat_template: the template with which the policy was trained, where it is not the tokenizer's own.
+        step: the step of the policy, which the folder records (see `exported_step`).
+        chat_template: the template with which the policy was trained, if it is not the tokenizer's own.
 
     Raises:
-        CheckpointError, OSError, DataError: the file system refuses, or the source is not there any more.
+        CheckpointError, OSError, DataError: the file system refuses, or the source no longer exists.
     """
-    # All of them before the first is written: the other ranks wait in the collective, and must not for a disk.
+    # Gather all weights before writing the first: the other ranks wait in the collective, and not for the disk.
     weights = {name: tensor.to("cpu", copy=True) for name, tensor in parameters if tensor is not None}
     if not weights:
         return
@@ -66,11 +66,11 @@ def export_policy(
 
 
 def check_export(source: str, *, chat_template: str | None = None) -> None:
-    """Writes everything of an export but weights into a temporary folder.
+    """Checks that an export will work: writes it, without weights, into a temporary folder.
 
     Raises:
-        DataError: the source's settings or tokenizer cannot be read or copied, so that the export would fail after the
-            last step.
+        DataError: the source's settings or tokenizer cannot be read or copied, so the export after the last step would
+            fail.
     """
     with tempfile.TemporaryDirectory(prefix="ray-rl-export-") as folder:
         to = Path(folder)
@@ -82,18 +82,18 @@ def check_export(source: str, *, chat_template: str | None = None) -> None:
 def write_settings(
     to: Path, model: PreTrainedModel, *, source: str, dtype: torch.dtype, chat_template: str | None
 ) -> None:
-    """Writes everything of a model folder but its weights.
+    """Writes everything of a model folder except its weights.
 
-    Files are the source's, byte for byte; also `generation_config.json`, of which transformers refuses to save what it
-    loads. `config.json` is the source's with the architecture and the dtype of the weights: transformers' own would
-    have no dropout any more, and would look for the code of remote models on the hub.
+    Files are byte for byte those of the source, including `generation_config.json`, which transformers may load but
+    refuse to save. `config.json` is the source's with the architecture and dtype of the weights: that of transformers
+    would have no dropout, and would look for the code of remote models on the hub.
 
     Args:
-        to: exists.
-        model: the model that the weights are of.
-        source: folder or hub name that training started from.
+        to: an existing folder.
+        model: the model of the weights.
+        source: folder or hub name of the model from which training started.
         dtype: the type of the weights.
-        chat_template: the template with which the policy was trained, where it is not the tokenizer's own.
+        chat_template: the template with which the policy was trained, if it is not the tokenizer's own.
 
     Raises:
         DataError: the source cannot be read.
@@ -113,13 +113,13 @@ def write_settings(
 def checkpoint_names(
     model: PreTrainedModel, groups: Iterable[Mapping[str, torch.Tensor]]
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Weights under the names, and in the shapes, that checkpoints of the model have.
+    """Yields the weights with the names and shapes that checkpoints of the model have.
 
-    They differ from those of its modules where transformers puts matrices together, as those of experts.
+    They differ from those of its modules if transformers joins matrices, for example those of experts.
 
     Args:
-        model: as transformers loaded it.
-        groups: weights by name; what is put together is in one group.
+        model: the model as transformers loaded it.
+        groups: weights by name; joined weights are in one group.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -129,13 +129,13 @@ def checkpoint_names(
 
 
 def kept_buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Buffers that checkpoints of the model hold: no optimizer changes them, and a model without them is another."""
+    """Returns the buffers that checkpoints of the model hold: they are not trained, but the model needs them."""
     names = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
     return {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers() if name in names}
 
 
 def _source_folder(source: str) -> Path:
-    """The folder itself, or of a hub name its snapshot without weights."""
+    """Returns the folder itself, or for a hub name its snapshot without weights."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -147,7 +147,7 @@ def _source_folder(source: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise DataError(
             f"model.path={source}: its settings and tokenizer, which an export needs, are neither a folder nor on the "
-            f"hub nor in its cache ({error}); put the model back where it was"
+            f"hub nor in its cache ({error}); restore the model"
         ) from error
 
 
@@ -155,14 +155,14 @@ def _config_of(folder: Path, source: str) -> dict[str, Any]:
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"model.path={source}: config.json cannot be read ({error}); mend the file") from error
+        raise DataError(f"model.path={source}: config.json cannot be read ({error}); correct the file") from error
     if not isinstance(settings, dict):
-        raise DataError(f"model.path={source}: config.json is no object; mend the file")
+        raise DataError(f"model.path={source}: config.json is not a JSON object; correct the file")
     return settings
 
 
 def _copy_companions(folder: Path, to: Path, source: str) -> None:
-    """Copies every file but the weights: settings of generation and of processors, code, licences."""
+    """Copies every file except the weights: settings of generation and of processors, code, licences."""
     for file in sorted(folder.iterdir()):
         is_left_out = file.name.startswith(".") or any(
             fnmatch.fnmatch(file.name, pattern) for pattern in (*WEIGHTS, *OF_THE_SOURCE)

@@ -1,4 +1,4 @@
-"""A folder that appears with everything in it, or not at all."""
+"""Makes folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from pathlib import Path
 from ray_rl.errors import UserError
 
 PARTIAL = ".ray_rl.partial"
-"""Inside a folder that exists, what is not complete yet."""
+"""Name of the incomplete content inside a folder that exists already."""
 OF_THE_VOLUME = {"lost+found", PARTIAL}
-"""Entries that do not make a folder count as one in use: a mounted volume has the first."""
+"""Entries that an empty folder may have: a mounted volume has the first."""
 
 
 @contextmanager
 def new_folder(to: Path) -> Iterator[Path]:
     """Yields a folder to write into. It gets the name `to` at the end of the block, and is removed if the block fails.
 
-    An empty folder that exists stays the folder that it is, because it may be a mounted volume, where a link leads, or
-    where somebody stands: what was written moves into it, and `config.json` last, without which no loader takes a
-    folder for a model.
+    An existing empty folder is kept, because it may be a mounted volume, the target of a link, or the working directory
+    of a shell: the files move into it, `config.json` last, because no loader accepts a model folder without it.
 
     Args:
         to: a path that does not exist, an empty folder, or a link to either.
@@ -45,12 +44,12 @@ def new_folder(to: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(to: Path, *, mark: str) -> Iterator[Path]:
-    """Works like `new_folder`, and replaces the folder that has the name `to` already, by two renames.
+    """Works like `new_folder`, and replaces an existing folder `to`, by two renames.
 
     Args:
         to: see `new_folder`.
-        mark: name of a file of every folder that was written here. What has files and lacks this one is somebody's own:
-            it is kept beside the new one, as `<name>.kept_<number>`.
+        mark: name of a file that all folders written by us have. A folder with files but without this one belongs to
+            somebody else: it is kept as `<name>.kept_<number>`.
     """
     folder = to.resolve()
     partial, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
@@ -59,7 +58,7 @@ def replaced_folder(to: Path, *, mark: str) -> Iterator[Path]:
     try:
         yield partial
         shutil.rmtree(replaced, ignore_errors=True)
-        if folder.exists():  # the run had ended, and was extended; a kill must not leave half of it under this name
+        if folder.exists():  # the run ended and was extended; a kill must not leave a partial folder with this name
             is_ours = (folder / mark).is_file() or not any(folder.iterdir())
             folder.rename(replaced if is_ours else _unused(folder))
         partial.rename(folder)
@@ -79,11 +78,11 @@ def check_new(to: Path, *, outside: Path) -> None:
     """Checks that `new_folder` can make a folder.
 
     Args:
-        to: as given by the user, for `--to`.
-        outside: a folder that it must not be inside of.
+        to: the user's value of `--to`.
+        outside: a folder that must not contain `to`.
 
     Raises:
-        UserError: it is in use, or its place cannot be written to.
+        UserError: the folder is in use, or its parent is not writable.
     """
     folder = to.expanduser().resolve()
     try:

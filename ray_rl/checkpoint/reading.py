@@ -1,4 +1,4 @@
-"""Checkpoints as somebody sees them who does not own the run: nothing is renamed, repaired or removed."""
+"""Reads checkpoints without owning the run: nothing is renamed, repaired or removed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray_rl.checkpoint.store import MANIFEST, Checkpoint, verified
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in a run's `checkpoints` folder, ascending; their files are not looked at.
+    """Returns the steps of the complete checkpoints in a run's `checkpoints` folder, ascending. Does not verify them.
 
     Raises:
         OSError: the folder cannot be read.
@@ -21,9 +21,9 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def read_checkpoint(folder: Path, step: int) -> Checkpoint:
-    """The checkpoint of a step, verified by its manifest.
+    """Returns the checkpoint of a step, verified with its manifest.
 
     Raises:
-        CheckpointError: it does not verify, or the run has removed it meanwhile.
+        CheckpointError: the checkpoint does not verify, or the run has removed it in the meantime.
     """
     return verified(folder / f"step_{step}", step)

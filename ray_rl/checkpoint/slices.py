@@ -1,4 +1,4 @@
-"""Named vectors in slices: written by as many processes as hold them, read by any other number."""
+"""Stores named vectors in slices: each process writes its own, and any number of processes can read them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Slice = tuple[str, int, Tensor]
 
 SUFFIX = ".safetensors"
 STATE = "state"
-"""Where safetensors keeps our own numbers, as JSON."""
+"""Key of the safetensors metadata with our own state, as JSON."""
 
 
 def write_slices(path: Path, slices: Iterable[Slice], state: Mapping[str, Any]) -> None:
-    """One process's slices, with a small state of JSON values.
+    """Writes one process's slices, with a small state of JSON values.
 
     Args:
-        path: of a new safetensors file.
-        slices: without overlap, here or in the files of other processes.
-        state: numbers of this process.
+        path: the new safetensors file.
+        slices: slices that overlap neither each other nor those in the files of other processes.
+        state: the state of this process.
 
     Raises:
         CheckpointError: the file system refuses.
@@ -37,20 +37,20 @@ def write_slices(path: Path, slices: Iterable[Slice], state: Mapping[str, Any]) 
 
 
 class SliceReader:
-    """Whatever ranges of the vectors that the files of a folder make up."""
+    """Reads any range of the vectors whose slices are in the files of a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads the headers alone.
+        """Reads only the headers of the files.
 
         Raises:
-            CheckpointError: no such files, or not safetensors.
+            CheckpointError: there are no such files, or they are not safetensors.
         """
         from safetensors import SafetensorError, safe_open
 
         self._folder = folder
         self._slices: dict[str, list[tuple[int, int, Any]]] = {}
         self.states: dict[str, dict[str, Any]] = {}
-        """Of each process, by the name of its file without suffix."""
+        """The state of each process, by the name of its file without suffix."""
         paths = sorted(folder.glob(f"*{SUFFIX}"))
         if not paths:
             raise CheckpointError(f"{folder}: holds no {SUFFIX} files; resume from another checkpoint")
@@ -70,18 +70,18 @@ class SliceReader:
             found.sort(key=lambda each: each[0])
 
     def __contains__(self, name: str) -> bool:
-        """Whether the checkpoint holds any slice of a vector."""
+        """Returns whether the checkpoint holds any slice of a vector."""
         return name in self._slices
 
     def size(self, name: str) -> int:
-        """Elements of a vector, up to the end of its last slice; 0 if there is nothing of it."""
+        """Returns the number of elements of a vector, up to the end of its last slice; 0 if it has no slice."""
         return max((first + size for first, size, _ in self._slices.get(name, ())), default=0)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a vector.
+        """Returns the elements [start, stop) of a vector.
 
         Raises:
-            CheckpointError: not all of them are there.
+            CheckpointError: some elements are missing.
         """
         parts: list[Tensor] = []
         at = start
@@ -92,7 +92,7 @@ class SliceReader:
                 at = end
         if at < stop:
             raise CheckpointError(
-                f"{self._folder}: elements {at} to {stop} of {name} are missing: it is of another model, or of a run "
-                "whose ranks wrote to different folders; resume from another checkpoint"
+                f"{self._folder}: elements {at} to {stop} of {name} are missing: it belongs to another model, or to a "
+                "run whose ranks wrote to different folders; resume from another checkpoint"
             )
         return torch.cat(parts) if parts else torch.empty(0)

@@ -1,16 +1,16 @@
-"""Checkpoints on disk: each appears whole or not at all, and the newest one that verifies is found again.
+"""Stores checkpoints on disk: each appears complete or not at all, and `latest` finds the newest one that verifies.
 
     checkpoints/
     |-- step_12/             complete
     |   |-- manifest.json    every file with its size and SHA-256
-    |   `-- ...              what the callers wrote, in any sub-folders
-    |-- .step_14.writing/    between begin and commit, or left by a death in between
-    |-- .step_12.replaced/   set aside while a new step 12 takes its name; put back when there is none
+    |   `-- ...              files that the callers wrote, in any sub-folders
+    |-- .step_14.writing/    between begin and commit, or left by a kill in between
+    |-- .step_12.replaced/   set aside while a new step 12 takes its name; put back if there is no new one
     `-- .step_8.removing/    being deleted
 
-Two rules make a death at any moment harmless: what a rename makes visible is on disk before the rename, and a name is
-on disk before anything that it makes superfluous goes. Every change of a folder's state is one rename inside
-`checkpoints/`, so no death leaves a torn `step_<N>`; what the disk itself does later, the manifest finds out.
+Two rules make a kill at any moment harmless. Content is on disk before a rename makes it visible, and the new name is
+on disk before the files that it replaces are removed. Every change of a folder's state is one rename inside
+`checkpoints/`, so a kill leaves no partial `step_<N>`; the manifest detects later damage by the disk.
 One process owns a store; other processes write only into the folder that `begin` returns. Nothing is unpickled here.
 """
 
@@ -38,14 +38,14 @@ MANIFEST = "manifest.json"
 
 _State = Literal["complete", "writing", "replaced", "removing"]
 _THREADS = 8
-"""Flushing and hashing free the interpreter lock, and one core would hold training up."""
+"""Threads for flushing and hashing, which release the interpreter lock; a single core would delay training."""
 _WORTH_THREADS_BYTES = 2**24
-"""Less is hashed sooner than threads are started on a busy machine."""
+"""Smaller checkpoints are hashed faster without threads on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One that was just committed, or that verified when it was asked for."""
+    """A checkpoint that was just committed or has just been verified."""
 
     step: int
     folder: Path
@@ -56,23 +56,23 @@ class CheckpointStore:
 
     Args:
         folder: `<run>/checkpoints`; made when the first checkpoint begins.
-        keep_last: how many of the newest stay, >= 1.
-        keep_every: multiples of it stay too, >= 1; None for none.
+        keep_last: how many of the newest checkpoints are kept, >= 1.
+        keep_every: checkpoints at multiples of this step are kept too, >= 1; None keeps no further ones.
     """
 
     def __init__(self, folder: Path, *, keep_last: int, keep_every: int | None) -> None:
         if keep_last < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep_last={keep_last}, keep_every={keep_every}: must be >= 1; keep_every may be None")
-        self._folder = folder.absolute()  # workers get paths from here, and their working directory is another
+        self._folder = folder.absolute()  # workers use these paths and have another working directory
         self._keep_last = keep_last
         self._keep_every = keep_every
         self._rejected: set[int] = set()
 
     def begin(self, step: int) -> Path:
-        """Makes an empty folder that only this user can enter, for every worker to write its files into.
+        """Makes an empty folder, which only this user can enter, into which every worker writes its files.
 
-        Removes what earlier deaths have left, the leftover of the same step included. One checkpoint is written at a
-        time: a folder of another step that was begun and never committed counts as a leftover too.
+        Removes files that earlier kills have left, including those of the same step. Only one checkpoint is written at
+        a time: a folder of another step that was begun and never committed is removed, too.
 
         Raises:
             CheckpointError: the file system refuses.
@@ -91,14 +91,14 @@ class CheckpointStore:
         return writing
 
     def commit(self, step: int) -> Checkpoint:
-        """Puts everything written since `begin` on disk, gives it its name, and then removes old checkpoints.
+        """Flushes everything written since `begin` to disk, gives it its name, and then removes old checkpoints.
 
-        A checkpoint of the same step is replaced: it is set aside before and deleted after, and a death in between
-        leaves one of the two to be found. Once this has returned, `latest` finds this step or a later one.
+        A checkpoint of the same step is replaced: it is set aside before and deleted after, and a kill in between
+        leaves one of the two. After this call, `latest` finds this step or a later one.
 
         Raises:
-            CheckpointError: nothing was written, or the file system refuses. The folder is removed, and the
-                checkpoints before it are untouched.
+            CheckpointError: nothing was written, or the file system refuses. The folder is removed, and earlier
+                checkpoints are untouched.
         """
         try:
             _seal(self._path(step, "writing"), step)
@@ -115,7 +115,7 @@ class CheckpointStore:
     def abandon(self, step: int) -> None:
         """Removes the folder of a checkpoint that was begun; does nothing without one.
 
-        Raises nothing: it is called when something failed already, and the next `begin` tries again.
+        Raises nothing: it is called after another failure, and the next `begin` tries again.
         """
         with suppress(OSError, CheckpointError):
             self._put_back()
@@ -123,10 +123,10 @@ class CheckpointStore:
                 self._remove(step, "writing")
 
     def latest(self, note: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that verifies, or None.
+        """Returns the newest checkpoint that verifies, or None.
 
         Args:
-            note: is told of each newer one that is passed over: its folder, the file, and what is wrong with it.
+            note: called for each newer checkpoint that is skipped, with a message: folder, file, and what is wrong.
         """
         self._put_back()
         for step in reversed(self._steps_that_are("complete")):
@@ -138,10 +138,10 @@ class CheckpointStore:
         return None
 
     def load(self, step: int) -> Checkpoint:
-        """The checkpoint of this step.
+        """Returns the checkpoint of this step.
 
         Raises:
-            CheckpointError: there is none, or it does not verify.
+            CheckpointError: there is no such checkpoint, or it does not verify.
         """
         self._put_back()
         folder = self._path(step)
@@ -155,7 +155,7 @@ class CheckpointStore:
             raise CheckpointError(f"{error}; {remedy}") from error
 
     def steps(self) -> list[int]:
-        """Steps with a name and a manifest, ascending; the files are not looked at."""
+        """Returns the steps with a complete folder and a manifest, ascending. Does not verify their files."""
         return [step for step in self._steps_that_are("complete") if (self._path(step) / MANIFEST).is_file()]
 
     def _publish(self, step: int) -> None:
@@ -169,10 +169,10 @@ class CheckpointStore:
             self._clean()
 
     def _outdated(self, newest: int) -> list[int]:
-        """What is superfluous now that `newest` is committed.
+        """Returns the steps that can be removed after `newest` is committed.
 
-        Steps after it stay: the run fell back behind them, so some are corrupt, and as the "newest" ones they would
-        push out what was just written. Those that `latest` rejected are no reason to delete a good one either.
+        Later steps are kept: the run went back to before them, so some are corrupt. They do not count as the newest
+        ones, because otherwise they would displace the new checkpoint. Nor do those that `latest` rejected.
         """
         past = [step for step in self.steps() if step <= newest]
         kept = [step for step in past if step not in self._rejected][-self._keep_last :]
@@ -180,7 +180,7 @@ class CheckpointStore:
         return [step for step in past if step not in kept and step not in milestones]
 
     def _put_back(self) -> None:
-        """Ends what a death left half done: a replacement gets its old name again, a removal is completed."""
+        """Completes what a kill interrupted: a replaced checkpoint gets its name back, a removal is finished."""
         with disk_errors_explained(self._folder):
             for step in self._steps_that_are("replaced"):
                 if not self._path(step).exists():
@@ -194,9 +194,9 @@ class CheckpointStore:
             self._remove(step, "replaced")
 
     def _remove(self, step: int, state: _State = "complete") -> None:
-        """Deletes a folder that loses its name first: half of it must never look like a checkpoint.
+        """Renames and then deletes a folder, so that a partly deleted one never looks like a checkpoint.
 
-        What cannot be deleted, as NFS keeps a file that another node has open, is left for the next time.
+        Files that cannot be deleted, because NFS keeps a file that another node has open, are left for the next time.
         """
         removing = self._path(step, "removing")
         shutil.rmtree(removing, ignore_errors=True)
@@ -216,19 +216,19 @@ class CheckpointStore:
 
 @contextmanager
 def disk_errors_explained(path: Path) -> Iterator[None]:
-    """Raises an OSError of its body again, with all that is needed to act on it; for whoever writes into a checkpoint.
+    """Turns an OSError of the block into an error with everything that is needed to act on it.
 
     Args:
-        path: what is being written; named when the error itself names none.
+        path: the file that is written; named if the error itself names none.
 
     Raises:
-        CheckpointError: names the path, the reason, the room on that file system, and what to do.
+        CheckpointError: the message names the path, the reason, the free space on that file system, and what to do.
     """
     try:
         yield
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        remedy = "free some room or lower checkpoint.keep_last" if full else "see that the folder can be written to"
+        remedy = "free some room or lower checkpoint.keep_last" if full else "check that the folder can be written to"
         raise CheckpointError(
             f"{error.filename or path}: {error.strerror or error}; {_room(path)} on that file system; {remedy}, "
             "then resume: the checkpoints before this one are untouched"
@@ -236,11 +236,11 @@ def disk_errors_explained(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes small state, in a folder that `begin` returned or below; `commit` puts it on disk.
+    """Writes small state as JSON, in a folder that `begin` returned or below it; `commit` flushes it to disk.
 
     Raises:
         CheckpointError: the file system refuses.
-        ValueError: the value holds nan or inf, which JSON has no way to write.
+        ValueError: the value holds nan or inf, which JSON does not have.
     """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     with disk_errors_explained(path):
@@ -249,10 +249,10 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote, after JSON: tuples come back as lists, and keys as strings.
+    """Returns the value that `write_json` wrote, with tuples as lists and keys as strings.
 
     Raises:
-        CheckpointError: the file cannot be read, or is no JSON.
+        CheckpointError: the file cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -284,7 +284,7 @@ class _Manifest(_Strict):
 
 
 def _seal(folder: Path, step: int) -> None:
-    """Writes the manifest, and flushes every file and folder; in which order does not matter yet."""
+    """Writes the manifest, and flushes every file and folder; their order does not matter yet."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; begin({step}) makes it before anything is written")
     with disk_errors_explained(folder):
@@ -306,7 +306,7 @@ def _seal(folder: Path, step: int) -> None:
 
 
 def verified(folder: Path, step: int) -> Checkpoint:
-    """Raises CheckpointError for the first thing in which the folder is not what its manifest says."""
+    """Returns the checkpoint; raises CheckpointError for the first difference between the folder and its manifest."""
     try:
         files = _regular_files(folder)
         manifest = _Manifest.model_validate_json((folder / MANIFEST).read_bytes())
@@ -322,7 +322,7 @@ def verified(folder: Path, step: int) -> Checkpoint:
 
 
 def _differences(expected: dict[str, _File], files: dict[str, Path]) -> Iterator[str]:
-    """What is wrong, the cheap findings first: hashing terabytes can wait until the sizes are right."""
+    """Yields the differences, the cheap checks first: terabytes are hashed only if the sizes are right."""
     for name in sorted(expected.keys() - files.keys()):
         yield f"{name}: is missing; {expected[name].size_bytes} bytes expected"
     for name in sorted(files.keys() - expected.keys() - {MANIFEST}):
@@ -337,7 +337,7 @@ def _differences(expected: dict[str, _File], files: dict[str, Path]) -> Iterator
 
 
 def _regular_files(folder: Path) -> dict[str, Path]:
-    """Every file below the folder by its relative path. Links are refused: what they lead to is not in the folder."""
+    """Returns every file below the folder by its relative path. Refuses links: their targets are not in the folder."""
     files: dict[str, Path] = {}
     folders = [folder]
     while folders:
@@ -374,7 +374,7 @@ def _hash(path: Path) -> _File:
 
 
 def _flush(path: Path) -> None:
-    """Puts a file, or the names in a folder, on disk. Where folders cannot be flushed, PostgreSQL goes on as well."""
+    """Flushes a file, or the names in a folder, to disk. Ignores folders that cannot be flushed, as PostgreSQL does."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -387,7 +387,7 @@ def _flush(path: Path) -> None:
 
 
 def _first_complaint(error: ValidationError) -> str:
-    """Pydantic's first finding on one line, with the value that it is about."""
+    """Returns Pydantic's first error on one line, with its value."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"]) or "content"
     return f"{place}: {first['msg']}, {repr(first['input'])[:100]} seen"

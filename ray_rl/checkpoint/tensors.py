@@ -1,4 +1,4 @@
-"""Tensors to a safetensors file, with the system's reason when that fails."""
+"""Writes tensors to a safetensors file, with the system's reason if that fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Writes a new file; its folder is made if it is missing.
 
     Raises:
-        CheckpointError: the file system refuses; says why and what to do.
+        CheckpointError: the file system refuses; the message says why and what to do.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file

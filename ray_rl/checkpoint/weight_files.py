@@ -1,4 +1,4 @@
-"""Weights as the safetensors files of a Hugging Face model, written as they come."""
+"""Writes a stream of weights as the safetensors files of a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE_BYTES = 5 * 10**9
-"""Most bytes of weights in one file, unless one weight alone is larger. They are all in memory at once."""
+"""The most bytes of weights in one file, unless one weight is larger. All of a file is in memory at once."""
 
 
 def write_weights(folder: Path, groups: Iterable[Mapping[str, Tensor]], *, file_bytes: int = FILE_BYTES) -> None:
     """Writes `model.safetensors`, or several numbered files and their index.
 
     Args:
-        folder: exists.
-        groups: weights by name; no name twice.
-        file_bytes: most bytes of weights in one file.
+        folder: an existing folder.
+        groups: weights by name; each name occurs once.
+        file_bytes: the most bytes of weights in one file.
 
     Raises:
         CheckpointError: the file system refuses.
@@ -45,7 +45,7 @@ def write_weights(folder: Path, groups: Iterable[Mapping[str, Tensor]], *, file_
             size = tensor.numel() * tensor.element_size()
             if held and held_bytes + size > file_bytes:
                 flush()
-            # Of a view of something larger, the format would take all of it.
+            # safetensors would write the whole storage of a view.
             is_whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == size
             held[name] = tensor if is_whole else tensor.clone(memory_format=contiguous_format)
             held_bytes += size

@@ -1,4 +1,4 @@
-"""Calls to many nodes of which some may not answer: what each said, and why the others did not."""
+"""Calls many nodes, of which some may not answer: collects the answers, and why the others failed."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ray.exceptions import RayError, RayTaskError
 Key = TypeVar("Key", bound=Hashable)
 
 FETCH_S = 10.0
-"""For the value of a call that is done to come here: a few numbers."""
+"""Limit for fetching the result of a finished call, which is a few numbers."""
 
 REASON_CHARACTERS = 300
-"""Of a message of Ray's, which may be a page long."""
+"""The most characters of a message from Ray, which may be a page long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers(Generic[Key]):
-    """What came of one call to each."""
+    """The results and failures of one call to each node."""
 
     results: dict[Key, Any]
     failures: dict[Key, str]
-    """Why the others gave none."""
+    """Why the other calls have no result."""
 
 
 def gather(refs: Mapping[Key, ray.ObjectRef[Any]], *, timeout_s: float) -> Answers[Key]:
-    """Waits for all together; who is not done by then has failed."""
+    """Waits for all calls together; a call that is not done within the limit has failed."""
     results: dict[Key, Any] = {}
     failures: dict[Key, str] = {}
     done: list[ray.ObjectRef[Any]] = []

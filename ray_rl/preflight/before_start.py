@@ -1,7 +1,7 @@
-"""Every check of a run before Ray starts, in one list: `train`, `resume` and `validate` go through it.
+"""The list of all checks of a run before Ray starts; `train`, `resume` and `validate` run it.
 
-A check raises a `UserError` (exit code 2) and writes nothing. To add one, write a function of the configuration and put
-it into `CHECKS`, before those that take longer; into `QUICK_CHECKS` too if it needs no torch and no network.
+A check raises a `UserError` (exit code 2) and writes nothing. To add one, write a function of the configuration and add
+it to `CHECKS`, before slower ones, and to `QUICK_CHECKS` if it needs no torch and no network.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Check:
     what: str
     """Name of the check, shown while it runs."""
     run: Callable[[RunConfig, Note], CheckedRows | None]
-    """Raises a UserError if the run could not start. Returns the rows of the run, if that is what it has checked. The
-    second argument is told how far a long check has come."""
+    """Raises a UserError if the run cannot start. Returns the rows of the run, if it has checked them. Calls its second
+    argument with the progress of a long check."""
 
 
 def check_before_start(
@@ -52,11 +52,11 @@ def check_before_start(
 
     Args:
         config: the configuration to check.
-        resume: None requires a run folder that does not exist yet; with the others an existing one is accepted.
-        visible_gpus: GPUs of the machine that will run it; None counts those of this one.
+        resume: None requires a run folder that does not exist yet; other values accept an existing one.
+        visible_gpus: GPUs of the machine that will run it; None counts those of this machine.
         is_full: False runs `QUICK_CHECKS` instead of `CHECKS`.
-        note: told what is done, before anything is done that may take longer than a second.
-        progress: told how far a long check has come.
+        note: called with the name of a check before it starts, if it may take longer than a second.
+        progress: called with the progress of a long check.
 
     Returns:
         The rows of the run, and which of them were checked.
@@ -71,7 +71,7 @@ def check_before_start(
     if not continues(config, resume):
         check_run_folder_is_free(config)
     checked = None
-    # Libraries read these when they are imported, which the checks do.
+    # The checks import libraries that read these variables at import.
     quiet_libraries(on_cpu=config.cluster.accelerator == "cpu")
     note(_first_line(config, continued=continues(config, resume)))
     for one in CHECKS if is_full else QUICK_CHECKS:
@@ -91,12 +91,12 @@ def _first_line(config: RunConfig, *, continued: bool) -> str:
 
 
 def continues(config: RunConfig, resume: Resume | None) -> bool:
-    """Whether there is a run folder that may be continued."""
+    """Returns whether there is a run folder that may be continued."""
     return resume is not None and (Path(config.run.dir).expanduser() / config.run.name).is_dir()
 
 
 def check_installed() -> None:
-    """Checks that what a run imports is installed, without importing it.
+    """Checks that the packages of a run are installed, without importing them.
 
     Raises:
         UserError: a package is missing.
@@ -110,7 +110,7 @@ def check_installed() -> None:
 
 
 def unreadable_data(config: RunConfig) -> str | None:
-    """The package that reads this kind of data, if it is not installed: a base install can check the rest."""
+    """Returns the package that reads this kind of data if it is not installed: a base install can check the rest."""
     module = READS.get(config.data.kind)
     return module if module is not None and find_spec(module) is None else None
 
@@ -134,9 +134,9 @@ def _check_data(config: RunConfig, progress: Note) -> CheckedRows | None:
 
 
 def _check_models(config: RunConfig) -> None:
-    """Loads configurations and tokenizers as the workers will, and compares checkpoints with their models.
+    """Loads configurations and tokenizers like the workers, and compares checkpoints with their models.
 
-    A packaged model is known to be right. Weights that the hub would have to send are left to the workers.
+    Packaged models need no check. Weights that must be downloaded from the hub are checked by the workers.
     """
     from ray_rl.catalog.models import PACKAGED_MODELS
 
@@ -153,7 +153,7 @@ def _check_models(config: RunConfig) -> None:
         model_config = load_model_config(folder, trust_remote_code=trusts, key=key)
         if key == "model.path":
             resolved_packing(config, config.train, model_config)
-        if key in ("model.path", "reward.paths"):  # the others read the policy's tokens
+        if key in ("model.path", "reward.paths"):  # the other models read the policy's tokens
             largest = _largest_token(folder, trusts, key=key)
         if largest is not None:
             require_rows(largest, model_config, folder=path, key=key)
@@ -166,9 +166,9 @@ def _check_models(config: RunConfig) -> None:
 
 
 def _check_export(config: RunConfig) -> None:
-    """Writes all of an export but its weights into a temporary folder, so that it does not fail after the last step.
+    """Writes an export without its weights into a temporary folder, so that it does not fail after the last step.
 
-    A packaged model is known to be right.
+    Packaged models need no check.
     """
     from ray_rl.catalog.models import PACKAGED_MODELS
 
@@ -180,7 +180,7 @@ def _check_export(config: RunConfig) -> None:
 
 
 def _model_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Key and path of every model that the run loads, the policy first."""
+    """Yields the key and path of every model that the run loads, the policy first."""
     from ray_rl.config.gpus import loaded_reference
 
     yield "model.path", config.model.path
@@ -192,14 +192,14 @@ def _model_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _largest_token(folder: str, trusts: bool, *, key: str) -> tuple[str, int]:
-    """The token of a model's tokenizer with the largest id, and the id."""
+    """Returns the token of a model's tokenizer with the largest id, and the id."""
     from ray_rl.data.tokenizer import load_tokenizer
 
     return load_tokenizer(folder, trust_remote_code=trusts, key=key).largest
 
 
 def _folder_of(path: str) -> Path | str:
-    """Returns the folder of a model (of a packaged one its cache, which may not exist yet), or a hub name as it is."""
+    """Returns the folder of a model (for a packaged one its cache, which may not exist yet), or its hub name."""
     from ray_rl.catalog.models import PACKAGED_MODELS
     from ray_rl.models.packaged import cached_folder
 
@@ -213,8 +213,8 @@ CHECKS: tuple[Check, ...] = (
     Check("installed packages", lambda config, progress: check_installed()),
     Check("data and reward functions", _check_data),
     Check("models", lambda config, progress: _check_models(config)),
-    Check("what an export will hold", lambda config, progress: _check_export(config)),
+    Check("files of the export", lambda config, progress: _check_export(config)),
 )
-"""What `train` runs, in this order: the cheapest first."""
+"""The checks of `train`, in this order: the cheapest first."""
 QUICK_CHECKS: tuple[Check, ...] = (Check("data and reward functions", _check_rows),)
-"""What `validate` runs by default: needs no torch, no transformers and no network."""
+"""The default checks of `validate`, which need no torch, no transformers and no network."""

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with `data` and `rewards` before anything is started. Loads no torch."""
+"""Checks `data` and `rewards` before anything is started. Loads no torch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ray_rl.errors import ConfigError
 from ray_rl.isolation.checking import check_function
 
 FIRST_ROWS = 256
-"""So many prompts tell whether `data.max_prompt_tokens` can be right, and stand for rows that we compute."""
+"""The number of prompts that are enough to check `data.max_prompt_tokens`, and to check rows that we compute."""
 ROWS_IN_ORDER = 10_000
-"""Rows of a larger table, which may take too long to check, are checked in the order in which they are used."""
+"""Larger tables, which may take too long to check, are checked in the order in which their rows are used."""
 QUICK_S = 5.0
-"""How long rows are checked that are only read."""
+"""Limit for checks that only read rows."""
 
 
 def say_nothing(_: str) -> None:
-    """Takes what nobody wants to know."""
+    """Ignores a message."""
 
 
 def check_data(
@@ -40,24 +40,24 @@ def check_data(
 ) -> CheckedRows | None:
     """Checks the prompt source and its rows, as many as `data.check_s` allows.
 
-    All rows are read first, in half of the time. Then each is checked whole: the columns that rewards need, the chat
-    template, the length, and the checks of the caller. Of rows that we compute, the first ones stand for all.
+    All rows are read first, in half of the time. Then each row gets all checks: the columns that rewards need, the chat
+    template, the length, and the checks of the caller. If we compute the rows, only the first ones are checked.
 
     Args:
-        config: has passed the rules between its fields.
-        model_folder: where the model lies, if that is not `model.path`: a packaged model's cache, or a name of the
+        config: a configuration that has passed the rules between its fields.
+        model_folder: the folder of the model, if it is not `model.path`: a packaged model's cache, or a name of the
             hub. Prompts are not tokenised if it is a folder that does not exist yet.
         row_checks: called with every row that is checked; each raises DataError if the row is wrong.
         with_tokenizer: False imports no transformers, takes a few seconds at most, and asks neither the hub nor a
             user's function for rows.
-        say: told what was detected, and how far the checks are.
+        say: called with findings and with the progress of the checks.
 
     Returns:
-        The rows, for the run. None where they were not opened.
+        The rows, for the run; None if they were not opened.
 
     Raises:
-        DataError: a file, a row or a column; with the line or row.
-        ConfigError: a task, an option or an import path.
+        DataError: a file, a row or a column is wrong; the message names the line or row.
+        ConfigError: a task, an option or an import path is wrong.
     """
     data = config.data
     _check_system_prompt(data)
@@ -114,7 +114,7 @@ def _report(checked: CheckedRows, *, is_complete: bool, say: Callable[[str], Non
 
 
 def _is_far(data: DataConfig) -> bool:
-    """Whether rows come from the hub or from a user's function."""
+    """Returns whether rows come from the hub or from a user's function."""
     return isinstance(data, CustomSource) or (isinstance(data, Hub) and not Path(data.name).expanduser().is_dir())
 
 
@@ -123,7 +123,7 @@ def _first_use(config: RunConfig, size: int) -> Sequence[int]:
 
 
 def _tokenizer(config: RunConfig, folder: Path | str | None) -> ChatTokenizer | None:
-    """That of the policy, if its files are on this machine or it is the hub's."""
+    """Returns the policy's tokenizer, if its files are on this machine or on the hub."""
     place = Path(config.model.path) if folder is None else folder
     if isinstance(place, Path) and not any(place.glob("tokenizer*")):
         return None

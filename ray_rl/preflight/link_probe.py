@@ -1,4 +1,4 @@
-"""Measures what torch's process groups get out of the links between nodes."""
+"""Measures the bandwidth of torch's process groups over the links between nodes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from ray_rl.training.process_group import Member, rendezvous_store
 
 SMALLEST = 2**10
 GROWTH = 8
-"""Between the sizes of a sweep."""
+"""Factor between the sizes of a sweep."""
 LARGEST = {"cpu": 2**25, "gpu": 2**28}
-"""Of sweeps and of messages between two, in bytes. Beyond, bandwidth does not grow."""
+"""Largest size of sweeps and of messages between two ranks, in bytes. Beyond it, bandwidth does not grow."""
 
 CALLS = 5
-"""That are timed together at each size of a sweep, after one that is not."""
+"""Calls that are timed together at each size of a sweep, after one warm-up call."""
 
 PAIR_SMALLEST, PAIR_GROWTH = 2**16, 4
 PAIR_REPEATS = 3
-"""Of which the fastest counts: what disturbs a measurement only slows it down."""
+"""Repeats of a measurement, of which the fastest counts: a disturbance only makes it slower."""
 PAIR_ENOUGH_S = 0.05
-"""A message that takes so long says what the link's speed is; no larger one is sent."""
+"""A message that takes this long is large enough to measure the link's speed; no larger one is sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairTimes:
-    """Between rank 0 and rank 1, in bytes / s."""
+    """Speed between rank 0 and rank 1, in bytes per second."""
 
     forth: float
     """From rank 0 to rank 1."""
@@ -42,10 +42,10 @@ class PairTimes:
 
 
 class LinkProbe:
-    """One rank. Every operation is bounded by `timeout_s`."""
+    """One rank of a measurement. Every operation is limited by `timeout_s`."""
 
     def __init__(self, *, accelerator: str, timeout_s: float) -> None:
-        """Takes the device: cpu, or the first GPU that this process sees."""
+        """Makes a probe of a device: cpu, or the first GPU that this process sees."""
         self._accelerator = accelerator
         self._timeout = timedelta(seconds=timeout_s)
         self._device = torch.device("cpu" if accelerator == "cpu" else "cuda:0")
@@ -55,9 +55,9 @@ class LinkProbe:
             torch.cuda.set_device(self._device)
 
     def pair(self, member: Member, address: str) -> PairTimes:
-        """Both ways between two ranks, at the size at which the speed shows; a collective of the two.
+        """Measures both directions between two ranks with messages that are large enough; a collective of the two.
 
-        Each message is acknowledged, and timed by its sender: a sender alone is done when the kernel has taken it.
+        Each message is acknowledged and timed by its sender. Sending alone ends when the kernel has accepted the data.
         """
         group = self._meet(member, address)
         round_trip_s = self._message_s(group, 1, sender=0, rank=member.rank)
@@ -65,9 +65,9 @@ class LinkProbe:
         return PairTimes(forth, back, round_trip_s)
 
     def sweep(self, member: Member, address: str, *, budget_s: float) -> list[tuple[str, int, float]]:
-        """Operation, bytes, and seconds of one call on the slowest rank; a collective of all.
+        """Returns operation, bytes, and seconds of one call on the slowest rank; a collective of all ranks.
 
-        Sizes that would not end within `budget_s` are left out: all ranks decide so alike, by the same numbers.
+        Sizes that would not end within `budget_s` are left out: all ranks decide this from the same numbers.
         """
         group = self._meet(member, address)
         spent_s = 0.0
@@ -84,7 +84,7 @@ class LinkProbe:
         return points
 
     def _meet(self, member: Member, address: str) -> Any:
-        """A group for this one measurement; `address` is this rank's own."""
+        """Returns a group for one measurement; `address` is that of this rank."""
         timeout_s = self._timeout.total_seconds()
         store = rendezvous_store(
             member.address, member.port, world=member.world, is_master=member.rank == 0, timeout_s=timeout_s
@@ -111,14 +111,14 @@ class LinkProbe:
     def _call_s(self, group: Any, start: Callable[[Tensor], Any], size: int) -> float:
         values = torch.zeros(size // 4, dtype=torch.float32, device=self._device)
         self._wait(start(values))
-        self._slowest(group, 0.0)  # all begin together
+        self._slowest(group, 0.0)  # all ranks begin together
         begin_s = time.perf_counter()
         for _ in range(CALLS):
             self._wait(start(values))
         return self._slowest(group, (time.perf_counter() - begin_s) / CALLS)
 
     def _slowest(self, group: Any, seconds: float) -> float:
-        """The largest over all ranks."""
+        """Returns the largest over all ranks."""
         values = torch.tensor([seconds], dtype=torch.float64, device=self._device)
         options: Any = dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp.MAX
@@ -134,7 +134,7 @@ class LinkProbe:
             size *= PAIR_GROWTH
 
     def _message_s(self, group: Any, size: int, *, sender: int, rank: int) -> float:
-        """Seconds of a message and its acknowledgement; the same number on both ranks."""
+        """Returns the seconds of a message and its acknowledgement; the same number on both ranks."""
         message = torch.zeros(size, dtype=torch.uint8, device=self._device)
         acknowledged = torch.zeros(1, dtype=torch.uint8, device=self._device)
         fastest_s = float("inf")
@@ -149,9 +149,9 @@ class LinkProbe:
 
 
 def gloo_device(address: str) -> Any:
-    """Where gloo listens: at the address that Ray has for this node, unless GLOO_SOCKET_IFNAME says otherwise.
+    """Returns the device on which gloo listens: Ray's address of this node, unless GLOO_SOCKET_IFNAME is set.
 
-    By itself gloo takes the address of the host's name, which on many machines is of loopback.
+    By default gloo uses the address of the host's name, which on many machines is a loopback address.
     """
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     if interface:

@@ -1,4 +1,4 @@
-"""Speeds of the links between nodes, and verdicts on them. Measuring is `ray_rl.preflight.link_probe`."""
+"""Judges the speeds of the links between nodes, which `ray_rl.preflight.link_probe` measures."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from ray_rl.preflight.finding import Finding, Verdict
 Operation = Literal["all_reduce", "broadcast"]
 
 GB = 1e9
-"""As nccl-tests count."""
+"""Bytes of a GB, as in nccl-tests."""
 
 SLOW = 1 / 3
-"""Of the median of the other pairs: a warning. Measurements of healthy pairs differ less, even beside other load."""
+"""Below this share of the median of the other pairs there is a warning. Healthy pairs differ less, even under load."""
 BROKEN = 1 / 10
-"""Of that median: a failure. A collective runs at the speed of its slowest link."""
+"""Below this share of that median the check fails. A collective runs at the speed of its slowest link."""
 FLOOR_GB_S = 0.05
-"""A warning whatever the others have; Ethernet of 1 Gbit/s carries twice as much."""
+"""Below this speed there is always a warning; Ethernet of 1 Gbit/s is twice as fast."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """One collective over all ranks at one size."""
+    """The measurement of one collective over all ranks at one size."""
 
     operation: Operation
     bytes: int
     ranks: int
     seconds: float
-    """Of one call, on the slowest rank."""
+    """Seconds of one call on the slowest rank."""
 
     @property
     def bus_gb_s(self) -> float:
         """Bus bandwidth as nccl-tests define it: bytes / s, times 2(n-1)/n for all-reduce and 1 for broadcast.
 
-        Source: nccl-tests, doc/PERFORMANCE.md. Comparable with the speed of one link, whatever the number of ranks.
+        Source: nccl-tests, doc/PERFORMANCE.md. It is comparable with the speed of a link for any number of ranks.
         """
         factor = 2 * (self.ranks - 1) / self.ranks if self.operation == "all_reduce" else 1.0
         return factor * self.bytes / self.seconds / GB
@@ -45,29 +45,30 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairSpeed:
-    """What was measured between two nodes, or why nothing was."""
+    """The measurement between two nodes, or why there is none."""
 
     nodes: tuple[str, str]
     rail: int = 0
     """Index of the GPU on both nodes; 0 on CPU."""
     forth_gb_s: float = 0.0
-    """From the first node to the second."""
+    """Speed from the first node to the second."""
     back_gb_s: float = 0.0
     round_trip_s: float = 0.0
-    """Of a message of a few bytes."""
+    """Time for a message of a few bytes and its answer."""
     trouble: str = ""
-    """Why there are no numbers; empty where there are."""
+    """Why there are no numbers; empty if there are."""
 
     @property
     def slower_gb_s(self) -> float:
-        """Of the two directions."""
+        """Speed of the slower direction."""
         return min(self.forth_gb_s, self.back_gb_s)
 
 
 def rounds(count: int) -> list[list[tuple[int, int]]]:
-    """Every pair of `count` things once, in rounds in which none occurs twice: count - 1 rounds, or count if it is odd.
+    """Returns every pair of `count` things once, in rounds in which each thing occurs at most once.
 
-    The circle method of tournaments: the first stays, the others move on by one each round.
+    There are count - 1 rounds, or count if it is odd. This is the circle method of tournaments: the first thing keeps
+    its place, and the others move by one place each round.
     """
     circle: list[int | None] = [*range(count), *([None] if count % 2 else [])]
     plan = []
@@ -80,7 +81,7 @@ def rounds(count: int) -> list[list[tuple[int, int]]]:
 
 
 def verdict_of(speed: PairSpeed, others: Sequence[PairSpeed]) -> tuple[Verdict, float | None]:
-    """How a pair compares with other pairs, and their median in GB/s; None where no other was measured."""
+    """Compares a pair with other pairs; returns the verdict, and their median in GB/s or None if there are none."""
     rates = [other.slower_gb_s for other in others if not other.trouble and other.nodes != speed.nodes]
     median = statistics.median(rates) if rates else None
     if speed.trouble or (median is not None and speed.slower_gb_s < BROKEN * median):
@@ -91,14 +92,14 @@ def verdict_of(speed: PairSpeed, others: Sequence[PairSpeed]) -> tuple[Verdict, 
 
 
 def suspects(speeds: Sequence[PairSpeed]) -> list[PairSpeed]:
-    """Those that would not pass."""
+    """Returns the pairs that do not pass."""
     return [speed for speed in speeds if verdict_of(speed, speeds)[0] != "ok"]
 
 
 def judge_links(speeds: Sequence[PairSpeed]) -> list[Finding]:
-    """A finding for each pair of nodes that is slow or silent, by its worst rail; one for all where none is."""
+    """Returns a finding for each slow or silent pair of nodes, by its worst rail; or one finding if all pass."""
     if not speeds:
-        return [Finding("links", "ok", "one node: there are none")]
+        return [Finding("links", "ok", "one node: there are no links")]
     worst: dict[tuple[str, str], PairSpeed] = {}
     for speed in suspects(speeds):
         known = worst.get(speed.nodes)
@@ -113,7 +114,7 @@ def judge_links(speeds: Sequence[PairSpeed]) -> list[Finding]:
 
 
 def _in_all(faulty: Sequence[tuple[str, str]], pairs: set[tuple[str, str]]) -> set[str]:
-    """Nodes all of whose links are faulty, in a cluster where others are not."""
+    """Returns the nodes whose links are all faulty, in a cluster where other links are not."""
     if len(faulty) == len(pairs):
         return set()
     links, faults = (Counter(node for pair in chosen for node in pair) for chosen in (pairs, faulty))
@@ -137,9 +138,9 @@ def _fault(speed: PairSpeed, speeds: Sequence[PairSpeed], common: set[str]) -> F
 
 
 def judge_sweep(points: Sequence[SweepPoint], trouble: str) -> list[Finding]:
-    """One finding: the best bus bandwidth of each operation, or why there is none."""
+    """Returns one finding: the best bus bandwidth of each operation, or why it was not measured."""
     if trouble:
-        remedy = "the pairs above say which link it is; with all of them well, look at limits of open files and ports"
+        remedy = "the pairs above say which link is faulty; if all are ok, look at limits of open files and ports"
         return [Finding("bandwidth", "fail", trouble, remedy)]
     if not points:
         return [Finding("bandwidth", "ok", "one rank: nothing to measure")]
@@ -152,7 +153,7 @@ def judge_sweep(points: Sequence[SweepPoint], trouble: str) -> list[Finding]:
 
 
 def size_text(count: int) -> str:
-    """Bytes as 1 KiB, 32 MiB: sizes of sweeps are powers of two."""
+    """Formats bytes as 1 KiB or 32 MiB: sizes of sweeps are powers of two."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:g} {unit}"

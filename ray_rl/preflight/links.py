@@ -1,4 +1,4 @@
-"""Who probes whom in a cluster, and when. `preflight.link_probe` measures, `preflight.link_verdicts` judges."""
+"""Schedules the measurements between nodes. `preflight.link_probe` measures, `preflight.link_verdicts` judges."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ray_rl.preflight.link_verdicts import PairSpeed, SweepPoint, rounds, suspec
 from ray_rl.training.process_group import Member
 
 READY_S = 180.0
-"""For the workers to start and load torch, and on GPUs for the GPUs to be free."""
+"""Limit for workers to start and load torch, and for GPUs to be free."""
 
 OPERATION_S = 15.0
-"""Bound of one operation of torch's groups, and of meeting."""
+"""Limit for one operation of torch's groups, and for joining a group."""
 PAIR_S = 2 * OPERATION_S
-"""For a pair to answer. Healthy ones take a second; a rank that hangs longer is killed."""
+"""Limit for a pair to answer. Healthy pairs take a second; a rank that hangs longer is killed."""
 
 SWEEP_BUDGET_S = {"cpu": 8.0, "gpu": 30.0}
-"""Larger sizes that would not fit into it are left out."""
+"""Time for a sweep; larger sizes that would exceed it are left out."""
 SWEEP_S = 90.0
-"""For the ranks of the sweep to answer."""
+"""Limit for the ranks of a sweep to answer."""
 
 AGAIN = 16
-"""Pairs that are measured a second time, each alone."""
+"""The most pairs that are measured a second time, each alone."""
 
 GB = 1e9
 
@@ -40,25 +40,25 @@ class Node:
 
     id: str
     name: str
-    """In messages."""
+    """The name in messages."""
     address: str
     ranks: int
-    """One for each GPU; one on CPU."""
+    """Number of ranks: one for each GPU; one on CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the links do."""
+    """The measurements of the links."""
 
     pairs: list[PairSpeed]
     points: list[SweepPoint]
     trouble: str
-    """Why there are no points; empty where there are, or where one rank is alone."""
+    """Why there are no points; empty if there are, or if there is only one rank."""
 
 
 @ray.remote
 class LinkWorker:
-    """`LinkProbe`."""
+    """Runs a `LinkProbe` in a Ray worker."""
 
     def __init__(self, accelerator: str, address: str) -> None:
         if accelerator == "cpu":
@@ -72,17 +72,17 @@ class LinkWorker:
         self._probe = LinkProbe(accelerator=self._accelerator, timeout_s=OPERATION_S)
 
     def free_port(self) -> int:
-        """Where others can meet this rank."""
+        """Returns a free port for a group."""
         with socket.socket(socket.AF_INET6 if ":" in self._address else socket.AF_INET) as probe:
             probe.bind((self._address, 0))
             return int(probe.getsockname()[1])
 
     def pair(self, member: Member) -> Any:
-        """`LinkProbe.pair`."""
+        """Calls `LinkProbe.pair`."""
         return self._probe.pair(member, self._address)
 
     def sweep(self, member: Member, budget_s: float) -> list[tuple[Any, int, float]]:
-        """`LinkProbe.sweep`."""
+        """Calls `LinkProbe.sweep`."""
         return self._probe.sweep(member, self._address, budget_s=budget_s)
 
 
@@ -91,24 +91,24 @@ Key = tuple[int, int]
 
 
 class Links:
-    """The ranks on all nodes. One that hangs is killed, and started anew when it is next asked."""
+    """The ranks on all nodes. A rank that hangs is killed, and restarted when it is needed again."""
 
     def __init__(self, nodes: Sequence[Node], *, accelerator: str, note: Callable[[str], None]) -> None:
-        """Starts nothing yet.
+        """Makes the ranks without starting workers.
 
         Args:
-            nodes: in the order of the report.
+            nodes: the nodes, in the order of the report.
             accelerator: cpu or gpu.
-            note: told what is waited for.
+            note: called with a message before each wait.
         """
         self._nodes, self._accelerator, self._note = nodes, accelerator, note
         self._workers: dict[Key, Any] = {}
 
     def measure(self) -> Measured:
-        """All pairs, then all ranks together, unless a pair does not answer: then that would not end."""
+        """Measures all pairs, and then all ranks together unless a pair does not answer, because that would hang."""
         try:
             if len(self._nodes) > 1:
-                self._ready(self._keys())  # all at the same time; what fails here is tried again where it is needed
+                self._ready(self._keys())  # all concurrently; a failed start is retried when its rank is needed
             pairs = self._pairs()
             silent = sorted({" - ".join(pair.nodes) for pair in pairs if pair.trouble})
             if silent:
@@ -123,7 +123,7 @@ class Links:
         for number, pairs in enumerate(plan, start=1):
             self._note(f"links: round {number} of {len(plan)}, pairs at the same time: {self._named(pairs)}")
             speeds |= self._probed(pairs)
-        # Beside others a pair may have been slow for lack of processors. Silence for so long needs another reason.
+        # A pair may have been slow because others used the processors. That does not explain a missing answer.
         doubtful = [speed for speed in suspects(list(speeds.values())) if not speed.trouble]
         again = sorted({key[:2] for key, speed in speeds.items() if speed in doubtful})[:AGAIN]
         for pair in again:
@@ -139,7 +139,7 @@ class Links:
         return ", ".join(f"{self._nodes[a].name} - {self._nodes[b].name}" for a, b in pairs)
 
     def _probed(self, pairs: Sequence[tuple[int, int]]) -> dict[tuple[int, int, int], PairSpeed]:
-        """Of pairs of nodes that have none in common, on all rails at the same time."""
+        """Measures pairs of nodes that have no node in common, on all rails concurrently."""
         rails = [(a, b, rail) for a, b in pairs for rail in range(min(self._nodes[a].ranks, self._nodes[b].ranks))]
         failures = self._ready([(node, rail) for a, b, rail in rails for node in (a, b)])
         ports = gather({(a, rail): self._ask((a, rail)).free_port.remote() for a, b, rail in rails
@@ -172,7 +172,7 @@ class Links:
         return speeds
 
     def _sweep(self) -> tuple[list[SweepPoint], str]:
-        """Points, and why there are none."""
+        """Returns the points of a sweep, or why there are none."""
         keys = self._keys()
         if len(keys) < 2:
             return [], ""
@@ -195,7 +195,7 @@ class Links:
         return [SweepPoint(name, size, len(keys), seconds) for name, size, seconds in points], ""
 
     def _ready(self, keys: Sequence[Key]) -> dict[Key, str]:
-        """Starts what does not run; why some do not."""
+        """Starts ranks that do not run; returns why some failed to start."""
         new = [key for key in dict.fromkeys(keys) if key not in self._workers]
         if new:
             self._note(f"links: loading torch into {len(new)} workers")

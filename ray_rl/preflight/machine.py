@@ -1,4 +1,4 @@
-"""What `ray-rl doctor` looks at. Imports nothing heavy: versions come from metadata, sizes from the kernel."""
+"""The checks of `ray-rl doctor`. Imports nothing heavy: versions come from metadata, sizes from the kernel."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ray_rl.preflight.finding import GIB, Finding, disk_room, no_shared_memory, 
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """A package with the version that this release was tested with."""
+    """A package, with the version with which this release was tested."""
 
     distributions: tuple[str, ...]
     """Names that provide the package; one of them is installed."""
     version: str
     series: tuple[str, ...]
-    """major.minor versions expected to work alike."""
+    """The major.minor versions that are expected to work equally well."""
 
 
 TESTED = {
@@ -36,7 +36,7 @@ TESTED = {
 
 
 def findings() -> Iterator[Finding]:
-    """Every check, in the order of the report."""
+    """Yields every check, in the order of the report."""
     yield python()
     for name, tested in TESTED.items():
         yield package(name, tested, _version)
@@ -56,13 +56,13 @@ def findings() -> Iterator[Finding]:
 
 
 def python() -> Finding:
-    """The interpreter. Its version needs no verdict: older ones than 3.11 cannot install the package."""
+    """Reports the interpreter. Its version needs no check: Python older than 3.11 cannot install the package."""
     version = ".".join(map(str, sys.version_info[:3]))
     return Finding("python", "ok", f"{version} at {sys.executable}")
 
 
 def package(name: str, tested: Tested, version_of: Callable[[str], str | None]) -> Finding:
-    """Whether a package that a run needs is there, and in a tested version."""
+    """Checks that a package of a run is installed in a tested version."""
     for distribution in tested.distributions:
         version = version_of(distribution)
         if version is None:
@@ -76,13 +76,13 @@ def package(name: str, tested: Tested, version_of: Callable[[str], str | None]) 
 
 
 def vision_packages(version_of: Callable[[str], str | None]) -> Finding:
-    """CUDA builds of torchvision and its like beside a CPU torch break `import transformers`."""
+    """Checks that no CUDA build of torchvision or similar is installed with a CPU torch: it breaks transformers."""
     torch = version_of("torch") or ""
     names = ("torchvision", "torchaudio", "torchcodec")
     versions = {name: version for name in names if (version := version_of(name)) is not None}
     strangers = [name for name, version in versions.items() if torch.endswith("+cpu") and not version.endswith("+cpu")]
     if strangers:
-        detail = ", ".join(f"{name} {versions[name]}" for name in strangers) + f" beside torch {torch}"
+        detail = ", ".join(f"{name} {versions[name]}" for name in strangers) + f" with torch {torch}"
         remedy = f"pip uninstall -y {' '.join(strangers)}; transformers fails on them (operator torchvision::nms)"
         return Finding("torchvision", "fail", detail, remedy)
     return Finding(
@@ -91,19 +91,19 @@ def vision_packages(version_of: Callable[[str], str | None]) -> Finding:
 
 
 def flash_attention(version_of: Callable[[str], str | None]) -> Finding:
-    """Optional."""
+    """Reports flash-attn, which is optional."""
     return Finding("flash-attn", "ok", version_of("flash-attn") or "not installed (optional): attention is SDPA")
 
 
 def cores(count: float) -> Finding:
-    """CPUs that this process may use."""
+    """Checks the number of CPUs that this process may use."""
     if count < 2:
         return Finding("cores", "warn", f"{count:g}", "give it 2 or more: trainer and engine wait for each other's CPU")
     return Finding("cores", "ok", f"{count:g}")
 
 
 def memory(total_gib: float, available_gib: float) -> Finding:
-    """Memory for trainer, engine and Ray, which take about 8 GiB with a 135M model on CPU."""
+    """Checks the memory for trainer, engine and Ray, which take about 8 GiB with a 135M model on CPU."""
     detail = f"{available_gib:.1f} GiB available of {total_gib:.1f}"
     if available_gib < 4:
         return Finding("memory", "fail", detail, "free memory: Ray, a trainer and an engine need 4 GiB at the least")
@@ -113,13 +113,13 @@ def memory(total_gib: float, available_gib: float) -> Finding:
 
 
 def disk(name: str, folder: Path) -> Finding:
-    """Free space where a folder is, or will be."""
+    """Checks the free space where a folder is or will be."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return disk_room(name, shutil.disk_usage(there).free / GIB, at=str(there))
 
 
 def shared_memory(folder: Path) -> Finding:
-    """Where Ray keeps its objects and NCCL its buffers; containers give 64 MiB unless told."""
+    """Checks the shared memory for Ray's objects and NCCL's buffers; containers have only 64 MiB by default."""
     if not folder.is_dir():
         return no_shared_memory()
     usage = shutil.disk_usage(folder)
@@ -127,7 +127,7 @@ def shared_memory(folder: Path) -> Finding:
 
 
 def left_behind(sizes_bytes: Sequence[int]) -> Finding:
-    """What killed runs have left in the folder for temporary files and in shared memory."""
+    """Reports files of killed runs in the folder for temporary files and in shared memory."""
     if not sizes_bytes:
         return Finding("left behind", "ok", "nothing by killed runs")
     detail = f"{sum(sizes_bytes) / 2**20:.1f} MiB in {len(sizes_bytes)} files and folders by killed runs"
@@ -135,7 +135,7 @@ def left_behind(sizes_bytes: Sequence[int]) -> Finding:
 
 
 def gpus() -> Finding:
-    """What nvidia-smi lists."""
+    """Reports the GPUs that nvidia-smi lists."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return Finding("gpus", "ok", "none (no nvidia-smi): set cluster.accelerator=cpu")
@@ -153,7 +153,7 @@ def gpus() -> Finding:
 
 
 def nccl_tests() -> Finding:
-    """Optional: measures the links between GPUs."""
+    """Reports nccl-tests, which are optional and measure the links between GPUs."""
     program = shutil.which("all_reduce_perf")
     return Finding(
         "nccl-tests", "ok", program or "not in PATH (optional): all_reduce_perf measures the links between GPUs"
@@ -161,7 +161,7 @@ def nccl_tests() -> Finding:
 
 
 def ray_auth(mode: str | None, token: Path) -> Finding:
-    """Ray 2.60 turns token authentication on by itself where a token file exists and RAY_AUTH_MODE is unset."""
+    """Reports whether Ray 2.60 will use token authentication: it does if a token file exists and no mode is set."""
     there = f"{token} {'exists' if token.is_file() else 'does not exist'}"
     if mode is None and token.is_file():
         detail = f"RAY_AUTH_MODE is unset and {there}: `ray start` turns token authentication on"
@@ -172,18 +172,20 @@ def ray_auth(mode: str | None, token: Path) -> Finding:
 
 
 def worker_niceness(setting: str | None, *, own: int) -> Finding:
-    """Ray runs its workers at niceness 15 unless told: beside any other process they starve on CPU."""
+    """Checks the niceness of Ray's workers: with the default of 15, any other process on the CPU slows them down."""
     detail = f"RAY_worker_niceness is {setting or 'unset (15)'}, own niceness {own}"
     if own > 0:
         return Finding("niceness", "warn", detail, "start without `nice`: other processes go first")
     if setting != "0":
-        remedy = "export RAY_worker_niceness=0 before `ray start`, where a cluster runs on CPU beside other processes"
+        remedy = (
+            "export RAY_worker_niceness=0 before `ray start` for a cluster that shares its CPUs with other processes"
+        )
         return Finding("niceness", "ok", detail, remedy)
     return Finding("niceness", "ok", detail)
 
 
 def usable_cores() -> float:
-    """CPUs by affinity and by the control group's quota, whichever is less."""
+    """Returns the CPUs allowed by affinity or by the control group's quota, whichever is less."""
     count = float(len(os.sched_getaffinity(0)))
     limit = _read("/sys/fs/cgroup/cpu.max").split()
     if len(limit) == 2 and limit[0] != "max":
@@ -192,7 +194,7 @@ def usable_cores() -> float:
 
 
 def memory_gib() -> tuple[float, float]:
-    """Total and available memory, by the machine and by the control group, whichever is less."""
+    """Returns the total and available memory of the machine or of the control group, whichever is less."""
     kib = {line.split(":")[0]: int(line.split()[1]) for line in _read("/proc/meminfo").splitlines()}
     total, available = kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
     limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
@@ -203,7 +205,7 @@ def memory_gib() -> tuple[float, float]:
 
 
 def _read(path: str) -> str:
-    """The file's text, empty where the kernel has no such file."""
+    """Returns the file's text; empty if the kernel has no such file."""
     file = Path(path)
     return file.read_text(encoding="ascii") if file.is_file() else ""
 

@@ -1,4 +1,4 @@
-"""What NVIDIA's nccl-tests print, read and judged. They measure the links between the GPUs of one node."""
+"""Reads and judges the output of NVIDIA's nccl-tests, which measure the links between the GPUs of one node."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ PROGRAMS = ("all_reduce_perf", "broadcast_perf")
 
 @dataclass(frozen=True, slots=True)
 class NcclTest:
-    """One program on one node."""
+    """The result of one program on one node."""
 
     bus_gb_s: Mapping[int, float]
-    """By bytes, out of place; empty where it failed or there is no such program."""
+    """Out-of-place bus bandwidth by bytes; empty if the program failed or is not installed."""
     trouble: str = ""
-    """Why it failed; "missing" where it is not in PATH; empty where it worked."""
+    """Why the program failed; "missing" if it is not in PATH; empty if it worked."""
 
 
 MISSING = "missing"
 
 
 def parse(output: str) -> dict[int, float]:
-    """Bus bandwidth in GB/s out of place, by bytes.
+    """Returns the out-of-place bus bandwidth in GB/s, by bytes.
 
-    Columns are found by the header's names: versions differ in whether there is one for the root.
+    Columns are found by their names in the header: only some versions have one for the root.
 
     Raises:
         ValueError: there is no table, a row does not fit its header, or a result was wrong.
@@ -52,10 +52,10 @@ def parse(output: str) -> dict[int, float]:
 
 
 def judge_nccl_tests(results: Mapping[str, Mapping[str, NcclTest]]) -> list[Finding]:
-    """Findings on what ran, by program.
+    """Returns findings about the programs that ran.
 
     Args:
-        results: of the nodes with GPUs, by node and program.
+        results: the results of the nodes with GPUs, by node and program.
     """
     return [finding for program in PROGRAMS for finding in _judge(program, results)]
 

@@ -1,7 +1,7 @@
-"""What looks at a node, on that node.
+"""Inspects a node, in a process on that node.
 
-It is sent there by value (see `preflight.node_actor`) and returns plain dictionaries: it must work where `ray_rl` is
-another one, or is not there at all. So it imports nothing but the standard library.
+The code is sent there by value (see `preflight.nodes`) and returns plain dictionaries: it must work on nodes with
+another version of `ray_rl`, or without it. So it imports only the standard library.
 """
 
 import hashlib
@@ -19,24 +19,24 @@ from typing import Any
 GIB = 2**30
 
 NVIDIA_SMI_S = 20.0
-"""It hangs where the driver does."""
+"""Limit for nvidia-smi, which hangs if the GPU driver does."""
 
 SEEN_S = 5.0
-"""For a new file to be seen by another client of a network file system."""
+"""How long another client of a network file system may take to see a new file."""
 
 
 class NodeProbe:
-    """One for each node, in a process of its own."""
+    """Inspects one node, in a separate process."""
 
     def look(self, packages: Mapping[str, Sequence[str]], runs: str) -> dict[str, Any]:
-        """Versions, GPUs and room.
+        """Returns versions, GPUs and free space.
 
         Args:
             packages: names with the distributions that provide them.
-            runs: folder of runs, which need not be there yet.
+            runs: the folder of runs, which need not exist yet.
         """
         gpus, trouble = _gpus()
-        # Not tempfile.gettempdir(): it passes over a full disk in silence.
+        # Not tempfile.gettempdir(): it silently skips a full disk.
         folders = {
             "disk of runs": runs,
             "disk of TMPDIR": os.environ.get("TMPDIR", "/tmp"),
@@ -51,14 +51,14 @@ class NodeProbe:
         }
 
     def clock(self) -> float:
-        """Seconds since 1970, by this node."""
+        """Returns the seconds since 1970 by this node's clock."""
         return time.time()
 
     def meet_canary(self, folder: str, theirs: str, content: str, own: str, answer: str) -> dict[str, str]:
-        """Reads the driver's file and writes one for it; why either was not possible, empty where it was."""
+        """Reads the driver's file and writes one for the driver; returns why either failed, or empty texts."""
         found = {"unread": await_content(os.path.join(folder, theirs), content), "unwritten": ""}
         try:
-            # Also where the driver's file is not seen: whether the place can be written is another question.
+            # Write even if the driver's file is not visible, to find out whether the folder is writable.
             os.makedirs(folder, exist_ok=True)
             Path(folder, own).write_text(answer, encoding="ascii")
         except OSError as error:
@@ -66,14 +66,14 @@ class NodeProbe:
         return found
 
     def forget_canary(self, folder: str, own: str) -> None:
-        """Removes what is left of it where the folder is not the driver's."""
+        """Removes the node's file if the folder is not shared with the driver."""
         Path(folder, own).unlink(missing_ok=True)
         if os.path.isdir(folder) and not os.listdir(folder):
             os.rmdir(folder)
 
 
 def await_content(path: str, content: str) -> str:
-    """Why a file does not come to have this content within `SEEN_S`; empty when it does."""
+    """Waits up to `SEEN_S` for a file to have this content; returns why it does not, or an empty text."""
     deadline_s = time.monotonic() + SEEN_S
     while True:
         reason = _difference(path, content)
@@ -91,7 +91,7 @@ def _difference(path: str, content: str) -> str:
 
 
 def versions(packages: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
-    """Of python, of ray_rl with a digest of its source, and of the packages; None where one is not installed."""
+    """Returns versions of python, ray_rl (with a digest of its source) and packages; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "ray_rl": _own_version()}
     for name, distributions in packages.items():
         found[name] = next((version for name in distributions if (version := _version(name)) is not None), None)
@@ -106,7 +106,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _own_version() -> str | None:
-    """With a digest of the source that would be imported: between releases the version alone says nothing."""
+    """Returns our version with a digest of the importable source: between releases the version does not change."""
     found = importlib.util.find_spec("ray_rl")
     if found is None or found.origin is None:
         return None
@@ -120,7 +120,7 @@ def _own_version() -> str | None:
 
 
 def _gpus() -> tuple[int, str]:
-    """How many nvidia-smi lists, and what it says instead."""
+    """Returns the number of GPUs that nvidia-smi lists, and its error message if it fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return 0, ""

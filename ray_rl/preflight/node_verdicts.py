@@ -1,4 +1,4 @@
-"""Verdicts on the nodes of a cluster, from what was seen on each. Seeing is `ray_rl.preflight.nodes`."""
+"""Judges the nodes of a cluster, which `ray_rl.preflight.nodes` inspects."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "deepspeed": ("deepspeed",),
     "transformers": ("transformers",),
 }
-"""What must be the same everywhere beside python and ray_rl, with the distributions that provide it."""
+"""Packages, with their distributions, whose versions must be equal on all nodes, in addition to python and ray_rl."""
 
 DRIVER = "the driver"
-"""Its name among those of nodes."""
+"""The driver's name in messages, among those of nodes."""
 
 CLOCK_WARN_S = 1.0
-"""Times in logs and metrics of different nodes no longer compare."""
+"""Beyond this difference, times in logs and metrics of different nodes are not comparable."""
 CLOCK_FAIL_S = 30.0
-"""Short-lived tokens and leases are refused, and builds and caches on a shared folder take new files for old ones."""
+"""Beyond this difference, short-lived tokens and leases are refused, and caches mistake new files for old ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A file system."""
+    """The space of a file system."""
 
     at: str
-    """The folder that was looked at: the nearest that is there."""
+    """The folder that was measured: the nearest existing one."""
     free_gib: float
     total_gib: float
 
@@ -42,52 +42,52 @@ class Canary:
     """A small file in each direction between the driver and a node, in the shared folder."""
 
     unread: str = ""
-    """Why the node could not read what the driver wrote; empty where it could."""
+    """Why the node could not read the driver's file; empty if it could."""
     unwritten: str = ""
-    """Why the node could not write; empty where it could."""
+    """Why the node could not write; empty if it could."""
     unseen: str = ""
-    """Why the driver did not find what the node wrote; empty where it did."""
+    """Why the driver did not find the node's file; empty if it did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSight:
-    """What was seen on one node."""
+    """The facts about one node."""
 
     name: str
     versions: Mapping[str, str | None]
-    """By package; None where it is not installed."""
+    """Version by package; None if it is not installed."""
     gpus: int
-    """That nvidia-smi lists."""
+    """GPUs that nvidia-smi lists."""
     gpu_trouble: str
-    """What nvidia-smi said instead of listing them; empty where it is not there, or works."""
+    """The error message of nvidia-smi; empty if it works or is not installed."""
     ray_gpus: int
-    """That Ray was told of."""
+    """GPUs that Ray knows."""
     shared_memory: Room | None
-    """None where there is no /dev/shm."""
+    """The space of /dev/shm; None if there is none."""
     disks: Mapping[str, Room]
-    """By the name that the report gives it."""
+    """Disks by their name in the report."""
     clock_ahead_s: float
-    """Of the driver's clock."""
+    """How far the node's clock is ahead of the driver's."""
     clock_doubt_s: float
-    """Half the round trip of the question: the difference is known no better."""
+    """Uncertainty of that difference: half the round trip of the question."""
     canary: Canary | None
-    """None where the driver could not write one."""
+    """The canary; None if the driver could not write one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the run asks of the cluster."""
+    """What the run needs from the cluster."""
 
     nodes: int
     gpus_per_node: int
-    """0 on CPU."""
+    """GPUs of each node; 0 on CPU."""
     folder: str
     """`run.dir`, on all nodes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All that `ray-rl doctor --cluster` says."""
+    """The report of `ray-rl doctor --cluster`."""
 
     findings: list[Finding]
     pairs: list[PairSpeed]
@@ -97,13 +97,13 @@ class Report:
 def judge_nodes(
     sights: Sequence[NodeSight], silent: Mapping[str, str], driver: Mapping[str, str | None], wanted: Wanted
 ) -> list[Finding]:
-    """One finding a check where all nodes pass it, else one for each node that does not.
+    """Returns one finding for each check that all nodes pass, and one for each node that fails a check.
 
     Args:
-        sights: of the nodes that answered.
-        silent: the other nodes, with what is known of why.
-        driver: versions where the driver runs.
-        wanted: by the run.
+        sights: the facts about nodes that answered.
+        silent: the other nodes, with the reason if known.
+        driver: the versions where the driver runs.
+        wanted: what the run needs.
     """
     findings = list(_nodes(sights, silent, wanted))
     if not sights:
@@ -133,7 +133,7 @@ def _nodes(sights: Sequence[NodeSight], silent: Mapping[str, str], wanted: Wante
 
 
 def _by_node(name: str, findings: Sequence[Finding]) -> list[Finding]:
-    """Those that are not ok; where all are, one for all that shows the first and last by text."""
+    """Returns the findings that are not ok; if all are ok, one that shows the first and last of their texts."""
     faults = [finding for finding in findings if finding.verdict != "ok"]
     if faults or not findings:
         return faults
@@ -143,7 +143,7 @@ def _by_node(name: str, findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _version(package: str, by_node: Mapping[str, str | None], driver: Mapping[str, str | None]) -> list[Finding]:
-    """The odd ones out against what most have; the driver decides a draw."""
+    """Returns a finding for each node whose version differs from that of most nodes; the driver decides a draw."""
     everywhere = {DRIVER: driver.get(package), **by_node}
     usual, _ = Counter(everywhere.values()).most_common(1)[0]
     if usual is None:
@@ -188,7 +188,7 @@ def _disk(name: str, sight: NodeSight) -> Finding:
 
 
 def _clock(sight: NodeSight) -> Finding:
-    """By what the difference is at the least."""
+    """Judges a node's clock by the smallest difference that the uncertainty allows."""
     least_s = max(0.0, abs(sight.clock_ahead_s) - sight.clock_doubt_s)
     side = "ahead of" if sight.clock_ahead_s > 0 else "behind"
     detail = f"{abs(sight.clock_ahead_s):.3f} s {side} {DRIVER}'s (known to {sight.clock_doubt_s:.3f} s)"
@@ -199,7 +199,7 @@ def _clock(sight: NodeSight) -> Finding:
 
 
 def _canary(node: str, canary: Canary, wanted: Wanted) -> Finding:
-    """One finding a node: with the first cause, since the others follow from it."""
+    """Returns one finding for a node, with the first cause, because others follow from it."""
     remedy = f"mount one file system at {wanted.folder} on all nodes, or set run.dir to where one is"
     if canary.unwritten:
         detail = f"{wanted.folder} cannot be written: {canary.unwritten}"

@@ -1,4 +1,4 @@
-"""Looks at every node of a Ray cluster and at the links between them. `preflight.node_verdicts` and `.links` judge."""
+"""Inspects every node of a Ray cluster and the links between them. `preflight.node_verdicts` judges the nodes."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from ray_rl.preflight.nccl_tests import MISSING, PROGRAMS, NcclTest, judge_nccl_
 from ray_rl.preflight.node_verdicts import PACKAGES, Canary, NodeSight, Report, Room, Wanted, judge_nodes
 
 START_S = 60.0
-"""For a node to start a worker and say what it sees."""
+"""Limit for a node to start a worker and return its facts."""
 ANSWER_S = 30.0
-"""For any later answer."""
+"""Limit for any later answer."""
 CLOCK_ASKS = 5
-"""Of which the one with the shortest round trip counts."""
+"""Measurements of the clock, of which the one with the shortest round trip counts."""
 
 NCCL_TEST_S = 120.0
 NCCL_TEST_OPTIONS = ("-b", "1M", "-e", "256M", "-f", "16")
-"""Smallest and largest size and their growth: three sizes."""
+"""Smallest size, largest size and factor, which give three sizes."""
 
 
 def look_at_cluster(config: RunConfig, note: Callable[[str], None]) -> Report:
-    """What is right and wrong with the cluster at `cluster.address`, for a run. Every wait is bounded.
+    """Checks the cluster at `cluster.address` for a run and returns the report. Every wait has a limit.
 
     Args:
-        config: of the run, with an address.
-        note: told what is waited for.
+        config: the configuration of the run, with an address.
+        note: called with a message before each wait.
 
     Raises:
         ClusterError: the cluster cannot be joined, or has no nodes.
@@ -78,7 +78,10 @@ def _look(config: RunConfig, note: Callable[[str], None]) -> Report:
 
 
 def _nodes(config: RunConfig) -> list[Node]:
-    """Those that are alive, by address; named by host name where that tells them apart, else by address or id."""
+    """Returns the live nodes, sorted by address.
+
+    Their names are host names if these are unique, else addresses or ids.
+    """
     alive = [node for node in ray.nodes() if node["Alive"]]
     if not alive:
         raise ClusterError(f"cluster.address={config.cluster.address}: Ray knows of no node that is alive")
@@ -103,8 +106,8 @@ def _nodes(config: RunConfig) -> list[Node]:
 
 @contextmanager
 def _probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
-    """A `NodeProbe` on every node, by name; killed with the block."""
-    # By value: a node with another ray_rl, or none, must be able to say so.
+    """Yields a `NodeProbe` on every node, by name. The probes are killed at the end of the block."""
+    # Sent by value, so that a node with another version of ray_rl, or without it, can report that.
     cloudpickle.register_pickle_by_value(node_probe)
     try:
         probe: Any = ray.remote(num_cpus=0)(node_probe.NodeProbe)
@@ -124,7 +127,7 @@ def _probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
 def _sights(
     nodes: Sequence[Node], probes: dict[str, Any], wanted: Wanted, note: Callable[[str], None]
 ) -> tuple[list[NodeSight], dict[str, str], list[Finding]]:
-    """What the nodes see, which do not answer and why, and what is wrong with the shared folder here."""
+    """Returns the facts about nodes that answer, why others do not answer, and problems of the shared folder here."""
     note(f"nodes: waiting for {len(nodes)} to say what they see")
     looks = gather(
         {name: probe.look.remote(PACKAGES, wanted.folder) for name, probe in probes.items()}, timeout_s=START_S
@@ -166,7 +169,7 @@ def _sights(
 
 
 def _clock(probe: Any) -> tuple[float, float] | str:
-    """How far a node's clock is ahead and how well that is known, in s; or why it did not answer."""
+    """Returns how far a node's clock is ahead and the uncertainty, in seconds; or why the node did not answer."""
     best = (0.0, float("inf"))
     for _ in range(CLOCK_ASKS):
         begin_s, begun_s = time.time(), time.perf_counter()
@@ -180,7 +183,7 @@ def _clock(probe: Any) -> tuple[float, float] | str:
 
 
 def _canaries(probes: Mapping[str, Any], folder: str) -> tuple[dict[str, Canary], list[Finding]]:
-    """A file of the driver for all nodes and one of each for the driver, by node; or why the driver wrote none."""
+    """Exchanges canary files with all nodes; returns the results by node, or a finding if the driver cannot write."""
     try:
         os.makedirs(folder, exist_ok=True)
         place = tempfile.mkdtemp(prefix=".preflight-", dir=folder)
@@ -210,7 +213,7 @@ def _canaries(probes: Mapping[str, Any], folder: str) -> tuple[dict[str, Canary]
 
 
 def _nccl_tests(nodes: Sequence[Node], note: Callable[[str], None]) -> dict[str, dict[str, NcclTest]]:
-    """What nccl-tests print on the GPUs of each node, by node and program; the programs one after the other."""
+    """Runs nccl-tests on the GPUs of each node, one program after the other; returns results by node and program."""
     run = ray.remote(num_cpus=0, max_retries=0)(run_nccl_test)
     found: dict[str, dict[str, NcclTest]] = {node.name: {} for node in nodes}
     for program in PROGRAMS:
@@ -231,7 +234,7 @@ def _nccl_tests(nodes: Sequence[Node], note: Callable[[str], None]) -> dict[str,
 
 
 def run_nccl_test(program: str, gpus: int) -> NcclTest:
-    """Runs one of nccl-tests on so many of the GPUs that this process sees, and reads what it prints."""
+    """Runs one of nccl-tests on some of the GPUs that this process sees, and reads its output."""
     path = shutil.which(program)
     if path is None:
         return NcclTest({}, trouble=MISSING)

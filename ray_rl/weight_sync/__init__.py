@@ -1,1 +1,1 @@
-"""New weights from the trainer to every engine."""
+"""Publishes new weights from the trainer to every engine."""

@@ -1,18 +1,18 @@
-"""The second line behind the proof of a publish: do engines serve what they received, and does it act like the policy?
+"""Audits engines after a publish: do they serve the weights that they received, and do these act like the policy?
 
-Every publish is proved byte by byte before it is loaded (`proof`). What an engine makes of it is looked at now and
-then:
+Every publish is proved byte by byte before the weights are loaded (`proof`). An audit checks the loaded weights from
+time to time:
 
-- Checksums of the loaded weights are equal on all engines. Of weights that live in packed kernels only (vLLM's CPU
-  build packs most linear layers) the checksum is that of an empty tensor and says nothing: `sync/checksums_proved` is
-  the share that says something.
-- A canary: one fixed prompt, answered by every engine, and the trainer's log-probabilities of that answer. In float32
-  it sees weights that are one step of 1e-6 old (6e-4 against 4e-6, measured). In bfloat16 it cannot see a stale step
-  (0.041 either way): there it judges the first publish alone, and is a number to plot after it. After the first publish
-  it runs only where rollouts are synchronous: it would wait behind those in flight, and training with it.
-  `sync/logprob_gap_max` says the same of trained tokens.
-- The canary of the first publish, whatever `audit_every` is, tells whether engine and trainer compute the same model at
-  all: another soft cap, scale or variant of attention in one of the two would bias every ratio of the run.
+- Checksums of the loaded weights must be equal on all engines. For weights that exist only in packed kernels (vLLM's
+  CPU build packs most linear layers) the checksum is that of an empty tensor and proves nothing:
+  `sync/checksums_proved` is the share of weights with a meaningful checksum.
+- A canary is one fixed prompt. Every engine answers it, and the trainer computes log-probabilities of the answer. In
+  float32 the canary detects weights that are one step of 1e-6 old (a gap of 6e-4 instead of 4e-6, measured). In
+  bfloat16 it cannot detect a stale step (0.041 in both cases): there it judges only the first publish, and afterwards
+  it is a number to plot. After the first publish it runs only with synchronous rollouts: otherwise it would wait for
+  rollouts in flight, and training would wait for it. `sync/logprob_gap_max` is the same for trained tokens.
+- The canary of the first publish, for any `audit_every`, checks that engine and trainer compute the same model: a
+  different soft cap, scale or variant of attention would bias every ratio of the run.
 """
 
 from __future__ import annotations
@@ -38,56 +38,56 @@ CANARY = "Name three colours, then count from one to five."
 CANARY_TOKENS = 16
 CANARY_SEED = 20260101
 FLOAT32_GAP = 1e-2
-"""Largest gap of a token's log-probability that two float32 implementations of one model explain, with room."""
+"""Largest gap in a token's log-probability between two float32 implementations of one model, with a margin."""
 BFLOAT16_GAP = 0.5
-"""Largest mean gap of the canary's tokens that bfloat16 explains: 12 times the mean that was measured (0.04), and more
-than the largest of a single token (0.35)."""
+"""Largest mean gap of the canary's tokens in bfloat16: 12 times the measured mean (0.04), and more than the largest
+measured gap of a single token (0.35)."""
 EMPTY = hashlib.sha256(b"").hexdigest()
-"""What a weight that lives elsewhere gives."""
+"""The checksum of a weight that exists only in a packed kernel."""
 
 Seen = TypeVar("Seen")
 Checksums = Sequence[Mapping[str, str]]
-"""Of each worker of an engine, by parameter."""
+"""One mapping from parameters to checksums for each worker of an engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """How far an engine's log-probabilities of the canary's answer are from the trainer's."""
+    """The difference between an engine's and the trainer's log-probabilities of the canary's answer."""
 
     mean: float
     largest: float
     token: int
-    """Where it is largest."""
+    """Position of the token with the largest difference."""
     by_engine: float
     by_trainer: float
 
 
 class AuditedEngine(Protocol):
-    """An engine, as an audit sees it."""
+    """The methods of an engine that an audit needs."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name in messages."""
 
     async def generate(self, request: SampleRequest) -> list[Completion]:
-        """Completions of one prompt."""
+        """Returns the completions of one prompt."""
 
     async def checksums(self) -> Checksums:
-        """SHA-256 of every loaded weight."""
+        """Returns the SHA-256 of every loaded weight."""
 
 
 class Scorer(Protocol):
-    """The trainer."""
+    """The method of the trainer that an audit needs."""
 
     async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
-        """float32 [R, T] of the loss tokens."""
+        """Returns the log-probabilities of the loss tokens, float32 [R, T]."""
 
 
 class Publisher(Protocol):
-    """The way to the engines."""
+    """Publishes weights to the engines."""
 
     async def publish(self, version: int) -> list[Metric]:
-        """Returns when every engine serves `version`."""
+        """Publishes the weights as `version`, and returns when every engine serves them."""
 
 
 class AuditedWeights:
@@ -102,14 +102,14 @@ class AuditedWeights:
         engines: Callable[[], Sequence[AuditedEngine]],
         prompt: tuple[int, ...],
     ) -> None:
-        """Asks nothing yet.
+        """Makes a publisher with audits.
 
         Args:
-            config: of the run.
-            weights: which publish.
-            actor: whose weights they are.
-            engines: those that live now.
-            prompt: of the canary, in tokens.
+            config: the configuration of the run.
+            weights: publishes the weights.
+            actor: the trainer of the weights.
+            engines: returns the live engines.
+            prompt: the tokens of the canary.
         """
         self._config = config
         self._weights = weights
@@ -119,11 +119,11 @@ class AuditedWeights:
         self._is_first = True
 
     async def publish(self, version: int) -> list[Metric]:
-        """Returns when every engine serves `version`, and what it serves was looked at if that is due.
+        """Publishes `version`, and audits the engines if that is due.
 
         Raises:
-            WeightMismatch: engines differ among themselves or, in float32 and in the first publish, from the trainer,
-                and did so again after everything had been published once more.
+            WeightMismatch: engines differ from each other or, in float32 and in the first publish, from the trainer,
+                and they still differ after a second publish.
         """
         metrics = await self._weights.publish(version)
         every = self._config.weight_sync.audit_every
@@ -154,7 +154,7 @@ class AuditedWeights:
         return metrics
 
     async def _of_all(self, ask: Callable[[AuditedEngine], Coroutine[Any, Any, Seen]]) -> dict[str, Seen]:
-        """What the engines answer, by name; nothing of those that are lost meanwhile."""
+        """Returns the answers of the engines, by name, without engines that were lost in the meantime."""
 
         async def asked(engine: AuditedEngine) -> dict[str, Seen]:
             try:
@@ -166,13 +166,13 @@ class AuditedWeights:
         return {name: seen for answer in answers for name, seen in answer.items()}
 
     async def _gap(self, engine: AuditedEngine, version: int) -> Gap:
-        """Difference to the trainer in the log-probabilities of the canary's answer."""
+        """Returns the difference to the trainer in the log-probabilities of the canary's answer."""
         request = SampleRequest(f"canary/{version}", self._prompt, 1, CANARY_SEED, max_tokens=CANARY_TOKENS)
         (completion,) = await engine.generate(request)
         logprobs_RT = await self._actor.logprobs(batch_of(self._prompt, completion, rows=self._config.train.workers))
         by_trainer_T = logprobs_RT[0, : len(completion.logprobs)]
         gap_T = np.abs(by_trainer_T - completion.logprobs)
-        worst = int(gap_T.argmax())  # of nan, where there is one
+        worst = int(gap_T.argmax())  # nan counts as the largest
         return Gap(
             mean=float(gap_T.mean()),
             largest=float(gap_T[worst]),
@@ -183,7 +183,7 @@ class AuditedWeights:
 
 
 def batch_of(prompt: tuple[int, ...], completion: Completion, *, rows: int) -> TrainBatch:
-    """One completion as a batch of equal rows: every rank of the trainer gets one."""
+    """Returns a batch whose rows are all one completion, so that every rank of the trainer gets a row."""
     tokens_RT = np.tile(completion.token_ids, (rows, 1))
     return TrainBatch(
         prompt_ids=(np.asarray(prompt, np.int32),),
@@ -201,10 +201,10 @@ def require_same(checksums: Mapping[str, Checksums]) -> float:
     """Compares the loaded weights of all engines, worker by worker.
 
     Returns:
-        The share of weights whose checksum says anything; that of one engine proves nothing about others.
+        The share of weights with a meaningful checksum. A single engine has no other to compare with.
 
     Raises:
-        WeightMismatch: two engines differ; names them and a parameter.
+        WeightMismatch: two engines differ; the message names them and a parameter.
     """
     (first, expected), *others = checksums.items()
     for name, seen in others:
@@ -220,10 +220,10 @@ def require_same(checksums: Mapping[str, Checksums]) -> float:
 
 
 def require_close(gaps: Mapping[str, Gap], version: int, *, is_float32: bool) -> None:
-    """Judges the canary: every token in float32, their mean in bfloat16.
+    """Judges the canary: every token in float32, the mean of the tokens in bfloat16.
 
     Raises:
-        WeightMismatch: an engine's log-probabilities are not the trainer's; names a token and both numbers.
+        WeightMismatch: the log-probabilities of an engine differ too much; the message has a token and both numbers.
     """
     for name, gap in gaps.items():
         seen, bound = (gap.largest, FLOAT32_GAP) if is_float32 else (gap.mean, BFLOAT16_GAP)

@@ -1,4 +1,4 @@
-"""How the stream of parameters is cut into buckets. Pure, so that sender and receivers agree without talking."""
+"""Divides the stream of parameters into buckets with pure functions: sender and receivers compute the same buckets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray_rl.training.gather import ParameterSpec
 
 
 def plan_buckets(specs: Sequence[ParameterSpec], *, capacity_bytes: int) -> list[list[ParameterSpec]]:
-    """Consecutive parameters, as many as fit; a parameter that is alone larger has a bucket of its own."""
+    """Returns buckets of as many consecutive parameters as fit; a larger parameter gets a bucket of its own."""
     buckets: list[list[ParameterSpec]] = []
     used = 0
     for spec in specs:
@@ -25,14 +25,14 @@ def plan_buckets(specs: Sequence[ParameterSpec], *, capacity_bytes: int) -> list
 
 
 def bucket_bytes(bucket: Sequence[ParameterSpec]) -> int:
-    """Size of a bucket."""
+    """Returns the size of a bucket."""
     return sum(spec.bytes for spec in bucket)
 
 
 def unpack(buffer: Tensor, bucket: Sequence[ParameterSpec]) -> list[tuple[str, Tensor]]:
-    """Names and views into a flat uint8 buffer, in the order of the bucket.
+    """Returns names and views into a flat uint8 buffer, in the order of the bucket.
 
-    Offsets are multiples of the element size, as all parameters of a stream have one dtype.
+    Offsets are multiples of the element size, because all parameters of a stream have one dtype.
     """
     views = []
     offset = 0
@@ -45,20 +45,20 @@ def unpack(buffer: Tensor, bucket: Sequence[ParameterSpec]) -> list[tuple[str, T
 
 
 class BufferRing:
-    """A few flat buffers, used again and again: fresh 64 MiB allocations cost four times as much as a warm copy."""
+    """A few flat buffers that are reused: a copy into a new 64 MiB allocation takes four times as long."""
 
     def __init__(self) -> None:
         self._free: list[Tensor] = []
 
     def take(self, size: int) -> Tensor:
-        """A uint8 buffer of exactly `size` bytes, the memory of an earlier one if any is large enough."""
+        """Returns a uint8 buffer of exactly `size` bytes, in the memory of an earlier one if that is large enough."""
         for i, base in enumerate(self._free):
             if base.numel() >= size:
                 return self._free.pop(i)[:size]
         return torch.empty(size, dtype=torch.uint8)
 
     def give(self, buffer: Tensor) -> None:
-        """Returns a buffer, when nothing reads or writes it any more."""
+        """Takes a buffer back, when nothing reads or writes it any more."""
         base = buffer if buffer._base is None else buffer._base
         self._free.append(base)
         self._free.sort(key=Tensor.numel)

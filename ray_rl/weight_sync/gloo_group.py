@@ -13,13 +13,13 @@ from ray_rl.training.process_group import rendezvous_store
 
 
 class GlooGroup:
-    """A gloo group beside the default one, with a bound on every operation."""
+    """A gloo group separate from the default group, with a time limit on every operation."""
 
     def __init__(self, *, address: str, port: int, rank: int, world: int, timeout_s: float) -> None:
-        """Meets the other ranks; blocks until all have come.
+        """Joins the other ranks; blocks until all have joined.
 
         Raises:
-            WeightSyncError: not all came within `timeout_s`.
+            WeightSyncError: not all ranks joined within `timeout_s`.
         """
         timeout = timedelta(seconds=timeout_s)
         try:
@@ -32,6 +32,6 @@ class GlooGroup:
             ) from error
 
     def broadcast(self, buffer: Tensor) -> Any:
-        """Starts a broadcast from rank 0; `.wait()` on what is returned."""
+        """Starts a broadcast from rank 0 and returns its work, which has `.wait()`."""
         # bound: the process group has weight_sync.timeout_s
         return self._group.broadcast([buffer], dist.BroadcastOptions())

@@ -1,4 +1,4 @@
-"""What vLLM calls in each of its processes (entry point `vllm.general_plugins`)."""
+"""The plugin that vLLM loads in each of its processes (entry point `vllm.general_plugins`)."""
 
 GLOO, SHARED_MEMORY, NCCL = "ray_rl_gloo", "ray_rl_shared_memory", "ray_rl_nccl"
 """Names of our weight-transfer backends in vLLM's configuration."""
@@ -11,7 +11,7 @@ RECEIVERS = {
 
 
 def register() -> None:
-    """Makes our receivers known to vLLM, by name: they are imported when an engine asks for one."""
+    """Registers our receivers with vLLM by name: they are imported when an engine needs one."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     for backend, (module, receiver) in RECEIVERS.items():

@@ -1,8 +1,8 @@
-"""Proof that what arrived is what was sent: a digest of every byte on both sides, compared before any engine serves.
+"""Proves that engines received what was sent: both sides digest every byte and compare before any engine serves.
 
-The trainer digests each part of a parameter out of its own memory, before it is copied for the transport; an engine
-digests what it loads from, before it loads it. A flipped bit, a bucket that was left out or came twice, and a publish
-that never reached an engine all show. What lies behind the load (an engine's packed kernels) does not: see `audit`.
+The trainer digests each part of a parameter in its own memory, before it is copied for the transport. An engine digests
+the received tensors before it loads them. This detects a flipped bit, a bucket that is missing or came twice, and a
+publish that never reached an engine. It does not cover what happens after loading (packed kernels): see `audit`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from ray_rl.errors import WeightMismatch
 from ray_rl.rollout.receiver import MISMATCH
 
 Digests = dict[str, dict[int, str]]
-"""By parameter, then by the first element of each of its parts."""
+"""Digests by parameter, then by the first element of each of its parts."""
 
 CHUNK_WORDS = 1 << 22
-"""32-bit words that are digested at once on a GPU: 32 MiB of memory beside the weights."""
+"""32-bit words that a GPU digests together: they take 32 MiB of memory in addition to the weights."""
 TWICE = -1
-"""In place of a first element."""
+"""Key, instead of a first element, for a parameter that arrived twice."""
 SHOWN = 3
-"""Parameters that a message names."""
+"""The most parameters that a message names."""
 
 
 def digest(values: Tensor) -> str:
-    """Hexadecimal digest of the bytes of a tensor, in order.
+    """Returns the hexadecimal digest of the bytes of a tensor, in order.
 
-    XXH3-128 in host memory. On a GPU two sums over its little-endian 32-bit words w_i, zeros behind the end, modulo
-    2^64: sum w_i and sum (2i + 1) w_i. The second alone changes with every change of a single word, as 2i + 1 is odd
-    and the change smaller than 2^32. Neither guards against someone who wants a collision, and nobody here does.
+    In host memory it is XXH3-128. On a GPU it is two sums over the little-endian 32-bit words w_i, padded with zeros,
+    modulo 2^64: sum w_i and sum (2i + 1) w_i. The second sum changes with every change of a single word, because 2i + 1
+    is odd and the change is smaller than 2^32. Neither protects against deliberate collisions, which nobody tries here.
     """
     flat = values.detach().contiguous().view(-1).view(torch.uint8)
     if not flat.is_cuda:
@@ -41,7 +41,7 @@ def digest(values: Tensor) -> str:
 
 
 def word_sums(flat: Tensor) -> str:
-    """The digest of GPUs; see `digest`.
+    """Returns the digest that is used on GPUs; see `digest`.
 
     Args:
         flat: uint8 [bytes], on any device.
@@ -60,7 +60,7 @@ def word_sums(flat: Tensor) -> str:
 
 
 def merged(ranks: Iterable[Digests]) -> Digests:
-    """The digests of all ranks of the trainer, each of which has parts of its own."""
+    """Returns the digests of all ranks of the trainer together; each rank has its own parts."""
     found: Digests = {}
     for digests in ranks:
         for name, parts in digests.items():
@@ -69,10 +69,11 @@ def merged(ranks: Iterable[Digests]) -> Digests:
 
 
 def require_equal(sent: Digests, arrived: Digests) -> None:
-    """Compares what the trainer has digested with what an engine has, which digests every byte of what came.
+    """Compares the digests of the trainer with those of an engine, which cover every received byte.
 
     Raises:
-        WeightMismatch: anything differs, is missing, or came unasked; says how many parameters, and which.
+        WeightMismatch: a digest differs, is missing or was not expected; the message has the number and the names of
+            such parameters.
     """
     wrong = [name for name in {**sent, **arrived} if sent.get(name) != arrived.get(name)]
     if sent and not wrong:
@@ -83,22 +84,22 @@ def require_equal(sent: Digests, arrived: Digests) -> None:
 
 
 class Arrivals:
-    """What an engine's worker has received since its update began."""
+    """The digests of everything that an engine's worker has received since the update began."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
+        """Makes an empty collection."""
         self._digests: Digests = {}
 
     def begin(self) -> None:
-        """A new update: what came before proves nothing."""
+        """Begins a new update and forgets earlier digests."""
         self._digests = {}
 
     def add(self, tensors: Iterable[tuple[str, Tensor]], parts: Mapping[str, int]) -> None:
         """Digests tensors before they are loaded.
 
         Args:
-            tensors: by name, whole.
-            parts: elements of a part of each parameter; the last part may have fewer.
+            tensors: whole tensors with their names.
+            parts: number of elements in a part, by parameter; the last part may have fewer.
         """
         for name, tensor in tensors:
             flat = tensor.detach().contiguous().view(-1)
@@ -109,5 +110,5 @@ class Arrivals:
             self._digests[name] = {start: digest(flat[start : start + step]) for start in range(0, flat.numel(), step)}
 
     def prove(self, sent: Digests) -> None:
-        """See `require_equal`."""
+        """Calls `require_equal` with the received digests."""
         require_equal(sent, self._digests)

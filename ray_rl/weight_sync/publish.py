@@ -1,4 +1,4 @@
-"""The protocol of a publish: pause, receive, commit, verify, resume. Knows neither Ray nor the transport."""
+"""The protocol of a publish: pause, receive, commit, verify, resume. Independent of Ray and of the transport."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ from ray_rl.weight_sync.proof import Digests
 from ray_rl.weight_sync.senders.sender import Sent
 
 ORIGIN = "actor"
-"""Name of the trainer in messages."""
+"""The trainer's name in messages."""
 
 
 class Receiver(Protocol):
-    """An engine, as the protocol sees it."""
+    """The methods of an engine that the protocol needs."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name in messages."""
 
     async def begin_update(self) -> None:
-        """Pauses generation and makes the model ready."""
+        """Pauses generation and prepares the model for new weights."""
 
     async def receive_weights(self, update_info: dict[str, Any]) -> None:
-        """Receives and loads everything."""
+        """Receives and loads all weights."""
 
     async def prove(self, digests: Digests) -> None:
-        """Compares what was received with the digests of what was sent."""
+        """Compares the received weights with the digests of the sender."""
 
     async def commit(self, version: int) -> int:
         """Ends the update and returns the version that the engine reports."""
 
     async def resume(self) -> None:
-        """Generates again."""
+        """Resumes generation."""
 
 
 class Origin(Protocol):
-    """The trainer, as the protocol sees it."""
+    """The methods of the trainer that the protocol needs."""
 
     async def announce(self) -> dict[str, Any]:
-        """What the engines are told of the parameters to come."""
+        """Returns the description of the parameters, which engines get before the weights."""
 
     async def send_weights(self) -> Sent:
-        """Sends everything."""
+        """Sends all weights."""
 
 
 async def publish(origin: Origin, receivers: Sequence[Receiver], *, version: int, timeout_s: float) -> list[Metric]:
-    """Brings the origin's weights to every receiver; on return all of them serve `version`.
+    """Sends the origin's weights to every receiver; on return all of them serve `version`.
 
-    An engine resumes only after every engine has proved that it received every byte that was sent, has committed and
-    has reported the version: none serves a step that others have not got.
+    An engine resumes only after every engine has proved that it received every byte, has committed, and has reported
+    the version: no engine serves a version that another does not have.
 
     Raises:
         WorkerLost: a worker of the trainer died.
-        WeightMismatch: an engine received something else than was sent.
-        WeightSyncError: someone failed, was not done within `timeout_s`, or reports another version; says who, and at
-            what. Engines that had not resumed stay paused.
+        WeightMismatch: an engine received other bytes than were sent.
+        WeightSyncError: a participant failed, did not finish within `timeout_s`, or reports another version; the
+            message says who, and in which phase. Engines that had not resumed stay paused.
     """
     deadline_s = asyncio.get_running_loop().time() + timeout_s
 
@@ -72,7 +72,7 @@ async def publish(origin: Origin, receivers: Sequence[Receiver], *, version: int
             if isinstance(error, WorkerLost):
                 raise error
         if settled.failures:
-            # All of them: an engine that dies breaks the sender's connection, which may be the first to complain.
+            # Report all failures: an engine that dies breaks the sender's connection, and the sender may fail first.
             reasons = "; ".join(str(error) for error in settled.failures.values())
             mismatch = any(isinstance(error, WeightMismatch) for error in settled.failures.values())
             raise (WeightMismatch if mismatch else WeightSyncError)(f"publishing version {version}, {doing}: {reasons}")

@@ -1,4 +1,4 @@
-"""Memory that the processes of one host share."""
+"""Shared memory of the processes on one host."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ MIB = 2**20
 
 
 class Segment:
-    """A piece of shared memory, seen as a flat uint8 tensor.
+    """A segment of shared memory, as a flat uint8 tensor.
 
-    Whoever creates it holds a lock on it as long as it is mapped: a name without a lock is a dead run's
-    (`cluster.scratch` removes it).
+    Its creator holds a lock on it as long as it is mapped: a name without a lock belongs to a dead run, and
+    `cluster.scratch` removes it.
 
-    Its name is only for meeting: once all have it mapped it can be forgotten, and the kernel frees the memory with the
-    last process, however that ends.
+    The name is needed only until all processes have mapped the segment. After that it can be removed, and the kernel
+    frees the memory with the last process, however that ends.
     """
 
     def __init__(self, name: str, file: int, size: int) -> None:
-        """Maps an open file; use `create` or `attach`."""
+        """Makes a segment from an open file; use `create` or `attach` instead."""
         self._path = SHARED / name
         self._map = mmap.mmap(file, size)
         os.close(file)
@@ -38,14 +38,14 @@ class Segment:
 
     @classmethod
     def create(cls, name: str, size: int) -> Segment:
-        """New memory.
+        """Returns a new segment.
 
         Raises:
-            WeightSyncError: there is not enough of it; says how much there is.
+            WeightSyncError: there is too little shared memory; the message says how much there is.
         """
         file = _created(SHARED / name)
         try:
-            os.posix_fallocate(file, 0, size)  # now, and not as a bus error in the middle of a publish
+            os.posix_fallocate(file, 0, size)  # fails now, instead of with a bus error during a publish
         except OSError as error:
             os.close(file)
             (SHARED / name).unlink()
@@ -58,10 +58,10 @@ class Segment:
 
     @classmethod
     def attach(cls, name: str, *, timeout_s: float) -> Segment:
-        """Memory that another process creates, waited for.
+        """Waits for a segment that another process creates, and returns it.
 
         Raises:
-            WeightSyncError: it has not come within `timeout_s`.
+            WeightSyncError: the segment did not appear within `timeout_s`.
         """
         deadline_s = time.monotonic() + timeout_s
         while True:
@@ -70,27 +70,27 @@ class Segment:
             except FileNotFoundError:
                 if time.monotonic() > deadline_s:
                     raise WeightSyncError(
-                        f"the trainer's shared memory {SHARED / name} was not there within "
+                        f"the trainer's shared memory {SHARED / name} did not appear within "
                         f"weight_sync.timeout_s={timeout_s:g}: trainer and engines must be on one host and see one "
                         f"{SHARED}; set weight_sync.backend=gloo where they are not"
                     ) from None
             else:
                 size = os.fstat(file).st_size
-                if size > 0:  # else it is being made
+                if size > 0:  # else its creator has not set the size yet
                     return cls(name, file, size)
                 os.close(file)
             time.sleep(POLL_S)
 
     def forget_name(self) -> None:
-        """Removes the name; who has the memory mapped keeps it."""
+        """Removes the name; processes that have mapped the memory keep it."""
         self._path.unlink(missing_ok=True)
 
 
 def _created(path: Path) -> int:
-    """The descriptor of a new file, locked; the mapping's own descriptor keeps the lock."""
+    """Returns the descriptor of a new file, locked; the mapping's own descriptor keeps the lock."""
     while True:
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists():  # else somebody took it for a dead run's, between the two
+        if path.exists():  # else a cleaner removed it before it was locked
             return file
         os.close(file)

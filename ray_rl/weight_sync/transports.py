@@ -1,4 +1,4 @@
-"""Which transport a run uses, and what each side of it is told."""
+"""Chooses the transport of a run and builds its two sides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Transport = Literal["shared_memory", "gloo", "nccl"]
 
 
 def transport_of(config: RunConfig) -> Transport:
-    """`weight_sync.backend`; auto is nccl on GPU, shared memory in a cluster of this host alone, else gloo."""
+    """Returns `weight_sync.backend`; auto is nccl on GPUs, shared memory in a cluster of one host, else gloo."""
     backend = config.weight_sync.backend
     if backend != "auto":
         return backend
@@ -24,7 +24,7 @@ def transport_of(config: RunConfig) -> Transport:
 
 
 def build_sender(transport: Transport, stream: ParameterStream, *, is_sender: bool) -> Sender:
-    """The trainer's side."""
+    """Returns the sender for the trainer."""
     match transport:
         case "shared_memory":
             return SharedMemorySender(stream, is_sender=is_sender)
@@ -39,7 +39,7 @@ def build_sender(transport: Transport, stream: ParameterStream, *, is_sender: bo
 
 
 def vllm_backend(transport: Transport) -> str:
-    """What vLLM calls the transport."""
+    """Returns vLLM's name of the transport."""
     match transport:
         case "shared_memory":
             return SHARED_MEMORY
@@ -52,11 +52,11 @@ def vllm_backend(transport: Transport) -> str:
 
 
 def engine_init_info(transport: Transport, rendezvous: Rendezvous, *, rank_offset: int) -> dict[str, Any]:
-    """What an engine is told to join: vLLM's init information.
+    """Returns what an engine needs to join: vLLM's init information.
 
     Args:
-        transport: of the run.
-        rendezvous: where to meet.
+        transport: the transport of the run.
+        rendezvous: the address and settings of the group.
         rank_offset: rank of the engine's first worker; the trainer is 0.
     """
     match transport:

@@ -1,1 +1,1 @@
-"""vLLM's side of a publish."""
+"""The side of vLLM in a publish."""

@@ -1,4 +1,4 @@
-"""vLLM's side of a publish over gloo: a native weight-transfer engine, one in every vLLM worker process."""
+"""The side of vLLM in a publish over gloo: a native weight-transfer engine in every vLLM worker process."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ray_rl.weight_sync.gloo_group import GlooGroup
 from ray_rl.weight_sync.proof import Arrivals, Digests
 
 IN_FLIGHT = 2
-"""Broadcasts under way at once: one is loaded into the model while the next arrives."""
+"""Concurrent broadcasts: one bucket is loaded into the model while the next arrives."""
 
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):
-    """Where the sender waits, and this engine's first rank."""
+    """The address of the sender, and this engine's first rank."""
 
     address: str
     port: int
@@ -42,13 +42,13 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
-    """What is about to be sent."""
+    """The description of the parameters that will be sent."""
 
     names: list[str]
     dtypes: list[str]
     shapes: list[list[int]] = field(default_factory=list)
     parts: list[int] = field(default_factory=list)
-    """Elements of the parts of each parameter that the trainer digests by themselves."""
+    """The number of elements in a part that the trainer digests separately, by parameter."""
 
 
 class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
@@ -81,9 +81,9 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         self._arrivals.begin()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receives and loads everything; or, given the trainer's digests, proves that it has arrived.
+        """Receives and loads all weights; or, given the trainer's digests, proves that they arrived.
 
-        Overridden because the base class synchronises an accelerator, too.
+        Overridden because the base class also synchronises an accelerator.
         """
         sent: Digests | None = update_info.get(DIGESTS)
         if sent is not None:
@@ -92,7 +92,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        """Receives bucket after bucket; a bucket is loaded while the next is on its way."""
+        """Receives bucket after bucket; a bucket is loaded while the next is in flight."""
         if self._group is None:
             raise WeightSyncError("weights were announced before this engine joined the transfer group")
         specs = [
@@ -104,7 +104,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         model: Any = self.model
         arriving: list[tuple[Any, Any]] = []
         with ExitStack() as on_failure:
-            # Closes the sockets, so that the peers fail now and not at their time limit.
+            # Closes the sockets, so that the peers fail immediately instead of at their time limit.
             on_failure.callback(self.shutdown)
             on_failure.callback(arriving.clear)
             for k, bucket in enumerate(buckets):
@@ -118,18 +118,18 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             on_failure.pop_all()
 
     def expect(self, bucket: Sequence[ParameterSpec]) -> tuple[Tensor, Any]:
-        """Where a bucket will be, and what to wait for until it is there."""
+        """Returns the buffer for a bucket, and the work to wait for until the bucket has arrived."""
         assert self._group is not None
         buffer = self._ring.take(bucket_bytes(bucket))
         return buffer, self._group.broadcast(buffer)  # bound: the process group has weight_sync.timeout_s
 
     def release(self, buffer: Tensor) -> None:
-        """Called when a bucket is loaded."""
+        """Releases the buffer of a bucket that is loaded."""
         if not self._holds_views():
             self._ring.give(buffer)
 
     def finish_weight_update(self) -> None:
-        """Ends the update: layers in the form that the kernels want."""
+        """Ends the update: converts layers to the form that the kernels need."""
         finalize_layerwise_reload(self.model, self.model_config)
         repack_tied_head(self.model)
 
@@ -138,15 +138,15 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         self._group = None
 
     def _holds_views(self) -> bool:
-        """Whether the model still reads the buffer: a layer is loaded once all of its parameters are here."""
+        """Returns whether the model still reads the buffer: a layer is loaded once all its parameters have arrived."""
         return any(get_layerwise_info(module).loaded_weights for module in self.model.modules())
 
 
 def repack_tied_head(model: Any) -> None:
     """Packs the head's weight again.
 
-    vLLM's CPU build keeps a packed copy of every linear weight. A head tied to the embedding is not loaded by itself,
-    so its copy would stay at the version before, and the logits with it, without an error.
+    vLLM's CPU build keeps a packed copy of every linear weight. A head that is tied to the embedding is not loaded
+    separately, so its packed copy, and the logits, would silently stay at the previous version.
     """
     heads: list[Any] = [module for module in model.modules() if isinstance(module, ParallelLMHead)]
     for head in heads:

@@ -1,4 +1,4 @@
-"""vLLM's side of a publish over NCCL: its own receiver, which digests what it loads."""
+"""The side of vLLM in a publish over NCCL: vLLM's own receiver, which also digests what it loads."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ray_rl.weight_sync.proof import Arrivals, Digests
 
 @dataclass
 class NcclUpdateInfo(NCCLWeightTransferUpdateInfo):
-    """What is about to be sent."""
+    """The description of the parameters that will be sent."""
 
     parts: list[int] = field(default_factory=list)
-    """As for gloo."""
+    """The number of elements in a part that the trainer digests separately, by parameter."""
 
 
 class NcclReceiver(NCCLWeightTransferEngine):
-    """Packed broadcasts over NCCL, proved like all others."""
+    """Receives packed broadcasts over NCCL, and proves them like all other transports."""
 
     update_info_cls = NcclUpdateInfo
 
@@ -36,7 +36,7 @@ class NcclReceiver(NCCLWeightTransferEngine):
         self._arrivals.begin()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receives and loads everything; or, given the trainer's digests, proves that it has arrived."""
+        """Receives and loads all weights; or, given the trainer's digests, proves that they arrived."""
         sent: Digests | None = update_info.get(DIGESTS)
         if sent is not None:
             self._arrivals.prove(sent)
@@ -44,7 +44,7 @@ class NcclReceiver(NCCLWeightTransferEngine):
             super().update_weights(update_info)
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
-        """Receives through vLLM's consumer, which loads what it unpacks into `self.model`."""
+        """Receives with vLLM's consumer, which loads the unpacked weights into `self.model`."""
         assert isinstance(update_info, NcclUpdateInfo)
         parts = dict(zip(update_info.names, update_info.parts, strict=True))
         model: Any = self.model
@@ -56,7 +56,7 @@ class NcclReceiver(NCCLWeightTransferEngine):
 
 
 class _Digesting:
-    """Stands before a model while it loads."""
+    """Replaces a model during loading, and digests the weights before it passes them on."""
 
     def __init__(self, model: Any, arrivals: Arrivals, parts: dict[str, int]) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""vLLM's side of a publish through shared memory."""
+"""The side of vLLM in a publish through shared memory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ray_rl.weight_sync.segment import Segment
 
 @dataclass
 class SharedMemoryInitInfo(GlooInitInfo):
-    """Where the memory is, too."""
+    """The address of the sender, and the name of the shared memory."""
 
     segment: str = ""
 
 
 class SharedMemoryReceiver(GlooReceiver):
-    """Loads from the trainer's memory what the trainer says is complete."""
+    """Loads each bucket from shared memory when the trainer announces that it is complete."""
 
     init_info_cls = SharedMemoryInitInfo
     _segment: Segment | None = None
@@ -40,7 +40,7 @@ class SharedMemoryReceiver(GlooReceiver):
         self._offset = 0
 
     def expect(self, bucket: Sequence[ParameterSpec]) -> tuple[Tensor, Any]:
-        """The next piece of the memory, and the word that it is complete."""
+        """Returns the next part of the memory, and the work that ends when it is complete."""
         assert self._segment is not None and self._group is not None
         size = bucket_bytes(bucket)
         buffer = self._segment.buffer[self._offset : self._offset + size]
@@ -49,7 +49,7 @@ class SharedMemoryReceiver(GlooReceiver):
         return buffer, self._group.broadcast(torch.zeros(1, dtype=torch.uint8))
 
     def release(self, buffer: Tensor) -> None:
-        """The memory stays."""
+        """Does nothing: the shared memory stays mapped."""
 
     def shutdown(self) -> None:
         """Leaves the group and the memory."""

@@ -1,1 +1,1 @@
-"""The trainer's side of a publish."""
+"""The side of the trainer in a publish."""

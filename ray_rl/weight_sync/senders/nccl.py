@@ -1,4 +1,4 @@
-"""The trainer's side of a publish over NCCL: vLLM's own packed broadcast, fed by our stream of parameters."""
+"""The side of the trainer in a publish over NCCL: vLLM's own packed broadcast of our stream of parameters."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ray_rl.weight_sync.senders.sender import NCCL_BUFFERS, Rendezvous, Sent
 
 
 class _StreamSource(WeightSource):
-    """Our stream as vLLM's trainer engine reads it."""
+    """Our stream of parameters with the interface of vLLM's trainer engine."""
 
     def __init__(self, stream: ParameterStream) -> None:
         self._stream = stream
         self.specs = stream.specs
-        """To be sent next."""
+        """Parameters that the next publish sends."""
         self.digests: Digests = {}
-        """Of what was read since the last publish began."""
+        """Digests of the parameters that were read since the last publish began."""
 
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(spec.name, getattr(torch, spec.dtype), spec.shape) for spec in self.specs]
@@ -37,35 +37,35 @@ class _StreamSource(WeightSource):
             for spec, tensor in group:
                 if tensor is not None:
                     self.digests[spec.name] = {0: digest(tensor)}
-                # The stream's memory is used again by the next layer, and a packed buffer spans layers.
+                # The next layer reuses the stream's memory, but a packed buffer spans layers.
                 yield spec.name, tensor if tensor is None else tensor.clone()
 
 
 class _DriverCalls:
-    """The engines' control plane, which the driver calls itself: vLLM's trainer engine must not call it again."""
+    """An empty control plane: the driver calls the engines itself, so vLLM's trainer engine must not."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """The driver has the engines join."""
+        """Does nothing: the driver asks the engines to join."""
 
     def start_weight_update(self) -> None:
-        """The driver has paused and prepared the engines."""
+        """Does nothing: the driver has paused and prepared the engines."""
 
     def update_weights(self, update_info: Any) -> None:
-        """The driver has the engines receive."""
+        """Does nothing: the driver asks the engines to receive."""
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """The driver commits the version."""
+        """Does nothing: the driver commits the version."""
 
 
 class NcclSender:
-    """Packed, double-buffered broadcast over NCCL."""
+    """Sends packed, double-buffered broadcasts over NCCL."""
 
     def __init__(self, stream: ParameterStream, *, is_sender: bool) -> None:
-        """Remembers what to send.
+        """Makes a sender; `join` opens its group.
 
         Args:
-            stream: of this rank's trainer.
-            is_sender: rank 0.
+            stream: the parameters of this rank's trainer.
+            is_sender: whether this is rank 0, which sends.
         """
         self._stream = stream
         self._is_sender = is_sender
@@ -73,7 +73,7 @@ class NcclSender:
         self._source = _StreamSource(stream)
 
     def announce(self) -> dict[str, Any]:
-        """Names, dtypes, shapes, and the elements of the parts that are digested by themselves: all of them."""
+        """Returns names, dtypes, shapes, and the elements of each digested part, which is a whole parameter."""
         specs = self._source.specs
         return {
             "names": [spec.name for spec in specs],
@@ -97,10 +97,10 @@ class NcclSender:
         self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=_DriverCalls(), source=self._source)
 
     def send(self) -> Sent:
-        """Broadcasts everything to engines that have just joined, then what training changes.
+        """Broadcasts all parameters to engines that have just joined, and later only those that training changes.
 
         Raises:
-            WeightSyncError: before `join`.
+            WeightSyncError: `join` was not called before.
         """
         if self._engine is None:
             raise WeightSyncError("the transfer group is closed: join the engines again before publishing")

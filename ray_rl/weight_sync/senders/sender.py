@@ -1,4 +1,4 @@
-"""The trainer's side of a publish, on every rank: all take part in the gather, rank 0 sends."""
+"""The side of the trainer in a publish, on every rank: all ranks take part in the gather, and rank 0 sends."""
 
 from __future__ import annotations
 
@@ -18,61 +18,61 @@ from ray_rl.weight_sync.gloo_group import GlooGroup
 from ray_rl.weight_sync.proof import Digests, digest
 
 IN_FLIGHT = 2
-"""Broadcasts under way at once: one bucket is filled while the one before is sent."""
+"""Concurrent broadcasts: one bucket is filled while the previous one is sent."""
 
 
 NCCL_BUFFERS = 2
-"""The same for vLLM's packed broadcast over NCCL; both sides must be told."""
+"""The same for vLLM's packed broadcast over NCCL; both sides must use the same number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where sender and engines meet, and on what terms."""
+    """The address where sender and engines meet, and the settings of their group."""
 
     address: str
     port: int
     world: int
-    """1 + workers of all engines."""
+    """Size of the group: 1 + the workers of all engines."""
     capacity_bytes: int
     timeout_s: float
     segment: str
-    """Name of the shared memory, where the transport uses it."""
+    """Name of the shared memory, if the transport uses it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What one rank of the trainer knows of a publish that it took part in."""
+    """The result of a publish on one rank of the trainer."""
 
     metrics: list[Metric]
     digests: Digests
-    """Of its own parts: all parts together are merged by the driver."""
+    """Digests of the rank's own parts; the driver merges those of all ranks."""
 
 
 class Sender(Protocol):
-    """What a transport offers the trainer. Called on every rank of the actor, in the same order."""
+    """The trainer's interface to a transport. Every rank of the actor calls the methods in the same order."""
 
     def announce(self) -> dict[str, Any]:
-        """What the engines are told of the parameters to come: vLLM's update information."""
+        """Returns the description of the parameters for the engines: vLLM's update information."""
 
     def join(self, rendezvous: Rendezvous) -> None:
-        """Meets the engines, which must be joining at the same time."""
+        """Joins the group of the engines, which must join at the same time."""
 
     def send(self) -> Sent:
-        """Sends all parameters as they are now, while the engines receive; a collective of the trainer's ranks."""
+        """Sends the current parameters while the engines receive; a collective of the trainer's ranks."""
 
     def close(self) -> None:
-        """Leaves the group; peers that wait fail at once."""
+        """Leaves the group; waiting peers fail immediately."""
 
 
 class GlooSender:
-    """Flat buckets over gloo: bucket k + 1 is gathered and filled while bucket k is sent."""
+    """Sends flat buckets over gloo: bucket k + 1 is gathered and filled while bucket k is sent."""
 
     def __init__(self, stream: ParameterStream, *, is_sender: bool) -> None:
-        """Remembers what to send.
+        """Makes a sender; `join` opens its group.
 
         Args:
-            stream: of this rank's trainer.
-            is_sender: rank 0.
+            stream: the parameters of this rank's trainer.
+            is_sender: whether this is rank 0, which sends.
         """
         self._stream = stream
         self._is_sender = is_sender
@@ -81,7 +81,7 @@ class GlooSender:
         self._specs = stream.specs
 
     def announce(self) -> dict[str, Any]:
-        """Names, dtypes, shapes, and the elements of the parts that are digested by themselves."""
+        """Returns names, dtypes, shapes, and the elements of each part that is digested separately."""
         specs = self._specs
         return {
             "names": [spec.name for spec in specs],
@@ -93,7 +93,7 @@ class GlooSender:
     def join(self, rendezvous: Rendezvous) -> None:
         """Opens the group as rank 0; the other ranks only learn the size of a bucket."""
         self._capacity_bytes = rendezvous.capacity_bytes
-        self._specs = self._stream.specs  # these engines may have nothing yet
+        self._specs = self._stream.specs  # these engines may have no weights yet
         if self._is_sender:
             self._group = GlooGroup(
                 address=rendezvous.address,
@@ -106,11 +106,11 @@ class GlooSender:
     def send(self) -> Sent:
         """Gathers layer by layer into flat buckets and broadcasts them.
 
-        Engines that have just joined get all parameters, later those that training changes.
+        Engines that have just joined get all parameters, and later only those that training changes.
 
         Raises:
-            WeightSyncError: an engine went away or did not keep up; the group is closed, `join` must come before the
-                next publish.
+            WeightSyncError: an engine ended or was too slow; the group is closed, and `join` must be called before
+                the next publish.
         """
         start_s = time.perf_counter()
         parameters = (pair for group in self._stream.groups(self._specs) for pair in group)
@@ -138,7 +138,7 @@ class GlooSender:
         self._group = None
 
     def _parts(self) -> list[int]:
-        """Rank 0 has every parameter whole."""
+        """Returns the elements of a part, by parameter: rank 0 has every parameter whole."""
         return [prod(spec.shape) for spec in self._specs]
 
     def _stream_buckets(self, parameters: Any) -> int:
@@ -170,7 +170,7 @@ class GlooSender:
 
 
 def _digested(parameters: Iterator[Any], digests: Digests) -> Iterator[Any]:
-    """The same parameters, each digested where it was gathered."""
+    """Yields the same parameters, and digests each in the memory where it was gathered."""
     for spec, tensor in parameters:
         digests[spec.name] = {0: digest(tensor)}
         yield spec, tensor

@@ -1,4 +1,4 @@
-"""The trainer's side of a publish through shared memory: every rank writes its own slice of every parameter."""
+"""The side of the trainer in a publish through shared memory: every rank writes its slice of every parameter."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ray_rl.weight_sync.senders.sender import GlooSender, Rendezvous, Sent
 
 
 class SharedMemorySender(GlooSender):
-    """Nothing is gathered and nothing goes through a socket but the word that a bucket is complete.
+    """Gathers nothing, and sends nothing through a socket except the announcement that a bucket is complete.
 
-    The slices of ZeRO-3 land where they belong in the whole parameter; without ZeRO-3 the ranks share the work alike.
+    ZeRO-3's slices are written to their places in the whole parameter; without ZeRO-3 the ranks divide the work evenly.
     """
 
     _segment: Segment | None = None
 
     def join(self, rendezvous: Rendezvous) -> None:
-        """Rank 0 makes the memory and opens the group in which buckets are announced; the other ranks map it."""
+        """Creates the memory and opens the group that announces buckets, on rank 0; maps the memory on other ranks."""
         self.close()
         if self._is_sender:
             self._segment = Segment.create(rendezvous.segment, bucket_bytes(self._stream.specs))
@@ -34,11 +34,11 @@ class SharedMemorySender(GlooSender):
         super().join(rendezvous)
 
     def send(self) -> Sent:
-        """Writes all parameters, and tells the engines of each bucket when every rank has written its part.
+        """Writes all parameters, and announces each bucket to the engines when every rank has written its part.
 
         Raises:
-            WeightSyncError: an engine went away or did not keep up; the group is closed, `join` must come before the
-                next publish.
+            WeightSyncError: an engine ended or was too slow; the group is closed, and `join` must be called before
+                the next publish.
         """
         start_s = time.perf_counter()
         is_closed = self._segment is None or (self._is_sender and self._group is None)
@@ -53,7 +53,7 @@ class SharedMemorySender(GlooSender):
             self._specs = self._stream.trained_specs
             return Sent([], digests)
         assert self._segment is not None
-        self._segment.forget_name()  # all have met, or there would be no publish
+        self._segment.forget_name()  # all have joined, or there would be no publish
         sent = bucket_bytes(self._specs)
         self._specs = self._stream.trained_specs
         seconds = time.perf_counter() - start_s
@@ -65,20 +65,23 @@ class SharedMemorySender(GlooSender):
         self._segment = None
 
     def _leave(self) -> None:
-        """Closes the sockets, so that engines that wait fail at once.
+        """Closes the sockets, so that waiting engines fail immediately.
 
-        The other ranks do not know of it: the memory stays, and with it the barriers of the next publish.
+        The other ranks do not notice it: the memory stays mapped, and the barriers of the next publish still work.
         """
         if self._is_sender and self._segment is not None:
             self._segment.forget_name()
         self._group = None
 
     def _parts(self) -> list[int]:
-        """Each rank has its own slice; the first is as long as any."""
+        """Returns the elements of a part, by parameter: each rank has its own slice, the first the longest one."""
         return [values.numel() for _, values in self._stream.slices(self._specs)]
 
     def _write_all(self, segment: Segment, digests: Digests) -> RuntimeError | None:
-        """Why the engines were not told, if they were not. Every rank writes to the end: each bucket is a barrier."""
+        """Writes and announces all buckets; returns why an announcement failed, or None.
+
+        Every rank continues after a failure, because each bucket is a barrier.
+        """
         told: list[Any] = []
         failure: RuntimeError | None = None
         slices = self._stream.slices(self._specs)
@@ -88,7 +91,7 @@ class SharedMemorySender(GlooSender):
             for name, view in unpack(segment.buffer[offset : offset + size], bucket):
                 start, values = next(slices)
                 own = values.to(view.dtype)
-                if own.numel():  # the last ranks have nothing of a very small parameter
+                if own.numel():  # the last ranks have no part of a very small parameter
                     digests[name] = {start: digest(own)}
                 view.view(-1)[start : start + own.numel()].copy_(own)
             offset += size

@@ -42,7 +42,7 @@ def test_cuda_torchvision_beside_a_cpu_torch_fails():
     finding = checks.vision_packages({"torch": "2.13.0+cpu", "torchvision": "0.28.0", "torchaudio": "2.13.0"}.get)
     assert (finding.verdict, finding.detail) == (
         "fail",
-        "torchvision 0.28.0, torchaudio 2.13.0 beside torch 2.13.0+cpu",
+        "torchvision 0.28.0, torchaudio 2.13.0 with torch 2.13.0+cpu",
     )
     assert finding.remedy.startswith("pip uninstall -y torchvision torchaudio; ")
 
