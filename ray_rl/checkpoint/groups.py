@@ -117,7 +117,7 @@ def _turn_to_json(turn: Turn) -> dict[str, Any]:
 
 
 def _turns_of(rollout: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The turns of a rollout; in files of version 0.1 the rollout itself is its only turn."""
+    """Returns the turns of a rollout; in files of version 0.1 the rollout itself is its only turn."""
     if "turns" in rollout:
         turns: Sequence[Mapping[str, Any]] = rollout["turns"]
         return turns
