@@ -69,9 +69,9 @@ class WeightReceiver:
         proving = asyncio.ensure_future(self._llm.update_weights(request))
         await asyncio.wait({proving})  # bound: the driver's call has weight_sync.timeout_s
         error = proving.exception()
-        _, found, details = str(error).partition(MISMATCH)  # vLLM passes on its text alone, behind words of its own
+        _, found, details = str(error).partition(MISMATCH)  # vLLM passes on its text alone, between words of its own
         if found:
-            raise WeightMismatch(MISMATCH + details.splitlines()[0]) from None
+            raise WeightMismatch(MISMATCH + details.splitlines()[0].partition("'")[0]) from None
         proving.result()
 
     async def commit(self, version: int) -> int:

@@ -119,7 +119,8 @@ class ParameterStream:
         whole: list[tuple[ParameterSpec, Tensor | None]] = []
         offset = 0
         for spec, p, shard in zip(group, parameters, shards, strict=True):
-            columns = parts[:, offset : offset + shard.numel()].reshape(-1)
+            # Not reshape: a view of one element of each rank has a stride that no other dtype can view.
+            columns = parts[:, offset : offset + shard.numel()].contiguous().view(-1)
             # The last slice is padded to the size of the others.
             whole.append((spec, columns[: p.ds_numel].view(spec.shape)))
             offset += shard.numel()

@@ -45,7 +45,7 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
     """The description of the parameters that will be sent."""
 
     names: list[str]
-    dtypes: list[str]
+    dtype_names: list[str]
     shapes: list[list[int]] = field(default_factory=list)
     parts: list[int] = field(default_factory=list)
     """The number of elements in a part that the trainer digests separately, by parameter."""
@@ -97,7 +97,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             raise WeightSyncError("weights were announced before this engine joined the transfer group")
         specs = [
             ParameterSpec(name, dtype, tuple(shape))
-            for name, dtype, shape in zip(update_info.names, update_info.dtypes, update_info.shapes, strict=True)
+            for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         ]
         parts = dict(zip(update_info.names, update_info.parts, strict=True))
         buckets = plan_buckets(specs, capacity_bytes=self._info.capacity_bytes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
 from ray_rl.rollout.receiver import DIGESTS
@@ -30,6 +31,11 @@ class NcclReceiver(NCCLWeightTransferEngine):
         super().__init__(*args, **kwargs)
         self._arrivals = Arrivals()
 
+    def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
+        """Joins the sender's group, and leaves one that it had joined before."""
+        self.shutdown()
+        super().init_transfer_engine(init_info)
+
     def start_weight_update(self) -> None:
         """Prepares the model for weights in checkpoint form."""
         super().start_weight_update()
@@ -51,6 +57,9 @@ class NcclReceiver(NCCLWeightTransferEngine):
         self.model = _Digesting(model, self._arrivals, parts)  # type: ignore[assignment]
         try:
             super().receive_weights(update_info)
+        except BaseException:
+            self.shutdown()  # the next publish is to a new group
+            raise
         finally:
             self.model = model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -19,7 +19,6 @@ from ray_rl.weight_sync.proof import Digests, digest
 
 IN_FLIGHT = 2
 """Concurrent broadcasts: one bucket is filled while the previous one is sent."""
-
 
 NCCL_BUFFERS = 2
 """The same for vLLM's packed broadcast over NCCL; both sides must use the same number."""
@@ -77,7 +76,7 @@ class GlooSender:
         self._stream = stream
         self._is_sender = is_sender
         self._ring = BufferRing()
-        self._group: GlooGroup | None = None
+        self._group: Any = None
         self._specs = stream.specs
 
     def announce(self) -> dict[str, Any]:
@@ -85,7 +84,7 @@ class GlooSender:
         specs = self._specs
         return {
             "names": [spec.name for spec in specs],
-            "dtypes": [spec.dtype for spec in specs],
+            "dtype_names": [spec.dtype for spec in specs],
             "shapes": [list(spec.shape) for spec in specs],
             "parts": self._parts(),
         }
@@ -123,12 +122,13 @@ class GlooSender:
             return Sent([], {})
         digests: Digests = {}
         try:
-            sent = self._stream_buckets(_digested(parameters, digests))
+            self._transmit(self._digested(parameters, digests))
         except RuntimeError as error:
             self.close()
             for _ in parameters:  # as above
                 pass
             raise WeightSyncError(f"sending weights failed: {error}") from error
+        sent = bucket_bytes(self._specs)
         self._specs = self._stream.trained_specs
         seconds = time.perf_counter() - start_s
         return Sent([Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)], digests)
@@ -141,22 +141,27 @@ class GlooSender:
         """Returns the elements of a part, by parameter: rank 0 has every parameter whole."""
         return [prod(spec.shape) for spec in self._specs]
 
-    def _stream_buckets(self, parameters: Any) -> int:
+    def _digested(self, parameters: Iterable[Any], digests: Digests) -> Iterator[tuple[ParameterSpec, Tensor]]:
+        """Yields the parameters in host memory, where the engines digest what arrives, and digests each of them."""
+        for spec, tensor in parameters:
+            own = tensor.cpu()
+            digests[spec.name] = {0: digest(own)}
+            yield spec, own
+
+    def _transmit(self, parameters: Iterator[tuple[ParameterSpec, Tensor]]) -> None:
+        """Sends the announced parameters; returns when all of them are sent."""
         assert self._group is not None
         in_flight: list[tuple[Tensor, Any]] = []
-        sent = 0
         for bucket in plan_buckets(self._specs, capacity_bytes=self._capacity_bytes):
             while len(in_flight) >= IN_FLIGHT:
                 self._finish(in_flight)
             buffer = self._fill(bucket, parameters)
             # bound: the process group has weight_sync.timeout_s
             in_flight.append((buffer, self._group.broadcast(buffer)))
-            sent += bucket_bytes(bucket)
         while in_flight:
             self._finish(in_flight)
-        return sent
 
-    def _fill(self, bucket: Sequence[ParameterSpec], parameters: Any) -> Tensor:
+    def _fill(self, bucket: Sequence[ParameterSpec], parameters: Iterator[tuple[ParameterSpec, Tensor]]) -> Tensor:
         buffer = self._ring.take(bucket_bytes(bucket))
         for _, view in unpack(buffer, bucket):
             _, tensor = next(parameters)
@@ -167,10 +172,3 @@ class GlooSender:
         buffer, work = in_flight.pop(0)
         work.wait()  # bound: the process group has weight_sync.timeout_s
         self._ring.give(buffer)
-
-
-def _digested(parameters: Iterator[Any], digests: Digests) -> Iterator[Any]:
-    """Yields the same parameters, and digests each in the memory where it was gathered."""
-    for spec, tensor in parameters:
-        digests[spec.name] = {0: digest(tensor)}
-        yield spec, tensor

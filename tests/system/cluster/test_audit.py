@@ -49,7 +49,7 @@ class Damaging:
         group = await asyncio.to_thread(GlooGroup, address=address, port=port, rank=0, world=2, timeout_s=LIMIT_S)
         await joining
         await self._engine.begin_update()
-        announced = {"names": [self._name], "dtypes": ["float32"], "shapes": [list(self._changed.shape)]}
+        announced = {"names": [self._name], "dtype_names": ["float32"], "shapes": [list(self._changed.shape)]}
         announced["parts"] = [self._changed.numel()]
         receiving = asyncio.ensure_future(self._engine.receive_weights(announced))
         await asyncio.to_thread(group.broadcast(self._changed.view(-1).view(torch.uint8)).wait)

@@ -144,7 +144,8 @@ async def test_the_exported_weights_are_the_trainers_bit_for_bit_and_a_tied_head
     actor = trained.workers.actor
     update_info = await actor.announce()
     specs = [
-        ParameterSpec(*spec) for spec in zip(*(update_info[key] for key in ("names", "dtypes", "shapes")), strict=True)
+        ParameterSpec(*spec)
+        for spec in zip(*(update_info[key] for key in ("names", "dtype_names", "shapes")), strict=True)
     ]
     rendezvous = Rendezvous(*await trained.free_address(), world=3, capacity_bytes=2**20, timeout_s=60.0, segment="")
     await lone.score.remote(trained.prompt)  # it is there

@@ -84,7 +84,7 @@ def test_what_is_announced_is_what_is_sent_in_its_order():
     announced = GlooSender(stream, is_sender=True).announce()
     assert announced["names"] == [f"w{i}" for i in range(len(SHAPES))]
     assert [tuple(shape) for shape in announced["shapes"]] == SHAPES
-    assert set(announced["dtypes"]) == {"float32"}
+    assert set(announced["dtype_names"]) == {"float32"}
 
 
 def test_the_other_ranks_only_take_part_in_the_gather(meet):
