@@ -12,7 +12,7 @@ from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
-from ray_rl.data.chat import ChatTokenizer, without_end, without_file
+from ray_rl.data.chat import ChatTokenizer, Ends, without_end, without_file
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
 from ray_rl.errors import Preempted
@@ -35,10 +35,13 @@ from ray_rl.metrics.sinks import RolloutRecords
 from ray_rl.models.packaged import cached_folder, resolve_model
 from ray_rl.planner.hardware import resolve_dtype
 from ray_rl.planner.plan import plan
-from ray_rl.rewards.combine import build_rewards
+from ray_rl.rewards.combine import Rewards, build_rewards
 from ray_rl.rollout.collected import Collected
 from ray_rl.rollout.collector import Collector
-from ray_rl.weight_sync.audit import CANARY, AuditedWeights
+from ray_rl.rollout.pool import EnginePool
+from ray_rl.rollout.request import Sampling
+from ray_rl.rollout.schedule import Schedule, ScheduleSettings
+from ray_rl.weight_sync.audit import CANARY, AuditedWeights, AuditSettings
 
 if TYPE_CHECKING:
     from ray_rl.cluster.start import Workers
@@ -166,13 +169,11 @@ async def _train(
                     config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell, scratch=scratch
                 )
             )
-        canary = tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens]
         beginning = source.state()
 
         def session(since: Checkpoint | None) -> Session:
             source.restore(beginning)
-            rollouts = Collector(config, source, workers.engines, rewards, router=workers.router)
-            roles = _roles(config, workers, rollouts, canary=canary)
+            roles = _roles(config, workers, source, tokenizer, rewards)
             return build_session(config, folder, run, roles, stop=stop, since=since, models=models)
 
         await train_on(
@@ -186,12 +187,57 @@ async def _train(
         run.note("ending the workers")
 
 
-def _roles(config: RunConfig, workers: Workers, rollouts: Collector, *, canary: tuple[int, ...]) -> Roles:
+def sampling_of(config: RunConfig, ends: Ends) -> Sampling:
+    """Returns how completions are drawn, with the seed of the run."""
+    rollout = config.rollout
+    return Sampling(
+        max_tokens=rollout.max_tokens,
+        seed=config.run.seed,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        stop=ends.texts,
+        stop_token_ids=ends.token_ids,
+    )
+
+
+def build_collector(
+    config: RunConfig, source: PromptSource, pool: EnginePool, rewards: Rewards, *, sampling: Sampling
+) -> Collector:
+    """Puts the rollout stage together, at its start."""
+    dynamic = config.algorithm.dynamic_sampling
+    settings = ScheduleSettings(
+        prompts_per_step=config.algorithm.prompts_per_step,
+        max_staleness=config.rollout.max_staleness,
+        max_running=config.rollout.max_running,
+        order=config.rollout.order,
+        max_draws=None if dynamic is None else dynamic.max_draws,
+        in_waves=config.run.deterministic,
+    )
+    size = config.algorithm.group_size
+    return Collector(source, pool, rewards, Schedule(settings), sampling=sampling, group_size=size)
+
+
+def _roles(
+    config: RunConfig, workers: Workers, source: PromptSource, tokenizer: ChatTokenizer, rewards: Rewards
+) -> Roles:
+    sampling = sampling_of(config, tokenizer.ends_of(config))
+    pool = EnginePool(workers.engines, timeout_s=config.rollout.timeout_s, router=workers.router)
+    audit = AuditSettings(
+        every=config.weight_sync.audit_every,
+        is_synchronous=config.rollout.max_staleness == 0,
+        is_float32=config.model.dtype == "float32",
+        rows=config.train.workers,
+    )
     weights = AuditedWeights(
-        config, workers.weights, actor=workers.actor, engines=workers.weights.living, prompt=canary
+        audit,
+        workers.weights,
+        actor=workers.actor,
+        engines=workers.weights.living,
+        prompt=tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens],
+        sampling=sampling,
     )
     return Roles(
-        rollouts=rollouts,
+        rollouts=build_collector(config, source, pool, rewards, sampling=sampling),
         actor=workers.actor,
         weights=weights,
         critic=workers.critic,

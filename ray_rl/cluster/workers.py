@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ray_rl.checkpoint.slice_writer import SliceWriter
     from ray_rl.cluster.processes import Family
-    from ray_rl.rollout.engine import Engine
+    from ray_rl.rollout.engine import Engine, EngineSettings
     from ray_rl.rollout.request import SampleRequest
     from ray_rl.training.process_group import Member
     from ray_rl.training.trainer import Scores
@@ -295,6 +295,36 @@ class SamplingWorker:
         return await self._engine.score(token_ids)
 
 
+def policy_engine(config: RunConfig, folder: str, *, threads: int) -> EngineSettings:
+    """Returns the settings of an engine of the policy.
+
+    Args:
+        config: the configuration of the run, with `model.dtype` resolved.
+        folder: of the policy.
+        threads: of a worker on CPU.
+    """
+    from ray_rl.rollout.engine import EngineSettings
+    from ray_rl.weight_sync.transports import transport_of, vllm_backend
+
+    rollout = config.rollout
+    return EngineSettings(
+        model=folder,
+        dtype=config.model.dtype,
+        context_tokens=config.data.max_prompt_tokens + rollout.max_tokens,
+        on_cpu=config.cluster.accelerator == "cpu",
+        tensor_parallel=rollout.tensor_parallel,
+        max_sequences=rollout.max_sequences,
+        gpu_memory_fraction=rollout.gpu_memory_fraction,
+        kv_cache_gib=rollout.kv_cache_gib,
+        enforce_eager=rollout.enforce_eager,
+        trust_remote_code=config.model.trust_remote_code,
+        threads=threads,
+        transfer_backend=vllm_backend(transport_of(config)),
+        on_publish=rollout.on_publish,
+        timeout_s=rollout.timeout_s,
+    )
+
+
 @ray.remote
 class EngineWorker(Shell, SamplingWorker, ReceivingWorker):
     """`Engine`, on the event loop of an asynchronous actor."""
@@ -302,15 +332,8 @@ class EngineWorker(Shell, SamplingWorker, ReceivingWorker):
     async def start(self) -> None:
         """Loads the model."""
         from ray_rl.rollout.engine import Engine
-        from ray_rl.weight_sync.transports import transport_of, vllm_backend
 
-        config = self._setting.config
-        self._engine = Engine(
-            config,
-            self._setting.folder,
-            transfer_backend=vllm_backend(transport_of(config)),
-            threads=self._setting.threads,
-        )
+        self._engine = Engine(policy_engine(self._setting.config, self._setting.folder, threads=self._setting.threads))
         await self._engine.start()
 
     async def ping(self) -> None:

@@ -50,9 +50,14 @@ class Router:
             raise self._end
 
     @contextmanager
-    def place(self, tokens: int) -> Iterator[int]:
-        """Index of the engine to use for a request of at most `tokens` tokens, which count as long as it runs."""
-        engine = min(self._serving, key=lambda index: (self._outstanding[index], index))
+    def place(self, tokens: int, *, preferred: int | None = None) -> Iterator[int]:
+        """Yields the index of the engine for a request, whose tokens count in the block.
+
+        Args:
+            tokens: that the request may cost at most.
+            preferred: the engine to use if it serves.
+        """
+        engine = min(self._serving, key=lambda index: (index != preferred, self._outstanding[index], index))
         self._outstanding[engine] += tokens
         try:
             yield engine
@@ -60,7 +65,7 @@ class Router:
             self._outstanding[engine] -= tokens
 
     def quarantine(self, engine: int) -> None:
-        """Gives it no more requests. Twice is as once."""
+        """Stops sending requests to this engine. Idempotent."""
         self._serving.discard(engine)
 
     def release(self, engine: int) -> None:

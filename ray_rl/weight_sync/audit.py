@@ -19,16 +19,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from ray_rl.concurrency import together
-from ray_rl.config import RunConfig
 from ray_rl.errors import EngineLost, WeightMismatch
 from ray_rl.metrics.metric import Last, Metric
-from ray_rl.rollout.request import SampleRequest
+from ray_rl.rollout.request import SampleRequest, Sampling
 from ray_rl.types import Completion, TrainBatch
 
 if TYPE_CHECKING:
@@ -90,32 +89,49 @@ class Publisher(Protocol):
         """Publishes the weights as `version`, and returns when every engine serves them."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSettings:
+    """When to audit, and what a difference may come from."""
+
+    every: int | None
+    """Audit every so many versions; None: the first publish only."""
+    is_synchronous: bool
+    """Whether no rollout is in flight during a publish, so that engines answer the canary at once."""
+    is_float32: bool
+    """Whether the policy computes in float32; else bfloat16 explains larger gaps."""
+    rows: int
+    """Trainer ranks: each of them scores one row."""
+
+
 class AuditedWeights:
-    """Publishes, and audits every `weight_sync.audit_every`-th version."""
+    """Publishes, and audits every so many versions."""
 
     def __init__(
         self,
-        config: RunConfig,
+        settings: AuditSettings,
         weights: Publisher,
         *,
         actor: Scorer,
         engines: Callable[[], Sequence[AuditedEngine]],
         prompt: tuple[int, ...],
+        sampling: Sampling,
     ) -> None:
         """Makes a publisher with audits.
 
         Args:
-            config: the configuration of the run.
+            settings: when to audit, and what a difference may come from.
             weights: publishes the weights.
             actor: the trainer of the weights.
             engines: returns the live engines.
             prompt: the tokens of the canary.
+            sampling: the sampling of rollouts; the trainer computes log-probabilities at its temperature.
         """
-        self._config = config
+        self._settings = settings
         self._weights = weights
         self._actor = actor
         self._engines = engines
         self._prompt = prompt
+        self._sampling = replace(sampling, max_tokens=min(sampling.max_tokens, CANARY_TOKENS), seed=CANARY_SEED)
         self._is_first = True
 
     async def publish(self, version: int) -> list[Metric]:
@@ -126,7 +142,7 @@ class AuditedWeights:
                 and they still differ after a second publish.
         """
         metrics = await self._weights.publish(version)
-        every = self._config.weight_sync.audit_every
+        every = self._settings.every
         is_due = every is not None and version % every == 0
         if not (is_due or self._is_first):
             return metrics
@@ -143,10 +159,10 @@ class AuditedWeights:
         if with_checksums:
             checksums = await self._of_all(lambda engine: engine.checksums())
             metrics = [Last("sync/checksums_proved", require_same(checksums))] if checksums else []
-        if self._config.rollout.max_staleness > 0 and not self._is_first:
+        if not (self._settings.is_synchronous or self._is_first):
             return metrics
         gaps = await self._of_all(lambda engine: self._gap(engine, version))
-        is_float32 = self._config.model.dtype == "float32"
+        is_float32 = self._settings.is_float32
         if is_float32 or self._is_first:
             require_close(gaps, version, is_float32=is_float32)
         if gaps:
@@ -167,9 +183,9 @@ class AuditedWeights:
 
     async def _gap(self, engine: AuditedEngine, version: int) -> Gap:
         """Returns the difference to the trainer in the log-probabilities of the canary's answer."""
-        request = SampleRequest(f"canary/{version}", self._prompt, 1, CANARY_SEED, max_tokens=CANARY_TOKENS)
+        request = SampleRequest(f"canary/{version}", self._prompt, 1, self._sampling)
         (completion,) = await engine.generate(request)
-        logprobs_RT = await self._actor.logprobs(batch_of(self._prompt, completion, rows=self._config.train.workers))
+        logprobs_RT = await self._actor.logprobs(batch_of(self._prompt, completion, rows=self._settings.rows))
         by_trainer_T = logprobs_RT[0, : len(completion.logprobs)]
         gap_T = np.abs(by_trainer_T - completion.logprobs)
         worst = int(gap_T.argmax())  # nan counts as the largest

@@ -28,7 +28,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ray_rl.app.build import build_session
+from ray_rl.app.build import build_collector, build_session, sampling_of
 from ray_rl.config import RunConfig
 from ray_rl.config.loading.load import load_config
+from ray_rl.data.chat import Ends
 from ray_rl.loops.online import train
 from ray_rl.loops.roles import Roles
 from ray_rl.loops.stopping import Stop
@@ -51,6 +52,7 @@ from ray_rl.planner.assess import assess
 from ray_rl.planner.gpus import DEFAULT_GPU, ClusterShape
 from ray_rl.planner.throughput import estimate
 from ray_rl.rollout.collector import Collector
+from ray_rl.rollout.pool import EnginePool, Sampler
 from ray_rl.rollout.request import SampleRequest
 from ray_rl.types import Completion, TrainBatch
 from tests.benchmarks.simulated import GROUP, MAX_TOKENS, PLANNED, SLOTS, SYNC_S, Judge, Load, Machines, Source
@@ -93,6 +95,11 @@ def config_of(folder: str, *, prompts: int, steps: int, staleness: int, order: s
     )
 
 
+def collector_of(config: RunConfig, engines: Sequence[Sampler]) -> Collector:
+    pool = EnginePool(engines, timeout_s=config.rollout.timeout_s)
+    return build_collector(config, Source(), pool, Judge(), sampling=sampling_of(config, Ends((), ())))
+
+
 async def drive(config: RunConfig, roles: Roles, clock: Callable[[], float]) -> list[dict[str, float]]:
     """What `metrics.jsonl` says of every step, with the time at which the step ended."""
     records = []
@@ -116,7 +123,7 @@ def simulate(load: Load, *, staleness: int, order: str) -> Outcome:
         config = config_of(
             folder, prompts=load.prompts, steps=STEPS, staleness=staleness, order=order, engines=load.engines
         )
-        collector = Collector(config, Source(), machines.engines, Judge())
+        collector = collector_of(config, machines.engines)
         roles = Roles(rollouts=collector, actor=machines, weights=machines)
         records = run_in_virtual_time(lambda clock: drive(config, roles, clock))[WARM:]
     tokens = statistics.fmean(machines.tokens[WARM:])
@@ -188,7 +195,7 @@ def driver_s(order: str, steps: int = 3) -> tuple[float, float]:
     instant = Instant()
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(folder, prompts=PROMPTS, steps=steps, staleness=1, order=order)
-        collector = Collector(config, Source(), [instant], Judge())
+        collector = collector_of(config, [instant])
         asyncio.run(drive(config, Roles(rollouts=collector, actor=instant, weights=instant), time.perf_counter))
     steps_s = [np.subtract(after, before) for before, after in itertools.pairwise(instant.published[1:])]
     cpu_s, wall_s = np.mean(steps_s, axis=0).tolist()

@@ -108,7 +108,7 @@ class Engine:
 
     async def generate(self, request: SampleRequest) -> list[Completion]:
         loop = asyncio.get_running_loop()
-        asked = [(float(length), loop.create_future()) for length in lengths(request.seed, request.samples)]
+        asked = [(float(length), loop.create_future()) for length in lengths(request.sampling.seed, request.samples)]
         self._waiting.extend(asked)
         self._turn()
         return list(await asyncio.gather(*(done for _, done in asked)))

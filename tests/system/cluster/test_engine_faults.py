@@ -121,7 +121,7 @@ class Sabotage:
         self._publishes = 0
 
     def watch(self, roles):
-        self._rollouts, self._router = roles.rollouts, roles.rollouts._router
+        self._rollouts, self._router = roles.rollouts, roles.rollouts._pool._router
         self._engines = roles.weights._engines
         self.running, self.position = self._rollouts.running, self._rollouts.position
         for engine in self._engines:

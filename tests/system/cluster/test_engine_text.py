@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ray_rl.cluster.workers import policy_engine
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.tokenizer import ModelTokenizer
 from ray_rl.errors import DataError
 from ray_rl.rollout.engine import Engine
-from ray_rl.rollout.request import SampleRequest
+from ray_rl.rollout.request import SampleRequest, Sampling
 from ray_rl.types import Completion
 from ray_rl.weight_sync.plugin import SHARED_MEMORY
 from tests.tokenizer_shapes import SHAPES, TEXTS, reference
@@ -61,17 +64,27 @@ def engine(make_config, model: Path, **rollout: object) -> Engine:
         rollout={"max_tokens": LIMIT, "kv_cache_gib": 0.1, "max_sequences": 32, **rollout},
         cluster={"accelerator": "cpu"},
     )
-    return Engine(config, str(model), transfer_backend=SHARED_MEMORY)
+    return Engine(replace(policy_engine(config, str(model), threads=1), transfer_backend=SHARED_MEMORY))
 
 
 @pytest.fixture(scope="module")
 def completions(make_config, model) -> list[Completion]:
     async def sampled() -> list[Completion]:
-        serving = engine(make_config, model, stop=STOP)
+        serving, tokenizer = engine(make_config, model), ChatTokenizer(model)
         await serving.start()
         try:
-            prompt = ChatTokenizer(model).encode(TEXTS[0], chat=True)
-            return await serving.generate(SampleRequest("r", prompt, SAMPLES, seed=0))
+            ends = tokenizer.ends(STOP, (), chat=True)
+            sampling = Sampling(max_tokens=LIMIT, seed=0, stop=ends.texts, stop_token_ids=ends.token_ids)
+            prompt = tokenizer.encode(TEXTS[0], chat=True)
+            completions = await serving.generate(SampleRequest("r", prompt, SAMPLES, sampling))
+            unscored = replace(sampling, logprobs=False)
+            for same, without in zip(
+                completions, await serving.generate(SampleRequest("s", prompt, SAMPLES, unscored)), strict=True
+            ):
+                assert same.token_ids.tolist() == without.token_ids.tolist()
+                assert np.isfinite(same.logprobs).all()
+                assert np.isnan(without.logprobs).all()
+            return completions
         finally:
             serving.stop()
 

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from ray_rl.errors import WeightMismatch
 from ray_rl.rollout.receiver import MISMATCH
-from ray_rl.rollout.request import SampleRequest
+from ray_rl.rollout.request import SampleRequest, Sampling
 from tests.system.cluster import tampering
 from tests.system.cluster.scores import FLOAT32_GAP, batch_of, engine_scores, gap, trainer_scores
 from tests.system.cluster.whole_run import started
@@ -20,6 +20,7 @@ from tests.tiny_model import write_tiny_model
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="session")]
 
 QUESTION, ANSWER = "What is 3+4? Answer with a number.", "3 + 4 is 7 the sum of 4 and 3"
+SAMPLING = Sampling(max_tokens=8, seed=0)
 STILL_S = 0.5
 """In which an engine that serves would have answered twice."""
 ANSWERED_S = 60.0
@@ -70,7 +71,7 @@ class Publishes:
                 del engine.prove
 
     async def _prove_late(self, engine, digests):
-        request = SampleRequest(f"{self.version}/{engine.name}/{len(self.asked)}", tuple(self.prompt), 2, 0)
+        request = SampleRequest(f"{self.version}/{engine.name}/{len(self.asked)}", tuple(self.prompt), 2, SAMPLING)
         asked = asyncio.ensure_future(engine.generate(request))
         self.asked.append(asked)
         await asyncio.sleep(STILL_S)

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from ray_rl.algorithms.credit import credit_fn
 from ray_rl.batching.pack import pack
-from ray_rl.rollout.request import SampleRequest
+from ray_rl.rollout.request import SampleRequest, Sampling
 from ray_rl.types import Prompt, Turn
 from tests.make import group, rollout
 from tests.system.cluster.scores import FLOAT32_GAP, engine_scores, gap, trainer_scores
@@ -109,7 +109,7 @@ def lone(connected, model):
 
 async def test_every_engine_samples_with_the_version_of_the_trainer(trained):
     for engine in trained.workers.engines:
-        request = SampleRequest("after", tuple(trained.prompt), 2, 0)
+        request = SampleRequest("after", tuple(trained.prompt), 2, Sampling(max_tokens=16, seed=0))
         completions = await engine.generate(request)
         assert {int(version) for completion in completions for version in completion.versions} == {STEPS}
 

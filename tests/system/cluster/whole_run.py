@@ -52,6 +52,7 @@ class Started:
 @asynccontextmanager
 async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
     """The workers of a run, within the block; every model is `model`."""
+    from ray_rl.app.build import build_collector, sampling_of
     from ray_rl.cluster.start import started_workers
     from ray_rl.config.rules.check import check
     from ray_rl.data.chat import ChatTokenizer
@@ -62,7 +63,7 @@ async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
     from ray_rl.metrics.run_folder import RunFolder
     from ray_rl.planner.plan import plan
     from ray_rl.rewards.combine import build_rewards
-    from ray_rl.rollout.collector import Collector
+    from ray_rl.rollout.pool import EnginePool
 
     check(config)
     folder, layout = RunFolder.create(config), plan(config)
@@ -73,9 +74,12 @@ async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
         workers = await stack.enter_async_context(
             started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell)
         )
-        source = build_source(config.data, seed=config.run.seed, tokenizer=ChatTokenizer(model))
+        tokenizer = ChatTokenizer(model)
+        source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
+        pool = EnginePool(workers.engines, timeout_s=config.rollout.timeout_s, router=workers.router)
+        sampling = sampling_of(config, tokenizer.ends_of(config))
         roles = Roles(
-            rollouts=Collector(config, source, workers.engines, rewards, router=workers.router),
+            rollouts=build_collector(config, source, pool, rewards, sampling=sampling),
             actor=workers.actor,
             weights=workers.weights,
             critic=workers.critic,

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ray_rl.app.build import build_collector, sampling_of
 from ray_rl.config import RunConfig
+from ray_rl.data.chat import Ends
 from ray_rl.errors import DataError, EngineError, RewardError
 from ray_rl.metrics.metric import Last, Mean, Total
-from ray_rl.rollout.collector import Collector
+from ray_rl.rollout.pool import EnginePool
 from ray_rl.types import Prompt
 from tests import make
 
@@ -111,7 +113,13 @@ def collector(
             "rollout": {"max_tokens": 10, **rollout},
         }
     )
-    return Collector(config, Source(lengths), engines, rewards or Rewards())
+    return build_collector(
+        config,
+        Source(lengths),
+        EnginePool(engines, timeout_s=config.rollout.timeout_s),
+        rewards or Rewards(),
+        sampling=sampling_of(config, Ends((), ())),
+    )
 
 
 def ignore(_text):
@@ -151,7 +159,7 @@ async def test_every_request_has_its_own_id_and_seed_and_asks_for_a_group(comple
         await taker.take(step=step, progress=ignore)
     requests = [request for engine in engines for request in engine.requests]
     assert {request.id for request in requests} == {f"{step}/{index}" for step in range(2) for index in range(4)}
-    assert len({request.seed for request in requests}) == 8
+    assert len({request.sampling.seed for request in requests}) == 8
     assert {request.samples for request in requests} == {3}
 
 
@@ -160,7 +168,7 @@ async def test_the_same_run_asks_with_the_same_seeds_whatever_the_number_of_engi
     for count in (1, 3):
         engines = [Engine(str(i), completion) for i in range(count)]
         await collector(engines, prompts=6, seed=7).take(step=0, progress=ignore)
-        seeds.append({request.id: request.seed for engine in engines for request in engine.requests})
+        seeds.append({request.id: request.sampling.seed for engine in engines for request in engine.requests})
     assert seeds[0] == seeds[1]
 
 

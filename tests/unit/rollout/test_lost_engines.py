@@ -8,9 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ray_rl.app.build import build_collector, sampling_of
 from ray_rl.config import RunConfig
+from ray_rl.data.chat import Ends
 from ray_rl.errors import ClusterError, EngineError, EngineLost
-from ray_rl.rollout.collector import Collector
+from ray_rl.rollout.pool import EnginePool
 from ray_rl.rollout.router import Router
 from ray_rl.types import Prompt
 from tests.make import group, rollout
@@ -23,6 +25,9 @@ class Source:
 
     def __init__(self):
         self.taken = 0
+
+    def state(self):
+        return {"taken": self.taken}
 
     def take(self, count):
         self.taken += count
@@ -92,7 +97,13 @@ class Trial:
                 "rollout": {"max_tokens": 10, "max_staleness": staleness, "timeout_s": timeout_s},
             }
         )
-        self.taker = Collector(config, Source(), self.engines, self.judge, router=self.router)
+        self.taker = build_collector(
+            config,
+            Source(),
+            EnginePool(self.engines, timeout_s=config.rollout.timeout_s, router=self.router),
+            self.judge,
+            sampling=sampling_of(config, Ends((), ())),
+        )
         self.trained = []
 
     def take(self):
@@ -208,7 +219,7 @@ def test_whichever_engines_die_when_no_group_is_lost_or_trained_twice(completion
                 await settled()
         assert trial.trained == [[f"p/{s * prompts + i}" for i in range(prompts)] for s in range(steps)]
         assert len(trial.judge.scored) == len(set(trial.judge.scored))
-        seeds = {(request.id, request.seed) for engine in trial.engines for request in engine.requests}
+        seeds = {(request.id, request.sampling.seed) for engine in trial.engines for request in engine.requests}
         assert len(seeds) == len({request_id for request_id, _ in seeds})
         async with trial.taker.running():
             pass

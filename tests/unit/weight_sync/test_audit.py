@@ -5,10 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from ray_rl.config import RunConfig
 from ray_rl.errors import EngineLost, WeightMismatch
 from ray_rl.metrics.metric import Last, Total
-from ray_rl.weight_sync.audit import EMPTY, AuditedWeights, require_same
+from ray_rl.rollout.request import Sampling
+from ray_rl.weight_sync.audit import EMPTY, AuditedWeights, AuditSettings, require_same
 from tests.make import completion
 
 LOGPROBS = np.array([-1.0, -2.0, -0.5], np.float32)
@@ -54,19 +54,12 @@ class Weights:
 
 
 def audited(engines, *, weights=None, dtype="float32", every=10, staleness=0):
-    config = RunConfig.model_validate(
-        {
-            "run": {"name": "test", "steps": 1},
-            "model": {"path": "tiny", "dtype": dtype},
-            "data": {"kind": "addition"},
-            "rewards": [{"kind": "number"}],
-            "train": {"workers": 2},
-            "rollout": {"max_staleness": staleness},
-            "weight_sync": {"audit_every": every},
-        }
-    )
+    settings = AuditSettings(every=every, is_synchronous=not staleness, is_float32=dtype == "float32", rows=2)
     weights = weights or Weights()
-    return weights, AuditedWeights(config, weights, actor=Trainer(), engines=lambda: engines, prompt=(1, 2))
+    sampling = Sampling(max_tokens=512, temperature=0.5, seed=0)
+    return weights, AuditedWeights(
+        settings, weights, actor=Trainer(), engines=lambda: engines, prompt=(1, 2), sampling=sampling
+    )
 
 
 def publish(weights, version=0):
@@ -79,6 +72,10 @@ def test_only_every_so_many_versions_are_audited():
     for version in range(9):
         publish(weights, version)
     assert [request.id for request in engines[0].requests] == ["canary/0", "canary/4", "canary/8"]
+    # At the temperature of rollouts, as the trainer's log-probabilities are.
+    assert {request.sampling for request in engines[0].requests} == {
+        Sampling(max_tokens=16, temperature=0.5, seed=20260101)
+    }
 
 
 def test_the_first_publish_is_compared_with_the_trainer_whatever_else_is_audited():
