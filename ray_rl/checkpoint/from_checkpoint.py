@@ -18,8 +18,8 @@ from ray_rl.checkpoint.reading import checkpoint_steps, read_checkpoint
 from ray_rl.checkpoint.slices import SliceReader
 from ray_rl.checkpoint.store import disk_errors_explained, read_json
 from ray_rl.checkpoint.weight_files import write_weights
-from ray_rl.config import RunConfig
 from ray_rl.config.loading.load import load_config
+from ray_rl.config.run import ModelConfig
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.errors import CheckpointError
 from ray_rl.metrics.run_folder import config_file
@@ -48,13 +48,16 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
         CheckpointError: the checkpoint does not verify or belongs to another model, or the file system refuses.
     """
     config = load_config(config_file(run))
-    source = _source_of(config, run)
+    source = _source_of(config.model.path, run)
     template = ChatTokenizer.of_run(config, source).changed_template
     checkpoint = _verified(run, step)
     reader = SliceReader(checkpoint / "actor")
     dtype = config.model.dtype if dtype is None else dtype
     model = checkpoint_skeleton(source, trust_remote_code=config.model.trust_remote_code)
-    weights = _Weights(config, source, model, reader, dtype=getattr(torch, dtype))
+    has_frozen_layers = config.train.frozen_layers > 0
+    weights = _Weights(
+        config.model, source, model, reader, dtype=getattr(torch, dtype), may_be_frozen=has_frozen_layers
+    )
     if weights.has_frozen:
         _require_same_source(checkpoint, source)
     with disk_errors_explained(to), new_folder(to) as partial:
@@ -77,9 +80,24 @@ class _Weights:
     """The weights of a model: trained ones from the checkpoint, frozen ones from the source model."""
 
     def __init__(
-        self, config: RunConfig, source: str, model: PreTrainedModel, reader: SliceReader, *, dtype: torch.dtype
+        self,
+        settings: ModelConfig,
+        source: str,
+        model: PreTrainedModel,
+        reader: SliceReader,
+        *,
+        dtype: torch.dtype,
+        may_be_frozen: bool,
     ) -> None:
         """Opens the checkpoint and compares it with the model, without reading weights.
+
+        Args:
+            settings: of the model that the run started from.
+            source: its folder, or a hub name.
+            model: its modules, without weights.
+            reader: of the checkpoint.
+            dtype: the type of the weights that are written.
+            may_be_frozen: whether the run trained only some of the layers.
 
         Raises:
             CheckpointError: the checkpoint belongs to another model.
@@ -90,7 +108,7 @@ class _Weights:
         kept = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
         frozen = {name for name in self._shapes if _vector(name) not in reader}
         self._of_the_source: dict[str, Tensor] = {}
-        if frozen and not config.train.frozen_layers:
+        if frozen and not may_be_frozen:
             raise CheckpointError(
                 f"model.path={source}: the checkpoint has no {min(frozen)}, and no layer was frozen; it belongs to "
                 "another model: restore the model from which the run started"
@@ -98,9 +116,9 @@ class _Weights:
         if frozen or kept:
             loaded = load_causal_lm(
                 source,
-                dtype=config.model.dtype,
+                dtype=settings.dtype,
                 attention="sdpa" if model._supports_sdpa else "eager",
-                trust_remote_code=config.model.trust_remote_code,
+                trust_remote_code=settings.trust_remote_code,
             )
             state = loaded.state_dict()
             self._of_the_source = {name: state[name] for name in sorted(frozen | kept)}
@@ -149,9 +167,8 @@ def _layer(name: str) -> str:
     return ".".join(parts[: first + 1]) if first < len(parts) else ""
 
 
-def _source_of(config: RunConfig, run: Path) -> str:
+def _source_of(path: str, run: Path) -> str:
     """Returns the model from which the run started; a relative path starts at the folder where the run was started."""
-    path = config.model.path
     source = resolve_model(path)
     file = run / "environment.json"
     if Path(source).is_dir() or not file.is_file():

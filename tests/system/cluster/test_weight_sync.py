@@ -212,11 +212,11 @@ async def test_an_episode_of_two_turns_is_trained_on_as_its_engine_sampled_it_an
     """The environment is scripted; turns, masks, advantages, update and publish are the real ones."""
     observation = (trained.prompt[0], *trained.answer[:3])
     engine, actor = trained.workers.engines[0], trained.workers.actor
-    first = await engine.generate(SampleRequest("first turn", tuple(trained.prompt), 4, 0, max_tokens=3))
+    first = await engine.generate(SampleRequest("first turn", tuple(trained.prompt), 4, Sampling(max_tokens=3, seed=0)))
     rollouts = []
     for i, completion in enumerate(first):
         context = (*trained.prompt, *completion.token_ids.tolist(), *observation)
-        (second,) = await engine.generate(SampleRequest(f"second turn {i}", context, 1, i, max_tokens=4))
+        (second,) = await engine.generate(SampleRequest(f"second turn {i}", context, 1, Sampling(max_tokens=4, seed=i)))
         reply = Turn(observation, second, reward=float(i % 2))
         rollouts.append(rollout(completion, reply, reward=1.0, stop="turns"))
     batch = pack([group(*rollouts, prompt=Prompt("p", tuple(trained.prompt), "?"))])
