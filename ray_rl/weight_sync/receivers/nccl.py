@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,10 +57,10 @@ class NcclReceiver(NCCLWeightTransferEngine):
         model: Any = self.model
         self.model = _Digesting(model, self._arrivals, parts)  # type: ignore[assignment]
         try:
-            super().receive_weights(update_info)
-        except BaseException:
-            self.shutdown()  # the next publish is to a new group
-            raise
+            with ExitStack() as on_failure:
+                on_failure.callback(self.shutdown)  # the next publish is to a new group
+                super().receive_weights(update_info)
+                on_failure.pop_all()
         finally:
             self.model = model
 
