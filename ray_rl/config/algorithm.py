@@ -1,5 +1,6 @@
-"""What is optimised."""
+"""The settings that every policy-gradient algorithm shares. `ray_rl.config.online` has one class per algorithm."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -8,7 +9,10 @@ from ray_rl.config.advantages import AdvantageConfig, GroupAdvantage
 from ray_rl.config.base import Config
 from ray_rl.config.correction import Correction
 from ray_rl.config.losses import Clipped, LossConfig
-from ray_rl.config.presets import PRESETS, Preset, filled
+
+Count = Annotated[int, Field(ge=1)]
+Clip = tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0)]]
+Reduction = Literal["token_mean", "sequence_mean", "constant"]
 
 
 class FixedKl(Config):
@@ -71,26 +75,27 @@ class DynamicSampling(Config):
 
 
 class Algorithm(Config):
-    """A policy gradient. `kind: ppo` has a critic, `kind: grpo` compares the completions of a prompt."""
+    """What all policy-gradient algorithms share. Each `kind` is a subclass whose defaults are its vetted numbers."""
 
-    kind: Literal["grpo", "ppo"] = "grpo"
-    """ppo: advantage is `gae`, and there is a `critic`. grpo: any other advantage."""
-    preset: Preset | None = None
-    """Fills in what a named algorithm sets and is not set here; docs/algorithms.md has the table."""
-    prompts_per_step: int = Field(8, ge=1)
+    kind: str = ""
+    """Names the algorithm; docs/algorithms.md has a table of what each kind sets."""
+    prompts_per_step: Count = 8
     """P."""
-    group_size: int = Field(8, ge=1)
+    group_size: Count = 8
     """G, completions per prompt; at least 2 where they are compared."""
     advantage: AdvantageConfig = GroupAdvantage()
+    """How much better a completion was than expected."""
     loss: LossConfig = Clipped()
-    clip: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0)]] = (0.2, 0.2)
+    """What the policy minimises."""
+    clip: Clip = (0.2, 0.2)
     """The ratio is clipped to [1 - clip[0], 1 + clip[1]]."""
     max_log_ratio: float | None = Field(20.0, gt=0)
     """Bound of the log-ratio before exp, without gradient beyond it. verl, OpenRLHF: 20; TRL: none."""
     kl: Kl = Kl()
+    """Penalty on the distance to the frozen reference."""
     entropy_coefficient: float = Field(0.0, ge=0)
     """Weight of the mean token entropy, maximised."""
-    reduction: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    reduction: Reduction = "token_mean"
     """token_mean: sum over all tokens of the optimizer step / their number (DAPO). sequence_mean: mean over sequences
     of the mean over tokens (GRPO as published). constant: sum / (sequences * reduction_denominator) (Dr. GRPO)."""
     reduction_denominator: float | None = Field(None, gt=0)
@@ -102,19 +107,26 @@ class Algorithm(Config):
     """Importance weights of the trainer's policy against the engine's. verl, OpenRLHF: none; TRL: mask_sequences."""
     shaping: Shaping = Shaping()
     dynamic_sampling: DynamicSampling | None = None
+    """Draw again for groups whose rewards are all equal. None: train on what was drawn."""
     mask_truncated: bool = False
     """Completions cut off by the token limit are left out of the loss (DAPO's overlong filtering)."""
-    update_epochs: int = Field(1, ge=1)
+    update_epochs: Count = 1
     """Passes over the batch of a step."""
-    minibatches: int = Field(1, ge=1)
+    minibatches: Count = 1
     """Optimizer steps a pass; divides prompts_per_step."""
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, given: Any) -> Any:
-        """The preset below what the user wrote."""
-        name = given.get("preset") if isinstance(given, dict) else None
-        return filled(given, PRESETS[name]) if isinstance(name, str) and name in PRESETS else given
+    def _over_defaults(cls, given: Any) -> Any:
+        """Fills sections that are given in part from the defaults of this kind: `kl: {coefficient: 0.01}`."""
+        if not isinstance(given, dict):
+            return given
+        return {name: _filled(value, cls._default_section(name)) for name, value in given.items()}
+
+    @classmethod
+    def _default_section(cls, name: str) -> Mapping[str, Any] | None:
+        field = cls.model_fields.get(name)
+        return field.default.model_dump() if field is not None and isinstance(field.default, Config) else None
 
     @property
     def optimizer_steps(self) -> int:
@@ -132,3 +144,16 @@ class Algorithm(Config):
             return False
         needs_kl = self.kl.coefficient > 0 and (self.kl.place == "reward" or self.kl.control.kind == "adaptive")
         return self.optimizer_steps > 1 or needs_kl
+
+
+def _filled(given: Any, default: Mapping[str, Any] | None) -> Any:
+    """Adds the keys of `default` that are missing; a mapping that names another `kind` stays as it is."""
+    if not isinstance(given, Mapping) or default is None:
+        return given
+    if given.get("kind", default.get("kind")) != default.get("kind"):
+        return given
+    return {**default, **{key: _filled(value, _mapping(default.get(key))) for key, value in given.items()}}
+
+
+def _mapping(value: Any) -> Mapping[str, Any] | None:
+    return value if isinstance(value, Mapping) else None

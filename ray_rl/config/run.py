@@ -1,14 +1,14 @@
 """`RunConfig`: everything about one run."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config
 from ray_rl.config.cluster import ClusterConfig
 from ray_rl.config.data import DataConfig
 from ray_rl.config.launch import LaunchConfig
+from ray_rl.config.online import AlgorithmConfig, PpoAlgorithm
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.config.rollout import RolloutConfig, WeightSyncConfig
 from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig
@@ -81,16 +81,30 @@ class RunConfig(Config):
     data: DataConfig
     rewards: list[RewardConfig] = Field(default_factory=list)
     """Functions that judge completions; at least one, or a `reward` model."""
-    algorithm: Algorithm = Algorithm()
+    algorithm: AlgorithmConfig
+    """What is optimised: `kind` names the algorithm and brings its defaults, for example {kind: grpo}."""
     rollout: RolloutConfig = RolloutConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     train: TrainConfig = TrainConfig()
     critic: CriticConfig | None = None
+    """The value model of `algorithm.kind: ppo`, which has a default one if none is given."""
     reference: ReferenceConfig | None = ReferenceConfig()
     reward: RewardModelConfig | None = None
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_critic(cls, given: Any) -> Any:
+        """Adds the default critic for `algorithm.kind: ppo`, which cannot train without one."""
+        if not isinstance(given, dict) or given.get("critic") is not None:
+            return given
+        match given.get("algorithm"):
+            case PpoAlgorithm() | {"kind": "ppo"}:
+                return {**given, "critic": {}}
+            case _:
+                return given
 
     @property
     def logit_chunk_tokens(self) -> int:

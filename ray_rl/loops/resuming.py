@@ -12,6 +12,7 @@ from ray_rl.checkpoint.aside import set_checkpoints_aside
 from ray_rl.checkpoint.export_folder import exported_step
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.config import RunConfig
+from ray_rl.config.loading.old_keys import refuse_old_keys
 from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.config.rules.resume import changes
 from ray_rl.errors import CheckpointError, Preempted, UserError
@@ -195,9 +196,10 @@ def _changes(folder: RunFolder, config: RunConfig) -> list[str]:
             f"{folder.config_yaml}: no such file, and the run has a checkpoint; copy the configuration that it was "
             "trained with to this place"
         )
-    before = read_yaml(file).plain()
+    before = read_yaml(file)
+    refuse_old_keys(before, file)
     try:
-        return changes(before, config)
+        return changes(before.plain(), config)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{file}: not the whole configuration of a run ({error!r} is missing or of another type); put back the "

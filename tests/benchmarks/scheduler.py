@@ -55,6 +55,7 @@ from ray_rl.rollout.collector import Collector
 from ray_rl.rollout.pool import EnginePool, Sampler
 from ray_rl.rollout.request import SampleRequest
 from ray_rl.types import Completion, TrainBatch
+from tests.algorithm import algorithm
 from tests.benchmarks.simulated import GROUP, MAX_TOKENS, PLANNED, SLOTS, SYNC_S, Judge, Load, Machines, Source
 from tests.benchmarks.virtual_time import run_in_virtual_time
 
@@ -88,7 +89,7 @@ def config_of(folder: str, *, prompts: int, steps: int, staleness: int, order: s
             "model": {"path": "none"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
-            "algorithm": {"prompts_per_step": prompts, "group_size": GROUP},
+            "algorithm": algorithm(prompts_per_step=prompts, group_size=GROUP),
             "rollout": rollout,
             "checkpoint": {"every_steps": None, "export": False},
         }

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_rl.config import RunConfig
+from tests.algorithm import algorithm
 
 WORKERS, ENGINES = 2, 2
 ROUNDS = 9
@@ -32,6 +33,7 @@ def config_of(folder: str, scratch: Path, backend: str) -> RunConfig:
             "model": {"path": folder, "dtype": "float32"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
+            "algorithm": algorithm(),
             "train": {"workers": WORKERS, "zero_stage": 3},
             "rollout": {"engines": ENGINES, "max_tokens": 8, "max_sequences": 4, "kv_cache_gib": 0.05},
             "weight_sync": {"backend": backend},

@@ -156,7 +156,11 @@ def _requirement(detail: ErrorDetails) -> str:
 
 
 def _meaning(spot: _Spot) -> str:
-    return " ".join(spot.field.description.split()) if spot.field and spot.field.description else ""
+    """The docstring of the field; a kind that only sets another default has it from the class above."""
+    name = next((name for name, field in spot.owner.model_fields.items() if field is spot.field), None)
+    owners = [owner for owner in spot.owner.__mro__ if issubclass(owner, Config) and name in owner.model_fields]
+    meanings = [owner.model_fields[name].description for owner in owners] if name is not None else []
+    return next((" ".join(meaning.split()) for meaning in meanings if meaning), "")
 
 
 def _place(tree: Located, path: tuple[str | int, ...]) -> str:

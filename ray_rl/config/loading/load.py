@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from ray_rl.config.loading.explain import explain, override_place, show
+from ray_rl.config.loading.old_keys import refuse_old_keys
 from ray_rl.config.loading.override_values import parse_value
 from ray_rl.config.loading.redact import HIDDEN, hidden_keys, without_secrets
 from ray_rl.config.loading.schema import reading_at
@@ -21,9 +22,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str 
     """The configuration in a file, over the files that it `extends`, under the launch file and the overrides.
 
     `extends: other.yaml` is relative to its file; mappings merge key by key, lists and scalars replace, and a mapping
-    that names another `kind` replaces the whole one. An override is `dotted.key=value`, the value in YAML; list entries
-    go by index (`rewards.0.weight=2`); a whole section can be given (`data={kind: jsonl, path: train.jsonl}`). A text
-    field holds what was typed, with `#` and all: see `ray_rl.config.loading.override_values`.
+    that names another `kind` replaces the whole one, except `algorithm`. An override is `dotted.key=value`, the value
+    in YAML; list entries go by index (`rewards.0.weight=2`); a whole section can be given (`data={kind: jsonl, path:
+    train.jsonl}`). A text field holds what was typed, with `#` and all: see `ray_rl.config.loading.override_values`.
     A launch file holds what stands under `launch:` in a configuration, without that key.
     Rules between fields are not checked here: see `ray_rl.config.rules.check`.
 
@@ -37,6 +38,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str 
         tree = merge(tree, Located({"launch": _read(Path(launch), ())}, tree.where))
     for text in overrides:
         _override(tree, text)
+    refuse_old_keys(tree)
     try:
         config = RunConfig.model_validate(tree.plain())
     except ValidationError as error:
@@ -64,6 +66,7 @@ def dump_config(config: RunConfig, *, with_secrets: bool = False) -> str:
 def _read(path: Path, children: tuple[Path, ...]) -> Located:
     """The tree of a file over that of the file it extends; `children` are the resolved files that led here."""
     tree = read_yaml(path)
+    refuse_old_keys(tree, path)
     extends = tree.value.pop("extends", None)
     if extends is None:
         return tree

@@ -75,6 +75,13 @@ class Located:
             case _:
                 return None
 
+    def at(self, dotted: str) -> Located | None:
+        """The value under a dotted key, None if there is none."""
+        node: Located | None = self
+        for key in dotted.split("."):
+            node = node.child(key) if node is not None else None
+        return node
+
 
 class Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2 and with bounds, which are checked before anything is built."""
@@ -133,6 +140,19 @@ def read_yaml(path: Path) -> Located:
     Raises:
         ConfigError: no such file, too large, not UTF-8, not YAML, a key twice, or not a mapping.
     """
+    tree = parse(read_text(path), str(path))
+    if not isinstance(tree.value, dict):
+        seen = "empty" if tree.value is None else _kind(tree.value)
+        raise ConfigError(f"{tree.where}: the file is {seen}; write a mapping of sections such as `run:` and `model:`")
+    return tree
+
+
+def read_text(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        ConfigError: no such file, too large, or not UTF-8.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -150,30 +170,46 @@ def read_yaml(path: Path) -> Located:
             f"{path}: more than {MOST_BYTES // 2**20} MiB, which no configuration has; give the path of the run's YAML "
             "file, and keep data in files of its own"
         )
-    tree = _parse(text, Origin(str(path), has_lines=True))
-    if not isinstance(tree.value, dict):
-        seen = "empty" if tree.value is None else _kind(tree.value)
-        raise ConfigError(f"{tree.where}: the file is {seen}; write a mapping of sections such as `run:` and `model:`")
-    return tree
+    return text
 
 
-def merge(base: Located, top: Located) -> Located:
-    """`top` over `base`: mappings merge key by key, everything else is replaced.
+SHARED_BY_KINDS = ("algorithm",)
+"""Sections whose kinds have the same options."""
 
-    A mapping that names another `kind` than the one below it replaces it whole, since its options are others.
+
+def merge(base: Located, top: Located, *, key: str = "") -> Located:
+    """Lays `top` over `base`: mappings merge key by key, everything else is replaced.
+
+    A mapping that names another `kind` than the one below it replaces it whole, since its options are others, except
+    in the sections of SHARED_BY_KINDS.
+
+    Args:
+        base: what is written below.
+        top: what is written above.
+        key: the key of both.
     """
     if not (isinstance(base.value, dict) and isinstance(top.value, dict)):
         return top
     below, above = base.child("kind"), top.child("kind")
-    if below and above and below.value != above.value:
+    if key not in SHARED_BY_KINDS and below and above and below.value != above.value:
         return top
     merged = dict(base.value)
-    for key, child in top.value.items():
-        merged[key] = merge(merged[key], child) if key in merged else child
+    for name, child in top.value.items():
+        merged[name] = merge(merged[name], child, key=name) if name in merged else child
     return Located(merged, top.where)
 
 
-def _parse(text: str, origin: Origin) -> Located:
+def parse(text: str, name: str) -> Located:
+    """The value that the text of a file stands for.
+
+    Args:
+        text: YAML.
+        name: path of the file, for errors.
+
+    Raises:
+        ConfigError: not YAML, or more than a configuration may have.
+    """
+    origin = Origin(name, has_lines=True)
     try:
         node = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:

@@ -79,22 +79,21 @@ def _compares(algorithm: Algorithm) -> bool:
 
 def _critic(config: RunConfig) -> Iterator[str]:
     algorithm = config.algorithm
-    has_gae = isinstance(algorithm.advantage, Gae)
-    kind = algorithm.advantage.kind
-    if has_gae and config.critic is None:
+    has_gae, is_ppo = isinstance(algorithm.advantage, Gae), algorithm.kind == "ppo"
+    if is_ppo and not has_gae:
         yield (
-            "algorithm.advantage.kind=gae: generalised advantages need the values of a critic, and there is none; add "
-            "critic: {workers: 1}, or set algorithm.advantage.kind=group and algorithm.kind=grpo"
+            f"algorithm.advantage.kind={algorithm.advantage.kind}: algorithm.kind=ppo estimates advantages with a "
+            "critic; remove algorithm.advantage, or set algorithm.kind to an algorithm without a critic, such as grpo"
         )
-    if config.critic is not None and not has_gae:
+    if has_gae and not is_ppo:
         yield (
-            f"critic: algorithm.advantage.kind={kind} does not use a critic; remove the section critic, or set "
-            "algorithm.kind=ppo and algorithm.advantage.kind=gae"
+            f"algorithm.advantage.kind=gae: it needs the values of a critic, and algorithm.kind={algorithm.kind} has "
+            "none; set algorithm.kind=ppo, or remove algorithm.advantage"
         )
-    if has_gae != (algorithm.kind == "ppo"):
+    if config.critic is not None and not is_ppo:
         yield (
-            f"algorithm.kind={algorithm.kind}: ppo is what estimates advantages with a critic (gae), and grpo what "
-            f"does not, but algorithm.advantage.kind={kind}; set algorithm.kind={'ppo' if has_gae else 'grpo'}"
+            f"critic: algorithm.kind={algorithm.kind} does not use a critic; remove the section critic, or set "
+            "algorithm.kind=ppo"
         )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
+from tests.algorithm import algorithm
 from tests.system.cluster.ranks import Ranks
 
 ROOT = Path(__file__).parents[3]
@@ -33,6 +34,7 @@ def make_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunCo
             "model": {"path": "tiny", "dtype": "float32"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
+            "algorithm": algorithm(**sections.pop("algorithm", {})),
         }
         return RunConfig.model_validate(whole | sections)
 

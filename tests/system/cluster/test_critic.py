@@ -59,7 +59,7 @@ def make(make_config: Make, ranks: Ranks) -> Make:
         deepspeed = PARTITION_ALL if critic.get("zero_stage") == 3 else {}
         own = {"workers": ranks.world, "micro_batch_tokens": QUARTER, "deepspeed": deepspeed}
         return make_config(
-            algorithm={"kind": "ppo", "advantage": {"kind": "gae"}, "group_size": 1},
+            algorithm={"kind": "ppo", "group_size": 1, "update_epochs": 1, "kl": {"coefficient": 0.0, "place": "loss"}},
             critic=own | {"value_clip": VALUE_CLIP} | critic,
             train={"micro_batch_tokens": QUARTER, "logit_chunk_tokens": 2},
             reference={"workers": ranks.world, "zero_stage": 3, "offload": offload},

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.algorithm import algorithm
 from tests.driver_log import said
 from tests.tiny_model import write_tiny_model
 
@@ -29,7 +30,7 @@ def place(tmp_path_factory):
         "model": {"path": "./model", "dtype": "float32"},
         "data": {"kind": "addition", "maximum": 12, "size": STEPS * PROMPTS, "max_prompt_tokens": 32},
         "rewards": [{"kind": "length", "target": 2}],
-        "algorithm": {"prompts_per_step": PROMPTS, "group_size": GROUP},
+        "algorithm": algorithm(prompts_per_step=PROMPTS, group_size=GROUP),
         "rollout": {"max_tokens": 16, "max_sequences": 16, "kv_cache_gib": 0.05},
         "train": {"learning_rate": 1e-3},
         "cluster": {"accelerator": "cpu"},

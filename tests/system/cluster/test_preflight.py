@@ -14,6 +14,7 @@ import yaml
 
 from ray_rl.config import RunConfig
 from ray_rl.config.loading.load import dump_config
+from tests.algorithm import algorithm
 from tests.system.cluster.namespaces import PORT, UP_S, Hosts, why_impossible
 
 pytestmark = pytest.mark.launch
@@ -37,6 +38,7 @@ class Cluster:
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
+            "algorithm": algorithm(),
             "cluster": {"accelerator": "cpu", "nodes": 3, "address": f"{ONE}:{PORT}"},
         }
         (folder / "run.yaml").write_text(yaml.safe_dump(run))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.algorithm import algorithm as algorithm_section
 from tests.tiny_model import write_tiny_model
 
 PROMPTS, GROUP = 4, 4
@@ -132,7 +133,7 @@ def place_for(folder: Path, name: str, *, steps: int, algorithm: dict | None = N
         "model": {"path": "./model", "dtype": "float32"},
         "data": {"kind": "addition", "maximum": 4, "max_prompt_tokens": 32},
         "rewards": [{"kind": "number", "require_stop": False}],
-        "algorithm": {"prompts_per_step": PROMPTS, "group_size": GROUP, **(algorithm or {})},
+        "algorithm": algorithm_section(**{"prompts_per_step": PROMPTS, "group_size": GROUP, **(algorithm or {})}),
         "rollout": {"max_tokens": 16, "max_sequences": 16, "kv_cache_gib": 0.05},
         "train": {"learning_rate": 1e-3},
         "cluster": {"accelerator": "cpu"},

@@ -15,6 +15,7 @@ run: {name: first, steps: 2}
 model: {path: smollm2-135m-instruct}
 data: {kind: jsonl, path: train.jsonl, max_prompt_tokens: 100}
 rewards: [{kind: number}]
+algorithm: {kind: grpo, reduction: token_mean, kl: {coefficient: 0}}
 rollout: {max_tokens: 24}
 cluster: {accelerator: cpu}
 """

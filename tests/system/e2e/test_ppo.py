@@ -91,7 +91,7 @@ def test_every_sample_is_recorded_with_the_judges_score(ended):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["critic=null"], "algorithm.advantage.kind=gae: generalised advantages need the values of a critic"),
+        (["algorithm.kind=grpo"], "algorithm.advantage.kind=gae: it needs the values of a critic"),
         (["reference=null"], "algorithm.kl.coefficient=0.01: the KL penalty in the reward needs a frozen reference"),
         (["reward.paths=[./two-labels]"], "reward.paths.0=./two-labels: the model has 2 labels"),
         (["rollout.tensor_parallel=3"], "rollout.tensor_parallel=3"),

@@ -21,6 +21,7 @@ PPO = {
     "kind": "ppo",
     "advantage": {"kind": "gae", "lam": 0.95, "whiten": {}},
     "kl": {"coefficient": 0.1, "place": "reward", "estimator": "k1", "control": {"kind": "adaptive", "target": 0.1}},
+    "update_epochs": 1,
     "minibatches": 2,
 }
 ALGORITHMS = {"grpo": {}, "ppo": {"algorithm": PPO, "critic": {"workers": 1, "zero_stage": 3}}}

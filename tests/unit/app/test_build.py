@@ -3,6 +3,7 @@ import pytest
 from ray_rl.app.build import gauges_of
 from ray_rl.config import RunConfig
 from ray_rl.metrics.prometheus import GaugeSink
+from tests.algorithm import algorithm
 
 
 @pytest.mark.parametrize(("address", "exports"), [(None, False), ("auto", True), ("10.0.0.1:6379", True)])
@@ -13,6 +14,7 @@ def test_a_run_exports_gauges_where_it_joins_a_cluster(address, exports):
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
+            "algorithm": algorithm(),
             "cluster": {"address": address},
         }
     )

@@ -17,6 +17,7 @@ from ray_rl.cli.main import main
 from ray_rl.config.loading.load import dump_config
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import CheckpointError, UserError
+from tests.algorithm import algorithm
 from tests.tiny_model import write_tiny_model
 
 FROZEN = ("model.embed_tokens.weight", "model.layers.0.")
@@ -44,6 +45,7 @@ def run_folder(place: Path, source: Path, *, steps=(1, 2), ranks=2, dtype="bfloa
             "model": {"path": source.name if relative else str(source), "dtype": dtype},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
+            "algorithm": algorithm(),
             "train": {"frozen_layers": frozen_layers},
         }
     )

@@ -58,7 +58,7 @@ def test_a_pasted_proposal_holds_against_the_options_before_it(capsys):
 
 
 def test_memory_of_gpus_and_nodes_may_be_given_in_gigabytes(capsys):
-    small = ["model.path=Qwen/Qwen2.5-0.5B", "train.workers=1", "train.zero_stage=1", "algorithm.preset=grpo"]
+    small = ["model.path=Qwen/Qwen2.5-0.5B", "train.workers=1", "train.zero_stage=1", "algorithm.kind=grpo"]
     words = ["plan", CONFIG, "cluster.accelerator=gpu", *small]
     assert main([*words, "--gpu-memory", "24"]) == 0
     assert "(24 GB GPU, 24.0 GiB each)" in capsys.readouterr().out

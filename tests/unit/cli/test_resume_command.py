@@ -11,6 +11,7 @@ run: {name: test, dir: somewhere, steps: 10}
 model: {path: smollm2-135m-instruct}
 data: {kind: addition}
 rewards: [{kind: number}]
+algorithm: {kind: grpo, reduction: token_mean, kl: {coefficient: 0}}
 cluster: {accelerator: cpu}
 """
 
@@ -54,3 +55,14 @@ def test_a_folder_that_another_process_has_may_be_tried_again(folder, capsys):
 def test_a_run_whose_configuration_an_older_version_moved_away_can_be_resumed(folder):
     (folder / "config.yaml").rename(folder / "config.until_step_4.yaml")
     assert in_folder(folder, []).run.steps == 10
+
+
+def test_a_run_of_an_older_version_is_resumed_once_its_configuration_is_migrated(folder, capsys):
+    """Its `config.yaml` has every setting written out, and a preset among them."""
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("  kind: grpo\n", "  kind: grpo\n  preset: null\n"))
+    assert main(["resume", str(folder)]) == 2
+    assert f"remove algorithm.preset, or rewrite the file with `ray-rl migrate {file}`" in capsys.readouterr().err
+    assert main(["migrate", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines()[-6:].count("-  preset: null") == 1
+    assert in_folder(folder, ["run.name=test", "run.dir=somewhere"]).algorithm.reduction == "token_mean"

@@ -17,9 +17,16 @@ run: {name: test, dir: somewhere, steps: 4, grace_s: 5}
 model: {path: smollm2-135m-instruct}
 data: {kind: addition}
 rewards: [{kind: number}]
+algorithm: {kind: grpo, reduction: token_mean, kl: {coefficient: 0}}
 cluster: {accelerator: cpu}
 """
 
+OF_A_LATER_VERSION = """\
+run: {name: a, steps: 3, gone: 1}
+model: {path: a}
+data: {kind: addition}
+algorithm: {kind: grpo}
+"""
 OWNER = """\
 import fcntl, json, os, signal, socket, sys, time
 lock = open(sys.argv[1] + "/lock", "a+")
@@ -137,7 +144,11 @@ def test_old_and_foreign_files_in_a_run_folder_are_no_traceback(make, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("config.yaml", "run: {name: a, steps: 3, gone: 1}\nmodel: {path: a}\ndata: {kind: addition}\n", "unknown key"),
+        (
+            "config.yaml",
+            "run: {name: a, steps: 3, gone: 1}\nmodel: {path: a}\ndata: {kind: addition}\nalgorithm: {kind: grpo}\n",
+            "unknown key",
+        ),
         ("config.yaml", "- a list\n", "the file is a list"),
         ("config.yaml", "\0", "is not allowed in YAML"),
         ("config.yaml", None, "config.yaml"),

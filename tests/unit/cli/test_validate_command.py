@@ -7,6 +7,7 @@ import yaml
 
 from ray_rl.cli.main import main
 from ray_rl.preflight import before_start as preflight
+from tests.algorithm import algorithm
 
 ROW = {"prompt": "What is 1+2?", "answer": "3"}
 
@@ -21,6 +22,7 @@ def place(tmp_path, monkeypatch):
         "model": {"path": "smollm2-135m-instruct"},
         "data": {"kind": "jsonl", "path": "train.jsonl", "max_prompt_tokens": 64},
         "rewards": [{"kind": "number"}],
+        "algorithm": algorithm(),
         "rollout": {"max_tokens": 16},
         "cluster": {"accelerator": "cpu"},
     }
@@ -102,7 +104,7 @@ FULL = {
     ),
     "backbone of the critic": (
         model_with(head=False),
-        ["critic={path: ./model}", "algorithm.preset=ppo"],
+        ["critic={path: ./model}", "algorithm={kind: ppo}"],
         "critic.path: the checkpoint of model has no lm_head.weight",
     ),
     "rows of the policy": (
@@ -112,7 +114,7 @@ FULL = {
     ),
     "family of the critic": (
         model_folder({"model_type": "no_such_family"}),
-        ["critic={path: ./model}", "algorithm.preset=ppo"],
+        ["critic={path: ./model}", "algorithm={kind: ppo}"],
         "cannot be loaded",
     ),
 }

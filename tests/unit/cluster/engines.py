@@ -9,6 +9,7 @@ from ray_rl.cluster.engines.process import EngineProcess
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Total
 from ray_rl.weight_sync.senders.sender import Sent
+from tests.algorithm import algorithm
 
 
 def config_of(*, engines=2, max_restarts=3):
@@ -18,6 +19,7 @@ def config_of(*, engines=2, max_restarts=3):
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
+            "algorithm": algorithm(),
             "rollout": {"engines": engines, "heartbeat_s": 1.0, "heartbeat_timeout_s": 10.0, "start_timeout_s": 60},
             "weight_sync": {"timeout_s": 30, "backend": "gloo"},
             "cluster": {"accelerator": "cpu", "max_restarts": max_restarts},

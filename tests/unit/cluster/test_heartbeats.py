@@ -10,6 +10,7 @@ from ray_rl.cluster.roles import Team
 from ray_rl.cluster.trainers import Trainers
 from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, WorkerLost
+from tests.algorithm import algorithm
 
 EVERY_S, LIMIT_S = 0.01, 0.1
 
@@ -21,6 +22,7 @@ def config(**cluster):
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
+            "algorithm": algorithm(),
             "cluster": {"heartbeat_s": EVERY_S, "heartbeat_timeout_s": LIMIT_S, **cluster},
         }
     )

@@ -12,6 +12,7 @@ run: {name: test, steps: 10}
 model: {path: smollm2-135m-instruct}
 data: {kind: addition}
 rewards: [{kind: number}]
+algorithm: {kind: grpo, reduction: token_mean, kl: {coefficient: 0}}
 cluster: {accelerator: cpu}
 """
 

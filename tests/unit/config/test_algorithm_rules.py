@@ -2,7 +2,9 @@
 
 import pytest
 
-PPO = ("algorithm.preset=ppo", "critic={}")
+from ray_rl.config.train import CriticConfig
+
+PPO = ("algorithm={kind: ppo}",)
 KL = "algorithm.kl.coefficient=0.1"
 
 
@@ -52,27 +54,24 @@ class TestBatch:
 
 
 class TestCritic:
-    def test_generalised_advantages_need_a_critic(self, refused, passes):
-        passes("algorithm.kind=ppo", "algorithm.advantage.kind=gae", "critic={workers: 1}")
-        assert refused("algorithm.kind=ppo", "algorithm.advantage.kind=gae") == (
-            "algorithm.advantage.kind=gae: generalised advantages need the values of a critic, and there is none; add "
-            "critic: {workers: 1}, or set algorithm.advantage.kind=group and algorithm.kind=grpo"
-        )
+    def test_ppo_alone_brings_the_default_critic(self, passes):
+        assert passes("algorithm={kind: ppo}").critic == CriticConfig()
+        assert passes("algorithm={kind: ppo}", "critic={workers: 2}").critic == CriticConfig(workers=2)
+        assert passes("algorithm={kind: grpo}").critic is None
 
     def test_a_critic_is_not_trained_for_nothing(self, refused):
         assert refused("critic={}") == (
-            "critic: algorithm.advantage.kind=group does not use a critic; remove the section critic, or set "
-            "algorithm.kind=ppo and algorithm.advantage.kind=gae"
+            "critic: algorithm.kind=grpo does not use a critic; remove the section critic, or set algorithm.kind=ppo"
         )
 
-    def test_ppo_is_what_has_a_critic(self, refused):
-        assert refused("algorithm.advantage.kind=gae", "critic={}") == (
-            "algorithm.kind=grpo: ppo is what estimates advantages with a critic (gae), and grpo what does not, but "
-            "algorithm.advantage.kind=gae; set algorithm.kind=ppo"
+    def test_generalised_advantages_are_what_ppo_has(self, refused):
+        assert refused("algorithm.advantage.kind=gae") == (
+            "algorithm.advantage.kind=gae: it needs the values of a critic, and algorithm.kind=grpo has none; set "
+            "algorithm.kind=ppo, or remove algorithm.advantage"
         )
-        assert refused("algorithm.kind=ppo") == (
-            "algorithm.kind=ppo: ppo is what estimates advantages with a critic (gae), and grpo what does not, but "
-            "algorithm.advantage.kind=group; set algorithm.kind=grpo"
+        assert refused("algorithm={kind: ppo, group_size: 2, advantage: {kind: group}}") == (
+            "algorithm.advantage.kind=group: algorithm.kind=ppo estimates advantages with a critic; remove "
+            "algorithm.advantage, or set algorithm.kind to an algorithm without a critic, such as grpo"
         )
 
 
@@ -126,8 +125,8 @@ class TestRewardModel:
         )
 
     def test_it_scores_too_late_for_dynamic_sampling(self, refused, passes):
-        passes("reward={paths: [a/b]}", "algorithm.preset=dapo", "algorithm.dynamic_sampling=null")
-        assert refused("reward={paths: [a/b]}", "algorithm.preset=dapo") == (
+        passes("reward={paths: [a/b]}", "algorithm={kind: dapo, dynamic_sampling: null}")
+        assert refused("reward={paths: [a/b]}", "algorithm={kind: dapo}") == (
             "algorithm.dynamic_sampling: it looks for groups with unequal rewards while it samples, and a reward model "
             "scores a whole batch afterwards; set algorithm.dynamic_sampling=null"
         )

@@ -10,6 +10,7 @@ data: {kind: addition}
 rewards:
   - kind: number
   - {kind: length, target: 5}
+algorithm: {kind: grpo}
 """
 
 
@@ -32,7 +33,7 @@ def problems(path, *overrides):
 )
 def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write, more, nearest):
     message = problems(write(GOOD + more + "\n"))
-    assert message.startswith("run.yaml:7: ")
+    assert message.startswith("run.yaml:8: ")
     assert message.endswith(f": unknown key, its value is 1; did you mean {nearest}?")
 
 
@@ -46,14 +47,23 @@ def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write
         ("model: {dtype: fp16, path: a}", "model.dtype=fp16: must be 'auto', 'bfloat16' or 'float32' (Of the forward "),
         ("cluster: {colocate: [[x]]}", "cluster.colocate.0.0=x: must be 'actor', 'critic', 'reference' or 'reward' ("),
         ("reward: {paths: []}", "reward.paths=[]: must have at least 1 item after validation, not 0 (Sequence "),
-        ("algorithm: {preset: dappo}", "algorithm.preset=dappo: must be 'ppo', 'grpo', 'dr_grpo', 'dapo', "),
-        ("algorithm: {preset: [ppo]}", "algorithm.preset=['ppo']: must be 'ppo', 'grpo', "),
-        ("algorithm: {preset: dapo, shaping: 3}", "algorithm.shaping=3: must be a mapping of options"),
+        (
+            "algorithm: {kind: dappo}",
+            "algorithm.kind=dappo: unknown kind; did you mean dapo? The kinds are ppo, ",
+        ),
+        ("algorithm: {kind: [ppo]}", "algorithm.kind=\"['ppo']\": unknown kind; did you mean ppo? "),
+        (
+            "algorithm: {clip: [0.1, 0.1]}",
+            "algorithm.kind: missing in {'clip': [0.1, 0.1]}; set it to one of ppo, ",
+        ),
+        ("algorithm: {kind: dapo, shaping: 3}", "algorithm.shaping=3: must be a mapping of options"),
+        ("algorithm: {kind: ppo, group_size: 0}", "algorithm.group_size=0: must be greater than or equal to 1 (G, "),
     ],
 )
 def test_a_wrong_value_says_place_key_value_requirement_and_meaning(write, more, message):
-    good = GOOD.replace("model:", "# model:") if more.startswith("model") else GOOD
-    assert problems(write(good + more + "\n")).startswith(f"run.yaml:7: {message}")
+    section = more.partition(":")[0]
+    good = GOOD.replace(f"{section}:", f"# {section}:")
+    assert problems(write(good + more + "\n")).startswith(f"run.yaml:8: {message}")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +137,8 @@ def test_a_missing_section_points_at_the_file(write):
         ),
         (
             "algorithm.kl.control={target: 1}",
-            "algorithm.kl.control.kind: missing in {'target': 1}; set it to one of fixed, adaptive",
+            "algorithm.kl.control.target: unknown key, its value is 1; it belongs to kind adaptive; set "
+            "algorithm.kl.control.kind or remove it",
         ),
         (
             "reward={paths: [a], combine: {kind: mean, k: 1}}",
@@ -146,8 +157,8 @@ def test_all_problems_come_in_one_message(write):
         "3 problems in the configuration:",
         "  override 'run.steps=1.5': must be a valid integer, got a number with a fractional part "
         "(Batches of rollouts to train on.)",
-        "  run.yaml:7: train.workers=0: must be greater than or equal to 1 (Data-parallel workers.)",
-        "  run.yaml:7: train.lerning_rate: unknown key, its value is 1; did you mean train.learning_rate?",
+        "  run.yaml:8: train.workers=0: must be greater than or equal to 1 (Data-parallel workers.)",
+        "  run.yaml:8: train.lerning_rate: unknown key, its value is 1; did you mean train.learning_rate?",
     ]
 
 

@@ -68,6 +68,7 @@ def test_a_file_of_another_system_gets_a_line_for_each_of_its_keys(write):
 run: {name: test, steps: 10}
 model: {path: smollm2-135m-instruct}
 rewards: [{kind: number}]
+algorithm: {kind: grpo}
 data:
   train_files: a.parquet
 actor_rollout_ref:
@@ -80,12 +81,12 @@ lr: 1
         load_config(write(text))
     lines = str(caught.value).splitlines()
     assert lines[0] == "4 problems in the configuration:"
-    assert lines[1].startswith("  run.yaml:4: data.kind: missing in {'train_files': 'a.parquet'}; set it to one of ")
+    assert lines[1].startswith("  run.yaml:5: data.kind: missing in {'train_files': 'a.parquet'}; set it to one of ")
     assert lines[1].endswith("; data.train_files: here it is called data.path")
     assert lines[2:] == [
-        "  run.yaml:8: actor_rollout_ref.actor.ppo_epochs: unknown key; here it is called algorithm.update_epochs",
-        "  run.yaml:9: actor_rollout_ref.actor.nothing_like_it: unknown key; there is nothing of that name here; remove it",  # noqa: E501
-        "  run.yaml:10: lr: unknown key, its value is 1; here it is called train.learning_rate",
+        "  run.yaml:9: actor_rollout_ref.actor.ppo_epochs: unknown key; here it is called algorithm.update_epochs",
+        "  run.yaml:10: actor_rollout_ref.actor.nothing_like_it: unknown key; there is nothing of that name here; remove it",  # noqa: E501
+        "  run.yaml:11: lr: unknown key, its value is 1; here it is called train.learning_rate",
     ]
 
 

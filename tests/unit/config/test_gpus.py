@@ -3,7 +3,7 @@ import pytest
 from ray_rl.config import gpus
 from ray_rl.config.gpus import asked_gpus, role_groups, visible_gpu_count
 
-FIVE_ROLES = ("algorithm.preset=ppo", "critic={workers: 2}", "reward={paths: [owner/name], workers: 2}")
+FIVE_ROLES = ("algorithm={kind: ppo}", "critic={workers: 2}", "reward={paths: [owner/name], workers: 2}")
 
 
 def test_the_asks_name_their_roles_and_keys(load):
@@ -41,7 +41,7 @@ def test_a_role_that_the_run_does_not_have_leaves_its_group(load):
     [
         ((), ["actor", "rollout"]),
         (("algorithm.kl.coefficient=0.1",), ["actor", "reference", "rollout"]),
-        (("algorithm.preset=ppo", "critic={}"), ["actor", "critic", "reference", "rollout"]),
+        (("algorithm={kind: ppo}",), ["actor", "critic", "reference", "rollout"]),
         (("reward={paths: [owner/name]}",), ["actor", "reward", "rollout"]),
     ],
 )

@@ -8,6 +8,7 @@ from ray_rl.config.loading.load import dump_config, load_config
 from ray_rl.config.loading.redact import is_secret
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
+from tests.algorithm import algorithm
 
 SHIPPED = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 SMALLEST = {
@@ -15,12 +16,14 @@ SMALLEST = {
     "model": {"path": "smollm2-135m-instruct"},
     "data": {"kind": "addition"},
     "rewards": [{"kind": "number"}],
+    "algorithm": algorithm(),
 }
 BASE = """\
 run: {name: base, steps: 5}
 model: {path: smollm2-135m-instruct}
 data: {kind: addition, maximum: 9}
 rewards: [{kind: number}, {kind: length, target: 20}]
+algorithm: {kind: grpo}
 """
 
 
@@ -106,7 +109,7 @@ class TestExtends:
         write(BASE + "train:\n  workers: 0\n", "base.yaml")
         child = write("extends: base.yaml\nrun: {nam: x}\n")
         message = error_of(child)
-        assert "base.yaml:6: train.workers=0: must be" in message
+        assert "base.yaml:7: train.workers=0: must be" in message
         assert "run.yaml:2: run.nam: unknown key, its value is x; did you mean run.name?" in message
 
     def test_a_circle_is_an_error_that_draws_it(self, write):

@@ -9,16 +9,16 @@ from ray_rl.config.loading.load import load_config
 from ray_rl.planner.plan import plan
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-NAME = re.compile(r"(?P<preset>ppo|grpo)_math_(?P<model>[a-z0-9.]+-\d+b)_(?P<gpus>\d+)xh100")
+NAME = re.compile(r"(?P<kind>ppo|grpo)_math_(?P<model>[a-z0-9.]+-\d+b)_(?P<gpus>\d+)xh100")
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if NAME.fullmatch(path.stem))
 SIZES = {7: {8, 16}, 14: {16}, 32: {24, 32}, 70: {16, 32, 48}}
 GPUS_PER_NODE = 8
 
 
 def test_there_is_a_recipe_for_every_size_of_model_and_cluster():
-    found = {(match["preset"], match["model"], int(match["gpus"])) for match in map(_match, RECIPES)}
-    billions = {(preset, int(model.rpartition("-")[2][:-1]), gpus) for preset, model, gpus in found}
-    assert billions == {(preset, n, gpus) for preset in ("ppo", "grpo") for n, all_ in SIZES.items() for gpus in all_}
+    found = {(match["kind"], match["model"], int(match["gpus"])) for match in map(_match, RECIPES)}
+    billions = {(kind, int(model.rpartition("-")[2][:-1]), gpus) for kind, model, gpus in found}
+    assert billions == {(kind, n, gpus) for kind in ("ppo", "grpo") for n, all_ in SIZES.items() for gpus in all_}
 
 
 def _match(path):
@@ -33,7 +33,7 @@ def recipe(request):
 def test_a_recipe_is_what_its_name_says_and_takes_every_gpu(recipe):
     config, match = load_config(recipe), _match(recipe)
     gpus = int(match["gpus"])
-    assert config.algorithm.preset == match["preset"]
+    assert config.algorithm.kind == match["kind"]
     name = config.model.path.rpartition("/")[2].lower().replace("llama-", "llama")
     assert name.startswith(match["model"])
     assert config.cluster.nodes * GPUS_PER_NODE == gpus == plan(config).gpus
@@ -42,7 +42,7 @@ def test_a_recipe_is_what_its_name_says_and_takes_every_gpu(recipe):
 
 def test_ppo_has_four_models_and_grpo_a_reference(recipe):
     workers = set(plan(load_config(recipe)).workers)
-    extra = {"critic", "reward"} if _match(recipe)["preset"] == "ppo" else set()
+    extra = {"critic", "reward"} if _match(recipe)["kind"] == "ppo" else set()
     assert workers == {"actor", "reference", "rollout"} | extra
 
 

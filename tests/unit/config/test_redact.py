@@ -160,6 +160,7 @@ CONFIG = """\
 run: {name: first, steps: 2}
 model: {path: smollm2-135m-instruct}
 data: {kind: addition}
+algorithm: {kind: grpo}
 rewards:
 - kind: custom
   function: "mine:judge"

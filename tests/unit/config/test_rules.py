@@ -54,7 +54,7 @@ class TestModel:
         assert message.startswith("reference.path=./nope: no such model folder; set reference.path")
 
     def test_the_critic_and_the_reward_models_are_looked_at(self, refused):
-        ppo = ("algorithm.preset=ppo", "critic={path: ./a}", "reward={paths: [owner/name, ./b]}")
+        ppo = ("algorithm={kind: ppo}", "critic={path: ./a}", "reward={paths: [owner/name, ./b]}")
         assert [line.partition(";")[0].strip() for line in refused(*ppo).splitlines()[1:]] == [
             "critic.path=./a: no such model folder",
             "reward.paths.1=./b: no such model folder",

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ray_rl.config.run import RunConfig
 from ray_rl.data.chat import ChatTokenizer
+from tests.algorithm import algorithm
 
 WORDS = ["[UNK]", "<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "What", "is", "Answer", "with", "a"]
 CHAT_TEMPLATE = (
@@ -75,6 +76,7 @@ def run_config(model_folder: Path) -> Callable[..., RunConfig]:
             "model": {"path": str(model_folder)},
             "data": data,
             "rewards": list(rewards) or [{"kind": "length", "target": 8}],
+            "algorithm": algorithm(),
         }
         return RunConfig.model_validate(whole | sections)
 

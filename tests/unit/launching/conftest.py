@@ -11,6 +11,7 @@ run: {name: test, dir: /runs, steps: 10}
 model: {path: smollm2-135m-instruct}
 data: {kind: addition}
 rewards: [{kind: number}]
+algorithm: {kind: grpo, reduction: token_mean, kl: {coefficient: 0}}
 cluster: {accelerator: cpu}
 """
 

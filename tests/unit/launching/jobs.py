@@ -7,6 +7,7 @@ import yaml
 from ray_rl.config.loading.load import load_config
 from ray_rl.config.run import RunConfig
 from ray_rl.launching.job import Job, job_of
+from tests.algorithm import algorithm
 
 SHIPPED = "configs/grpo_math_qwen2.5-7b_16xh100_kuberay.yaml"
 IMAGE = "registry.example/ray-rl@sha256:" + "0" * 64
@@ -26,6 +27,7 @@ def job(*overrides: str, name: str = "math", path: str = "configs/run.yaml", **l
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
+            "algorithm": algorithm(),
             "train": {"workers": 8},
             "rollout": {"engines": 8},
             "cluster": {"nodes": 2, "gpus_per_node": 8, **launch.pop("cluster", {})},

@@ -23,6 +23,7 @@ from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.rollout.collected import Collected
 from ray_rl.types import Message, Prompt, RolloutGroup
+from tests.algorithm import algorithm as algorithm_section
 from tests.make import completion, group, rollout
 
 QUESTION = "What is 1+2?"
@@ -259,7 +260,7 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
                 "model": {"path": "tiny"},
                 "data": {"kind": "addition"},
                 "rewards": [{"kind": "number"}],
-                "algorithm": {"prompts_per_step": PROMPTS, "group_size": 2, **algorithm},
+                "algorithm": algorithm_section(**{"prompts_per_step": PROMPTS, "group_size": 2, **algorithm}),
                 "critic": critic,
                 "reward": reward,
                 "cluster": {"max_restarts": max_restarts},

@@ -48,7 +48,8 @@ async def test_without_every_steps_nothing_is_saved(loop):
 
 
 async def test_the_critic_is_saved_beside_the_actor(loop):
-    one = loop(steps=1, every_steps=1, critic={}, kind="ppo", advantage={"kind": "gae", "whiten": None})
+    advantage, kl = {"kind": "gae", "whiten": None}, {"coefficient": 0.0, "place": "loss"}
+    one = loop(steps=1, every_steps=1, kind="ppo", advantage=advantage, kl=kl, update_epochs=1)
     await one.train()
     (checkpoint,) = one.folder.checkpoints.iterdir()
     assert {path.name for path in checkpoint.iterdir()} >= {"actor", "critic", "rollouts", "run.json"}

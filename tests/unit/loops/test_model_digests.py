@@ -7,6 +7,7 @@ import pytest
 from ray_rl.config import RunConfig
 from ray_rl.errors import DataError
 from ray_rl.loops.model_digests import digests_of, require_same_models
+from tests.algorithm import algorithm
 from tests.tiny_model import write_tiny_model
 
 
@@ -17,6 +18,7 @@ def config(*, frozen_layers=0):
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
+            "algorithm": algorithm(),
             "train": {"frozen_layers": frozen_layers},
         }
     )

@@ -15,6 +15,7 @@ from ray_rl.loops.resuming import Opened, is_finished, newest_checkpoint, opened
 from ray_rl.metrics import run_folder
 from ray_rl.metrics.newest_checkpoint import Newest, read_newest, write_newest
 from ray_rl.metrics.run_folder import RunFolder
+from tests.algorithm import algorithm
 
 
 class Place:
@@ -32,6 +33,7 @@ class Place:
                 "model": {"path": model},
                 "data": {"kind": "addition"},
                 "rewards": [{"kind": "number"}],
+                "algorithm": algorithm(),
                 "checkpoint": {"every_steps": 3, "export": export},
             }
         )
@@ -351,3 +353,10 @@ def test_a_new_run_refuses_a_folder_that_exists(there):
     there.open()
     with pytest.raises(ConfigError, match="exists already"):
         there.open(resume=None)
+
+
+def test_a_folder_whose_configuration_has_old_keys_names_the_command_that_rewrites_it(there):
+    file = there.trained(1, 2, 3, checkpoints=(3,)).config_yaml
+    file.write_text(file.read_text().replace("  kind: grpo\n", "  kind: grpo\n  preset: null\n"))
+    with pytest.raises(ConfigError, match=r"algorithm.preset=null: a key of an older version; .* `ray-rl migrate /"):
+        there.open()

@@ -5,6 +5,7 @@ import pytest
 
 from ray_rl.config import RunConfig
 from ray_rl.types import Prompt, RolloutGroup
+from tests.algorithm import algorithm
 from tests.make import completion, group, rollout
 
 MakeGroup = Callable[..., RolloutGroup]
@@ -46,6 +47,7 @@ def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
                 "model": {"path": "tiny"},
                 "data": {"kind": "addition"},
                 "rewards": [{"kind": "number"}],
+                "algorithm": algorithm(),
             }
         )
 

@@ -57,7 +57,7 @@ def test_staleness_distance_and_baselines_have_columns_in_the_runs_that_have_the
     plain = Columns.of(make_config())
     assert not {"stale", "kl"} & set(plain.labels)
     assert plain.phases == ("rollout", "train", "sync", "checkpoint")
-    changed = {"algorithm": {"kl": {"coefficient": 0.1}}, "rollout": {"max_staleness": 1}}
+    changed = {"algorithm": {"kind": "grpo"}, "rollout": {"max_staleness": 1}}
     changed |= {"checkpoint": {"every_steps": None}}
     config = RunConfig.model_validate(make_config().model_dump() | changed)
     full = Columns.of(config)

@@ -18,6 +18,7 @@ from ray_rl.models.loading import (
     resolved_packing,
 )
 from ray_rl.models.value import check_value_checkpoint, load_value_model
+from tests.algorithm import algorithm
 from tests.unit.models.tiny import tiny_llama
 
 
@@ -36,6 +37,7 @@ def run(*, packing: str = "auto", attention: str = "auto", accelerator: str = "c
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
+            "algorithm": algorithm(),
             "train": {"packing": packing, "attention": attention},
             "cluster": {"accelerator": accelerator},
         }

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from ray_rl.config import RunConfig
+from tests.algorithm import algorithm
 
 SEVEN = "Qwen/Qwen2.5-7B-Instruct"
 SEVENTY = "meta-llama/Llama-3.3-70B-Instruct"
@@ -21,6 +22,7 @@ def make() -> Callable[..., RunConfig]:
                 "model": {"path": SEVEN, "dtype": "bfloat16"},
                 "data": {"kind": "addition", "max_prompt_tokens": 512},
                 "rewards": [{"kind": "number"}],
+                "algorithm": algorithm(**sections.pop("algorithm", {})),
                 "rollout": {"max_tokens": 1536},
                 "cluster": {"address": "auto"},
             }

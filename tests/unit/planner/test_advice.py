@@ -63,7 +63,7 @@ def test_too_few_gpus_are_more_nodes_or_smaller_roles(advice):
 
 def test_roles_of_equal_size_may_share_gpus(advice):
     proposals = advice(
-        algorithm={"preset": "ppo"},
+        algorithm={"kind": "ppo"},
         train={"workers": 3, "zero_stage": 3, **CHECKPOINTING},
         critic={"workers": 3, "zero_stage": 3, **CHECKPOINTING},
         reference={"workers": 3, "zero_stage": 3},
@@ -150,7 +150,7 @@ def test_offloading_is_turned_off_where_the_node_has_no_room_and_the_gpus_do(adv
     ]
     four = advice(
         host_gib=100,
-        algorithm={"preset": "ppo"},
+        algorithm={"kind": "ppo"},
         train={"workers": 2, **offload, "zero_stage": 3},
         critic={"workers": 2, **offload, "zero_stage": 3},
         reference={"zero_stage": 3, "offload": True},

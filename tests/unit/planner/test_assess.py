@@ -12,7 +12,7 @@ ONE_NODE = ClusterShape(1, 8)
 
 def test_four_models_and_an_engine_have_each_their_memory(make):
     config = make(
-        algorithm={"preset": "ppo"},
+        algorithm={"kind": "ppo"},
         train={"workers": 2, "zero_stage": 3, "gradient_checkpointing": True, "offload": {"optimizer": True}},
         critic={"workers": 2, "zero_stage": 3, "gradient_checkpointing": True, "offload": {"optimizer": True}},
         reference={"path": "Qwen/Qwen2.5-3B"},
@@ -79,7 +79,7 @@ def test_the_shape_of_a_folder_is_that_of_its_configuration(tmp_path):
 
 def test_models_of_unknown_shape_are_named_once_by_every_role_that_loads_one(make):
     config = make(
-        algorithm={"preset": "ppo"},
+        algorithm={"kind": "ppo"},
         model={"path": "nobody/novel-9b"},
         critic={"path": "nobody/critic-9b"},
         reward={"paths": [REWARD, "nobody/judge-9b"]},

@@ -8,6 +8,7 @@ from ray_rl.errors import ConfigError
 from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.layout import Place
 from ray_rl.planner.plan import DeviceGroup, plan, wanted
+from tests.algorithm import algorithm
 
 
 def config(*, kl=0.0, references=1, actors=1, critics=0, rewards=0, engines=1, tensor_parallel=1, **cluster):
@@ -17,7 +18,7 @@ def config(*, kl=0.0, references=1, actors=1, critics=0, rewards=0, engines=1, t
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
-            "algorithm": {"kl": {"coefficient": kl}},
+            "algorithm": algorithm(kl={"coefficient": kl}),
             "rollout": {"engines": engines, "tensor_parallel": tensor_parallel},
             "train": {"workers": actors},
             "critic": {"workers": critics} if critics else None,

@@ -67,7 +67,7 @@ def test_memory_is_a_table_of_terms_with_what_is_on_the_host(lines):
 
 
 def test_every_term_has_a_column(make):
-    config = make(algorithm={"preset": "ppo"}, train={"zero_stage": 3}, critic={"zero_stage": 3})
+    config = make(algorithm={"kind": "ppo"}, train={"zero_stage": 3}, critic={"zero_stage": 3})
     assessment = assess(config, ClusterShape(1, 8))
     assert {name for memory in assessment.memories.values() for name in memory.terms()} <= set(TERMS)
 
@@ -92,7 +92,7 @@ def test_a_refusal_names_every_problem_and_what_helps(make):
 def test_no_line_is_wider_than_99_columns(make):
     config = make(
         model={"path": "Qwen/Qwen2.5-32B"},
-        algorithm={"preset": "ppo", "prompts_per_step": 512},
+        algorithm={"kind": "ppo", "prompts_per_step": 512},
         train={"workers": 24, "zero_stage": 3, **CHECKPOINTING},
         critic={"workers": 24, "zero_stage": 3, **CHECKPOINTING},
         reward={"paths": [REWARD]},

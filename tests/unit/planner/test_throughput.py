@@ -7,7 +7,7 @@ from tests.unit.planner.conftest import REWARD
 
 N = 7_615_616_512
 PPO = {
-    "algorithm": {"preset": "ppo", "prompts_per_step": 64, "update_epochs": 1},
+    "algorithm": {"kind": "ppo", "prompts_per_step": 64, "update_epochs": 1},
     "train": {"workers": 4, "zero_stage": 3, "gradient_checkpointing": True},
     "critic": {"workers": 4, "zero_stage": 3, "gradient_checkpointing": True},
     "reward": {"paths": [REWARD]},

@@ -16,6 +16,7 @@ from ray_rl.metrics.metric import Last, Mean, Total
 from ray_rl.rollout.pool import EnginePool
 from ray_rl.types import Prompt
 from tests import make
+from tests.algorithm import algorithm
 
 
 class Source:
@@ -109,7 +110,7 @@ def collector(
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
-            "algorithm": {"group_size": group_size, "prompts_per_step": prompts, "dynamic_sampling": sampling},
+            "algorithm": algorithm(group_size=group_size, prompts_per_step=prompts, dynamic_sampling=sampling),
             "rollout": {"max_tokens": 10, **rollout},
         }
     )

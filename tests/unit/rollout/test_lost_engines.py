@@ -15,6 +15,7 @@ from ray_rl.errors import ClusterError, EngineError, EngineLost
 from ray_rl.rollout.pool import EnginePool
 from ray_rl.rollout.router import Router
 from ray_rl.types import Prompt
+from tests.algorithm import algorithm
 from tests.make import group, rollout
 
 GROUP = 2
@@ -93,7 +94,7 @@ class Trial:
                 "model": {"path": "tiny"},
                 "data": {"kind": "addition"},
                 "rewards": [{"kind": "number"}],
-                "algorithm": {"group_size": GROUP, "prompts_per_step": prompts},
+                "algorithm": algorithm(group_size=GROUP, prompts_per_step=prompts),
                 "rollout": {"max_tokens": 10, "max_staleness": staleness, "timeout_s": timeout_s},
             }
         )

@@ -4,6 +4,7 @@ import pytest
 
 from ray_rl.config import RunConfig
 from ray_rl.training.deepspeed_config import deepspeed_config, merge
+from tests.algorithm import algorithm
 
 
 def settings(*, dtype: str = "float32", accelerator: str = "cpu", **train: Any) -> dict[str, Any]:
@@ -13,6 +14,7 @@ def settings(*, dtype: str = "float32", accelerator: str = "cpu", **train: Any) 
             "model": {"path": "tiny", "dtype": dtype},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
+            "algorithm": algorithm(),
             "train": train,
             "cluster": {"accelerator": accelerator},
         }

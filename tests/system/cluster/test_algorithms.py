@@ -2,7 +2,8 @@
 
 import pytest
 
-from ray_rl.config.presets import PRESETS
+from ray_rl.config.loading.schema import sections_of
+from ray_rl.config.online import AlgorithmConfig
 from tests.system.cluster.whole_run import whole_run
 from tests.tiny_model import write_tiny_model
 
@@ -24,7 +25,7 @@ def config(connected, make_config, model, tmp_path, request):
         model={"path": str(model), "dtype": "float32"},
         data={"kind": "addition", "maximum": 4, "max_prompt_tokens": 32},
         rewards=[{"kind": "length", "target": 2}],
-        algorithm={"preset": request.param, "prompts_per_step": 8},
+        algorithm={"kind": request.param, "prompts_per_step": 8},
         critic={"learning_rate": 3e-4} if request.param == "ppo" else None,
         rollout={"max_tokens": 16, "max_sequences": 16, "kv_cache_gib": 0.05},
         train={"learning_rate": 1e-4},  # with more, four epochs of PPO clip every token in the end
@@ -33,20 +34,20 @@ def config(connected, make_config, model, tmp_path, request):
     )
 
 
-@pytest.mark.parametrize("config", list(PRESETS), indirect=True)
-async def test_a_preset_trains_the_demos_task(config, model):
+@pytest.mark.parametrize("config", list(sections_of(AlgorithmConfig)), indirect=True)
+async def test_a_kind_trains_the_demos_task(config, model):
     records, _ = await whole_run(config, model)
     assert [(record["step"], record["version"]) for record in records] == [(1, 1), (2, 2)]
-    preset = config.algorithm.preset
+    kind = config.algorithm.kind
     for record in records:
         assert record["policy/grad_norm"] > 0
         assert record["sync/logprob_gap_mean"] < 1e-4
-        assert ("policy/kl_before_update" in record) == (preset in IN_REWARD)
-        assert ("policy/kl_reference" in record) == (preset in IN_LOSS)
-        assert ("policy/kl_coefficient" in record) == (preset in IN_REWARD | IN_LOSS)
-        assert ("critic/explained_variance" in record) == (preset == "ppo")
-        assert ("rollout/groups_dropped_fraction" in record) == (preset == "dapo")
+        assert ("policy/kl_before_update" in record) == (kind in IN_REWARD)
+        assert ("policy/kl_reference" in record) == (kind in IN_LOSS)
+        assert ("policy/kl_coefficient" in record) == (kind in IN_REWARD | IN_LOSS)
+        assert ("critic/explained_variance" in record) == (kind == "ppo")
+        assert ("rollout/groups_dropped_fraction" in record) == (kind == "dapo")
     # The reference is the policy at the start: what was trained has left it.
-    distance = "policy/kl_before_update" if preset in IN_REWARD else "policy/kl_reference"
-    if preset in IN_REWARD | IN_LOSS:
+    distance = "policy/kl_before_update" if kind in IN_REWARD else "policy/kl_reference"
+    if kind in IN_REWARD | IN_LOSS:
         assert abs(records[1][distance]) > abs(records[0][distance])

@@ -1,0 +1,141 @@
+"""Edits of YAML text that keep comments and layout: an entry is renamed, removed, set or appended in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from ray_rl.config.loading.yaml_tree import Dumper, Loader, Located, parse
+from ray_rl.errors import ConfigError
+
+
+class YamlText:
+    """The text of one file. Keys are dotted: `algorithm.kl.coefficient`. The text is parsed again for every edit."""
+
+    def __init__(self, text: str, name: str) -> None:
+        """Reads the text.
+
+        Args:
+            text: lines end in a newline alone.
+            name: path of the file, for errors.
+
+        Raises:
+            ConfigError: not valid YAML, or it has aliases, whose text stands for several places.
+        """
+        self.text, self._name = text, name
+        self.tree()
+        for token in yaml.scan(text, Loader=Loader):
+            if isinstance(token, yaml.AliasToken):
+                raise ConfigError(
+                    f"{name}:{token.start_mark.line + 1}: the alias *{token.value} is not rewritten; write its value "
+                    "out, or make the change by hand"
+                )
+
+    def tree(self) -> Located:
+        """The values of the file as it is now."""
+        return parse(self.text, self._name)
+
+    def rename(self, key: str, name: str) -> None:
+        """Gives an entry that exists another name in the same mapping."""
+        parent, index = self._entry(key)
+        self._replace(parent.value[index][0].start_mark.index, parent.value[index][0].end_mark.index, name)
+
+    def remove(self, key: str) -> None:
+        """Removes an entry that exists, with the comment on its line."""
+        parent, index = self._entry(key)
+        entries = parent.value
+        start, end = entries[index][0].start_mark.index, self._end(entries[index][1])
+        following = entries[index + 1][0].start_mark.index if index + 1 < len(entries) else None
+        line = self.text.rfind("\n", 0, start) + 1
+        if parent.flow_style and following is not None:
+            # A comment between two entries stays.
+            self._replace(start, self.text.index(",", end) + 1 if "#" in self.text[end:following] else following, "")
+        elif parent.flow_style:
+            before = self._end(entries[index - 1][1]) if index else start
+            self._replace(start if "#" in self.text[before:start] else before, end, "")
+        elif len(entries) == 1:
+            self._replace(start, end, "{}")
+        elif self.text[line:start].strip():  # behind the "- " of a list
+            self._replace(start, following or end, "")
+        else:
+            self._replace(line, self._end_of_line(end) + 1, "")
+
+    def set(self, key: str, value: Any, *, first: bool = False) -> None:
+        """Sets an entry; one that is missing is added to its mapping, which is made if it is missing, too.
+
+        Args:
+            key: dotted.
+            value: plain, written in flow style.
+            first: a new entry comes before the others of its mapping, and not after them.
+        """
+        above, _, name = key.rpartition(".")
+        parent = self._node(above)
+        node = self._node(key)
+        if node is not None:
+            start = node.start_mark.index
+            space = "" if self.text[start - 1 : start].isspace() else " "
+            self._replace(start, self._end(node), space + _flow(value))
+        elif not isinstance(parent, yaml.MappingNode):
+            self.set(above, {name: value})
+        else:
+            self._add(parent, f"{name}: {_flow(value)}", first=first)
+
+    def append(self, key: str, value: Any) -> None:
+        """Adds an item to the end of a list, which is made if it is missing."""
+        node = self._node(key)
+        if isinstance(node, yaml.SequenceNode):
+            self._add(node, _flow(value) if node.flow_style else f"- {_flow(value)}", first=False)
+        else:
+            self.set(key, [value])
+
+    def _add(self, parent: yaml.CollectionNode, entry: str, *, first: bool) -> None:
+        """Writes an entry into a mapping or list in the style of the others."""
+        items = [item[1] if isinstance(item, tuple) else item for item in parent.value]
+        if not items:
+            inside = self._end(parent) - 1
+            self._replace(inside, inside, entry)
+            return
+        beginning = parent.value[0][0] if isinstance(parent, yaml.MappingNode) else parent.value[0]
+        start, end = beginning.start_mark.index, self._end(items[-1])
+        if parent.flow_style:
+            self._replace(start, start, f"{entry}, ") if first else self._replace(end, end, f", {entry}")
+        else:
+            line = "\n" + " " * parent.start_mark.column
+            at = start if first else self._end_of_line(end)
+            self._replace(at, at, f"{entry}{line}" if first else f"{line}{entry}")
+
+    def _entry(self, key: str) -> tuple[yaml.MappingNode, int]:
+        above, _, name = key.rpartition(".")
+        parent = self._node(above)
+        assert isinstance(parent, yaml.MappingNode), f"{key} is in no mapping"
+        return parent, [entry.value for entry, _ in parent.value].index(name)
+
+    def _node(self, key: str) -> yaml.Node | None:
+        node = yaml.compose(self.text, Loader=Loader)
+        for name in key.split(".") if key else ():
+            below = node.value if isinstance(node, yaml.MappingNode) else []
+            node = next((value for entry, value in below if entry.value == name), None)
+        return node
+
+    def _end(self, node: yaml.Node) -> int:
+        """Where the text of a node ends; PyYAML counts the comments and blank lines after a block to it."""
+        if isinstance(node, yaml.CollectionNode) and not node.flow_style:
+            last = node.value[-1]
+            return self._end(last[1] if isinstance(last, tuple) else last)
+        return (
+            len(self.text[: node.end_mark.index].rstrip()) if isinstance(node, yaml.ScalarNode) else node.end_mark.index
+        )
+
+    def _end_of_line(self, index: int) -> int:
+        end = self.text.find("\n", index)
+        return len(self.text) if end < 0 else end
+
+    def _replace(self, start: int, end: int, text: str) -> None:
+        self.text = self.text[:start] + text + self.text[end:]
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML in one line."""
+    whole = yaml.dump([value], Dumper=Dumper, default_flow_style=True, sort_keys=False, width=float("inf"))
+    return whole.strip()[1:-1]
