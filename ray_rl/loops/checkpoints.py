@@ -17,9 +17,9 @@ from ray_rl.loops.roles import Position, Resumable, Saved
 from ray_rl.metrics.run import Run
 
 POLL_S = 0.5
-"""Between two questions whether a checkpoint is written."""
+"""Time between two questions whether a checkpoint is written."""
 LAST_WORDS_S = 60.0
-"""For a checkpoint under way to be finished after the run has failed."""
+"""Time for the current checkpoint to be finished after the run has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class Progress:
     step: int
     version: int
     models: Models = field(default_factory=dict)
-    """What the models that the run loads look like; empty in checkpoints of older versions."""
+    """Digests of the models that the run loads; empty in checkpoints of older versions."""
 
 
 def read_progress(checkpoint: Checkpoint) -> Progress:
-    """The counters in a checkpoint.
+    """Reads the counters in a checkpoint.
 
     Raises:
-        CheckpointError: it is not one of a run.
+        CheckpointError: the checkpoint is not that of a run.
     """
     path = checkpoint.folder / "run.json"
     try:
@@ -60,7 +60,7 @@ class Checkpoints:
         models: Models,
         completed: Callable[[int], None],
     ) -> None:
-        """Keeps what it is given; `restore` reads and `save` writes.
+        """Makes the writer and reader of a run's checkpoints.
 
         Args:
             parts: the models under training, by the names of their folders in a checkpoint.
@@ -86,7 +86,7 @@ class Checkpoints:
         """Brings all parts and positions to where they were; does nothing at the start of a run.
 
         Raises:
-            CheckpointError: what is there is of another model, or no state of a run.
+            CheckpointError: the checkpoint is of another model, or holds no state of a run.
         """
         if self._since is None:
             return

@@ -1,4 +1,4 @@
-"""The end of a run: its policy as a model folder, and what remains if that fails."""
+"""The end of a run: its policy as a model folder, or a checkpoint if the export fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def export(actor: Actor, run: Run, *, checkpoints: Checkpoints, to: Path) 
     Args:
         actor: holds the policy, and writes it.
         run: counters and clock.
-        checkpoints: where to save if there is no checkpoint of this step.
+        checkpoints: saves if there is no checkpoint of this step.
         to: `export/` of the run folder.
 
     Raises:

@@ -1,6 +1,6 @@
-"""What becomes of a step whose numbers are not finite.
+"""Steps whose numbers are not finite.
 
-It is not applied, its samples are saved, and the run ends or goes on, as `train.on_nonfinite` says.
+Such a step is not applied. Its samples are saved; then the run ends or skips the step, as `train.on_nonfinite` says.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NONFINITE = (TrainingError, RewardError)
-"""What the guard is for; other failures are not of numbers."""
+"""The errors about numbers that are not finite, which the guard handles."""
 
 
 class Guard:
-    """Counts the steps that were skipped in a row, and saves the samples of one that ends the run."""
+    """Skips steps, counts those in a row, and saves the samples of a step that ends the run."""
 
     def __init__(self, settings: TrainConfig, run: Run) -> None:
         self._may_skip = settings.on_nonfinite == "skip"
         self._most = settings.max_skips
         self._run = run
         self._reason: str | None = None
-        """Why the step under way is not trained on."""
+        """Why the current step is skipped."""
         self._in_a_row = 0
 
     @contextmanager
     def saving(self, records: Records) -> Iterator[None]:
-        """Saves the samples if the block fails for its numbers; the error then names their file."""
+        """Saves the samples if numbers in the block are not finite; the error then names their file."""
         try:
             yield
         except NONFINITE as error:
@@ -47,10 +47,10 @@ class Guard:
             raise
 
     def skip(self, error: TrainingError | RewardError, records: Records) -> None:
-        """Agrees that the step is not trained on.
+        """Skips the current step, or raises `error` where steps may not be skipped.
 
         Raises:
-            TrainingError: it may not be skipped; the samples are saved.
+            TrainingError: the step may not be skipped; the samples are saved.
             RewardError: the same.
         """
         if not self._may_skip:
@@ -59,14 +59,14 @@ class Guard:
         self._reason = str(error)
 
     def counted(self, trained: Sequence[Metric], records: Records) -> list[Metric]:
-        """What the step's record says of the guard; nothing where steps may not be skipped.
+        """Ends the step for the guard, and returns its metrics; none where steps may not be skipped.
 
         Args:
-            trained: metrics of the update.
-            records: of the step.
+            trained: the metrics of the update.
+            records: the samples of the step.
 
         Raises:
-            TrainingError: one step too many in a row was skipped; the samples are saved.
+            TrainingError: more steps in a row were skipped than `train.max_skips`; the samples are saved.
         """
         roles = [metric.name.removesuffix(f"/{SKIPPED}") for metric in trained if metric.name.endswith(SKIPPED)]
         if roles:
@@ -91,15 +91,15 @@ class Guard:
 
 
 def require_finite(batch: TrainBatch, groups: Sequence[RolloutGroup], metrics: Sequence[Metric]) -> None:
-    """Checks what engines, models and rewards say of a batch before anything is made of it.
+    """Refuses a batch with numbers that are not finite, from engines, models or rewards.
 
     Args:
-        batch: with all that is known before advantages.
-        groups: that it was made from.
-        metrics: of the rollouts.
+        batch: the batch before its advantages are computed.
+        groups: the rollouts of the batch.
+        metrics: the metrics of the rollouts.
 
     Raises:
-        TrainingError: a log-probability or a value of a loss token is nan or inf; names the first.
+        TrainingError: a log-probability or a value of a loss token is nan or inf; the message names the first.
         RewardError: a reward is too large for float32, or every reward failed.
     """
     for who, values_RT in (
@@ -143,7 +143,7 @@ def _which(row: int, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> str:
 
 
 def without_loss(batch: TrainBatch) -> TrainBatch:
-    """The batch with nothing to train on: an update with it moves on the schedules and nothing else."""
+    """Returns the batch without loss tokens: an update with it only advances the schedules."""
     nothing_RT = np.zeros(batch.tokens_RT.shape, np.float32)
     return replace(
         batch,

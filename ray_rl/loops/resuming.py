@@ -26,14 +26,14 @@ Resume = Literal["auto", "required"]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The folder of a run, ready for it, and the checkpoint that the run continues from; None: it starts."""
+    """The folder of a run, prepared, and the checkpoint that the run continues from; None for a new run."""
 
     folder: RunFolder
     since: Checkpoint | None
 
 
 def store_of(config: RunConfig, folder: RunFolder) -> CheckpointStore:
-    """The checkpoints of a run."""
+    """Returns the store of a run's checkpoints."""
     section = config.checkpoint
     return CheckpointStore(folder.checkpoints, keep_last=section.keep_last, keep_every=section.keep_every)
 
@@ -51,10 +51,10 @@ def opened(
     A folder in which no step was trained, as a start that failed leaves it, is prepared like a new one.
 
     Args:
-        config: With which the run starts or continues.
+        config: The configuration of the run from now on.
         stack: Closed when the run has ended.
         resume: None: the folder must not exist. auto: it may. required: it must, with a checkpoint.
-        note: Told where the run continues, what changed, what was moved aside and which checkpoints were passed over.
+        note: Called with each message: where the run continues, what changed, what was moved, bad checkpoints.
         from_step: The checkpoint to continue from, with `required`; None is the newest one that verifies. Later
             checkpoints and records are moved aside.
 
@@ -93,15 +93,15 @@ def opened(
 
 
 def newest_checkpoint(config: RunConfig, folder: RunFolder, note: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies; None for a run that never completed one.
+    """Returns the newest checkpoint that verifies; None for a run that never completed one.
 
     Args:
-        config: Configuration of the run.
-        folder: Of the run, owned by this process.
-        note: Told of each checkpoint that was passed over.
+        config: The configuration of the run.
+        folder: The run folder, owned by this process.
+        note: Called with a text for each checkpoint that does not verify.
 
     Raises:
-        CheckpointError: There is evidence that the run completed one, and none verifies.
+        CheckpointError: No checkpoint verifies, and there is evidence that the run had completed one.
     """
     passed: list[str] = []
 
@@ -128,7 +128,7 @@ def newest_checkpoint(config: RunConfig, folder: RunFolder, note: Callable[[str]
 
 
 def is_finished(config: RunConfig, folder: RunFolder, since: Checkpoint | None) -> bool:
-    """Whether there is nothing left to do: all steps are trained, and the export is of the last one."""
+    """Returns whether all steps are trained, and the export is that of the last step."""
     if since is not None and since.step < config.run.steps:
         return False
     if not config.checkpoint.export:
@@ -220,9 +220,9 @@ def _go_back(folder: RunFolder, step: int, note: Callable[[str], None]) -> None:
 
 
 def _remove_if_in_vain(folder: RunFolder, note: Callable[[str], None]) -> Callable[..., None]:
-    """Called at the end of a run with its error: removes a folder that it leaves before its first step without value.
+    """Returns a callback for the end of a run, which removes the folder of a run that left nothing of value in it.
 
-    Logs are of value unless the message says all: that the user's input is wrong, or that the user stopped the run.
+    Logs are of value unless the error says everything: the user's input was wrong, or the user stopped the run.
     """
     had_logs = any(folder.logs.glob("*"))
 

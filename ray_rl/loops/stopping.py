@@ -15,30 +15,30 @@ Result = TypeVar("Result")
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 TEARDOWN_S = 30.0
-"""Of the grace, or half of it where it is shorter: for workers to end after the last checkpoint."""
+"""Part of the grace for workers to end after the last checkpoint; half of the grace where that is shorter."""
 CANCEL_S = 5.0
-"""Bound for what was given up to end."""
+"""Limit for a cancelled call to end."""
 CHECKPOINTED = 75
 """Exit code: saved, run me again (EX_TEMPFAIL of sysexits.h)."""
 
 
 class StopAsked(Exception):
-    """Someone wants the run to end; nothing is left half done."""
+    """Someone asked the run to stop, at a moment when no work is half done."""
 
 
 class Stop:
-    """Whether the run was asked to stop, and what to do about it.
+    """Handles requests to stop the run.
 
     Before the first step there is nothing to save, and the task is cancelled at once. Later the step is finished, or
-    given up while it waits for rollouts; `TEARDOWN_S` before the grace is over the task is cancelled, and when it is
-    over the process ends, whatever it does.
+    cancelled while it waits for rollouts. `TEARDOWN_S` before the grace is over the task is cancelled, and when the
+    grace is over the process ends, whatever it does.
     """
 
     def __init__(self, *, grace_s: float) -> None:
-        """Listens to nothing yet.
+        """Makes a handler; `listen` installs it.
 
         Args:
-            grace_s: from the signal to the end of the process.
+            grace_s: time from the signal to the end of the process.
         """
         self._grace_s = grace_s
         self._asked = asyncio.Event()
@@ -52,11 +52,11 @@ class Stop:
 
     @property
     def name(self) -> str:
-        """What asked for the end."""
+        """The name of the signal that asked the run to stop."""
         return "a request" if self.signal is None else self.signal.name
 
     def listen(self) -> None:
-        """Takes the signals for the task that calls; anew after whoever else sets handlers, as Ray does."""
+        """Installs the signal handlers for the current task. Call it again after ray.init(), which installs its own."""
         self._task = asyncio.current_task()
         for each in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(each, self._ask, each)
@@ -65,7 +65,7 @@ class Stop:
 
     @contextmanager
     def others_listen(self) -> Iterator[None]:
-        """A block in which `ray.init` takes SIGTERM for itself: its `sys.exit` is the request to stop.
+        """Treats the `sys.exit` of Ray's own SIGTERM handler in the block as a request to stop, and listens after it.
 
         Raises:
             CancelledError: SIGTERM came within the block.
@@ -80,18 +80,18 @@ class Stop:
         self.listen()
 
     def finish_steps(self, note: Callable[[str], None]) -> None:
-        """From now on there is something to save.
+        """Lets a signal finish the current step and save, instead of cancelling the task at once.
 
         Args:
-            note: told of a signal.
+            note: called with a text when a signal comes.
         """
         self._note = note
 
     async def unless_asked(self, call: Coroutine[Any, Any, Result]) -> Result:
-        """The result of a call that may be given up.
+        """Returns the result of a call, and cancels the call when somebody asks the run to stop.
 
         Raises:
-            StopAsked: a signal came before the result; the call was cancelled, or not even begun.
+            StopAsked: a signal came before the result; the call was cancelled, or never started.
         """
         if self._asked.is_set():
             call.close()

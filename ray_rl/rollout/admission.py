@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The bound on prompts under way: no rollout that is taken in order is ever older than `max_staleness` steps.
+    """The bound on prompts in flight: no rollout that is taken in order is ever older than `max_staleness` steps.
 
     Prompt number i is trained on at step i // prompts_per_step at the latest. It is admitted only if that step is at
     most `max_staleness` after the trainer's version now, which is the oldest version that will sample it.
@@ -16,17 +16,17 @@ class Admission:
     prompts_per_step: int
     max_staleness: int
     max_running: int
-    """Prompts under way at once."""
+    """The largest number of prompts in flight."""
 
     def capacity(self, *, version: int, accepted: int, running: int) -> int:
-        """How many prompts may be admitted now; not below 0.
+        """Returns how many prompts may be admitted now; not below 0.
 
         min(max_running - running, (max_staleness + version + 1) * prompts_per_step - (accepted + running))
 
         Args:
-            version: of the trainer, counted from where the run started.
-            accepted: groups that finished and count for a batch, those already trained on included.
-            running: prompts under way.
+            version: the trainer's version, counted from the start of the run.
+            accepted: groups that finished and count for a batch, including those already trained on.
+            running: prompts in flight.
         """
         ahead = (self.max_staleness + version + 1) * self.prompts_per_step - (accepted + running)
         return max(0, min(self.max_running - running, ahead))

@@ -35,13 +35,13 @@ class Collector:
         sampling: Sampling,
         group_size: int,
     ) -> None:
-        """Draws no prompt yet.
+        """Makes a collector at the start of a run.
 
         Args:
-            source: of the prompts.
+            source: yields the prompts.
             pool: the engines of the policy.
-            rewards: the judges; closed by whoever made them.
-            schedule: at its start.
+            rewards: the judges; the caller closes them.
+            schedule: a schedule at the start of a run.
             sampling: how completions are drawn; its seed is that of the run, from which those of requests come.
             group_size: completions of each prompt.
         """
@@ -63,7 +63,7 @@ class Collector:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Ends what is in flight with the block."""
+        """Cancels everything in flight at the end of the block."""
         try:
             yield
         finally:
@@ -76,8 +76,8 @@ class Collector:
         """Returns the groups of a batch, in the order of their prompts, and makes room for the next ones.
 
         Args:
-            step: number of the batch, which is the trainer's version.
-            progress: told how far the batch is.
+            step: the number of the batch, which is the trainer's version.
+            progress: called with a text that says how many completions are done.
 
         Raises:
             RayRLError: an engine or a reward failed; the requests in flight are dropped.
@@ -129,7 +129,7 @@ class Collector:
         return [each.group for each in taken], metrics + self._source.metrics() + self._pool.metrics()
 
     async def _admit(self) -> None:
-        """Starts prompts whenever there is room, until it is cancelled. A source that fails ends it."""
+        """Starts prompts whenever there is room, until it is cancelled or the source fails."""
         for number, prompt in self._schedule.in_flight.items():  # those of a collector before this one
             self._start(number, prompt)
         while True:
@@ -152,7 +152,7 @@ class Collector:
         task.add_done_callback(partial(self._settle, number))
 
     def _settle(self, number: int, task: asyncio.Task[Finished]) -> None:
-        """Takes in what a task has brought, and makes room for the next."""
+        """Stores the result of a task that ended, and makes room for another prompt."""
         del self._running[number]
         self._changed.set()
         self._room.set()

@@ -42,13 +42,13 @@ class EnginePool:
     """
 
     def __init__(self, engines: Sequence[Sampler], *, timeout_s: float, router: Router | None = None) -> None:
-        """Sends nothing yet.
+        """Makes a pool over engines that are started.
 
         Args:
             engines: engines that serve one model.
             timeout_s: limit for a request to find an engine that serves.
-            router: over the engines, told by others which of them serve. None: one of its own, so that an engine that
-                is lost stays so.
+            router: knows which engines serve; whoever restarts an engine releases it there. None: a router of its own,
+                so that an engine that is lost stays lost.
         """
         self._engines = engines
         self._timeout_s = timeout_s

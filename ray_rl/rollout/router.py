@@ -17,10 +17,10 @@ class Router:
     """
 
     def __init__(self, engines: int) -> None:
-        """All engines serve.
+        """Makes a router over engines that all serve.
 
         Args:
-            engines: how many.
+            engines: the number of engines.
         """
         self._outstanding = [0] * engines
         self._serving = set(range(engines))
@@ -29,11 +29,11 @@ class Router:
         self._released = 0
 
     async def available(self, *, timeout_s: float) -> None:
-        """Returns when an engine serves, and until the next wait one does.
+        """Returns when an engine serves; it still does when the caller continues.
 
         Raises:
-            EngineError: none has within `timeout_s`; says which are in quarantine.
-            RayRLError: none will, as `close` said.
+            EngineError: no engine served within `timeout_s`; the message names those in quarantine.
+            RayRLError: no engine will serve, because `close` was called with this error.
         """
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while not self._serving and self._end is None:
@@ -69,27 +69,27 @@ class Router:
         self._serving.discard(engine)
 
     def release(self, engine: int) -> None:
-        """Gives it requests again, after a restart."""
+        """Sends requests to this engine again, after a restart."""
         self._released += engine not in self._serving
         self._serving.add(engine)
         self._changed.set()
 
     def close(self, error: BaseException) -> None:
-        """Ends every wait with `error`: there will be no engine. The first error stays."""
+        """Ends every wait with `error`, as there will be no engine. Later calls do not replace the error."""
         self._end = self._end or error
         self._changed.set()
 
     def metrics(self) -> list[Metric]:
-        """Engines that serve now, and those that came back since the last call."""
+        """Returns how many engines serve now, and how many came back since the last call."""
         released, self._released = self._released, 0
         return [Last("engines/alive", len(self._serving)), Total("engines/restarts", released)]
 
     @property
     def quarantined(self) -> tuple[int, ...]:
-        """Indices of those that get no requests."""
+        """The indices of the engines that get no requests."""
         return tuple(index for index in range(len(self._outstanding)) if index not in self._serving)
 
     @property
     def outstanding(self) -> tuple[int, ...]:
-        """Tokens under way at each engine."""
+        """The tokens in flight at each engine."""
         return tuple(self._outstanding)

@@ -39,7 +39,7 @@ class Schedule:
     """
 
     def __init__(self, settings: ScheduleSettings) -> None:
-        """Starts before the first prompt of a run."""
+        """Makes a schedule at the start of a run."""
         per_step, ahead = settings.prompts_per_step, settings.max_staleness
         self._settings = settings
         self._admission = Admission(per_step, ahead, settings.max_running or (ahead + 1) * per_step)
