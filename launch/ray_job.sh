@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains as a job of a Ray cluster that is there: launch/ray_job.sh CONFIG run.name=NAME run.dir=/shared/runs [key=value ...]
+# Trains as a job of an existing Ray cluster: launch/ray_job.sh CONFIG run.name=NAME run.dir=/shared/runs [key=value ...]
 #   RAY_API_SERVER_ADDRESS=http://head:8265   the cluster's dashboard
 #   RAY_AUTH_TOKEN_PATH=FILE                  its token, if it has one; mode 600
 #   ATTEMPT=2                                 Ray takes a name once: the next attempt, which goes on from the checkpoint

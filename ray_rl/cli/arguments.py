@@ -1,4 +1,4 @@
-"""Arguments that several commands take."""
+"""Arguments that several commands have."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def remember(arguments: argparse.Namespace, config: RunConfig) -> None:
-    """Leaves with the arguments what the end of the command needs: the run's log, and secrets that it must not show."""
+    """Stores in the arguments what the end of the command needs: the run's log, and secrets that it must hide."""
     from ray_rl.config.loading.redact import secrets_of
     from ray_rl.metrics.run_folder import RunFolder
 
@@ -53,5 +53,5 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 
 
 def say_progress(line: str) -> None:
-    """Prints how far a long check has come on standard error, at once."""
+    """Prints the progress of a long check to standard error, unbuffered."""
     print(f"ray-rl: {line}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`ray-rl doctor`: is this machine, or a Ray cluster, fit for a run? One line a check, with a verdict and a remedy."""
+"""`ray-rl doctor` checks whether this machine, or a Ray cluster, can run ray_rl: one line per check, with a remedy."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ def add_to(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "doctor",
-        help="look at versions, cores, memory, disk, GPUs and Ray's settings; with --cluster at all nodes of a cluster",
-        description="Looks at versions and hardware, a line each with its verdict. Exit code 1 if one of them is fail.",
+        help="check versions, cores, memory, disk, GPUs and Ray's settings; with --cluster all nodes of a cluster",
+        description="Checks versions and hardware and prints one line per check. Exit code 1 if a check fails.",
         epilog="example: ray-rl doctor --cluster configs/ppo_math_llama3.3-70b_48xh100.yaml cluster.address=auto",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead: a list, with --cluster an object")
     parser.add_argument(
         "--cluster",
         metavar="CONFIG",
-        help="look at every node of the Ray cluster at cluster.address of this run, and measure the links between them",
+        help="check every node of the Ray cluster at cluster.address of this run, and measure the links between them",
     )
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="remove instead what killed runs of yours have left in the folder for temporary files and in /dev/shm; "
-        "nothing that a live process uses",
+        help="instead remove files of your killed runs from the folder for temporary files and from /dev/shm; "
+        "files that a live process uses are kept",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="sets one value of CONFIG")
     parser.set_defaults(command=doctor)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Prints the report; 1 if a verdict is fail, else 0.
+    """Prints the report; returns 1 if a check fails, else 0.
 
     Raises:
-        UserError: values without --cluster; a configuration that is wrong or names no cluster.
+        UserError: there are values without --cluster, or the configuration is wrong or names no cluster.
         ClusterError: the cluster cannot be joined.
     """
     if arguments.clean:
@@ -75,9 +75,9 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def _clean(arguments: argparse.Namespace) -> int:
-    """Removes what killed runs have left and prints it; 1 if something could not be removed."""
+    """Removes and prints files of killed runs; returns 1 if a file could not be removed."""
     if arguments.cluster is not None or arguments.overrides:
-        raise UserError("--clean looks at this machine alone; leave --cluster and its values out")
+        raise UserError("--clean works on this machine only; leave --cluster and its values out")
 
     from ray_rl.cluster.scratch import remove_leftovers
 
@@ -107,7 +107,7 @@ def _doctor_of_cluster(path: str, overrides: Sequence[str], *, is_json: bool) ->
     prepare_environment(local=False)
     from ray_rl.preflight.nodes import look_at_cluster
 
-    # Not to the standard output, which is the report.
+    # Not to standard output, which is for the report.
     report = look_at_cluster(config, lambda text: print(f"doctor: {text}", file=sys.stderr, flush=True))
     if is_json:
         print(json.dumps(_report_object(report), indent=2))
@@ -126,7 +126,7 @@ def _config(path: str, overrides: Sequence[str]) -> RunConfig:
     config = load_config(path, list(overrides))
     if config.cluster.address is None:
         raise ConfigError(
-            "cluster.address=null: there is no cluster to look at; set cluster.address=auto on one of its nodes, or "
+            "cluster.address=null: there is no cluster to check; set cluster.address=auto on one of its nodes, or "
             "host:port of its head. For this machine alone: ray-rl doctor"
         )
     return config
@@ -137,7 +137,7 @@ def _exit_code(findings: Sequence[Finding]) -> int:
 
 
 def _as_object(finding: Finding) -> dict[str, str]:
-    """Without a node where there is none."""
+    """Returns the finding as a JSON object, without the node if it has none."""
     return {key: value for key, value in asdict(finding).items() if key != "node" or value}
 
 

@@ -1,7 +1,7 @@
-"""How every command ends: its exit code, and one message for whatever escaped from it.
+"""Ends every command with an exit code, and one message for any exception that the command did not catch.
 
-The one place, besides the watch over Ray's workers, that catches everything. A traceback is for whoever mends the
-program: it goes to `logs/driver.log` of the run, or to a file for temporary ones, and to the terminal on request only.
+Apart from the supervisor of Ray's workers, this is the only place that catches everything. A traceback is for
+developers: it goes to `logs/driver.log` of the run or to a temporary file, and to the terminal only on request.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from ray_rl.errors import FolderHeld, Preempted, RayRLError, UserError
 from ray_rl.launching.attempts import BAD_INPUT, CHECKPOINTED, FAILED
 
 INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""128 + SIGINT, as in shells."""
 
 LONGEST = 20_000
-"""Characters of a message; the middle of a longer one is in the log."""
+"""The most characters of a message; the log has the middle of a longer one."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FOREIGN = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def ended(arguments: argparse.Namespace, command: Callable[[argparse.Namespace], int]) -> int:
-    """Runs a command; the exit code, after one message if it is not 0.
+    """Runs a command and returns its exit code; prints one message if that is not 0.
 
     Args:
-        arguments: those of the command. The file `log` among them gets the traceback; `secrets` are hidden.
-        command: returns its exit code.
+        arguments: the arguments of the command. Their file `log` gets the traceback, and their `secrets` are hidden.
+        command: runs and returns an exit code.
     """
     with _threads_logged(arguments):
         try:
@@ -79,7 +79,7 @@ def _raise(error: BaseException) -> int:
 
 
 def _first_of_ours(error: BaseException) -> RayRLError | None:
-    """Our error in a group that a task group made of several."""
+    """Returns our own error from the exception group of a task group."""
     if isinstance(error, RayRLError):
         return error
     if isinstance(error, BaseExceptionGroup):
@@ -109,7 +109,7 @@ def _with_notes(error: BaseException) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """File and line of the last frame that is neither Python's nor an installed library's."""
+    """Returns the file and line of the last frame that is neither Python's nor an installed library's."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((*_FOREIGN, "<"))]
     if (isinstance(error, OSError) and error.filename is not None) or not own:
@@ -122,13 +122,13 @@ def _remedy(error: BaseException) -> str:
         case OSError() if error.errno in _FULL:
             return f"; make room{_room(error)}, then start again: a run with a checkpoint is resumed by `ray-rl resume`"
         case PermissionError():
-            return "; see that you may read and write there"
+            return "; check that you may read and write there"
         case FileNotFoundError() | NotADirectoryError() | IsADirectoryError():
-            return "; see that it exists and is what its name says"
+            return "; check that it exists and is what its name says"
         case MemoryError():
             return "; free memory, or let the run have less (train.micro_batch_tokens, rollout.max_tokens, workers)"
         case RecursionError():
-            return "; see whether the file or the value named last has lists in lists in lists"
+            return "; check whether the file or the value named last has lists in lists in lists"
         case _:
             return ""
 
@@ -139,14 +139,14 @@ def _room(error: OSError) -> str:
 
 
 def _logged(arguments: argparse.Namespace, error: BaseException) -> str:
-    """Writes the traceback where it can be found again, and says where that is."""
+    """Writes the traceback to a file and returns a text that names the file."""
     text = "".join(traceback.format_exception(error))
     entry = f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {_clean(arguments, text)}".encode(
         errors="backslashreplace"
     )
     log: Path | None = vars(arguments).get("log")
     try:
-        if isinstance(error, FolderHeld):  # The log is the other process's.
+        if isinstance(error, FolderHeld):  # The log belongs to the other process.
             return ""
         if log is not None and log.parent.is_dir():
             with log.open("ab") as file:
@@ -163,14 +163,14 @@ def _logged(arguments: argparse.Namespace, error: BaseException) -> str:
 
 
 class _ToTheLog(logging.Handler):
-    """Prints one line for each error that asyncio reports because nobody awaited it; the traceback goes to the log."""
+    """Prints one line for each error that asyncio reports because it was never awaited, and logs the traceback."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(logging.WARNING)
         self._arguments = arguments
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Says one line."""
+        """Prints one line."""
         error = record.exc_info[1] if record.exc_info else None
         first = record.getMessage().partition("\n")[0]
         what = "" if error is None else f": {_what(error)}; {_logged(self._arguments, error)}"
@@ -179,7 +179,7 @@ class _ToTheLog(logging.Handler):
 
 @contextmanager
 def _threads_logged(arguments: argparse.Namespace) -> Iterator[None]:
-    """Prints one line for each exception that escapes from a thread or a task; the traceback goes to the log."""
+    """Prints one line for each uncaught exception in a thread or a task, and logs the traceback."""
 
     def thread(what: threading.ExceptHookArgs) -> None:
         if what.exc_value is not None and not isinstance(what.exc_value, SystemExit):
@@ -213,9 +213,9 @@ def _say(arguments: argparse.Namespace, text: str) -> None:
 
 
 def _clean(arguments: argparse.Namespace, text: str) -> str:
-    """Without the values of variables like HF_TOKEN, and of options like api_key: what a library raised may quote them.
+    """Hides values of variables like HF_TOKEN and options like api_key, which an exception of a library may quote.
 
-    At most what a message can need is looked through: an exception can quote a file of gigabytes.
+    Searches only as much text as a message can show: an exception can quote a file of gigabytes.
     """
     if len(text) > 100 * LONGEST:
         text = f"{text[: 50 * LONGEST]} ... {text[-50 * LONGEST :]}"

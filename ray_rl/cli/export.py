@@ -1,4 +1,4 @@
-"""`ray-rl export`: the trained policy as a folder in Hugging Face format."""
+"""`ray-rl export` writes the trained policy as a folder in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def add_to(commands: Commands) -> None:
     """Adds the command."""
     parser = commands.add_parser(
         "export",
-        help="make a model folder of a run or of one of its checkpoints, in Hugging Face format",
-        description="Makes a model folder in Hugging Face format: a copy of the export that a finished run left, or, "
-        "of a run that is in progress or was stopped, of its newest checkpoint. Needs no GPU and no Ray.",
+        help="make a model folder from a run or from one of its checkpoints, in Hugging Face format",
+        description="Makes a model folder in Hugging Face format: from the export of a finished run, or from the "
+        "newest checkpoint of a run that is in progress or was stopped. Needs no GPU and no Ray.",
         epilog="example: ray-rl export runs/grpo-addition --step 40 --to my-model --dtype bfloat16",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
@@ -25,14 +25,14 @@ def add_to(commands: Commands) -> None:
         "--to",
         metavar="DIR",
         type=Path,
-        help="folder to make; never overwritten. Default: RUN/export_step_N, for a model made of a checkpoint",
+        help="folder to make; never overwritten. Default: RUN/export_step_N, for a model made from a checkpoint",
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="convert the weights; default: as they are")
     parser.set_defaults(command=export)
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Makes the model folder and says where it is.
+    """Makes the model folder and prints its path.
 
     Raises:
         UserError: there is no such step, no complete export, or the target is in use.

@@ -1,4 +1,4 @@
-"""`ray-rl status`, `logs` and `stop`: runs by their folder, or by the name that `ray-rl submit` printed."""
+"""`ray-rl status`, `logs` and `stop`, for runs by their folder or by the name that `ray-rl submit` printed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def add_to(commands: Commands) -> None:
     """Adds the commands."""
     parser = commands.add_parser(
         "status",
-        help="print where a run stands: `ray-rl status RUN`, or a submitted one",
-        description="Of a run folder: state, step, reward, newest checkpoint and the next command. Of a submitted run: "
-        "the state and, once it has ended, the exit code. Exit code 2 if there is none.",
+        help="print the state of a run: `ray-rl status RUN`, or of a submitted one",
+        description="Prints for a run folder: state, step, reward, newest checkpoint and the next command; for a "
+        "submitted run: the state and, after its end, the exit code. Exit code 2 if there is no such run.",
         epilog="example: ray-rl status runs/grpo-addition",
     )
     _add_backends(parser)
@@ -37,8 +37,8 @@ def add_to(commands: Commands) -> None:
 
     parser = commands.add_parser(
         "logs",
-        help="print what a submitted run prints, or logs/driver.log of a run folder",
-        description="Prints what a submitted run has printed, or `logs/driver.log` of a run folder.",
+        help="print the output of a submitted run, or logs/driver.log of a run folder",
+        description="Prints the output of a submitted run, or `logs/driver.log` of a run folder.",
     )
     for own in _add_backends(parser):
         own.add_argument("--follow", action="store_true", help="go on until it has ended")
@@ -57,7 +57,7 @@ def add_to(commands: Commands) -> None:
 
 
 def with_backend(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with the back end `run` where a folder stands in place of one."""
+    """Returns the words of a command line, with the back end `run` inserted before a folder."""
     if len(words) < 2 or words[0] not in ("status", "logs", "stop"):
         return list(words)
     place = next((place for place, word in enumerate(words[1:], start=1) if not word.startswith("-")), None)
@@ -84,7 +84,7 @@ def _add_backends(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Prints one line.
+    """Prints the state of a run.
 
     Raises:
         UserError: there is no such job.
@@ -123,11 +123,11 @@ def logs(arguments: argparse.Namespace) -> int:
 
 
 def stop(arguments: argparse.Namespace) -> int:
-    """Stops a job, or says what that would do.
+    """Stops a job, or in a dry run says what would happen.
 
     Raises:
         UserError: there is no such job.
-        ClusterError: it did not end in time.
+        ClusterError: the job did not end in time.
     """
     if arguments.backend == "run":
         return runs.stop(Path(arguments.id), dry_run=arguments.dry_run)
@@ -175,7 +175,7 @@ def _ray_jobs(arguments: argparse.Namespace) -> Jobs:
 
 
 def _stop_ray_job(jobs: Jobs, job: str) -> None:
-    """Stops a Ray job and prints the last thing that it said: up to where it saved."""
+    """Stops a Ray job and prints the end of its output, which says what it saved."""
     wait_s, is_its_own = jobs.stop_wait_s(job)
     if not is_its_own:
         print(

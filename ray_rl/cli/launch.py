@@ -1,4 +1,4 @@
-"""`ray-rl render` and `ray-rl submit`: from one configuration to a laptop, a Ray cluster, Slurm or Kubernetes."""
+"""`ray-rl render` and `ray-rl submit` launch a configuration on this machine, a Ray cluster, Slurm or Kubernetes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BACKENDS = {
     "local": "this machine, with a Ray cluster of the run's own",
-    "ray-job": "a job of a Ray cluster that is there",
+    "ray-job": "a job of an existing Ray cluster",
     "slurm": "an sbatch script that starts Ray on its nodes",
     "kuberay": "a RayJob for KubeRay",
 }
@@ -30,8 +30,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "render",
         help="print what would run: a command, an sbatch script, a RayJob manifest",
-        description="Prints exactly what would run, and contacts nobody. The launch section of the configuration, or "
-        "a launch file, says where.",
+        description="Prints exactly what would run, and contacts no cluster. The launch section of the configuration, "
+        "or a launch file, has the settings.",
         epilog="example: ray-rl render slurm configs/grpo_math_qwen2.5-7b_16xh100.yaml launch.queue=h100",
     )
     backends = parser.add_subparsers(title="back ends", metavar="BACKEND", dest="backend", required=True)
@@ -42,8 +42,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "submit",
         help="check, plan and submit a run to a Ray cluster, Slurm or Kubernetes",
-        description="Checks the configuration against the hardware that it asks for, plans it, submits it, and says "
-        "how to follow. Exit code 2 if something is wrong; nothing was submitted then.",
+        description="Checks the configuration against the hardware that it requests, plans it, submits it, and prints "
+        "the commands to follow it. Exit code 2 if something is wrong; then nothing is submitted.",
         epilog="example: ray-rl submit ray-job configs/grpo_math_qwen2.5-7b_16xh100.yaml run.dir=/shared/runs --follow",
     )
     backends = parser.add_subparsers(title="back ends", metavar="BACKEND", dest="backend", required=True)
@@ -57,7 +57,7 @@ def add_to(commands: Commands) -> None:
             own.add_argument(
                 "--follow",
                 action="store_true",
-                help="print what the run prints, submit it again after exit code 75 and, launch.retries times, after a "
+                help="print the output of the run, resubmit it after exit code 75 and, launch.retries times, after a "
                 "failure; the exit code is that of the last attempt",
             )
     parser.set_defaults(command=submit)
@@ -74,18 +74,18 @@ def render(arguments: argparse.Namespace) -> int:
     """Prints what would run.
 
     Raises:
-        ConfigError: with every problem.
+        ConfigError: the configuration is wrong; the message has every problem.
     """
     print(rendered(checked_job(arguments), arguments.backend), end="")
     return 0
 
 
 def submit(arguments: argparse.Namespace) -> int:
-    """Submits a run that fits; 0, or with --follow the exit code of its driver.
+    """Submits a run that fits; returns 0, or with --follow the exit code of its driver.
 
     Raises:
-        ConfigError: with every problem, and changes under which the run fits.
-        ClusterError: the other side does not answer.
+        ConfigError: the message has every problem, and changes that make the run fit.
+        ClusterError: the cluster does not answer.
     """
     job = checked_job(arguments)
     _require_room(job)
@@ -110,10 +110,10 @@ def submit(arguments: argparse.Namespace) -> int:
 
 
 def checked_job(arguments: argparse.Namespace) -> Job:
-    """The job of a command's arguments, all rules checked: on the hardware that it asks for, not on this machine's.
+    """Returns the job of a command's arguments, checked against the requested hardware, not that of this machine.
 
     Raises:
-        ConfigError: with every problem.
+        ConfigError: the configuration is wrong; the message has every problem.
     """
     from ray_rl.config.gpus import asked_gpus
     from ray_rl.config.loading.load import load_config
@@ -132,10 +132,10 @@ def checked_job(arguments: argparse.Namespace) -> Job:
 
 
 def rendered(job: Job, backend: Backend) -> str:
-    """What a back end would run.
+    """Returns the text that a back end would run.
 
     Raises:
-        ConfigError: the back end needs what the configuration does not say.
+        ConfigError: the configuration lacks a value that the back end needs.
     """
     match backend:
         case "local":
@@ -159,7 +159,7 @@ def rendered(job: Job, backend: Backend) -> str:
 
 
 def _require_room(job: Job) -> None:
-    """Refuses what `ray-rl plan` refuses. A model of unknown shape is let through, its memory unplanned."""
+    """Refuses runs that `ray-rl plan` refuses. Accepts models of unknown shape without planning their memory."""
     from ray_rl.planner.advice import propose
     from ray_rl.planner.assess import assess, unknown_models
     from ray_rl.planner.gpus import ClusterShape
@@ -191,10 +191,10 @@ def _submit_ray_job(job: Job, *, follow: bool) -> int:
 
 
 def _submit_attempt(jobs: Jobs, job: Job) -> str:
-    """Submits the next attempt; its name.
+    """Submits the next attempt and returns its name.
 
     Raises:
-        UserError: another one has not ended.
+        UserError: another attempt has not ended.
     """
     from ray_rl.launching.ray_job.entrypoint import submission_of
 
@@ -208,7 +208,7 @@ def _submit_attempt(jobs: Jobs, job: Job) -> str:
 
 
 def _follow_attempts(jobs: Jobs, job: Job, options: list[str]) -> int:
-    """Attempts, one after the other; the exit code of the last."""
+    """Follows attempts, one after the other, and returns the exit code of the last."""
     from ray_rl.launching.attempts import FAILED, is_countable, is_tried_again
 
     failures = 0
@@ -218,11 +218,11 @@ def _follow_attempts(jobs: Jobs, job: Job, options: list[str]) -> int:
         try:
             outcome = jobs.follow(name, show)
         except KeyboardInterrupt:
-            print(f"ray-rl: {name} runs on, and nobody submits it again; the commands above reach it", file=sys.stderr)
+            print(f"ray-rl: {name} keeps running, but is not resubmitted; use the commands above", file=sys.stderr)
             raise
         print(f"ray-rl: {outcome}", file=sys.stderr)
         if outcome.state == "STOPPED":
-            raise Preempted(f"{name} was stopped; submit the run again, and it goes on from its newest checkpoint")
+            raise Preempted(f"{name} was stopped; submit the run again to continue from its newest checkpoint")
         code = FAILED if outcome.code is None else outcome.code
         failures += is_countable(code)
         if not is_tried_again(code, failures=failures, retries=job.launch.retries):
@@ -236,7 +236,7 @@ def _follow_attempts(jobs: Jobs, job: Job, options: list[str]) -> int:
 
 
 def show(text: str) -> None:
-    """Prints a piece of a log at once."""
+    """Prints a part of a log, unbuffered."""
     sys.stdout.write(text)
     sys.stdout.flush()
 

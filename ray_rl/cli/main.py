@@ -30,10 +30,10 @@ exit codes: 0 done, 1 failed, 2 your configuration or input is wrong, 75 told to
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit code of the process is what this returns.
+    """Runs one command and returns the exit code of the process.
 
     Args:
-        argv: words after the program's name; None takes those of the process.
+        argv: words after the program's name; None uses those of the process.
     """
     with unbreakable_output() as output:
         try:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
-    """The arguments; overrides may stand behind options, too, where argparse does not look for them."""
+    """Parses the arguments, with overrides also after options, where argparse does not accept them."""
     parser = _parser()
     words = jobs.with_backend(words)
     if not words and commands_of(parser):
@@ -70,14 +70,14 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _forbid_retries() -> None:
-    """Where we are the driver of a RayJob, its controller would start all pods again for the same wrong input."""
+    """Prevents the controller of a RayJob from restarting all pods for the same wrong input."""
     message = forbid_retries(os.environ)
     if message is not None:
         print(f"ray-rl: {message}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Options in full: --resum is a slip to be told of, not --resume, and so are the parsers of all commands."""
+    """A parser that requires options in full, also for subcommands: --resum is an error and not --resume."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})

@@ -1,4 +1,4 @@
-"""`ray-rl plan`: which role runs on which devices, and whether it fits, before anything is started."""
+"""`ray-rl plan` prints which role runs on which devices and whether the run fits, before anything is started."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def add_to(commands: Commands) -> None:
         "plan",
         help="print the layout, the memory and the arithmetic of a step, without torch",
         description="Prints the plan that training would place: every worker's node and GPU, how a step divides, the "
-        "memory of every role, what a publish sends, and whether it fits. Exit code 2 if it does not, with numbers to "
-        "change that do.",
+        "memory of every role, the bytes of a publish, and whether it fits. If it does not fit, the exit code is 2 and "
+        "changes that make it fit are printed.",
         epilog="example: ray-rl plan configs/ppo_math_qwen2.5-7b_16xh100.yaml --nodes 1 --gpu h200",
     )
     add_config(parser)
@@ -38,7 +38,7 @@ def print_plan(arguments: argparse.Namespace) -> int:
     """Prints the plan of a configuration.
 
     Raises:
-        ConfigError: with every problem, and changes under which the run fits.
+        ConfigError: the message has every problem, and changes that make the run fit.
     """
     from ray_rl.config.loading.load import load_config
     from ray_rl.planner.advice import propose
@@ -48,7 +48,7 @@ def print_plan(arguments: argparse.Namespace) -> int:
 
     sizes = (("nodes", arguments.nodes), ("gpus_per_node", arguments.gpus_per_node))
     overrides = [f"cluster.{key}={value}" for key, value in sizes if value is not None]
-    # A proposal of the plan before, pasted behind the same options, is the later word.
+    # A proposal of an earlier plan, pasted after the same options, comes later and wins.
     config = load_config(arguments.config, [*overrides, *arguments.overrides])
     _check_asks_for_gpus(config, arguments)
     cluster = ClusterShape.of(
@@ -64,10 +64,10 @@ def print_plan(arguments: argparse.Namespace) -> int:
 
 
 def print_plan_of(config: RunConfig) -> None:
-    """Prints the plan of a configuration on the hardware that it names; of models of unknown shape, that there is none.
+    """Prints the plan on the hardware of the configuration, or that there is none for models of unknown shape.
 
     Raises:
-        ConfigError: it does not fit.
+        ConfigError: the run does not fit.
     """
     from ray_rl.planner.advice import propose
     from ray_rl.planner.assess import assess, unknown_models
@@ -86,7 +86,7 @@ def print_plan_of(config: RunConfig) -> None:
 
 
 def _check_asks_for_gpus(config: RunConfig, arguments: argparse.Namespace) -> None:
-    """A run on CPU has no GPUs that an option could describe."""
+    """Refuses options about GPUs for a run on CPU."""
     given = [name for name in ("gpu", "gpu_memory", "gpus_per_node") if vars(arguments)[name] is not None]
     if given and config.cluster.accelerator == "cpu":
         raise ConfigError(
@@ -96,7 +96,7 @@ def _check_asks_for_gpus(config: RunConfig, arguments: argparse.Namespace) -> No
 
 
 def _check_all_but_nodes(config: RunConfig) -> None:
-    """The rules, on more nodes than it can take: whether those that it takes are there is what the plan says."""
+    """Checks the rules with more nodes than needed, because the plan checks the number of nodes."""
     from ray_rl.config.gpus import asked_gpus
     from ray_rl.config.rules.check import check
 

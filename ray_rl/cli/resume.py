@@ -1,4 +1,4 @@
-"""`ray-rl resume`: continues a run from its newest checkpoint, or from an earlier one."""
+"""`ray-rl resume` continues a run from its newest checkpoint, or from an earlier one."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ def add_to(commands: Commands) -> None:
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Checks, then trains on.
+    """Checks the run and continues training.
 
     Raises:
-        UserError: not a run folder, no checkpoint in it, or wrong values; nothing was started or written.
+        UserError: the folder is not a run folder or has no checkpoint, or values are wrong; nothing was started or
+            written.
         RayRLError: the run failed.
     """
     config = in_folder(arguments.run, arguments.overrides)
@@ -53,10 +54,10 @@ def resume(arguments: argparse.Namespace) -> int:
 
 
 def in_folder(run: Path, overrides: list[str]) -> RunConfig:
-    """The configuration of a run folder under overrides, wherever the folder is now.
+    """Returns the configuration of a run folder with overrides, even if the folder was moved.
 
     Raises:
-        UserError: it is not a run folder, or the overrides are wrong.
+        UserError: the folder is not a run folder, or the overrides are wrong.
     """
     from ray_rl.config.loading.load import load_config
     from ray_rl.metrics.run_folder import config_file

@@ -11,7 +11,7 @@ from ray_rl.errors import ClusterError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Waits for all nodes, makes the file that says so, and returns 1 once one is lost or some never came."""
+    """Waits for all nodes, writes the file that says so, and returns 1 when a node is lost or does not come."""
     from ray_rl.cluster.roll_call import await_nodes, joined, living, lost_of
 
     parser = argparse.ArgumentParser(description="Waits for the nodes of a Ray cluster, then watches them.")

@@ -1,4 +1,4 @@
-"""Reads the state of a run on this machine from its folder, whatever release or program wrote the files."""
+"""Reads the state of a run from its folder, robustly: another release or program may have written the files."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from ray_rl.errors import ConfigError, UserError
 from ray_rl.metrics.folder_lock import holder_of, pid_space
 
 TAIL_BYTES = 2**18
-"""Bytes at the end of the records in which the last one is looked for."""
+"""Bytes at the end of the records that are searched for the last record."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The process that trains in a folder, as its lock says; None for what it does not."""
+    """The process that trains in a folder, from its lock; fields that the lock does not have are None."""
 
     pid: int | None
     host: str | None
     pids_of: str | None
-    """The set of processes in which the number holds: a boot of a machine, and a container of it."""
+    """Id of the pid's namespace: a boot of a machine, and a container on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """State of a run, as the files in its folder show it."""
+    """The state of a run, from the files in its folder."""
 
     folder: Path
     state: Literal["running", "done", "stopped", "unreadable"]
     owner: Owner | None
-    """None unless it runs."""
+    """The process that trains; None if the run is not running."""
     step: int
-    """Last one on record."""
+    """The last recorded step."""
     steps: int | None
-    """That the run will have; None where its configuration does not say."""
+    """Number of steps of the run; None if its configuration does not have it."""
     reward: float | None
-    """Mean of the last step that had one."""
+    """Mean reward of the last step that had one."""
     checkpoint: int | None
-    """Newest one that has a manifest; whether it verifies is not looked at."""
+    """Step of the newest checkpoint with a manifest, which is not verified."""
     is_exported: bool
     age_s: float
-    """Since something was last written."""
+    """Seconds since a file was last written."""
     grace_s: float
     problem: str = ""
-    """Why its configuration cannot be read."""
+    """Why the configuration cannot be read; empty if it can."""
 
     @property
     def next(self) -> str:
@@ -75,13 +75,13 @@ class RunState:
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a run made this folder: it holds a configuration, and something else that runs write."""
+    """Returns whether a folder has a configuration and another file or folder that runs write."""
     others = ("environment.json", "metrics.jsonl", "rollouts", "checkpoints", "lock")
     return (folder / "config.yaml").exists() and any((folder / name).exists() for name in others)
 
 
 def run_folders(below: Path, *, levels: int = 3) -> Iterator[Path]:
-    """Every run folder at or below a folder, at most so many levels down."""
+    """Yields every run folder at or below a folder, down to `levels` levels."""
     if is_run_folder(below):
         yield below
     elif levels:
@@ -94,10 +94,10 @@ def run_folders(below: Path, *, levels: int = 3) -> Iterator[Path]:
 
 
 def run_state(folder: Path) -> RunState:
-    """Where a run stands.
+    """Returns the state of a run.
 
     Raises:
-        UserError: it is not a run folder.
+        UserError: the folder is not a run folder.
     """
     if not is_run_folder(folder):
         raise UserError(f"{folder}: not a run folder, it has no config.yaml; give the folder that `ray-rl train` left")
@@ -133,7 +133,7 @@ def run_state(folder: Path) -> RunState:
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """Who trains in a folder; None if nobody does, or whoever did is dead."""
+    """Returns the process that trains in a folder; None if there is none or it has ended."""
     holder = holder_of(folder)
     if holder is None:
         return None
@@ -146,7 +146,7 @@ def owner_of(folder: Path) -> Owner | None:
 
 
 def is_here(owner: Owner) -> bool:
-    """Whether its number means a process that this one can signal."""
+    """Returns whether the owner's pid is valid here, so that this process can signal it."""
     return owner.host == socket.gethostname() and owner.pids_of in (None, pid_space())
 
 
@@ -156,7 +156,7 @@ def _at(config: Any, section: str, key: str) -> Any:
 
 
 def _last_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The last records, newest first; a line that is no record of a step is passed over."""
+    """Yields the last records, newest first; skips lines that are not the record of a step."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))

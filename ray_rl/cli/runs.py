@@ -1,4 +1,4 @@
-"""`ray-rl runs`, and `status`, `logs` and `stop` of a run folder: runs that were started on this machine."""
+"""`ray-rl runs`, and `status`, `logs` and `stop` of a run folder, for runs that were started on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ray_rl.cli.run_state import RunState
 
 TEARDOWN_S = 60.0
-"""How long the processes of a run may take to end after its grace."""
+"""How long the processes of a run may take to end after its grace period."""
 POLL_S = 0.5
 
 
@@ -37,7 +37,7 @@ def add_to(commands: Commands) -> None:
 
 
 def runs(arguments: argparse.Namespace) -> int:
-    """Prints one line a run.
+    """Prints one line per run.
 
     Raises:
         UserError: there is no such folder.
@@ -72,10 +72,10 @@ def _steps(state: RunState) -> str:
 
 
 def status(folder: Path) -> str:
-    """Where a run stands, in a few lines.
+    """Returns the state of a run in a few lines.
 
     Raises:
-        UserError: it is not a run folder.
+        UserError: the folder is not a run folder.
     """
     from ray_rl.cli.run_state import run_state
     from ray_rl.metrics.text import duration
@@ -100,19 +100,17 @@ def _headline(state: RunState) -> str:
 
 
 def logs(folder: Path, *, follow: bool) -> Iterator[str]:
-    """What the driver wrote into `logs/driver.log`, in pieces; when following, until the run has ended.
+    """Yields `logs/driver.log` in pieces; with `follow`, until the run has ended.
 
     Raises:
-        UserError: it is not a run folder, or has no such log.
+        UserError: the folder is not a run folder, or has no such log.
     """
     from ray_rl.cli.run_state import owner_of, run_state
 
     run_state(folder)
     log = folder / "logs" / "driver.log"
     if not log.is_file():
-        raise UserError(
-            f"{log}: no such file: nothing out of the ordinary happened so far; see metrics.jsonl of the same run"
-        )
+        raise UserError(f"{log}: no such file: nothing unusual has happened so far; see metrics.jsonl of the same run")
     with log.open(encoding="utf-8", errors="backslashreplace") as file:
         while True:
             is_last = not follow or owner_of(folder) is None
@@ -126,8 +124,8 @@ def stop(folder: Path, *, dry_run: bool = False) -> int:
     """Asks the process that trains in a folder to save and end, waits for that within its grace, and says how it ended.
 
     Raises:
-        UserError: it is not a run folder, or its process is not one of this machine.
-        ClusterError: it did not end in time.
+        UserError: the folder is not a run folder, or its process is not on this machine.
+        ClusterError: the run did not end in time.
     """
     from ray_rl.cli.run_state import is_here, owner_of, run_state
 

@@ -1,4 +1,4 @@
-"""`ray-rl train`: every check first, then the run."""
+"""`ray-rl train` runs every check and then the training."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = N
     Args:
         config: the configuration of the run.
         resume: None: the run folder must not exist. auto: it may. required: it must, with a checkpoint.
-        from_step: The checkpoint to continue from, with `required`; None is the newest one.
+        from_step: The checkpoint from which to continue, with `required`; None for the newest.
 
     Raises:
         UserError: the input is wrong; nothing was started or written.
-        Preempted: it was told to stop.
+        Preempted: the run was told to stop.
         RayRLError: the run failed.
     """
-    # A terminal that is closed takes its output with it, and nothing else; Ray and all workers inherit this. What ends
-    # a run is Ctrl-C, SIGTERM or `ray-rl stop`.
+    # Closing the terminal loses only the output; Ray and all workers inherit this. A run is ended by Ctrl-C, SIGTERM or
+    # `ray-rl stop`.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -78,14 +78,14 @@ def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = N
 
 
 class _StopAsked(KeyboardInterrupt):
-    """A scheduler wants the process to end, as Ctrl-C does: nothing on the way may take it for an error."""
+    """A scheduler asks the process to end, like Ctrl-C. As a KeyboardInterrupt it is not handled as an error."""
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
-    """Until the run itself listens, which has something to save."""
+    """Ends the process immediately. The run later installs its own handler, which saves."""
     raise _StopAsked(signal.Signals(number).name)
 
 
 def _say(text: str) -> None:
-    """Prints a line at once, before the console is imported."""
+    """Prints a line, unbuffered, before the console is imported."""
     print(text, flush=True)

@@ -1,4 +1,4 @@
-"""Words that no command knows: misspelt commands, and options that are keys of the configuration."""
+"""Explains unknown words: misspelt commands, and options that are keys of the configuration."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ OTHER_NAMES = {
     "save": "export",
     "help": "--help",
 }
-"""What other programs call our commands."""
+"""Names of our commands in other programs."""
 
 _FEW = 3
-"""Keys of one name that are listed."""
+"""The most keys with one name that are listed."""
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parsers of its commands by name."""
+    """Returns the parsers of its commands by name."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
@@ -41,7 +41,7 @@ def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 def check_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Ends with exit code 2 and the nearest command if the first word is none."""
+    """Ends with exit code 2 and the nearest command if the first word is not a command."""
     commands = commands_of(parser)
     word = next((word for word in words if not word.startswith("-")), None)
     if word is None or not commands or word in commands:
@@ -55,13 +55,13 @@ def check_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
 def unrecognized(
     parser: argparse.ArgumentParser, words: Sequence[str], left: Sequence[str], *, takes_overrides: bool
 ) -> str:
-    """What argparse did not know, and how it is written here.
+    """Returns a message with the unknown arguments, and how to write them here.
 
     Args:
         parser: the parser of the program.
         words: the words of the command line.
-        left: those that were not known.
-        takes_overrides: whether the command takes `key=value`.
+        left: the unknown words among them.
+        takes_overrides: whether the command accepts `key=value`.
     """
     options = [word for word in left if word.startswith("--")]
     said = f"unrecognized arguments: {' '.join(without_arguments(left))}"
@@ -99,14 +99,14 @@ def _advice(option: str, words: Sequence[str], known: Sequence[str], *, takes_ov
 
 
 def _following(option: str, words: Sequence[str]) -> str:
-    """The word behind an option, as its value."""
+    """Returns the word after an option, which is its value."""
     behind = list(words)[list(words).index(option) + 1 :][:1]
     is_value = behind and not behind[0].startswith("--") and "=" not in behind[0]
     return behind[0] if is_value else "..."
 
 
 def _ours(key: str) -> tuple[str, ...]:
-    """Our keys for a name; none for one that means nothing here."""
+    """Returns our keys for a name; empty if we have none."""
     keys = list(dict.fromkeys(all_keys(RunConfig)))
     if key in keys:
         return (key,)

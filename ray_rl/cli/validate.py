@@ -1,4 +1,4 @@
-"""`ray-rl validate`: the checks of `ray-rl train`, without Ray; the quick ones by default, all of them with --full."""
+"""`ray-rl validate` runs the checks of `ray-rl train` without Ray: the quick ones by default, all with --full."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def add_to(commands: Commands) -> None:
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    """Checks the configuration as for the machine that will run it, and says what it amounts to.
+    """Checks the configuration for the machine that will run it, and prints a summary.
 
     Raises:
-        UserError: what `train` would refuse.
+        UserError: `train` would refuse the configuration.
     """
     from ray_rl.config.gpus import asked_gpus, visible_gpu_count
     from ray_rl.config.loading.load import load_config

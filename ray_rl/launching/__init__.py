@@ -1,1 +1,1 @@
-"""From one description of a run to a Ray job, an sbatch script and a RayJob manifest. Pure; loads without torch."""
+"""Turns one description of a run into a Ray job, an sbatch script or a RayJob manifest. Loads without torch."""

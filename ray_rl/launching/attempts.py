@@ -1,4 +1,4 @@
-"""Attempts of a run: how they are named, and which end calls for another."""
+"""Attempts of a run: their names, and the exit codes after which another attempt follows."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ DONE = 0
 FAILED = 1
 BAD_INPUT = 2
 CHECKPOINTED = 75
-"""Exit codes of the driver. 75 says that the run is saved and should be started again (EX_TEMPFAIL of sysexits.h)."""
+"""Exit codes of the driver. 75 means that the run is saved and should be restarted (EX_TEMPFAIL of sysexits.h)."""
 
 
 def attempt_id(run: str, attempt: int) -> str:
-    """The name of an attempt: grpo-addition-1."""
+    """Returns the name of an attempt: grpo-addition-1."""
     return f"{run}-{attempt}"
 
 
 def attempts_of(run: str, ids: Iterable[str]) -> list[int]:
-    """The numbers of the attempts of a run among the names of jobs, ascending."""
+    """Returns the numbers of the attempts of a run among the names of jobs, ascending."""
     matches = (re.fullmatch(rf"{re.escape(run)}-([1-9][0-9]*)", each) for each in ids)
     return sorted(int(match[1]) for match in matches if match)
 
 
 def is_countable(code: int) -> bool:
-    """Whether an attempt counts against `launch.retries`: it failed, and another may do better."""
+    """Returns whether an attempt counts against `launch.retries`: it failed, and another one may succeed."""
     return code not in (DONE, BAD_INPUT, CHECKPOINTED)
 
 
 def is_tried_again(code: int, *, failures: int, retries: int) -> bool:
-    """Whether another attempt follows one that ended by itself.
+    """Returns whether another attempt follows one that ended by itself.
 
     Args:
-        code: exit code of the driver, or 1 where it was lost with its node.
+        code: exit code of the driver, or 1 if the driver was lost with its node.
         failures: countable attempts, this one included.
         retries: `launch.retries`.
     """

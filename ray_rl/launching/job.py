@@ -1,4 +1,4 @@
-"""What is to run, whoever runs it."""
+"""The description of a run for all launchers."""
 
 from __future__ import annotations
 
@@ -16,81 +16,81 @@ from ray_rl.errors import ConfigError
 from ray_rl.planner.plan import Plan, plan
 
 ADDRESS = "cluster.address=auto"
-"""Every back end starts the Ray cluster, or finds it there; the driver joins it."""
+"""The driver joins the Ray cluster, which a back end has started or found."""
 
 STOP_MARGIN_S = 15
-"""Beyond `run.grace_s`, after which the driver ends itself: for Ray to see that before it kills."""
+"""Time after `run.grace_s`, when the driver ends itself, until Ray kills it: Ray needs some time to notice the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A run as all back ends see it: they add how a cluster comes to be, and nothing to what runs on it."""
+    """A run, as all back ends see it. They add only the start of a cluster."""
 
     config: RunConfig
     config_path: str
-    """From the working folder, on the cluster as here."""
+    """Path relative to the working folder, here and on the cluster."""
     overrides: tuple[str, ...]
     plan: Plan
     commit: str | None = None
-    """Of the project's checkout, "-dirty" behind it where tracked files differ; None outside of one."""
+    """Commit of the project's checkout, with "-dirty" if tracked files differ; None outside a checkout."""
 
     @property
     def name(self) -> str:
-        """Of the run."""
+        """The name of the run."""
         return self.config.run.name
 
     @property
     def launch(self) -> LaunchConfig:
-        """How it is launched."""
+        """The `launch` section of the configuration."""
         return self.config.launch
 
     @property
     def nodes(self) -> int:
-        """Nodes with the roles' devices."""
+        """Number of nodes with devices of the roles."""
         return self.config.cluster.nodes
 
     @property
     def gpus_per_node(self) -> int:
-        """0 on CPU."""
+        """GPUs of each node; 0 on CPU."""
         return self.config.cluster.gpus_per_node if self.config.cluster.accelerator == "gpu" else 0
 
     @property
     def steps(self) -> int:
-        """Of the whole run, over all attempts."""
+        """Steps of the whole run, over all attempts."""
         return self.config.run.steps
 
     @property
     def entrypoint(self) -> tuple[str, ...]:
-        """The driver's command: the same everywhere, and for every attempt."""
+        """The driver's command, which is the same for every launcher and attempt."""
         return ("ray-rl", "train", self.config_path, *self.overrides, ADDRESS, "--resume", "auto")
 
     @property
     def preflight(self) -> tuple[str, ...] | None:
-        """What must succeed before the entrypoint; None where nothing is asked for."""
+        """The command that must succeed before the entrypoint; None without one."""
         if not self.launch.preflight:
             return None
         return ("ray-rl", "doctor", "--cluster", self.config_path, *self.overrides, ADDRESS)
 
     @property
     def shell_line(self) -> str:
-        """Preflight and entrypoint as one line for a shell; its exit code is that of the first that fails."""
+        """Preflight and entrypoint as one line for a shell. Its exit code is that of the first command that fails."""
         parts = [self.entrypoint] if self.preflight is None else [self.preflight, self.entrypoint]
         return " && ".join(map(shlex.join, parts))
 
     @property
     def config_hash(self) -> str:
-        """12 hexadecimal digits of the SHA-256 of the resolved configuration, without how it is launched."""
+        """12 hexadecimal digits of the SHA-256 of the resolved configuration without its `launch` section."""
         bare = self.config.model_copy(update={"launch": LaunchConfig()})
         return hashlib.sha256(dump_config(bare).encode()).hexdigest()[:12]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of every process, in the order of their names."""
-        # Workers at Ray's niceness of 15 starve beside anything else on a CPU node.
+        """Environment variables of every process, sorted by name."""
+        # With Ray's niceness of 15, any other process on a CPU node slows workers down.
         own = {
             "PYTHONUNBUFFERED": "1",
             "RAY_DEDUP_LOGS": "0",
-            # Ray kills a job that it stops after 3 s, unless the job's own environment says otherwise: time to save.
+            # Ray kills a stopped job after 3 s unless the job's environment says otherwise; a run needs time to save.
             "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(self.config.run.grace_s) + STOP_MARGIN_S),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
@@ -99,16 +99,16 @@ class Job:
 
 
 def job_of(config: RunConfig, path: str, overrides: Sequence[str] = (), *, commit: str | None = None) -> Job:
-    """The job of a checked configuration.
+    """Returns the job of a checked configuration.
 
     Args:
-        config: of the run, overrides and launch file included.
-        path: of its file, relative to the project.
-        overrides: `key=value`; those of `launch` and of `cluster.address` are left out.
-        commit: of the checkout, if it is one.
+        config: the configuration of the run, including overrides and the launch file.
+        path: the path of the configuration file, relative to the project.
+        overrides: `key=value`; those of `launch` and `cluster.address` are left out.
+        commit: the commit of the checkout, if the folder is one.
 
     Raises:
-        ConfigError: an absolute path, which the cluster need not have; or the roles do not fit the nodes.
+        ConfigError: the path is absolute, so the cluster may not have it; or the roles do not fit the nodes.
     """
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A run on this machine, as a script for bash."""
+"""Renders a run on this machine as a script for bash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from ray_rl.launching.shell import exports
 
 
 def render(job: Job) -> str:
-    """A script that starts a Ray cluster for the run alone, or goes on with it; its exit code is that of the driver."""
+    """Returns a script that runs or resumes the run with a Ray cluster of its own.
+
+    Its exit code is that of the driver.
+    """
     where = f"{job.plan.gpus} GPUs" if job.plan.gpus else "CPU"
     lines = [
         "#!/usr/bin/env bash",
@@ -24,7 +27,7 @@ def render(job: Job) -> str:
 
 
 def _here(job: Job, command: tuple[str, ...]) -> list[str]:
-    """The command without the cluster that the other back ends have; a local one is the default."""
+    """Returns the command without the address of a cluster, so that the driver starts a local one."""
     instead = [] if job.config.cluster.address is None else ["cluster.address=null"]
     place = command.index(ADDRESS)
     return [*command[:place], *instead, *command[place + 1 :]]

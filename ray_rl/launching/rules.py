@@ -1,4 +1,4 @@
-"""Rules between a run and the way it is launched. Each yields one message per violation."""
+"""Rules between a run and its launcher. Each yields one message per violation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_rl.config.loading.redact import is_secret, without_arguments, without_c
 from ray_rl.errors import ConfigError
 
 Backend = Literal["local", "ray-job", "slurm", "kuberay"]
-"""Ways to launch."""
+"""The launchers."""
 
 _SECRETS_BELONG = {
     "local": "into the environment of this shell, which the run inherits",
@@ -44,19 +44,19 @@ _OF_BASH = {
     "SRANDOM",
     "UID",
 }
-"""Variables that bash does not take from outside, or that change how it reads scripts. Every launcher uses bash."""
+"""Variables that bash does not accept from outside, or that change how it reads scripts. Every launcher uses bash."""
 
 
 def check_launch(config: RunConfig, backend: Backend, overrides: Sequence[str] = ()) -> None:
-    """Checks that a run can be launched in a way.
+    """Checks that a run can be launched.
 
     Args:
-        config: of the run.
-        backend: the way.
-        overrides: as given; the launched command repeats them.
+        config: the configuration of the run.
+        backend: the launcher.
+        overrides: the user's overrides, which the launched command repeats.
 
     Raises:
-        ConfigError: naming every violation with its remedy.
+        ConfigError: the message names every violation with its remedy.
     """
     problems = [
         *_names(config),
@@ -77,7 +77,7 @@ def _names(config: RunConfig) -> Iterator[str]:
 
 
 def _values(config: RunConfig, backend: Backend) -> Iterator[str]:
-    """The same text has to arrive, whoever launches."""
+    """Checks that values of variables arrive unchanged with every launcher."""
     for name, value in config.launch.environment.items():
         if re.search("[\0\ud800-\udfff]", value):
             yield f"launch.environment.{name}: has a null character or half of a surrogate pair; no variable holds it"
@@ -89,7 +89,7 @@ def _values(config: RunConfig, backend: Backend) -> Iterator[str]:
 
 
 def _secrets(config: RunConfig, backend: Backend, overrides: Sequence[str]) -> Iterator[str]:
-    """What is rendered is read by many: queues, dashboards, histories."""
+    """Checks that rendered jobs contain no secrets: many people can read queues, dashboards and histories."""
     where = _SECRETS_BELONG[backend]
     for name, value in config.launch.environment.items():
         if is_secret(name) or without_credentials(value) != value:
@@ -103,7 +103,7 @@ def _secrets(config: RunConfig, backend: Backend, overrides: Sequence[str]) -> I
 
 
 def _run_folder(config: RunConfig, backend: Backend) -> Iterator[str]:
-    """The next attempt has to find what the last one left. On Kubernetes only its claim stays: see `kuberay`."""
+    """Checks that the next attempt finds the run folder. On Kubernetes only the claim persists: see `kuberay`."""
     folder = config.run.dir
     if backend == "ray-job" and not Path(folder).expanduser().is_absolute():
         yield (

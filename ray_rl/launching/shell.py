@@ -1,4 +1,4 @@
-"""Text in scripts for bash."""
+"""Quotes text for bash scripts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 
 def exports(environment: Mapping[str, str]) -> list[str]:
-    """One line for bash a variable, in their order, which exports it with exactly its value."""
+    """Returns one bash line per variable, in their order, which exports exactly its value."""
     return [f"export {name}={_quoted(value)}" for name, value in environment.items()]
 
 
 def _quoted(text: str) -> str:
-    """A word for bash, in one line: sbatch refuses scripts with a carriage return."""
+    """Returns a bash word on one line: sbatch refuses scripts with a carriage return."""
     if not any(ord(character) < 32 or ord(character) == 127 for character in text):
         return shlex.quote(text)
     escaped = "".join(

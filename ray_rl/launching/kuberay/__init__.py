@@ -1,1 +1,1 @@
-"""Runs as RayJobs on Kubernetes."""
+"""Launches runs as RayJobs on Kubernetes."""

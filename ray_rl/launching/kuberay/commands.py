@@ -1,4 +1,4 @@
-"""Submitting a RayJob, asking after it, reading its log and stopping it, all by kubectl."""
+"""Submits a RayJob, shows its status and log, and stops it, with kubectl."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from ray_rl.launching.kuberay.manifest import API_VERSION, resource_name
 from ray_rl.launching.kuberay.rules import KUEUE_QUEUE
 
 LIMIT_S = 60
-"""For one call of kubectl."""
+"""Limit for one call of kubectl."""
 SUBMITTER = "ray-job-submitter"
-"""Container of the head's pod that submits the driver and prints what it prints."""
+"""Container of the head's pod that submits the driver and prints its output."""
 ENDED = ("Complete", "Failed")
-"""Deployment states from which a RayJob does not come back."""
+"""Final deployment states of a RayJob."""
 MESSAGE_LINES = 10
 
 Manifest = dict[str, Any]
 
 
 def submit(job: Job, text: str) -> str:
-    """The name of the RayJob, once the API server has it.
+    """Creates the RayJob on the API server and returns its name.
 
-    What belongs to it is made its property, so that deleting the RayJob deletes all.
+    The RayJob becomes the owner of its other objects, so that deleting it deletes all of them.
 
     Args:
-        job: that was rendered.
-        text: what `ray_rl.launching.kuberay.manifest.render` returned for it.
+        job: the job.
+        text: the result of `ray_rl.launching.kuberay.manifest.render` for this job.
 
     Raises:
-        UserError: there is a RayJob of that name, or the API server refuses something.
+        UserError: a RayJob with this name exists, or the API server refuses an object.
         ClusterError: no API server answers.
     """
     name, namespace = resource_name(job.name), job.launch.kuberay.namespace
@@ -51,10 +51,10 @@ def submit(job: Job, text: str) -> str:
 
 
 def status(name: str, *, namespace: str) -> str:
-    """State, reason and attempts of a RayJob, in a few lines.
+    """Returns state, reason and attempts of a RayJob, in a few lines.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no RayJob with this name.
         ClusterError: no API server answers.
     """
     found = _get(name, namespace)
@@ -69,7 +69,7 @@ def status(name: str, *, namespace: str) -> str:
     if spec.get("suspend") and KUEUE_QUEUE in found["metadata"].get("labels", {}):
         lines.append("  suspended: waiting for Kueue to admit it, or stopped")
     elif spec.get("suspend"):
-        lines.append(f"  suspended; go on: {_resume_command(found)}")
+        lines.append(f"  suspended; to continue: {_resume_command(found)}")
     if state.get("rayClusterName"):
         lines.append(f"  cluster {state['rayClusterName']}")
     lines += [f"  {line}" for line in str(state.get("message") or "").splitlines()[-MESSAGE_LINES:]]
@@ -77,10 +77,10 @@ def status(name: str, *, namespace: str) -> str:
 
 
 def logs(name: str, *, follow: bool, namespace: str) -> Iterator[str]:
-    """Lines that the driver of the present attempt printed; with `follow`, until it ends.
+    """Yields the lines that the driver of the current attempt printed; with `follow`, until it ends.
 
     Raises:
-        UserError: no such RayJob, or it has no pod now; logs of earlier attempts are in the run folder.
+        UserError: there is no such RayJob, or it has no pod now; logs of earlier attempts are in the run folder.
         ClusterError: no API server answers.
     """
     cluster = _get(name, namespace).get("status", {}).get("rayClusterName")
@@ -106,12 +106,12 @@ def logs(name: str, *, follow: bool, namespace: str) -> Iterator[str]:
 
 
 def stop(name: str, *, namespace: str) -> str:
-    """Suspends a RayJob: its driver saves and all pods end. Returns what to do to go on.
+    """Suspends a RayJob: its driver saves and all pods end. Returns a message with the command that continues it.
 
-    Under Kueue, which holds `spec.suspend`, its Workload is made inactive instead.
+    Kueue owns `spec.suspend`; under Kueue its Workload is deactivated instead.
 
     Raises:
-        UserError: there is none of that name, or it has ended.
+        UserError: there is no RayJob with this name, or it has ended.
         ClusterError: no API server answers.
     """
     found = _get(name, namespace)
@@ -125,12 +125,12 @@ def stop(name: str, *, namespace: str) -> str:
     head = found["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     return (
         f"{name} stops: the driver saves, within {head.get('terminationGracePeriodSeconds', 30)} s, and its pods end.\n"
-        f"To go on: {_resume_command(found)}\nTo remove it: kubectl -n {namespace} delete rayjob {name}"
+        f"To continue: {_resume_command(found)}\nTo remove it: kubectl -n {namespace} delete rayjob {name}"
     )
 
 
 def _suspension(found: Manifest) -> tuple[str, str, dict[str, bool]]:
-    """Kind, name and change of specification of what is to be patched so that a RayJob stops."""
+    """Returns kind, name and change of the object to patch so that a RayJob stops."""
     metadata = found["metadata"]
     if KUEUE_QUEUE not in metadata.get("labels", {}):
         return "rayjobs.ray.io", metadata["name"], {"suspend": True}
@@ -149,7 +149,7 @@ def _resume_command(found: Manifest) -> str:
 
 
 def _own(job: Manifest, documents: list[Manifest]) -> None:
-    """Makes the RayJob the owner of what was applied with it."""
+    """Makes the RayJob the owner of the objects that were applied with it."""
     metadata = job["metadata"]
     owner = {"apiVersion": API_VERSION, "kind": "RayJob", "name": metadata["name"], "uid": metadata["uid"]}
     change = json.dumps({"metadata": {"ownerReferences": [owner]}})
@@ -159,7 +159,7 @@ def _own(job: Manifest, documents: list[Manifest]) -> None:
 
 
 def _get(name: str, namespace: str, *, missing_ok: bool = False) -> Manifest:
-    """The RayJob; {} if there is none and that is allowed."""
+    """Returns the RayJob; {} if it does not exist and `missing_ok` is set."""
     text = _kubectl("get", "rayjobs.ray.io", name, "-o", "json", "--ignore-not-found", namespace=namespace)
     if text.strip():
         found: Manifest = json.loads(text)
@@ -174,10 +174,10 @@ def _words(*words: str, namespace: str) -> list[str]:
 
 
 def _kubectl(*words: str, namespace: str, text: str | None = None) -> str:
-    """What kubectl prints.
+    """Runs kubectl and returns its output.
 
     Raises:
-        UserError: it is not installed, or the API server refuses.
+        UserError: kubectl is not installed, or the API server refuses.
         ClusterError: the API server cannot be reached, or takes too long.
     """
     if shutil.which("kubectl") is None:
@@ -192,7 +192,7 @@ def _kubectl(*words: str, namespace: str, text: str | None = None) -> str:
     message = f"kubectl {words[0]} in namespace {namespace}: {done.stderr.strip()}"
     if "(Forbidden)" in message:
         message += (
-            "\nFor roles you are not allowed to make: have an account made (deploy/kuberay/README.md), and set "
+            "\nIf you may not create roles: ask for an account (deploy/kuberay/README.md), and set "
             "launch.kuberay.service_account"
         )
     if "Error from server" in message or "error:" in message or "is invalid" in message:

@@ -1,8 +1,8 @@
-"""`python -m ray_rl.launching.kuberay.drain driver|worker SECONDS`: what a pod does before Kubernetes ends Ray in it.
+"""`python -m ray_rl.launching.kuberay.drain driver|worker SECONDS` runs in a pod before Kubernetes ends Ray in it.
 
-KubeRay suspends, retries and ends a job by deleting all of its pods at once. Kubernetes then signals the first process
-of each container, which is Ray and not the driver. So before that (preStop) the head's pod asks the driver to save and
-waits for its end, and the others stay as long as the head does.
+KubeRay suspends, retries and ends a job by deleting all of its pods together. Kubernetes then signals the first process
+of each container, which is Ray and not the driver. So before that (preStop), the head's pod asks the driver to save and
+waits until it ends, and the other pods stay as long as the head.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ray_rl.launching.kuberay.retries import RAY_JOB
 POLL_S = 0.5
 CONNECT_S = 2.0
 TRIES = 3
-"""A head that does not answer so often in a row is gone."""
+"""The head has ended if it does not answer this many times in a row."""
 GCS = "--gcs-address="
-"""Argument of a raylet."""
+"""The argument of a raylet with the head's address."""
 PROC = Path("/proc")
 
 
@@ -31,7 +31,7 @@ def main(words: list[str]) -> int:
     """Waits until the pod may end, at most SECONDS.
 
     Args:
-        words: role and seconds.
+        words: the role and the seconds.
     """
     role, seconds = words
     waits = {"driver": end_driver, "worker": outlast_head}
@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
 
 
 def end_driver(deadline_s: float) -> None:
-    """SIGTERM for every `ray-rl train` of this container, and their end."""
+    """Sends SIGTERM to every `ray-rl train` of this container, and waits until they end."""
     job = os.environ.get(RAY_JOB)
     pids = list(drivers(job))
     for pid in pids:
@@ -50,7 +50,7 @@ def end_driver(deadline_s: float) -> None:
 
 
 def drivers(job: str | None) -> Iterator[int]:
-    """Process ids of the drivers of a RayJob, or of none, without shells around them."""
+    """Yields the process ids of the drivers of a RayJob, or of no job, without the shells around them."""
     for pid, words in _processes(PROC):
         if "train" in words and any(Path(word).name == "ray-rl" for word in words[:2]) and _job_of(pid) == job:
             yield pid
@@ -65,7 +65,7 @@ def _job_of(pid: int) -> str | None:
 
 
 def outlast_head(deadline_s: float, *, proc: Path = PROC) -> None:
-    """Returns once nothing listens any more where this container's raylet has its head."""
+    """Waits until the head of this container's raylet no longer listens."""
     address = head_address(proc)
     if address is None:
         return
@@ -80,7 +80,7 @@ def outlast_head(deadline_s: float, *, proc: Path = PROC) -> None:
 
 
 def head_address(proc: Path) -> tuple[str, int] | None:
-    """Of the raylet of this container: an address and not a name, which goes away with the head."""
+    """Returns the head's address from this container's raylet: not a host name, which disappears with the head."""
     for _, words in _processes(proc):
         for word in words:
             if word.startswith(GCS):
@@ -103,7 +103,7 @@ def _wait(condition: Callable[[], bool], deadline_s: float) -> None:
 
 
 def _processes(proc: Path) -> Iterator[tuple[int, list[str]]]:
-    """Id and words of the processes that can be seen; those that ended meanwhile have no words."""
+    """Yields id and command line of the visible processes; processes that have just ended have an empty one."""
     for folder in proc.glob("[0-9]*"):
         with suppress(OSError):
             text = (folder / "cmdline").read_bytes().decode(errors="replace")

@@ -1,4 +1,4 @@
-"""A run as a RayJob for KubeRay 1.7: the manifest, and what has to be beside it."""
+"""Renders a run as a RayJob for KubeRay 1.7: the manifest, and the objects that it needs."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from ray_rl.launching.kuberay.rules import MAX_JOB_NAME, problems_of
 
 API_VERSION = "ray.io/v1"
 RAY_VERSION = "2.60.0"
-"""Of the image; the controller reads it to know what Ray can do."""
+"""Ray's version in the image; the controller derives Ray's features from it."""
 RUN_LABEL = "ray-rl/run"
-"""On everything that belongs to a run."""
+"""Label of every object that belongs to a run."""
 OF_KUBERAY = {"RAY_ADDRESS", "RAY_AUTH_MODE"}
-"""Variables that the controller gives to every pod; RAY_AUTH_TOKEN is refused as a secret."""
+"""Variables that the controller sets in every pod; RAY_AUTH_TOKEN is refused as a secret."""
 QUEUE_LABELS = {"kueue": "kueue.x-k8s.io/queue-name", "volcano": "volcano.sh/queue-name"}
 
 Manifest = dict[str, Any]
 
 
 def render(job: Job) -> str:
-    """The YAML documents of a run, for `kubectl apply -f -`; the RayJob is the last.
+    """Returns the YAML documents of a run, for `kubectl apply -f -`; the RayJob is the last.
 
-    Before it come a ConfigMap with the configuration, flattened and complete, and unless
-    `launch.kuberay.service_account` names one, an account for the driver that may patch this one RayJob and nothing
-    else: exit code 2 sets its `backoffLimit` to 0 (see `ray_rl.launching.kuberay.retries`).
+    Before it comes a ConfigMap with the complete configuration in one file. Unless `launch.kuberay.service_account`
+    names an account, there is also one for the driver, which may only patch this RayJob: exit code 2 sets its
+    `backoffLimit` to 0 (see `ray_rl.launching.kuberay.retries`).
 
     Raises:
-        ConfigError: something is missing that Kubernetes needs, or the controller would refuse the RayJob.
+        ConfigError: a value that Kubernetes needs is missing, or the controller would refuse the RayJob.
     """
     problems = [*_missing(job), *_unfit(job)]
     if problems:
@@ -58,17 +58,17 @@ def render(job: Job) -> str:
 
 
 def manifests(job: Job) -> list[Manifest]:
-    """The documents of `render`, unchecked."""
+    """Returns the documents of `render`, unchecked."""
     account = [] if job.launch.kuberay.service_account else _account(job)
     return [_config_map(job), *account, _ray_job(job)]
 
 
 def resource_name(run_name: str) -> str:
-    """A name for the Kubernetes objects of a run: that of the run where KubeRay allows it, else made from it.
+    """Returns a name for the Kubernetes objects of a run: the run's name if KubeRay allows it, else one made from it.
 
-    KubeRay takes lower case letters, digits and "-", first a letter, at most MAX_JOB_NAME characters. Where the run's
-    name is something else, letters become small, other characters "-", and a hash of the name is added, so that two
-    runs never share one.
+    KubeRay allows lower case letters, digits and "-", with a letter first, and at most MAX_JOB_NAME characters. For
+    other names, letters become lower case, other characters become "-", and a hash of the name is added, so that
+    two runs never have the same name.
     """
     plain = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")
     plain = plain if plain[:1].isalpha() else f"run-{plain}".strip("-")
@@ -79,11 +79,11 @@ def resource_name(run_name: str) -> str:
 
 
 def submitted_line(line: str) -> str:
-    """`spec.entrypoint` for a shell line.
+    """Returns `spec.entrypoint` for a shell line.
 
-    KubeRay's submitter pastes the entrypoint behind `ray job submit ... --` into a line for bash, and Ray quotes the
-    words that arrive and hands them to the shell of the driver. One command comes through that as it is; of two joined
-    by `&&` the second would run inside the submitter, so those go as one word.
+    KubeRay's submitter appends the entrypoint to `ray job submit ... --` in a line for bash, and Ray quotes the words
+    and passes them to the shell of the driver. A single command is not changed by that. Of two commands joined by `&&`
+    the second would run inside the submitter, so they are passed as one word.
     """
     words = list(shlex.shlex(line, posix=True, punctuation_chars=True))
     is_one_command = not any(set(word) <= set("();<>|&") for word in words)
@@ -91,7 +91,7 @@ def submitted_line(line: str) -> str:
 
 
 def _missing(job: Job) -> list[str]:
-    """What has no default and cannot be left to Kubernetes."""
+    """Returns messages about missing values that have no default and that Kubernetes needs."""
     launch, found = job.launch, []
     if launch.image is None:
         found.append("launch.image=null: pods are made from an image; set launch.image, best by digest")
@@ -108,14 +108,14 @@ def _missing(job: Job) -> list[str]:
 
 
 def _unfit(job: Job) -> list[str]:
-    """Values that would make a job that cannot work."""
+    """Returns messages about values with which the job cannot work."""
     launch, kuberay, found = job.launch, job.launch.kuberay, []
     folder, claim = PurePosixPath(job.config.run.dir), PurePosixPath(kuberay.runs_path)
     if not claim.is_absolute() or claim == PurePosixPath("/"):
         found.append(f"launch.kuberay.runs_path={claim}: must be an absolute path, for example /runs")
     elif not folder.is_relative_to(claim) or ".." in folder.parts:
         found.append(
-            f"run.dir={folder}: lies on no volume that outlives a pod, so that no attempt could go on from another's "
+            f"run.dir={folder}: is on no volume that outlives a pod, so that no attempt could resume from another's "
             f"checkpoint; set run.dir={claim}, where the claim {kuberay.claim} is mounted"
         )
     if not PurePosixPath(workdir(job)).is_absolute():
@@ -137,7 +137,7 @@ def _unfit(job: Job) -> list[str]:
             f"{cpus:g} or more, or cluster.cpus_per_worker lower"
         )
     found += [
-        f"{key}: is a secret, and a ConfigMap is no place for one; put it into the Secret of "
+        f"{key}: is a secret, and a ConfigMap is not secret; put it into the Secret of "
         "launch.kuberay.environment_from and read it from the environment"
         for key in hidden_keys(without_secrets(job.config.model_dump()))
     ]
@@ -172,7 +172,7 @@ def _config_map(job: Job) -> Manifest:
 
 
 def _account(job: Job) -> list[Manifest]:
-    """An account for the driver, and its one right."""
+    """Returns an account for the driver, with its only right."""
     name = resource_name(job.name)
     rule = {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "resourceNames": [name], "verbs": ["patch"]}
     rbac = "rbac.authorization.k8s.io"
@@ -203,8 +203,8 @@ def _ray_job(job: Job) -> Manifest:
         "metadata": _metadata(job, **({label: launch.queue} if label and launch.queue else {})),
         "spec": {
             "entrypoint": unexpanded(submitted_line(job.shell_line)),  # an argument of the submitter
-            # The submitter is a container of the head: no pod more, and nothing between it and Ray. No
-            # entrypointNumCpus: the driver stays on the head as long as it asks for nothing.
+            # The submitter is a container of the head, so it needs no other pod and no network to reach Ray. Without
+            # entrypointNumCpus, the driver stays on the head.
             "submissionMode": "SidecarMode",
             "shutdownAfterJobFinishes": True,
             "backoffLimit": launch.retries,
@@ -248,15 +248,15 @@ def _workers(job: Job) -> Manifest:
 
 
 def _object_store(shared_memory_gib: int) -> str:
-    """Bytes: half of /dev/shm; NCCL and the transfer of weights want the rest."""
+    """Returns the bytes of Ray's object store: half of /dev/shm; NCCL and the transfer of weights need the rest."""
     return str(shared_memory_gib * 2**30 // 2)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, and no aliases."""
+    """Writes YAML with multi-line texts as blocks, and without aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Equal parts are written out each time."""
+        """Returns True, so that equal parts are written out each time."""
         return True
 
 

@@ -1,4 +1,4 @@
-"""The pods of a RayJob: a head without GPUs that runs the driver, and one pod a node for the roles."""
+"""The pods of a RayJob: a head without GPUs that runs the driver, and one pod per node for the roles."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from ray_rl.launching.kuberay.retries import RAY_JOB
 Manifest = dict[str, Any]
 
 WORKDIR = "/workspace"
-"""Of our images."""
+"""The working folder of our images."""
 USER = 10001
-"""The user of our images: the claim has to be writable for it."""
+"""The user of our images, for whom the claim must be writable."""
 CONFIG_VOLUME = "config"
 CONFIG_KEY = "run.yaml"
-"""Of the ConfigMap; a file's own name need not be one."""
+"""Key of the ConfigMap; a file name may not be a valid key."""
 GPU = "nvidia.com/gpu"
 TEARDOWN_S = 30
-"""After the driver has ended, for Ray to end too."""
+"""Time for Ray to end after the driver has ended."""
 OF_EVERY_POD = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-"""Ray's own wait at SIGTERM, 30 s, is for services. Ours is over by then, and so is the head that it would ask."""
+"""Disables Ray's wait of 30 s at SIGTERM, which is for services: our driver and the head have ended by then."""
 
 
 def workdir(job: Job) -> str:
-    """Where containers start, and paths of the configuration with them."""
+    """Returns the folder where containers start and to which paths of the configuration are relative."""
     return job.launch.workdir or WORKDIR
 
 
 def unexpanded(text: str) -> str:
-    """Text from which the kubelet makes `text`, in a variable, a command or an argument.
+    """Escapes a text for a variable, a command or an argument, where the kubelet expands it.
 
-    There `$(NAME)` is replaced by a variable of the container and `$$` by `$`; any other `$` stays.
+    It replaces `$(NAME)` by a variable of the container and `$$` by `$`; any other `$` is kept.
     """
     return text.replace("$", "$$") if "$(" in text or "$$" in text else text
 
 
 def head_shared_memory_gib(job: Job) -> int:
-    """Size of the head's /dev/shm."""
+    """Returns the size of the head's /dev/shm."""
     kuberay = job.launch.kuberay
     return min(kuberay.shared_memory_gib, kuberay.head_memory_gib // 2)
 
 
 def head_template(job: Job, *, name: str) -> Manifest:
-    """The head's pod.
+    """Returns the head's pod.
 
     Args:
-        job: to run.
-        name: of the RayJob and its ConfigMap.
+        job: the job to run.
+        name: the name of the RayJob and its ConfigMap.
     """
     launch = job.launch
     kuberay = launch.kuberay
@@ -67,7 +67,7 @@ def head_template(job: Job, *, name: str) -> Manifest:
         {"name": CONFIG_VOLUME, "mountPath": file, "subPath": CONFIG_KEY, "readOnly": True}
     )
     spec = _spec(job, container, head_shared_memory_gib(job))
-    # The controller's submitter needs it: a head that restarts by itself would run the job twice.
+    # The controller's submitter requires this: a head that restarts by itself would run the job twice.
     spec["restartPolicy"] = "Never"
     spec["serviceAccountName"] = kuberay.service_account or name
     spec["automountServiceAccountToken"] = True
@@ -76,7 +76,7 @@ def head_template(job: Job, *, name: str) -> Manifest:
 
 
 def worker_template(job: Job) -> Manifest:
-    """The pod of one node."""
+    """Returns the pod of one node."""
     launch = job.launch
     kuberay = launch.kuberay
     container = _container(job, "ray-worker", environment=job.environment | OF_EVERY_POD, drain="worker")
@@ -85,7 +85,7 @@ def worker_template(job: Job) -> Manifest:
         amounts[GPU] = str(job.gpus_per_node)
     if job.gpus_per_node and kuberay.rdma_resource is not None:
         amounts[kuberay.rdma_resource] = "1"
-        # Memory that a network card reads and writes must stay where it is.
+        # Memory that a network card reads and writes must be locked.
         container["securityContext"] = {"capabilities": {"add": ["IPC_LOCK"]}}
     container["resources"] = _resources(**amounts)
     spec = _spec(job, container, kuberay.shared_memory_gib)
@@ -102,7 +102,7 @@ def _metadata() -> Manifest:
 
 
 def _resources(**amounts: str) -> Manifest:
-    """Requests equal to limits: nothing is borrowed, and nobody is evicted for having borrowed."""
+    """Returns requests that equal limits, so that a pod never exceeds its requests and is not evicted for that."""
     return {"requests": amounts, "limits": dict(amounts)}
 
 
@@ -119,7 +119,7 @@ def _container(job: Job, name: str, *, environment: dict[str, str], drain: str) 
             {"name": "shm", "mountPath": "/dev/shm"},
             {"name": "runs", "mountPath": kuberay.runs_path},
         ],
-        # Before Kubernetes ends Ray: the driver saves, and the workers are there until it has.
+        # Before Kubernetes ends Ray, the driver saves, and the workers stay until it has.
         "lifecycle": {
             "preStop": {
                 "exec": {

@@ -1,7 +1,7 @@
-"""Exit code 2 under KubeRay: the controller tries every failure again, so the driver tells it not to.
+"""Prevents retries after exit code 2 under KubeRay, whose controller retries every failure.
 
-The controller knows only that a job failed, and compares the number of failures with `backoffLimit` when it sees that.
-So the limit becomes 0 before the driver ends. Needs an account that may patch the RayJob.
+The controller knows only that a job failed, and then compares the number of failures with `backoffLimit`. So the driver
+sets the limit to 0 before it ends. It needs an account that may patch the RayJob.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 RAY_JOB = "RAY_RL_RAY_JOB"
 """Variable of the head's container: the name of its RayJob."""
 OF_A_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Variable that Ray gives to what it runs as a job, and to nothing else in the same container."""
+"""Variable that Ray sets in processes of a job, and in no other process of the same container."""
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where Kubernetes puts the token of a pod's account."""
 LIMIT_S = 15.0
 
 
 def forbid_retries(environment: Mapping[str, str], *, account: Path = ACCOUNT) -> str | None:
-    """Sets the `backoffLimit` of the RayJob that we are the driver of to 0.
+    """Sets `backoffLimit` to 0 in the RayJob whose driver this process is.
 
     Returns:
-        What happened, for people; None where we are not the driver of a RayJob.
+        A message about the result; None if this process is not the driver of a RayJob.
     """
     name = environment.get(RAY_JOB)
     if name is None or OF_A_RAY_JOB not in environment:
@@ -33,8 +33,8 @@ def forbid_retries(environment: Mapping[str, str], *, account: Path = ACCOUNT) -
     try:
         _patch(name, environment, account)
     except OSError as error:
-        return f"RayJob {name} could not be told, and will try again: {error}"
-    return f"RayJob {name} will not try again"
+        return f"RayJob {name} could not be changed and will retry: {error}"
+    return f"RayJob {name} will not retry"
 
 
 def _patch(name: str, environment: Mapping[str, str], account: Path) -> None:
@@ -51,7 +51,7 @@ def _patch(name: str, environment: Mapping[str, str], account: Path) -> None:
             "Content-Type": "application/merge-patch+json",
         },
     )
-    # No proxy: the address is one of the cluster's own.
+    # No proxy: the address is inside the cluster.
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}),
         urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(account / "ca.crt"))),

@@ -1,7 +1,7 @@
-"""What KubeRay's controller refuses and no schema says: a manifest in, one message per violation out.
+"""Checks a manifest for everything that KubeRay's controller refuses and no schema covers; one message per violation.
 
-Source: KubeRay 1.7, ray-operator/controllers/ray/utils/validation.go, with its feature gates as they are by default.
-The messages are ours. The schema of the CRD is taken for granted: types and known fields are checked elsewhere.
+Source: KubeRay 1.7, ray-operator/controllers/ray/utils/validation.go, with the default feature gates. The messages are
+ours. Types and known fields, which are in the schema of the CRD, are checked elsewhere.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ Manifest = Mapping[str, Any]
 Rule = Callable[[Manifest], Iterator[str]]
 
 MAX_CLUSTER_NAME = 53
-"""So that the names of services made from it fit into the 63 characters of a DNS label."""
+"""Longest name of a cluster, so that the names of its services fit into the 63 characters of a DNS label."""
 MAX_JOB_NAME = MAX_CLUSTER_NAME - 6
-"""The cluster of a job is named after it, with 6 characters more."""
+"""Longest name of a job: its cluster's name is 6 characters longer."""
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 MAX_LABEL = 63
 TOKEN_SINCE = (2, 52)
-"""First Ray with tokens."""
+"""First version of Ray with tokens."""
 KUBERNETES_TOKEN_SINCE = (2, 55)
-"""First Ray that takes those of Kubernetes."""
+"""First version of Ray that accepts tokens of Kubernetes."""
 OLD_FAULT_TOLERANCE = "ray.io/ft-enabled"
 OLD_STORAGE_NAMESPACE = "ray.io/external-storage-namespace"
 AUTOSCALER_V2 = "RAY_enable_autoscaler_v2"
 RESOURCE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 DELETION_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 NEEDS_GATE = {"networkPolicy", "tlsOptions", "historyServerOptions"}
-"""Fields of a cluster that do nothing unless the operator was started with a feature gate that is off by default."""
+"""Fields of a cluster that have no effect unless the operator has a feature gate that is off by default."""
 MANAGERS = ("ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue")
 MAX_KUEUE_GROUPS = 17
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 def problems_of(manifest: Manifest) -> list[str]:
-    """Messages, empty for what the controller takes and for other kinds than RayJob and RayCluster."""
+    """Returns messages; none if the controller accepts the manifest, or for kinds other than RayJob and RayCluster."""
     name = f"{manifest.get('kind')} {_at(manifest, 'metadata').get('name')}"
     return [f"{name}: {problem}" for rule in _rules(manifest) for problem in rule(manifest)]
 
@@ -58,20 +58,20 @@ def _rules(manifest: Manifest) -> tuple[Rule, ...]:
 
 
 def _at(value: Manifest, *keys: str) -> Any:
-    """The value below the keys; {} where there is none."""
+    """Returns the value below the keys; {} if there is none."""
     for key in keys:
         value = value.get(key) or {}
     return value
 
 
 def _cluster(manifest: Manifest) -> Manifest:
-    """The specification of the cluster in a RayCluster or a RayJob."""
+    """Returns the specification of the cluster in a RayCluster or a RayJob."""
     below = _at(manifest, "spec", "rayClusterSpec") if manifest.get("kind") == "RayJob" else _at(manifest, "spec")
     return below if isinstance(below, Mapping) else {}
 
 
 def _groups(manifest: Manifest) -> Iterator[tuple[str, Manifest]]:
-    """Name and specification of the head and of every group of workers."""
+    """Yields the name and specification of the head and of every group of workers."""
     cluster = _cluster(manifest)
     if cluster:
         yield "head", _at(cluster, "headGroupSpec")
@@ -96,17 +96,17 @@ def _name(name: str, limit: int) -> Iterator[str]:
 
 
 def job_name(job: Manifest) -> Iterator[str]:
-    """The name is a DNS label with room for what is appended."""
+    """Checks that the name is a DNS label, with room for suffixes."""
     yield from _name(str(_at(job, "metadata").get("name", "")), MAX_JOB_NAME)
 
 
 def cluster_name(cluster: Manifest) -> Iterator[str]:
-    """The name is a DNS label with room for what is appended."""
+    """Checks that the name is a DNS label, with room for suffixes."""
     yield from _name(str(_at(cluster, "metadata").get("name", "")), MAX_CLUSTER_NAME)
 
 
 def job_shutdown(job: Manifest) -> Iterator[str]:
-    """What needs `shutdownAfterJobFinishes`."""
+    """Checks fields that need `shutdownAfterJobFinishes`."""
     spec = _at(job, "spec")
     ttl, queue = spec.get("ttlSecondsAfterFinished") or 0, _at(job, "metadata", "labels").get(KUEUE_QUEUE)
     if ttl < 0:
@@ -122,7 +122,7 @@ def job_shutdown(job: Manifest) -> Iterator[str]:
 
 
 def job_deletion(job: Manifest) -> Iterator[str]:
-    """One way of cleaning up, with rules that can take effect."""
+    """Checks that there is one way of cleaning up, with rules that can take effect."""
     spec = _at(job, "spec")
     strategy = spec.get("deletionStrategy")
     if strategy is None:
@@ -167,7 +167,7 @@ def _deletion_rule(job: Manifest, index: int, rule: Manifest, seconds: dict[tupl
 
 
 def job_cluster(job: Manifest) -> Iterator[str]:
-    """A cluster of its own, or one that is there."""
+    """Checks that the job makes a cluster or selects an existing one."""
     spec = _at(job, "spec")
     selector = spec.get("clusterSelector") or {}
     if bool(selector) == bool(spec.get("rayClusterSpec")):
@@ -184,7 +184,7 @@ def job_cluster(job: Manifest) -> Iterator[str]:
 
 
 def job_limits(job: Manifest) -> Iterator[str]:
-    """Numbers that the controller compares with."""
+    """Checks the limits of the controller."""
     spec = _at(job, "spec")
     retries = spec.get("backoffLimit") or 0
     if retries < 0:
@@ -197,7 +197,7 @@ def job_limits(job: Manifest) -> Iterator[str]:
 
 
 def job_submitter(job: Manifest) -> Iterator[str]:
-    """A submitter inside of the head cannot be configured, and runs once."""
+    """Checks that a submitter inside the head is not configured and runs once."""
     spec = _at(job, "spec")
     if spec.get("submissionMode") != "SidecarMode":
         return
@@ -210,7 +210,7 @@ def job_submitter(job: Manifest) -> Iterator[str]:
 
 
 def job_runtime_env(job: Manifest) -> Iterator[str]:
-    """The runtime environment is a mapping in YAML."""
+    """Checks that the runtime environment is a mapping in YAML."""
     text = _at(job, "spec").get("runtimeEnvYAML")
     if text is None:
         return
@@ -224,7 +224,7 @@ def job_runtime_env(job: Manifest) -> Iterator[str]:
 
 
 def job_kueue(job: Manifest) -> Iterator[str]:
-    """What Kueue can admit as one gang."""
+    """Checks that Kueue can admit the job as a whole."""
     groups = len(_cluster(job).get("workerGroupSpecs") or [])
     if KUEUE_QUEUE not in _at(job, "metadata", "labels"):
         return
@@ -235,14 +235,14 @@ def job_kueue(job: Manifest) -> Iterator[str]:
 
 
 def groups_have_containers(manifest: Manifest) -> Iterator[str]:
-    """A pod has a container, the first of which is Ray's."""
+    """Checks that each pod has a container, the first of which is Ray's."""
     for name, group in _groups(manifest):
         if not _pod(group).get("containers"):
             yield f"{name}: needs at least one container"
 
 
 def groups_name_resources_once(manifest: Manifest) -> Iterator[str]:
-    """What a node has is said to Ray in one place."""
+    """Checks that the resources of a node are given to Ray in one place."""
     for name, group in _groups(manifest):
         both = [key for key in RESOURCE_PARAMS if _at(group, "rayStartParams").get(key)]
         if both and group.get("resources"):
@@ -250,7 +250,7 @@ def groups_name_resources_once(manifest: Manifest) -> Iterator[str]:
 
 
 def groups_have_labels(manifest: Manifest) -> Iterator[str]:
-    """Labels are in their own field, and are such as Kubernetes has."""
+    """Checks that labels are in their own field and valid in Kubernetes."""
     for name, group in _groups(manifest):
         if "labels" in _at(group, "rayStartParams"):
             yield f"{name}: rayStartParams.labels is not allowed; use the group's labels"
@@ -263,7 +263,7 @@ def groups_have_labels(manifest: Manifest) -> Iterator[str]:
 
 
 def groups_have_a_size(manifest: Manifest) -> Iterator[str]:
-    """Least and most replicas are in order, and those asked for lie between."""
+    """Checks that minReplicas <= replicas <= maxReplicas."""
     scales = bool(_cluster(manifest).get("enableInTreeAutoscaling"))
     for name, group in list(_groups(manifest))[1:]:
         least, most, asked = group.get("minReplicas"), group.get("maxReplicas"), group.get("replicas")
@@ -279,7 +279,7 @@ def groups_have_a_size(manifest: Manifest) -> Iterator[str]:
 
 
 def groups_have_names(manifest: Manifest) -> Iterator[str]:
-    """Names of groups become labels and parts of the names of pods."""
+    """Checks names of groups, which become labels and parts of the names of pods."""
     seen: set[str] = set()
     for group in _cluster(manifest).get("workerGroupSpecs") or []:
         name = str(group.get("groupName"))
@@ -291,7 +291,7 @@ def groups_have_names(manifest: Manifest) -> Iterator[str]:
 
 
 def cluster_autoscaler(manifest: Manifest) -> Iterator[str]:
-    """Which autoscaler runs is said in one place, and the second version replaces pods itself."""
+    """Checks that the autoscaler is chosen in one place; its second version replaces pods itself."""
     cluster, environment = _cluster(manifest), _head_environment(manifest)
     version = _at(cluster, "autoscalerOptions").get("version")
     if not cluster.get("enableInTreeAutoscaling"):
@@ -308,7 +308,7 @@ def cluster_autoscaler(manifest: Manifest) -> Iterator[str]:
 
 
 def cluster_token(manifest: Manifest) -> Iterator[str]:
-    """Tokens need a Ray that knows them."""
+    """Checks that the version of Ray supports tokens."""
     cluster = _cluster(manifest)
     options, version = _at(cluster, "authOptions"), str(cluster.get("rayVersion") or "")
     kubernetes = bool(options.get("enableK8sTokenAuth"))
@@ -327,7 +327,7 @@ def cluster_token(manifest: Manifest) -> Iterator[str]:
 
 
 def cluster_fault_tolerance(manifest: Manifest) -> Iterator[str]:
-    """The state of the head is kept by one means."""
+    """Checks that the state of the head is stored in one way."""
     cluster, environment = _cluster(manifest), _head_environment(manifest)
     if not cluster:
         return
@@ -358,14 +358,14 @@ def cluster_fault_tolerance(manifest: Manifest) -> Iterator[str]:
 
 
 def cluster_manager(manifest: Manifest) -> Iterator[str]:
-    """Who reconciles it."""
+    """Checks the name of the manager that reconciles the object."""
     for where, spec in (("spec", _at(manifest, "spec")), ("spec.rayClusterSpec", _cluster(manifest))):
         if spec.get("managedBy") not in (None, *MANAGERS):
             yield f"{where}.managedBy={spec['managedBy']}: must be one of {', '.join(MANAGERS)}"
 
 
 def cluster_gates(manifest: Manifest) -> Iterator[str]:
-    """Nothing that is silently ignored."""
+    """Checks for fields that are silently ignored."""
     for key in sorted(NEEDS_GATE & _cluster(manifest).keys()):
         yield f"{key}: does nothing unless the operator has a feature gate that is off by default"
 

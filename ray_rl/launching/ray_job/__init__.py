@@ -1,1 +1,1 @@
-"""Runs as jobs of a Ray cluster."""
+"""Launches runs as jobs of a Ray cluster."""

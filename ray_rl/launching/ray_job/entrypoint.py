@@ -1,4 +1,4 @@
-"""A job of a Ray cluster that is there: what is submitted, and the command that would submit the same."""
+"""A job of an existing Ray cluster: the submission, and the command that would submit the same."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from ray_rl.launching.attempts import attempt_id
 from ray_rl.launching.job import Job
 
 WORKING_DIR = "."
-"""Ray packs it, without what .gitignore and .rayignore name, and unpacks it on every node."""
+"""The folder that Ray packs, without files in .gitignore and .rayignore, and unpacks on every node."""
 
 DRIVER_CPUS = 1
-"""Reserved for the driver, which then runs beside the workers and not on top of them."""
+"""CPUs reserved for the driver, so that workers do not use them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What Ray's job API is given."""
+    """The arguments of Ray's job API."""
 
     id: str
     entrypoint: tuple[str, ...]
-    """Words of the command; Ray's API takes them joined for a shell."""
+    """Words of the command; Ray's API expects them joined for a shell."""
     metadata: dict[str, str]
     env_vars: dict[str, str]
-    """Of the driver and of all workers."""
+    """Environment variables of the driver and of all workers."""
 
     @property
     def shell_line(self) -> str:
-        """The command as Ray runs it."""
+        """The command for Ray."""
         return shlex.join(self.entrypoint)
 
     @property
     def runtime_env(self) -> dict[str, Any]:
-        """No pip and no image: the nodes have what a run needs, and installing it in each would take minutes."""
+        """Ray's runtime environment, without pip and image: nodes have the packages, and installing takes minutes."""
         return {"working_dir": WORKING_DIR, "env_vars": self.env_vars}
 
 
 def submission_of(job: Job, *, attempt: int = 1) -> Submission:
-    """The attempt of a run as a Ray job. Ray refuses a name that it has seen, so that nothing is submitted twice."""
+    """Returns an attempt of a run as a Ray job. Ray refuses known names, so no attempt is submitted twice."""
     metadata = {"run": job.name, "steps": str(job.steps), "gpus": str(job.plan.gpus), "config_hash": job.config_hash}
     if job.commit is not None:
         metadata["git_sha"] = job.commit
@@ -54,10 +54,10 @@ def submission_of(job: Job, *, attempt: int = 1) -> Submission:
 
 
 def render(job: Job, *, attempt: int = 1) -> str:
-    """The command that submits an attempt, for bash. The token is named by its file, and not in it."""
+    """Returns the bash command that submits an attempt. It contains the token's file, not the token."""
     submission = submission_of(job, attempt=attempt)
     section = job.launch.ray_job
-    lines = [f"# {submission.id}: {job.steps} steps, as a job of a Ray cluster that is there."]
+    lines = [f"# {submission.id}: {job.steps} steps, as a job of an existing Ray cluster."]
     if section.token_path is not None:
         path = str(Path(section.token_path).expanduser())
         lines += ["unset RAY_AUTH_TOKEN", f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={shlex.quote(path)}"]

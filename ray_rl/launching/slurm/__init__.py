@@ -1,1 +1,1 @@
-"""Runs as Slurm jobs."""
+"""Launches runs as Slurm jobs."""

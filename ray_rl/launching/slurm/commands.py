@@ -1,4 +1,4 @@
-"""Slurm's own commands: submitting, looking, stopping."""
+"""Submits, shows and stops jobs with Slurm's own commands."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ray_rl.launching.job import Job
 from ray_rl.launching.slurm.script import LOGS
 
 COMMAND_S = 60.0
-"""Limit of one of Slurm's commands."""
+"""Limit for one of Slurm's commands."""
 POLL_S = 1.0
-"""Between looks at growing logs."""
+"""Seconds between reads of growing logs."""
 ASK_EVERY_S = 10.0
-"""Between questions to Slurm, which serves a whole cluster, while logs are followed."""
+"""Seconds between queries to Slurm, which serves a whole cluster, while logs are followed."""
 
 ENDED = {
     "BOOT_FAIL",
@@ -31,18 +31,18 @@ ENDED = {
     "REVOKED",
     "TIMEOUT",
 }
-"""States that a job does not leave."""
+"""Final states of a job."""
 UNKNOWN_JOB = "Invalid job id specified"
 NO_ANSWER = ("Unable to contact", "Socket timed out", "Connection refused", "Connection timed out", "Zero Bytes were")
-"""What Slurm's commands say when its controller does not answer."""
+"""Messages of Slurm's commands when its controller does not answer."""
 
 
 def submit(job: Job, text: str) -> str:
-    """The id of a new job; its script is kept beside its logs.
+    """Submits a job and returns its id; the script is kept in the folder of its logs.
 
     Raises:
-        UserError: Slurm refuses the script, or there is no Slurm here.
-        OutsideError: its controller does not answer.
+        UserError: Slurm refuses the script, or is not installed here.
+        OutsideError: Slurm's controller does not answer.
     """
     folder = Path(".")
     if job.launch.workdir is not None and job.launch.slurm.container == "none":
@@ -59,11 +59,11 @@ def submit(job: Job, text: str) -> str:
 
 
 def status(job_id: str) -> str:
-    """State, reason, nodes, restarts, exit code and place of the logs, as far as Slurm knows them.
+    """Returns state, reason, nodes, restarts, exit code and folder of the logs, as far as Slurm knows them.
 
     Raises:
         UserError: Slurm does not know the job.
-        OutsideError: its controller does not answer.
+        OutsideError: Slurm's controller does not answer.
     """
     fields = _fields(job_id)
     lines = [f"{job_id} {fields['JobName']}: {fields['JobState']}"]
@@ -84,11 +84,11 @@ def status(job_id: str) -> str:
 
 
 def logs(job_id: str, *, follow: bool) -> Iterator[str]:
-    """Lines of the job's log, and of the driver's in every attempt.
+    """Yields the lines of the job's log, and of the driver's in every attempt.
 
     Args:
-        job_id: of the job.
-        follow: until the job has ended; else what is there.
+        job_id: the id of the job.
+        follow: continue until the job has ended; otherwise stop at the end of the logs.
 
     Raises:
         UserError: there is no such job.
@@ -99,7 +99,7 @@ def logs(job_id: str, *, follow: bool) -> Iterator[str]:
     asked_s = -ASK_EVERY_S
     has_ended = not follow
     while True:
-        # Asked before the last look, so that nothing is missed.
+        # Query the state before the last read, so that no line is missed.
         if not has_ended and time.monotonic() - asked_s >= ASK_EVERY_S:
             asked_s = time.monotonic()
             has_ended = _has_ended(job_id)
@@ -111,9 +111,9 @@ def logs(job_id: str, *, follow: bool) -> Iterator[str]:
 
 
 def stop(job_id: str) -> str:
-    """Ends a job for good, and says how: a running one saves first.
+    """Ends a job permanently and returns a message; a running job saves first.
 
-    The script's shell takes TERM as: tell the driver to save, and do not queue again.
+    At SIGTERM the script's shell tells the driver to save, and does not requeue the job.
 
     Raises:
         UserError: there is no such job, or it has ended.
@@ -133,11 +133,11 @@ def _has_ended(job_id: str) -> bool:
     try:
         return _fields(job_id)["JobState"] in ENDED
     except UserError:
-        return True  # so long ago that Slurm has forgotten it
+        return True  # it ended so long ago that Slurm has forgotten it
 
 
 def _fields(job_id: str) -> Mapping[str, str]:
-    """What `scontrol show job` says, or the accounting of jobs that the controller has forgotten."""
+    """Returns the fields of `scontrol show job`, or of the accounting for jobs that the controller has forgotten."""
     if not re.fullmatch(r"[0-9]+", job_id):
         raise UserError(f"{job_id!r} is not the number of a Slurm job")
     shown = _answer("scontrol", "show", "job", "--oneliner", job_id)
@@ -154,13 +154,13 @@ def _accounted(job_id: str) -> Mapping[str, str]:
     keys = ("JobName", "JobState", "Reason", "NodeList", "ExitCode", "StartTime", "RunTime", "TimeLimit")
     shown = _answer("sacct", "--allocations", "--noheader", "--parsable2", f"--format={','.join(names)}", "-j", job_id)
     if shown.returncode != 0 or not shown.stdout.strip():
-        raise UserError(f"Slurm does not know job {job_id}: jobs that ended are soon forgotten where accounting is off")
+        raise UserError(f"Slurm does not know job {job_id}: without accounting it soon forgets jobs that ended")
     fields = dict(zip(keys, shown.stdout.splitlines()[0].split("|"), strict=True))
     return fields | {"JobState": fields["JobState"].split()[0]}  # "CANCELLED by 0"
 
 
 def _job_log(job_id: str) -> Path:
-    """Of the script; that of a forgotten job is looked for here."""
+    """Returns the log of the script; for a forgotten job it is searched in the working folder."""
     here = sorted(Path(LOGS).glob(f"*-{job_id}.log"))
     try:
         return Path(_fields(job_id)["StdOut"])
@@ -174,7 +174,7 @@ def _job_log(job_id: str) -> Path:
 
 
 def _new_lines(file: Path, read: dict[Path, int], *, is_last: bool) -> Iterator[str]:
-    """Whole lines behind those that were read; the last one need not be whole."""
+    """Yields the complete new lines of a file, and with `is_last` also an incomplete last line."""
     if not file.is_file():
         return
     with file.open("rb") as opened:
@@ -187,11 +187,11 @@ def _new_lines(file: Path, read: dict[Path, int], *, is_last: bool) -> Iterator[
 
 
 def _call(*command: str, input_text: str | None = None, folder: Path | None = None) -> str:
-    """What a command says.
+    """Runs a command and returns its output.
 
     Raises:
-        UserError: it refuses.
-        OutsideError: nobody answers it.
+        UserError: the command refuses.
+        OutsideError: Slurm's controller does not answer.
     """
     done = _answer(*command, input_text=input_text, folder=folder)
     if done.returncode != 0:
@@ -215,8 +215,8 @@ def _answer(
         )
     except FileNotFoundError as error:
         raise UserError(
-            f"{command[0]}: not found; call this on a login node of the Slurm cluster, or take there what "
-            "`ray-rl render slurm` prints"
+            f"{command[0]}: not found; call this on a login node of the Slurm cluster, or submit there the output of "
+            "`ray-rl render slurm`"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise OutsideError(f"{command[0]}: no answer from Slurm within {COMMAND_S:g} s") from error

@@ -1,4 +1,4 @@
-"""An sbatch script: the variable part on top, made here; the rest, `body.sh`, is the same for every run."""
+"""Renders an sbatch script: the variable part on top is made here; the rest, `body.sh`, is the same for every run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ray_rl.launching.shell import exports
 LOGS = "slurm-logs"
 """Folder of Slurm's output and of the attempts' logs, in the folder where the job starts."""
 WORKSPACE = "/workspace"
-"""Where images have the project."""
+"""The project's folder in images."""
 
 SET_ON_TOP = ("NODES", "CPU_NODES", "GPUS", "READY_S", "GRACE_S", "RETRIES", "STEP", "CONTAINER_MOUNTS")
 """Variables of the body that `_values` sets."""
 NOT_FOR_RAY = ("SLURM", "SRUN", "PMI", "RAY_RL_")
-"""What the names of variables begin with that the body hides from Ray, or sets."""
+"""Prefixes of variables that the body hides from Ray or sets itself."""
 
 
 def render(job: Job) -> str:
-    """The script that runs a job under Slurm, for `sbatch`.
+    """Returns the script that runs a job under Slurm, for `sbatch`.
 
     Raises:
-        ConfigError: what is asked cannot be.
+        ConfigError: the configuration cannot be run under Slurm.
     """
     _check(job)
     parts = ["#!/bin/bash", *_directives(job), *_note(job), "", "set -euo pipefail", *_values(job), ""]
@@ -66,7 +66,7 @@ def _check(job: Job) -> None:
 
 
 def _own_variables() -> set[str]:
-    """Variables to which the script gives values."""
+    """Returns the variables to which the script gives values."""
     body = _body()
     names = re.findall(r"(?:^|[\s(;])([A-Za-z_]\w*)\+?=|\bfor (\w+) in\b|\bmapfile -t (\w+)", body)
     declared = " ".join(re.findall(r"\blocal (.*)", body))
@@ -82,13 +82,13 @@ def _check_container(job: Job) -> None:
     if not any(runs.is_relative_to(folder) for folder in inside):
         raise ConfigError(
             f"run folders would be in {runs}, which is in no launch.mounts ({', '.join(job.launch.mounts) or 'none'}): "
-            "they would end with the container, and no attempt could go on; mount a folder that all nodes see, or set "
+            "they would end with the container, and no attempt could resume; mount a folder that all nodes see, or set "
             "run.dir to one that is mounted"
         )
 
 
 def _directives(job: Job) -> list[str]:
-    """`#SBATCH` lines; those of a second group behind `#SBATCH hetjob`."""
+    """Returns the `#SBATCH` lines; those of a second group follow `#SBATCH hetjob`."""
     launch, slurm = job.launch, job.launch.slurm
     whole: list[tuple[str, str | None]] = [
         ("job-name", job.name),
@@ -101,13 +101,13 @@ def _directives(job: Job) -> list[str]:
     group = [*_group(job, partition=launch.queue, nodes=job.nodes, gpus=gpus), *_further(slurm.options)]
     if not slurm.cpu_nodes:
         return lines + group
-    # The first group's first node runs the script, and with it Ray's head and the driver.
+    # The first node of the first group runs the script, Ray's head and the driver.
     first = _group(job, partition=slurm.cpu_partition or launch.queue, nodes=slurm.cpu_nodes, gpus=None)
     return [*lines, *first, "#SBATCH hetjob", *group]
 
 
 def _group(job: Job, *, partition: str | None, nodes: int, gpus: str | None) -> list[str]:
-    """What is asked for a group of equal nodes."""
+    """Returns the options for a group of equal nodes."""
     launch, slurm = job.launch, job.launch.slurm
     cpus, memory = launch.cpus_per_node, launch.memory_gib_per_node
     lines = _options(
@@ -123,7 +123,7 @@ def _group(job: Job, *, partition: str | None, nodes: int, gpus: str | None) -> 
             ("mem", None if memory is None else f"{memory}G"),
         ]
     )
-    # All CPUs of the nodes, without saying how many these are.
+    # Request all CPUs of the nodes without giving their number.
     return [*lines, "#SBATCH --exclusive"] if cpus is None else lines
 
 
@@ -132,7 +132,7 @@ def _options(values: list[tuple[str, str | None]]) -> list[str]:
 
 
 def _one_line(name: str, value: str) -> str:
-    """A value as sbatch reads it: it knows double quotes, and no others."""
+    """Quotes a value for sbatch, which knows only double quotes."""
     if "\n" in value or '"' in value:
         raise ConfigError(f"{value!r} for sbatch's {name}: must be one line without double quotes")
     return f'"{value}"' if " " in value else value
@@ -154,7 +154,7 @@ def _note(job: Job) -> list[str]:
 
 
 def _values(job: Job) -> list[str]:
-    """Variables of the body."""
+    """Returns the lines that set the variables of the body."""
     launch, slurm = job.launch, job.launch.slurm
     return [
         f"NODES={job.nodes} CPU_NODES={slurm.cpu_nodes} GPUS={job.gpus_per_node}",
@@ -166,7 +166,7 @@ def _values(job: Job) -> list[str]:
 
 
 def _container(job: Job) -> list[str]:
-    """Options of every step for pyxis."""
+    """Returns the options of every step for pyxis."""
     if job.launch.slurm.container == "none":
         return []
     return [
@@ -177,7 +177,7 @@ def _container(job: Job) -> list[str]:
 
 
 def _mounts(job: Job) -> str:
-    """Of the containers, separated by commas; empty without containers."""
+    """Returns the mounts of the containers, separated by commas; empty without containers."""
     return "" if job.launch.slurm.container == "none" else ",".join(job.launch.mounts)
 
 

@@ -135,7 +135,7 @@ def test_exit_code_2_is_tried_once_by_a_driver_with_the_right_to_say_so(cluster,
         operator.reach("Failed", limit_s=90)
         assert (operator.clusters, operator.status["exitCode"], server.answers) == (1, 2, [200])
         assert operator.spec["backoffLimit"] == 0
-        assert "RayJob wrong will not try again" in operator.status["message"]
+        assert "RayJob wrong will not retry" in operator.status["message"]
 
 
 def test_without_that_right_it_is_tried_as_often_as_launch_says(cluster, server):
@@ -143,4 +143,4 @@ def test_without_that_right_it_is_tried_as_often_as_launch_says(cluster, server)
     with cluster.operator("other", WRONG, steps=1, retries=1, kuberay=account) as operator:
         operator.reach("Failed", limit_s=150)
         assert (operator.clusters, operator.status["exitCode"], server.answers) == (2, 2, [403, 403])
-        assert "RayJob other could not be told" in operator.status["message"]
+        assert "RayJob other could not be changed" in operator.status["message"]

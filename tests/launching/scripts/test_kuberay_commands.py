@@ -92,7 +92,7 @@ def test_stopping_suspends_and_says_how_to_go_on(api):
     assert "within 121 s" in message
     resume = 'kubectl -n default patch rayjobs.ray.io math --type=merge -p \'{"spec": {"suspend": false}}\''
     assert resume in message
-    assert f"suspended; go on: {resume}" in status("math", namespace="default")
+    assert f"suspended; to continue: {resume}" in status("math", namespace="default")
 
 
 def test_under_kueue_its_workload_is_stopped_since_kueue_would_resume_the_job(api):

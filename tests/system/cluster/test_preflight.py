@@ -201,4 +201,4 @@ def test_without_an_address_there_is_nothing_to_look_at(make_config, tmp_path, c
     config: RunConfig = make_config(cluster={"accelerator": "cpu"})
     (tmp_path / "run.yaml").write_text(dump_config(config))
     assert main(["doctor", "--cluster", str(tmp_path / "run.yaml")]) == 2
-    assert "cluster.address=null: there is no cluster to look at" in capsys.readouterr().err
+    assert "cluster.address=null: there is no cluster to check" in capsys.readouterr().err

@@ -214,4 +214,4 @@ class TestClean:
 
     def test_it_is_for_this_machine_alone(self, capsys):
         assert main(["doctor", "--clean", "run.steps=3"]) == 2
-        assert "--clean looks at this machine alone" in capsys.readouterr().err
+        assert "--clean works on this machine only" in capsys.readouterr().err

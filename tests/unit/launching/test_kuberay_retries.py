@@ -33,13 +33,13 @@ def retries(server):
 
 def test_the_limit_becomes_0(server, environment):
     account = server.credentials("math", "default")
-    assert forbid_retries(environment, account=account) == "RayJob math will not try again"
+    assert forbid_retries(environment, account=account) == "RayJob math will not retry"
     assert (retries(server), server.answers) == (0, [200])
 
 
 def test_without_the_right_it_says_so(server, environment):
     message = forbid_retries(environment, account=server.credentials("someone", "default"))
-    assert "RayJob math could not be told, and will try again: HTTP Error 403" in message
+    assert "RayJob math could not be changed and will retry: HTTP Error 403" in message
     assert retries(server) == 3
 
 
@@ -51,7 +51,7 @@ def test_a_server_that_the_pod_does_not_know_is_not_told_the_token(server, envir
 
 
 def test_without_a_token_it_says_so(environment, tmp_path):
-    assert "could not be told" in forbid_retries(environment, account=tmp_path)
+    assert "could not be changed" in forbid_retries(environment, account=tmp_path)
 
 
 def test_without_an_address_it_says_so(environment, tmp_path):
@@ -76,4 +76,4 @@ def test_the_command_tells_it_where_it_ends_with_2_and_only_there(words, code, e
     except SystemExit as error:
         ended = error.code
     assert ended == code
-    assert ("RayJob math could not be told" in capsys.readouterr().err) == (code == 2)
+    assert ("RayJob math could not be changed" in capsys.readouterr().err) == (code == 2)
