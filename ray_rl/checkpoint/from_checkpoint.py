@@ -92,10 +92,10 @@ class _Weights:
         """Opens the checkpoint and compares it with the model, without reading weights.
 
         Args:
-            settings: of the model that the run started from.
+            settings: the settings of the model from which the run started.
             source: its folder, or a hub name.
             model: its modules, without weights.
-            reader: of the checkpoint.
+            reader: reads the checkpoint.
             dtype: the type of the weights that are written.
             may_be_frozen: whether the run trained only some of the layers.
 
