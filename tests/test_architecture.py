@@ -20,8 +20,8 @@ PACKAGE = "ray_rl"
 
 LAYERS = (
     ("types", "errors", "concurrency", "catalog"),
-    ("config", "isolation"),
-    ("algorithms", "planner", "metrics"),
+    ("config", "isolation", "algorithms"),
+    ("planner", "metrics"),
     ("models", "data"),
     ("batching", "launching"),
     ("rewards", "checkpoint"),
@@ -273,6 +273,7 @@ RULES: dict[Rule, tuple[list[tuple[str, str, int]], list[tuple[str, str]]]] = {
             ("data/a.py", "from ray_rl import cluster", 1),
             ("data/a.py", "from ray_rl.models import load", 1),
             ("config/a.py", "def f():\n    from ray_rl.planner import plan", 2),
+            ("algorithms/a.py", "from ray_rl.config.losses import Clipped", 1),
             ("metrics/a.py", "if TYPE_CHECKING:\n    from ray_rl.rollout.engine import Engine", 2),
             ("data/a.py", "importlib.import_module('ray_rl.cli.main')", 1),
             ("errors.py", "from ray_rl.types import Prompt", 1),

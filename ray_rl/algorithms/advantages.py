@@ -1,6 +1,7 @@
 """How much better a completion was than expected: rewards to advantages.
 
-A new estimator is one function here, one class in `config/advantages.py` and one `case` in `credit.py`.
+A new estimator is one function here, one class in `config/advantages.py` and one `case` in
+`training/configured.py`.
 """
 
 from typing import Literal, assert_never

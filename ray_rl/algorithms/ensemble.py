@@ -1,14 +1,17 @@
 """The scores of several reward models as one. Axis M is models."""
 
-from typing import assert_never
+from collections.abc import Callable
+from typing import Literal, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_rl.config.train import MeanMinusStd, MeanOfModels, MinOfModels
+Combination = Literal["mean", "min", "mean_minus_std"]
+Ensemble = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""`combined` with its settings."""
 
 
-def combined(scores_MR: NDArray[np.float32], config: MeanOfModels | MinOfModels | MeanMinusStd) -> NDArray[np.float32]:
+def combined(scores_MR: NDArray[np.float32], how: Combination, *, k: float = 0.0) -> NDArray[np.float32]:
     """One score a rollout: the mean over the models, their minimum, or mean - k * std.
 
     Source: arXiv:2310.02743. min is its worst-case optimisation. Its uncertainty-weighted one subtracts a multiple of
@@ -18,7 +21,8 @@ def combined(scores_MR: NDArray[np.float32], config: MeanOfModels | MinOfModels 
 
     Args:
         scores_MR: float32 [M, R], M >= 1. nan from any model gives nan.
-        config: which of the three.
+        how: which of the three.
+        k: >= 0, the factor of the standard deviation in mean_minus_std.
 
     Returns:
         float32 [R].
@@ -30,13 +34,13 @@ def combined(scores_MR: NDArray[np.float32], config: MeanOfModels | MinOfModels 
         raise ValueError(f"scores of shape {scores_MR.shape}: one row a reward model is needed, and at least one row")
     wide_MR = scores_MR.astype(np.float64)
     scores_R: NDArray[np.float64]
-    match config:
-        case MeanOfModels():
+    match how:
+        case "mean":
             scores_R = wide_MR.mean(0)
-        case MinOfModels():
+        case "min":
             scores_R = wide_MR.min(0)
-        case MeanMinusStd():
-            scores_R = wide_MR.mean(0) - config.k * wide_MR.std(0, ddof=0)
+        case "mean_minus_std":
+            scores_R = wide_MR.mean(0) - k * wide_MR.std(0, ddof=0)
         case _:
-            assert_never(config)
+            assert_never(how)
     return scores_R.astype(np.float32)

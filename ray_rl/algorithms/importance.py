@@ -10,11 +10,17 @@ import torch
 from torch import Tensor
 
 from ray_rl.algorithms.kl import MAX_LOG_RATIO
-from ray_rl.config.correction import Correction, MaskSequences, MaskTokens, TruncateSequences, TruncateTokens
 
 
 def importance_weights(
-    old_logprobs_N: Tensor, rollout_logprobs_N: Tensor, row_N: Tensor, config: Correction
+    old_logprobs_N: Tensor,
+    rollout_logprobs_N: Tensor,
+    row_N: Tensor,
+    *,
+    over: Literal["token", "sum", "mean"],
+    low: float,
+    high: float,
+    outside: Literal["truncate", "mask"],
 ) -> tuple[Tensor, Tensor]:
     """The factor of each token's loss, constant.
 
@@ -24,27 +30,25 @@ def importance_weights(
         old_logprobs_N: float [N], of the trainer before the update.
         rollout_logprobs_N: float [N], of the engine when it sampled.
         row_N: int64 [N], sequence of each token; a sequence must lie in one micro-batch.
-        config: which correction.
+        over: whose ratio: that of the token, or that of its sequence by the sum or the mean of its log-ratios.
+        low: smallest ratio that is used as it is, >= 0.
+        high: largest one.
+        outside: a ratio beyond the bounds becomes the bound (truncate) or 0 (mask).
 
     Returns:
         Weights [N], and bool [N]: the bounds changed the weight.
     """
     log_ratio_N = (old_logprobs_N - rollout_logprobs_N).detach()
-    match config:
-        case TruncateTokens(low=low, high=high):
-            ratio_N = _exp(log_ratio_N)
+    if over != "token":
+        log_ratio_N = over_sequence(log_ratio_N, row_N, over)
+    ratio_N = log_ratio_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    match outside:
+        case "truncate":
             weights_N = ratio_N.clamp(low, high)
-        case MaskTokens(low=low, high=high):
-            ratio_N = _exp(log_ratio_N)
-            weights_N = torch.where((ratio_N >= low) & (ratio_N <= high), ratio_N, 0.0)
-        case TruncateSequences(high=high, over=over):
-            ratio_N = _exp(over_sequence(log_ratio_N, row_N, over))
-            weights_N = ratio_N.clamp(max=high)
-        case MaskSequences(low=low, high=high, over=over):
-            ratio_N = _exp(over_sequence(log_ratio_N, row_N, over))
+        case "mask":
             weights_N = torch.where((ratio_N >= low) & (ratio_N <= high), ratio_N, 0.0)
         case _:
-            assert_never(config)
+            assert_never(outside)
     return weights_N, weights_N != ratio_N
 
 
@@ -55,7 +59,3 @@ def over_sequence(values_N: Tensor, row_N: Tensor, over: Literal["sum", "mean"])
     _, index_N, counts = torch.unique(row_N, return_inverse=True, return_counts=True)
     sums = values_N.new_zeros(len(counts)).index_add(0, index_N, values_N)
     return (sums / counts if over == "mean" else sums)[index_N]
-
-
-def _exp(log_ratio_N: Tensor) -> Tensor:
-    return log_ratio_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

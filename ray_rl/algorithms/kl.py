@@ -1,10 +1,13 @@
 """How far the policy is from another policy, estimated on the policy's own tokens."""
 
+from collections.abc import Callable
 from typing import Literal, assert_never
 
 from torch import Tensor
 
 KlEstimator = Literal["k1", "k2", "k3"]
+KlEstimate = Callable[[Tensor, Tensor], Tensor]
+"""`kl_estimate` with its settings: the log-probabilities of the policy and of the reference to the KL at each token."""
 
 MAX_LOG_RATIO = 20.0
 """Bound of a log-ratio before exp. exp overflows float32 at 88.8; e^20 = 4.9e8 is already far outside any trust

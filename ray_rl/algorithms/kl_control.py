@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from dataclasses import dataclass
 
-from ray_rl.config.algorithm import AdaptiveKl, FixedKl, Kl
+
+@dataclass(frozen=True, slots=True)
+class Adaptive:
+    """Settings of `adapted_kl_coefficient`."""
+
+    target: float
+    """Divergence to hold, in nats per token."""
+    horizon: float
+    """Sequences over which a sustained error moves the coefficient."""
 
 
 class KlControl:
-    """The coefficient in force, from step to step."""
+    """The KL coefficient of the current step."""
 
-    def __init__(self, config: Kl) -> None:
-        """Starts at `coefficient`."""
-        self.coefficient = config.coefficient
-        self._control = config.control
+    def __init__(self, coefficient: float, adaptive: Adaptive | None = None) -> None:
+        """Starts at `coefficient`, which stays as it is if `adaptive` is None."""
+        self.coefficient = coefficient
+        self._adaptive = adaptive
 
     def observe(self, kl: float, *, samples: int) -> None:
-        """Moves the coefficient after a step of so many sequences; `kl` as for `adapted_kl_coefficient`."""
-        match self._control:
-            case FixedKl():
-                return
-            case AdaptiveKl(target=target, horizon=horizon):
-                self.coefficient = adapted_kl_coefficient(
-                    self.coefficient, kl, target=target, horizon=horizon, samples=samples
-                )
-            case _:
-                assert_never(self._control)
+        """Adapts the coefficient after a step of `samples` sequences; `kl` as for `adapted_kl_coefficient`."""
+        if self._adaptive is not None:
+            self.coefficient = adapted_kl_coefficient(
+                self.coefficient, kl, target=self._adaptive.target, horizon=self._adaptive.horizon, samples=samples
+            )
 
 
 def adapted_kl_coefficient(

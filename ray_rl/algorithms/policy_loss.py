@@ -1,29 +1,33 @@
 """The policy's loss on the loss tokens of a micro-batch.
 
 Tokens are flat: N is the number of loss tokens in the micro-batch, in any order, and `row_N` says whose they are. A new
-loss is one function in `surrogates.py`, one class in `config/losses.py` and one `case` in `_surrogate`.
+loss is one function in `surrogates.py`, one class in `config/losses.py` and one `case` in `training/configured.py`.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import assert_never
 
 import torch
 from torch import Tensor
 
-from ray_rl.algorithms.importance import importance_weights
-from ray_rl.algorithms.kl import kl_estimate
-from ray_rl.algorithms.surrogates import (
-    cispo_surrogate,
-    clipped_surrogate,
-    gpg_surrogate,
-    gspo_surrogate,
-    probability_ratio,
-    sapo_surrogate,
-)
-from ray_rl.config.algorithm import Algorithm
-from ray_rl.config.correction import Correction
-from ray_rl.config.losses import Cispo, Clipped, Gspo, PolicyGradient, Sapo
+from ray_rl.algorithms.kl import KlEstimate, kl_estimate
+from ray_rl.algorithms.surrogates import Surrogate, probability_ratio
+
+Correction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""`importance_weights` with its settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyLoss:
+    """What `policy_loss` minimises."""
+
+    surrogate: Surrogate
+    correction: Correction | None
+    """None: the loss is not weighted by trainer against engine."""
+    kl: KlEstimate
+    """Of the penalty in the loss."""
+    entropy_coefficient: float
+    """Weight of the mean token entropy, maximised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,7 @@ class LossSum:
     """Largest values by metric name; empty if there are no tokens."""
 
 
-def policy_loss(config: Algorithm, inputs: LossInputs, *, kl_coefficient: float = 0.0) -> LossSum:
+def policy_loss(settings: PolicyLoss, inputs: LossInputs, *, kl_coefficient: float = 0.0) -> LossSum:
     """Sum over tokens of weight * (surrogate + kl_coefficient * KL - entropy_coefficient * entropy).
 
     Metrics: policy/loss (the surrogate alone), policy/clip_fraction, policy/kl_old_k3 (how far the update has moved
@@ -70,7 +74,7 @@ def policy_loss(config: Algorithm, inputs: LossInputs, *, kl_coefficient: float 
     policy/correction_mean and policy/correction_bounded_fraction.
 
     Args:
-        config: surrogate, clip, KL and entropy settings; its reduction is already in the weights.
+        settings: surrogate, correction, KL and entropy; the reduction is already in the weights of the inputs.
         inputs: the loss tokens of a micro-batch.
         kl_coefficient: of the KL penalty in the loss, as it is at this step.
 
@@ -78,73 +82,36 @@ def policy_loss(config: Algorithm, inputs: LossInputs, *, kl_coefficient: float 
         ValueError: a coefficient is positive and the input that it multiplies is missing.
     """
     old_logprobs_N = inputs.logprobs_N.detach() if inputs.old_logprobs_N is None else inputs.old_logprobs_N
-    surrogate_N, is_clipped_N = _surrogate(config, inputs, old_logprobs_N)
+    surrogate_N, is_clipped_N = settings.surrogate(inputs.logprobs_N, old_logprobs_N, inputs.advantages_N, inputs.row_N)
     terms = {"policy/loss": surrogate_N, "policy/clip_fraction": is_clipped_N}
-    if config.correction is not None:
-        surrogate_N = _corrected(config.correction, surrogate_N, inputs, old_logprobs_N, terms)
-    loss_N = _with_penalties(surrogate_N, config, inputs, terms, kl_coefficient)
+    if settings.correction is not None:
+        surrogate_N = _corrected(settings.correction, surrogate_N, inputs, old_logprobs_N, terms)
+    loss_N = _with_penalties(surrogate_N, settings, inputs, terms, kl_coefficient)
     with torch.no_grad():
         terms["policy/kl_old_k3"] = kl_estimate(old_logprobs_N, inputs.logprobs_N, "k3")
         ratio_N = probability_ratio(inputs.logprobs_N, old_logprobs_N)
     return _sums(loss_N, inputs.weights_N, terms, {"policy/ratio_max": ratio_N})
 
 
-def _surrogate(config: Algorithm, inputs: LossInputs, old_logprobs_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of each token, and whether a bound was reached."""
-    tokens = (inputs.logprobs_N, old_logprobs_N, inputs.advantages_N)
-    bound = math.inf if config.max_log_ratio is None else config.max_log_ratio
-    never_N = torch.zeros_like(old_logprobs_N, dtype=torch.bool)
-    match config.loss:
-        case Clipped() as loss:
-            return clipped_surrogate(
-                *tokens, clip=config.clip, dual_clip=loss.dual_clip, ratio_cap=loss.ratio_cap, max_log_ratio=bound
-            )
-        case Gspo() as loss:
-            return gspo_surrogate(*tokens, inputs.row_N, clip=config.clip, gradient=loss.gradient, max_log_ratio=bound)
-        case Cispo():
-            low, high = config.clip
-            return cispo_surrogate(*tokens, bounds=(1.0 - low, 1.0 + high), max_log_ratio=bound)
-        case Sapo() as loss:
-            surrogate_N = sapo_surrogate(
-                *tokens,
-                temperature_positive=loss.temperature_positive,
-                temperature_negative=loss.temperature_negative,
-                max_log_ratio=bound,
-            )
-            return surrogate_N, never_N
-        case PolicyGradient():
-            return gpg_surrogate(inputs.logprobs_N, inputs.advantages_N), never_N
-        case _:
-            assert_never(config.loss)
-
-
 def _corrected(
-    config: Correction, surrogate_N: Tensor, inputs: LossInputs, old_logprobs_N: Tensor, terms: dict[str, Tensor]
+    correction: Correction, surrogate_N: Tensor, inputs: LossInputs, old_logprobs_N: Tensor, terms: dict[str, Tensor]
 ) -> Tensor:
     """The surrogate times the importance weights of trainer against engine (verl: after clipping)."""
     if inputs.rollout_logprobs_N is None:
         raise ValueError("algorithm.correction needs the log-probabilities of the engine; set it to null without them")
-    factor_N, is_bounded_N = importance_weights(old_logprobs_N, inputs.rollout_logprobs_N, inputs.row_N, config)
+    factor_N, is_bounded_N = correction(old_logprobs_N, inputs.rollout_logprobs_N, inputs.row_N)
     terms["policy/correction_mean"] = factor_N
     terms["policy/correction_bounded_fraction"] = is_bounded_N
     return factor_N * surrogate_N
 
 
 def _with_penalties(
-    surrogate_N: Tensor, config: Algorithm, inputs: LossInputs, terms: dict[str, Tensor], kl_coefficient: float
+    surrogate_N: Tensor, settings: PolicyLoss, inputs: LossInputs, terms: dict[str, Tensor], kl_coefficient: float
 ) -> Tensor:
     """The surrogate with the KL penalty and the entropy bonus; what was computed for them is added to the terms."""
     loss_N = surrogate_N
     if inputs.reference_logprobs_N is not None:
-        kl = config.kl
-        kl_N = kl_estimate(
-            inputs.logprobs_N,
-            inputs.reference_logprobs_N,
-            kl.estimator,
-            max_log_ratio=math.inf if kl.max_log_ratio is None else kl.max_log_ratio,
-            bound=kl.bound,
-            k2_gradient=kl.k2_gradient,
-        )
+        kl_N = settings.kl(inputs.logprobs_N, inputs.reference_logprobs_N)
         terms["policy/kl_reference"] = kl_N
         loss_N = loss_N + kl_coefficient * kl_N
     elif kl_coefficient > 0:
@@ -154,10 +121,10 @@ def _with_penalties(
         )
     if inputs.entropy_N is not None:
         terms["policy/entropy"] = inputs.entropy_N
-        loss_N = loss_N - config.entropy_coefficient * inputs.entropy_N
-    elif config.entropy_coefficient > 0:
+        loss_N = loss_N - settings.entropy_coefficient * inputs.entropy_N
+    elif settings.entropy_coefficient > 0:
         raise ValueError(
-            f"algorithm.entropy_coefficient={config.entropy_coefficient} but no entropy was computed; "
+            f"algorithm.entropy_coefficient={settings.entropy_coefficient} but no entropy was computed; "
             "compute it with its gradient, or set the coefficient to 0"
         )
     return loss_N

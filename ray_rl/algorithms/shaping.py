@@ -4,30 +4,42 @@ import torch
 from torch import Tensor
 
 from ray_rl.algorithms.whiten import whiten
-from ray_rl.config.algorithm import Shaping
 
 
-def shaped(scores_R: Tensor, lengths_R: Tensor, config: Shaping, *, max_tokens: int) -> Tensor:
-    """Scores after the soft punishment of length, division by length and whitening, in this order.
+def shaped(
+    scores_R: Tensor,
+    lengths_R: Tensor,
+    *,
+    max_tokens: int,
+    overlong_share: float,
+    overlong_penalty: float,
+    per_token: bool,
+    rescale: bool,
+) -> Tensor:
+    """Scores after the soft punishment of length, division by length and rescaling, in this order.
 
     Clipping comes later: after the baseline of the group, where there is one (OpenRLHF).
 
     Args:
         scores_R: float [R]; nan where a completion was not scored, and it stays nan.
         lengths_R: int [R], sampled tokens of each rollout, > 0.
-        config: which of them.
-        max_tokens: limit of a completion.
+        max_tokens: the largest number of tokens of a completion.
+        overlong_share: the last share of `max_tokens`, over which the score falls (see `overlong_fraction`); 0: it does
+            not fall.
+        overlong_penalty: what the score loses at the limit.
+        per_token: divide by the number of sampled tokens.
+        rescale: divide by the standard deviation over the batch (see `rescaled`).
 
     Returns:
         [R] in the dtype of the scores.
     """
-    if config.overlong_share > 0:
-        scores_R = scores_R - config.overlong_penalty * overlong_fraction(
-            lengths_R, max_tokens=max_tokens, share=config.overlong_share
+    if overlong_share > 0:
+        scores_R = scores_R - overlong_penalty * overlong_fraction(
+            lengths_R, max_tokens=max_tokens, share=overlong_share
         ).to(scores_R.dtype)
-    if config.per_token:
+    if per_token:
         scores_R = scores_R / lengths_R
-    return rescaled(scores_R) if config.whiten else scores_R
+    return rescaled(scores_R) if rescale else scores_R
 
 
 def overlong_fraction(lengths_R: Tensor, *, max_tokens: int, share: float) -> Tensor:

@@ -1,9 +1,11 @@
 """What each token contributes to the policy's loss: one function per paper.
 
-Each takes flat float tensors [N] over loss tokens, `logprobs_N` differentiable and the rest constant, and returns the
-loss [N], to be minimised, still without reduction. With R = exp(logprob - old logprob) and A the advantage.
+Each takes flat tensors [N] over loss tokens: `logprobs_N`, differentiable; `old_logprobs_N` and `advantages_N`,
+constant; and `row_N`, the sequence of each token. Each returns the loss [N], to be minimised and not yet reduced, and
+bool [N]: a bound changed the gradient of the token. R = exp(logprob - old logprob), and A is the advantage.
 """
 
+from collections.abc import Callable
 from typing import Literal, assert_never
 
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor
 
 from ray_rl.algorithms.importance import over_sequence
 from ray_rl.algorithms.kl import MAX_LOG_RATIO
+
+Surrogate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""One of the functions below with its settings."""
 
 
 def probability_ratio(logprobs_N: Tensor, old_logprobs_N: Tensor, *, max_log_ratio: float = MAX_LOG_RATIO) -> Tensor:
@@ -25,6 +30,7 @@ def clipped_surrogate(
     logprobs_N: Tensor,
     old_logprobs_N: Tensor,
     advantages_N: Tensor,
+    row_N: Tensor,
     *,
     clip: tuple[float, float],
     dual_clip: float | None = None,
@@ -39,6 +45,7 @@ def clipped_surrogate(
         logprobs_N: float [N], differentiable.
         old_logprobs_N: float [N], constant.
         advantages_N: float [N], constant.
+        row_N: not used.
         clip: low in [0, 1) and high >= 0, distances from 1.
         dual_clip: c > 1 bounds the loss of a negative advantage at -A * c (arXiv:1912.09729). verl: 3,
             always; OpenRLHF: None.
@@ -46,7 +53,7 @@ def clipped_surrogate(
         max_log_ratio: see `probability_ratio`.
 
     Returns:
-        Loss [N], and bool [N]: a bound of `clip` or `dual_clip` is what counts, so that the token has no gradient.
+        Loss [N], and bool [N]: a bound of `clip` or `dual_clip` decides the loss, so that the token has no gradient.
     """
     ratio_N = probability_ratio(logprobs_N, old_logprobs_N, max_log_ratio=max_log_ratio)
     if ratio_cap is not None:
@@ -67,13 +74,13 @@ def gspo_surrogate(
     """PPO's objective with one ratio per sequence: R = exp(mean over its tokens of logprob - old).
 
     Source: GSPO, arXiv:2507.18071, sections 4.1 (sequence) and 4.3 (token). To be reduced by sequence_mean.
-    Where A is constant over a sequence, both forms have the same gradient. A sequence must lie in one micro-batch.
+    Where A is constant over a sequence, both forms have the same gradient.
 
     Args:
         logprobs_N: float [N], differentiable.
         old_logprobs_N: float [N], constant.
         advantages_N: float [N], constant.
-        row_N: int64 [N], sequence of each token.
+        row_N: int64 [N], sequence of each token; a sequence must lie in one micro-batch.
         clip: low and high, distances from 1; the paper uses 3e-4 and 4e-4.
         gradient: through the token's own log-probability (GSPO-token, verl) or through the mean (OpenRLHF).
         max_log_ratio: bound of the mean log-ratio. verl: 10, above only; OpenRLHF: none.
@@ -96,6 +103,7 @@ def cispo_surrogate(
     logprobs_N: Tensor,
     old_logprobs_N: Tensor,
     advantages_N: Tensor,
+    row_N: Tensor,
     *,
     bounds: tuple[float, float],
     max_log_ratio: float = MAX_LOG_RATIO,
@@ -108,6 +116,7 @@ def cispo_surrogate(
         logprobs_N: float [N], differentiable.
         old_logprobs_N: float [N], constant.
         advantages_N: float [N], constant.
+        row_N: not used.
         bounds: of the ratio itself, not distances from 1. verl: (1 - low, 1 + high); TRL: (0, epsilon_high).
         max_log_ratio: see `probability_ratio`.
 
@@ -123,11 +132,12 @@ def sapo_surrogate(
     logprobs_N: Tensor,
     old_logprobs_N: Tensor,
     advantages_N: Tensor,
+    row_N: Tensor,
     *,
     temperature_positive: float = 1.0,
     temperature_negative: float = 1.05,
     max_log_ratio: float = MAX_LOG_RATIO,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """A soft gate in place of the clip: -A * sigmoid(tau * (R - 1)) * 4 / tau, tau by the sign of A.
 
     Source: SAPO, arXiv:2511.20347. To be reduced by sequence_mean. At R = 1 the gradient is that of
@@ -137,21 +147,28 @@ def sapo_surrogate(
         logprobs_N: float [N], differentiable.
         old_logprobs_N: float [N], constant.
         advantages_N: float [N], constant.
+        row_N: not used.
         temperature_positive: tau where A > 0.
         temperature_negative: tau elsewhere; larger, so that unlikely tokens push less.
         max_log_ratio: see `probability_ratio`.
     """
     ratio_N = probability_ratio(logprobs_N, old_logprobs_N, max_log_ratio=max_log_ratio)
     tau_N = torch.where(advantages_N > 0, temperature_positive, temperature_negative).to(ratio_N.dtype)
-    return -advantages_N * torch.sigmoid(tau_N * (ratio_N - 1.0)) * 4.0 / tau_N
+    return -advantages_N * torch.sigmoid(tau_N * (ratio_N - 1.0)) * 4.0 / tau_N, _never(old_logprobs_N)
 
 
-def gpg_surrogate(logprobs_N: Tensor, advantages_N: Tensor) -> Tensor:
+def gpg_surrogate(
+    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, row_N: Tensor
+) -> tuple[Tensor, Tensor]:
     """REINFORCE: -A * logprob, without ratio and bounds.
 
     Source: GPG, arXiv:2504.02546; its advantages are `advantages.gpg_advantages`.
     """
-    return -advantages_N * logprobs_N
+    return -advantages_N * logprobs_N, _never(old_logprobs_N)
+
+
+def _never(values_N: Tensor) -> Tensor:
+    return torch.zeros_like(values_N, dtype=torch.bool)
 
 
 def _pessimistic(

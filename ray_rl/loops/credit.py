@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from ray_rl.algorithms.credit import credit_fn, mean_kl
-from ray_rl.algorithms.kl_control import KlControl
+from ray_rl.algorithms.credit import mean_kl
 from ray_rl.algorithms.value_loss import explained_variance
 from ray_rl.checkpoint.store import read_json, write_json
 from ray_rl.config.algorithm import Algorithm
 from ray_rl.errors import CheckpointError
 from ray_rl.metrics.metric import Last, Mean, Metric
+from ray_rl.training.configured import credit_fn, kl_control, kl_of
 from ray_rl.types import TrainBatch
 
 FILE = "kl.json"
@@ -43,8 +43,8 @@ class Crediting:
             max_tokens: the limit of a completion, for length penalties.
         """
         self._credit = credit_fn(settings, max_tokens=max_tokens)
-        self._penalty = settings.kl
-        self._kl = KlControl(settings.kl)
+        self._estimate = kl_of(settings.kl)
+        self._kl = kl_control(settings.kl)
 
     def __call__(self, batch: TrainBatch) -> tuple[TrainBatch, list[Metric]]:
         """Returns the batch with advantages, and its metrics before the update.
@@ -76,7 +76,7 @@ class Crediting:
             return []
         metrics: list[Metric] = [Last("policy/kl_coefficient", self._kl.coefficient)]
         if batch.old_logprobs_RT is not None:
-            distance = mean_kl(batch, self._penalty)
+            distance = mean_kl(batch, self._estimate)
             metrics.append(Last("policy/kl_before_update", distance))
             self._kl.observe(distance, samples=batch.rows)
         return metrics

@@ -28,7 +28,6 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ray_rl.algorithms.ensemble import combined
 from ray_rl.batching.pack import pack, rewards_of
 from ray_rl.concurrency import together
 from ray_rl.loops.credit import mean_advantages
@@ -39,6 +38,7 @@ from ray_rl.metrics.metric import Metric
 from ray_rl.metrics.rollout_metrics import rollout_metrics
 from ray_rl.metrics.sinks import RolloutRecords
 from ray_rl.rewards.model.part import conversations, disagreement, with_model_scores
+from ray_rl.training.configured import ensemble_of
 from ray_rl.types import RolloutGroup, TrainBatch
 
 
@@ -116,7 +116,7 @@ async def with_baselines(
     if s.config.reward is None or s.roles.reward is None:
         return groups, batch, []
     scores_MR, metrics = found["scores"]
-    scores_R = combined(scores_MR, s.config.reward.combine)
+    scores_R = ensemble_of(s.config.reward.combine)(scores_MR)
     groups = with_model_scores(groups, scores_R, weight=s.config.reward.weight)
     return groups, replace(batch, rewards_R=rewards_of(groups)), [*metrics, *disagreement(scores_MR)]
 

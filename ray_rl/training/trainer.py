@@ -28,6 +28,7 @@ from ray_rl.models.loading import (
     resolved_packing,
 )
 from ray_rl.models.policy import PolicyModel
+from ray_rl.training.configured import policy_loss_of
 from ray_rl.training.gather import ParameterStream
 from ray_rl.training.logit_check import require_own_logprobs
 from ray_rl.training.process_group import Member, join_process_group
@@ -173,7 +174,7 @@ class Trainer:
         old = batch.old_logprobs_RT
         reference = batch.reference_logprobs_RT if algorithm.kl.place == "loss" else None
         loss = policy_loss(
-            algorithm,
+            policy_loss_of(algorithm),
             LossInputs(
                 logprobs_N=logprobs_N,
                 old_logprobs_N=None if old is None else encoded.pick(old).to(device),

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ray_rl.algorithms.credit import credit_fn, kl_of_batch, mean_kl
+from ray_rl.algorithms.credit import kl_of_batch, mean_kl
 from ray_rl.config.algorithm import Algorithm, Kl
+from ray_rl.training.configured import credit_fn, kl_of
 from tests import make
 from tests.golden import reference, tensors
 
@@ -161,7 +162,7 @@ def test_a_score_is_clipped_before_it_meets_values():
 
 def test_the_divergence_of_a_batch_is_that_of_its_loss_tokens():
     batch = batch_of(old_logprobs_RT=constant(-1.0), reference_logprobs_RT=constant(-3.0))
-    k1 = Kl(estimator="k1")
+    k1 = kl_of(Kl(estimator="k1"))
     assert kl_of_batch(batch, k1).tolist() == np.where(MASK_RT, 2.0, 0.0).tolist()
     assert mean_kl(batch, k1) == 2.0
     uneven = replace(batch, old_logprobs_RT=np.where(np.arange(3) == 0, -2.0, -1.0).astype(np.float32))
@@ -172,8 +173,9 @@ def test_the_divergence_of_a_batch_is_that_of_its_loss_tokens():
 
 def test_the_estimate_is_bounded_as_configured():
     batch = batch_of(old_logprobs_RT=constant(-1.0), reference_logprobs_RT=constant(29.0))
-    assert kl_of_batch(batch, Kl(bound=10.0)).max() == 10.0
-    assert kl_of_batch(batch, Kl(max_log_ratio=None)).max() == pytest.approx(float(torch.tensor(30.0).expm1() - 30.0))
+    assert kl_of_batch(batch, kl_of(Kl(bound=10.0))).max() == 10.0
+    unbounded_RT = kl_of_batch(batch, kl_of(Kl(max_log_ratio=None)))
+    assert unbounded_RT.max() == pytest.approx(float(torch.tensor(30.0).expm1() - 30.0))
 
 
 def _logprobs():

@@ -1,7 +1,6 @@
 import pytest
 
-from ray_rl.algorithms.kl_control import KlControl, adapted_kl_coefficient
-from ray_rl.config.algorithm import AdaptiveKl, Kl
+from ray_rl.algorithms.kl_control import Adaptive, KlControl, adapted_kl_coefficient
 
 
 @pytest.mark.parametrize(
@@ -19,20 +18,14 @@ def test_a_horizon_that_would_turn_the_coefficient_negative_is_refused():
 
 
 def test_a_fixed_coefficient_stays():
-    control = KlControl(Kl(coefficient=0.1))
+    control = KlControl(0.1)
     control.observe(100.0, samples=64)
     assert control.coefficient == 0.1
 
 
 def test_an_adaptive_coefficient_follows_the_divergence():
-    control = KlControl(Kl(coefficient=0.1, control=AdaptiveKl(target=0.5, horizon=100.0)))
+    control = KlControl(0.1, Adaptive(target=0.5, horizon=100.0))
     control.observe(0.55, samples=10)
     assert control.coefficient == pytest.approx(0.1 * 1.01)
     control.observe(0.0, samples=10)
     assert control.coefficient == pytest.approx(0.1 * 1.01 * 0.98)
-
-
-def test_an_unknown_control_is_refused():
-    control = KlControl(Kl().model_copy(update={"control": "fixed"}))
-    with pytest.raises(AssertionError):
-        control.observe(1.0, samples=1)

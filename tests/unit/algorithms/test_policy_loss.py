@@ -4,14 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from ray_rl.algorithms.policy_loss import LossInputs, policy_loss
+from ray_rl.algorithms.policy_loss import LossInputs
+from ray_rl.algorithms.policy_loss import policy_loss as loss_with
 from ray_rl.algorithms.reduce import reduction_count, token_weights
 from ray_rl.config.algorithm import Algorithm, Kl
 from ray_rl.config.losses import Cispo, Clipped, Gspo, PolicyGradient, Sapo
+from ray_rl.training.configured import policy_loss_of
 from tests.golden import reference, tensors
 
 REDUCTIONS = ["token_mean", "sequence_mean"]
 LENGTHS_R = tensors.MASK_RT.sum(1).numpy()
+
+
+def policy_loss(algorithm, inputs, *, kl_coefficient=0.0):
+    return loss_with(policy_loss_of(algorithm), inputs, kl_coefficient=kl_coefficient)
 
 
 def golden_inputs(reduction="token_mean", **changes):

@@ -3,20 +3,33 @@ import math
 import pytest
 import torch
 
-from ray_rl.algorithms.surrogates import (
-    cispo_surrogate,
-    clipped_surrogate,
-    gpg_surrogate,
-    gspo_surrogate,
-    probability_ratio,
-    sapo_surrogate,
-)
+from ray_rl.algorithms import surrogates
+from ray_rl.algorithms.surrogates import gspo_surrogate, probability_ratio
 from tests.golden import reference, tensors
 
 ROWS_N = tensors.flat_rows()
 ADVANTAGES_N = tensors.ADVANTAGES_R[ROWS_N]
 OLD_N = tensors.flat(tensors.logprobs_RT("old"))
 KINDS = pytest.mark.parametrize("kind", ["new", "extreme"])
+
+NO_ROWS = torch.empty(0, dtype=torch.int64)
+"""Only GSPO reads the rows."""
+
+
+def clipped_surrogate(logprobs_N, old_N, advantages_N, **settings):
+    return surrogates.clipped_surrogate(logprobs_N, old_N, advantages_N, NO_ROWS, **settings)
+
+
+def cispo_surrogate(logprobs_N, old_N, advantages_N, **settings):
+    return surrogates.cispo_surrogate(logprobs_N, old_N, advantages_N, NO_ROWS, **settings)
+
+
+def sapo_surrogate(logprobs_N, old_N, advantages_N, **settings):
+    return surrogates.sapo_surrogate(logprobs_N, old_N, advantages_N, NO_ROWS, **settings)[0]
+
+
+def gpg_surrogate(logprobs_N, advantages_N):
+    return surrogates.gpg_surrogate(logprobs_N, logprobs_N.detach(), advantages_N, NO_ROWS)[0]
 
 
 def leaf(values):

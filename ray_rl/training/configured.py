@@ -1,0 +1,182 @@
+"""The functions of `ray_rl/algorithms/` with the settings of a configuration.
+
+No other module knows both: a new kind of estimator, loss or correction has its `case` here.
+"""
+
+import math
+from functools import partial
+from typing import assert_never
+
+from ray_rl.algorithms.advantages import center_by_group, gpg_advantages, leave_one_out
+from ray_rl.algorithms.credit import (
+    Credit,
+    CreditSettings,
+    Estimator,
+    OverGroup,
+    OverTokens,
+    OverValues,
+    Whitening,
+    credit,
+)
+from ray_rl.algorithms.ensemble import Ensemble, combined
+from ray_rl.algorithms.importance import importance_weights
+from ray_rl.algorithms.kl import KlEstimate, kl_estimate
+from ray_rl.algorithms.kl_control import Adaptive, KlControl
+from ray_rl.algorithms.policy_loss import Correction, PolicyLoss
+from ray_rl.algorithms.returns import discounted_returns, gae
+from ray_rl.algorithms.shaping import shaped
+from ray_rl.algorithms.surrogates import (
+    Surrogate,
+    cispo_surrogate,
+    clipped_surrogate,
+    gpg_surrogate,
+    gspo_surrogate,
+    sapo_surrogate,
+)
+from ray_rl.algorithms.whiten import whiten
+from ray_rl.config import correction
+from ray_rl.config.advantages import (
+    AdvantageConfig,
+    Gae,
+    GpgAdvantage,
+    GroupAdvantage,
+    LeaveOneOut,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+    Whiten,
+)
+from ray_rl.config.algorithm import Algorithm, FixedKl, Kl
+from ray_rl.config.losses import Cispo, Clipped, Gspo, PolicyGradient, Sapo
+from ray_rl.config.train import MeanMinusStd, MeanOfModels, MinOfModels
+
+
+def credit_fn(algorithm: Algorithm, *, max_tokens: int) -> Credit:
+    """The function that adds advantages to a batch; `max_tokens` is the limit of a completion."""
+    shaping = algorithm.shaping
+    settings = CreditSettings(
+        estimator=_estimator(algorithm.advantage),
+        shape=partial(
+            shaped,
+            max_tokens=max_tokens,
+            overlong_share=shaping.overlong_share,
+            overlong_penalty=shaping.overlong_penalty,
+            per_token=shaping.per_token,
+            rescale=shaping.whiten,
+        ),
+        bound=shaping.clip,
+        reward_kl=kl_of(algorithm.kl) if algorithm.kl.place == "reward" else None,
+    )
+    return partial(credit, settings=settings)
+
+
+def kl_of(kl: Kl) -> KlEstimate:
+    """The estimate of the KL to the reference."""
+    return partial(
+        kl_estimate,
+        estimator=kl.estimator,
+        max_log_ratio=_bound(kl.max_log_ratio),
+        bound=kl.bound,
+        k2_gradient=kl.k2_gradient,
+    )
+
+
+def kl_control(kl: Kl) -> KlControl:
+    """The control of the KL coefficient, at its start."""
+    control = kl.control
+    return KlControl(
+        kl.coefficient, None if isinstance(control, FixedKl) else Adaptive(control.target, control.horizon)
+    )
+
+
+def ensemble_of(how: MeanOfModels | MinOfModels | MeanMinusStd) -> Ensemble:
+    """Returns the function that combines the scores of an ensemble."""
+    return partial(combined, how=how.kind, k=how.k if isinstance(how, MeanMinusStd) else 0.0)
+
+
+def policy_loss_of(algorithm: Algorithm) -> PolicyLoss:
+    """The settings of the policy's loss."""
+    return PolicyLoss(
+        surrogate=_surrogate(algorithm),
+        correction=None if algorithm.correction is None else correction_of(algorithm.correction),
+        kl=kl_of(algorithm.kl),
+        entropy_coefficient=algorithm.entropy_coefficient,
+    )
+
+
+def correction_of(settings: correction.Correction) -> Correction:
+    """The importance weights of the trainer's policy against the engine's."""
+    match settings:
+        case correction.TruncateTokens(low=low, high=high):
+            return partial(importance_weights, over="token", low=low, high=high, outside="truncate")
+        case correction.MaskTokens(low=low, high=high):
+            return partial(importance_weights, over="token", low=low, high=high, outside="mask")
+        case correction.TruncateSequences(high=high, over=over):
+            return partial(importance_weights, over=over, low=0.0, high=high, outside="truncate")
+        case correction.MaskSequences(low=low, high=high, over=over):
+            return partial(importance_weights, over=over, low=low, high=high, outside="mask")
+        case _:
+            assert_never(settings)
+
+
+def _estimator(advantage: AdvantageConfig) -> Estimator:
+    match advantage:
+        case GroupAdvantage():
+            center = partial(
+                center_by_group,
+                divide_by_std=advantage.divide_by_std,
+                eps=advantage.eps,
+                ddof=advantage.ddof,
+                singleton=advantage.singleton,
+                std_of=advantage.std_of,
+            )
+            return OverGroup(center)
+        case LeaveOneOut():
+            return OverGroup(partial(leave_one_out, singleton=advantage.singleton), _whitening(advantage.whiten))
+        case ReinforcePlusPlusBaseline():
+            return OverGroup(partial(center_by_group, divide_by_std=False), _whitening(advantage.whiten))
+        case GpgAdvantage():
+            return OverGroup(partial(gpg_advantages, divisor=advantage.divisor))
+        case ReinforcePlusPlus():
+            return OverTokens(partial(discounted_returns, gamma=advantage.gamma), _whitening(advantage.whiten))
+        case Gae():
+            estimate = partial(gae, gamma=advantage.gamma, lam=advantage.lam, gaps=advantage.gaps)
+            return OverValues(estimate, _whitening(advantage.whiten))
+        case _:
+            assert_never(advantage)
+
+
+def _whitening(norm: Whiten | None) -> Whitening | None:
+    if norm is None:
+        return None
+    return partial(
+        whiten, divide_by_std=norm.divide_by_std, ddof=norm.ddof, eps=norm.eps, eps_is_floor=norm.eps_is_floor
+    )
+
+
+def _surrogate(algorithm: Algorithm) -> Surrogate:
+    clip, bound = algorithm.clip, _bound(algorithm.max_log_ratio)
+    match algorithm.loss:
+        case Clipped() as loss:
+            return partial(
+                clipped_surrogate, clip=clip, dual_clip=loss.dual_clip, ratio_cap=loss.ratio_cap, max_log_ratio=bound
+            )
+        case Gspo() as loss:
+            return partial(gspo_surrogate, clip=clip, gradient=loss.gradient, max_log_ratio=bound)
+        case Cispo():
+            low, high = clip
+            return partial(cispo_surrogate, bounds=(1.0 - low, 1.0 + high), max_log_ratio=bound)
+        case Sapo() as loss:
+            return partial(
+                sapo_surrogate,
+                temperature_positive=loss.temperature_positive,
+                temperature_negative=loss.temperature_negative,
+                max_log_ratio=bound,
+            )
+        case PolicyGradient():
+            return gpg_surrogate
+        case _:
+            assert_never(algorithm.loss)
+
+
+def _bound(max_log_ratio: float | None) -> float:
+    return math.inf if max_log_ratio is None else max_log_ratio
