@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,9 +29,13 @@ class Encoded:
     tokens: int
     """Number of tokens that the model processes, without padding."""
 
+    def to(self, device: str) -> Encoded:
+        """Returns the micro-batch with its tensors on another device."""
+        return replace(self, inputs=self.inputs.to(device))
+
     def pick(self, values_RT: NDArray[np.float32]) -> Tensor:
-        """Returns float32 [N], the values of the loss tokens."""
-        return torch.from_numpy(values_RT[self.row_N, self.time_N])
+        """Returns float32 [N], the values of the loss tokens, on the device of the inputs."""
+        return torch.from_numpy(values_RT[self.row_N, self.time_N]).to(self.inputs.labels_N.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

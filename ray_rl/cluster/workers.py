@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ray_rl.rollout.engine import Engine, EngineSettings
     from ray_rl.rollout.request import SampleRequest
     from ray_rl.training.process_group import Member
-    from ray_rl.training.trainer import Scores
+    from ray_rl.training.share import Scores
     from ray_rl.training.zero import ZeroEngine
     from ray_rl.weight_sync.proof import Digests
     from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
@@ -136,14 +136,16 @@ class Saved:
 
 @answering
 class TrainWorker(Watched, Saved):
-    """`Trainer` and the sending end of the weight transport."""
+    """The `Trainer` of the policy and the sending end of the weight transport."""
 
     def start(self, member: Member) -> None:
         """Loads the model; a collective of the ranks."""
-        from ray_rl.training.trainer import Trainer
+        from ray_rl.training.build import policy_trainer
         from ray_rl.weight_sync.transports import build_sender, transport_of
 
-        self._trainer = Trainer(self._setting.config, self._setting.folder, member, threads=self._setting.threads)
+        self._trainer = policy_trainer(
+            self._setting.config, self._setting.folder, member, threads=self._setting.threads
+        )
         transport = transport_of(self._setting.config)
         self._sender = build_sender(transport, self._trainer.stream, is_sender=member.rank == 0)
         self._keep(self._trainer.zero, member)
@@ -153,8 +155,8 @@ class TrainWorker(Watched, Saved):
         return self._trainer.update(batch)
 
     def logprobs(self, batch: TrainBatch) -> Scores:
-        """`Trainer.logprobs`."""
-        return self._trainer.logprobs(batch)
+        """`Trainer.scores`."""
+        return self._trainer.scores(batch)
 
     def announce(self) -> dict[str, Any]:
         """`Sender.announce`."""
@@ -182,21 +184,21 @@ class TrainWorker(Watched, Saved):
 
 @answering
 class CriticWorker(Watched, Saved):
-    """`Critic`."""
+    """The `Trainer` of the critic."""
 
     def start(self, member: Member) -> None:
         """Loads the model; a collective of the ranks."""
-        from ray_rl.training.critic import Critic
+        from ray_rl.training.build import value_trainer
 
-        self._critic = Critic(self._setting.config, self._setting.folder, member, threads=self._setting.threads)
+        self._critic = value_trainer(self._setting.config, self._setting.folder, member, threads=self._setting.threads)
         self._keep(self._critic.zero, member)
 
     def values(self, batch: TrainBatch) -> Scores:
-        """`Critic.values`."""
-        return self._critic.values(batch)
+        """`Trainer.scores`."""
+        return self._critic.scores(batch)
 
     def update(self, batch: TrainBatch) -> list[Metric]:
-        """`Critic.update`."""
+        """`Trainer.update`."""
         return self._critic.update(batch)
 
 
@@ -218,17 +220,18 @@ class RewardWorker(Watched):
 
 @answering
 class ReferenceWorker(Watched):
-    """`Reference`."""
+    """The `FrozenModel` of the reference."""
 
     def start(self, member: Member) -> None:
         """Loads the model; a collective of the workers where they share one."""
-        from ray_rl.training.frozen import Reference
+        from ray_rl.training.build import reference_model
 
-        self._reference = Reference(self._setting.config, self._setting.folder, member, threads=self._setting.threads)
+        setting = self._setting
+        self._reference = reference_model(setting.config, setting.folder, member, threads=setting.threads)
 
     def logprobs(self, batch: TrainBatch) -> Scores:
-        """`Reference.logprobs`."""
-        return self._reference.logprobs(batch)
+        """`FrozenModel.scores`."""
+        return self._reference.scores(batch)
 
 
 class ReceivingWorker:

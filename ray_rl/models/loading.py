@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import ModuleList
 
-from ray_rl.config import RunConfig
 from ray_rl.config.train import Packing, Trained
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.models.attention import SHARED_PREFIX
@@ -45,8 +44,8 @@ def load_model_config(folder: str, *, trust_remote_code: bool, key: str = "model
     return config
 
 
-def resolved_packing(config: RunConfig, role: Trained, model_config: PretrainedConfig) -> Packing:
-    """Returns how a role lays out its micro-batches (`packing`).
+def resolved_packing(role: Trained, model_config: PretrainedConfig, *, accelerator: str) -> Packing:
+    """Returns how a role lays out its micro-batches (`packing`); `accelerator` is cpu or gpu.
 
     Raises:
         ConfigError: the model's attention cannot express the layout that is asked for.
@@ -54,9 +53,9 @@ def resolved_packing(config: RunConfig, role: Trained, model_config: PretrainedC
     own_attention, windows = _own_attention(model_config), _windows(model_config)
     obstacle = own_attention or (windows if role.packing in ("auto", "shared_prefix") else None)
     if role.packing == "auto":
-        if config.cluster.accelerator == "cpu":
+        if accelerator == "cpu":
             return "padded" if obstacle else "shared_prefix"
-        is_flash = attention_name(config, role, packing="packed") == "flash_attention_2"
+        is_flash = attention_name(role, packing="packed", accelerator=accelerator) == "flash_attention_2"
         return "packed" if is_flash and not own_attention else "padded"
     if role.packing != "padded" and obstacle:
         raise ConfigError(f"packing={role.packing}: the model has {obstacle}; set packing=padded")
@@ -82,13 +81,13 @@ def _own_attention(model_config: PretrainedConfig) -> str | None:
     return None
 
 
-def attention_name(config: RunConfig, role: Trained, *, packing: Packing) -> str:
-    """Returns the name of the attention that transformers should use."""
+def attention_name(role: Trained, *, packing: Packing, accelerator: str) -> str:
+    """Returns the name of the attention that transformers should use; `accelerator` is cpu or gpu."""
     if packing == "shared_prefix":
         return SHARED_PREFIX
     if role.attention != "auto":
         return role.attention
-    is_flash_usable = config.cluster.accelerator == "gpu" and find_spec("flash_attn") is not None
+    is_flash_usable = accelerator == "gpu" and find_spec("flash_attn") is not None
     return "flash_attention_2" if is_flash_usable else "sdpa"
 
 

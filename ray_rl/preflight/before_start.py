@@ -152,7 +152,7 @@ def _check_models(config: RunConfig) -> None:
         folder = str(_folder_of(path))
         model_config = load_model_config(folder, trust_remote_code=trusts, key=key)
         if key == "model.path":
-            resolved_packing(config, config.train, model_config)
+            resolved_packing(config.train, model_config, accelerator=config.cluster.accelerator)
         if key in ("model.path", "reward.paths"):  # the other models read the policy's tokens
             largest = _largest_token(folder, trusts, key=key)
         if largest is not None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_rl.config import RunConfig
-from ray_rl.config.train import ReferenceConfig, Trained
+from ray_rl.config.train import Trained
 
 
-def deepspeed_config(config: RunConfig, role: Trained) -> dict[str, Any]:
+def deepspeed_config(role: Trained, *, dtype: str, accelerator: str) -> dict[str, Any]:
     """DeepSpeed's configuration of a model under training, as a dictionary; `role.deepspeed` is merged over it.
 
     Gradient accumulation is driven by hand (`set_gradient_accumulation_boundary`), and the loss is divided by the
@@ -16,9 +15,9 @@ def deepspeed_config(config: RunConfig, role: Trained) -> dict[str, Any]:
     """
     zero: dict[str, Any] = {"stage": role.zero_stage}
     if role.offload.optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.cluster.accelerator == "gpu"}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": accelerator == "gpu"}
     if role.offload.parameters:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": config.cluster.accelerator == "gpu"}
+        zero["offload_param"] = {"device": "cpu", "pin_memory": accelerator == "gpu"}
     generated: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -29,20 +28,20 @@ def deepspeed_config(config: RunConfig, role: Trained) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
-    if config.model.dtype == "bfloat16":
+    if dtype == "bfloat16":
         generated["bf16"] = {"enabled": True}
         if role.gradient_dtype == "float32":
             generated["data_types"] = {"grad_accum_dtype": "fp32"}
     return merge(generated, role.deepspeed)
 
 
-def frozen_config(config: RunConfig, role: ReferenceConfig) -> dict[str, Any]:
+def frozen_config(*, offload: bool, dtype: str, accelerator: str) -> dict[str, Any]:
     """DeepSpeed's configuration of a model that is only evaluated, its parameters shared by the ranks (ZeRO-3)."""
     zero: dict[str, Any] = {"stage": 3}
-    if role.offload:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": config.cluster.accelerator == "gpu"}
+    if offload:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": accelerator == "gpu"}
     settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "steps_per_print": None}
-    return settings | ({"bf16": {"enabled": True}} if config.model.dtype == "bfloat16" else {})
+    return settings | ({"bf16": {"enabled": True}} if dtype == "bfloat16" else {})
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -1,103 +1,84 @@
-"""The frozen reference: a whole model on each worker, or one that the workers share under ZeRO-3."""
+"""A frozen model: a whole one on each worker, or one that the workers share under ZeRO-3."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
-import numpy as np
 import torch
+from torch import nn
 
-from ray_rl.batching.encoding import Split
-from ray_rl.config import RunConfig
-from ray_rl.config.train import ReferenceConfig
-from ray_rl.models.loading import (
-    attention_name,
-    check_checkpoint,
-    load_causal_lm,
-    load_model_config,
-    resolved_packing,
-)
-from ray_rl.models.policy import PolicyModel
+from ray_rl.config.train import Trained
 from ray_rl.training.deepspeed_config import frozen_config
-from ray_rl.training.logit_check import require_own_logprobs
+from ray_rl.training.networks import Network
 from ray_rl.training.process_group import Member, join_process_group
-from ray_rl.training.trainer import Scores, score
+from ray_rl.training.share import Scores, Share
 from ray_rl.types import TrainBatch
 
 
-class Reference:
-    """One worker. All are called with the same batch; each computes its share."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenSettings:
+    """How a frozen model is held and evaluated."""
 
-    def __init__(self, config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> None:
-        """Loads the model; a collective under ZeRO-3.
+    layout: Trained
+    """The section of the configuration that says how micro-batches are laid out."""
+    dtype: str
+    """The type of the weights, as torch names it."""
+    accelerator: Literal["cpu", "gpu"]
+    is_shared: bool
+    """Whether the workers share one model under ZeRO-3."""
+    offload: bool
+    """Whether a shared model's parameters are on the CPU between uses."""
+    timeout_s: float
+    """The limit of every collective."""
+
+
+class FrozenModel:
+    """One worker of a frozen model. All workers are called with the same batch; each computes its share."""
+
+    def __init__(self, network: Network, settings: FrozenSettings, member: Member, *, threads: int = 1) -> None:
+        """Loads the model; a collective if it is shared.
 
         Args:
-            config: of the run, with `model.dtype` resolved and a reference.
-            folder: of the model.
-            member: this worker among `reference.workers`.
-            threads: of this process on CPU.
+            network: the model.
+            settings: sharing and the layout of batches.
+            member: this worker.
+            threads: the number of threads of this process on CPU.
+
+        Raises:
+            DataError: the model cannot be loaded whole.
+            ConfigError: the model cannot be used this way.
         """
-        assert config.reference is not None, "the run has no reference"
-        role = config.reference
-        self._rank = member.rank
-        if role.zero_stage == 3:
-            self._device = join_process_group(
-                member, accelerator=config.cluster.accelerator, threads=threads, timeout_s=role.timeout_s
-            )
+        accelerator = settings.accelerator
+        if settings.is_shared:
+            device = join_process_group(member, accelerator=accelerator, threads=threads, timeout_s=settings.timeout_s)
         else:
-            on_cpu = config.cluster.accelerator == "cpu"
-            self._device = "cpu" if on_cpu else "cuda:0"
-            if on_cpu:
+            device = "cpu" if accelerator == "cpu" else "cuda:0"
+            if accelerator == "cpu":
                 torch.set_num_threads(threads)
-        trust = config.model.trust_remote_code
-        model_config = load_model_config(folder, trust_remote_code=trust, key="reference.path")
-        check_checkpoint(folder, trust_remote_code=trust, key="reference.path")
-        packing = resolved_packing(config, config.train, model_config)
-        self._split = Split(
-            workers=member.world,
-            micro_batch_tokens=config.train.micro_batch_tokens,
-            packing=packing,
-        )
-        attention = attention_name(config, config.train, packing=packing)
-        self._policy = _load(config, role, folder, attention=attention, device=self._device)
-        require_own_logprobs(
-            self._policy,
-            self._split,
-            rank=self._rank,
-            model_config=model_config,
-            dtype=config.model.dtype,
-            device=self._device,
-            name=f"reference.path={folder}",
-        )
+        self._network = network
+        self._share = Share.of(network.check(), settings.layout, member, accelerator=accelerator, device=device)
+        self._model = _load(network, settings, self._share)
+        network.verify(self._model, self._share)
 
-    @torch.no_grad()
-    def logprobs(self, batch: TrainBatch) -> Scores:
-        """Log-probabilities of this worker's share of the batch; a collective under ZeRO-3."""
-        share = self._split.encode(batch, np.arange(batch.rows), rank=self._rank)
-        return score(self._policy, batch, share, device=self._device)
+    def scores(self, batch: TrainBatch) -> Scores:
+        """What the model gives for this worker's share of the batch; a collective if the model is shared."""
+        return self._share.scores(batch, partial(self._network.score, self._model))
 
 
-def _load(config: RunConfig, role: ReferenceConfig, folder: str, *, attention: str, device: str) -> Any:
-    """A `PolicyModel`, or DeepSpeed's engine around one; what ZeRO-3 shards is sharded as it is read."""
-    settings = frozen_config(config, role) if role.zero_stage == 3 else None
-    sharded_loading = None
-    if settings is not None:
-        from transformers.integrations import HfDeepSpeedConfig
-
-        sharded_loading = HfDeepSpeedConfig(settings)
-    causal_lm = load_causal_lm(
-        folder,
-        dtype=config.model.dtype,
-        attention=attention,
-        trust_remote_code=config.model.trust_remote_code,
-        key="reference.path",
-    )
-    del sharded_loading
-    policy = PolicyModel(causal_lm, chunk_tokens=config.logit_chunk_tokens, temperature=config.rollout.temperature)
-    policy.requires_grad_(False).eval()
-    if settings is None:
-        return policy.to(device)
+def _load(network: Network, settings: FrozenSettings, share: Share) -> nn.Module:
+    """The module, or DeepSpeed's engine around one whose parameters were sharded as they were read."""
+    if not settings.is_shared:
+        return network.build(share.attention).requires_grad_(False).eval().to(share.device)
     import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
 
-    engine, *_ = deepspeed.initialize(model=policy, config=settings, dist_init_required=False)
+    config = frozen_config(offload=settings.offload, dtype=settings.dtype, accelerator=settings.accelerator)
+    # While it is alive, from_pretrained shards parameters as it reads them.
+    sharded_loading = HfDeepSpeedConfig(config)
+    model = network.build(share.attention).requires_grad_(False).eval()
+    del sharded_loading
+    engine: nn.Module
+    engine, *_ = deepspeed.initialize(model=model, config=config, dist_init_required=False)
     return engine

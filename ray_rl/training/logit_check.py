@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ray_rl.batching.encoding import Encoded, Split
+from ray_rl.batching.encoding import Encoded
 from ray_rl.errors import ConfigError
+from ray_rl.training.share import Share
 from ray_rl.types import TrainBatch
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 4, 8
@@ -26,9 +27,7 @@ and may do so in another direction; twice that."""
 
 
 @torch.no_grad()
-def require_own_logprobs(
-    model: Any, split: Split, *, rank: int, model_config: Any, dtype: str, device: str, name: str
-) -> None:
+def require_own_logprobs(model: Any, share: Share, *, model_config: Any, dtype: str, name: str) -> None:
     """Compares a few tokens' log-probabilities with the log-softmax of the model's own logits; a collective.
 
     Both run as the run will compute: the same packing, device, dtype and sharding. Besides the token that comes next,
@@ -37,22 +36,20 @@ def require_own_logprobs(
 
     Args:
         model: a `PolicyModel`, or DeepSpeed's engine around one.
-        split: the split of the run.
-        rank: the rank of this worker.
+        share: the share of this worker.
         model_config: transformers' configuration of the model.
         dtype: the type of the weights.
-        device: the device of the model.
         name: what the user calls the model: "model.path=...".
 
     Raises:
         ConfigError: the two differ by more than rounding explains; names the token and both numbers.
     """
-    batch = _probe(model_config, rows=split.workers)
-    for encoded in split.encode(batch, np.arange(batch.rows), rank=rank):
-        inputs = encoded.inputs.to(device)
+    batch = _probe(model_config, rows=share.split.workers)
+    for encoded in share.encode(batch, np.arange(batch.rows)):
+        inputs = encoded.inputs.to(share.device)
         own_NV, _ = model(inputs, with_entropy=False, own_logits=True)
         compared = _extremes(encoded, own_NV.cpu())
-        logprobs_N, _ = model(compared.to(device), with_entropy=False)
+        logprobs_N, _ = model(compared.to(share.device), with_entropy=False)
         own_N = own_NV.cpu().log_softmax(-1).repeat(3, 1).gather(1, compared.labels_N[:, None])[:, 0]
         _require_same(logprobs_N.float().cpu(), own_N, compared.labels_N, _bound(own_NV, dtype), name=name)
 

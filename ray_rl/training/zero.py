@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ray_rl.batching.encoding import Encoded
-from ray_rl.config import RunConfig
 from ray_rl.config.train import Trained
 from ray_rl.errors import TrainingError
 from ray_rl.metrics.metric import SKIPPED, Last, Metric, Total
@@ -20,6 +19,7 @@ from ray_rl.training import zero_state
 from ray_rl.training.deepspeed_config import deepspeed_config
 from ray_rl.training.discard import discard_gradients
 from ray_rl.training.schedule import learning_rate_factor
+from ray_rl.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -30,18 +30,17 @@ Backward = Callable[[Encoded], tuple[Tensor, list[Metric]]]
 class ZeroEngine:
     """One rank of a model under training. All ranks call the same methods in the same order."""
 
-    def __init__(self, config: RunConfig, role: Trained, build: Callable[[], nn.Module], *, name: str, device: str):
+    def __init__(self, settings: TrainSettings, build: Callable[[], nn.Module], *, name: str, device: str) -> None:
         """Builds and shards the module; a collective.
 
         Args:
-            config: of the run, with `model.dtype` resolved.
-            role: of the model.
-            build: makes the module, with its parameters in `model.dtype`.
-            name: of the role, for messages and metrics ("policy/grad_norm").
-            device: of this rank.
+            settings: the optimizer and ZeRO.
+            build: makes the module, with its parameters in the settings' dtype.
+            name: the name in messages and metrics ("policy/grad_norm").
+            device: the device of this rank.
         """
-        self._config = config
-        self._role = role
+        self._settings = settings
+        self._role = settings.role
         self._name = name
         self._device = device
         self._steps = 0
@@ -88,7 +87,7 @@ class ZeroEngine:
             try:
                 metrics = self._learn(learn, rate)
             except TrainingError as error:
-                if self._config.train.on_nonfinite == "stop":
+                if self._settings.on_nonfinite == "stop":
                     raise
                 logger.warning("%s", error)
                 metrics = [Total(f"{self._name}/{SKIPPED}", 1)] if dist.get_rank() == 0 else []
@@ -128,13 +127,14 @@ class ZeroEngine:
         import deepspeed
         from transformers.integrations import HfDeepSpeedConfig
 
-        settings = deepspeed_config(self._config, self._role)
+        settings = self._settings
+        config = deepspeed_config(self._role, dtype=settings.dtype, accelerator=settings.accelerator)
         # While it is alive, from_pretrained shards ZeRO-3 parameters as it reads them; it must outlive the loading.
-        sharded_loading = HfDeepSpeedConfig(settings) if self._role.zero_stage == 3 else None
+        sharded_loading = HfDeepSpeedConfig(config) if self._role.zero_stage == 3 else None
         module = build()
         del sharded_loading
         engine, *_ = deepspeed.initialize(
-            model=module, optimizer=_optimizer(module, self._role), config=settings, dist_init_required=False
+            model=module, optimizer=_optimizer(module, self._role), config=config, dist_init_required=False
         )
         return engine
 
@@ -158,7 +158,7 @@ class ZeroEngine:
     def _apply(self) -> float:
         """Clips and applies the accumulated gradient; returns its norm before clipping."""
         engine = self.engine
-        if engine.zero_optimization_stage() == 0 and self._config.model.dtype == "float32":
+        if engine.zero_optimization_stage() == 0 and self._settings.dtype == "float32":
             # Here DeepSpeed neither reports the norm nor refuses one that is not finite.
             gradients = [p.grad for p in _trained(engine.module) if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -180,8 +180,8 @@ class ZeroEngine:
 
     def _set_learning_rate(self) -> float:
         """Sets and returns the learning rate of this step."""
-        total = self._config.run.steps * self._config.algorithm.optimizer_steps
-        rate = self._role.learning_rate * learning_rate_factor(self._role.schedule, step=self._steps, total_steps=total)
+        factor = learning_rate_factor(self._role.schedule, step=self._steps, total_steps=self._settings.total_steps)
+        rate = self._role.learning_rate * factor
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         return rate

@@ -19,7 +19,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Shares:
-    """As `training.trainer.Scores`, which takes seconds to import."""
+    """As `training.share.Scores`, which takes seconds to import."""
 
     rows: np.ndarray
     values_MT: np.ndarray

@@ -111,9 +111,9 @@ def plain_gradient(reduction: str) -> Tensor:
 def read_gradient(member: Member, config: RunConfig, folder: str, batch: TrainBatch) -> NDArray[np.float32]:
     from deepspeed.utils import safe_get_full_grad
 
-    from ray_rl.training.trainer import Trainer
+    from ray_rl.training.build import policy_trainer
 
-    trainer = Trainer(config, folder, member)
+    trainer = policy_trainer(config, folder, member)
     trainer.accumulate(batch, np.arange(batch.rows))
     return np.concatenate([safe_get_full_grad(p).flatten().numpy() for p in trainer.model.parameters()])
 
@@ -153,9 +153,9 @@ def count_gathers(member: Member, config: RunConfig, folder: str) -> int:
     """Collectives of DeepSpeed's that gather parameters, in an update of the whole batch and two of a part of it."""
     from deepspeed.runtime.zero import partition_parameters
 
-    from ray_rl.training.trainer import Trainer
+    from ray_rl.training.build import policy_trainer
 
-    trainer, gathers = Trainer(config, folder, member), 0
+    trainer, gathers = policy_trainer(config, folder, member), 0
     gather = partition_parameters._dist_allgather_fn
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -187,9 +187,9 @@ def parameters_of(trainer: Any) -> dict[str, NDArray[np.float32]]:
 
 
 def read_parameters(member: Member, config: RunConfig, folder: str) -> dict[str, NDArray[np.float32]]:
-    from ray_rl.training.trainer import Trainer
+    from ray_rl.training.build import policy_trainer
 
-    return parameters_of(Trainer(config, folder, member))
+    return parameters_of(policy_trainer(config, folder, member))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -207,9 +207,9 @@ def read_update(
     member: Member, config: RunConfig, folder: str, batch: TrainBatch
 ) -> tuple[str | list[Metric], dict[str, float]]:
     """The metrics of an update, or its error, and the largest change of each parameter."""
-    from ray_rl.training.trainer import Trainer
+    from ray_rl.training.build import policy_trainer
 
-    trainer = Trainer(config, folder, member)
+    trainer = policy_trainer(config, folder, member)
     before = parameters_of(trainer)
     try:
         outcome: str | list[Metric] = trainer.update(batch)
@@ -276,9 +276,9 @@ def test_later_epochs_on_a_batch_are_clipped_against_the_policy_before_it(
 
 
 def read_logprobs(member: Member, config: RunConfig, folder: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    from ray_rl.training.trainer import Trainer
+    from ray_rl.training.build import policy_trainer
 
-    scores = Trainer(config, folder, member).logprobs(BATCH)
+    scores = policy_trainer(config, folder, member).scores(BATCH)
     return scores.rows, scores.values_MT
 
 

@@ -90,7 +90,7 @@ def test_a_model_without_safetensors_is_refused(tmp_path):
 def test_prefixes_are_shared_on_cpu_unless_the_configuration_says_otherwise(tmp_path, packing, accelerator, resolved):
     model_config = load_model_config(saved(tmp_path), trust_remote_code=False)
     config = run(packing=packing, accelerator=accelerator)
-    assert resolved_packing(config, config.train, model_config) == resolved
+    assert resolved_packing(config.train, model_config, accelerator=accelerator) == resolved
 
 
 @pytest.mark.parametrize(
@@ -102,21 +102,21 @@ def test_prefixes_are_shared_on_cpu_unless_the_configuration_says_otherwise(tmp_
     ],
 )
 def test_models_whose_attention_is_not_a_tree_are_padded_and_cannot_share_prefixes(model_config, obstacle):
-    assert resolved_packing(run(), run().train, model_config) == "padded"
+    assert resolved_packing(run().train, model_config, accelerator="cpu") == "padded"
     with pytest.raises(ConfigError, match=rf"{obstacle}.*set packing=padded"):
-        resolved_packing(run(), run(packing="shared_prefix").train, model_config)
+        resolved_packing(run(packing="shared_prefix").train, model_config, accelerator="cpu")
 
 
 def test_windows_may_be_packed_and_an_attention_of_its_own_may_not():
     packed = run(packing="packed").train
-    assert resolved_packing(run(), packed, MistralConfig(sliding_window=16)) == "packed"
+    assert resolved_packing(packed, MistralConfig(sliding_window=16), accelerator="cpu") == "packed"
     with pytest.raises(ConfigError, match="packing=packed: the model has an attention of its own"):
-        resolved_packing(run(), packed, BloomConfig())
+        resolved_packing(packed, BloomConfig(), accelerator="cpu")
 
 
 @pytest.mark.parametrize("model_config", [Qwen2Config(), Qwen3Config(), MistralConfig(sliding_window=None)])
 def test_models_of_full_attention_share_prefixes_on_cpu(model_config):
-    assert resolved_packing(run(), run().train, model_config) == "shared_prefix"
+    assert resolved_packing(run().train, model_config, accelerator="cpu") == "shared_prefix"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_models_of_full_attention_share_prefixes_on_cpu(model_config):
     [("auto", "shared_prefix", "ray_rl_shared_prefix"), ("auto", "packed", "sdpa"), ("eager", "padded", "eager")],
 )
 def test_the_attention_follows_the_packing(attention, packing, name):
-    assert attention_name(run(), run(attention=attention).train, packing=packing) == name
+    assert attention_name(run(attention=attention).train, packing=packing, accelerator="cpu") == name
 
 
 @pytest.fixture(params=[load, lambda folder: check_checkpoint(folder, trust_remote_code=False, key="model.path")])

@@ -19,7 +19,7 @@ def settings(*, dtype: str = "float32", accelerator: str = "cpu", **train: Any) 
             "cluster": {"accelerator": accelerator},
         }
     )
-    return deepspeed_config(config, config.train)
+    return deepspeed_config(config.train, dtype=dtype, accelerator=accelerator)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -6,6 +6,7 @@ from ray_rl.batching.encoding import Split
 from ray_rl.errors import ConfigError
 from ray_rl.models.policy import PolicyModel
 from ray_rl.training.logit_check import require_own_logprobs
+from ray_rl.training.share import Share
 from tests.unit.models.tiny import tiny_llama
 
 PACKINGS = {"padded": "sdpa", "shared_prefix": "ray_rl_shared_prefix"}
@@ -28,9 +29,8 @@ def checked(model, *, dtype="float32", packing="padded", workers=1, temperature=
     policy = PolicyModel(model, chunk_tokens=64, temperature=temperature)
     split = Split(workers=workers, micro_batch_tokens=64, packing=packing)
     for rank in range(workers):
-        require_own_logprobs(
-            policy, split, rank=rank, model_config=model.config, dtype=dtype, device="cpu", name="model.path=tiny"
-        )
+        share = Share(rank=rank, split=split, device="cpu", attention=PACKINGS[packing])
+        require_own_logprobs(policy, share, model_config=model.config, dtype=dtype, name="model.path=tiny")
 
 
 def changed(*, factor=1.0, cap=0.0, dtype=torch.float32):

@@ -1,0 +1,98 @@
+"""The models of a run, from its configuration."""
+
+from __future__ import annotations
+
+from ray_rl.config import RunConfig
+from ray_rl.config.train import Trained
+from ray_rl.training.configured import policy_loss_of
+from ray_rl.training.frozen import FrozenModel, FrozenSettings
+from ray_rl.training.networks import PolicyNetwork, ValueNetwork
+from ray_rl.training.objectives.policy import PolicyObjective
+from ray_rl.training.objectives.value import ValueObjective
+from ray_rl.training.process_group import Member
+from ray_rl.training.settings import TrainSettings
+from ray_rl.training.trainer import Trainer
+
+
+def policy_trainer(config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> Trainer:
+    """The trainer of the policy.
+
+    Args:
+        config: the configuration of the run, with `model.dtype` resolved.
+        folder: the folder of the model to start from.
+        member: this rank.
+        threads: the number of threads of this process on CPU.
+
+    Raises:
+        DataError: the checkpoint is not that of the model.
+        ConfigError: the log-probabilities of the loss would not be the model's.
+    """
+    algorithm, train = config.algorithm, config.train
+    objective = PolicyObjective(
+        network=PolicyNetwork(
+            folder=folder,
+            key="model.path",
+            dtype=config.model.dtype,
+            trust_remote_code=config.model.trust_remote_code,
+            chunk_tokens=config.logit_chunk_tokens,
+            temperature=config.rollout.temperature,
+            gradient_checkpointing=train.gradient_checkpointing,
+            frozen_layers=train.frozen_layers,
+        ),
+        settings=policy_loss_of(algorithm),
+        reduction=algorithm.reduction,
+        denominator=algorithm.reduction_denominator or float(config.rollout.max_tokens),
+        has_kl_loss=algorithm.kl.place == "loss",
+    )
+    return Trainer(objective, train_settings(config, train), member, threads=threads)
+
+
+def value_trainer(config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> Trainer:
+    """The trainer of the critic; arguments as for `policy_trainer`."""
+    role = config.critic
+    assert role is not None, "the run has no critic"
+    network = ValueNetwork(
+        folder=folder,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        gradient_checkpointing=role.gradient_checkpointing,
+    )
+    objective = ValueObjective(network=network, clip=role.value_clip)
+    return Trainer(objective, train_settings(config, role), member, threads=threads)
+
+
+def reference_model(config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> FrozenModel:
+    """The frozen reference; arguments as for `policy_trainer`."""
+    role = config.reference
+    assert role is not None, "the run has no reference"
+    network = PolicyNetwork(
+        folder=folder,
+        key="reference.path",
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        chunk_tokens=config.logit_chunk_tokens,
+        temperature=config.rollout.temperature,
+    )
+    settings = FrozenSettings(
+        layout=config.train,
+        dtype=config.model.dtype,
+        accelerator=config.cluster.accelerator,
+        is_shared=role.zero_stage == 3,
+        offload=role.offload,
+        timeout_s=role.timeout_s,
+    )
+    return FrozenModel(network, settings, member, threads=threads)
+
+
+def train_settings(config: RunConfig, role: Trained) -> TrainSettings:
+    """How a role of the run is trained."""
+    return TrainSettings(
+        role=role,
+        dtype=config.model.dtype,
+        accelerator=config.cluster.accelerator,
+        seed=config.run.seed,
+        run_steps=config.run.steps,
+        update_epochs=config.algorithm.update_epochs,
+        minibatches=config.algorithm.minibatches,
+        on_nonfinite=config.train.on_nonfinite,
+    )

@@ -1,0 +1,137 @@
+"""How the models of a run are checked, loaded and evaluated, whether they are trained or frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from ray_rl.models.freezing import freeze
+from ray_rl.models.loading import check_checkpoint, load_causal_lm, load_model_config
+from ray_rl.models.policy import ModelInputs, PolicyModel
+from ray_rl.models.value import ValueModel, check_value_checkpoint, load_value_model
+from ray_rl.training.logit_check import require_own_logprobs
+from ray_rl.training.share import Share
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class Network(Protocol):
+    """A model that gives one number for each loss token. Describes it and holds no weights."""
+
+    def check(self) -> PretrainedConfig:
+        """Returns transformers' configuration of the model. Reads no weights.
+
+        Raises:
+            DataError: there is no such model, or its checkpoint has other names or shapes.
+        """
+
+    def build(self, attention: str) -> nn.Module:
+        """Loads the model.
+
+        Args:
+            attention: the attention that transformers should use.
+
+        Raises:
+            DataError: the model cannot be loaded whole.
+            ConfigError: the model cannot be used this way.
+        """
+
+    def verify(self, model: nn.Module, share: Share) -> None:
+        """Tries the loaded model; a collective under ZeRO-3.
+
+        Raises:
+            ConfigError: its numbers would be wrong.
+        """
+
+    def score(self, model: nn.Module, inputs: ModelInputs) -> Tensor:
+        """float32 [N], the number of each loss token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyNetwork:
+    """A causal language model, which gives log-probabilities."""
+
+    folder: str
+    """The folder of the model, or its hub name."""
+    key: str
+    """The key of the run's configuration that names it, for messages."""
+    dtype: str
+    trust_remote_code: bool
+    chunk_tokens: int
+    """Positions whose logits exist at once."""
+    temperature: float
+    """The temperature of the sampler."""
+    gradient_checkpointing: bool = False
+    frozen_layers: int = 0
+    """Decoder layers from the first on that are not trained (see `freeze`)."""
+
+    def check(self) -> PretrainedConfig:
+        """See `check_checkpoint`."""
+        model_config = load_model_config(self.folder, trust_remote_code=self.trust_remote_code, key=self.key)
+        check_checkpoint(self.folder, trust_remote_code=self.trust_remote_code, key=self.key)
+        return model_config
+
+    def build(self, attention: str) -> PolicyModel:
+        """See `load_causal_lm`."""
+        causal_lm = load_causal_lm(
+            self.folder,
+            dtype=self.dtype,
+            attention=attention,
+            trust_remote_code=self.trust_remote_code,
+            key=self.key,
+        )
+        if self.gradient_checkpointing:
+            causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        freeze(causal_lm, layers=self.frozen_layers)
+        return PolicyModel(causal_lm, chunk_tokens=self.chunk_tokens, temperature=self.temperature)
+
+    def verify(self, model: nn.Module, share: Share) -> None:
+        """Compares the log-probabilities with those of the model's own logits (see `require_own_logprobs`)."""
+        require_own_logprobs(
+            model,
+            share,
+            model_config=load_model_config(self.folder, trust_remote_code=self.trust_remote_code, key=self.key),
+            dtype=self.dtype,
+            name=f"{self.key}={self.folder}",
+        )
+
+    def score(self, model: nn.Module, inputs: ModelInputs) -> Tensor:
+        """Log-probabilities of the loss tokens."""
+        logprobs_N: Tensor = model(inputs, with_entropy=False)[0]
+        return logprobs_N
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueNetwork:
+    """A decoder with a head of one number, which gives values."""
+
+    folder: str
+    """The folder of a language model or a reward model, or its hub name."""
+    dtype: str
+    trust_remote_code: bool
+    gradient_checkpointing: bool
+
+    def check(self) -> PretrainedConfig:
+        """See `check_value_checkpoint`."""
+        check_value_checkpoint(self.folder, trust_remote_code=self.trust_remote_code)
+        return load_model_config(self.folder, trust_remote_code=self.trust_remote_code, key="critic.path")
+
+    def build(self, attention: str) -> ValueModel:
+        """See `load_value_model`."""
+        model = load_value_model(
+            self.folder, dtype=self.dtype, attention=attention, trust_remote_code=self.trust_remote_code
+        )
+        if self.gradient_checkpointing:
+            model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+
+    def verify(self, model: nn.Module, share: Share) -> None:
+        """Does nothing: the model's own forward pass has no values to compare with."""
+
+    def score(self, model: nn.Module, inputs: ModelInputs) -> Tensor:
+        """Values of the states before the loss tokens."""
+        values_N: Tensor = model(inputs)
+        return values_N

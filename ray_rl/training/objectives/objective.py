@@ -1,0 +1,49 @@
+"""What the trainer asks of an objective."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ray_rl.batching.encoding import Encoded
+from ray_rl.metrics.metric import Metric
+from ray_rl.training.networks import Network
+from ray_rl.types import TrainBatch
+
+
+class Objective(Protocol):
+    """A model and the loss that it is trained on. Holds settings and no weights, so that it can be sent to workers.
+
+    The gradient of an optimizer step is that of (sum of `loss` over all micro-batches of all ranks) / `count`.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name in messages and metrics: "policy" gives "policy/grad_norm"."""
+
+    @property
+    def network(self) -> Network:
+        """The model."""
+
+    def trained(self, batch: TrainBatch, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Metric]]:
+        """The rows that have a gradient, and metrics about them. The other rows stay in `count`.
+
+        Args:
+            batch: the whole batch.
+            rows: the rows of the optimizer step.
+        """
+
+    def count(self, batch: TrainBatch, rows: NDArray[np.int64]) -> float:
+        """What the sum of the losses of an optimizer step is divided by; the same on every rank."""
+
+    def loss(self, model: nn.Module, encoded: Encoded, batch: TrainBatch) -> tuple[Tensor, list[Metric]]:
+        """The sum of the losses of a micro-batch, never a mean, and its metrics.
+
+        Args:
+            model: the network, inside DeepSpeed's engine. It must be called exactly once.
+            encoded: the micro-batch, on the device of the model. It may have no loss tokens.
+            batch: the whole batch, whose arrays `encoded.pick` reads.
+        """

@@ -1,0 +1,87 @@
+"""One rank's share of a batch, and the numbers that its model gives for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ray_rl.batching.encoding import Encoded, Split
+from ray_rl.config.train import Trained
+from ray_rl.models.loading import attention_name, resolved_packing
+from ray_rl.models.policy import ModelInputs
+from ray_rl.training.process_group import Member
+from ray_rl.types import TrainBatch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A number for each loss token that one rank computed: log-probabilities, or values."""
+
+    rows: NDArray[np.int64]
+    """[M] rows of the batch, those with loss tokens."""
+    values_MT: NDArray[np.float32]
+    """0 outside the loss mask."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """How one rank reads its share of every batch."""
+
+    rank: int
+    split: Split
+    device: str
+    attention: str
+    """The attention that the packing needs, as transformers names it."""
+
+    @classmethod
+    def of(
+        cls, model_config: PretrainedConfig, layout: Trained, member: Member, *, accelerator: str, device: str
+    ) -> Share:
+        """The share of a member among the workers of a role.
+
+        Args:
+            model_config: transformers' configuration of the model.
+            layout: the section of the configuration that says how micro-batches are laid out.
+            member: the rank and the number of ranks.
+            accelerator: cpu or gpu.
+            device: the device of the rank.
+
+        Raises:
+            ConfigError: the model's attention cannot express the layout.
+        """
+        packing = resolved_packing(layout, model_config, accelerator=accelerator)
+        return cls(
+            rank=member.rank,
+            split=Split(workers=member.world, micro_batch_tokens=layout.micro_batch_tokens, packing=packing),
+            device=device,
+            attention=attention_name(layout, packing=packing, accelerator=accelerator),
+        )
+
+    def encode(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Encoded]:
+        """This rank's micro-batches of some rows of the batch: the same number on each rank."""
+        return self.split.encode(batch, rows, rank=self.rank)
+
+    @torch.no_grad()
+    def scores(self, batch: TrainBatch, score: Callable[[ModelInputs], Tensor]) -> Scores:
+        """The numbers of this rank's share of the batch; a collective under ZeRO-3.
+
+        Args:
+            batch: the whole batch.
+            score: the numbers [N] of the loss tokens of a micro-batch.
+        """
+        share = self.encode(batch, np.arange(batch.rows))
+        values_RT = np.zeros(batch.tokens_RT.shape, np.float32)
+        for encoded in share:
+            values_N = score(encoded.inputs.to(self.device))
+            values_RT[encoded.row_N, encoded.time_N] = values_N.float().cpu().numpy()
+        rows = np.unique(np.concatenate([encoded.row_N for encoded in share]))
+        return Scores(rows, values_RT[rows])
