@@ -1,4 +1,4 @@
-"""How much better a completion was than expected: rewards to advantages.
+"""Estimators that turn rewards into advantages: how much better a completion was than expected.
 
 A new estimator is one function here, one class in `config/advantages.py` and one `case` in
 `training/configured.py`.
@@ -19,15 +19,15 @@ def center_by_group(
     singleton: Literal["zero", "score"] = "zero",
     std_of: Literal["group", "batch"] = "group",
 ) -> Tensor:
-    """Advantage of each completion over its own group: A = r - mean_G(r), optionally / (std_G(r) + eps).
+    """Returns the advantage of each completion over its own group: A = r - mean_G(r), / (std_G(r) + eps).
 
     Source: DeepSeekMath, arXiv:2402.03300, section 4.1; without the division, Dr. GRPO, arXiv:2503.20783.
-    Computed in float64, and equal rewards give exactly 0: float32 means do not, and eps would magnify the difference.
+    Computed in float64. Equal rewards give exactly 0: float32 means do not, and eps would magnify the difference.
 
     Args:
-        rewards_PG: float [P, G], any scale. nan is a completion that was not scored: it is left out of mean and
-            std and gets 0.
-        divide_by_std: False keeps the scale of the rewards.
+        rewards_PG: float [P, G], any scale. nan marks a completion that was not scored: it does not count in mean
+            and std, and gets 0.
+        divide_by_std: False omits the division and keeps the scale of the rewards.
         eps: added to the standard deviation, > 0. verl: 1e-6; OpenRLHF: 1e-9; TRL: 1e-4.
         ddof: 0 is the population's standard deviation, 1 the sample's (verl, OpenRLHF, TRL).
         singleton: what the only scored completion of a group gets: 0, or its reward as it is (verl).
@@ -55,13 +55,14 @@ def center_by_group(
 
 
 def leave_one_out(rewards_PG: Tensor, *, singleton: Literal["zero", "score"] = "zero") -> Tensor:
-    """Reward minus the mean of the others: A_i = r_i - sum_{j != i} r_j / (G - 1) = (r_i - mean_G(r)) * G / (G - 1).
+    """Returns the reward minus the mean of the others: A_i = r_i - sum_{j != i} r_j / (G - 1).
 
-    Source: RLOO, arXiv:2402.14740, section 3. G is the number of scored completions.
+    Source: RLOO, arXiv:2402.14740, section 3. G is the number of scored completions. Computed as
+    (r_i - mean_G(r)) * G / (G - 1), which is equal.
 
     Args:
-        rewards_PG: as for `center_by_group`.
-        singleton: as for `center_by_group`.
+        rewards_PG: see `center_by_group`.
+        singleton: see `center_by_group`.
 
     Returns:
         [P, G] in the dtype of the rewards; 0 where nan, and exactly 0 for equal rewards.
@@ -76,13 +77,13 @@ def leave_one_out(rewards_PG: Tensor, *, singleton: Literal["zero", "score"] = "
 
 
 def gpg_advantages(rewards_PG: Tensor, *, divisor: float = 1.0) -> Tensor:
-    """Centred rewards, scaled up for the groups that teach nothing: alpha * (r - mean_G(r)) / divisor.
+    """Returns centred rewards, scaled up to make up for flat groups: alpha * (r - mean_G(r)) / divisor.
 
     Source: GPG, arXiv:2504.02546. alpha = completions / completions whose group has unequal rewards. verl counts
     completions with a reward other than 0 instead, which differs when wrong answers are in a mixed group.
 
     Args:
-        rewards_PG: as for `center_by_group`.
+        rewards_PG: see `center_by_group`.
         divisor: > 0.
 
     Returns:
@@ -99,7 +100,7 @@ def gpg_advantages(rewards_PG: Tensor, *, divisor: float = 1.0) -> Tensor:
 
 
 def _scores(rewards_PG: Tensor, singleton: Literal["zero", "score"]) -> tuple[Tensor, Tensor]:
-    """float64 rewards with 0 for nan, and where they are not nan; refuses what cannot be compared."""
+    """Returns float64 rewards with 0 for nan, and where they are not nan; refuses rewards that cannot be compared."""
     if rewards_PG.shape[1] < 2 and singleton == "zero":
         raise ValueError(
             f"rewards of shape {tuple(rewards_PG.shape)} have no peers to compare with; set algorithm.group_size >= 2"
@@ -114,7 +115,7 @@ def _scores(rewards_PG: Tensor, singleton: Literal["zero", "score"]) -> tuple[Te
 
 
 def _centered(scores_PG: Tensor, is_scored_PG: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores minus the mean of the scored, 0 elsewhere and in flat groups; and the scored [P, 1], at least 1."""
+    """Returns scores minus the mean of the scored ones, 0 elsewhere and in flat groups; and their number or 1."""
     count_P1 = is_scored_PG.sum(1, keepdim=True).clamp(min=1)
     centered_PG = scores_PG - scores_PG.sum(1, keepdim=True) / count_P1
     return centered_PG.masked_fill(~is_scored_PG | _is_flat(scores_PG, is_scored_PG), 0.0), count_P1
@@ -123,12 +124,12 @@ def _centered(scores_PG: Tensor, is_scored_PG: Tensor) -> tuple[Tensor, Tensor]:
 def _with_singletons(
     advantages_PG: Tensor, scores_PG: Tensor, count_P1: Tensor, singleton: Literal["zero", "score"]
 ) -> Tensor:
-    """Groups with one score get it as their advantage if so wanted; theirs is 0 up to here, as is every nan's score."""
+    """Gives a single scored completion of a group its score as the advantage, if `singleton` says so."""
     return advantages_PG if singleton == "zero" else torch.where(count_P1 == 1, scores_PG, advantages_PG)
 
 
 def _is_flat(scores_PG: Tensor, is_scored_PG: Tensor) -> Tensor:
-    """Groups [P, 1] whose scored completions all have the same reward, or that have fewer than two."""
+    """Returns which groups [P, 1] have equal rewards, or fewer than two scored completions."""
     highest_P1 = scores_PG.masked_fill(~is_scored_PG, -torch.inf).amax(1, keepdim=True)
     lowest_P1 = scores_PG.masked_fill(~is_scored_PG, torch.inf).amin(1, keepdim=True)
     return highest_P1 <= lowest_P1

@@ -1,4 +1,4 @@
-"""From a batch with rewards to a batch with advantages: shaping, KL in the reward, the estimator.
+"""Turns a batch with rewards into a batch with advantages: shaping, KL in the reward, the estimator.
 
 A new estimator is one function in `advantages.py` or `returns.py`, one class in `config/advantages.py` and one `case`
 in `training/configured.py`.
@@ -67,11 +67,11 @@ class CreditSettings:
 
 
 def credit(batch: TrainBatch, kl_coefficient: float, *, settings: CreditSettings) -> TrainBatch:
-    """The batch with advantages.
+    """Returns the batch with advantages.
 
     Args:
-        batch: with rewards; with the log-probabilities and values that KL and estimator need.
-        kl_coefficient: of this step.
+        batch: a batch with rewards, and with the log-probabilities and values that KL and estimator need.
+        kl_coefficient: the coefficient of this step.
         settings: shaping, KL and estimator.
 
     Returns:
@@ -92,7 +92,7 @@ def credit(batch: TrainBatch, kl_coefficient: float, *, settings: CreditSettings
 
 
 def kl_of_batch(batch: TrainBatch, kl: KlEstimate) -> Tensor:
-    """float32 [R, T], the estimate of KL(policy before the update || reference) at each token; 0 outside the mask."""
+    """Returns float32 [R, T], KL(policy before the update || reference) estimated per token; 0 outside the mask."""
     assert batch.old_logprobs_RT is not None, "a KL needs the policy's log-probabilities"
     assert batch.reference_logprobs_RT is not None, "a KL needs the reference's log-probabilities"
     kl_RT = kl(torch.tensor(batch.old_logprobs_RT), torch.tensor(batch.reference_logprobs_RT))
@@ -100,7 +100,7 @@ def kl_of_batch(batch: TrainBatch, kl: KlEstimate) -> Tensor:
 
 
 def mean_kl(batch: TrainBatch, kl: KlEstimate) -> float:
-    """Mean over the completions that have loss tokens of their mean per token, as `adapted_kl_coefficient` wants it."""
+    """Returns the mean over the completions with loss tokens of their mean KL per token, for `KlControl.observe`."""
     mask_RT = torch.tensor(batch.loss_mask_RT)
     tokens_R = mask_RT.sum(1)
     means_R = kl_of_batch(batch, kl).double().sum(1) / tokens_R.clamp(min=1)
@@ -115,7 +115,7 @@ def _by_token(
     *,
     bound: float | None,
 ) -> TrainBatch:
-    """Estimators over the rewards of single tokens. A completion without a score leaves the loss."""
+    """Applies an estimator over the rewards of single tokens. A completion without a score leaves the loss."""
     mask_RT = torch.tensor(batch.loss_mask_RT) & ~scores_R.isnan()[:, None]
     rewards_RT = token_rewards(scores_R, mask_RT, kl_RT=kl_RT, kl_coefficient=1.0, score_bound=bound).float()
     if batch.token_rewards_RT is not None:
@@ -133,7 +133,7 @@ def _by_token(
 def _by_completion(
     estimator: OverGroup, batch: TrainBatch, scores_R: Tensor, kl_RT: Tensor | None, *, bound: float | None
 ) -> TrainBatch:
-    """Estimators over groups. Rewards of tokens count as their sum.
+    """Applies an estimator over groups. Rewards of tokens count as their sum.
 
     A KL in the reward is that of the whole completion: RLOO, arXiv:2402.14740, section 2.
     """

@@ -1,4 +1,4 @@
-"""The scores of several reward models as one. Axis M is models."""
+"""Combines the scores of several reward models into one. Axis M is models."""
 
 from collections.abc import Callable
 from typing import Literal, assert_never
@@ -12,12 +12,12 @@ Ensemble = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def combined(scores_MR: NDArray[np.float32], how: Combination, *, k: float = 0.0) -> NDArray[np.float32]:
-    """One score a rollout: the mean over the models, their minimum, or mean - k * std.
+    """Returns one score per rollout: the mean over the models, their minimum, or mean - k * std.
 
     Source: arXiv:2310.02743. min is its worst-case optimisation. Its uncertainty-weighted one subtracts a multiple of
-    the variance, and this one of the standard deviation (ddof 0), which has the unit of the scores. Computed in
-    float64. Where all models agree, and so for a single model, every kind gives exactly that score. The models should
-    have one scale: nothing is standardised here.
+    the variance; ours uses the standard deviation (ddof 0), which has the unit of the scores. Computed in float64. If
+    all models agree (so also for a single model), every kind returns exactly their score. Scores are not standardised:
+    the models should have one scale.
 
     Args:
         scores_MR: float32 [M, R], M >= 1. nan from any model gives nan.

@@ -1,7 +1,7 @@
-"""Correction for the gap between the engine that sampled and the trainer that learns: importance weights.
+"""Importance weights that correct for the gap between the engine that sampled and the trainer that learns.
 
-Both compute the same policy with other kernels, and perhaps an older version: w = p_trainer / p_engine of what was
-sampled. Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training".
+The engine computes the policy with other kernels, and perhaps an older version of it: w = p_trainer / p_engine of the
+sampled tokens. Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training".
 """
 
 from typing import Literal, assert_never
@@ -22,7 +22,7 @@ def importance_weights(
     high: float,
     outside: Literal["truncate", "mask"],
 ) -> tuple[Tensor, Tensor]:
-    """The factor of each token's loss, constant.
+    """Returns the constant factor of each token's loss.
 
     Log-ratios are bounded at +-20 before exp.
 
@@ -32,11 +32,11 @@ def importance_weights(
         row_N: int64 [N], sequence of each token; a sequence must lie in one micro-batch.
         over: whose ratio: that of the token, or that of its sequence by the sum or the mean of its log-ratios.
         low: smallest ratio that is used as it is, >= 0.
-        high: largest one.
+        high: largest ratio that is used as it is.
         outside: a ratio beyond the bounds becomes the bound (truncate) or 0 (mask).
 
     Returns:
-        Weights [N], and bool [N]: the bounds changed the weight.
+        Weights [N], and bool [N]: whether the bounds changed the weight.
     """
     log_ratio_N = (old_logprobs_N - rollout_logprobs_N).detach()
     if over != "token":
@@ -53,7 +53,7 @@ def importance_weights(
 
 
 def over_sequence(values_N: Tensor, row_N: Tensor, over: Literal["sum", "mean"]) -> Tensor:
-    """Each token gets the sum or the mean over the tokens of its row; differentiable."""
+    """Returns for each token the sum or the mean over the tokens of its row; differentiable."""
     index_N: Tensor
     counts: Tensor
     _, index_N, counts = torch.unique(row_N, return_inverse=True, return_counts=True)

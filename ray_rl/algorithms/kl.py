@@ -1,4 +1,4 @@
-"""How far the policy is from another policy, estimated on the policy's own tokens."""
+"""Estimates of the divergence between the policy and another policy, on tokens that the policy sampled."""
 
 from collections.abc import Callable
 from typing import Literal, assert_never
@@ -23,7 +23,7 @@ def kl_estimate(
     bound: float | None = None,
     k2_gradient: bool = False,
 ) -> Tensor:
-    """KL(policy || reference) at each token that the policy sampled, estimated.
+    """Returns an estimate of KL(policy || reference) at each token that the policy sampled.
 
     With d = reference - policy: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1.
 
@@ -53,7 +53,7 @@ def kl_estimate(
 
 
 def _estimate(log_ratio_N: Tensor, estimator: KlEstimator, max_log_ratio: float) -> Tensor:
-    """k1, k2 or k3 of d = reference - policy."""
+    """Returns k1, k2 or k3 of d = reference - policy."""
     match estimator:
         case "k1":
             return -log_ratio_N

@@ -1,4 +1,4 @@
-"""How the KL coefficient moves."""
+"""The KL coefficient, fixed or adapted after each step."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class KlControl:
     """The KL coefficient of the current step."""
 
     def __init__(self, coefficient: float, adaptive: Adaptive | None = None) -> None:
-        """Starts at `coefficient`, which stays as it is if `adaptive` is None."""
+        """Makes a control that starts at `coefficient`; it never changes if `adaptive` is None."""
         self.coefficient = coefficient
         self._adaptive = adaptive
 
     def observe(self, kl: float, *, samples: int) -> None:
-        """Adapts the coefficient after a step of `samples` sequences; `kl` as for `adapted_kl_coefficient`."""
+        """Updates the coefficient after a step of `samples` sequences with the mean divergence `kl`."""
         if self._adaptive is not None:
             self.coefficient = adapted_kl_coefficient(
                 self.coefficient, kl, target=self._adaptive.target, horizon=self._adaptive.horizon, samples=samples
@@ -34,7 +34,7 @@ class KlControl:
 def adapted_kl_coefficient(
     coefficient: float, observed_kl: float, *, target: float, horizon: float, samples: int, bound: float = 0.2
 ) -> float:
-    """The next coefficient: beta * (1 + clip(KL / target - 1, +-bound) * samples / horizon).
+    """Returns the next coefficient: beta * (1 + clip(KL / target - 1, +-bound) * samples / horizon).
 
     Source: Ziegler et al., arXiv:1909.08593. verl and OpenRLHF: horizon 10000.
 

@@ -28,17 +28,17 @@ def chunked_logprobs(
     with_entropy: bool = True,
     entropy_grad: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The log-probability log softmax(head(hidden) / temperature)[label] of each token, and the softmax's entropy.
+    """Returns the log-probability log softmax(head(hidden) / temperature)[label] of each token, and the entropy.
 
-    Logits exist for at most `chunk_tokens` tokens at a time, in as few equal chunks as that allows; the backward pass
-    computes them again. Only the last chunk is kept, because the backward pass starts with it: that costs no memory at
-    the peak and saves one pass of the head. The gradient takes the place of the logits, so a second backward pass
-    through the same graph is an error.
+    The entropy is that of the softmax. Logits exist for at most `chunk_tokens` tokens at a time, in as few equal chunks
+    as that allows; the backward pass computes them again. Only the last chunk is kept, because the backward pass starts
+    with it: that costs no memory at the peak and saves one pass of the head. The gradient overwrites the logits, so a
+    second backward pass through the same graph is an error.
 
     Args:
         hidden_ND: [N, D] in the head's dtype. N may be 0; the head runs all the same, as ZeRO-3 needs.
         labels_N: int64 [N] in [0, V).
-        head: finite logits from hidden states.
+        head: maps hidden states to finite logits.
         chunk_tokens: >= 1.
         temperature: > 0; that of the sampler, so that the result is the probability of what was sampled.
         with_entropy: False returns None for it and saves a pass.
@@ -109,13 +109,13 @@ class _LabelLogprobs(torch.autograd.Function):
 
 
 def _blocks(logits_nV: Tensor) -> Iterator[slice]:
-    """Slices over the rows, each small enough to be widened to float32."""
+    """Yields slices of the rows, each small enough to be converted to float32."""
     elements = CPU_BLOCK_ELEMENTS if logits_nV.device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
     rows = max(1, elements // logits_nV.shape[1])
     return (slice(start, start + rows) for start in range(0, logits_nV.shape[0], rows))
 
 
 def _scaled(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    """A copy of the logits in float32, over the temperature."""
+    """Returns a copy of the logits in float32, divided by the temperature."""
     widened = logits.to(dtype, copy=True)
     return widened if temperature == 1.0 else widened.div_(temperature)

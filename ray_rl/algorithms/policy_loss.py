@@ -19,20 +19,20 @@ Correction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyLoss:
-    """What `policy_loss` minimises."""
+    """Settings of `policy_loss`."""
 
     surrogate: Surrogate
     correction: Correction | None
-    """None: the loss is not weighted by trainer against engine."""
+    """None: no correction for the gap between trainer and engine."""
     kl: KlEstimate
-    """Of the penalty in the loss."""
+    """The estimate of the KL penalty in the loss."""
     entropy_coefficient: float
     """Weight of the mean token entropy, maximised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
-    """What is known of each loss token of a micro-batch. N may be 0."""
+    """The arrays of the loss tokens of a micro-batch. N may be 0."""
 
     logprobs_N: Tensor
     """float32, differentiable: of the policy as it is now."""
@@ -67,7 +67,7 @@ class LossSum:
 
 
 def policy_loss(settings: PolicyLoss, inputs: LossInputs, *, kl_coefficient: float = 0.0) -> LossSum:
-    """Sum over tokens of weight * (surrogate + kl_coefficient * KL - entropy_coefficient * entropy).
+    """Returns the sum over tokens of weight * (surrogate + kl_coefficient * KL - entropy_coefficient * entropy).
 
     Metrics: policy/loss (the surrogate alone), policy/clip_fraction, policy/kl_old_k3 (how far the update has moved
     the policy), policy/ratio_max, and, if their inputs are given, policy/kl_reference, policy/entropy,
@@ -76,7 +76,7 @@ def policy_loss(settings: PolicyLoss, inputs: LossInputs, *, kl_coefficient: flo
     Args:
         settings: surrogate, correction, KL and entropy; the reduction is already in the weights of the inputs.
         inputs: the loss tokens of a micro-batch.
-        kl_coefficient: of the KL penalty in the loss, as it is at this step.
+        kl_coefficient: the coefficient of the KL penalty at this step.
 
     Raises:
         ValueError: a coefficient is positive and the input that it multiplies is missing.
@@ -96,7 +96,7 @@ def policy_loss(settings: PolicyLoss, inputs: LossInputs, *, kl_coefficient: flo
 def _corrected(
     correction: Correction, surrogate_N: Tensor, inputs: LossInputs, old_logprobs_N: Tensor, terms: dict[str, Tensor]
 ) -> Tensor:
-    """The surrogate times the importance weights of trainer against engine (verl: after clipping)."""
+    """Returns the surrogate times the importance weights of trainer against engine (verl: after clipping)."""
     if inputs.rollout_logprobs_N is None:
         raise ValueError("algorithm.correction needs the log-probabilities of the engine; set it to null without them")
     factor_N, is_bounded_N = correction(old_logprobs_N, inputs.rollout_logprobs_N, inputs.row_N)
@@ -108,7 +108,7 @@ def _corrected(
 def _with_penalties(
     surrogate_N: Tensor, settings: PolicyLoss, inputs: LossInputs, terms: dict[str, Tensor], kl_coefficient: float
 ) -> Tensor:
-    """The surrogate with the KL penalty and the entropy bonus; what was computed for them is added to the terms."""
+    """Returns the surrogate with the KL penalty and the entropy bonus, and adds both to the terms."""
     loss_N = surrogate_N
     if inputs.reference_logprobs_N is not None:
         kl_N = settings.kl(inputs.logprobs_N, inputs.reference_logprobs_N)
@@ -131,7 +131,7 @@ def _with_penalties(
 
 
 def _sums(loss_N: Tensor, weights_N: Tensor, terms: dict[str, Tensor], extremes: dict[str, Tensor]) -> LossSum:
-    """Weighted sums, brought to the host in one transfer: each would otherwise wait for the device."""
+    """Returns weighted sums, copied to the host in one transfer: separate transfers would each wait for the device."""
     with torch.no_grad():
         sums = [weights_N.sum(), *((weights_N * term_N).sum() for term_N in terms.values())]
         peaks = [value_N.amax() for value_N in extremes.values()] if len(weights_N) else []

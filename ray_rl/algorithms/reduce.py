@@ -1,4 +1,4 @@
-"""How token losses become one number: a weight for every token, and the count that the weighted sum is divided by.
+"""Reduces token losses to one number: a weight for every token, and the count that divides the weighted sum.
 
 A loss is sum(weight * token_loss) / count. The sum is taken over a micro-batch, the count over the whole optimizer step
 and every rank, and one place divides. So neither the micro-batch nor the number of workers changes a gradient.
@@ -15,15 +15,15 @@ Reduction = Literal["token_mean", "sequence_mean", "constant"]
 def token_weights(
     lengths_R: NDArray[np.integer], reduction: Reduction, *, denominator: float = 1.0
 ) -> NDArray[np.float32]:
-    """Weight of a token: 1 (token_mean), 1 / loss tokens of its sequence (sequence_mean), 1 / denominator (constant).
+    """Returns the token weight: 1 (token_mean), 1 / sequence's tokens (sequence_mean), 1 / denominator (constant).
 
     Sources: token_mean is DAPO, arXiv:2503.14476, equation 8; sequence_mean is GRPO, arXiv:2402.03300, equation 3;
     constant is Dr. GRPO, arXiv:2503.20783, section 3.2, where the denominator is the longest completion allowed.
 
     Args:
         lengths_R: [R] loss tokens of each sequence, 0 or more: tokens inside the loss mask, gaps not counted.
-        reduction: as in `algorithm.reduction`.
-        denominator: > 0, of `constant` alone. 1 sums over tokens and averages over sequences.
+        reduction: see `algorithm.reduction`.
+        denominator: > 0, used by `constant` alone. 1 sums over tokens and averages over sequences.
 
     Returns:
         float32 [R]; 0 for a sequence without loss tokens.
@@ -42,16 +42,16 @@ def token_weights(
 
 
 def reduction_count(lengths_R: NDArray[np.integer], reduction: Reduction) -> float:
-    """What the weighted sum is divided by: loss tokens, sequences that have any, or all sequences.
+    """Returns what the weighted sum is divided by: loss tokens, sequences that have any, or all sequences.
 
-    token_mean, sequence_mean and constant in this order; with `constant`, an empty sequence counts, as the
+    This is the order of token_mean, sequence_mean and constant. Under `constant` an empty sequence counts, because the
     denominator must not depend on the data.
 
-    Additive: the counts of the parts of a batch sum to the count of the batch.
+    It is additive: the counts of the parts of a batch sum to the count of the batch.
 
     Args:
         lengths_R: [R] loss tokens of each sequence, as for `token_weights`.
-        reduction: as in `algorithm.reduction`.
+        reduction: see `algorithm.reduction`.
     """
     match reduction:
         case "token_mean":

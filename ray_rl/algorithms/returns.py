@@ -1,4 +1,4 @@
-"""Credit along a sequence: rewards per token, discounted returns, generalised advantages.
+"""Estimators along a sequence: rewards per token, discounted returns, generalised advantages.
 
 Arrays are [R, T] over positions of the completion. A gap in the mask (what a tool answered) is not an action: time
 does not advance in it.
@@ -18,7 +18,7 @@ def token_rewards(
     kl_coefficient: float = 0.0,
     score_bound: float | None = None,
 ) -> Tensor:
-    """Rewards of single tokens: -kl_coefficient * KL at each one, and the score on the last one.
+    """Returns rewards of single tokens: -kl_coefficient * KL at each one, and the score on the last one.
 
     Source: InstructGPT, arXiv:2203.02155, equation 2.
 
@@ -48,12 +48,12 @@ def token_rewards(
 
 
 def discounted_returns(rewards_RT: Tensor, mask_RT: Tensor, *, gamma: float = 1.0) -> Tensor:
-    """Reward-to-go: G_t = r_t + gamma * G_next, next being the next position inside the mask.
+    """Returns the reward-to-go G_t = r_t + gamma * G_next; next is the next position inside the mask.
 
     Args:
         rewards_RT: float [R, T], read inside the mask alone.
         mask_RT: bool [R, T].
-        gamma: in [0, 1].
+        gamma: discount per token, in [0, 1].
 
     Returns:
         [R, T]; 0 outside the mask.
@@ -75,16 +75,16 @@ def gae(
     lam: float = 0.95,
     gaps: Literal["carry", "zero"] = "carry",
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantages: A_t = d_t + gamma * lam * A_next, d_t = r_t + gamma * V_next - V_t.
+    """Returns generalised advantages: A_t = d_t + gamma * lam * A_next, d_t = r_t + gamma * V_next - V_t.
 
     Source: GAE, arXiv:1506.02438, equation 16; after the last action V = 0. lam 0.95 is TRL's; verl and OpenRLHF: 1.
 
     Args:
         rewards_RT: float [R, T], read inside the mask alone.
-        values_RT: float [R, T], of the state before each token; read inside the mask alone.
+        values_RT: float [R, T], the value of the state before each token; read inside the mask alone.
         mask_RT: bool [R, T].
-        gamma: in [0, 1].
-        lam: in [0, 1].
+        gamma: discount per token, in [0, 1].
+        lam: weight of longer returns, in [0, 1].
         gaps: carry: next is the next position inside the mask (verl). zero: next is the next position, and in a gap
             r = V = 0 (OpenRLHF), so that a gap of k ends the bootstrap and discounts by (gamma * lam)^k.
 

@@ -1,11 +1,11 @@
-"""Which rollouts an update can do without."""
+"""Selects the rollouts that an update needs."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def informative_rows(advantages_RT: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Rollouts with an advantage other than 0 somewhere: without one the surrogate has no gradient.
+    """Returns which rollouts have an advantage other than 0: without one the surrogate has no gradient.
 
     The others may be left out of the forward pass if neither a KL penalty nor an entropy bonus needs them. They
     still belong to `reduce.reduction_count`, so leaving them out does not change the gradient.

@@ -1,4 +1,4 @@
-"""What is done to the score of a completion before any advantage."""
+"""Shapes the score of a completion before advantages are estimated."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def shaped(
     per_token: bool,
     rescale: bool,
 ) -> Tensor:
-    """Scores after the soft punishment of length, division by length and rescaling, in this order.
+    """Returns scores after the soft punishment of length, division by length and rescaling, in this order.
 
     Clipping comes later: after the baseline of the group, where there is one (OpenRLHF).
 
@@ -43,14 +43,14 @@ def shaped(
 
 
 def overlong_fraction(lengths_R: Tensor, *, max_tokens: int, share: float) -> Tensor:
-    """How far a completion reaches into the last `share` of the limit: 0 before it, 1 at the limit.
+    """Returns how far a completion reaches into the last `share` of the limit: 0 before it, 1 at the limit.
 
     Source: DAPO, arXiv:2503.14476, equation 13: (length - (max - buffer)) / buffer, buffer = share * max.
 
     Args:
         lengths_R: int [R], sampled tokens of each rollout.
         max_tokens: limit of a completion.
-        share: in (0, 1).
+        share: the last part of the limit, in (0, 1).
 
     Returns:
         float64 [R] in [0, 1].
@@ -60,6 +60,6 @@ def overlong_fraction(lengths_R: Tensor, *, max_tokens: int, share: float) -> Te
 
 
 def rescaled(scores_R: Tensor) -> Tensor:
-    """Scores with variance 1 and the mean that they had (TRL's whiten_rewards); nan stays nan."""
+    """Returns scores with variance 1 and their own mean (TRL's whiten_rewards); nan stays nan."""
     is_scored_R = ~scores_R.isnan()
     return whiten(scores_R, is_scored_R, shift_mean=False).masked_fill(~is_scored_R, torch.nan)

@@ -1,4 +1,4 @@
-"""What each token contributes to the policy's loss: one function per paper.
+"""The contribution of each token to the policy's loss: one function per paper.
 
 Each takes flat tensors [N] over loss tokens: `logprobs_N`, differentiable; `old_logprobs_N` and `advantages_N`,
 constant; and `row_N`, the sequence of each token. Each returns the loss [N], to be minimised and not yet reduced, and
@@ -19,7 +19,7 @@ Surrogate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def probability_ratio(logprobs_N: Tensor, old_logprobs_N: Tensor, *, max_log_ratio: float = MAX_LOG_RATIO) -> Tensor:
-    """The ratio R = exp(logprob - old), the difference bounded so that exp cannot overflow; beyond it no gradient.
+    """Returns R = exp(logprob - old), the difference bounded so that exp cannot overflow; no gradient beyond it.
 
     verl and OpenRLHF bound it at 20 as well; TRL does not (math.inf).
     """
@@ -37,7 +37,7 @@ def clipped_surrogate(
     ratio_cap: float | None = None,
     max_log_ratio: float = MAX_LOG_RATIO,
 ) -> tuple[Tensor, Tensor]:
-    """PPO's pessimistic objective as a loss: max(-A * R, -A * clip(R, 1 - low, 1 + high)).
+    """Returns PPO's pessimistic objective as a loss: max(-A * R, -A * clip(R, 1 - low, 1 + high)).
 
     Source: PPO, arXiv:1707.06347, equation 7; unequal bounds are DAPO's clip-higher, arXiv:2503.14476, section 3.1.
 
@@ -71,7 +71,7 @@ def gspo_surrogate(
     gradient: Literal["token", "sequence"] = "token",
     max_log_ratio: float = MAX_LOG_RATIO,
 ) -> tuple[Tensor, Tensor]:
-    """PPO's objective with one ratio per sequence: R = exp(mean over its tokens of logprob - old).
+    """Returns PPO's objective with one ratio per sequence: R = exp(mean over its tokens of logprob - old).
 
     Source: GSPO, arXiv:2507.18071, sections 4.1 (sequence) and 4.3 (token). To be reduced by sequence_mean.
     Where A is constant over a sequence, both forms have the same gradient.
@@ -108,7 +108,7 @@ def cispo_surrogate(
     bounds: tuple[float, float],
     max_log_ratio: float = MAX_LOG_RATIO,
 ) -> tuple[Tensor, Tensor]:
-    """REINFORCE weighted by a bounded ratio: -stop_gradient(clip(R, low, high)) * A * logprob.
+    """Returns REINFORCE weighted by a bounded ratio: -stop_gradient(clip(R, low, high)) * A * logprob.
 
     Source: CISPO, MiniMax-M1, arXiv:2506.13585, section 3.1. No token loses its gradient.
 
@@ -117,7 +117,7 @@ def cispo_surrogate(
         old_logprobs_N: float [N], constant.
         advantages_N: float [N], constant.
         row_N: not used.
-        bounds: of the ratio itself, not distances from 1. verl: (1 - low, 1 + high); TRL: (0, epsilon_high).
+        bounds: the bounds of the ratio itself, not distances from 1. verl: (1 - low, 1 + high); TRL: (0, epsilon_high).
         max_log_ratio: see `probability_ratio`.
 
     Returns:
@@ -138,7 +138,7 @@ def sapo_surrogate(
     temperature_negative: float = 1.05,
     max_log_ratio: float = MAX_LOG_RATIO,
 ) -> tuple[Tensor, Tensor]:
-    """A soft gate in place of the clip: -A * sigmoid(tau * (R - 1)) * 4 / tau, tau by the sign of A.
+    """Returns a soft gate instead of the clip: -A * sigmoid(tau * (R - 1)) * 4 / tau, tau by sign of A.
 
     Source: SAPO, arXiv:2511.20347. To be reduced by sequence_mean. At R = 1 the gradient is that of
     the policy gradient. A = 0 takes the negative temperature, and does not matter.
@@ -149,7 +149,7 @@ def sapo_surrogate(
         advantages_N: float [N], constant.
         row_N: not used.
         temperature_positive: tau where A > 0.
-        temperature_negative: tau elsewhere; larger, so that unlikely tokens push less.
+        temperature_negative: tau otherwise; larger, so that unlikely tokens push less.
         max_log_ratio: see `probability_ratio`.
     """
     ratio_N = probability_ratio(logprobs_N, old_logprobs_N, max_log_ratio=max_log_ratio)
@@ -160,7 +160,7 @@ def sapo_surrogate(
 def gpg_surrogate(
     logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, row_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """REINFORCE: -A * logprob, without ratio and bounds.
+    """Returns REINFORCE, -A * logprob, without ratio and bounds.
 
     Source: GPG, arXiv:2504.02546; its advantages are `advantages.gpg_advantages`.
     """
@@ -174,7 +174,7 @@ def _never(values_N: Tensor) -> Tensor:
 def _pessimistic(
     ratio_N: Tensor, advantages_N: Tensor, clip: tuple[float, float], dual_clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The larger loss of the free and the clipped ratio, and where the gradient is cut."""
+    """Returns the larger loss of the free and the clipped ratio, and where the gradient is cut."""
     low, high = clip
     free_N = -advantages_N * ratio_N
     bounded_N = -advantages_N * ratio_N.clamp(1.0 - low, 1.0 + high)

@@ -1,4 +1,4 @@
-"""The critic's loss and how well it predicts."""
+"""The critic's loss, and a measure of its predictions."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def clipped_value_loss(
     values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, *, clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Half the squared error, pessimistic: max((V - G)^2, (V_old + clip(V - V_old, +-clip) - G)^2) / 2.
+    """Returns half the pessimistic squared error: max((V - G)^2, (V_old + clip(V - V_old, +-clip) - G)^2) / 2.
 
     Source: PPO's reference implementation, openai/baselines ppo2 (not in the paper).
 
@@ -18,7 +18,7 @@ def clipped_value_loss(
         clip: how far a value may move. verl and OpenRLHF: 0.5; TRL: 0.2; None: the plain squared error.
 
     Returns:
-        Loss [N], and bool [N]: the bound is what counts, so that the token has no gradient.
+        Loss [N], and bool [N]: the bound decides the loss, so that the token has no gradient.
     """
     free_N = (values_N - returns_N).square()
     if clip is None:
@@ -29,7 +29,7 @@ def clipped_value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """Share of the returns' variance that the critic explains: 1 - var(G - V) / var(G), at most 1.
+    """Returns the share of the returns' variance that the critic explains: 1 - var(G - V) / var(G), at most 1.
 
     Args:
         values: float, any shape.

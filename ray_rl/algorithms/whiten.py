@@ -15,7 +15,7 @@ def whiten(
     eps: float = 1e-8,
     eps_is_floor: bool = False,
 ) -> Tensor:
-    """Values inside the mask with mean 0 and variance 1: (x - mean) / sqrt(var + eps).
+    """Returns the values inside the mask with mean 0 and variance 1: (x - mean) / sqrt(var + eps).
 
     Computed in float64. Equal values give exactly 0. Implementations disagree; the defaults are those of verl and of
     TRL's PPO, and OpenRLHF is `ddof=0, eps_is_floor=True`.

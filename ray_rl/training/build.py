@@ -15,7 +15,7 @@ from ray_rl.training.trainer import Trainer
 
 
 def policy_trainer(config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> Trainer:
-    """The trainer of the policy.
+    """Returns the trainer of the policy.
 
     Args:
         config: the configuration of the run, with `model.dtype` resolved.
@@ -48,7 +48,7 @@ def policy_trainer(config: RunConfig, folder: str, member: Member, *, threads: i
 
 
 def value_trainer(config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> Trainer:
-    """The trainer of the critic; arguments as for `policy_trainer`."""
+    """Returns the trainer of the critic; arguments as for `policy_trainer`."""
     role = config.critic
     assert role is not None, "the run has no critic"
     network = ValueNetwork(
@@ -62,7 +62,7 @@ def value_trainer(config: RunConfig, folder: str, member: Member, *, threads: in
 
 
 def reference_model(config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> FrozenModel:
-    """The frozen reference; arguments as for `policy_trainer`."""
+    """Returns the frozen reference; arguments as for `policy_trainer`."""
     role = config.reference
     assert role is not None, "the run has no reference"
     network = PolicyNetwork(
@@ -85,7 +85,7 @@ def reference_model(config: RunConfig, folder: str, member: Member, *, threads: 
 
 
 def train_settings(config: RunConfig, role: Trained) -> TrainSettings:
-    """How a role of the run is trained."""
+    """Returns how a role of the run is trained."""
     return TrainSettings(
         role=role,
         dtype=config.model.dtype,

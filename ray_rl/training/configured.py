@@ -51,7 +51,7 @@ from ray_rl.config.train import MeanMinusStd, MeanOfModels, MinOfModels
 
 
 def credit_fn(algorithm: Algorithm, *, max_tokens: int) -> Credit:
-    """The function that adds advantages to a batch; `max_tokens` is the limit of a completion."""
+    """Returns the function that adds advantages to a batch; `max_tokens` is the limit of a completion."""
     shaping = algorithm.shaping
     settings = CreditSettings(
         estimator=_estimator(algorithm.advantage),
@@ -70,7 +70,7 @@ def credit_fn(algorithm: Algorithm, *, max_tokens: int) -> Credit:
 
 
 def kl_of(kl: Kl) -> KlEstimate:
-    """The estimate of the KL to the reference."""
+    """Returns the estimate of the KL to the reference."""
     return partial(
         kl_estimate,
         estimator=kl.estimator,
@@ -81,7 +81,7 @@ def kl_of(kl: Kl) -> KlEstimate:
 
 
 def kl_control(kl: Kl) -> KlControl:
-    """The control of the KL coefficient, at its start."""
+    """Returns the KL coefficient and its control, at the start of a run."""
     control = kl.control
     return KlControl(
         kl.coefficient, None if isinstance(control, FixedKl) else Adaptive(control.target, control.horizon)
@@ -94,7 +94,7 @@ def ensemble_of(how: MeanOfModels | MinOfModels | MeanMinusStd) -> Ensemble:
 
 
 def policy_loss_of(algorithm: Algorithm) -> PolicyLoss:
-    """The settings of the policy's loss."""
+    """Returns the settings of the policy's loss."""
     return PolicyLoss(
         surrogate=_surrogate(algorithm),
         correction=None if algorithm.correction is None else correction_of(algorithm.correction),
@@ -104,7 +104,7 @@ def policy_loss_of(algorithm: Algorithm) -> PolicyLoss:
 
 
 def correction_of(settings: correction.Correction) -> Correction:
-    """The importance weights of the trainer's policy against the engine's."""
+    """Returns the importance weights of the trainer's policy against the engine's."""
     match settings:
         case correction.TruncateTokens(low=low, high=high):
             return partial(importance_weights, over="token", low=low, high=high, outside="truncate")

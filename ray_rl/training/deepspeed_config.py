@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration that our own configuration means."""
+"""Translates our configuration into DeepSpeed's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ray_rl.config.train import Trained
 
 
 def deepspeed_config(role: Trained, *, dtype: str, accelerator: str) -> dict[str, Any]:
-    """DeepSpeed's configuration of a model under training, as a dictionary; `role.deepspeed` is merged over it.
+    """Returns DeepSpeed's configuration of a model under training, with `role.deepspeed` merged over it.
 
     Gradient accumulation is driven by hand (`set_gradient_accumulation_boundary`), and the loss is divided by the
     global count before it reaches DeepSpeed, so both of DeepSpeed's own divisors are 1.
@@ -36,7 +36,7 @@ def deepspeed_config(role: Trained, *, dtype: str, accelerator: str) -> dict[str
 
 
 def frozen_config(*, offload: bool, dtype: str, accelerator: str) -> dict[str, Any]:
-    """DeepSpeed's configuration of a model that is only evaluated, its parameters shared by the ranks (ZeRO-3)."""
+    """Returns DeepSpeed's configuration of a frozen model whose parameters the ranks share (ZeRO-3)."""
     zero: dict[str, Any] = {"stage": 3}
     if offload:
         zero["offload_param"] = {"device": "cpu", "pin_memory": accelerator == "gpu"}
@@ -45,7 +45,7 @@ def frozen_config(*, offload: bool, dtype: str, accelerator: str) -> dict[str, A
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`, mapping by mapping."""
+    """Returns `base` with the entries of `over`, merged mapping by mapping."""
     merged = dict(base)
     for key, value in over.items():
         inner = merged.get(key)

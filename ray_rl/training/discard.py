@@ -1,4 +1,4 @@
-"""Forgetting a gradient that must not be applied, whatever holds it."""
+"""Discards a gradient that must not be applied, under every ZeRO stage."""
 
 from __future__ import annotations
 

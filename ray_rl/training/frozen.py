@@ -63,12 +63,12 @@ class FrozenModel:
         network.verify(self._model, self._share)
 
     def scores(self, batch: TrainBatch) -> Scores:
-        """What the model gives for this worker's share of the batch; a collective if the model is shared."""
+        """Scores this worker's share of the batch; a collective if the model is shared."""
         return self._share.scores(batch, partial(self._network.score, self._model))
 
 
 def _load(network: Network, settings: FrozenSettings, share: Share) -> nn.Module:
-    """The module, or DeepSpeed's engine around one whose parameters were sharded as they were read."""
+    """Returns the module, or DeepSpeed's engine around one whose parameters were sharded while they were read."""
     if not settings.is_shared:
         return network.build(share.attention).requires_grad_(False).eval().to(share.device)
     import deepspeed

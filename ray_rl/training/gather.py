@@ -1,4 +1,4 @@
-"""Whole parameters out of ZeRO's shards, a decoder layer at a time, without touching DeepSpeed's state."""
+"""Gathers whole parameters from ZeRO's shards, a decoder layer at a time, without touching DeepSpeed's state."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ray_rl.models.policy import WRAPPED
 
 @dataclass(frozen=True, slots=True)
 class ParameterSpec:
-    """A parameter as the receiver sees it."""
+    """Name, type and shape of a parameter as it is sent."""
 
     name: str
     """Hugging Face name."""
     dtype: str
-    """Of torch, for example "bfloat16": as sent."""
+    """The type in which it is sent, as torch names it, for example "bfloat16"."""
     shape: tuple[int, ...]
 
     @property
@@ -30,18 +30,18 @@ class ParameterSpec:
 
 
 class ParameterStream:
-    """The policy's parameters in a fixed order, in groups of one decoder layer.
+    """The parameters of a model in a fixed order, in groups of one decoder layer.
 
-    ZeRO-3 keeps a contiguous slice of every flattened parameter on each rank. One flat gather a layer to rank 0 is four
-    times as fast as one collective a parameter, and needs memory for one layer on rank 0 alone.
+    ZeRO-3 keeps a contiguous slice of every flattened parameter on each rank. One flat gather per layer to rank 0 is
+    four times as fast as one collective per parameter, and needs memory for one layer on rank 0 alone.
     """
 
     def __init__(self, policy: nn.Module, *, dtype: str) -> None:
-        """Reads names and shapes; nothing is gathered.
+        """Reads names and shapes, and gathers nothing.
 
         Args:
-            policy: the `PolicyModel` inside the DeepSpeed engine.
-            dtype: in which parameters are sent.
+            policy: the model inside the DeepSpeed engine.
+            dtype: the type in which parameters are sent.
         """
         # named_parameters() lists a tied embedding once, as a checkpoint does.
         # Any: what ZeRO-3 adds to a parameter (ds_shape, ds_tensor, ds_numel) is not in its type.
@@ -51,20 +51,20 @@ class ParameterStream:
             ParameterSpec(name, dtype, tuple(p.ds_shape if _is_sharded(p) else p.shape))
             for name, p in self._parameters.items()
         ]
-        """Of all parameters."""
+        """All parameters."""
         self.trained_specs = [spec for spec in self.specs if self._parameters[spec.name].requires_grad]
-        """Of those that training changes."""
+        """The parameters that training changes."""
 
     def groups(
         self, specs: Sequence[ParameterSpec] | None = None
     ) -> Iterator[list[tuple[ParameterSpec, Tensor | None]]]:
-        """Parameters of one layer after another, whole on rank 0 and None elsewhere; a collective.
+        """Yields the parameters layer by layer, whole on rank 0 and None on other ranks; a collective.
 
-        The tensors may share memory with the parameters: do not write to them. Every rank must exhaust it, also after
-        an error, or the others wait.
+        The tensors may share memory with the parameters: do not write to them. Every rank must exhaust the iterator,
+        even after an error: otherwise the other ranks wait.
 
         Args:
-            specs: of the parameters, in their order; the same on every rank. None: all.
+            specs: the parameters to yield, in their order; the same on every rank. None: all.
         """
         group: list[ParameterSpec] = []
         for spec in self.specs if specs is None else specs:
@@ -77,12 +77,12 @@ class ParameterStream:
 
     @torch.no_grad()
     def slices(self, specs: Sequence[ParameterSpec] | None = None) -> Iterator[tuple[int, Tensor]]:
-        """This rank's part of each parameter, in order: its first element, and flat values in the trainer's dtype.
+        """Yields this rank's part of each parameter, in order: its first element, and flat values in its own dtype.
 
-        Together the ranks hold every element once. No collective.
+        Together the ranks yield every element once. Not a collective.
 
         Args:
-            specs: of the parameters. None: all.
+            specs: the parameters to yield. None: all.
         """
         rank, world = dist.get_rank(), dist.get_world_size()
         for parameter in (self._parameters[spec.name] for spec in (self.specs if specs is None else specs)):
@@ -128,12 +128,12 @@ class ParameterStream:
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO-3 has taken the parameter apart: its own data is then empty."""
+    """Returns whether ZeRO-3 has sharded the parameter: its own data is then empty."""
     return "ds_id" in parameter.__dict__
 
 
 def _layer(name: str) -> str:
-    """Everything up to the first number: "model.layers.7" for a decoder layer, "" for embeddings and the final norm."""
+    """Returns the name up to its first number: "model.layers.7" for a decoder layer, "" for embeddings."""
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part.isdigit():

@@ -1,4 +1,4 @@
-"""Whether the policy's log-probabilities are those of the model's own logits, compared when a model is loaded."""
+"""Compares the policy's log-probabilities with the model's own logits when a model is loaded."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ray_rl.types import TrainBatch
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 4, 8
 FLOAT32_GAP = 1e-4
-"""Nats that rounding in float32 explains, for logits up to 32."""
+"""Difference in nats that float32 rounding explains, for logits up to 32."""
 FLOAT32_RELATIVE = FLOAT32_GAP / 32
-"""The same for larger logits, as a share of the largest."""
+"""The same difference for larger logits, as a share of the largest one."""
 BFLOAT16_RELATIVE = 2.0**-7
-"""In bfloat16, as a share of the largest logit: each of the two paths rounds a logit to 8 bits, by up to 2^-9 of it,
-and may do so in another direction; twice that."""
+"""The same in bfloat16: each of the two paths rounds a logit to 8 bits, by up to 2^-9 of it, possibly in opposite
+directions; twice the resulting 2^-8."""
 
 
 @torch.no_grad()
 def require_own_logprobs(model: Any, share: Share, *, model_config: Any, dtype: str, name: str) -> None:
     """Compares a few tokens' log-probabilities with the log-softmax of the model's own logits; a collective.
 
-    Both run as the run will compute: the same packing, device, dtype and sharding. Besides the token that comes next,
-    the likeliest and the least likely token of each position are compared: what is done to logits, whatever its name in
-    the model's configuration, changes large ones most.
+    Both are computed as in the run: same packing, device, dtype and sharding. At each position the next token, the
+    likeliest and the least likely token are compared: any change to logits, whatever the model's configuration calls
+    it, changes large ones most.
 
     Args:
         model: a `PolicyModel`, or DeepSpeed's engine around one.
@@ -55,7 +55,7 @@ def require_own_logprobs(model: Any, share: Share, *, model_config: Any, dtype: 
 
 
 def _extremes(encoded: Encoded, own_NV: Tensor) -> Any:
-    """The inputs, asked for three labels a position: the next token, the likeliest and the least likely."""
+    """Returns the inputs with three labels per position: the next token, the likeliest and the least likely."""
     inputs = encoded.inputs
     labels = [inputs.labels_N, own_NV.argmax(1), own_NV.argmin(1)] if len(own_NV) else [inputs.labels_N] * 3
     return replace(inputs, predict_N=inputs.predict_N.repeat(3), labels_N=torch.cat(labels))
@@ -67,7 +67,7 @@ def _bound(own_NV: Tensor, dtype: str) -> float:
 
 
 def _require_same(logprobs_N: Tensor, own_N: Tensor, labels_N: Tensor, bound: float, *, name: str) -> None:
-    # Where the model's own are not finite, its weights are not: the run says so of the first batch.
+    # If the model's own are not finite, its weights are not either: the first batch of the run reports that.
     gap_N = (logprobs_N - own_N).abs().nan_to_num(nan=float("inf")).masked_fill(~own_N.isfinite(), 0.0)
     if not (gap_N > bound).any():
         return
@@ -81,7 +81,7 @@ def _require_same(logprobs_N: Tensor, own_N: Tensor, labels_N: Tensor, bound: fl
 
 
 def _probe(model_config: Any, *, rows: int) -> TrainBatch:
-    """One prompt with a completion for each worker: tokens from all over the vocabulary, the same in every run."""
+    """Returns one prompt with a completion for each worker: tokens from the whole vocabulary, the same in every run."""
     settings = model_config.get_text_config()
     words = np.setdiff1d(np.arange(settings.vocab_size), [*_special_tokens(model_config.to_dict())])
     random = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def _probe(model_config: Any, *, rows: int) -> TrainBatch:
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> Iterator[int]:
-    """Every token that the configuration gives a meaning: of padding, or of an image, which needs the image."""
+    """Yields the tokens with a meaning of their own in the configuration, such as padding, or an image placeholder."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _special_tokens(value)

@@ -1,4 +1,4 @@
-"""How the models of a run are checked, loaded and evaluated, whether they are trained or frozen."""
+"""How the models of a run are checked, loaded and evaluated, trained or frozen."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Network(Protocol):
         """
 
     def score(self, model: nn.Module, inputs: ModelInputs) -> Tensor:
-        """float32 [N], the number of each loss token."""
+        """Returns float32 [N], the number of each loss token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +69,13 @@ class PolicyNetwork:
     """Decoder layers from the first on that are not trained (see `freeze`)."""
 
     def check(self) -> PretrainedConfig:
-        """See `check_checkpoint`."""
+        """Checks names and shapes (see `check_checkpoint`)."""
         model_config = load_model_config(self.folder, trust_remote_code=self.trust_remote_code, key=self.key)
         check_checkpoint(self.folder, trust_remote_code=self.trust_remote_code, key=self.key)
         return model_config
 
     def build(self, attention: str) -> PolicyModel:
-        """See `load_causal_lm`."""
+        """Loads the model (see `load_causal_lm`)."""
         causal_lm = load_causal_lm(
             self.folder,
             dtype=self.dtype,
@@ -99,7 +99,7 @@ class PolicyNetwork:
         )
 
     def score(self, model: nn.Module, inputs: ModelInputs) -> Tensor:
-        """Log-probabilities of the loss tokens."""
+        """Returns the log-probabilities of the loss tokens."""
         logprobs_N: Tensor = model(inputs, with_entropy=False)[0]
         return logprobs_N
 
@@ -115,12 +115,12 @@ class ValueNetwork:
     gradient_checkpointing: bool
 
     def check(self) -> PretrainedConfig:
-        """See `check_value_checkpoint`."""
+        """Checks names and shapes (see `check_value_checkpoint`)."""
         check_value_checkpoint(self.folder, trust_remote_code=self.trust_remote_code)
         return load_model_config(self.folder, trust_remote_code=self.trust_remote_code, key="critic.path")
 
     def build(self, attention: str) -> ValueModel:
-        """See `load_value_model`."""
+        """Loads the model (see `load_value_model`)."""
         model = load_value_model(
             self.folder, dtype=self.dtype, attention=attention, trust_remote_code=self.trust_remote_code
         )
@@ -132,6 +132,6 @@ class ValueNetwork:
         """Does nothing: the model's own forward pass has no values to compare with."""
 
     def score(self, model: nn.Module, inputs: ModelInputs) -> Tensor:
-        """Values of the states before the loss tokens."""
+        """Returns the values of the states before the loss tokens."""
         values_N: Tensor = model(inputs)
         return values_N

@@ -1,4 +1,4 @@
-"""A worker's place among the workers of its role."""
+"""The process group of the workers of a role."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Rank of a worker, and where the ranks of its role meet."""
+    """The rank of a worker, and the address at which the ranks of its role meet."""
 
     rank: int
     world: int
@@ -24,14 +24,14 @@ class Member:
 
 
 def rendezvous_store(address: str, port: int, *, world: int | None, is_master: bool, timeout_s: float) -> dist.TCPStore:
-    """Where ranks meet. It listens at `address` alone; torch by itself would listen on every interface.
+    """Makes the store at which ranks meet. It listens at `address` alone; torch would listen on every interface.
 
     Args:
-        address: of the master.
-        port: free there.
-        world: ranks to come, or None.
+        address: the address of the master.
+        port: a free port there.
+        world: the number of ranks, or None.
         is_master: whether this process keeps the store.
-        timeout_s: of every operation, and for the master to be there.
+        timeout_s: the limit of every operation, and of the wait for the master.
     """
     listener = None
     if is_master:
@@ -49,7 +49,7 @@ def rendezvous_store(address: str, port: int, *, world: int | None, is_master: b
 
 
 def join_process_group(member: Member, *, accelerator: str, threads: int, timeout_s: float) -> str:
-    """Meets the other ranks (gloo on CPU, nccl on GPU) and returns this worker's device.
+    """Joins the other ranks (gloo on CPU, nccl on GPU) and returns this worker's device.
 
     Every collective of the group is bounded by `timeout_s`.
     """
@@ -68,12 +68,12 @@ def join_process_group(member: Member, *, accelerator: str, threads: int, timeou
 
     logger.setLevel(logging.WARNING)
     for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
-        # DeepSpeed 0.19.8 still calls them by the names that torch 2.13 deprecates.
+        # DeepSpeed 0.19.8 still uses the names that torch 2.13 deprecates.
         warnings.filterwarnings(
             "ignore", rf"`torch\.distributed\.{name}` is deprecated", FutureWarning, r"torch\.distributed\.c10d_logger"
         )
     if accelerator == "cpu":
-        # Its shared-memory all-reduce is compiled on first use, for minutes; gloo does without.
+        # Its shared-memory all-reduce takes minutes to compile on first use; gloo does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "gloo" if accelerator == "cpu" else "nccl"
     timeout = timedelta(seconds=timeout_s)

@@ -9,7 +9,7 @@ from ray_rl.config.train import Schedule
 
 
 def learning_rate_factor(schedule: Schedule, *, step: int, total_steps: int) -> float:
-    """Share of the peak learning rate at optimizer step `step`, counted from 0.
+    """Returns the share of the peak learning rate at optimizer step `step`, counted from 0.
 
     Warm-up: (step + 1) / (warmup_steps + 1), so that the first step already learns. Then, with x the share of the
     remaining steps that is over: constant 1; linear 1 - x; cosine (1 + cos(pi x)) / 2, both from 1 down to `minimum`,

@@ -1,4 +1,4 @@
-"""One rank's share of a batch, and the numbers that its model gives for it."""
+"""One rank's share of a batch, and the numbers that its model computes for it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Share:
     def of(
         cls, model_config: PretrainedConfig, layout: Trained, member: Member, *, accelerator: str, device: str
     ) -> Share:
-        """The share of a member among the workers of a role.
+        """Returns the share of a member among the workers of a role.
 
         Args:
             model_config: transformers' configuration of the model.
@@ -67,16 +67,16 @@ class Share:
         )
 
     def encode(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Encoded]:
-        """This rank's micro-batches of some rows of the batch: the same number on each rank."""
+        """Returns this rank's micro-batches of some rows of the batch: the same number on each rank."""
         return self.split.encode(batch, rows, rank=self.rank)
 
     @torch.no_grad()
     def scores(self, batch: TrainBatch, score: Callable[[ModelInputs], Tensor]) -> Scores:
-        """The numbers of this rank's share of the batch; a collective under ZeRO-3.
+        """Returns the numbers of this rank's share of the batch; a collective under ZeRO-3.
 
         Args:
             batch: the whole batch.
-            score: the numbers [N] of the loss tokens of a micro-batch.
+            score: computes the numbers [N] of the loss tokens of a micro-batch.
         """
         share = self.encode(batch, np.arange(batch.rows))
         values_RT = np.zeros(batch.tokens_RT.shape, np.float32)

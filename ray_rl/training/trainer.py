@@ -58,7 +58,7 @@ class Trainer:
         """Trains on a batch: `update_epochs` passes of `minibatches` optimizer steps; a collective.
 
         Args:
-            batch: with the arrays that the objective reads.
+            batch: the batch, with the arrays that the objective reads.
 
         Raises:
             TrainingError: a loss or gradient is not finite and `train.on_nonfinite` is stop; raised on every rank, with
@@ -71,7 +71,7 @@ class Trainer:
         return metrics
 
     def scores(self, batch: TrainBatch) -> Scores:
-        """What the model gives for this rank's share of the batch under the current weights; a collective."""
+        """Scores this rank's share of the batch with the current weights; a collective."""
         return self._share.scores(batch, partial(self._objective.network.score, self.zero.engine))
 
     def accumulate(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Metric]:
@@ -81,7 +81,7 @@ class Trainer:
         micro-batches change the gradient.
 
         Args:
-            batch: with the arrays that the objective reads.
+            batch: the batch, with the arrays that the objective reads.
             rows: rows of the batch, with at least one loss token.
 
         Raises:
@@ -96,7 +96,7 @@ class Trainer:
         return self.zero.accumulate(self._share.encode(batch, trained), backward, count=objective.count(batch, rows))
 
     def _optimizer_step(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Metric]:
-        """One step on some rows of the batch."""
+        """Takes one optimizer step on some rows of the batch."""
         trained, found = self._objective.trained(batch, rows)
         has_loss = len(trained) > 0 and bool(batch.loss_mask_RT[rows].any())
         metrics = self.zero.step(partial(self.accumulate, batch, rows) if has_loss else None)

@@ -24,7 +24,7 @@ from ray_rl.training.settings import TrainSettings
 logger = logging.getLogger(__name__)
 
 Backward = Callable[[Encoded], tuple[Tensor, list[Metric]]]
-"""A micro-batch to its loss: a sum over tokens, not yet divided by the count of the optimizer step."""
+"""Computes the loss of a micro-batch: a sum over tokens, not yet divided by the count of the optimizer step."""
 
 
 class ZeroEngine:
@@ -48,19 +48,19 @@ class ZeroEngine:
 
     @property
     def module(self) -> Any:
-        """What `build` made; its parameters are shards under ZeRO-3."""
+        """The module that `build` made; its parameters are shards under ZeRO-3."""
         return self.engine.module
 
     def accumulate(self, share: Sequence[Encoded], backward: Backward, *, count: float) -> list[Metric]:
         """Leaves the gradient of (sum of the losses over all ranks) / count in the engine.
 
         Args:
-            share: this rank's micro-batches, as many on every rank.
-            backward: a micro-batch to the sum of its losses.
-            count: of the whole optimizer step, over all ranks.
+            share: this rank's micro-batches, the same number on every rank.
+            backward: computes the sum of the losses of a micro-batch.
+            count: the count of the whole optimizer step, over all ranks.
 
         Raises:
-            TrainingError: the loss of a rank is not finite; raised on every rank. The gradient is forgotten.
+            TrainingError: the loss of a rank is not finite; raised on every rank. The gradient is discarded.
         """
         metrics: list[Metric] = []
         total = 0.0
@@ -75,11 +75,11 @@ class ZeroEngine:
         return metrics
 
     def step(self, learn: Callable[[], list[Metric]] | None) -> list[Metric]:
-        """One optimizer step: `learn` accumulates a gradient. None: there is none; only the schedule moves on.
+        """Takes one optimizer step: `learn` accumulates a gradient. None: only the schedule advances.
 
         Raises:
             TrainingError: loss or gradient are not finite, and `train.on_nonfinite` is stop. Raised on every rank;
-                weights and moments are as they were, and the gradient is forgotten.
+                weights and moments are unchanged, and the gradient is discarded.
         """
         rate = self._set_learning_rate()
         metrics: list[Metric] = []
@@ -95,19 +95,19 @@ class ZeroEngine:
         return metrics
 
     def slices(self) -> Iterator[tuple[str, int, Tensor]]:
-        """This rank's slices of master weights and moments (see `zero_state.slices`), and its random generators."""
+        """Yields this rank's slices of weights and moments (see `zero_state.slices`), and its random generators."""
         yield from zero_state.slices(self.engine)
         for name, generator in self._generators().items():
             yield name, 0, generator.get_state()
 
     def state(self) -> dict[str, int]:
-        """What `restore` needs beside the slices."""
+        """Returns the counters that `restore` needs, in addition to the slices."""
         return {"steps": self._steps, "adam_step": zero_state.adam_step(self.engine), "ranks": dist.get_world_size()}
 
     def restore(self, read: zero_state.Read, state: Mapping[str, int]) -> None:
-        """Goes on where an engine of the same model stood, whatever its stage and number of ranks; a collective.
+        """Restores the state of an engine of the same model with any stage and number of ranks; a collective.
 
-        Ranks that were not there before keep the generators that they have.
+        Ranks beyond the saved ones keep their own generators.
         """
         zero_state.restore(self.engine, read, step=state["adam_step"])
         self._steps = state["steps"]
@@ -116,7 +116,7 @@ class ZeroEngine:
                 generator.set_state(read(name, 0, generator.get_state().numel()))
 
     def _generators(self) -> dict[str, torch.Generator]:
-        """Those of torch, by name in a checkpoint."""
+        """Returns torch's generators, by name in a checkpoint."""
         rank = dist.get_rank()
         found = {f"generator/cpu/{rank}": torch.default_generator}
         if self._device != "cpu":
@@ -144,22 +144,22 @@ class ZeroEngine:
         return [*metrics, Last(f"{self._name}/grad_norm", norm), Last(f"{self._name}/learning_rate", rate)]
 
     def _require_finite(self, loss: float) -> None:
-        """Every rank raises if any has a loss that is not finite; nothing has been applied."""
+        """Raises on every rank if any has a loss that is not finite; nothing has been applied."""
         is_bad = torch.tensor(0.0 if math.isfinite(loss) else 1.0, device=self._device)
         dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)  # bound: the process group has train.timeout_s
         if is_bad.item():
             discard_gradients(self.engine)
             raise TrainingError(
-                f"optimizer step {self._steps} of the {self._name}: the loss of rank {dist.get_rank()} is {loss}, and "
-                "that of one rank at least is not finite; the step was not applied. Look at the step's rollouts; a "
-                "lower learning_rate or clip_grad_norm may help"
+                f"optimizer step {self._steps} of the {self._name}: non-finite loss on at least one rank (rank "
+                f"{dist.get_rank()}: {loss}); the step was not applied. Look at the step's rollouts; a lower "
+                "learning_rate or clip_grad_norm may help"
             )
 
     def _apply(self) -> float:
         """Clips and applies the accumulated gradient; returns its norm before clipping."""
         engine = self.engine
         if engine.zero_optimization_stage() == 0 and self._settings.dtype == "float32":
-            # Here DeepSpeed neither reports the norm nor refuses one that is not finite.
+            # In this case DeepSpeed neither reports the norm nor refuses one that is not finite.
             gradients = [p.grad for p in _trained(engine.module) if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
             is_applied = math.isfinite(norm)
@@ -172,9 +172,9 @@ class ZeroEngine:
             norm, is_applied = float(engine.get_global_grad_norm()), engine.was_step_applied()
         if not is_applied:
             raise TrainingError(
-                f"optimizer step {self._steps} of the {self._name}: the loss is finite, the norm of its gradient is "
-                "not; the step was not applied. Look at the step's rollouts; a lower learning_rate may help, or "
-                "model.dtype=float32"
+                f"optimizer step {self._steps} of the {self._name}: the loss is finite, but the norm of its gradient "
+                "is not; the step was not applied. Look at the step's rollouts; a lower learning_rate or "
+                "model.dtype=float32 may help"
             )
         return norm
 
@@ -188,7 +188,7 @@ class ZeroEngine:
 
 
 def _optimizer(module: nn.Module, role: Trained) -> torch.optim.Optimizer:
-    """AdamW; norms and biases (one axis) are not decayed."""
+    """Returns AdamW without decay of norms and biases (parameters of one axis)."""
     matrices = [p for p in _trained(module) if len(_shape(p)) > 1]
     vectors = [p for p in _trained(module) if len(_shape(p)) <= 1]
     groups = [{"params": matrices, "weight_decay": role.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -1,7 +1,7 @@
-"""What DeepSpeed's optimizers hold of a model under training, as slices of whole parameters, whatever the ZeRO stage.
+"""The state of DeepSpeed's optimizers as slices of whole parameters, the same for every ZeRO stage.
 
-Of each parameter there are three float32 vectors: its master weights and Adam's two moments. Every rank holds a slice
-of each (stage 0: all of it, of which it answers for its share).
+Each parameter has three float32 vectors: its master weights and Adam's two moments. Every rank holds a slice of each
+(stage 0: all of it, of which it saves its share).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ray_rl.models.policy import MASTER
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Read = Callable[[str, int, int], Tensor]
-"""Name of a vector, first element and end of the slice to read."""
+"""Reads a slice: name of the vector, first element, and end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,11 @@ class _Held:
     key: Tensor
     """The optimizer's own tensor, under which its state is found."""
     offset: int
-    """Of the slice in it."""
+    """Position of the slice in `key`."""
 
 
 def slices(engine: Any) -> Iterator[tuple[str, int, Tensor]]:
-    """This rank's slices by vector name, live: to be copied before the next step. No collective.
+    """Yields this rank's slices by vector name. They are live: copy them before the next step. Not a collective.
 
     Before the first optimizer step there are no moments.
 
@@ -55,7 +55,7 @@ def slices(engine: Any) -> Iterator[tuple[str, int, Tensor]]:
 
 
 def adam_step(engine: Any) -> int:
-    """Optimizer steps that the moments have seen."""
+    """Returns how many optimizer steps are in the moments."""
     optimizer = _base_optimizer(engine)
     counts = {int(state["step"]) for state in optimizer.state.values() if "step" in state}
     assert len(counts) <= 1, f"parameters have seen different numbers of steps: {sorted(counts)}"
@@ -64,12 +64,12 @@ def adam_step(engine: Any) -> int:
 
 @torch.no_grad()
 def restore(engine: Any, read: Read, *, step: int) -> None:
-    """Puts weights, master weights and moments where this rank holds them; a collective.
+    """Restores this rank's weights, master weights and moments; a collective.
 
     Args:
-        engine: of DeepSpeed, of the same model; stage and number of ranks may differ from those that were saved.
-        read: any slice of any vector.
-        step: what `adam_step` was.
+        engine: DeepSpeed's engine of the same model; stage and number of ranks may differ from the saved ones.
+        read: reads any slice of any vector.
+        step: the value of `adam_step` when it was saved.
     """
     optimizer = _base_optimizer(engine)
     for held in _held(engine, whole=True):
@@ -90,7 +90,7 @@ def _fill(vector: Tensor, held: _Held, values: Tensor) -> None:
 
 
 def _restore_weights(engine: Any, read: Read) -> None:
-    """The parameters that the forward pass reads, in their own dtype."""
+    """Fills the parameters that the forward pass reads, in their own dtype."""
     for name, parameter in _trained(engine):
         if _stage(engine) == 3:
             size = parameter.ds_tensor.numel()
@@ -106,7 +106,7 @@ def _restore_weights(engine: Any, read: Read) -> None:
 
 
 def _held(engine: Any, *, whole: bool = False) -> Iterator[_Held]:
-    """What this rank holds; under stage 0 its share of it, or the whole."""
+    """Yields the slices that this rank holds; under stage 0 its share, or the whole."""
     zero = engine.optimizer
     for name, parameter in _trained(engine):
         if _stage(engine) == 3:
@@ -127,7 +127,7 @@ def _held(engine: Any, *, whole: bool = False) -> Iterator[_Held]:
 
 
 def _partitions(zero: Any) -> Any:
-    """This rank's partitions of the master weights, one a parameter group, under stages 1 and 2."""
+    """Returns this rank's partitions of the master weights, one per parameter group, under stages 1 and 2."""
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
@@ -144,7 +144,7 @@ def _partitions(zero: Any) -> Any:
 
 
 def _bounds(start: int, size: int, total: int) -> tuple[int, int]:
-    """Slices are equal but for the last ones, of which the padding is left out."""
+    """Returns the bounds of a slice without the padding of the last ones."""
     return min(start, total), min(start + size, total)
 
 
@@ -153,7 +153,7 @@ def _trained(engine: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _base_optimizer(engine: Any) -> Any:
-    """The optimizer of torch, inside DeepSpeed's where there is one."""
+    """Returns torch's optimizer, which is inside DeepSpeed's if there is one."""
     optimizer = engine.optimizer
     return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
 

@@ -1,1 +1,1 @@
-"""What a model is trained on: one class an objective, next to the Protocol that the trainer knows them by."""
+"""Objectives of training: a Protocol, and one class per objective."""

@@ -1,4 +1,4 @@
-"""What the trainer asks of an objective."""
+"""The interface between the trainer and an objective."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Objective(Protocol):
         """The model."""
 
     def trained(self, batch: TrainBatch, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Metric]]:
-        """The rows that have a gradient, and metrics about them. The other rows stay in `count`.
+        """Returns the rows that have a gradient, and metrics about them. The other rows still belong to `count`.
 
         Args:
             batch: the whole batch.
@@ -37,10 +37,10 @@ class Objective(Protocol):
         """
 
     def count(self, batch: TrainBatch, rows: NDArray[np.int64]) -> float:
-        """What the sum of the losses of an optimizer step is divided by; the same on every rank."""
+        """Returns what the sum of the losses of an optimizer step is divided by; the same on every rank."""
 
     def loss(self, model: nn.Module, encoded: Encoded, batch: TrainBatch) -> tuple[Tensor, list[Metric]]:
-        """The sum of the losses of a micro-batch, never a mean, and its metrics.
+        """Returns the sum of the losses of a micro-batch, never a mean, and its metrics.
 
         Args:
             model: the network, inside DeepSpeed's engine. It must be called exactly once.

@@ -34,7 +34,7 @@ class PolicyObjective:
     """Whether a KL to the reference is part of the loss."""
 
     def trained(self, batch: TrainBatch, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Metric]]:
-        """All rows if there is a KL penalty or an entropy bonus, else those with an advantage other than 0."""
+        """Returns all rows if there is a KL penalty or an entropy bonus, else those with an advantage other than 0."""
         assert batch.advantages_RT is not None, "the batch has no advantages"
         found = rows
         if batch.kl_coefficient <= 0 and self.settings.entropy_coefficient <= 0:
@@ -42,11 +42,11 @@ class PolicyObjective:
         return found, [Mean("train/skipped_fraction", len(rows) - len(found), len(rows))]
 
     def count(self, batch: TrainBatch, rows: NDArray[np.int64]) -> float:
-        """See `reduction_count`."""
+        """Counts tokens or sequences (see `reduction_count`)."""
         return reduction_count(batch.loss_mask_RT[rows].sum(1), self.reduction)
 
     def loss(self, model: nn.Module, encoded: Encoded, batch: TrainBatch) -> tuple[Tensor, list[Metric]]:
-        """See `policy_loss`."""
+        """Computes `policy_loss`."""
         logprobs_N, entropy_N = model(
             encoded.inputs, with_entropy=True, entropy_grad=self.settings.entropy_coefficient > 0
         )
@@ -71,7 +71,7 @@ class PolicyObjective:
         return loss.loss_sum, [Total("train/tokens", encoded.tokens), *_metrics(loss), *_gap(gap_N)]
 
     def _weights(self, encoded: Encoded, batch: TrainBatch) -> NDArray[np.float32]:
-        """[N], the weight of each loss token in the reduction."""
+        """Returns [N], the weight of each loss token in the reduction."""
         rows, index_N = np.unique(encoded.row_N, return_inverse=True)
         weights = token_weights(batch.loss_mask_RT[rows].sum(1), self.reduction, denominator=self.denominator)
         return weights[index_N]
@@ -83,7 +83,7 @@ def _metrics(loss: LossSum) -> list[Metric]:
 
 
 def _gap(difference_N: Tensor) -> list[Metric]:
-    """How far the trainer's log-probabilities are from those that the engine reported: trainer - engine."""
+    """Measures the gap between the log-probabilities of the trainer and those that the engine reported."""
     count = len(difference_N)
     if count == 0:
         return []

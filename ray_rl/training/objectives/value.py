@@ -26,15 +26,15 @@ class ValueObjective:
     """How far a value may move from what it was before the update. None: no bound."""
 
     def trained(self, batch: TrainBatch, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Metric]]:
-        """All rows."""
+        """Returns all rows."""
         return rows, []
 
     def count(self, batch: TrainBatch, rows: NDArray[np.int64]) -> float:
-        """The number of loss tokens."""
+        """Counts the loss tokens."""
         return float(batch.loss_mask_RT[rows].sum())
 
     def loss(self, model: nn.Module, encoded: Encoded, batch: TrainBatch) -> tuple[Tensor, list[Metric]]:
-        """See `clipped_value_loss`."""
+        """Computes `clipped_value_loss`."""
         assert batch.old_values_RT is not None, "the batch has no values"
         assert batch.returns_RT is not None, "the batch has no returns"
         loss_N, is_clipped_N = clipped_value_loss(
