@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ray_rl.config import RunConfig
 from ray_rl.config.train import Trained
 from ray_rl.training.configured import policy_loss_of
@@ -28,16 +30,10 @@ def policy_trainer(config: RunConfig, folder: str, member: Member, *, threads: i
         ConfigError: the log-probabilities of the loss would not be the model's.
     """
     algorithm, train = config.algorithm, config.train
+    network = policy_network(config, folder, key="model.path")
     objective = PolicyObjective(
-        network=PolicyNetwork(
-            folder=folder,
-            key="model.path",
-            dtype=config.model.dtype,
-            trust_remote_code=config.model.trust_remote_code,
-            chunk_tokens=config.logit_chunk_tokens,
-            temperature=config.rollout.temperature,
-            gradient_checkpointing=train.gradient_checkpointing,
-            frozen_layers=train.frozen_layers,
+        network=replace(
+            network, gradient_checkpointing=train.gradient_checkpointing, frozen_layers=train.frozen_layers
         ),
         settings=policy_loss_of(algorithm),
         reduction=algorithm.reduction,
@@ -65,23 +61,22 @@ def reference_model(config: RunConfig, folder: str, member: Member, *, threads: 
     """Returns the frozen reference; arguments as for `policy_trainer`."""
     role = config.reference
     assert role is not None, "the run has no reference"
-    network = PolicyNetwork(
+    settings = FrozenSettings(
+        role=role, layout=config.train, dtype=config.model.dtype, accelerator=config.cluster.accelerator
+    )
+    return FrozenModel(policy_network(config, folder, key="reference.path"), settings, member, threads=threads)
+
+
+def policy_network(config: RunConfig, folder: str, *, key: str) -> PolicyNetwork:
+    """Returns a language model of the run; `key` of the configuration names its folder."""
+    return PolicyNetwork(
         folder=folder,
-        key="reference.path",
+        key=key,
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
         chunk_tokens=config.logit_chunk_tokens,
         temperature=config.rollout.temperature,
     )
-    settings = FrozenSettings(
-        layout=config.train,
-        dtype=config.model.dtype,
-        accelerator=config.cluster.accelerator,
-        is_shared=role.zero_stage == 3,
-        offload=role.offload,
-        timeout_s=role.timeout_s,
-    )
-    return FrozenModel(network, settings, member, threads=threads)
 
 
 def train_settings(config: RunConfig, role: Trained) -> TrainSettings:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ray_rl.config.train import Trained
+from ray_rl.config.train import ReferenceConfig, Trained
 from ray_rl.training.deepspeed_config import frozen_config
 from ray_rl.training.networks import Network
 from ray_rl.training.process_group import Member, join_process_group
@@ -21,17 +21,18 @@ from ray_rl.types import TrainBatch
 class FrozenSettings:
     """How a frozen model is held and evaluated."""
 
+    role: ReferenceConfig
+    """Sharing, offload and time limit."""
     layout: Trained
     """The section of the configuration that says how micro-batches are laid out."""
     dtype: str
     """The type of the weights, as torch names it."""
     accelerator: Literal["cpu", "gpu"]
-    is_shared: bool
-    """Whether the workers share one model under ZeRO-3."""
-    offload: bool
-    """Whether a shared model's parameters are on the CPU between uses."""
-    timeout_s: float
-    """The limit of every collective."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the workers share one model under ZeRO-3."""
+        return self.role.zero_stage == 3
 
 
 class FrozenModel:
@@ -52,7 +53,9 @@ class FrozenModel:
         """
         accelerator = settings.accelerator
         if settings.is_shared:
-            device = join_process_group(member, accelerator=accelerator, threads=threads, timeout_s=settings.timeout_s)
+            device = join_process_group(
+                member, accelerator=accelerator, threads=threads, timeout_s=settings.role.timeout_s
+            )
         else:
             device = "cpu" if accelerator == "cpu" else "cuda:0"
             if accelerator == "cpu":
@@ -74,7 +77,7 @@ def _load(network: Network, settings: FrozenSettings, share: Share) -> nn.Module
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
-    config = frozen_config(offload=settings.offload, dtype=settings.dtype, accelerator=settings.accelerator)
+    config = frozen_config(offload=settings.role.offload, dtype=settings.dtype, accelerator=settings.accelerator)
     # While it is alive, from_pretrained shards parameters as it reads them.
     sharded_loading = HfDeepSpeedConfig(config)
     model = network.build(share.attention).requires_grad_(False).eval()

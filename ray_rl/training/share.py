@@ -46,17 +46,10 @@ class Share:
     def of(
         cls, model_config: PretrainedConfig, layout: Trained, member: Member, *, accelerator: str, device: str
     ) -> Share:
-        """Returns the share of a member among the workers of a role.
-
-        Args:
-            model_config: transformers' configuration of the model.
-            layout: the section of the configuration that says how micro-batches are laid out.
-            member: the rank and the number of ranks.
-            accelerator: cpu or gpu.
-            device: the device of the rank.
+        """Returns the share of a member; `layout` says how micro-batches are laid out, `accelerator` is cpu or gpu.
 
         Raises:
-            ConfigError: the model's attention cannot express the layout.
+            ConfigError: the attention of the model cannot express the layout.
         """
         packing = resolved_packing(layout, model_config, accelerator=accelerator)
         return cls(
@@ -72,12 +65,7 @@ class Share:
 
     @torch.no_grad()
     def scores(self, batch: TrainBatch, score: Callable[[ModelInputs], Tensor]) -> Scores:
-        """Returns the numbers of this rank's share of the batch; a collective under ZeRO-3.
-
-        Args:
-            batch: the whole batch.
-            score: computes the numbers [N] of the loss tokens of a micro-batch.
-        """
+        """Returns what `score` computes for the loss tokens of this rank's share; a collective under ZeRO-3."""
         share = self.encode(batch, np.arange(batch.rows))
         values_RT = np.zeros(batch.tokens_RT.shape, np.float32)
         for encoded in share:
