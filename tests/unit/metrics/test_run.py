@@ -12,6 +12,7 @@ from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.metrics.sinks import RolloutRecords
+from ray_rl.metrics.text import Sample
 
 
 class Started:
@@ -92,6 +93,29 @@ def test_a_metric_that_the_run_computes_itself_is_refused(start, clock, make_gro
     run = start().run
     with pytest.raises(ValueError, match=r"'time/step_s' is computed by Run.log"):
         run.log([Last("time/step_s", 1.0)], RolloutRecords([make_group([1.0, 0.0])]))
+
+
+class Pairs:
+    """Records of another kind of training: a chosen and a rejected answer."""
+
+    tokens = 20
+
+    def lines(self, step):
+        yield b'{"step": %d, "chosen": "yes", "rejected": "no"}\n' % step
+
+    def samples(self, count, answers):
+        return "1 of 1 pairs", [Sample("Is it?", "yes", None, None, {})]
+
+
+def test_a_step_of_any_kind_of_training_is_logged_by_its_metrics_and_records(start, clock):
+    started = start(show_every=1)
+    with started.run.phase("train"):
+        clock.pass_s(4)
+    values = started.run.log([Mean("pairs/accuracy", 3, 4)], Pairs())
+    assert (values["pairs/accuracy"], values["throughput/tokens_per_s"]) == (0.75, 5.0)
+    (file,) = started.folder.rollouts.iterdir()
+    assert json.loads(file.read_text()) == {"step": 1, "chosen": "yes", "rejected": "no"}
+    assert "step 1: 1 of 1 pairs" in started.lines
 
 
 def test_the_trace_has_the_phases_and_the_step_around_them(start, clock, make_group):
