@@ -7,17 +7,8 @@ import math
 from functools import partial
 from typing import assert_never
 
+from ray_rl.algorithms import credit, surrogates
 from ray_rl.algorithms.advantages import center_by_group, gpg_advantages, leave_one_out
-from ray_rl.algorithms.credit import (
-    Credit,
-    CreditSettings,
-    Estimator,
-    OverGroup,
-    OverTokens,
-    OverValues,
-    Whitening,
-    credit,
-)
 from ray_rl.algorithms.ensemble import Ensemble, combined
 from ray_rl.algorithms.importance import importance_weights
 from ray_rl.algorithms.kl import KlEstimate, kl_estimate
@@ -25,35 +16,16 @@ from ray_rl.algorithms.kl_control import Adaptive, KlControl
 from ray_rl.algorithms.policy_loss import Correction, PolicyLoss
 from ray_rl.algorithms.returns import discounted_returns, gae
 from ray_rl.algorithms.shaping import shaped
-from ray_rl.algorithms.surrogates import (
-    Surrogate,
-    cispo_surrogate,
-    clipped_surrogate,
-    gpg_surrogate,
-    gspo_surrogate,
-    sapo_surrogate,
-)
 from ray_rl.algorithms.whiten import whiten
-from ray_rl.config import correction
-from ray_rl.config.advantages import (
-    AdvantageConfig,
-    Gae,
-    GpgAdvantage,
-    GroupAdvantage,
-    LeaveOneOut,
-    ReinforcePlusPlus,
-    ReinforcePlusPlusBaseline,
-    Whiten,
-)
+from ray_rl.config import advantages, correction, losses
 from ray_rl.config.algorithm import Algorithm, FixedKl, Kl
-from ray_rl.config.losses import Cispo, Clipped, Gspo, PolicyGradient, Sapo
 from ray_rl.config.train import MeanMinusStd, MeanOfModels, MinOfModels
 
 
-def credit_fn(algorithm: Algorithm, *, max_tokens: int) -> Credit:
+def credit_fn(algorithm: Algorithm, *, max_tokens: int) -> credit.Credit:
     """Returns the function that adds advantages to a batch; `max_tokens` is the limit of a completion."""
     shaping = algorithm.shaping
-    settings = CreditSettings(
+    settings = credit.CreditSettings(
         estimator=_estimator(algorithm.advantage),
         shape=partial(
             shaped,
@@ -66,7 +38,7 @@ def credit_fn(algorithm: Algorithm, *, max_tokens: int) -> Credit:
         bound=shaping.clip,
         reward_kl=kl_of(algorithm.kl) if algorithm.kl.place == "reward" else None,
     )
-    return partial(credit, settings=settings)
+    return partial(credit.credit, settings=settings)
 
 
 def kl_of(kl: Kl) -> KlEstimate:
@@ -118,9 +90,9 @@ def correction_of(settings: correction.Correction) -> Correction:
             assert_never(settings)
 
 
-def _estimator(advantage: AdvantageConfig) -> Estimator:
+def _estimator(advantage: advantages.AdvantageConfig) -> credit.Estimator:
     match advantage:
-        case GroupAdvantage():
+        case advantages.GroupAdvantage():
             center = partial(
                 center_by_group,
                 divide_by_std=advantage.divide_by_std,
@@ -129,23 +101,23 @@ def _estimator(advantage: AdvantageConfig) -> Estimator:
                 singleton=advantage.singleton,
                 std_of=advantage.std_of,
             )
-            return OverGroup(center)
-        case LeaveOneOut():
-            return OverGroup(partial(leave_one_out, singleton=advantage.singleton), _whitening(advantage.whiten))
-        case ReinforcePlusPlusBaseline():
-            return OverGroup(partial(center_by_group, divide_by_std=False), _whitening(advantage.whiten))
-        case GpgAdvantage():
-            return OverGroup(partial(gpg_advantages, divisor=advantage.divisor))
-        case ReinforcePlusPlus():
-            return OverTokens(partial(discounted_returns, gamma=advantage.gamma), _whitening(advantage.whiten))
-        case Gae():
+            return credit.OverGroup(center)
+        case advantages.LeaveOneOut():
+            return credit.OverGroup(partial(leave_one_out, singleton=advantage.singleton), _whitening(advantage.whiten))
+        case advantages.ReinforcePlusPlusBaseline():
+            return credit.OverGroup(partial(center_by_group, divide_by_std=False), _whitening(advantage.whiten))
+        case advantages.GpgAdvantage():
+            return credit.OverGroup(partial(gpg_advantages, divisor=advantage.divisor))
+        case advantages.ReinforcePlusPlus():
+            return credit.OverTokens(partial(discounted_returns, gamma=advantage.gamma), _whitening(advantage.whiten))
+        case advantages.Gae():
             estimate = partial(gae, gamma=advantage.gamma, lam=advantage.lam, gaps=advantage.gaps)
-            return OverValues(estimate, _whitening(advantage.whiten))
+            return credit.OverValues(estimate, _whitening(advantage.whiten))
         case _:
             assert_never(advantage)
 
 
-def _whitening(norm: Whiten | None) -> Whitening | None:
+def _whitening(norm: advantages.Whiten | None) -> credit.Whitening | None:
     if norm is None:
         return None
     return partial(
@@ -153,27 +125,31 @@ def _whitening(norm: Whiten | None) -> Whitening | None:
     )
 
 
-def _surrogate(algorithm: Algorithm) -> Surrogate:
+def _surrogate(algorithm: Algorithm) -> surrogates.Surrogate:
     clip, bound = algorithm.clip, _bound(algorithm.max_log_ratio)
     match algorithm.loss:
-        case Clipped() as loss:
+        case losses.Clipped() as loss:
             return partial(
-                clipped_surrogate, clip=clip, dual_clip=loss.dual_clip, ratio_cap=loss.ratio_cap, max_log_ratio=bound
+                surrogates.clipped_surrogate,
+                clip=clip,
+                dual_clip=loss.dual_clip,
+                ratio_cap=loss.ratio_cap,
+                max_log_ratio=bound,
             )
-        case Gspo() as loss:
-            return partial(gspo_surrogate, clip=clip, gradient=loss.gradient, max_log_ratio=bound)
-        case Cispo():
+        case losses.Gspo() as loss:
+            return partial(surrogates.gspo_surrogate, clip=clip, gradient=loss.gradient, max_log_ratio=bound)
+        case losses.Cispo():
             low, high = clip
-            return partial(cispo_surrogate, bounds=(1.0 - low, 1.0 + high), max_log_ratio=bound)
-        case Sapo() as loss:
+            return partial(surrogates.cispo_surrogate, bounds=(1.0 - low, 1.0 + high), max_log_ratio=bound)
+        case losses.Sapo() as loss:
             return partial(
-                sapo_surrogate,
+                surrogates.sapo_surrogate,
                 temperature_positive=loss.temperature_positive,
                 temperature_negative=loss.temperature_negative,
                 max_log_ratio=bound,
             )
-        case PolicyGradient():
-            return gpg_surrogate
+        case losses.PolicyGradient():
+            return surrogates.gpg_surrogate
         case _:
             assert_never(algorithm.loss)
 

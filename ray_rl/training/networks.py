@@ -22,29 +22,17 @@ class Network(Protocol):
     """A model that gives one number for each loss token. Describes it and holds no weights."""
 
     def check(self) -> PretrainedConfig:
-        """Returns transformers' configuration of the model. Reads no weights.
+        """Checks names and shapes in the checkpoint, reading no weights, and returns transformers' configuration.
 
         Raises:
             DataError: there is no such model, or its checkpoint has other names or shapes.
         """
 
     def build(self, attention: str) -> nn.Module:
-        """Loads the model.
-
-        Args:
-            attention: the attention that transformers should use.
-
-        Raises:
-            DataError: the model cannot be loaded whole.
-            ConfigError: the model cannot be used this way.
-        """
+        """Loads the model with an attention of transformers; raises DataError if it cannot be loaded whole."""
 
     def verify(self, model: nn.Module, share: Share) -> None:
-        """Tries the loaded model; a collective under ZeRO-3.
-
-        Raises:
-            ConfigError: its numbers would be wrong.
-        """
+        """Tries the loaded model, a collective under ZeRO-3; raises ConfigError if its numbers would be wrong."""
 
     def score(self, model: nn.Module, inputs: ModelInputs) -> Tensor:
         """Returns float32 [N], the number of each loss token."""
