@@ -67,6 +67,12 @@ test-faults: setup-test ## kill engines, trainers and nodes, fill disks, flip bi
 test-kills: setup-test ## kill a run at 52 points of its life and compare every bit; KILLS=5 takes five, others at the next commit (half an hour)
 	$(BIN)/python -m pytest -rP tests/system/e2e/test_kills.py
 
+.PHONY: test-gpu
+test-gpu: ## run NCCL, flash-attn, ZeRO-3 and vLLM on CUDA; needs a GPU, two or four for some, and fails where there is none
+	@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || { echo "make test-gpu: no GPU on this machine (/dev/nvidia0), so nothing was tested" >&2; exit 1; }
+	@$(MAKE) --no-print-directory setup-test ACCELERATOR=gpu
+	$(BIN)/python -m pytest tests/gpu
+
 .PHONY: test-image
 test-image: setup-test ## build the CPU image with buildah and look inside; as root (five minutes)
 	$(BIN)/python -m pytest tests/launching/docker

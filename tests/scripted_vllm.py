@@ -22,16 +22,17 @@ from tests.transfer_parts import make_module, outcome, use
 class ScriptedVllm:
     """vLLM's engine as `WeightReceiver` calls it: workers, the guards of an update, and errors that arrive as text."""
 
-    def __init__(self, name, transport, *, workers, device="cpu"):
+    def __init__(self, name, transport, devices):
         module, receiver = RECEIVERS[vllm_backend(transport)]
         make = getattr(importlib.import_module(module), receiver)
         self._threads = [
-            ThreadPoolExecutor(1, f"{name}/{rank}", initializer=use, initargs=(device,)) for rank in range(workers)
+            ThreadPoolExecutor(1, f"{name}/{rank}", initializer=use, initargs=(device,))
+            for rank, device in enumerate(devices)
         ]
-        self.models = [ServedModel(device) for _ in range(workers)]
+        self.models = [ServedModel(device) for device in devices]
         self._workers = []
-        for rank, model in enumerate(self.models):
-            parallel = SimpleNamespace(rank=rank, world_size=workers, data_parallel_index=0)
+        for rank, (model, device) in enumerate(zip(self.models, devices, strict=True)):
+            parallel = SimpleNamespace(rank=rank, world_size=len(devices), data_parallel_index=0)
             whole = SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace(dtype=torch.bfloat16))
             self._workers.append(make(None, whole, torch.device(device), model))
         self.serves = True
@@ -118,9 +119,9 @@ class ServedModel(nn.Module):
 class Engine:
     """An engine as a publish sees it: `WeightReceiver`, whose errors name it as Ray's would."""
 
-    def __init__(self, name, transport, **settings):
+    def __init__(self, name, transport, devices):
         self.name = name
-        self.vllm = ScriptedVllm(name, transport, **settings)
+        self.vllm = ScriptedVllm(name, transport, devices)
         self._receiver = WeightReceiver(self.vllm)
 
     def __getattr__(self, call):

@@ -175,9 +175,16 @@ class MortalStream(ParameterStream):
 
 
 class Scene:
-    """A trainer, two engines (the second of two workers) and the way between them."""
+    """A trainer, engines and the way between them.
 
-    def __init__(self, transport, *, monkeypatch, ranks=2, is_sharded=True, devices=("cpu", "cpu", "cpu")):
+    Args:
+        transport: "shared_memory", "gloo" or "nccl".
+        ranks: of the trainer.
+        is_sharded: whether each rank has slices, as under ZeRO-3.
+        devices: of the trainer, and of each worker of each engine.
+    """
+
+    def __init__(self, transport, *, monkeypatch, ranks=2, is_sharded=True, devices=("cpu", ("cpu",), ("cpu", "cpu"))):
         self.transport = transport
         self.sizes = defaultdict(list)
         """Bytes of the broadcasts in which each took part, in their order, by the name of its thread."""
@@ -187,9 +194,7 @@ class Scene:
         self.trainer = Trainer(
             transport, ranks=ranks, is_sharded=is_sharded, monkeypatch=monkeypatch, device=for_trainer
         )
-        self.engines = [
-            Engine(f"rollout-{i}", transport, workers=1 + i, device=device) for i, device in enumerate(for_engines)
-        ]
+        self.engines = [Engine(f"rollout-{i}", transport, workers) for i, workers in enumerate(for_engines)]
 
     def _record(self, monkeypatch):
         def recorded(broadcast):

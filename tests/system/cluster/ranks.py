@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
 import traceback
 from collections.abc import Callable
@@ -18,7 +19,8 @@ TIMEOUT_S = 60
 class Ranks:
     """The ranks of a trainer, without Ray."""
 
-    def __init__(self, world: int) -> None:
+    def __init__(self, world: int, *, has_gpus: bool = False) -> None:
+        """Starts the processes; each sees one GPU, or none."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -27,7 +29,8 @@ class Ranks:
         self._pipes, self._processes = [], []
         for rank in range(world):
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(Member(rank, world, "127.0.0.1", port), theirs), daemon=True)
+            member = Member(rank, world, "127.0.0.1", port)
+            process = spawn.Process(target=_serve, args=(member, theirs, str(rank) if has_gpus else ""), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -53,7 +56,8 @@ class Ranks:
             process.join()
 
 
-def _serve(member: Member, pipe: Connection) -> None:
+def _serve(member: Member, pipe: Connection, gpus: str) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     while True:
         function, args = pipe.recv()
         try:

@@ -106,6 +106,15 @@ def run(
     return Ended(command, place, folder, process.returncode, stdout.decode(), stderr.decode(), left, process.pid)
 
 
+def require_trained(ended: Ended, steps: int) -> None:
+    """The run succeeded, and every step changed the weights and published them."""
+    assert ended.code == 0, ended.stderr + ended.stdout
+    assert [record["version"] for record in ended.metrics] == list(range(1, steps + 1))
+    for record in ended.metrics:
+        assert record["policy/grad_norm"] > 0
+        assert record["sync/bytes"] > 0
+
+
 def wait_until(process: subprocess.Popen, condition: Callable[[], object], *, poll_s: float = 0.1) -> None:
     """Returns when the condition holds.
 

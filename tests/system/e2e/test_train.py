@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ray_rl.config.loading.load import load_config
-from tests.system.e2e.command import GROUP, PROMPTS, place_for, run
+from tests.system.e2e.command import GROUP, PROMPTS, place_for, require_trained, run
 
 STEPS = 2
 
@@ -62,8 +62,8 @@ def ended(request):
     return request.getfixturevalue(request.param)
 
 
-def test_the_run_succeeds(ended):
-    assert ended.code == 0, ended.stderr + ended.stdout
+def test_the_run_succeeds_and_every_step_trains_and_publishes(ended):
+    require_trained(ended, STEPS)
 
 
 def test_the_output_has_a_line_a_step_a_table_and_a_summary_and_no_control_characters(ended):

@@ -13,7 +13,15 @@ from ray_rl.models.attention import CHANGES_SCORES, SHARED_PREFIX, shared_prefix
 from ray_rl.models.policy import PolicyModel
 from ray_rl.models.residual import keep_residual_in_float32
 from ray_rl.types import TrainBatch
-from tests.unit.models.tiny import gradients, one_by_one, ragged_batch, relative_error, tiny_llama
+from tests.unit.models.tiny import (
+    BFLOAT16,
+    errors_of_packing,
+    gradients,
+    one_by_one,
+    ragged_batch,
+    relative_error,
+    tiny_llama,
+)
 
 EXACT = 1e-5
 """Relative error allowed to float32; what is seen is below 1e-6."""
@@ -65,6 +73,14 @@ def test_padded_and_packed_rows_give_the_logprobs_and_gradients_of_separate_sequ
     batch = BATCHES[name]
     logprobs_N, expected_N = losses_of_policy(tiny_llama(attention), batch, whole(batch), packing=packing)
     assert torch.allclose(logprobs_N, expected_N, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("packing", ["padded", "packed"])
+@pytest.mark.parametrize("name", BATCHES)
+def test_rows_in_bfloat16_are_as_near_to_separate_sequences_as_bfloat16_allows(name: str, packing: Packing) -> None:
+    """The GPU's test of flash-attn (tests/gpu) with SDPA in its place."""
+    errors = errors_of_packing("sdpa", BATCHES[name], packing=packing, dtype=torch.bfloat16)
+    assert all(error < bound for error, bound in zip(errors, BFLOAT16, strict=True)), errors
 
 
 @pytest.mark.parametrize("attention", [SHARED_PREFIX, "sdpa"])

@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ray_rl.batching.encoding import encode
+from ray_rl.batching.micro_batches import Tree
+from ray_rl.config.train import Packing
+from ray_rl.models.policy import PolicyModel
 from ray_rl.types import TrainBatch
 from tests import make
 
 VOCABULARY = 48
+BFLOAT16 = (0.015, 0.15)
+"""Relative errors allowed to log-probabilities and gradients in bfloat16; SDPA on a CPU has 0.005 and 0.057."""
 
 
 def tiny_llama(attention: str = "eager", *, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
@@ -82,3 +88,22 @@ def gradients(model: LlamaForCausalLM) -> Tensor:
 def relative_error(value: Tensor, reference: Tensor) -> float:
     """|value - reference| / |reference|."""
     return float((value - reference).norm() / reference.norm())
+
+
+def errors_of_packing(
+    attention: str, batch: TrainBatch, *, packing: Packing, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[float, float]:
+    """Relative errors of log-probabilities and gradients against `one_by_one` in float32 on the CPU."""
+    micro = tuple(
+        Tree(p, tuple(range(p * batch.group_size, (p + 1) * batch.group_size))) for p in range(len(batch.prompt_ids))
+    )
+    model, reference = tiny_llama(attention, dtype=dtype).to(device), tiny_llama()
+    encoded = encode(batch, micro, packing=packing)
+    policy = PolicyModel(model, chunk_tokens=4, temperature=1.0)
+    logprobs_N, _ = policy(encoded.inputs.to(device), with_entropy=True)
+    (logprobs_N * encoded.pick(batch.advantages_RT).to(device)).sum().backward()
+    expected_RT = one_by_one(reference, batch)
+    (expected_RT * torch.from_numpy(batch.advantages_RT * batch.loss_mask_RT)).sum().backward()
+    expected_N = expected_RT[encoded.row_N, encoded.time_N]
+    of_logprobs = relative_error(logprobs_N.detach().cpu(), expected_N.detach())
+    return of_logprobs, relative_error(gradients(model).cpu(), gradients(reference))
