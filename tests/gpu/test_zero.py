@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ray_rl.config import RunConfig
+from tests.algorithm import algorithm
 from tests.system.cluster.gradients import BATCH, EVERY_TERM, EXACT, PARTITION_ALL, plain_gradient, read_gradient
 from tests.system.cluster.ranks import Ranks
 from tests.unit.models.tiny import relative_error, tiny_llama
@@ -25,7 +26,7 @@ def test_the_gradient_under_zero_3_is_that_of_the_losses_written_out(ranks, tmp_
             "model": {"path": str(tmp_path), "dtype": "float32"},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
-            "algorithm": EVERY_TERM,
+            "algorithm": algorithm(**EVERY_TERM),
             "train": {
                 "workers": ranks.world,
                 "zero_stage": 3,
