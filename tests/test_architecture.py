@@ -392,6 +392,32 @@ def test_the_exceptions_to_small_settings_only_shrink(package: list[Source]):
     assert not gone, f"remove from STILL_TAKE_IT, as they take RunConfig no longer: {', '.join(sorted(gone))}"
 
 
+ROLE_FILES = 8
+"""At most so many files name a role; all others loop over `ray_rl.config.roles.roles_of`."""
+
+
+def names_a_role(source: Source) -> Violations:
+    """Names of roles as text, and their sections of a `config`. "reward" as text has other meanings."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Constant) and node.value in ("actor", "critic", "reference"):
+            yield node.lineno, f"names the role {node.value}"
+        if isinstance(node, ast.Attribute) and node.attr in ("critic", "reference", "reward"):
+            owner = ast.unparse(node.value).rpartition(".")[2].lstrip("_")
+            if owner == "config":
+                yield node.lineno, f"reads the section {node.attr}"
+
+
+def test_roles_are_written_in_few_files(package: list[Source]):
+    naming = {source.path: next(names_a_role(source), None) for source in package}
+    found = [f"{path}:{first[0]}: {first[1]}" for path, first in naming.items() if first is not None]
+    assert len(found) <= ROLE_FILES, "\n" + "\n".join(found)
+
+
+def test_a_file_that_names_a_role_would_be_noticed():
+    text = "x = self._config.critic.path\ny = {'actor': 1}\nz = roles.critic\nplace = 'reward'"
+    assert [line for line, _ in names_a_role(Source("ray_rl/novel.py", text))] == [1, 2]
+
+
 def loaded_by(modules: list[str], libraries: tuple[str, ...]) -> list[str]:
     """The libraries that a fresh interpreter has loaded after importing the modules."""
     program = f"import sys, {', '.join(modules)}; print(*({set(libraries)!r} & set(sys.modules)))"

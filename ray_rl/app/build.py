@@ -12,6 +12,7 @@ from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
+from ray_rl.config.roles import ACTOR, CRITIC, roles_of
 from ray_rl.data.chat import ChatTokenizer, Ends, without_end, without_file
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
@@ -268,9 +269,9 @@ def build_session(
         models: digests of the models that the run loads.
     """
     credit = Crediting(config.algorithm, max_tokens=config.rollout.max_tokens)
-    parts: dict[str, Saved] = {"actor": roles.actor}
+    parts: dict[str, Saved] = {ACTOR: roles.actor}
     if roles.critic is not None:
-        parts["critic"] = roles.critic
+        parts[CRITIC] = roles.critic
     return Session(
         config=config,
         run=run,
@@ -318,11 +319,9 @@ def _source(
 
 
 def _folders(config: RunConfig, model: str) -> dict[str, tuple[str, ...]]:
-    """Folders or hub names of the models of each role; None in the configuration is the policy's."""
-    paths = {
-        "critic": None if config.critic is None else config.critic.path,
-        "reference": None if config.reference is None else config.reference.path,
+    """Returns the folders or hub names of the models of each role; `model` is where the policy's was found."""
+    found = {config.model.path: model}
+    return {
+        role.name: tuple(found[path] if path in found else resolve_model(path) for _, path in role.models)
+        for role in roles_of(config)
     }
-    resolved = {role: (model if path is None else resolve_model(path),) for role, path in paths.items()}
-    rewards = () if config.reward is None else tuple(resolve_model(path) for path in config.reward.paths)
-    return {"actor": (model,), "rollout": (model,), "reward": rewards, **resolved}

@@ -19,6 +19,7 @@ from ray_rl.checkpoint.slices import SliceReader
 from ray_rl.checkpoint.store import disk_errors_explained, read_json
 from ray_rl.checkpoint.weight_files import write_weights
 from ray_rl.config.loading.load import load_config
+from ray_rl.config.roles import ACTOR
 from ray_rl.config.run import ModelConfig
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.errors import CheckpointError
@@ -51,7 +52,7 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
     source = _source_of(config.model.path, run)
     template = ChatTokenizer.of_run(config, source).changed_template
     checkpoint = _verified(run, step)
-    reader = SliceReader(checkpoint / "actor")
+    reader = SliceReader(checkpoint / ACTOR)
     dtype = config.model.dtype if dtype is None else dtype
     model = checkpoint_skeleton(source, trust_remote_code=config.model.trust_remote_code)
     has_frozen_layers = config.train.frozen_layers > 0
@@ -146,7 +147,7 @@ class _Weights:
 
 def _require_same_source(checkpoint: Path, source: str) -> None:
     """Refuses a source model that has changed since the run: frozen weights are not in the checkpoint."""
-    recorded = read_json(checkpoint / "run.json").get("models", {}).get("actor", ())
+    recorded = read_json(checkpoint / "run.json").get("models", {}).get(ACTOR, ())
     old = dict(recorded).get(source)
     now = weights_digest(Path(source)) if Path(source).is_dir() else None
     if old is not None and now is not None and old != now:

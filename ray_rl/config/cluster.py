@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ray_rl.config.base import Config
+from ray_rl.config.roles import Sharing
 
 
 class ClusterConfig(Config):
@@ -20,7 +21,7 @@ class ClusterConfig(Config):
     """CPUs that Ray reserves for a worker. A local CPU cluster declares as many as the workers need."""
     threads: int | None = Field(None, ge=1)
     """Threads of a worker on CPU. None: the cores / the workers that work at the same time."""
-    colocate: list[list[Literal["actor", "critic", "reference", "reward"]]] = Field(default_factory=list)
+    colocate: list[list[Sharing]] = Field(default_factory=list)
     """Roles that share a GPU group: worker i of each on GPU i."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Limit for placement, and for workers to start."""

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray_rl.config.roles import ROLLOUT, Role, roles_of
 from ray_rl.config.run import RunConfig
-from ray_rl.config.train import ReferenceConfig
 
 DEVICES = Path("/dev")
 """Where the kernel lists the GPUs."""
@@ -28,31 +28,9 @@ class Ask:
         return f"{self.role} {self.gpus} ({self.keys})"
 
 
-def loaded_reference(config: RunConfig) -> ReferenceConfig | None:
-    """The frozen reference that the run loads; None where no KL needs it."""
-    return config.reference if config.algorithm.kl.coefficient > 0 else None
-
-
-def role_workers(config: RunConfig) -> dict[str, tuple[int, str]]:
-    """Workers of every role that the run has, and the key that says so, in the order in which ranks are placed.
-
-    A worker of `rollout` is an engine, which takes `rollout.tensor_parallel` GPUs; of the others it takes one.
-    """
-    workers = {"actor": (config.train.workers, "train.workers")}
-    if config.critic is not None:
-        workers["critic"] = (config.critic.workers, "critic.workers")
-    reference = loaded_reference(config)
-    if reference is not None:
-        workers["reference"] = (reference.workers, "reference.workers")
-    if config.reward is not None:
-        workers["reward"] = (config.reward.workers, "reward.workers")
-    workers["rollout"] = (config.rollout.engines, "rollout.engines")
-    return workers
-
-
 def role_groups(config: RunConfig) -> list[tuple[str, ...]]:
     """The roles of the run by GPU group: those that `cluster.colocate` puts together, and each of the others alone."""
-    present = list(role_workers(config))
+    present = [role.name for role in roles_of(config)]
     shared = [tuple(role for role in present if role in roles) for roles in config.cluster.colocate]
     taken = {role for roles in shared for role in roles}
     groups = [roles for roles in shared if roles] + [(role,) for role in present if role not in taken]
@@ -61,18 +39,21 @@ def role_groups(config: RunConfig) -> list[tuple[str, ...]]:
 
 def asked_gpus(config: RunConfig) -> list[Ask]:
     """What each GPU group of the run asks for."""
-    workers = role_workers(config)
+    by_name = {role.name: role for role in roles_of(config)}
     asks = []
-    for roles in role_groups(config):
-        counts, keys = zip(*(workers[role] for role in roles), strict=True)
-        if roles == ("rollout",):
+    for names in role_groups(config):
+        roles: list[Role] = [by_name[name] for name in names]
+        if names == (ROLLOUT,):
             rollout = config.rollout
-            keys = (f"rollout.engines {rollout.engines} * rollout.tensor_parallel {rollout.tensor_parallel}",)
-            asks.append(Ask("engines", rollout.engines * rollout.tensor_parallel, *keys))
+            keys = f"rollout.engines {rollout.engines} * rollout.tensor_parallel {rollout.tensor_parallel}"
+            asks.append(Ask("engines", rollout.engines * rollout.tensor_parallel, keys))
         elif len(roles) == 1:
-            asks.append(Ask(roles[0], counts[0], keys[0]))
+            asks.append(Ask(roles[0].name, roles[0].workers, roles[0].workers_key))
         else:
-            asks.append(Ask("+".join(roles), max(counts), f"{', '.join(keys)}, shared by cluster.colocate"))
+            keys = ", ".join(role.workers_key for role in roles)
+            asks.append(
+                Ask("+".join(names), max(role.workers for role in roles), f"{keys}, shared by cluster.colocate")
+            )
     return asks
 
 

@@ -10,6 +10,7 @@ from ray_rl.config.data import DataConfig
 from ray_rl.config.launch import LaunchConfig
 from ray_rl.config.online import AlgorithmConfig, PpoAlgorithm
 from ray_rl.config.rewards import RewardConfig
+from ray_rl.config.roles import CRITIC
 from ray_rl.config.rollout import RolloutConfig, WeightSyncConfig
 from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig
 
@@ -98,11 +99,11 @@ class RunConfig(Config):
     @classmethod
     def _add_critic(cls, given: Any) -> Any:
         """Adds the default critic for `algorithm.kind: ppo`, which cannot train without one."""
-        if not isinstance(given, dict) or given.get("critic") is not None:
+        if not isinstance(given, dict) or given.get(CRITIC) is not None:
             return given
         match given.get("algorithm"):
             case PpoAlgorithm() | {"kind": "ppo"}:
-                return {**given, "critic": {}}
+                return {**given, CRITIC: {}}
             case _:
                 return given
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from ray_rl.catalog.weight_files import COVERED, weights_digest
 from ray_rl.config import RunConfig
+from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD
 from ray_rl.errors import DataError
 
 Models = Mapping[str, Sequence[Sequence[str | None]]]
 """By role, folder and digest of each of its models: `models` in `run.json` of a checkpoint."""
 
-KEYS = {"actor": "model.path", "critic": "critic.path", "reference": "reference.path", "reward": "reward.paths"}
+KEYS = {ACTOR: "model.path", CRITIC: "critic.path", REFERENCE: "reference.path", REWARD: "reward.paths"}
 """Roles that load models, with their key in the configuration. The engines load the policy's, and get its weights."""
 FROZEN = {
-    "reference": "the penalty would be the distance from another model than before",
-    "reward": "the rewards would be those of another model than before",
+    REFERENCE: "the penalty would be the distance from another model than before",
+    REWARD: "the rewards would be those of another model than before",
 }
 """Roles whose weights no checkpoint holds, with what another model would mean."""
 
@@ -53,7 +54,7 @@ def require_same_models(config: RunConfig, before: Models, now: Models, *, note:
     """
     frozen = dict(FROZEN)
     if config.train.frozen_layers:
-        frozen["actor"] = f"train.frozen_layers={config.train.frozen_layers}: these layers would be another model's"
+        frozen[ACTOR] = f"train.frozen_layers={config.train.frozen_layers}: these layers would be another model's"
     for role, models in now.items():
         had = {entry[0]: entry[1] for entry in before.get(role, ())}
         for folder, digest in models:

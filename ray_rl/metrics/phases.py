@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from ray_rl.config.roles import REFERENCE
+
 START = "start"
 """The phase before the first step: engines load and get their first weights. Its time belongs to no step."""
 
@@ -18,7 +20,7 @@ _DOING = {
     START: "starting",
     "rollout": "waiting for rollouts",
     "reward": "scoring completions",
-    "reference": "computing reference log-probabilities",
+    REFERENCE: "computing reference log-probabilities",
     "train": "training",
     "sync": "publishing weights",
     "evaluate": "evaluating",

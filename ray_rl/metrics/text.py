@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_rl.config import RunConfig
-from ray_rl.config.gpus import loaded_reference
+from ray_rl.config.roles import ACTOR, REFERENCE, ROLLOUT, has_reference, roles_of
 
 _FIELDS = {
     "reward": ("reward/mean", 6, ".3f"),
@@ -36,12 +36,12 @@ class Columns:
         absent = set()
         if config.rollout.max_staleness == 0:
             absent.add("stale")
-        if loaded_reference(config) is None:
+        if not has_reference(config):
             absent.add("kl")
         phases = ["rollout", "train", "sync"]
-        has_baselines = config.algorithm.needs_old_logprobs or config.critic is not None or config.reward is not None
-        if has_baselines or loaded_reference(config) is not None:
-            phases.insert(1, "reference")
+        scores = any(role.name not in (ACTOR, ROLLOUT) for role in roles_of(config))
+        if scores or config.algorithm.needs_old_logprobs:
+            phases.insert(1, REFERENCE)
         if config.checkpoint.every_steps is not None:
             phases.append("checkpoint")
         return cls(tuple(label for label in _FIELDS if label not in absent), tuple(phases))

@@ -10,10 +10,11 @@ from typing import Any
 
 from ray_rl.catalog.models import find_shape
 from ray_rl.config import RunConfig
-from ray_rl.config.gpus import role_workers
+from ray_rl.config.roles import ROLLOUT, USUAL_PAIRS, Role, roles_of
+from ray_rl.config.rollout import RolloutConfig
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.hardware import hardware_rules
-from ray_rl.config.train import Trained
+from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig, Trained
 from ray_rl.planner.assess import DTYPE, Assessment, assess
 from ray_rl.planner.gpus import ClusterShape
 
@@ -118,7 +119,7 @@ class _Search:
         """Proposes smaller roles, all by the same ratio, until they fit the available GPUs."""
         for divisor in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0):
             ratio = self.cluster.gpus / gpus / divisor
-            smaller = {key: max(1, math.floor(count * ratio)) for count, key in role_workers(self.config).values()}
+            smaller = {role.workers_key: max(1, math.floor(role.workers * ratio)) for role in roles_of(self.config)}
             proposal = self.fix_memory(smaller)
             if proposal is not None:
                 return proposal
@@ -126,8 +127,8 @@ class _Search:
 
     def grow(self, assessment: Assessment) -> Proposal | None:
         """Proposes twice the workers for the roles that do not fit, on as few additional nodes as possible."""
-        troubled = {role for problem in assessment.problems for role in problem.roles} - {"rollout"}
-        twice = {key: 2 * count for role, (count, key) in role_workers(self.config).items() if role in troubled}
+        troubled = {role for problem in assessment.problems for role in problem.roles} - {ROLLOUT}
+        twice = {role.workers_key: 2 * role.workers for role in roles_of(self.config) if role.name in troubled}
         for nodes in range(self.cluster.nodes, 2 * self.cluster.nodes + 1):
             more = {} if nodes == self.cluster.nodes else {"cluster.nodes": nodes}
             larger = _Search(self.config, replace(self.cluster, nodes=nodes))
@@ -163,21 +164,28 @@ class _Search:
         """Yields roles and changes that save their memory; the cheapest in time first."""
         config = changed(self.config, base)
         yield DTYPE, {"model.dtype": "float32"}
-        yield from (("actor", remedy) for remedy in _trained_remedies(config, "train", config.train))
-        if config.critic is not None:
-            yield from (("critic", remedy) for remedy in _trained_remedies(config, "critic", config.critic))
-        if config.reference is not None:
-            yield "reference", {"reference.zero_stage": 3}
-            yield "reference", {"reference.zero_stage": 3, "reference.offload": True}
-        if config.reward is not None:
-            yield "reward", {"reward.micro_batch_tokens": _longest(config)}
-            yield "reward", {"reward.workers": len(config.reward.paths)}
+        for role in roles_of(config):
+            yield from ((role.name, remedy) for remedy in _role_remedies(config, role))
         rollout, shape = config.rollout, find_shape(config.model.path)
-        yield "rollout", {"rollout.gpu_memory_fraction": max(MEMORY_FRACTION, rollout.gpu_memory_fraction)}
+        yield ROLLOUT, {"rollout.gpu_memory_fraction": max(MEMORY_FRACTION, rollout.gpu_memory_fraction)}
         gpus = rollout.engines * rollout.tensor_parallel
         for size in [] if shape is None else shape.tensor_parallel_sizes():
             if rollout.tensor_parallel < size <= self.cluster.gpus_per_node:
-                yield "rollout", {"rollout.tensor_parallel": size, "rollout.engines": max(1, gpus // size)}
+                yield ROLLOUT, {"rollout.tensor_parallel": size, "rollout.engines": max(1, gpus // size)}
+
+
+def _role_remedies(config: RunConfig, role: Role) -> Iterator[Changes]:
+    match role.settings:
+        case TrainConfig() | CriticConfig() as trained:
+            yield from _trained_remedies(config, role.key, trained)
+        case ReferenceConfig():
+            yield {f"{role.key}.zero_stage": 3}
+            yield {f"{role.key}.zero_stage": 3, f"{role.key}.offload": True}
+        case RewardModelConfig():
+            yield {f"{role.key}.micro_batch_tokens": _longest(config)}
+            yield {f"{role.key}.workers": len(role.models)}
+        case RolloutConfig():
+            pass  # the engines' remedies depend on the cluster
 
 
 def _trained_remedies(config: RunConfig, key: str, trained: Trained) -> Iterator[Changes]:
@@ -195,23 +203,25 @@ def _trained_remedies(config: RunConfig, key: str, trained: Trained) -> Iterator
 
 def _shared(config: RunConfig) -> Changes:
     """Returns changes that put the usual pairs of roles on the same GPUs, if both have equally many workers."""
-    workers = {role: count for role, (count, _) in role_workers(config).items()}
-    pairs = [["actor", "reference"], ["critic", "reward"]]
+    workers = {role.name: role.workers for role in roles_of(config)}
+    pairs = [list(pair) for pair in USUAL_PAIRS]
     together = [pair for pair in pairs if pair[0] in workers and workers.get(pair[1]) == workers[pair[0]]]
     return {"cluster.colocate": together} if together and together != config.cluster.colocate else {}
 
 
 def _without_offloading(config: RunConfig) -> Changes:
     """Returns changes that disable offloading to the nodes' memory."""
-    trained = {"train": config.train, "critic": config.critic}
-    off = {
-        f"{key}.offload.{part}": False
-        for key, role in trained.items()
-        if role is not None
-        for part, is_on in role.offload.model_dump().items()
-        if is_on
-    }
-    return off | ({"reference.offload": False} if config.reference is not None and config.reference.offload else {})
+    off: dict[str, Any] = {}
+    for role in roles_of(config):
+        match role.settings:
+            case TrainConfig() | CriticConfig() as trained:
+                parts = trained.offload.model_dump()
+                off |= {f"{role.key}.offload.{part}": False for part, is_on in parts.items() if is_on}
+            case ReferenceConfig(offload=True):
+                off[f"{role.key}.offload"] = False
+            case _:
+                pass
+    return off
 
 
 def _offloads(remedy: Changes) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from ray_rl.config import RunConfig
+from ray_rl.config.roles import roles_of
 from ray_rl.config.train import Trained
 
 
@@ -45,9 +46,8 @@ def step_arithmetic(config: RunConfig) -> Step:
     rollouts = algorithm.prompts_per_step * algorithm.group_size
     per_update = rollouts // algorithm.minibatches
     longest = config.data.max_prompt_tokens + config.rollout.max_tokens
-    shares = {"actor": _share(config.train, per_update, longest)}
-    if config.critic is not None:
-        shares["critic"] = _share(config.critic, per_update, longest)
+    trained = [(role.name, role.trained) for role in roles_of(config)]
+    shares = {name: _share(model, per_update, longest) for name, model in trained if model is not None}
     return Step(
         prompts=algorithm.prompts_per_step,
         group_size=algorithm.group_size,

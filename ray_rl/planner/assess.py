@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from ray_rl.catalog.models import KNOWN_SHAPES, find_shape
 from ray_rl.catalog.shapes import FAMILIES, ModelShape
 from ray_rl.config import RunConfig
-from ray_rl.config.gpus import loaded_reference
+from ray_rl.config.roles import models_of, roles_of
+from ray_rl.config.rollout import RolloutConfig
+from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig
 from ray_rl.errors import ConfigError
 from ray_rl.planner.engines import KvCache, cpu_engine_memory, engine_memory
 from ray_rl.planner.gpus import GIB, ClusterShape
 from ray_rl.planner.host import host_needs
-from ray_rl.planner.memory import Bounds, Memory, model_path, reference_memory, reward_memory, trained_memory
+from ray_rl.planner.memory import Bounds, Memory, reference_memory, reward_memory, trained_memory
 from ray_rl.planner.plan import Plan, unbounded_plan, wanted
 
 USABLE = 0.95
@@ -94,31 +96,28 @@ def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, M
     Raises:
         ConfigError: the shape of a model is not known.
     """
-    policy = known_shape("model.path", config.model.path)
-    memories = {"actor": trained_memory(config, "actor", config.train, policy)}
-    if config.critic is not None:
-        backbone = known_shape("critic.path", model_path(config, config.critic))
-        memories["critic"] = trained_memory(config, "critic", config.critic, backbone)
-    reference = loaded_reference(config)
-    if reference is not None:
-        shape = known_shape("reference.path", model_path(config, reference))
-        memories["reference"] = reference_memory(config, reference, shape)
-    if config.reward is not None:
-        shapes = [known_shape(f"reward.paths.{i}", path) for i, path in enumerate(config.reward.paths)]
-        memories["reward"] = reward_memory(config, config.reward, shapes)
-    if config.cluster.accelerator == "gpu":
-        memories["rollout"], cache = engine_memory(config, policy, cluster.gpu)
-    else:
-        memories["rollout"], cache = cpu_engine_memory(config, policy)
+    memories: dict[str, Memory] = {}
+    cache: KvCache | None = None
+    for role in roles_of(config):
+        shapes = [known_shape(key, path) for key, path in role.models]
+        match role.settings:
+            case TrainConfig() | CriticConfig() as trained:
+                memories[role.name] = trained_memory(config, role.name, trained, shapes[0])
+            case ReferenceConfig() as reference:
+                memories[role.name] = reference_memory(config, reference, shapes[0])
+            case RewardModelConfig() as reward:
+                memories[role.name] = reward_memory(config, reward, shapes)
+            case RolloutConfig() if config.cluster.accelerator == "gpu":
+                memories[role.name], cache = engine_memory(config, shapes[0], cluster.gpu)
+            case RolloutConfig():
+                memories[role.name], cache = cpu_engine_memory(config, shapes[0])
+    assert cache is not None, "a run has engines"
     return memories, cache
 
 
 def unknown_models(config: RunConfig) -> list[str]:
     """Returns the names of the run's models whose memory cannot be planned, because their shapes are unknown."""
-    paths = [config.model.path]
-    paths += [model_path(config, role) for role in (config.critic, loaded_reference(config)) if role is not None]
-    paths += [] if config.reward is None else config.reward.paths
-    return [path for path in dict.fromkeys(paths) if find_shape(path) is None]
+    return [path for path in dict.fromkeys(path for _, path in models_of(config)) if find_shape(path) is None]
 
 
 def known_shape(key: str, path: str) -> ModelShape:

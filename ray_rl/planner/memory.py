@@ -8,7 +8,8 @@ from typing import Any
 
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
-from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig, Trained
+from ray_rl.config.roles import REFERENCE, REWARD
+from ray_rl.config.train import ReferenceConfig, RewardModelConfig, TrainConfig, Trained
 from ray_rl.planner.activations import frozen_activations, logits_bytes, trained_activations
 from ray_rl.planner.gpus import GIB, MIB
 from ray_rl.planner.hardware import resolve_dtype
@@ -239,7 +240,7 @@ def reference_memory(config: RunConfig, reference: ReferenceConfig, shape: Model
             is_trained=False,
         ),
     }
-    return Memory("reference", held, {"forward": forward}, offloaded, loading)
+    return Memory(REFERENCE, held, {"forward": forward}, offloaded, loading)
 
 
 def reward_memory(config: RunConfig, reward: RewardModelConfig, shapes: list[ModelShape]) -> Memory:
@@ -252,9 +253,4 @@ def reward_memory(config: RunConfig, reward: RewardModelConfig, shapes: list[Mod
     tokens = max(reward.micro_batch_tokens, longest)
     activations = max(frozen_activations(shape, tokens=tokens, element=bounds.element) for shape in largest_first)
     held = bounds.context | {"weights": float(weights)}
-    return Memory("reward", held, {"forward": {"activations": activations}}, loading=float(weights))
-
-
-def model_path(config: RunConfig, role: CriticConfig | ReferenceConfig) -> str:
-    """Returns the model path of a role: its own, or that of the policy."""
-    return config.model.path if role.path is None else role.path
+    return Memory(REWARD, held, {"forward": {"activations": activations}}, loading=float(weights))

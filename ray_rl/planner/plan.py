@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_rl.config import RunConfig
-from ray_rl.config.gpus import role_groups, role_workers
+from ray_rl.config.gpus import role_groups
+from ray_rl.config.roles import ROLLOUT, roles_of
 from ray_rl.errors import ConfigError
 from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.layout import Packed, Place, Request, nodes_used, pack
@@ -95,7 +96,7 @@ def unbounded_plan(config: RunConfig, *, gpus_per_node: int) -> Plan:
     Raises:
         ConfigError: an engine is larger than a node.
     """
-    workers = {role: count for role, (count, _) in role_workers(config).items()}
+    workers = {role.name: role.workers for role in roles_of(config)}
     on_gpu = config.cluster.accelerator == "gpu"
     engine = config.rollout.tensor_parallel
     if on_gpu and engine > gpus_per_node:
@@ -104,7 +105,7 @@ def unbounded_plan(config: RunConfig, *, gpus_per_node: int) -> Plan:
             f"{gpus_per_node}; set rollout.tensor_parallel to {gpus_per_node} or less"
         )
     all_roles = role_groups(config)
-    devices = [engine if "rollout" in roles else 1 for roles in all_roles]
+    devices = [engine if ROLLOUT in roles else 1 for roles in all_roles]
     requests = [
         Request(max(workers[role] for role in roles), gpus) for roles, gpus in zip(all_roles, devices, strict=True)
     ]

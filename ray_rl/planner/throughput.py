@@ -12,11 +12,11 @@ from math import ceil
 
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
-from ray_rl.config.gpus import loaded_reference
-from ray_rl.config.train import Trained
+from ray_rl.config.roles import roles_of
+from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, Trained
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import Assessment, known_shape
-from ray_rl.planner.memory import Bounds, model_path
+from ray_rl.planner.memory import Bounds
 
 TRAINING_SHARE = 0.35
 """Share of the peak that training with ZeRO and padded rows reaches (MFU)."""
@@ -78,18 +78,21 @@ def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
     tokens = step.rollouts * step.longest
     passes = [_scoring_s(policy.parameters, tokens, config.train.workers, peak) * algorithm.needs_old_logprobs]
     update_s = _training_s(policy.parameters, tokens * algorithm.update_epochs, config.train, peak)
-    reference = loaded_reference(config)
-    if reference is not None:
-        frozen = known_shape("reference.path", model_path(config, reference)).parameters
-        passes.append(_scoring_s(frozen, tokens, reference.workers, peak))
-    if config.reward is not None:
-        models = [known_shape("reward.paths", path).scorer_parameters for path in config.reward.paths]
-        passes.append(_scoring_s(sum(models), tokens, config.reward.workers, peak))
-    if config.critic is not None:
-        critic = known_shape("critic.path", model_path(config, config.critic)).scorer_parameters
-        passes.append(_scoring_s(critic, tokens, config.critic.workers, peak))
-        # The critic and the actor are trained concurrently.
-        update_s = max(update_s, _training_s(critic, tokens * algorithm.update_epochs, config.critic, peak))
+    for role in roles_of(config):
+        shapes = [known_shape(key, path) for key, path in role.models]
+        match role.settings:
+            case ReferenceConfig():
+                passes.append(_scoring_s(shapes[0].parameters, tokens, role.workers, peak))
+            case RewardModelConfig():
+                models = sum(shape.scorer_parameters for shape in shapes)
+                passes.append(_scoring_s(models, tokens, role.workers, peak))
+            case CriticConfig() as critic:
+                parameters = shapes[0].scorer_parameters
+                passes.append(_scoring_s(parameters, tokens, role.workers, peak))
+                # The critic and the actor are trained concurrently.
+                update_s = max(update_s, _training_s(parameters, tokens * algorithm.update_epochs, critic, peak))
+            case _:
+                pass
     weights = sync_bytes(config, policy)
     return Estimate(
         rollout_s=_rollout_s(config, assessment, policy, peak),

@@ -6,7 +6,7 @@ it to `CHECKS`, before slower ones, and to `QUICK_CHECKS` if it needs no torch a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,8 +139,9 @@ def _check_models(config: RunConfig) -> None:
     Packaged models need no check. Weights that must be downloaded from the hub are checked by the workers.
     """
     from ray_rl.catalog.models import PACKAGED_MODELS
+    from ray_rl.config.roles import models_of
 
-    loaded = [(key, path) for key, path in _model_paths(config) if path not in PACKAGED_MODELS]
+    loaded = [(key, path) for key, path in models_of(config) if path not in PACKAGED_MODELS]
     if not loaded:
         return
     from ray_rl.models.loading import check_checkpoint, load_model_config, require_rows, resolved_packing
@@ -153,7 +154,8 @@ def _check_models(config: RunConfig) -> None:
         model_config = load_model_config(folder, trust_remote_code=trusts, key=key)
         if key == "model.path":
             resolved_packing(config.train, model_config, accelerator=config.cluster.accelerator)
-        if key in ("model.path", "reward.paths"):  # the other models read the policy's tokens
+        is_judge = key.startswith("reward.paths")
+        if key == "model.path" or is_judge:  # the other models read the policy's tokens
             largest = _largest_token(folder, trusts, key=key)
         if largest is not None:
             require_rows(largest, model_config, folder=path, key=key)
@@ -161,7 +163,7 @@ def _check_models(config: RunConfig) -> None:
             continue
         if key == "critic.path":
             check_value_checkpoint(folder, trust_remote_code=trusts)
-        elif key != "reward.paths":
+        elif not is_judge:
             check_checkpoint(folder, trust_remote_code=trusts, key=key)
 
 
@@ -177,18 +179,6 @@ def _check_export(config: RunConfig) -> None:
     from ray_rl.checkpoint.hugging_face import check_export
 
     check_export(str(_folder_of(config.model.path)))
-
-
-def _model_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yields the key and path of every model that the run loads, the policy first."""
-    from ray_rl.config.gpus import loaded_reference
-
-    yield "model.path", config.model.path
-    for key, role in (("reference.path", loaded_reference(config)), ("critic.path", config.critic)):
-        if role is not None and role.path is not None:
-            yield key, role.path
-    for path in () if config.reward is None else config.reward.paths:
-        yield "reward.paths", path
 
 
 def _largest_token(folder: str, trusts: bool, *, key: str) -> tuple[str, int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ray_rl.catalog.models import find_shape
 from ray_rl.config.advantages import Gae, GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
 from ray_rl.config.algorithm import AdaptiveKl, Algorithm
+from ray_rl.config.roles import roles_of
 from ray_rl.config.run import RunConfig
 from ray_rl.config.train import Trained
 
@@ -22,12 +23,10 @@ def algorithm_rules(config: RunConfig) -> Iterator[str]:
 
 def training_rules(config: RunConfig) -> Iterator[str]:
     """Schedule and DeepSpeed's own rules, for the actor and the critic; DeepSpeed's for the reference."""
-    trained: dict[str, Trained] = {"train": config.train}
-    if config.critic is not None:
-        trained["critic"] = config.critic
-    for key, role in trained.items():
-        yield from _schedule(config, key, role)
-        yield from _deepspeed(config, key, role)
+    for role in roles_of(config):
+        if role.trained is not None:
+            yield from _schedule(config, role.key, role.trained)
+            yield from _deepspeed(config, role.key, role.trained)
     frozen, shape = config.train.frozen_layers, find_shape(config.model.path)
     if shape is not None and frozen >= shape.layers:
         yield (
@@ -56,9 +55,9 @@ def _batch(config: RunConfig) -> Iterator[str]:
             f"set algorithm.minibatches to one of {divisors}"
         )
     rollouts = prompts * algorithm.group_size // minibatches
-    roles = {"train": config.train.workers} | ({} if config.critic is None else {"critic": config.critic.workers})
-    for key, workers in roles.items():
-        if workers > rollouts:
+    for role in roles_of(config):
+        key, workers = role.key, role.workers
+        if role.trained is not None and workers > rollouts:
             yield (
                 f"{key}.workers={workers}: a minibatch holds {rollouts} rollouts (prompts_per_step {prompts} "
                 f"* group_size {algorithm.group_size} / minibatches {minibatches}), so some workers would have none; "

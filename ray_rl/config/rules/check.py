@@ -16,13 +16,15 @@ from ray_rl.catalog.models import PACKAGED_MODELS
 from ray_rl.catalog.shapes import read_settings
 from ray_rl.catalog.weight_files import weight_file_problems
 from ray_rl.config.data import CustomSource, Files, ReasoningGym, is_pattern
-from ray_rl.config.gpus import loaded_reference, visible_gpu_count
+from ray_rl.config.gpus import visible_gpu_count
 from ray_rl.config.loading.explain import as_one_message, show
 from ray_rl.config.rewards import CustomReward, ReasoningGymScore, Regex
+from ray_rl.config.roles import models_of, roles_of
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.determinism import determinism_rules
 from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.run import RunConfig
+from ray_rl.config.train import RewardModelConfig
 from ray_rl.errors import ConfigError
 
 TRANSFORMERS_LABELS = 2
@@ -74,16 +76,11 @@ def check_run_folder_is_free(config: RunConfig) -> None:
 
 
 def _models(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
-    yield from _model("model.path", config.model.path, is_elsewhere=is_elsewhere)
-    reference = loaded_reference(config)
-    if reference is not None and reference.path is not None:
-        yield from _model("reference.path", reference.path, is_elsewhere=is_elsewhere)
-    if config.critic is not None and config.critic.path is not None:
-        yield from _model("critic.path", config.critic.path, is_elsewhere=is_elsewhere)
-    if config.reward is not None:
-        for index, path in enumerate(config.reward.paths):
-            yield from _model(f"reward.paths.{index}", path, is_elsewhere=is_elsewhere)
-            yield from _labels(f"reward.paths.{index}", path)
+    for key, path in models_of(config):
+        yield from _model(key, path, is_elsewhere=is_elsewhere)
+    for role in roles_of(config):
+        for key, path in role.models if isinstance(role.settings, RewardModelConfig) else ():
+            yield from _labels(key, path)
 
 
 def _is_missing_here(path: str, *, is_elsewhere: bool) -> bool:
@@ -177,7 +174,7 @@ def _data(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
 
 
 def _rewards(config: RunConfig) -> Iterator[str]:
-    if not config.rewards and config.reward is None:
+    if not config.rewards and not any(isinstance(role.settings, RewardModelConfig) for role in roles_of(config)):
         yield "rewards=[]: nothing judges the completions; add a reward function, or a reward model under reward"
     names: dict[str, int] = {}
     for index, reward in enumerate(config.rewards):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ray_rl.catalog.models import find_shape
-from ray_rl.config.gpus import asked_gpus, role_workers
+from ray_rl.config.gpus import asked_gpus
 from ray_rl.config.loading.explain import show
+from ray_rl.config.roles import roles_of
 from ray_rl.config.run import RunConfig
 
 
@@ -23,7 +24,7 @@ def hardware_rules(config: RunConfig, visible_gpus: int) -> Iterator[str]:
 
 
 def _colocation(config: RunConfig) -> Iterator[str]:
-    workers = role_workers(config)
+    workers = {role.name: role for role in roles_of(config)}
     seen: dict[str, int] = {}
     for index, group in enumerate(config.cluster.colocate):
         if len(group) < 2:
@@ -40,11 +41,12 @@ def _colocation(config: RunConfig) -> Iterator[str]:
             seen.setdefault(role, index)
         present = [role for role in group if role in workers]
         for role in present[1:]:
-            (count, key), (first, first_key) = workers[role], workers[present[0]]
-            if count != first:
+            other, first = workers[role], workers[present[0]]
+            if other.workers != first.workers:
                 yield (
                     f"cluster.colocate.{index}={show(group)}: worker i of each role shares GPU i, but "
-                    f"{first_key}={first} and {key}={count}; set {key}={first}"
+                    f"{first.workers_key}={first.workers} and {other.workers_key}={other.workers}; set "
+                    f"{other.workers_key}={first.workers}"
                 )
 
 

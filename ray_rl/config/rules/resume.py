@@ -8,6 +8,7 @@ from typing import Any
 from ray_rl.config.base import Config
 from ray_rl.config.loading.explain import as_one_message, show
 from ray_rl.config.loading.redact import without_secrets
+from ray_rl.config.roles import CRITIC
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
 
@@ -76,9 +77,9 @@ def _fixed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     fixed = dict(FIXED)
     if before["rollout"]["max_staleness"] > 0:
         fixed["algorithm.group_size"] = "the checkpoint may hold groups of that size"
-    if (before["critic"] is None) != (now["critic"] is None):
-        fixed["critic"] = "a critic is trained from the first step on, or not at all"
-    elif before["critic"] is not None:
+    if (before[CRITIC] is None) != (now[CRITIC] is None):
+        fixed[CRITIC] = "a critic is trained from the first step on, or not at all"
+    elif before[CRITIC] is not None:
         fixed["critic.path"] = "the checkpoint holds the weights of the other model"
     return fixed
 

@@ -8,12 +8,11 @@ from ray_rl.planner.memory import (
     LIVE_PARAMETERS,
     REDUCE_BUCKET,
     Memory,
-    model_path,
     reference_memory,
     reward_memory,
     trained_memory,
 )
-from tests.unit.planner.conftest import REWARD, SEVEN
+from tests.unit.planner.conftest import SEVEN
 
 SHAPE = KNOWN_SHAPES[SEVEN]
 N = SHAPE.parameters
@@ -112,8 +111,6 @@ def test_a_critic_has_a_head_of_one_number_and_neither_logits_nor_sync(make):
     assert memory.held["weights"] == 2 * SHAPE.scorer_parameters
     assert "logits" not in memory.terms()
     assert "sync" not in memory.phases
-    assert model_path(config, config.critic) == SEVEN
-    assert model_path(config, config.critic.model_copy(update={"path": REWARD})) == REWARD
 
 
 def test_a_micro_batch_is_at_least_one_sequence(make):

@@ -1,0 +1,70 @@
+"""The roles of a run, written once: whoever needs to know what a run consists of loops over `roles_of(config)`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ray_rl.config.rollout import RolloutConfig
+from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig, Trained
+
+if TYPE_CHECKING:
+    from ray_rl.config.run import RunConfig
+
+ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT = "actor", "critic", "reference", "reward", "rollout"
+
+Sharing = Literal["actor", "critic", "reference", "reward"]
+"""A role whose workers may share GPUs with those of another one."""
+
+USUAL_PAIRS = ((ACTOR, REFERENCE), (CRITIC, REWARD))
+"""Roles that share GPUs well, because they do not compute at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """The workers of a run that hold the same models and do the same work."""
+
+    name: str
+    key: str
+    """The section of the configuration."""
+    settings: TrainConfig | CriticConfig | ReferenceConfig | RewardModelConfig | RolloutConfig
+    """What that section says."""
+    workers: int
+    """Number of workers, each with one GPU; of `rollout`, engines with `rollout.tensor_parallel` GPUs."""
+    workers_key: str
+    """The key that sets this number."""
+    models: tuple[tuple[str, str], ...]
+    """Key and path of each model that a worker loads at the start."""
+
+    @property
+    def trained(self) -> Trained | None:
+        """The settings, if DeepSpeed trains the model."""
+        return self.settings if isinstance(self.settings, Trained) else None
+
+
+def roles_of(config: RunConfig) -> tuple[Role, ...]:
+    """Returns the roles that the run has, in the order in which their workers are placed."""
+    policy, train, rollout = ("model.path", config.model.path), config.train, config.rollout
+    roles = [Role(ACTOR, "train", train, train.workers, "train.workers", (policy,))]
+    if config.critic is not None:
+        models = (policy if config.critic.path is None else ("critic.path", config.critic.path),)
+        roles.append(Role(CRITIC, "critic", config.critic, config.critic.workers, "critic.workers", models))
+    if config.reference is not None and config.algorithm.kl.coefficient > 0:
+        frozen = config.reference
+        models = (policy if frozen.path is None else ("reference.path", frozen.path),)
+        roles.append(Role(REFERENCE, "reference", frozen, frozen.workers, "reference.workers", models))
+    if config.reward is not None:
+        judges = tuple((f"reward.paths.{index}", path) for index, path in enumerate(config.reward.paths))
+        roles.append(Role(REWARD, "reward", config.reward, config.reward.workers, "reward.workers", judges))
+    roles.append(Role(ROLLOUT, "rollout", rollout, rollout.engines, "rollout.engines", (policy,)))
+    return tuple(roles)
+
+
+def has_reference(config: RunConfig) -> bool:
+    """Whether the run loads a frozen reference, which it does where a KL penalty needs one."""
+    return any(role.name == REFERENCE for role in roles_of(config))
+
+
+def models_of(config: RunConfig) -> tuple[tuple[str, str], ...]:
+    """Returns key and path of every model that the run loads, once each, the policy first."""
+    return tuple(dict.fromkeys(model for role in roles_of(config) for model in role.models))
