@@ -18,7 +18,6 @@ REWRITE_LATER = {
     "app",
     "cluster",
     "config",
-    "data",
     "loops",
     "rewards",
     "rollout",

@@ -1,4 +1,4 @@
-"""Checks of many rows: before the start for a bounded time, and in the background of training."""
+"""Checks many rows: before the start for a limited time, and in the background of training."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from ray_rl.errors import DataError, UserError
 
 SHOWN_FAULTS = 5
-"""The first is told in full, the others by their place."""
+"""The most wrong rows in a message: the first with its error, the others only by their place."""
 PROGRESS_S = 10.0
-"""Between two lines that say how far the checks are."""
+"""Seconds between two progress messages."""
 SHARE = 0.05
-"""Part of a core that checks take during training: about 100 rows a second, many times what a run consumes."""
+"""Share of a core that checks use during training: about 100 rows per second, many times more than a run needs."""
 
 FOUND_LATE = (
     "This row was found in the background of training, before it was used. To continue without such rows: resume with "
@@ -31,11 +31,11 @@ def check_rows(check: Check, order: Iterable[int], *, until: float, say: Callabl
         check: the check of one row.
         order: indices of the rows.
         until: when to stop, on the clock of `time.monotonic`.
-        say: told how far the checks are, if they take long.
-        what: is done with a row, for `say`: "read" or "checked".
+        say: called with the progress of long checks.
+        what: the past participle for `say`: "read" or "checked".
 
     Raises:
-        DataError: the first row of the source that was found to be wrong, and where the others are.
+        DataError: rows are wrong; the message has the first row with its error, and the places of the others.
     """
     start = told = time.monotonic()
     faults: dict[int, DataError] = {}
@@ -58,13 +58,13 @@ def check_rows(check: Check, order: Iterable[int], *, until: float, say: Callabl
 
 
 class Lookahead:
-    """Checks rows in a thread while others train, in the order in which they will be used.
+    """Checks rows in a thread during training, in the order in which they will be used.
 
-    It reads rows and changes nothing, so that what is trained does not depend on how far it is.
+    It only reads rows, so that training does not depend on its progress.
     """
 
     def __init__(self, check: Check, *, done: set[int]) -> None:
-        """Prepares the checks; `watch` starts the thread.
+        """Makes the checks; `watch` starts the thread.
 
         Args:
             check: the check of one row; called in the thread.
@@ -77,13 +77,13 @@ class Lookahead:
         self._thread: threading.Thread | None = None
 
     def watch(self, upcoming: Callable[[], Iterable[int]]) -> None:
-        """Starts at the first call; at every call, raises what was found since.
+        """Starts the thread at the first call. Every call raises errors that were found since the last call.
 
         Args:
-            upcoming: gives the indices of all rows, in the order in which they will be used first.
+            upcoming: returns the indices of all rows, in the order of their first use.
 
         Raises:
-            DataError: naming a row that is wrong.
+            DataError: a row is wrong; the message names it.
         """
         if self._thread is None:
             order = [index for index in upcoming() if index not in self._done]
@@ -93,7 +93,7 @@ class Lookahead:
             raise self._found
 
     def settle(self, *, timeout_s: float) -> bool:
-        """Waits until all rows are checked or one is wrong; returns whether that is so."""
+        """Waits until all rows are checked or one is wrong; returns False if the time ran out before."""
         if self._thread is not None:
             self._thread.join(timeout_s)
         return self._thread is not None and not self._thread.is_alive()

@@ -1,4 +1,4 @@
-"""Jinja as transformers sets it up for chat templates, with a bound on the work of one rendering."""
+"""Jinja with the settings of transformers for chat templates, and with a limit on the work of one rendering."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import jinja2
 from jinja2 import ext, nodes, parser, runtime, sandbox, visitor
 
 RENDER_STEPS = 200_000
-"""Rounds of loops and calls of one rendering: a conversation needs a few for each message."""
+"""The most loop rounds and calls of one rendering: a conversation needs a few for each message."""
 RENDER_S = 5.0
 
 ITEM_CHARACTERS = 64
-"""What an item of a list counts for, as text."""
+"""Number of characters that an item of a list counts for."""
 
 
 @dataclass
@@ -44,12 +44,12 @@ class _Budget:
 
 
 class TooMuchWork(jinja2.TemplateRuntimeError):
-    """A template that is too much work."""
+    """Rendering a template takes too much work."""
 
 
 _BUDGET: ContextVar[_Budget] = ContextVar("budget of the rendering")
 _OF_A_COMPILATION = _Budget(sys.maxsize, 2**24, math.inf)
-"""While a template is compiled, where Jinja works out constants."""
+"""Budget while a template is compiled, when Jinja computes constants."""
 
 
 def _budget() -> _Budget:
@@ -57,16 +57,16 @@ def _budget() -> _Budget:
 
 
 def rendered(template: jinja2.Template, variables: Mapping[str, Any], *, characters: int) -> str:
-    """The template with its variables.
+    """Renders the template with its variables.
 
     Args:
         template: a template of `environment()`.
         variables: the values of its variables by name.
-        characters: at most so many of the result, and of every text on the way.
+        characters: the most characters of the result and of every intermediate text.
 
     Raises:
-        jinja2.TemplateError: the template says so (`raise_exception`), misuses something, or is too much work.
-        Exception: what else the template raises, as the code that it is.
+        jinja2.TemplateError: the template raised it (`raise_exception`), has an error, or takes too much work.
+        Exception: any other exception of the template, which is code.
     """
     budget = _Budget(RENDER_STEPS, characters, time.monotonic() + RENDER_S)
     token = _BUDGET.set(budget)
@@ -83,21 +83,21 @@ def rendered(template: jinja2.Template, variables: Mapping[str, Any], *, charact
 
 
 def _sized(value: Any) -> Any:
-    """The value itself, if it is no text beyond the bound."""
+    """Returns the value; raises if it is a text beyond the limit."""
     if isinstance(value, str):
         _budget().room(len(value))
     return value
 
 
 def _widths(arguments: Sequence[Any]) -> None:
-    """Refuses a number that a text would be filled up to: too late once it is."""
+    """Refuses a number to which a text would be padded, before the padding uses too much memory."""
     for argument in arguments:
         if isinstance(argument, int):
             _budget().room(argument)
 
 
 def _stepped(iterable: Any) -> Iterator[Any]:
-    """The iterable, each round of it counted."""
+    """Yields the items of the iterable and counts each round."""
     for item in iterable:
         _budget().step()
         yield item
@@ -110,11 +110,11 @@ def _joined(values: Sequence[Any]) -> str:
 
 
 class _Counting(visitor.NodeTransformer):
-    """Sends what loops over, and what joins texts, through functions that count."""
+    """Rewrites loops and text operations to use functions that count."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        # Whether a loop knows its length is nothing that a template sees: Jinja counts where it has to.
+        # A template does not see whether a loop knows its length: Jinja counts if necessary.
         node.iter = nodes.Filter(node.iter, "_stepped", [], [], None, None)
         return node
 
@@ -124,7 +124,7 @@ class _Counting(visitor.NodeTransformer):
 
 
 class _Environment(sandbox.ImmutableSandboxedEnvironment):
-    """transformers' environment, whose loops, calls and texts are counted."""
+    """The environment of transformers, with loops, calls and texts counted."""
 
     intercepted_binops = frozenset({"+", "*", "**"})
 
@@ -145,7 +145,7 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
 
 
 def _result_size(operator: str, left: Any, right: Any) -> int:
-    """Characters of a text, or what a list or a number counts for, that the operation makes."""
+    """Returns the size of an operation's result: characters of a text, or the equivalent for a list or number."""
     if operator == "+":
         return _size(left) + _size(right)
     if operator == "**":
@@ -164,7 +164,7 @@ def _size(value: Any) -> int:
 
 
 class _Generation(ext.Extension):
-    """The tag `{% generation %}`, which marks what an assistant said and writes nothing."""
+    """The tag `{% generation %}`, which marks the text of an assistant and writes nothing."""
 
     tags = {"generation"}  # noqa: RUF012 - as its base class has it
 
@@ -185,12 +185,12 @@ def _strftime_now(form: str) -> str:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """JSON without the escapes of HTML that Jinja's own filter makes."""
+    """Returns JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def environment() -> jinja2.Environment:
-    """A sandbox for chat templates: the settings, filters and functions that transformers gives them."""
+    """Returns a sandbox for chat templates, with the settings, filters and functions of transformers."""
     made = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols], finalize=_sized
     )

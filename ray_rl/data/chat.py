@@ -1,4 +1,4 @@
-"""Prompts to tokens, tokens to text, and what ends a completion: the model's tokenizer with its chat template."""
+"""Turns prompts into tokens and tokens into text, and knows what ends a completion: tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ray_rl.data.template import ChatTemplate
 
 ANSWER = "Zq42qZ"
-"""An answer that stands nowhere else in a rendered conversation: what follows it ends a turn."""
+"""A unique answer in a rendered conversation: the text after it ends a turn."""
 SHOWN_CHARACTERS = 200
 BEGINS_ANSWERS = (
     "<|im_start|>assistant",
@@ -32,25 +32,25 @@ BEGINS_ANSWERS = (
     "<\uff5cAssistant\uff5c>",
     "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
 )
-"""What the chat templates of common models write last, before an answer."""
+"""The last text before an answer in the chat templates of common models."""
 _OPENED_THINKING = re.compile(r"\s*<think>\s*(?:</think>)?\s*$")
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """What ends a completion."""
+    """The tokens and texts that end a completion."""
 
     token_ids: tuple[int, ...]
     """The completion ends with the first of these tokens, which it includes."""
     texts: tuple[str, ...]
-    """The completion ends where the first of these texts is complete."""
+    """The completion ends when the first of these texts is complete."""
 
 
 class ChatTokenizer:
     """A model's tokenizer with its chat template.
 
-    Prompts become tokens once, here. A completion starts where its prompt's tokens end: by position, whatever the
-    tokens are. Text is decoded for rewards and people only, and never tokenised again.
+    Prompts are tokenised once, here. A completion starts after its prompt's tokens, by position, whatever the tokens
+    are. Text is decoded only for rewards and people, and never tokenised again.
     """
 
     def __init__(
@@ -66,31 +66,31 @@ class ChatTokenizer:
         Args:
             folder: the folder with the tokenizer's files, or the name of a model of the hub.
             trust_remote_code: let a tokenizer without tokenizer.json bring its own code.
-            chat_template: Jinja, a file of it, or the name of one of the model's templates; None is the model's own.
+            chat_template: Jinja text, a Jinja file, or the name of one of the model's templates; None for its default.
             template_options: values for variables that the template reads.
 
         Raises:
             DataError: there is no tokenizer, or `chat_template` is not valid.
-            ConfigError: `chat_template` is neither Jinja nor a file nor a name, or an option is not read by it.
+            ConfigError: `chat_template` is neither Jinja nor a file nor a name, or it does not read an option.
         """
         self._owner = folder
         self._tokenizer: ModelTokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         self._own_template = None if chat_template is None else template_text(chat_template, self._tokenizer.templates)
         self._options = template_options or {}
         self._eos_token_ids = _eos_token_ids(self._tokenizer)
-        # Compiled now, as an export would find out after the last step that the template is not valid.
+        # Compiled now, because otherwise an invalid template would be found by the export after the last step.
         self._changed = self._template.text if self._own_template is not None or self._options else None
 
     @classmethod
     def of_run(cls, config: RunConfig, folder: str | Path) -> ChatTokenizer:
-        """The policy's, as a run has it.
+        """Returns the tokenizer of a run's policy.
 
         Args:
             config: the configuration of the run.
-            folder: where the policy's files lie, or a hub name.
+            folder: the folder of the policy's files, or a hub name.
 
         Raises:
-            DataError, ConfigError: as the constructor, or options come without a chat template.
+            DataError, ConfigError: as in the constructor, or there are options without a chat template.
         """
         if config.data.template_options and not uses_chat(config.data):
             raise ConfigError("data.template_options needs the chat template, but data.chat=false; remove it")
@@ -103,41 +103,41 @@ class ChatTokenizer:
 
     @property
     def model_tokenizer(self) -> ModelTokenizer:
-        """Text to tokens without a template."""
+        """The tokenizer without a template."""
         return self._tokenizer
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text: the tokenizer's, then those of generation_config.json."""
+        """Tokens that end a text: that of the tokenizer, then those of generation_config.json."""
         return self._eos_token_ids
 
     @property
     def changed_template(self) -> str | None:
-        """The chat template that an export has to carry: None if it is the tokenizer's own, without options."""
+        """The chat template that an export must contain; None if it is the tokenizer's own, without options."""
         return self._changed
 
     @cached_property
     def turn_end(self) -> int | None:
-        """The token that the chat template writes behind an answer, if it is a token of its own."""
+        """The token that the chat template writes after an answer, if it is a single token."""
         after = self._after_an_answer()
         token_ids = self._tokenizer.encode(after, special=False) if after else []
         added = set(self._tokenizer.added.values())
-        # Space before it is part of the turn; a word there is one that only this template's next turn begins with.
+        # Space before the token belongs to the turn; a word there begins the next turn of this template only.
         spoken = [i for i in token_ids if i in added or self._tokenizer.decode([i], skip_special_tokens=False).strip()]
         return spoken[0] if spoken and spoken[0] in added else None
 
     def ends(self, stop: Sequence[str], stop_token_ids: Sequence[int], *, chat: bool) -> Ends:
-        """What ends a completion: the model's tokens, the template's turn end, and what the configuration adds.
+        """Returns the ends of a completion: the model's tokens, the template's turn end, and the configured ones.
 
-        A text that is one token also ends a completion as that token: special tokens are in no decoded text.
+        A text that is a single token also ends a completion as a token: decoded text has no special tokens.
 
         Args:
             stop: `rollout.stop`.
             stop_token_ids: `rollout.stop_token_ids`.
-            chat: prompts went through the chat template.
+            chat: whether prompts went through the chat template.
 
         Raises:
-            ConfigError: a token that the tokenizer has not, or a text with a special token in it that never appears.
+            ConfigError: the tokenizer does not have a token, or a text contains a special token and so never appears.
         """
         token_ids = [*self._eos_token_ids, *stop_token_ids]
         if chat and self.turn_end is not None:
@@ -158,25 +158,25 @@ class ChatTokenizer:
         return Ends(tuple(dict.fromkeys(token_ids)), tuple(dict.fromkeys(stop)))
 
     def ends_of(self, config: RunConfig) -> Ends:
-        """What ends a completion of a run.
+        """Returns the ends of a completion of a run.
 
         Raises:
-            ConfigError: as `ends`.
+            ConfigError: as in `ends`.
         """
         return self.ends(config.rollout.stop, config.rollout.stop_token_ids, chat=uses_chat(config.data))
 
     def encode(self, prompt: str | Sequence[Message], *, chat: bool) -> tuple[int, ...]:
-        """Tokens of a prompt.
+        """Returns the tokens of a prompt.
 
         Args:
             prompt: text, or a conversation.
-            chat: apply the chat template, generation prompt included; text is then one user message. Without, text is
-                tokenised as it is, behind the special tokens that the tokenizer puts at the start by itself; what it
-                puts at the end would end the completion before it begins, and is left out.
+            chat: apply the chat template with the generation prompt; text becomes one user message. If False, text is
+                tokenised as it is, after the special tokens that the tokenizer adds at the start. Special tokens at
+                the end are left out, because they would end the completion before it begins.
 
         Raises:
             DataError: the model has no chat template, the template refuses or loses text, the tokenizer loses text, or
-                a conversation comes with chat False.
+                the prompt is a conversation and `chat` is False.
         """
         if not chat:
             if not isinstance(prompt, str):
@@ -195,7 +195,7 @@ class ChatTokenizer:
         return tuple(token_ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
+        """Returns the text without special tokens."""
         return self._tokenizer.decode(token_ids)
 
     @cached_property
@@ -221,7 +221,7 @@ class ChatTokenizer:
         )
 
     def _open_ended(self, text: str) -> list[int]:
-        """Tokens of a text with those that the tokenizer puts before it, without those that it puts behind it."""
+        """Returns the tokens of a text with the special tokens before it, without those after it."""
         bare, whole = self._tokenizer.encode(text, special=False), self._tokenizer.encode(text, special=True)
         for start in range(len(whole) - len(bare) + 1):
             if whole[start : start + len(bare)] == bare:
@@ -229,7 +229,7 @@ class ChatTokenizer:
         return whole
 
     def _check_not_rendered(self, content: str) -> None:
-        """Refuses a text that went through a chat template before: the model would see a conversation in a message."""
+        """Refuses a text that has gone through a chat template: the model would see a conversation inside a message."""
         end = _OPENED_THINKING.sub("", content[-SHOWN_CHARACTERS:]).rstrip()
         if end.endswith(BEGINS_ANSWERS):
             raise DataError(
@@ -238,7 +238,7 @@ class ChatTokenizer:
             )
 
     def _check_embedded(self, token_ids: Sequence[int]) -> None:
-        """Refuses tokens that the model has no rows for, such as those of images in a model of text."""
+        """Refuses tokens without an embedding in the model, such as image tokens in a text model."""
         beyond = next((token for token in token_ids if self._rows is not None and token >= self._rows), None)
         if beyond is not None:
             text = self._tokenizer.decode([beyond], skip_special_tokens=False)
@@ -249,19 +249,19 @@ class ChatTokenizer:
 
     @cached_property
     def _rows(self) -> int | None:
-        """Rows of the model's embedding, if the tokenizer lies beside its config.json."""
+        """Rows of the model's embedding, if config.json is in the folder of the tokenizer."""
         file = self._tokenizer.folder / "config.json"
         settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         rows = settings.get("vocab_size", (settings.get("text_config") or {}).get("vocab_size"))
         return rows if isinstance(rows, int) else None
 
     def _check_decodes(self, texts: Sequence[str], token_ids: Sequence[int]) -> None:
-        """Refuses tokens that do not hold the texts, but for space and what the tokenizer normalizes."""
+        """Refuses tokens that lose parts of the texts, apart from space and the tokenizer's normalization."""
         if self._tokenizer.library is None:
-            return  # A tokenizer in Python may rewrite text in its own ways.
+            return  # A tokenizer in Python may rewrite text in ways of its own.
         whole = _compared(self._tokenizer.decode(token_ids, skip_special_tokens=False))
         lost = next((text for text in texts if not self._is_in(text, whole)), None)
-        # An unknown word stands for what it is not: that is how such a model reads every text.
+        # The unknown token replaces words that are not in the vocabulary; such a model reads every text so.
         if lost is not None and self._tokenizer.unknown.isdisjoint(token_ids):
             raise DataError(
                 f"the tokenizer of {self._owner} loses text: {lost[:SHOWN_CHARACTERS]!r} becomes "
@@ -273,7 +273,7 @@ class ChatTokenizer:
         return _compared(text) in whole or _compared(self._tokenizer.normalized(text)) in whole
 
     def _after_an_answer(self) -> str | None:
-        """What the template writes behind an answer: up to the end, or where that is nothing, before the next turn."""
+        """Returns the text after an answer: up to the end, or if that is empty, up to the next turn."""
         question, answer = Message("user", "1+1?"), Message("assistant", ANSWER)
         for messages in ([question, answer], [question, answer, question]):
             try:
@@ -302,14 +302,14 @@ class ChatTokenizer:
 
 
 def template_text(value: str, templates: Mapping[str, str]) -> str:
-    """The Jinja text that `model.chat_template` stands for.
+    """Returns the Jinja text for a value of `model.chat_template`.
 
     Args:
-        value: Jinja, a file of it, or a name.
+        value: Jinja text, a Jinja file, or a name.
         templates: the templates of the model, by name.
 
     Raises:
-        ConfigError: it is none of them.
+        ConfigError: the value is none of these.
     """
     if value in templates:
         return templates[value]
@@ -323,7 +323,7 @@ def template_text(value: str, templates: Mapping[str, str]) -> str:
 
 
 def without_file(value: str) -> str:
-    """`model.chat_template` with a file's text in place of its path.
+    """Returns the content of the file if `model.chat_template` is a path, and otherwise the value itself.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -342,7 +342,7 @@ def _is_jinja(text: str) -> bool:
 
 
 def without_end(tokenizer: ChatTokenizer, config: RunConfig) -> str | None:
-    """A warning, if nothing but their limit ends the completions of a run."""
+    """Returns a warning if only the token limit ends the completions of a run."""
     ends = tokenizer.ends_of(config)
     if ends.token_ids or ends.texts:
         return None
@@ -354,7 +354,7 @@ def without_end(tokenizer: ChatTokenizer, config: RunConfig) -> str | None:
 
 
 def uses_chat(data: DataConfig) -> bool:
-    """Whether prompts go through the chat template."""
+    """Returns whether prompts go through the chat template."""
     return data.chat if isinstance(data, Table) else True
 
 
@@ -364,7 +364,7 @@ def _compared(text: str) -> str:
 
 
 def _eos_token_ids(tokenizer: ModelTokenizer) -> tuple[int, ...]:
-    """Tokens that end a text, as transformers finds them: generation_config.json says it, or else config.json."""
+    """Returns the tokens that end a text, as in transformers: from generation_config.json, or else config.json."""
     of_tokenizer = tokenizer.id_of("eos_token")
     token_ids = [] if of_tokenizer is None else [of_tokenizer]
     for name in ("generation_config.json", "config.json"):
@@ -373,7 +373,7 @@ def _eos_token_ids(tokenizer: ModelTokenizer) -> tuple[int, ...]:
             continue
         try:
             settings = json.loads(file.read_text(encoding="utf-8"))
-            # Of a model that sees, the part that writes has settings of its own.
+            # In a vision model, the text model has separate settings.
             declared = settings.get("eos_token_id", settings.get("text_config", {}).get("eos_token_id"))
         except (OSError, ValueError, AttributeError) as error:
             raise DataError(f"{file}: is not a JSON object ({error}); restore the file") from error

@@ -1,4 +1,4 @@
-"""Values of a row by the name of their column, also inside of nested columns."""
+"""Reads values of a row by column name, including nested columns."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from ray_rl.errors import DataError
 
 RESERVED_COLUMNS = frozenset({"completions", "prompts", "finish_reasons", "lengths"})
-"""What reward functions get in addition to the columns of the row."""
+"""Arguments that reward functions get in addition to the columns of the row."""
 
 DEEPEST = 200
-"""Objects and lists inside of each other. Python's own limit depends on how deep the caller is."""
+"""The deepest nesting of objects and lists. Python's own limit depends on the depth of the caller."""
 MOST_BITS = 14_000
-"""Python writes no integers of more than 4,300 digits."""
+"""The most bits of an integer: Python cannot write integers of more than 4,300 digits."""
 
 _SHOWN_CHARACTERS = 80
 _REASON_CHARACTERS = 600
 
 
 def column_value(columns: Mapping[str, Any], path: str) -> Any:
-    """The value of a column, or inside of nested columns: `reward_model.ground_truth`.
+    """Returns the value of a column, which may be nested: `reward_model.ground_truth`.
 
     A column whose whole name is the path comes first. Lists have no names inside.
 
@@ -43,7 +43,7 @@ def column_value(columns: Mapping[str, Any], path: str) -> Any:
 
 
 def has_column(columns: Mapping[str, Any], path: str) -> bool:
-    """Whether there is a value of that name, which may be None."""
+    """Returns whether there is a value with that name; the value may be None."""
     try:
         column_value(columns, path)
     except KeyError:
@@ -52,16 +52,16 @@ def has_column(columns: Mapping[str, Any], path: str) -> bool:
 
 
 def column_names(columns: Mapping[str, Any]) -> list[str]:
-    """The names of all columns, and of what is in nested ones, as a configuration can name them."""
+    """Returns the names of all columns and nested columns, as a configuration can name them."""
     inner = [f"{name}.{key}" for name, value in columns.items() if isinstance(value, Mapping) for key in value]
     return sorted([*columns, *inner])
 
 
 def plain(value: Any, *, where: str, depth: int = 0) -> Any:
-    """The value as a checkpoint can hold it: text, numbers, booleans, None, lists and dictionaries.
+    """Returns the value in types that a checkpoint can hold: text, numbers, booleans, None, lists and dictionaries.
 
-    Times become ISO text, decimal numbers text, numpy's values Python's, tuples lists, and nan, which tables write for
-    what is missing, None.
+    Times become ISO text, decimal numbers become text, numpy values become Python values, tuples become lists, and nan,
+    with which tables mark missing values, becomes None.
 
     Args:
         value: the value of a column.
@@ -69,7 +69,8 @@ def plain(value: Any, *, where: str, depth: int = 0) -> Any:
         depth: the depth of the value in its column.
 
     Raises:
-        DataError: another type, infinity, a key that is no text, half of a surrogate pair, or nested too deep.
+        DataError: the value has another type, infinity, a key that is not text, half of a surrogate pair, or is nested
+            too deep.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -103,9 +104,9 @@ def check_text(text: str, *, where: str) -> None:
     """Refuses text with half of a surrogate pair.
 
     Raises:
-        DataError: with the character and its place.
+        DataError: the text has one; the message has the character and its position.
     """
-    if text.isascii():  # Python knows it of every text, whatever its length
+    if text.isascii():  # takes constant time
         return
     try:
         text.encode("utf-8")
@@ -117,18 +118,18 @@ def check_text(text: str, *, where: str) -> None:
 
 
 def shorten(value: object) -> str:
-    """The repr of a value, at most a line of it, however large or deep it is."""
+    """Returns the repr of a value, shortened to one line, for values of any size and depth."""
     text = repr(value[: _SHOWN_CHARACTERS + 1]) if isinstance(value, str) else _SHORT.repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def reason(error: BaseException) -> str:
-    """What an error of a library says, in one line of bounded length."""
+    """Returns the message of a library's error on one line of limited length."""
     return " ".join(str(error)[:_REASON_CHARACTERS].split())
 
 
 class _Short(reprlib.Repr):
-    """A repr of bounded time and length."""
+    """A repr with limited time and length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +138,7 @@ class _Short(reprlib.Repr):
         self.maxdict = self.maxlist = self.maxtuple = 8
 
     def repr_int(self, x: int, level: int) -> str:
-        """Python refuses to write integers of more than 4,300 digits."""
+        """Describes integers of more than 4,300 digits, which Python refuses to write."""
         return f"an integer of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
 
 

@@ -1,4 +1,4 @@
-"""Data files: which ones a path stands for, and whether they are the same as before."""
+"""Finds the data files for a path, and computes digests that show whether they have changed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ray_rl.config.data import Csv, Files, Jsonl, Parquet, is_pattern
 from ray_rl.errors import DataError
 
 SUFFIXES = {"jsonl": (".jsonl", ".jsonl.gz"), "parquet": (".parquet",), "csv": (".csv", ".tsv")}
-"""Names that the files in a folder end in, by `data.kind`."""
+"""Suffixes of the files in a folder, by `data.kind`."""
 WHOLE_BYTES = 2**30
-"""Files of at most this size are hashed from start to end, and kept in memory."""
+"""Files of at most this size are hashed completely and kept in memory."""
 BLOCKS, BLOCK_BYTES = 64, 2**20
-"""A larger file is hashed at so many places, spread evenly, and at its end."""
+"""Number and size of the evenly spread blocks that are hashed of a larger file, in addition to its end."""
 
 Result = TypeVar("Result")
 
@@ -28,16 +28,16 @@ class DataFile:
 
     path: Path
     name: str
-    """The file in ids: its path inside of the folder or pattern, so that it is the same wherever the folder is."""
+    """The file's name in ids: its path inside the folder or pattern, which does not depend on the folder's place."""
     shown: str
     """The path as the user wrote it, for errors."""
 
 
 def data_files(config: Files) -> list[DataFile]:
-    """The files that `data.path` stands for, in the order of their names.
+    """Returns the files for `data.path`, sorted by name.
 
     Raises:
-        DataError: there are none.
+        DataError: there are no files.
     """
     path = Path(config.path).expanduser()
     if path.is_file():
@@ -52,7 +52,7 @@ def data_files(config: Files) -> list[DataFile]:
     else:
         raise DataError(f"data.path={config.path} does not exist (looked from {Path.cwd()}); correct data.path")
     named = sorted((each.relative_to(root).as_posix(), each) for each in found if each.is_file())
-    # Hidden files are left over by downloads and editors.
+    # Hidden files are remains of downloads and editors.
     named = [(name, each) for name, each in named if not any(part.startswith(".") for part in name.split("/"))]
     if not named:
         raise DataError(f"data.path={config.path}: no {wanted}; correct data.path or data.kind")
@@ -60,10 +60,10 @@ def data_files(config: Files) -> list[DataFile]:
 
 
 def read_bytes(file: DataFile, read: Callable[[Path], Result]) -> Result:
-    """What `read` makes of the file.
+    """Calls `read` with the file's path and returns its result.
 
     Raises:
-        DataError: the system cannot read it.
+        DataError: the system cannot read the file.
     """
     try:
         return read(file.path)
@@ -72,7 +72,7 @@ def read_bytes(file: DataFile, read: Callable[[Path], Result]) -> Result:
 
 
 def digests(files: Sequence[DataFile]) -> Mapping[str, str]:
-    """A digest of the content of each file, by its name: `blake2b:...`.
+    """Returns a digest of the content of each file, by its name: `blake2b:...`.
 
     A file larger than WHOLE_BYTES is hashed in parts, `blake2b-sampled:...`: its size, and blocks spread over it.
     """
@@ -95,7 +95,7 @@ def _digest(path: Path) -> str:
 
 
 def _before_the_pattern(path: Path) -> Path:
-    """The longest folder at the start of a pattern that has no wildcard."""
+    """Returns the longest folder at the start of a pattern that has no wildcard."""
     root = Path(path.anchor)
     for part in path.relative_to(path.anchor).parts[:-1]:
         if any(character in part for character in "*?["):

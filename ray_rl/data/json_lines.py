@@ -1,4 +1,4 @@
-"""Files of one JSON object a line."""
+"""Reads files with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 """First bytes of UTF-16 and UTF-32."""
 MOST_DIGITS = 4300
-"""Python refuses longer integers."""
+"""The most digits of an integer: Python refuses longer ones."""
 
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]|[^\s{}\[\],:"]+')
 
 
 class JsonlRows:
-    """The objects of files with one JSON object a line; blank lines are skipped. A line is parsed when it is read."""
+    """The objects of files with one JSON object per line. Blank lines are skipped; a line is parsed when it is read."""
 
     def __init__(self, config: Jsonl) -> None:
         """Reads the files once, for their lines and their digests.
 
         Raises:
-            DataError: a file is missing, cannot be read, or there are no lines; or the first line is no object.
+            DataError: a file is missing or cannot be read, or there are no lines, or the first line is not an object.
         """
         self._config = config
         files = data_files(config)
@@ -56,7 +56,7 @@ class JsonlRows:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Row:
-        # Files are few, and rows many: a search through the starts of files is fast enough.
+        # There are few files and many rows, so a search through the starts of the files is fast enough.
         which = next(i for i in range(len(self._files)) if index < self._starts[i + 1])
         lines = self._files[which]
         number, line = lines[index - self._starts[which]]
@@ -74,7 +74,7 @@ class JsonlRows:
 
 
 class _Lines:
-    """Where the lines of a file are. A file of at most WHOLE_BYTES is kept in memory, a larger one is read by line."""
+    """The lines of a file. A file of at most WHOLE_BYTES is kept in memory; a larger one is read line by line."""
 
     def __init__(self, file: DataFile) -> None:
         self.file = file
@@ -90,7 +90,7 @@ class _Lines:
         return len(self._numbers)
 
     def __getitem__(self, index: int) -> tuple[int, bytes]:
-        """Number of the line, from 1, and its bytes without the end of line."""
+        """Returns the number of the line, from 1, and its bytes without the end of line."""
         start, end = self._starts[index], self._ends[index]
         if self._text is not None:
             return self._numbers[index], self._text[start:end]
@@ -129,7 +129,7 @@ class _Lines:
 
 
 def _unpacked(file: DataFile) -> IO[bytes]:
-    """The text of a compressed file, in a temporary file without a name."""
+    """Returns the text of a compressed file, in a temporary file without a name."""
     text = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     with ExitStack() as stack:
         stack.callback(text.close)
@@ -147,7 +147,7 @@ def _parsed(line: bytes, *, where: str) -> Any:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}; convert the file") from error
-    # An unquoted backslash, or a bracket inside of a string, counts too: that only makes the exact look come sooner.
+    # This also counts unquoted backslashes and brackets inside strings, which only makes the exact check run earlier.
     if text.count("[") + text.count("{") > DEEPEST:
         _refuse_fault(text, where=where)
     try:
@@ -174,13 +174,13 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _hint(seen: object) -> str:
-    """What helps with a file that is one JSON list."""
+    """Returns a hint for a file that is one JSON list."""
     is_list = isinstance(seen, list) or (isinstance(seen, str) and seen.lstrip().startswith("["))
     return " (a file that is one list is converted by: jq -c '.[]' IN > OUT)" if is_list else ""
 
 
 def _refuse_fault(text: str, *, where: str) -> None:
-    """Raises DataError for what the parser refuses without a position, or would take in silence."""
+    """Raises DataError for faults that the parser reports without a position or accepts silently."""
     open_: list[set[str]] = []
     previous = ""
     for token in _TOKEN.finditer(text):
@@ -192,7 +192,7 @@ def _refuse_fault(text: str, *, where: str) -> None:
 
 
 def _fault(token: str, previous: str, open_: list[set[str]]) -> tuple[str, str] | None:
-    """The problem with a token, and its remedy. Keeps the keys of the objects that are open."""
+    """Returns the problem with a token, and its remedy. Updates `open_`, the keys of the open objects."""
     if token in "{[":
         open_.append(set())
         if len(open_) > DEEPEST:

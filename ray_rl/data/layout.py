@@ -1,4 +1,4 @@
-"""Which columns of a table are the prompt and the answer: named by the user, or those of a format that others use."""
+"""Finds the columns of the prompt and the answer: named by the user, or those of a common format."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ray_rl.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What becomes of the columns of a record."""
+    """The meaning of the columns of a record."""
 
     prompt_column: str = "prompt"
-    """Holds text or messages; may be a dotted path."""
+    """The column with text or messages; may be a dotted path."""
     renames: Mapping[str, str] = field(default_factory=dict)
-    """{new name: column of the record}: the column is no longer there under its old name."""
+    """{new name: column of the record}: the column loses its old name."""
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """{new name: column of the record}: the column keeps its old name, too."""
+    """{new name: column of the record}: the column also keeps its old name."""
     drop_last_answer: bool = False
-    """Leave out the assistant's messages at the end of a conversation."""
+    """Whether to leave out the assistant's messages at the end of a conversation."""
     detected: str | None = None
-    """What was found, in one line for the user; None where the names are the usual ones or the user's."""
+    """One line for the user about the detected columns; None if the names are the usual ones or the user's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +43,20 @@ FORMATS = {
     "gsm8k": _Format("question", ()),
     "math": _Format("problem", ("solution",)),
 }
-"""By `data.format`, in the order in which they are looked for."""
+"""Formats by `data.format`, in the order in which they are tried."""
 
 
 def layout_of(config: Table, columns: Iterable[str], *, where: str, first: Mapping[str, Any]) -> Layout:
-    """The layout of a table.
+    """Returns the layout of a table.
 
     Args:
-        config: names of the user come first.
+        config: the configuration, whose column names come first.
         columns: the columns of the table.
-        where: named in errors.
-        first: a record, for what is inside of nested columns.
+        where: the name of the table in errors.
+        first: a record, which shows nested columns.
 
     Raises:
-        DataError: a column that is asked for does not exist, or it is not clear which one is meant.
+        DataError: a requested column does not exist, or several columns are possible.
     """
     names = set(columns)
     formats = _possible(config, names, first)
@@ -76,10 +76,10 @@ def layout_of(config: Table, columns: Iterable[str], *, where: str, first: Mappi
 
 
 def check_columns(columns: Iterable[str], layout: Layout, *, where: str) -> None:
-    """Checks that a record or table with these columns has what a layout takes from it.
+    """Checks that a record or table with these columns has the columns of a layout.
 
     Raises:
-        DataError: a column that is asked for does not exist, or a name is taken.
+        DataError: a requested column does not exist, or a name is in use.
     """
     existing = set(columns)
     if _outer(layout.prompt_column, existing) is None:
@@ -100,22 +100,22 @@ def check_columns(columns: Iterable[str], layout: Layout, *, where: str) -> None
 
 
 def notes(layout: Layout, digests: Mapping[str, str]) -> Sequence[str]:
-    """What the user should know about how a table is read."""
+    """Returns lines for the user about how a table is read."""
     lines = [] if layout.detected is None else [layout.detected]
     sampled = [name for name, digest in digests.items() if digest.startswith(("blake2b-sampled:", "rows-sampled:"))]
     if sampled:
-        lines.append(f"{', '.join(sampled)}: large; whether it is the same at a resume is told by samples")
+        lines.append(f"{', '.join(sampled)}: large; a resume compares only samples of it")
     return lines
 
 
 def possible_answers(columns: Mapping[str, Any]) -> list[str]:
-    """Columns that other formats take for the answer, to propose them."""
+    """Returns the columns that are the answer in other formats, as proposals."""
     candidates = {answer for each in FORMATS.values() for answer in each.answers}
     return sorted(name for name in candidates if has_column(columns, name))
 
 
 def _possible(config: Table, names: set[str], first: Mapping[str, Any]) -> list[str]:
-    """The formats that a table may have."""
+    """Returns the formats that a table may have."""
     if config.format != "auto":
         return [config.format]
     return [name for name, each in FORMATS.items() if name != "plain" and _fits(each, names, first)]
@@ -141,11 +141,11 @@ def _prompt_column(config: Table, formats: list[str], names: set[str], *, where:
 def _answer_column(
     config: Table, formats: list[str], names: set[str], first: Mapping[str, Any], *, where: str
 ) -> str | None:
-    """The column that rewards get as `answer`; None where there is one of that name, or none can be told."""
+    """Returns the column that rewards get as `answer`; None if there is one with that name, or none is certain."""
     found = sorted({answer for name in formats for answer in FORMATS[name].answers if has_column(first, answer)})
     nested = [answer for answer in found if answer not in names]
     if "answer" not in names:
-        # Which of two columns is the answer is left to the user, who is asked for it if a reward needs one.
+        # If two columns could be the answer, the user must decide, and is asked if a reward needs it.
         return found[0] if len(found) == 1 and found[0] not in config.columns.values() else None
     if nested and config.format == "auto":
         raise DataError(
@@ -156,7 +156,7 @@ def _answer_column(
 
 
 def _outer(path: str, existing: set[str]) -> str | None:
-    """The column of a table that a dotted path leads into."""
+    """Returns the column of a table at the start of a dotted path."""
     parts = path.split(".")
     heads = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((head for head in heads if head in existing), None)

@@ -1,4 +1,4 @@
-"""What a prompt column holds: text or a conversation, and what is neither."""
+"""Reads the value of a prompt column: a text or a conversation."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ray_rl.types import Message
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MEANT = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 MEANT |= {"ai": "assistant", "chatbot": "assistant", "function": "tool", "ipython": "tool"}
-"""Roles of other formats."""
+"""Our roles for those of other formats."""
 
 _STORED_AS_TEXT = re.compile(r"\s*\[?\s*\{\s*(['\"])(role|content|from|value)\1\s*:")
-"""How text starts that is a conversation, or one message, written out."""
+"""The start of a text that is a conversation or message in written form."""
 
 
 def read_prompt(value: object, *, where: str, drop_last_answer: bool = False) -> str | tuple[Message, ...]:
-    """The prompt that a column holds. A conversation that was stored as JSON text is read as a conversation.
+    """Returns the prompt in a column. A conversation that is stored as JSON text is read as a conversation.
 
     Args:
         value: the value of the column.
-        where: named in errors: the row and the column.
+        where: the row and the column, for errors.
         drop_last_answer: leave out the assistant's messages at the end.
 
     Raises:
-        DataError: neither text nor messages, empty, something that the template would not see, or a conversation that
-            ends with the assistant's answer.
+        DataError: the value is neither text nor messages, is empty, has keys that the template would not see, or is a
+            conversation that ends with the assistant's answer.
     """
     if isinstance(value, str):
         check_text(value, where=where)
@@ -47,7 +47,7 @@ def read_prompt(value: object, *, where: str, drop_last_answer: bool = False) ->
 
 
 def _stored(text: str, *, where: str) -> list[object] | None:
-    """The messages that were written as JSON text; None for text that is none."""
+    """Returns the messages in a JSON text; None for other text."""
     start = _STORED_AS_TEXT.match(text)
     if start is None:
         return None
@@ -92,12 +92,12 @@ def _message(turn: object, *, where: str) -> Message:
 
 
 def _says_something(value: object) -> bool:
-    """Tables fill in None, and lists without elements, where one message has a key that others lack."""
+    """Returns whether a value has content: tables fill missing keys of messages with None or empty lists."""
     return value is not None and not (isinstance(value, str | Sequence | Mapping) and len(value) == 0)
 
 
 def _content(content: object, *, where: str) -> str:
-    """Text, or the text of all parts."""
+    """Returns the text, or the joined text of all parts."""
     if isinstance(content, list | tuple) and content:
         content = "".join(_part(part, where=f"{where}.content[{number}]") for number, part in enumerate(content))
     if not isinstance(content, str):

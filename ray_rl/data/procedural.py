@@ -1,4 +1,4 @@
-"""Rows that are computed: question i is a function of (seed, i)."""
+"""Computed rows: question i is a function of (seed, i)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class AdditionRows:
 class ReasoningGymRows:
     """Entries of a `reasoning_gym` task, with what its verifier needs in columns `entry` and `task`.
 
-    Columns are JSON-able, but keep the tuples of the package: some verifiers tell them from lists. A few tasks iterate
-    over sets of strings (word_ladder, ransom_note, isomorphic_strings, knight_swap, polynomial_multiplication): theirs
-    differ from process to process unless PYTHONHASHSEED is set.
+    Columns can be written as JSON, but keep the tuples of the package: some verifiers distinguish them from lists. A
+    few tasks iterate over sets of strings (word_ladder, ransom_note, isomorphic_strings, knight_swap,
+    polynomial_multiplication): their rows differ between processes unless PYTHONHASHSEED is set.
     """
 
     def __init__(self, config: ReasoningGym, *, seed: int) -> None:
@@ -69,7 +69,7 @@ def check_task(task: str) -> None:
     """Checks that `reasoning_gym` has the task.
 
     Raises:
-        ConfigError: it does not; the nearest names are in the message.
+        ConfigError: there is no such task; the message has the nearest names.
     """
     from reasoning_gym.factory import DATASETS
 

@@ -1,4 +1,4 @@
-"""What makes a row right: it can be read and tokenised, and has what the rewards need."""
+"""Checks that a row can be read and tokenised, and has the columns that the rewards need."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from ray_rl.errors import DataError
 
 @dataclass(slots=True)
 class CheckedRows:
-    """The rows of a run, and what is known of them."""
+    """The rows of a run, and the results of their checks."""
 
     config: RunConfig
     rows: Rows
     others: Sequence[Callable[[Row], None]] = ()
     """Further checks of a row: each raises DataError if it is wrong."""
     tokenizer: ChatTokenizer | None = None
-    """Used by one thread at a time."""
+    """The tokenizer, which only one thread may use at a time."""
     right: set[int] = field(default_factory=set)
-    """Indices of rows that were checked whole."""
+    """Indices of rows that have passed all checks."""
     longer: int = 0
-    """How many of them are longer than `data.max_prompt_tokens`."""
+    """Number of these rows that are longer than `data.max_prompt_tokens`."""
     wrong: dict[int, str] = field(default_factory=dict)
-    """What is wrong with rows that the run leaves out, by index."""
+    """Errors of rows that the run leaves out, by index."""
     unanswered: int = 0
-    """In how many of them a column that a reward compares with is null."""
+    """Number of checked rows in which a column that a reward compares with is null."""
     _first_longer: str = ""
 
     def read(self, index: int) -> Row | None:
-        """A row with the columns that the rewards need; None for a wrong one that the run leaves out.
+        """Returns a row with the columns that the rewards need; None for a wrong row that the run leaves out.
 
         Raises:
-            DataError: naming the row.
+            DataError: the row is wrong; the message names it.
         """
         try:
             row = self.rows[index]
@@ -53,10 +53,10 @@ class CheckedRows:
         return row
 
     def check(self, index: int) -> None:
-        """Checks all that can be known to be wrong with a row.
+        """Runs all checks of a row.
 
         Raises:
-            DataError: naming the row.
+            DataError: the row is wrong; the message names it.
         """
         row = self.read(index)
         if row is None:
@@ -83,7 +83,7 @@ class CheckedRows:
         """Notes a row that the run leaves out.
 
         Raises:
-            DataError: the given one, where such a row stops the run.
+            DataError: the given error, if such a row stops the run.
         """
         if self.config.data.on_bad_row == "stop":
             raise error
@@ -94,10 +94,10 @@ class CheckedRows:
         return all(column_value(row.columns, column) is not None for column in golds)
 
     def refuse_if_all_are_longer(self) -> None:
-        """Refuses a limit that none of the rows meets which were checked so far.
+        """Refuses a limit that all checked rows exceed.
 
         Raises:
-            DataError: with the first row and its length.
+            DataError: all rows exceed it; the message has the first row and its length.
         """
         if self.longer and self.longer == len(self.right):
             raise DataError(
@@ -106,10 +106,10 @@ class CheckedRows:
             )
 
     def ahead(self, make_tokenizer: Callable[[], ChatTokenizer]) -> Lookahead | None:
-        """Checks the other rows during training. None where all were checked, or where we compute the rows ourselves.
+        """Checks the other rows during training. Returns None if all were checked or if we compute the rows.
 
         Args:
-            make_tokenizer: asked if there was no tokenizer before; a tokenizer serves one thread.
+            make_tokenizer: makes a tokenizer if there is none yet; a tokenizer serves one thread.
         """
         is_computed = isinstance(self.config.data, Addition | ReasoningGym)
         if is_computed or len(self.right) + len(self.wrong) == len(self.rows):
@@ -140,7 +140,7 @@ def _check_reward_columns(rewards: list[RewardConfig], columns: Mapping[str, Any
 
 
 def _place(data: DataConfig, row_id: str) -> str:
-    """The row as its user finds it: with the path of its file as the config gives it, if it is one file."""
+    """Returns a name by which the user can find the row: with the path in the configuration if that is one file."""
     name, _, number = row_id.rpartition(":")
     if isinstance(data, Files) and data.path.endswith(name):
         return f"{data.path}:{number}"

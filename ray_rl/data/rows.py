@@ -1,4 +1,4 @@
-"""A row: a prompt and the columns that belong to it, whatever it was read from."""
+"""A row: a prompt and its columns, for every kind of source."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ class Row:
     """One question."""
 
     id: str
-    """Stable over runs and epochs."""
+    """Id of the row, the same in all runs and epochs."""
     prompt: str | tuple[Message, ...]
-    """Text, or a conversation."""
+    """The prompt: text or a conversation."""
     columns: Mapping[str, Any]
     """The other columns, renamed."""
 
 
 class Rows(Protocol):
-    """An epoch in the order of its source. Reading a row may raise DataError that names it."""
+    """The rows of an epoch in the order of their source. Reading a row may raise a DataError that names it."""
 
     digests: Mapping[str, str]
-    """Digests of the content, by the name of the file or data set; empty where the rows are computed."""
+    """Digests of the content, by the name of the file or data set; empty if the rows are computed."""
     notes: Sequence[str]
-    """What the user should know about how the data is read, a line each."""
+    """Lines for the user about how the data is read."""
 
     def __len__(self) -> int:
-        """Rows of an epoch."""
+        """Returns the number of rows in an epoch."""
 
     def __getitem__(self, index: int) -> Row:
-        """Row `index`: the same at every call."""
+        """Returns the row with this index, the same at every call."""
 
 
 def make_row(record: object, *, id: str, where: str, layout: Layout = Layout()) -> Row:  # noqa: B008 - frozen
-    """The row that a record holds.
+    """Makes a row from a record.
 
     Args:
-        record: what the source holds at this place.
+        record: the record of the source.
         id: the id of the row.
-        where: named in errors, for example "train.jsonl:3".
-        layout: which columns are the prompt and the answer.
+        where: the place of the record for errors, such as "train.jsonl:3".
+        layout: the columns of the prompt and the answer.
 
     Raises:
-        DataError: not a mapping, a column is missing or taken, text that is no Unicode, or a prompt that is none.
+        DataError: the record is not a mapping, a column is missing or its name in use, or text or prompt is invalid.
     """
     if not isinstance(record, Mapping):
         raise DataError(f"{where}: {shorten(record)} is no row; write an object with a column {layout.prompt_column!r}")

@@ -1,4 +1,4 @@
-"""The prompts of a run, in an order and with a position that survive an interruption."""
+"""The prompts of a run, with an order and a position that survive an interruption."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ray_rl.metrics.metric import Last, Metric
 from ray_rl.types import Message, Prompt
 
 USUAL_CHARACTERS = 16
-"""Text has 3 to 5 characters a token; the start of a text that has more is tokenised before the whole is."""
+"""Text has 3 to 5 characters per token. If a text has more than this, its start is tokenised first."""
 MOST_CHARACTERS = 256
 """The longest tokens of common vocabularies are runs of 128 spaces."""
 
@@ -33,30 +33,30 @@ def build_source(
     ahead: Lookahead | None = None,
     note: Callable[[str], None] | None = None,
 ) -> PromptSource:
-    """The prompts that `data:` describes, at the start of their first epoch.
+    """Returns the prompts that `data:` describes, at the start of their first epoch.
 
     Args:
         config: the section `data`.
-        seed: `run.seed`; orders the epochs, and draws procedural questions.
+        seed: `run.seed`, which determines the order of epochs and the procedural questions.
         tokenizer: the tokenizer of the policy.
-        rows: what `open_rows` gave for this section. None opens them.
-        ahead: checks rows that are yet to come, and raises what it found when prompts are taken.
-        note: told what the user should know, a line each.
+        rows: the result of `open_rows` for this section; None opens them.
+        ahead: checks upcoming rows, and raises errors that it found when prompts are taken.
+        note: called with lines for the user.
 
     Raises:
         DataError: a file, a data set or a row is wrong.
-        ConfigError: a name or an option is.
+        ConfigError: a name or an option is wrong.
     """
     opened = open_rows(config, seed=seed) if rows is None else rows
     return PromptSource(opened, config, seed=seed, tokenizer=tokenizer, ahead=ahead, note=note)
 
 
 def open_rows(config: DataConfig, *, seed: int) -> Rows:
-    """The rows that `data:` describes.
+    """Returns the rows that `data:` describes.
 
     Raises:
         DataError: a file or a data set is missing, malformed or empty.
-        ConfigError: no such task, option or function.
+        ConfigError: there is no such task, option or function.
     """
     match config:
         case Addition():
@@ -78,10 +78,10 @@ def open_rows(config: DataConfig, *, seed: int) -> Rows:
 
 
 def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prompt | None:
-    """The prompt of a row, however long; None for one that is so much too long that tokenising it would take too long.
+    """Returns the prompt of a row; None for one so long that tokenising it would take too long.
 
     Raises:
-        DataError: naming the row: the chat template refuses it, or it brings a second system prompt.
+        DataError: the chat template refuses the row, or it has a second system prompt; the message names the row.
     """
     content = _with_system_prompt(row, config.system_prompt)
     messages = (Message("user", content),) if isinstance(content, str) else content
@@ -95,7 +95,7 @@ def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prom
 
 
 def epoch_order(size: int, *, shuffle: bool, seed: int, epoch: int) -> range | list[int]:
-    """The order of the rows in an epoch: a function of (seed, epoch)."""
+    """Returns the order of the rows in an epoch: a function of (seed, epoch)."""
     if not shuffle:
         return range(size)
     order = list(range(size))
@@ -104,7 +104,7 @@ def epoch_order(size: int, *, shuffle: bool, seed: int, epoch: int) -> range | l
 
 
 def _is_far_too_long(messages: Sequence[Message], limit: int, tokenizer: ChatTokenizer) -> bool:
-    """Whether a prompt is longer than the limit, told from its first characters if there are very many."""
+    """Returns whether a prompt exceeds the limit, judged by its first characters if it is very long."""
     characters = sum(len(message.content) for message in messages)
     if characters <= limit * USUAL_CHARACTERS:
         return False
@@ -112,7 +112,7 @@ def _is_far_too_long(messages: Sequence[Message], limit: int, tokenizer: ChatTok
         return True
     longest = max((message.content for message in messages), key=len)
     start = tokenizer.encode(longest[: limit * USUAL_CHARACTERS], chat=False)
-    # The last few tokens of a part can be other ones in the whole.
+    # The last few tokens of a part can differ in the whole text.
     return len(start) > limit + 16
 
 
@@ -121,9 +121,9 @@ class Filtered:
     """Prompts left out because they are longer than `data.max_prompt_tokens`."""
 
     epoch: int
-    """In this epoch, so far."""
+    """Number in the current epoch so far."""
     total: int
-    """In all epochs, so far; a row counts once an epoch."""
+    """Number in all epochs so far; a row counts once per epoch."""
 
 
 @dataclass(slots=True)
@@ -132,19 +132,19 @@ class _Position:
     index: int = 0
     """Next place in the epoch's order."""
     filtered: int = 0
-    """In this epoch."""
+    """Filtered prompts in the current epoch."""
     filtered_before: int = 0
     """In earlier epochs."""
     shortest: int | None = None
     """Tokens of the shortest prompt filtered in this epoch."""
     skipped: int = 0
-    """Rows that were wrong, in this epoch."""
+    """Wrong rows in the current epoch."""
     skipped_before: int = 0
     """In earlier epochs."""
 
 
 class PromptSource:
-    """Prompts without end, epoch after epoch. The order of an epoch is a function of (seed, epoch) alone."""
+    """An endless stream of prompts, epoch after epoch. The order of an epoch is a function of (seed, epoch)."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class PromptSource:
     ) -> None:
         self._ahead = ahead
         self._note = note
-        """Told once."""
+        """Called with the note about a missing digest, at most once; None afterwards."""
         self._rows = rows
         self._config = config
         self._seed = seed
@@ -173,12 +173,12 @@ class PromptSource:
 
     @property
     def filtered(self) -> Filtered:
-        """How many prompts were too long."""
+        """The numbers of prompts that were too long."""
         at = self._position
         return Filtered(epoch=at.filtered, total=at.filtered_before + at.filtered)
 
     def take(self, count: int) -> list[Prompt]:
-        """The next prompts that are short enough, over as many epochs as it needs.
+        """Returns the next prompts that are short enough, from as many epochs as necessary.
 
         Raises:
             DataError: a row is malformed, or all prompts of an epoch are too long.
@@ -193,21 +193,21 @@ class PromptSource:
         return prompts
 
     def metrics(self) -> list[Metric]:
-        """Where it stands."""
+        """Returns metrics of the position."""
         metrics: list[Metric] = [Last("data/epoch", self.epoch), Last("data/filtered_total", self.filtered.total)]
         if self._config.on_bad_row == "skip":
             metrics.append(Last("data/skipped_total", self._position.skipped_before + self._position.skipped))
         return metrics
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs; JSON-able."""
+        """Returns the state for `restore`, as JSON values."""
         return {"source": self._fingerprint(), **asdict(self._position)}
 
     def compare(self, state: Mapping[str, Any]) -> None:
-        """Checks that a state is one of this source, with the same data.
+        """Checks that a state belongs to this source and the same data.
 
         Raises:
-            ConfigError: it is that of another source, or the data has changed since.
+            ConfigError: the state belongs to another source, or the data has changed.
         """
         ours, theirs = self._fingerprint(), state["source"]
         if "digests" not in theirs:
@@ -223,17 +223,17 @@ class PromptSource:
             )
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes where the source was when `state` was taken: the next prompts are those that would have come.
+        """Restores the position of `state`, so that the same prompts follow.
 
         Raises:
-            ConfigError: as `compare`.
+            ConfigError: as in `compare`.
         """
         self.compare(state)
         self._position = _Position(**{key: value for key, value in state.items() if key != "source"})
         self._order = self._order_of(self._position.epoch)
 
     def _next(self) -> Prompt | None:
-        """The next prompt; None if it is too long, or its row is wrong and left out."""
+        """Returns the next prompt; None if it is too long, or its row is wrong and left out."""
         at = self._position
         if at.index == len(self._rows):
             self._position = at = _Position(
@@ -271,7 +271,7 @@ class PromptSource:
         raise DataError(f"data.max_prompt_tokens={limit}: all {at.filtered} prompts are longer; {_needed(at)}")
 
     def _upcoming(self) -> list[int]:
-        """All rows, in the order in which they are used from here on: the rest of this epoch, then those before it."""
+        """Returns all rows in the order of their next use: the rest of this epoch, then its earlier rows."""
         index = self._position.index
         return [*self._order[index:], *self._order[:index]]
 
@@ -289,7 +289,7 @@ class PromptSource:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two fingerprints, for people."""
+    """Describes the differences between two fingerprints."""
     lines = [
         f"{key} was {before.get(key)!r}, is {now[key]!r}"
         for key in now

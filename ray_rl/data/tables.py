@@ -1,4 +1,4 @@
-"""Rows of tables: parquet and CSV files, data sets of the `datasets` package, and users' own sequences."""
+"""Reads rows of tables: parquet and CSV files, data sets of the `datasets` package, and users' own sequences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 DIGEST_ROWS = 16_384
-"""Of a larger data set that is no file of ours, so many rows, evenly spread, stand for all."""
+"""Number of evenly spread rows that are hashed of a larger data set without files."""
 
 
 class ArrowRows:
@@ -33,7 +33,7 @@ class ArrowRows:
         """Reads the files; large ones into a temporary file, which is mapped into memory.
 
         Raises:
-            DataError: a file is missing or damaged, or has other columns than the first; or there are no rows.
+            DataError: a file is missing or damaged, or its columns differ from the first, or there are no rows.
         """
         files = data_files(config)
         self.digests: Mapping[str, str] = digests(files)
@@ -76,7 +76,7 @@ class ArrowRows:
     def _record(self, which: int, index: int) -> dict[str, Any]:
         try:
             (record,) = self._tables[which].slice(index, 1).to_pylist()
-        except ValueError as error:  # also text that is not UTF-8, and times that Python cannot hold
+        except ValueError as error:  # includes text that is not UTF-8, and times that Python cannot represent
             raise DataError(
                 f"{self._files[which].shown}: row {index + 1}: cannot be read: {reason(error)}; correct the row"
             ) from error
@@ -84,7 +84,7 @@ class ArrowRows:
 
 
 class HubRows:
-    """A split of a data set of the hub, or of a folder that `datasets` wrote. Rows are counted from 1."""
+    """A split of a data set from the hub, or from a folder that `datasets` wrote. Rows are counted from 1."""
 
     def __init__(self, config: Hub | Files) -> None:
         """Loads the data set, memory-mapped.
@@ -123,7 +123,7 @@ class HubRows:
 
 
 class CustomRows:
-    """What the user's function returned; the prompt is in column `prompt`. Rows are counted from 0."""
+    """The rows that the user's function returned, with the prompt in column `prompt`. Rows are counted from 0."""
 
     def __init__(self, config: CustomSource) -> None:
         self._config = config
@@ -142,10 +142,12 @@ class CustomRows:
 
 
 def rows_digest(rows: Any) -> str:
-    """A digest of the rows, `rows:...`; of more than DIGEST_ROWS of a sample and their number, `rows-sampled:...`.
+    """Returns a digest of the rows, `rows:...`.
+
+    With more than DIGEST_ROWS rows it is a digest of a sample and of the number of rows, `rows-sampled:...`.
 
     Args:
-        rows: a sequence of mappings. What JSON does not know counts by its type.
+        rows: a sequence of mappings. Values that JSON cannot represent count only by their type.
     """
     size = len(rows)
     chosen = range(size) if size <= DIGEST_ROWS else [size * number // DIGEST_ROWS for number in range(DIGEST_ROWS)]
@@ -160,7 +162,7 @@ def rows_digest(rows: Any) -> str:
 
 
 def is_saved(folder: str) -> bool:
-    """Whether a folder is what `save_to_disk` of a data set wrote."""
+    """Returns whether `save_to_disk` of a data set wrote a folder."""
     root = Path(folder).expanduser()
     return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file()
 
@@ -205,7 +207,7 @@ def _from_hub(config: Hub | Files) -> datasets.Dataset:
 
 
 def _cause(error: BaseException) -> str:
-    """What lies under an error that only says that something failed, in one line."""
+    """Returns the root cause of an error, on one line."""
     import datasets
 
     deepest = error
@@ -215,7 +217,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _parquet(file: DataFile) -> pyarrow.Table:
-    """The table of a file. One that is larger than WHOLE_BYTES when unpacked is mapped from a temporary file."""
+    """Returns the table of a file. If it is larger than WHOLE_BYTES unpacked, it is mapped from a temporary file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -250,7 +252,7 @@ def _row_groups(opened: Any, file: DataFile) -> Iterator[pyarrow.Table]:
 
 
 def _mapped(groups: Iterable[pyarrow.Table], schema: pyarrow.Schema, file: DataFile) -> pyarrow.Table:
-    """The groups in a file without a name, which the system reads into memory as it is used."""
+    """Returns the groups as one table in an unnamed file that is mapped into memory."""
     import pyarrow
 
     with tempfile.NamedTemporaryFile(prefix="ray_rl_data_") as written:
@@ -267,7 +269,7 @@ def _mapped(groups: Iterable[pyarrow.Table], schema: pyarrow.Schema, file: DataF
 
 
 def _csv(file: DataFile, delimiter: str) -> pyarrow.Table:
-    """The table of a file, all values as they are written: an answer 007 or 1,234 is no number yet."""
+    """Returns the table of a file with all values as text: an answer 007 or 1,234 is not converted."""
     import pyarrow
     import pyarrow.csv
 

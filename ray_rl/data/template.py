@@ -1,4 +1,4 @@
-"""Chat templates: rendered as transformers renders them, within bounds, and with every message's text in the result."""
+"""Renders chat templates as transformers does, with limits, and checks that the result has every message's text."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
 
 RENDER_CHARACTERS = 16 * 2**20
-"""Most characters of the result and of every text on the way, beyond four times the conversation itself."""
+"""The most characters of the result and of every intermediate text, in addition to four times the conversation."""
 SHOWN_CHARACTERS = 200
 PART_AS_TEXT = "{'type': 'text', 'text': "
-"""What a template writes that takes a part for a text."""
+"""The output of a template that treats a part as text."""
 
 OF_THE_CONVERSATION = ("messages", "tools", "documents", "add_generation_prompt")
-"""What a template gets with every conversation, so that no option may set it."""
+"""Variables that a template gets with every conversation, so that no option may set them."""
 _FAULTS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -37,14 +37,14 @@ _FAULTS = (
     TypeError,
     ValueError,
 )
-"""What a template raises by itself, as the code that it is; RecursionError is a RuntimeError."""
+"""Exceptions that a template can raise, because it is code; RecursionError is a RuntimeError."""
 
 
 class ChatTemplate:
     """One chat template of a model, with the values of its own variables.
 
-    Text goes into it as text. Where that loses it, because the template wants content as a list of parts, it goes in as
-    one part, `[{"type": "text", "text": ...}]`.
+    Content is passed as text. If the template loses it, because it expects a list of parts, content is passed as one
+    part, `[{"type": "text", "text": ...}]`.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class ChatTemplate:
         """Compiles the template.
 
         Args:
-            text: Jinja, as transformers understands it.
+            text: Jinja text in the form that transformers accepts.
             special_tokens: special tokens by name, such as `bos_token`.
-            owner: what errors call the model.
+            owner: the name of the model in errors.
             options: values for variables that the template reads, such as `enable_thinking`.
 
         Raises:
             DataError: the template is not valid.
-            ConfigError: an option that it does not read.
+            ConfigError: the template does not read an option.
         """
         self._owner = owner
         self._special_tokens = dict(special_tokens)
@@ -83,18 +83,18 @@ class ChatTemplate:
 
     @property
     def text(self) -> str:
-        """What is rendered: the template, after the values of its options."""
+        """The rendered text: the values of the options, followed by the template."""
         return self._text
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-        """The conversation as one text that has the text of every message.
+        """Returns the conversation as one text that contains every message.
 
         Args:
             messages: the messages of the conversation.
-            generation_prompt: end with what begins the assistant's turn.
+            generation_prompt: whether to end with the beginning of the assistant's turn.
 
         Raises:
-            DataError: the template refuses the conversation, fails, is too much work, or leaves out a message.
+            DataError: the template refuses the conversation, fails, takes too much work, or leaves out a message.
         """
         try:
             return self._whole(messages, generation_prompt=generation_prompt, as_parts=False)
@@ -124,16 +124,16 @@ class ChatTemplate:
         )
 
     def _lost_by_role(self, roles: tuple[str, ...], as_parts: bool) -> int | None:
-        """Which message of a conversation with these roles is left out, whatever it says.
+        """Returns the index of a message that the template always leaves out with these roles, or None.
 
-        Looked at once, with words that stand nowhere else: a short text may be found in another message.
+        This is tested once, with unique words: a short text may also occur in another message.
         """
         if (roles, as_parts) not in self._lost:
             marked = [Message(role, f"Zq{index}marked{index}qZ") for index, role in enumerate(roles)]
             try:
                 text = self._rendered(marked, generation_prompt=False, as_parts=as_parts)
             except DataError:
-                # The template reads what such messages say, and only their own texts tell.
+                # The template depends on the content of such messages, so only their own texts can be checked.
                 self._lost[roles, as_parts] = None
             else:
                 self._lost[roles, as_parts] = next((i for i, m in enumerate(marked) if m.content not in text), None)
@@ -175,8 +175,8 @@ class ChatTemplate:
 
 
 def with_options(template: str, options: Mapping[str, Any]) -> str:
-    """The template with values for its variables in front, which hold wherever the caller gives none."""
-    # A line of its own: the line end behind a block is not written, and what follows begins a line, as it did.
+    """Returns the template, preceded by default values for its variables."""
+    # On a separate line: the line end after a block is not written, so the template still begins on a new line.
     lines = [
         f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}\n"
         for name, value in options.items()
@@ -185,16 +185,16 @@ def with_options(template: str, options: Mapping[str, Any]) -> str:
 
 
 def left_out(messages: Sequence[Message], text: str) -> Message | None:
-    """The first message whose text is not in `text`; space of any kind does not count.
+    """Returns the first message whose text is not in `text`, ignoring all space.
 
-    Of an assistant's message what it thought may be left out, as templates of reasoning models do with earlier turns.
+    The thoughts in an assistant's message may be missing: templates of reasoning models drop them in earlier turns.
     """
     whole = squeezed(text)
     behind = 0
     for message in messages:
         for form in _forms(message):
             wanted = squeezed(form)
-            # Most templates keep the order: a long conversation is then searched once, and not once a message.
+            # Most templates keep the order: then a long conversation is searched only once, not once per message.
             found = whole.find(wanted, behind)
             if found < 0:
                 found = whole.find(wanted)
@@ -207,7 +207,7 @@ def left_out(messages: Sequence[Message], text: str) -> Message | None:
 
 
 def _forms(message: Message) -> Iterator[str]:
-    """How the text of a message may be written."""
+    """Yields the possible forms of a message's text."""
     yield message.content
     yield json.dumps(message.content, ensure_ascii=False)[1:-1]
     if message.role == "assistant":
@@ -222,7 +222,7 @@ def _as_dict(message: Message, as_parts: bool) -> dict[str, Any]:
 
 
 def _told(error: BaseException) -> str:
-    """Kind, line of the template and message of an error, in one line."""
+    """Returns kind, template line and message of an error, on one line."""
     frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
     line = error.lineno if isinstance(error, jinja2.TemplateSyntaxError) else frames[-1] if frames else None
     place = "" if line is None else f" in line {line}"

@@ -1,7 +1,7 @@
-"""The one loader of tokenizers: of the policy, the engines, reward models and exports.
+"""The only loader of tokenizers, for the policy, the engines, reward models and exports.
 
-`tokenizer.json` is read by the `tokenizers` library and by nothing else. transformers' `AutoTokenizer` replaces parts
-of it by what it expects of a model's family, so that a byte-level tokenizer under Llama's name loses every space.
+`tokenizer.json` is read only by the `tokenizers` library. transformers' `AutoTokenizer` replaces parts of it with
+defaults of the model's family, so that a byte-level tokenizer under Llama's name loses every space.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
-"""Patterns of what a tokenizer is read from: vocabularies, templates, and code of tokenizers that bring their own."""
+"""Patterns of a tokenizer's files: vocabularies, templates, and code of tokenizers with their own code."""
 MODEL_SETTINGS = ("config.json", "generation_config.json")
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab*.json", "vocab*.txt", "*.tiktoken", "tekken.json")
-"""Patterns of which one file at least holds a vocabulary."""
+"""Patterns of files with a vocabulary; at least one must exist."""
 
 NO_LIMIT = 10**30
-"""What transformers writes as the longest sequence of a tokenizer that knows none."""
+"""transformers' value for the longest sequence of a tokenizer without a limit."""
 
 _NO_TEXT = re.compile(r"image|audio|video|vision", re.IGNORECASE)
 PROBES = (
@@ -54,16 +54,16 @@ PROBES = (
     "Stra\u00dfe, na\u00efve, \u6570\u5b66, \u043f\u0440\u0438\u0432\u0435\u0442, \U0001f600 \u222b x\u00b2 dx",
     " leading, trailing ",
 )
-"""Texts on which two tokenizers that differ give different tokens: spaces, line ends, digits, accents and scripts."""
+"""Texts that show differences between two tokenizers: spaces, line ends, digits, accents and scripts."""
 
 
 def tokenizer_folder(path: str | Path) -> Path:
-    """Where the files of a tokenizer lie: the folder itself, or of a hub name the snapshot in the hub's cache.
+    """Returns the folder of a tokenizer's files: the folder itself, or for a hub name the snapshot in the hub's cache.
 
-    The weights of a hub name are not fetched. With `HF_HUB_OFFLINE=1` or without a network the cache has to have it.
+    Does not download weights. With `HF_HUB_OFFLINE=1` or without a network the cache must have the files.
 
     Raises:
-        OSError, ValueError: it is neither a folder nor a name that the hub or its cache knows.
+        OSError, ValueError: the path is neither a folder nor a name that the hub or its cache knows.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -74,17 +74,17 @@ def tokenizer_folder(path: str | Path) -> Path:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files in `folder` that make up the tokenizer, sorted, templates and code included."""
+    """Returns the files of the tokenizer in `folder`, sorted, including templates and code."""
     return sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()})
 
 
 def copy_tokenizer(source: str | Path, to: Path, *, chat_template: str | None = None) -> list[str]:
-    """Copies the files of a tokenizer as they are; nothing is saved again by a library that might change it.
+    """Copies the files of a tokenizer unchanged; no library saves them again and might change them.
 
     Args:
         source: a folder or a hub name.
         to: an existing folder.
-        chat_template: that was used in place of the tokenizer's own, and becomes the copy's only one.
+        chat_template: the template that was used instead of the tokenizer's own; it becomes the only one of the copy.
 
     Returns:
         Names of the copied files, relative to `to`.
@@ -107,7 +107,7 @@ def copy_tokenizer(source: str | Path, to: Path, *, chat_template: str | None = 
 
 
 def _set_template(folder: Path, template: str) -> None:
-    """Makes `template` the only one of a copied tokenizer, where every reader of it looks."""
+    """Makes `template` the only template of a copied tokenizer, in every place from which it can be read."""
     shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
     for file in folder.glob("chat_template*.json"):
         file.unlink()
@@ -121,41 +121,41 @@ def _set_template(folder: Path, template: str) -> None:
 
 @dataclass(frozen=True)
 class ModelTokenizer:
-    """Text to tokens and back, as the `tokenizers` library does by `tokenizer.json`.
+    """Converts text to tokens and back, with the `tokenizers` library and `tokenizer.json`.
 
-    Only a tokenizer that exists in Python alone (remote code, some of SentencePiece) is transformers' own.
+    transformers is used only for tokenizers that exist only in Python (remote code, some of SentencePiece).
     """
 
     folder: Path
-    """The folder with the tokenizer's files; the snapshot of a hub name."""
+    """The folder with the tokenizer's files; for a hub name its snapshot."""
     backend: tokenizers.Tokenizer | PreTrainedTokenizerBase
     special_tokens: Mapping[str, str]
-    """By name: `bos_token`, `eos_token` ... What templates see."""
+    """Special tokens by name: `bos_token`, `eos_token` ... Templates can use them."""
     templates: Mapping[str, str] = field(default_factory=dict)
     """Chat templates by name; a single one is called `default`."""
     max_tokens: int | None = None
-    """Longest sequence that the tokenizer's settings allow."""
+    """Length of the longest sequence that the tokenizer's settings allow."""
 
     @cached_property
     def library(self) -> tokenizers.Tokenizer | None:
-        """The `tokenizers` library's own object; None of a tokenizer in Python."""
+        """The object of the `tokenizers` library; None for a tokenizer in Python."""
         from tokenizers import Tokenizer
 
         return self.backend if isinstance(self.backend, Tokenizer) else None
 
     @cached_property
     def vocabulary(self) -> Mapping[str, int]:
-        """Id of every token, added ones included."""
+        """Id of every token, including added ones."""
         return self.backend.get_vocab()
 
     @cached_property
     def added(self) -> Mapping[str, int]:
-        """Ids of the tokens that are found in a text before all others: special ones and other added ones."""
+        """Ids of the tokens that are matched in a text before all others: special and other added tokens."""
         return {token.content: index for index, token in self._added_tokens().items()}
 
     @property
     def largest(self) -> tuple[str, int]:
-        """The token with the largest id, and the id; without tokens of images, which Gemma 3 1B has no rows for."""
+        """The token with the largest id, and the id; without image tokens, for which Gemma 3 1B has no rows."""
         of_text = (each for each in self.vocabulary.items() if not (each[0] in self.added and _NO_TEXT.search(each[0])))
         return max(of_text, key=lambda entry: entry[1])
 
@@ -175,24 +175,24 @@ class ModelTokenizer:
     @property
     def _python(self) -> PreTrainedTokenizerBase:
         backend: Any = self.backend
-        assert self.library is None, "the other kind"
+        assert self.library is None, "only a tokenizer in Python gets here"
         return backend  # type: ignore[no-any-return]
 
     @cached_property
     def unknown(self) -> frozenset[int]:
-        """Tokens that stand for text that the vocabulary lacks."""
+        """Tokens that replace text which is not in the vocabulary."""
         model = _json(self.folder / "tokenizer.json").get("model", {})
         named = [self.special_tokens.get("unk_token"), model.get("unk_token")]
         ids = {self.vocabulary.get(text) for text in named if text is not None} | {model.get("unk_id")}
         return frozenset(index for index in ids if index is not None)
 
     def id_of(self, name: str) -> int | None:
-        """Id of the special token with that name (`eos_token`), if there is one and the vocabulary has it."""
+        """Returns the id of a special token by name (`eos_token`); None if it does not exist in the vocabulary."""
         text = self.special_tokens.get(name)
         return None if text is None else self.vocabulary.get(text)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Tokens of a text; with `special` those that the tokenizer puts around it by itself, too."""
+        """Returns the tokens of a text; with `special`, including those that the tokenizer adds around it."""
         if self.library is not None:
             try:
                 with _OfTheLibrary():
@@ -202,7 +202,7 @@ class ModelTokenizer:
         return [int(token) for token in self._python(text, add_special_tokens=special)["input_ids"]]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of tokens."""
+        """Returns the text of tokens."""
         ids = [int(token) for token in token_ids]
         if self.library is not None:
             return self.library.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -211,17 +211,17 @@ class ModelTokenizer:
         return text
 
     def normalized(self, text: str) -> str:
-        """What the tokenizer makes of a text before it looks for tokens: lower case, composed accents."""
+        """Returns the text after the tokenizer's normalization: lower case, composed accents."""
         if self.library is None or self.library.normalizer is None:
             return text
         normalized: str = self.library.normalizer.normalize_str(text)
         return normalized
 
     def save_for_engine(self, folder: Path) -> Path:
-        """A tokenizer folder that `AutoTokenizer` reads as this one, whatever the model's family.
+        """Writes a folder that `AutoTokenizer` reads as this tokenizer, for any model family, and returns it.
 
-        Its settings name no family's class and no code, so that nothing of `tokenizer.json` is replaced. A tokenizer
-        in Python has no such form: its own folder is returned.
+        Its settings name no family's class and no code, so that no part of `tokenizer.json` is replaced. For a
+        tokenizer in Python this is not possible: its own folder is returned.
         """
         if self.library is None:
             return self.folder
@@ -229,12 +229,12 @@ class ModelTokenizer:
         named = {name: text for name, text in self.special_tokens.items() if text in self.added}
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-        # Some model type has to be named, and of this one no tokenizer is replaced.
+        # A model type is required, and transformers replaces no tokenizer of this one.
         (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}), encoding="utf-8")
         return folder
 
     def difference(self, other: PreTrainedTokenizerBase) -> str | None:
-        """What `other` makes of the probe texts otherwise than this: a sentence with both values, None if nothing."""
+        """Returns a sentence with the first difference to `other` on the probe texts; None if there is none."""
         for text in (*PROBES, *[token + PROBES[0] + token for token in list(self.added)[:8]]):
             ours = self.encode(text, special=False)
             theirs = [int(token) for token in other(text, add_special_tokens=False)["input_ids"]]
@@ -248,12 +248,12 @@ class ModelTokenizer:
 
 
 def squeezed(text: str) -> str:
-    """The text without space of any kind."""
+    """Returns the text without any space."""
     return "".join(text.split())
 
 
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False, key: str = "model.path") -> ModelTokenizer:
-    """The tokenizer of a model.
+    """Returns the tokenizer of a model.
 
     Args:
         path: a folder or a hub name.
@@ -289,7 +289,7 @@ class _Damaged(Exception):
 
 
 class _OfTheLibrary:
-    """Names the errors of the `tokenizers` library, which are of no class but `Exception` itself."""
+    """Turns errors of the `tokenizers` library, whose class is only `Exception`, into `_Damaged`."""
 
     def __enter__(self) -> None: ...
 
@@ -303,7 +303,7 @@ def _from_json(folder: Path) -> ModelTokenizer:
 
     with _OfTheLibrary():
         library = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    # A limit that the file keeps from its own training would cut prompts in silence.
+    # A limit that the file keeps from its own training would silently cut prompts.
     library.no_truncation()
     library.no_padding()
     settings = _json(folder / "tokenizer_config.json")
@@ -340,7 +340,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _special_tokens(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Texts of the tokens that have a name, as transformers finds them: older models have a file for them."""
+    """Returns the texts of the named special tokens, as in transformers: older models have a file for them."""
     named = dict(settings)
     if isinstance(named.get("extra_special_tokens"), dict):
         named.update(named["extra_special_tokens"])
@@ -351,7 +351,7 @@ def _special_tokens(settings: Mapping[str, Any], folder: Path) -> dict[str, str]
 
 
 def _content(token: Any) -> str | None:
-    """Text of a token that is written as text or as an object with its properties."""
+    """Returns the text of a token that is written as text or as an object with its properties."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
@@ -377,12 +377,12 @@ def _add_declared(
                 f"{folder}: the token {text!r} is {index} by tokenizer_config.json, and would be "
                 f"{library.token_to_id(text)} by tokenizer.json; take both files from one save of the tokenizer"
             )
-    # Named, but found in a text only piece by piece: a template could not write them.
+    # These tokens have a name, but are split in a text: a template could not write them.
     library.add_special_tokens([t for t in special.values() if t not in added and library.token_to_id(t) is not None])
 
 
 def _templates(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Chat templates by name. Files come before tokenizer_config.json, and that before the file of a processor."""
+    """Returns the chat templates by name: from files, else tokenizer_config.json, else the file of a processor."""
     of_processor = _json(folder / "chat_template.json").get("chat_template")
     named: dict[str, str] = {}
     for value in (of_processor, settings.get("chat_template")):

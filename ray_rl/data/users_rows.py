@@ -1,4 +1,4 @@
-"""Rows that a user's function makes, in a process of its own: its module may exit, hang or crash."""
+"""Gets rows from a user's function in a separate process, because its module may exit, hang or crash."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ROWS_TIMEOUT_S = 3600.0
 
 
 def users_rows(config: CustomSource) -> list[Any]:
-    """What `data.function` returns, as a list.
+    """Returns the rows of `data.function` as a list.
 
     Raises:
-        DataError: the function raised, hung or crashed, with file and line; or it returned no rows.
-        ConfigError: no such module or function.
+        DataError: the function raised, hung or crashed, or returned no rows; the message has file and line.
+        ConfigError: there is no such module or function.
     """
     with closing(Worker()) as worker:
         try:
@@ -37,10 +37,10 @@ def users_rows(config: CustomSource) -> list[Any]:
 
 
 def plain_rows(rows: Any, *, function: str) -> list[Any]:
-    """The rows as dictionaries, so that no class of the user's module crosses to the driver.
+    """Returns the rows as dictionaries, so that no class of the user's module crosses to the driver.
 
     Raises:
-        DataError: not a list of rows, or an empty one.
+        DataError: the value is not a list of rows, or it is empty.
     """
     if not isinstance(rows, Iterable) or isinstance(rows, str | Mapping):
         raise DataError(f"data.function={function} returned {shorten(rows)}; return a list of mappings")

@@ -172,7 +172,7 @@ def test_a_large_file_is_told_from_another_by_samples_of_its_bytes(tokenizer, js
     path = jsonl(*({"prompt": f"question {i}"} for i in range(500)))
     source = build_source(Jsonl(path=path), seed=0, tokenizer=tokenizer)
     assert source.state()["source"]["digests"]["train.jsonl"].startswith("blake2b-sampled:")
-    assert "is told by samples" in open_rows(Jsonl(path=path), seed=0).notes[0]
+    assert "compares only samples" in open_rows(Jsonl(path=path), seed=0).notes[0]
     file = tmp_path / "train.jsonl"
     file.write_text(file.read_text()[:-2] + "!}")
     with pytest.raises(ConfigError, match=r"the content of train.jsonl has changed"):
