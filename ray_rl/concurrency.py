@@ -35,7 +35,11 @@ class Settled(Generic[Result]):
 
 
 async def settle(
-    calls: Mapping[str, Awaitable[Result]], *, timeout_s: float, grace_s: float = GRACE_S
+    calls: Mapping[str, Awaitable[Result]],
+    *,
+    timeout_s: float,
+    grace_s: float = GRACE_S,
+    unless: asyncio.Event | None = None,
 ) -> Settled[Result]:
     """Waits until all are done, or one fails, or the time is up; the waits for unfinished ones are cancelled.
 
@@ -43,14 +47,21 @@ async def settle(
         calls: at least one.
         timeout_s: the longest wait.
         grace_s: once one has failed, wait this long for the others, so that the cause is among the failures.
+        unless: Ends the wait at once when it is set.
     """
     tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
+    # bound: ends with this function, whose wait has a limit
+    unwanted = None if unless is None else asyncio.ensure_future(unless.wait())
+    if unwanted is not None:
+        unwanted.add_done_callback(lambda _: [task.cancel() for task in tasks.values()])
     try:
         done, running = await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
-        if running and any(task.exception() is not None for task in done):
+        if running and any(not task.cancelled() and task.exception() is not None for task in done):
             await asyncio.wait(running, timeout=min(grace_s, timeout_s))
     finally:
-        unfinished = [name for name, task in tasks.items() if task.cancel()]
+        unfinished = [name for name, task in tasks.items() if task.cancel() or task.cancelled()]
+        if unwanted is not None:
+            unwanted.cancel()
     ended = {name: task for name, task in tasks.items() if name not in unfinished}
     failures = {name: error for name, task in ended.items() if (error := task.exception()) is not None}
     results = {name: task.result() for name, task in ended.items() if name not in failures}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from ray_rl.concurrency import settle
 from ray_rl.errors import ClusterError, EngineError, RayRLError, WorkerLost
+
+Result = TypeVar("Result")
 
 LOG_LINES = 15
 """Of a dead worker's log, in the error."""
@@ -30,31 +32,53 @@ USERS = 4
 """That a message names."""
 
 
-async def call(name: str, ref: ray.ObjectRef, *, doing: str, timeout_s: float, logs: Path | None = None) -> Any:
-    """The result of one call; see `call_all`."""
-    results = await call_all({name: ref}, doing=doing, timeout_s=timeout_s, logs=logs)
-    return results[name]
+class Loss:
+    """Whether workers are written off, which ends every call to them."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        """Why they are written off, for messages; None while they can be called."""
+        self.told = asyncio.Event()
+
+    def tell(self, reason: str) -> None:
+        """Writes the workers off. The first reason stays."""
+        if self.reason is None:
+            self.reason = reason
+            self.told.set()
 
 
-async def call_all(
-    refs: Mapping[str, ray.ObjectRef], *, doing: str, timeout_s: float, logs: Path | None = None
-) -> dict[str, Any]:
-    """Results by worker name, when all are there.
+def name_of(method: Callable[..., Any]) -> str:
+    """What a call does, for messages: "send weights" for `send_weights`."""
+    return method.__name__.strip("_").replace("_", " ")
+
+
+async def answers(
+    refs: Mapping[str, Awaitable[Result]],
+    *,
+    doing: str,
+    timeout_s: float,
+    logs: Path | None = None,
+    loss: Loss | None = None,
+) -> dict[str, Result]:
+    """The results of running calls by worker name, once all have arrived.
 
     Of several failures the likeliest cause is raised: a worker's death, then an error of ours, then any other.
 
     Args:
-        refs: one running call of each worker, by name.
-        doing: what they do, for messages.
-        timeout_s: bound of the whole wait.
-        logs: folder with a log file of each worker, quoted when one dies.
+        refs: Ray's reference of one running call of each worker, by name.
+        doing: What the workers do, for messages.
+        timeout_s: Bound of the whole wait.
+        logs: Folder with a log file of each worker, quoted when one dies.
+        loss: Ends the wait when the workers are written off.
 
     Raises:
-        RayRLError: what a worker raised, as it raised it.
-        WorkerLost: a worker died; names it.
-        ClusterError: a worker was not done in time, or raised anything else; names it.
+        RayRLError: A worker raised it.
+        WorkerLost: A worker died, which the message names, or the workers were written off.
+        ClusterError: A worker was not done in time, or raised anything else; the message names it.
     """
-    settled = await settle({name: _result(ref) for name, ref in refs.items()}, timeout_s=timeout_s)
+    settled = await settle(refs, timeout_s=timeout_s, unless=None if loss is None else loss.told)
+    if loss is not None and loss.reason is not None and len(settled.results) < len(refs):
+        raise WorkerLost(f"{doing}: {loss.reason}")  # whatever failed since then failed because of it
     if settled.failures:
         name, error = min(settled.failures.items(), key=lambda failure: _distance_from_cause(failure[1]))
         raise _explained(name, error, doing, logs) from error
@@ -62,10 +86,6 @@ async def call_all(
         names = ", ".join(settled.unfinished)
         raise ClusterError(f"{doing}: {names} did not finish within {timeout_s:g} s; see the logs of the run")
     return settled.results
-
-
-async def _result(ref: ray.ObjectRef) -> Any:
-    return await ref  # bound: its only caller waits in `settle`, which has a limit
 
 
 def _distance_from_cause(error: BaseException) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
+import ray
 
 POLL_S = 0.05
 
@@ -27,6 +29,11 @@ class Family:
     """Ray's id of it."""
     members: tuple[ProcessId, ...]
     """The worker's own first."""
+
+
+async def own_family(_: object) -> Family:
+    """The family of the worker that this runs in."""
+    return family_of(os.getpid(), node=ray.get_runtime_context().get_node_id())
 
 
 def family_of(pid: int, *, node: str) -> Family:

@@ -1,229 +1,150 @@
-"""The roles of a run over Ray workers: what `loops.roles` asks, answered by calls to actors."""
+"""The roles of a run over Ray workers: what `loops.roles` asks, answered by calls to teams and engines."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import ray
+from numpy.typing import NDArray
 
-from ray_rl.cluster.calls import call, call_all
 from ray_rl.cluster.engines.process import EngineProcess
-from ray_rl.cluster.vitals import Vitals
+from ray_rl.cluster.held import Policy, Saved, SavedCritic
+from ray_rl.cluster.shell import free_address
+from ray_rl.cluster.teams import Team
 from ray_rl.config import RunConfig
-from ray_rl.errors import ClusterError, WorkerLost
 from ray_rl.metrics.metric import Metric
 from ray_rl.rewards.model.assignment import assembled
+from ray_rl.rewards.model.held import RewardModels
+from ray_rl.rollout.engine import Engine
 from ray_rl.rollout.request import SampleRequest
+from ray_rl.training.frozen import Reference
+from ray_rl.training.trainer import Scores
 from ray_rl.types import Completion, Message, TrainBatch
 from ray_rl.weight_sync.proof import Digests, merged
 from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class Team:
-    """The workers of one role, by rank."""
+class Repeat(Protocol):
+    """Makes a call to a role without a state, and repeats it when its workers were lost and restarted."""
 
-    role: str
-    handles: list[Any]
-    """Ray actors; others take their place when one is lost."""
-    logs: Path
-    timeout_s: float
-    """Bound of each call."""
-    vitals: Vitals = field(default_factory=Vitals)
-
-    async def all(self, refs: Sequence[ray.ObjectRef], doing: str) -> list[Any]:
-        """Results of one call to every worker, by rank.
-
-        Raises:
-            WorkerLost: a worker died, or does not answer heartbeats.
-            RayRLError: see `calls.call_all`.
-        """
-        named = {f"{self.role}-{rank}": ref for rank, ref in enumerate(refs)}
-        calls = call_all(named, doing=doing, timeout_s=self.timeout_s, logs=self.logs)
-        results = await self._unless_lost(calls, doing)
-        return [results[name] for name in named]
-
-    async def first(self, ref: ray.ObjectRef, doing: str) -> Any:
-        """The result of one call to rank 0; raises as `all`."""
-        name = f"{self.role}-0"
-        one = call(name, ref, doing=doing, timeout_s=self.timeout_s, logs=self.logs)
-        return await self._unless_lost(one, doing)
-
-    async def _unless_lost(self, calls: Coroutine[Any, Any, Any], doing: str) -> Any:
-        """The result of bounded calls, or the news that a worker hangs, whichever comes first."""
-        working = asyncio.ensure_future(calls)
-        lost = asyncio.ensure_future(self.vitals.wait_lost())
-        try:
-            # bound: one of the two is a call with a limit
-            await asyncio.wait({working, lost}, return_when=asyncio.FIRST_COMPLETED)
-            if not lost.done():
-                return working.result()
-            lost.result()
-        except WorkerLost:
-            raise
-        except ClusterError as error:
-            # The peers of a worker that hangs run into the limits of their collectives.
-            suspects = self.vitals.suspects()
-            if suspects is None:
-                raise
-            raise WorkerLost(f"{doing}: {suspects}, and its peers failed.\n{error}") from error
-        finally:
-            working.cancel()
-            lost.cancel()
-        raise WorkerLost(f"{doing}: {self.vitals.reason}")
-
-
-Repeat = Callable[[Callable[[], Coroutine[Any, Any, Any]]], Coroutine[Any, Any, Any]]
-"""Calls a role without a state, and calls it again after its workers were lost and started again."""
-
-
-class RayScorer:
-    """Workers that split a batch and return log-probabilities of their rows."""
-
-    def __init__(self, team: Team) -> None:
-        self._team = team
-
-    async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
-        """float32 [R, T], assembled from the shares of the workers."""
-        ref = ray.put(batch)
-        refs = [handle.logprobs.remote(ref) for handle in self._team.handles]
-        return await _assembled(self._team, refs, batch, f"log-probabilities of the {self._team.role}")
+    async def __call__(self, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        """The result of the call."""
 
 
 class RayReference:
     """The frozen reference. It has no state, so a call that lost a worker is repeated on new workers."""
 
-    def __init__(self, team: Team, *, repeat: Repeat) -> None:
-        self._scorer = RayScorer(team)
+    def __init__(self, team: Team[Reference], *, repeat: Repeat) -> None:
+        self._team = team
         self._repeat = repeat
 
     async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
         """float32 [R, T], assembled from the shares of the workers."""
-        logprobs_RT: NDArray[np.float32] = await self._repeat(lambda: self._scorer.logprobs(batch))
-        return logprobs_RT
-
-
-async def _assembled(team: Team, refs: Sequence[ray.ObjectRef], batch: TrainBatch, doing: str) -> NDArray[np.float32]:
-    values_RT = np.zeros(batch.tokens_RT.shape, np.float32)
-    for share in await team.all(refs, doing):
-        values_RT[share.rows] = share.values_MT
-    return values_RT
-
-
-async def _updated(team: Team, batch: TrainBatch) -> list[Metric]:
-    """Trains on a batch; metrics of all ranks."""
-    ref = ray.put(batch)
-    metrics = await team.all([handle.update.remote(ref) for handle in team.handles], f"the update of the {team.role}")
-    return [metric for rank in metrics for metric in rank]
-
-
-class RaySaved:
-    """A model under training, as checkpoints see it."""
-
-    _team: Team
-
-    async def save(self, folder: Path) -> None:
-        """Returns when every rank has copied its state."""
-        await self._team.all([h.save.remote(str(folder)) for h in self._team.handles], f"saving {self._team.role}")
-
-    async def is_saved(self) -> bool:
-        """Whether every rank has written what it copied."""
-        refs = [handle.is_saved.remote() for handle in self._team.handles]
-        return all(await self._team.all(refs, f"saving {self._team.role}"))
-
-    async def load(self, folder: Path) -> None:
-        """Goes on where those stood that saved to a folder."""
-        await self._team.all([h.load.remote(str(folder)) for h in self._team.handles], f"loading {self._team.role}")
-
-
-class RayCritic(RaySaved):
-    """The value model under training."""
-
-    def __init__(self, team: Team) -> None:
-        self._team = team
-
-    async def values(self, batch: TrainBatch) -> NDArray[np.float32]:
-        """float32 [R, T], assembled from the shares of the workers."""
-        ref = ray.put(batch)
-        return await _assembled(self._team, [h.values.remote(ref) for h in self._team.handles], batch, "values")
-
-    async def update(self, batch: TrainBatch) -> list[Metric]:
-        """Trains on a batch with old values and returns."""
-        return await _updated(self._team, batch)
+        return whole(batch, await self._repeat(lambda: self._team.all(Reference.logprobs, batch)))
 
 
 class RayRewardModels:
     """Workers that hold reward models. They have no state, so a call that lost a worker is repeated on new workers."""
 
-    def __init__(self, team: Team, *, models: int, repeat: Repeat) -> None:
+    def __init__(self, team: Team[RewardModels], *, models: int, repeat: Repeat) -> None:
         self._team = team
         self._models = models
         self._repeat = repeat
 
     async def scores(self, conversations: Sequence[tuple[Message, ...]]) -> tuple[NDArray[np.float32], list[Metric]]:
         """float32 [M, R], the score of each conversation by each model."""
-        ref = ray.put(list(conversations))
-        found = await self._repeat(
-            lambda: self._team.all([handle.scores.remote(ref) for handle in self._team.handles], "scoring")
-        )
+        given = list(conversations)
+        found = await self._repeat(lambda: self._team.all(RewardModels.scores, given))
         parts, metrics = zip(*found, strict=True)
-        scores_MR = assembled(parts, models=self._models, rows=len(conversations))
-        return scores_MR, [metric for worker in metrics for metric in worker]
+        return assembled(parts, models=self._models, rows=len(given)), flat(metrics)
 
 
-class RayActor(RaySaved, RayScorer):
+class RaySaved:
+    """A model under training, as checkpoints see it."""
+
+    def __init__(self, team: Team[Any]) -> None:
+        self._saved: Team[Saved] = team
+
+    async def save(self, folder: Path) -> None:
+        """Returns when every rank has copied its state."""
+        await self._saved.all(Saved.save, str(folder))
+
+    async def is_saved(self) -> bool:
+        """Whether every rank has written what it copied."""
+        return all(await self._saved.all(Saved.is_saved))
+
+    async def load(self, folder: Path) -> None:
+        """Restores the state that was saved to a folder."""
+        await self._saved.all(Saved.load, str(folder))
+
+
+class RayCritic(RaySaved):
+    """The value model under training."""
+
+    def __init__(self, team: Team[SavedCritic]) -> None:
+        super().__init__(team)
+        self._team = team
+
+    async def values(self, batch: TrainBatch) -> NDArray[np.float32]:
+        """float32 [R, T], assembled from the shares of the workers."""
+        return whole(batch, await self._team.all(SavedCritic.values, batch))
+
+    async def update(self, batch: TrainBatch) -> list[Metric]:
+        """Trains on a batch with old values and returns; metrics of all ranks."""
+        return flat(await self._team.all(SavedCritic.update, batch))
+
+
+class RayActor(RaySaved):
     """The policy under training."""
 
-    def __init__(self, team: Team) -> None:
+    def __init__(self, team: Team[Policy]) -> None:
         super().__init__(team)
+        self.team = team
+        """The ranks."""
         self.sending = asyncio.Lock()
         """Held while weights go to engines: they must not change meanwhile."""
         self.is_ahead = False
         """Whether its weights may be newer than those that were published last."""
 
+    async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
+        """float32 [R, T], assembled from the shares of the workers."""
+        return whole(batch, await self.team.all(Policy.logprobs, batch))
+
     async def update(self, batch: TrainBatch) -> list[Metric]:
-        """Trains on a batch with advantages."""
+        """Trains on a batch with advantages; metrics of all ranks."""
         await self.go_ahead()
-        return await _updated(self._team, batch)
+        return flat(await self.team.all(Policy.update, batch))
 
     async def go_ahead(self) -> None:
         """Returns when no weights are being sent; from then on they may change, until the next publish."""
         async with self.sending:
             self.is_ahead = True
 
-    async def meeting_place(self) -> tuple[str, int]:
-        """Address of rank 0, and a port that is free there."""
-        ref = self._team.handles[0].free_address.remote()
-        address: tuple[str, int] = await self._team.first(ref, "finding a free port")
-        return address
-
     async def export(self, folder: Path, *, step: int) -> None:
         """Writes the policy; the workers may have another working directory."""
-        to = str(folder.absolute())
-        await self._team.all([handle.export.remote(to, step) for handle in self._team.handles], "the export")
+        await self.team.all(Policy.export, str(folder.absolute()), step)
+
+    async def meeting_place(self) -> tuple[str, int]:
+        """The address of rank 0, and a port that is free there."""
+        return await self.team.first(free_address)
 
     async def announce(self) -> dict[str, Any]:
         """What rank 0 will send."""
-        announced: dict[str, Any] = await self._team.first(self._team.handles[0].announce.remote(), "announcing")
-        return announced
+        return await self.team.first(Policy.announce)
 
     async def send_weights(self) -> Sent:
         """Sends; a collective of the ranks."""
-        ranks = await self._team.all([handle.send_weights.remote() for handle in self._team.handles], "sending")
-        return Sent([metric for sent in ranks for metric in sent.metrics], merged(sent.digests for sent in ranks))
+        ranks = await self.team.all(Policy.send_weights)
+        return Sent(flat(sent.metrics for sent in ranks), merged(sent.digests for sent in ranks))
 
     async def join_transfer(self, rendezvous: Rendezvous) -> None:
         """Meets the engines."""
-        refs = [handle.join_transfer.remote(rendezvous) for handle in self._team.handles]
-        await self._team.all(refs, "joining the transfer group")
+        await self.team.all(Policy.join_transfer, rendezvous)
 
 
 class RayReceiver:
@@ -232,41 +153,32 @@ class RayReceiver:
     def __init__(self, process: EngineProcess, *, config: RunConfig) -> None:
         self.name = process.name
         self.process = process
-        """That does what is asked now. `RayWeights.admit` puts another in its place."""
-        self._config = config
-
-    @property
-    def _handle(self) -> Any:
-        return self.process.handle
+        """Does what is asked now. `RayWeights.admit` puts another in its place."""
+        self._rollout_s, self._publish_s = config.rollout.timeout_s, config.weight_sync.timeout_s
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Meets the trainer."""
-        await self._call(self._handle.join_transfer.remote(init_info), "joining the transfer group")
+        await self.process.call(self._publish_s, Engine.join_transfer, init_info)
 
     async def begin_update(self) -> None:
         """Pauses, and prepares for new weights."""
-        await self._call(self._handle.begin_update.remote(), "pausing")
+        await self.process.call(self._publish_s, Engine.begin_update)
 
     async def receive_weights(self, update_info: dict[str, Any]) -> None:
         """Receives."""
-        await self._call(self._handle.receive_weights.remote(update_info), "receiving weights")
+        await self.process.call(self._publish_s, Engine.receive_weights, update_info)
 
     async def prove(self, digests: Digests) -> None:
         """Compares what arrived with what was sent."""
-        await self._call(self._handle.prove.remote(digests), "proving what it received")
+        await self.process.call(self._publish_s, Engine.prove, digests)
 
     async def commit(self, version: int) -> int:
         """Ends the update."""
-        version = await self._call(self._handle.commit.remote(version), "committing a version")
-        return version
+        return await self.process.call(self._publish_s, Engine.commit, version)
 
     async def resume(self) -> None:
         """Generates again."""
-        await self._call(self._handle.resume.remote(), "resuming")
-
-    async def _call(self, ref: ray.ObjectRef, doing: str, *, timeout_s: float | None = None) -> Any:
-        bound_s = self._config.weight_sync.timeout_s if timeout_s is None else timeout_s
-        return await self.process.call(ref, doing, timeout_s=bound_s)
+        await self.process.call(self._publish_s, Engine.resume)
 
 
 class RayEngine(RayReceiver):
@@ -274,24 +186,33 @@ class RayEngine(RayReceiver):
 
     async def generate(self, request: SampleRequest) -> list[Completion]:
         """Completions of one prompt."""
-        return await self._call(
-            self._handle.generate.remote(request), "generating", timeout_s=self._config.rollout.timeout_s
-        )
+        return await self.process.call(self._rollout_s, Engine.generate, request)
 
     async def hold(self) -> None:
-        """Takes requests, and does not begin with them."""
-        await self._call(self._handle.hold.remote(), "holding requests")
+        """Takes requests without starting them."""
+        await self.process.call(self._publish_s, Engine.hold)
 
     async def release(self, sequences: int) -> None:
-        """Begins once so many sequences have been asked for."""
-        await self._call(self._handle.release.remote(sequences), "beginning with requests")
+        """Starts once so many sequences have been asked for."""
+        await self.process.call(self._publish_s, Engine.release, sequences)
 
     async def checksums(self) -> list[dict[str, str]]:
         """Of all loaded weights; see `WeightReceiver.checksums`."""
-        return await self._call(self._handle.checksums.remote(), "computing checksums")
+        return await self.process.call(self._publish_s, Engine.checksums)
 
     async def score(self, token_ids: list[int]) -> list[float]:
         """Log-probabilities of given tokens; see `Engine.score`."""
-        return await self._call(
-            self._handle.score.remote(token_ids), "scoring", timeout_s=self._config.rollout.timeout_s
-        )
+        return await self.process.call(self._rollout_s, Engine.score, token_ids)
+
+
+def whole(batch: TrainBatch, shares: Iterable[Scores]) -> NDArray[np.float32]:
+    """The rows of all workers as one array, float32 [R, T]; 0 outside of their rows."""
+    values_RT = np.zeros(batch.tokens_RT.shape, np.float32)
+    for share in shares:
+        values_RT[share.rows] = share.values_MT
+    return values_RT
+
+
+def flat(metrics: Iterable[list[Metric]]) -> list[Metric]:
+    """The metrics of all ranks."""
+    return [metric for rank in metrics for metric in rank]

@@ -11,45 +11,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from ray_rl.cluster.engines.health import Health
-from ray_rl.cluster.engines.process import EngineProcess
+from ray_rl.cluster.engines.process import EngineProcess, started_engine
 from ray_rl.cluster.engines.weights import RayWeights
-from ray_rl.cluster.heartbeats import Heartbeats
+from ray_rl.cluster.held import Policy, SavedCritic
 from ray_rl.cluster.placement import Slot, placed
-from ray_rl.cluster.roles import RayActor, RayCritic, RayEngine, RayReference, RayRewardModels, Team
+from ray_rl.cluster.roles import RayActor, RayCritic, RayEngine, RayReference, RayRewardModels
 from ray_rl.cluster.scratch import Scratch
-from ray_rl.cluster.trainers import Trainers
-from ray_rl.cluster.workers import (
-    CriticWorker,
-    EngineWorker,
-    ReferenceWorker,
-    RewardWorker,
-    Setting,
-    TrainWorker,
-)
+from ray_rl.cluster.shell import Setting, Worker
+from ray_rl.cluster.teams import Heartbeats, Team, Trainers
 from ray_rl.concurrency import together
 from ray_rl.config import RunConfig
 from ray_rl.planner.plan import Plan
+from ray_rl.rewards.model.held import RewardModels
+from ray_rl.rollout.engine import Engine, EngineSettings
 from ray_rl.rollout.router import Router
+from ray_rl.training.frozen import Reference
+from ray_rl.training.process_group import Member
+from ray_rl.weight_sync.transports import transport_of, vllm_backend
 
 ENGINE_CALLS = 1024
-"""Calls that an engine actor takes at once: the requests under way are bounded by the collector."""
+"""Calls that an engine's worker takes at once: the collector bounds the requests in flight."""
 
-SHELLS: dict[str, Any] = {
-    "actor": TrainWorker,
-    "critic": CriticWorker,
-    "reference": ReferenceWorker,
-    "reward": RewardWorker,
-}
-"""But for the engines, which may be started more than once."""
 TRAINING, SCORING = ("actor", "critic"), ("critic", "reference", "reward")
 AT_ONCE = {"rollout": ("rollout",), **dict.fromkeys(SCORING, SCORING), **dict.fromkeys(TRAINING, TRAINING)}
 """The roles that work while a role works longest."""
-
-STOP_S = 20.0
-"""Bound for an engine to end its processes before its actor is killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,18 +93,16 @@ async def started_workers(
     """
     note(f"placing {', '.join(f'{workers} {role}' for role, workers in plan.workers.items())}")
     logs = logs.absolute()  # workers may have another working directory
-    settings = _settings(config, plan, folders, logs, scratch)
     with placed(plan, timeout_s=config.cluster.start_timeout_s) as slots:
         note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
-        launch = partial(_launch, config, slots["rollout"], settings["rollout"])
-        launch_worker = partial(_launch_worker, slots, settings)
-        teams = _teams(config, plan, launch_worker, logs)
-        engines = [RayEngine(launch(i), config=config) for i in range(plan.workers["rollout"])]
+        launcher = _Launcher(config, plan, slots, folders, logs, _environment(config, scratch))
+        teams = {role: launcher.team(role) for role in plan.workers if role in HELD}
+        engines = [RayEngine(launcher.engine(i), config=config) for i in range(plan.workers["rollout"])]
         actor = RayActor(teams["actor"])
-        trainers = Trainers(config, teams, launch=launch_worker, tell=tell or note)
+        trainers = Trainers(config, teams, tell=tell or note)
         weights = RayWeights(config, actor, engines, tell=tell or note)
         router = Router(len(engines))
-        health = Health(config, engines, router=router, weights=weights, launch=launch, tell=tell or note)
+        health = Health(config, engines, router=router, weights=weights, launch=launcher.engine, tell=tell or note)
         try:
             await together([trainers.load(), *(engine.process.start() for engine in engines)])
             await weights.join(*await actor.meeting_place())
@@ -134,63 +118,111 @@ async def started_workers(
                     reward=_reward_models(config, teams, trainers),
                 )
         finally:
-            await _stop(health.handles)
-            for handle in health.handles:
-                ray.kill(handle)
+            await health.stop()
             trainers.kill()
 
 
-def _settings(
-    config: RunConfig, plan: Plan, folders: Mapping[str, tuple[str, ...]], logs: Path, scratch: Scratch | None
-) -> dict[str, Setting]:
-    """What the workers of each role are told."""
-    threads, environment = _threads(config, plan), _environment(config, scratch)
-    return {role: Setting(config, folders[role], str(logs), threads[role], environment) for role in plan.workers}
+@dataclass(frozen=True, slots=True)
+class _Launcher:
+    """Starts workers in their slots."""
+
+    config: RunConfig
+    plan: Plan
+    slots: Mapping[str, list[Slot]]
+    folders: Mapping[str, tuple[str, ...]]
+    logs: Path
+    environment: Mapping[str, str]
+
+    def team(self, role: str) -> Team[Any]:
+        """The workers of a role other than the engines; `HELD` says what they hold."""
+        setting, folders = self._setting(role), self.folders[role]
+        models = folders if role == "reward" else folders[0]
+        return Team(
+            role,
+            self.plan.workers[role],
+            launch=partial(self._worker, role, setting),
+            build=partial(HELD[role], self.config, models, threads=setting.threads),
+            logs=self.logs,
+            timeout_s=_bound_s(self.config, role),
+            start_timeout_s=self.config.cluster.start_timeout_s,
+        )
+
+    def engine(self, index: int) -> EngineProcess:
+        """The worker of an engine, which holds none yet."""
+        setting = self._setting("rollout")
+        options = self.slots["rollout"][index].options() | {"max_concurrency": ENGINE_CALLS}
+        worker: Worker[Engine] = Worker.launch_async(f"rollout-{index}", setting, options)
+        settings = policy_engine(self.config, self.folders["rollout"][0], threads=setting.threads)
+        return EngineProcess(worker, partial(started_engine, settings), config=self.config, logs=self.logs)
+
+    def _worker(self, role: str, setting: Setting, rank: int) -> Worker[Any]:
+        options = self.slots[role][rank].options()
+        if self.config.cluster.accelerator == "cpu":
+            # A worker that answers heartbeats computes in a thread that is not the first. In an arena of its own glibc
+            # would give large blocks back to the kernel whatever `keep_freed_memory` says: allocations took eight
+            # times as long.
+            options |= {"runtime_env": {"env_vars": {"MALLOC_ARENA_MAX": "1"}}}
+        return Worker.launch(f"{role}-{rank}", setting, options)
+
+    def _setting(self, role: str) -> Setting:
+        return Setting(str(self.logs), _threads(self.config, self.plan)[role], self.environment)
 
 
-def _teams(config: RunConfig, plan: Plan, launch: Callable[[str, int], Any], logs: Path) -> dict[str, Team]:
-    """The workers of every role but the engines, which have not loaded their models yet."""
-    return {
-        role: Team(role, [launch(role, i) for i in range(workers)], logs, _bound_s(config, role))
-        for role, workers in plan.workers.items()
-        if role in SHELLS
-    }
+def policy_engine(config: RunConfig, folder: str, *, threads: int) -> EngineSettings:
+    """Returns the settings of an engine of the policy.
+
+    Args:
+        config: the configuration of the run, with `model.dtype` resolved.
+        folder: the folder of the policy.
+        threads: threads of its process, on CPU.
+    """
+    rollout = config.rollout
+    return EngineSettings(
+        model=folder,
+        dtype=config.model.dtype,
+        context_tokens=config.data.max_prompt_tokens + rollout.max_tokens,
+        on_cpu=config.cluster.accelerator == "cpu",
+        tensor_parallel=rollout.tensor_parallel,
+        max_sequences=rollout.max_sequences,
+        gpu_memory_fraction=rollout.gpu_memory_fraction,
+        kv_cache_gib=rollout.kv_cache_gib,
+        enforce_eager=rollout.enforce_eager,
+        trust_remote_code=config.model.trust_remote_code,
+        threads=threads,
+        transfer_backend=vllm_backend(transport_of(config)),
+        on_publish=rollout.on_publish,
+        timeout_s=rollout.timeout_s,
+    )
 
 
-def _launch_worker(slots: Mapping[str, list[Slot]], settings: Mapping[str, Setting], role: str, rank: int) -> Any:
-    """The actor of a worker, which has not loaded its model yet."""
-    options = slots[role][rank].options()
-    if settings[role].config.cluster.accelerator == "cpu":
-        # A worker that answers heartbeats computes in a thread that is not the first. In an arena of its own glibc
-        # would give large blocks back to the kernel whatever `keep_freed_memory` says: allocations took eight times
-        # as long.
-        options |= {"runtime_env": {"env_vars": {"MALLOC_ARENA_MAX": "1"}}}
-    return SHELLS[role].options(**options).remote(settings[role], f"{role}-{rank}")
+def _held_models(config: RunConfig, folders: tuple[str, ...], member: Member, *, threads: int) -> RewardModels:
+    return RewardModels(config, folders, worker=member.rank, threads=threads)
 
 
-def _reference(teams: Mapping[str, Team], trainers: Trainers) -> RayReference | None:
+HELD: Mapping[str, Callable[..., Any]] = {
+    "actor": Policy,
+    "critic": SavedCritic,
+    "reference": Reference,
+    "reward": _held_models,
+}
+"""What builds the object of a worker from the configuration, the folders of the role's models and the rank."""
+
+
+def _reference(teams: Mapping[str, Team[Any]], trainers: Trainers) -> RayReference | None:
     if "reference" not in teams:
         return None
     return RayReference(teams["reference"], repeat=partial(trainers.repeating, "reference"))
 
 
-def _reward_models(config: RunConfig, teams: Mapping[str, Team], trainers: Trainers) -> RayRewardModels | None:
+def _reward_models(config: RunConfig, teams: Mapping[str, Team[Any]], trainers: Trainers) -> RayRewardModels | None:
     if config.reward is None:
         return None
     repeat = partial(trainers.repeating, "reward")
     return RayRewardModels(teams["reward"], models=len(config.reward.paths), repeat=repeat)
 
 
-def _launch(config: RunConfig, slots: list[Slot], setting: Setting, index: int) -> EngineProcess:
-    """The actor of an engine, which has not loaded its model yet."""
-    name = f"rollout-{index}"
-    worker: Any = EngineWorker
-    handle = worker.options(**slots[index].options(), max_concurrency=ENGINE_CALLS).remote(setting, name)
-    return EngineProcess(name, handle, config=config, logs=Path(setting.logs))
-
-
 def _bound_s(config: RunConfig, role: str) -> float:
-    """Limit of one call to a role."""
+    """Bound of one call to a role."""
     sections = {
         "actor": config.train,
         "critic": config.critic,
@@ -200,22 +232,6 @@ def _bound_s(config: RunConfig, role: str) -> float:
     section = sections[role]
     assert section is not None, f"the plan has a role {role} that the configuration has not"
     return section.timeout_s
-
-
-async def _stop(engines: list[Any]) -> None:
-    """Lets vLLM end its own processes; an actor that is killed leaves them to notice by themselves."""
-    waits = [asyncio.ensure_future(_settled(engine.stop.remote())) for engine in engines]
-    if waits:
-        await asyncio.wait(waits, timeout=STOP_S)
-    for wait in waits:
-        wait.cancel()
-
-
-async def _settled(ref: ray.ObjectRef) -> None:
-    try:
-        await ref  # bound: its only caller waits at most STOP_S
-    except ray.exceptions.RayError:
-        return  # it is dead already, which is what was asked
 
 
 def _threads(config: RunConfig, plan: Plan) -> dict[str, int]:

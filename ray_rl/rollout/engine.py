@@ -60,13 +60,13 @@ class EngineSettings:
     """Limit for the requests of a wave to arrive."""
 
 
-class Engine:
+class Engine(WeightReceiver):
     """Samples completions and takes new weights. Prompts go in as token ids; nothing is re-tokenised from text."""
 
     def __init__(self, settings: EngineSettings) -> None:
         """Loads nothing: `start` does."""
+        super().__init__(None, on_publish=settings.on_publish)
         self._settings = settings
-        self._llm: Any = None
         self._drops = 0
         self._tokenizer: ModelTokenizer | None = None
 
@@ -226,11 +226,6 @@ class Engine:
         except TimeoutError:
             raise EngineError(f"{sequences} sequences did not arrive within rollout.timeout_s={limit_s:g}") from None
         await self._llm.resume_generation()
-
-    @property
-    def receiver(self) -> WeightReceiver:
-        """The receiving end of a publish. The engine must have been started."""
-        return WeightReceiver(self._llm, on_publish=self._settings.on_publish)
 
     async def score(self, token_ids: list[int]) -> list[float]:
         """Log-probability of every token but the first, given those before it, under the weights served now.

@@ -11,7 +11,6 @@ from ray_rl.errors import WeightMismatch
 
 if TYPE_CHECKING:
     from vllm.v1.engine import PauseMode
-    from vllm.v1.engine.async_llm import AsyncLLM
 
 
 DIGESTS = "digests"
@@ -26,12 +25,12 @@ PAUSES: Mapping[OnPublish, PauseMode] = {"keep": "keep", "finish": "wait", "abor
 class WeightReceiver:
     """vLLM's native weight transfer, in the steps of a publish: join once; then begin, receive, commit, resume."""
 
-    def __init__(self, llm: AsyncLLM, *, on_publish: OnPublish = "keep") -> None:
-        """Does nothing yet.
+    def __init__(self, llm: Any, *, on_publish: OnPublish = "keep") -> None:
+        """Remembers the engine.
 
         Args:
-            llm: started with a weight-transfer backend.
-            on_publish: what becomes of completions under way.
+            llm: vLLM's `AsyncLLM`, started with a weight-transfer backend; an `Engine` sets it when it has started.
+            on_publish: what becomes of completions in flight.
         """
         self._llm = llm
         self._pause = PAUSES[on_publish]

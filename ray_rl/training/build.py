@@ -29,9 +29,15 @@ def policy_trainer(config: RunConfig, folder: str, member: Member, *, threads: i
         DataError: the checkpoint is not that of the model.
         ConfigError: the log-probabilities of the loss would not be the model's.
     """
+    objective = policy_objective(config, folder)
+    return Trainer(objective, train_settings(config, config.train), member, threads=threads)
+
+
+def policy_objective(config: RunConfig, folder: str) -> PolicyObjective:
+    """Returns the policy and its loss; arguments as for `policy_trainer`."""
     algorithm, train = config.algorithm, config.train
     network = policy_network(config, folder, key="model.path")
-    objective = PolicyObjective(
+    return PolicyObjective(
         network=replace(
             network, gradient_checkpointing=train.gradient_checkpointing, frozen_layers=train.frozen_layers
         ),
@@ -40,11 +46,17 @@ def policy_trainer(config: RunConfig, folder: str, member: Member, *, threads: i
         denominator=algorithm.reduction_denominator or float(config.rollout.max_tokens),
         has_kl_loss=algorithm.kl.place == "loss",
     )
-    return Trainer(objective, train_settings(config, train), member, threads=threads)
 
 
 def value_trainer(config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> Trainer:
     """Returns the trainer of the critic; arguments as for `policy_trainer`."""
+    assert config.critic is not None, "the run has no critic"
+    objective = value_objective(config, folder)
+    return Trainer(objective, train_settings(config, config.critic), member, threads=threads)
+
+
+def value_objective(config: RunConfig, folder: str) -> ValueObjective:
+    """Returns the critic and its loss; arguments as for `policy_trainer`."""
     role = config.critic
     assert role is not None, "the run has no critic"
     network = ValueNetwork(
@@ -53,8 +65,7 @@ def value_trainer(config: RunConfig, folder: str, member: Member, *, threads: in
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=role.gradient_checkpointing,
     )
-    objective = ValueObjective(network=network, clip=role.value_clip)
-    return Trainer(objective, train_settings(config, role), member, threads=threads)
+    return ValueObjective(network=network, clip=role.value_clip)
 
 
 def reference_model(config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> FrozenModel:

@@ -42,7 +42,7 @@ def config_of(folder: str, scratch: Path, backend: str) -> RunConfig:
     )
 
 
-def gather_one_by_one(shell: Any) -> None:
+def gather_one_by_one(policy: Any) -> None:
     """Runs in a trainer's worker: its stream gathers as most code does, a collective of DeepSpeed's a parameter."""
     import deepspeed
 
@@ -57,8 +57,8 @@ def gather_one_by_one(shell: Any) -> None:
                 with deepspeed.zero.GatheredParameters([parameter]):
                     yield [(spec, parameter.detach())]
 
-    shell._sender._stream = OneByOne(shell._sender._stream)
-    shell._sender.in_flight = 1
+    policy._sender._stream = OneByOne(policy._sender._stream)
+    policy._sender.in_flight = 1
 
 
 async def timed(action: Callable[[], Awaitable[Any]], rounds: int = ROUNDS) -> list[float]:
@@ -88,17 +88,12 @@ async def publishes(
             sent = next(m for m in await workers.weights.publish(next(versions)) if m.name == "sync/bytes")
             found = [await timed(lambda: workers.weights.publish(next(versions)))]
             if also_one_by_one:
-                handles = workers.actor._team.handles
-                await asyncio.gather(*[settled(handle.__ray_call__.remote(gather_one_by_one)) for handle in handles])
+                await workers.actor.team.all(gather_one_by_one)
                 alone = config.weight_sync.model_copy(update={"bucket_mib": 0})
                 slow = RayWeights(config.model_copy(update={"weight_sync": alone}), workers.actor, workers.engines)
-                await slow.join(*await handles[0].free_address.remote())
+                await slow.join(*await workers.actor.meeting_place())
                 found.append(await timed(lambda: slow.publish(next(versions))))
     return found, int(sent.value)
-
-
-async def settled(ref: Any) -> Any:
-    return await ref
 
 
 async def plain_copy(size: int, *, fresh: bool) -> list[float]:

@@ -60,3 +60,12 @@ async def test_settling_names_what_was_not_finished_in_time():
 async def test_settling_does_not_wait_longer_than_it_needs():
     async with asyncio.timeout(5):
         await settle({"a": after(0, ValueError("only one"))}, timeout_s=60, grace_s=60)
+
+
+async def test_settling_ends_at_once_when_the_answers_are_no_longer_wanted():
+    unwanted = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.01, unwanted.set)
+    async with asyncio.timeout(5):
+        settled = await settle({"a": after(60, 1), "b": after(0, 2)}, timeout_s=60, unless=unwanted)
+    assert settled.unfinished == ["a"]
+    assert settled.results == {"b": 2}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 from ray_rl.cluster.engines.policy import (
     Died,
@@ -22,7 +21,8 @@ from ray_rl.cluster.engines.policy import (
 from ray_rl.cluster.engines.process import EngineProcess
 from ray_rl.cluster.engines.weights import RayWeights
 from ray_rl.cluster.roles import RayEngine
-from ray_rl.cluster.vitals import silence_of
+from ray_rl.cluster.teams import silence_of
+from ray_rl.concurrency import together
 from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, OutsideError
 from ray_rl.rollout.router import Router
@@ -79,10 +79,9 @@ class Health:
             # bound: heartbeats end the wait for an engine, and cancelled tasks end at their next wait
             await asyncio.wait(tasks)
 
-    @property
-    def handles(self) -> list[Any]:
-        """Ray actors that were started last: those that serve, and those that are on their way."""
-        return [process.handle for process in self._latest]
+    async def stop(self) -> None:
+        """Stops the processes that were started last: those that serve, and those that are starting."""
+        await together(process.stop() for process in self._latest)
 
     def _stop_on_defect(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

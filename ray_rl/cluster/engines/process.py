@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_rl.cluster.calls import call
+from ray_rl.cluster.calls import Loss, answers, name_of
 from ray_rl.cluster.engines.policy import Died, Fault
-from ray_rl.cluster.processes import Family, end_all
+from ray_rl.cluster.processes import Family, end_all, own_family
+from ray_rl.cluster.shell import Worker
 from ray_rl.config import RunConfig
 from ray_rl.errors import EngineLost, OutsideError, WorkerLost
+from ray_rl.rollout.engine import Engine, EngineSettings
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+STOP_S = 20.0
+"""Bound for an engine to end its processes before its actor is killed."""
 END_S = 10.0
 """Bound for killed processes to be gone."""
 REACH_S = 20.0
@@ -25,92 +32,96 @@ REACH_S = 20.0
 
 
 class EngineProcess:
-    """The actor of an engine, the processes behind it, and whether it can be counted on."""
+    """The worker of an engine, the processes behind it, and whether requests can be sent to it."""
 
-    def __init__(self, name: str, handle: Any, *, config: RunConfig, logs: Path) -> None:
-        """Asks nothing yet.
+    def __init__(
+        self, worker: Worker[Engine], build: Callable[[], Awaitable[Engine]], *, config: RunConfig, logs: Path
+    ) -> None:
+        """Takes over a worker that holds no engine; see `start`.
 
         Args:
-            name: of the engine.
-            handle: of its Ray actor.
-            config: of the run.
-            logs: folder of the log files.
+            worker: An asynchronous one.
+            build: Starts the engine in its process.
+            config: Configuration of the run.
+            logs: Folder of the log files.
         """
-        self.name = name
-        self.handle = handle
+        self.name = worker.name
         self.fault: Fault | None = None
         """Why it is lost; None while it is not."""
         self.fitted = asyncio.Event()
         """Set once it serves a published version."""
+        self._worker, self._build = worker, build
         self._config = config
         self._logs = logs
         self._family: Family | None = None
-        self._lost = asyncio.Event()
+        self._loss = Loss()
         self._excuses = 0
         self._excused_until_s = 0.0
 
     async def start(self) -> None:
-        """Loads the model, and takes down which processes there are.
+        """Loads the model, and notes which processes belong to the engine.
 
         Raises:
-            OutsideError: it could not be started within `rollout.start_timeout_s`.
+            OutsideError: It could not be started within `rollout.start_timeout_s`.
         """
         bound_s = self._config.rollout.start_timeout_s
-        await self._take_down(bound_s)
-        await self.call(self.handle.start.remote(), "starting vLLM", timeout_s=bound_s)
-        await self._take_down(bound_s)
+        self._family = await self.call(bound_s, own_family)
+        start = {self.name: self._worker.hold(self._build)}
+        await answers(start, doing="start", timeout_s=bound_s, logs=self._logs, loss=self._loss)
+        self._family = await self.call(bound_s, own_family)
 
-    async def _take_down(self, bound_s: float) -> None:
-        self._family = await self.call(self.handle.family.remote(), "starting", timeout_s=bound_s)
+    async def call(
+        self,
+        timeout_s: float,
+        method: Callable[Concatenate[Engine, P], Coroutine[Any, Any, R]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Runs a function on the engine, and returns its result. The call ends when the engine is written off.
 
-    async def call(self, ref: ray.ObjectRef, doing: str, *, timeout_s: float) -> Any:
-        """The result of one call, or the news that the engine is lost, whoever finds that first.
+        Args:
+            timeout_s: Bound of the call.
+            method: A coroutine function, such as a method of `Engine`.
+            args: Its further arguments.
+            kwargs: Its further arguments by name.
 
         Raises:
-            EngineLost: it is lost, and everybody knows now.
-            RayRLError: see `calls.call`.
+            EngineLost: The engine is lost, and is written off from now on.
+            RayRLError: See `calls.answers`.
         """
-        answer = asyncio.ensure_future(call(self.name, ref, doing=doing, timeout_s=timeout_s, logs=self._logs))
-        # bound: runs together with a call that has a limit and cancels this
-        lost = asyncio.ensure_future(self._lost.wait())
+        running = {self.name: self._worker.submit(method, args, kwargs)}
         try:
-            # bound: the call has a limit; `Health` limits that of heartbeats
-            await asyncio.wait({answer, lost}, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
+            found: dict[str, R] = await answers(
+                running, doing=name_of(method), timeout_s=timeout_s, logs=self._logs, loss=self._loss
+            )
         except (WorkerLost, EngineLost) as error:
             self.lose(Died(str(error)))
             raise EngineLost(str(error)) from error
-        finally:
-            answer.cancel()
-            lost.cancel()
-        assert self.fault is not None
-        raise EngineLost(f"{doing}: {self.name} {self.fault.reason}")
+        return found[self.name]
 
     def lose(self, fault: Fault) -> None:
-        """Writes it off: all its calls end now. The first reason stays."""
+        """Writes the engine off: all calls to it end now. The first reason stays."""
         if self.fault is None:
             self.fault = fault
-            self._lost.set()
+            self._loss.tell(f"{self.name} {fault.reason}")
 
     async def wait_lost(self, *, timeout_s: float) -> None:
-        """Waits until it is lost, or the time is up."""
-        # bound: runs together with a call that has a limit and cancels this
-        waiting = asyncio.ensure_future(self._lost.wait())
-        await asyncio.wait({waiting}, timeout=timeout_s)
-        waiting.cancel()
+        """Waits until the engine is lost, or the time is up."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._loss.told.wait()  # bound: the timeout around it
 
     async def ping(self) -> None:
-        """Returns when every process that computes has answered; whoever asks bounds the wait.
+        """Returns when every process that computes has answered; the caller bounds the wait.
 
         Raises:
-            OutsideError: the engine is lost, or not well.
+            OutsideError: The engine is lost or reports an error.
         """
-        await self.call(self.handle.ping.remote(), "a heartbeat", timeout_s=math.inf)
+        await self.call(math.inf, Engine.ping)
 
     @contextmanager
     def excused(self) -> Iterator[None]:
-        """A block in which it need not answer heartbeats, as what it does has a bound of its own."""
+        """A block in which missing heartbeats do not count, as what the engine does has a bound of its own."""
         self._excuses += 1
         try:
             yield
@@ -124,26 +135,43 @@ class EngineProcess:
             return 0.0
         return asyncio.get_running_loop().time() - max(asked_s, self._excused_until_s)
 
+    async def stop(self) -> None:
+        """Lets vLLM end its own processes, then kills the worker: without the first they would have to notice."""
+        with suppress(OutsideError):  # it is dead already, or hangs
+            await self.call(STOP_S, _stopped)
+        self._worker.kill()
+
     async def end(self) -> list[int]:
         """Kills its processes, stopped ones too, so that its place is free again.
 
         Returns:
-            Pids of those that could not be seen to end.
+            Pids of those that were not seen to end.
         """
         left: list[int] = []
         if self._family is not None:
             left = await _ended(self._family)
-        ray.kill(self.handle)
+        self._worker.kill()
         return left
+
+
+async def started_engine(settings: EngineSettings) -> Engine:
+    """Starts an engine; for `EngineProcess.start`."""
+    engine = Engine(settings)
+    await engine.start()
+    return engine
+
+
+async def _stopped(engine: Engine) -> None:
+    engine.stop()
 
 
 async def _ended(family: Family) -> list[int]:
     node = NodeAffinitySchedulingStrategy(family.node, soft=False)
     function: Any = end_all
     task = ray.remote(num_cpus=0)(function).options(scheduling_strategy=node)
-    ref = task.remote(family.members, timeout_s=END_S)
+    ending = {"": task.remote(family.members, timeout_s=END_S)}
     try:
-        left: list[int] = await call("", ref, doing="ending processes", timeout_s=REACH_S + END_S)
+        left: list[int] = (await answers(ending, doing="end processes", timeout_s=REACH_S + END_S))[""]
     except (OutsideError, ray.exceptions.RayError):  # the node is gone, and they with it
         return []
     return left

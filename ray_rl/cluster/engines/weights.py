@@ -14,6 +14,7 @@ from ray_rl.concurrency import together
 from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, EngineLost, OutsideError, WeightMismatch, WorkerLost
 from ray_rl.metrics.metric import Metric
+from ray_rl.rollout.engine import Engine
 from ray_rl.weight_sync.publish import publish
 from ray_rl.weight_sync.senders.sender import Rendezvous
 from ray_rl.weight_sync.transports import engine_init_info, transport_of
@@ -92,7 +93,7 @@ class RayWeights:
     async def _drop(self, process: EngineProcess) -> None:
         bound_s = self._config.weight_sync.timeout_s
         try:
-            await process.call(process.handle.drop.remote(), "dropping requests", timeout_s=bound_s)
+            await process.call(bound_s, Engine.drop)
         except EngineLost:
             return
         except OutsideError as error:
@@ -159,7 +160,7 @@ class RayWeights:
         """Makes an engine ready for another publish after one that failed, or loses it."""
         bound_s = self._config.rollout.heartbeat_timeout_s
         try:
-            await process.call(process.handle.ping.remote(), "a heartbeat", timeout_s=bound_s)
+            await process.call(bound_s, Engine.ping)
         except EngineLost:
             return
         except ClusterError:
@@ -167,7 +168,7 @@ class RayWeights:
             return
         bound_s = self._config.weight_sync.timeout_s
         try:
-            await process.call(process.handle.abort_update.remote(), "aborting an update", timeout_s=bound_s)
+            await process.call(bound_s, Engine.abort_update)
         except OutsideError as error:
             process.lose(Died(str(error)))
 

@@ -14,7 +14,7 @@ from tests.launching.slurm.virtual_cluster import HOSTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-ROLES = ("TrainWorker", "EngineWorker")
+ROLES = ("actor", "rollout")
 FOR_EVER = 100_000
 
 
@@ -37,10 +37,10 @@ def test_a_killed_host_ends_the_attempt_at_once_and_the_next_one_finishes(demo, 
     job = demo("plain", "run.steps=60", "train.workers=2", "run.grace_s=4")
     job.wait(lambda: job.checkpoints != [], "the first checkpoint")
     placed = roles_on(cluster)
-    assert sorted(role for roles in placed.values() for role in roles) == sorted([*ROLES, "TrainWorker"])
+    assert sorted(role for roles in placed.values() for role in roles) == sorted([*ROLES, "actor"])
     assert all(len(roles) == 1 for roles in placed.values()), "a role on each host"
 
-    away = next(host for host in HOSTS if host != "node1" and "TrainWorker" in placed[host])
+    away = next(host for host in HOSTS if host != "node1" and "actor" in placed[host])
     cluster.kill_host(away)
     killed_s = time.monotonic()
     job.wait(lambda: "queued again" in job.log, "the loss to be noticed", 60)

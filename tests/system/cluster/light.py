@@ -25,15 +25,14 @@ class Shares:
     values_MT: np.ndarray
 
 
-class LightWorker:
-    """Enters as the real ones do, then does as it is told."""
+class Light:
+    """What a worker holds in these tests: does as it is told."""
 
-    def __init__(self, setting: Any, name: str) -> None:
-        setting.enter(name)
-        self._name = name
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
 
-    def name(self) -> str:
-        return self._name
+    def rank(self) -> int:
+        return self._rank
 
     def place(self) -> Place:
         import ray
@@ -47,20 +46,23 @@ class LightWorker:
     def say(self, text: str) -> None:
         print(text, flush=True)
 
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+    def second_sleeps(self, seconds: float) -> None:
+        time.sleep(seconds * self._rank)
 
-    def fail(self, error: Exception) -> None:
-        raise error
+    def second_fails(self, error: Exception) -> None:
+        if self._rank == 1:
+            raise error
 
-    def die(self, last_words: str, *, after_s: float = 0.0) -> None:
+    def first_dies_late(self, last_words: str, *, after_s: float) -> None:
+        if self._rank == 1:
+            raise RuntimeError("Connection closed by peer")
         time.sleep(after_s)
         print(last_words, file=sys.stderr, flush=True)
         os._exit(1)
 
     def logprobs(self, batch: Any) -> Any:
         """Minus the token, for every second row from the rank on."""
-        rows = np.arange(int(self._name[-1]), batch.rows, 2)
+        rows = np.arange(self._rank, batch.rows, 2)
         return Shares(rows, -batch.tokens_RT[rows].astype(np.float32))
 
 

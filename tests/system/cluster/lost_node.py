@@ -49,12 +49,12 @@ def observe(place: Path, address: str, nodes: list) -> dict[str, object]:
             wait_for(run, lambda: lines_of(metrics) >= KILL_AFTER_STEP, f"step {KILL_AFTER_STEP}")
             wait_for(run, lambda: any((metrics.parent / "checkpoints").glob("step_*")), "a checkpoint")
             raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
-            before = where("TrainWorker", raylets)
+            before = where("ray::actor", raylets)
             psutil.Process(raylets[before[0]]).kill()
             killed_at = now()
             log = metrics.parent / "logs" / "driver.log"
             wait_for(run, lambda: log.exists() and "started again" in log.read_text(), "a new start of the trainer")
-            after = where("TrainWorker", raylets)
+            after = where("ray::actor", raylets)
             code = run.wait(timeout=LIMIT_S)
         finally:
             run.kill()

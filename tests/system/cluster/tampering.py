@@ -64,11 +64,11 @@ class Tampering:
         return vars(self._sender).get("_segment")
 
 
-def install(shell: Any) -> None:
+def install(policy: Any) -> None:
     """In the actor of a rank, once."""
-    shell.tampering = Tampering(shell._sender)
+    policy.tampering = Tampering(policy._sender)
 
 
-def order(shell: Any, harm: Harm, publishes: int) -> None:
+def order(policy: Any, harm: Harm, publishes: int) -> None:
     """What is done to the next so many publishes."""
-    shell.tampering.harm, shell.tampering.left = harm, publishes
+    policy.tampering.harm, policy.tampering.left = harm, publishes

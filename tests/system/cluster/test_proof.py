@@ -43,7 +43,7 @@ class Publishes:
         """For each of them, what had been answered by the end of its publish."""
 
     async def install(self):
-        await self._on_ranks(tampering.install)
+        await self.actor.team.all(tampering.install)
 
     async def learn(self):
         """An update, so that the publish to come differs from the one before."""
@@ -61,7 +61,7 @@ class Publishes:
         if harm == "one engine only":
             self._leave_out_the_second(times)
         else:
-            await self._on_ranks(partial(tampering.order, harm=harm, publishes=times))
+            await self.actor.team.all(tampering.order, harm=harm, publishes=times)
         for engine in self.engines:
             engine.prove = partial(self._prove_late, engine)
         try:
@@ -123,13 +123,6 @@ class Publishes:
             rows = await self.actor.logprobs(batch_of(self.prompt, [each.token_ids for each in completions]))
             for row, each in zip(rows, completions, strict=True):
                 assert gap(row[: len(each.logprobs)], each.logprobs) < FLOAT32_GAP
-
-    async def _on_ranks(self, function):
-        await asyncio.gather(*[_settled(handle.__ray_call__.remote(function)) for handle in self.actor._team.handles])
-
-
-async def _settled(ref):
-    return await ref
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,17 @@
 """Placement, and the errors of workers, over light actors on a real cluster."""
 
-import dataclasses
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ray_rl.errors import ClusterError, ConfigError, TrainingError
+from ray_rl.cluster.calls import Loss
+from ray_rl.errors import ClusterError, ConfigError, TrainingError, WorkerLost
 from ray_rl.planner.plan import plan
 from tests import make
+from tests.system.cluster.light import Light
 
 pytestmark = pytest.mark.usefixtures("connected")
 
@@ -45,28 +47,30 @@ def logs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def light(connected, logs):
-    """Starts actors that enter as workers do, and ends them."""
-    import ray
+    """Starts teams that hold no model, and ends them."""
+    from ray_rl.cluster.shell import Setting, Worker
+    from ray_rl.cluster.teams import Team
 
-    from ray_rl.cluster.workers import Setting
-    from tests.system.cluster.light import LightWorker
+    teams = []
 
-    handles = []
-
-    def start(role, count, *, options=None):
-        setting = Setting(None, ("model",), str(logs), 1, {"RAY_RL_TEST": "here"})
-        started = [
-            ray.remote(LightWorker)
-            .options(**(options[rank] if options else {"num_cpus": 0.1}))
-            .remote(setting, f"{role}-{rank}")
-            for rank in range(count)
-        ]
-        handles.extend(started)
-        return started
+    def start(role, count, *, options=None, timeout_s=60.0, logs=logs):
+        setting = Setting(str(logs), 1, {"RAY_RL_TEST": "here"})
+        taken = options or [{"num_cpus": 0.1}] * count
+        team = Team(
+            role,
+            count,
+            launch=lambda rank: Worker.launch(f"{role}-{rank}", setting, taken[rank]),
+            build=lambda member: Light(member.rank),
+            logs=logs,
+            timeout_s=timeout_s,
+            start_timeout_s=60.0,
+        )
+        teams.append(team)
+        return team
 
     yield start
-    for handle in handles:
-        ray.kill(handle)
+    for team in teams:
+        team.kill()
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +80,13 @@ def two_workers(light):
 
 
 @pytest.fixture
-def pair(two_workers, logs):
-    """The workers as a team, which belongs to the event loop of one test."""
-    from ray_rl.cluster.roles import Team
-
-    return Team("actor", two_workers, logs, 60.0)
+async def pair(two_workers):
+    """The workers, loaded, for the event loop of one test."""
+    if two_workers.is_loaded:
+        two_workers.loss = Loss()
+    else:
+        await two_workers.load()
+    return two_workers
 
 
 def wait_until_all_is_free():
@@ -131,8 +137,9 @@ async def test_colocated_roles_run_on_the_gpu_of_their_rank(gpu_plan, light):
     with placed(layout, timeout_s=30) as slots:
         places = []
         for role in ("actor", "reference"):
-            (worker,) = light(f"colocated-{role}", 1, options=[slots[role][1].options()])
-            places.append(await worker.place.remote())
+            team = light(f"colocated-{role}", 1, options=[slots[role][1].options()])
+            await team.load()
+            places += await team.all(Light.place)
     actor, reference = places
     assert actor == reference
     assert len(actor.gpus) == 1
@@ -202,89 +209,98 @@ def test_an_address_where_no_cluster_is_fails_at_once_and_says_so(connected):
 
 
 async def test_a_worker_has_its_variables_and_writes_its_own_log_that_others_cannot_read(pair, logs):
-    handle = pair.handles[0]
-    assert await handle.variable.remote("RAY_RL_TEST") == "here"
-    assert await handle.variable.remote("OMP_NUM_THREADS") == "1"
-    await handle.say.remote("what a library printed")
+    assert await pair.first(Light.variable, "RAY_RL_TEST") == "here"
+    assert await pair.first(Light.variable, "OMP_NUM_THREADS") == "1"
+    await pair.first(Light.say, "what a library printed")
     log = logs / "actor-0.log"
     assert "what a library printed" in log.read_text()
     assert log.stat().st_mode & 0o077 == 0
 
 
+async def test_a_process_is_titled_by_its_worker_and_by_what_it_does(pair):
+    titles = await pair.all(title)
+    assert titles == ["ray::actor-0.title", "ray::actor-1.title"]
+
+
 async def test_a_team_answers_by_rank(pair):
-    assert await pair.all([handle.name.remote() for handle in pair.handles], "naming") == ["actor-0", "actor-1"]
+    assert await pair.all(Light.rank) == [0, 1]
 
 
 async def test_an_error_of_ours_arrives_as_itself(pair):
     error = TrainingError("optimizer step 3: the loss is nan")
     with pytest.raises(TrainingError) as raised:
-        await pair.all([pair.handles[0].name.remote(), pair.handles[1].fail.remote(error)], "the update")
+        await pair.all(Light.second_fails, error)
     assert type(raised.value) is TrainingError
     assert str(raised.value) == "actor-1: optimizer step 3: the loss is nan"
 
 
 async def test_any_other_error_of_a_worker_says_what_it_was_and_quotes_its_log(pair, logs):
-    await pair.all([pair.handles[1].say.remote("half way")], "saying")
-    refs = [pair.handles[0].name.remote(), pair.handles[1].fail.remote(OSError(28, "No space left on device"))]
+    await pair.all(Light.say, "half way")
     with pytest.raises(ClusterError) as raised:
-        await pair.all(refs, "the export")
+        await pair.all(Light.second_fails, OSError(28, "No space left on device"))
     lines = str(raised.value).splitlines()
-    assert lines[0] == "the export: actor-1 raised OSError: [Errno 28] No space left on device"
+    assert lines[0] == "second fails: actor-1 raised OSError: [Errno 28] No space left on device"
     assert lines[1:] == [f"Last lines of {logs}/actor-1.log:", "half way"]
 
 
 async def test_the_shares_of_the_workers_become_one_array(pair):
-    from ray_rl.cluster.roles import RayScorer
+    from ray_rl.cluster.roles import whole
 
     rows, length = 5, 3
     batch = make.batch((rows, length), tokens_RT=np.arange(rows * length, dtype=np.int32).reshape(rows, length))
-    logprobs_RT = await RayScorer(pair).logprobs(batch)
+    logprobs_RT = whole(batch, await pair.all(Light.logprobs, batch))
     assert logprobs_RT.dtype == np.float32
     assert logprobs_RT.tolist() == (-batch.tokens_RT).tolist()
 
 
-async def test_a_call_that_takes_too_long_names_the_worker_and_the_limit(pair):
-    hurried = dataclasses.replace(pair, timeout_s=1.0)
+async def test_a_call_that_takes_too_long_names_the_worker_and_the_limit(light):
+    hurried = light("hurried", 2, timeout_s=1.0)
+    await hurried.load()
     with pytest.raises(ClusterError) as raised:
-        await hurried.all([pair.handles[0].name.remote(), pair.handles[1].sleep.remote(5)], "the update")
-    assert str(raised.value) == "the update: actor-1 did not finish within 1 s; see the logs of the run"
+        await hurried.all(Light.second_sleeps, 5)
+    assert str(raised.value) == "second sleeps: hurried-1 did not finish within 1 s; see the logs of the run"
 
 
 async def test_a_worker_that_dies_is_reported_with_role_rank_cause_and_last_words_although_its_peer_complained_first(
-    light, pair, logs
+    light, logs
 ):
-    from ray_rl.cluster.roles import Team
-
-    victim, peer = *light("reference", 1), pair.handles[0]
-    team = Team("reference", [victim, peer], logs, 60.0)
-    await victim.say.remote("allocating 14 GiB")
-    refs = [victim.die.remote("killed", after_s=0.5), peer.fail.remote(RuntimeError("Connection closed by peer"))]
+    team = light("reference", 2)
+    await team.load()
+    await team.first(Light.say, "allocating 14 GiB")
     start_s = time.monotonic()
     with pytest.raises(ClusterError) as raised:
-        await team.all(refs, "the update")
+        await team.all(Light.first_dies_late, "killed", after_s=0.5)
     assert time.monotonic() - start_s < 30
     message = str(raised.value)
     assert re.match(
-        r"the update: reference-0 died on [\d.]+ \(process \d+: SYSTEM_ERROR, .*\)\. Usual causes: ", message
+        r"first dies late: reference-0 died on [\d.]+ \(process \d+: SYSTEM_ERROR, .*\)\. Usual causes: ", message
     )
     assert message.endswith(f"Last lines of {logs}/reference-0.log:\nallocating 14 GiB\nkilled")
     assert "\x1b" not in message
 
 
-async def test_a_worker_that_cannot_start_says_why(connected, tmp_path):
-    import ray
+async def test_new_workers_take_the_place_of_one_that_died(light):
+    team = light("critic", 2)
+    await team.load()
+    with pytest.raises(WorkerLost):
+        await team.all(Light.first_dies_late, "killed", after_s=0.0)
+    assert not await team.is_well()
+    await team.restart()
+    assert await team.is_well()
+    assert await team.all(Light.rank) == [0, 1]
 
-    from ray_rl.cluster.calls import call
-    from ray_rl.cluster.workers import Setting
-    from tests.system.cluster.light import LightWorker
 
+async def test_a_worker_that_cannot_start_says_why(light, tmp_path):
     (tmp_path / "taken").write_text("a file where the folder of the logs should be")
-    setting = Setting(None, ("model",), str(tmp_path / "taken"), 1, {})
-    handle = ray.remote(LightWorker).options(num_cpus=0.1).remote(setting, "actor-0")
     with pytest.raises(ClusterError) as raised:
-        await call("actor-0", handle.name.remote(), doing="loading", timeout_s=60)
+        await light("taken", 1, logs=tmp_path / "taken").load()
     message = str(raised.value)
-    assert message.startswith("loading: actor-0 could not be started: ")
+    assert message.startswith("start: taken-0 could not be started: ")
     assert "FileExistsError" in message
     assert "out of memory" not in message
     assert "\x1b" not in message
+
+
+def title(_):
+    """The title of the process, which Ray fills up with zeros."""
+    return Path("/proc/self/cmdline").read_text().rstrip("\0")

@@ -58,7 +58,7 @@ class Trained:
         return await trainer_scores(self.workers.actor, self.prompt, self.answer)
 
     async def free_address(self) -> tuple[str, int]:
-        return await self.workers.actor._team.handles[0].free_address.remote()
+        return await self.workers.actor.meeting_place()
 
 
 @pytest.fixture(scope="module")
@@ -173,14 +173,13 @@ async def test_the_slices_of_the_ranks_make_up_the_whole_weights(trained):
     """What goes through shared memory, where trainer and engines share a host."""
     from safetensors.torch import load_file
 
-    def slices(shell):
-        stream = shell._trainer.stream
+    def slices(policy):
+        stream = policy.stream
         return [
             (spec.name, start, part.numpy()) for spec, (start, part) in zip(stream.specs, stream.slices(), strict=True)
         ]
 
-    handles = trained.workers.actor._team.handles
-    by_rank = await asyncio.gather(*[_settled(handle.__ray_call__.remote(slices)) for handle in handles])
+    by_rank = await trained.workers.actor.team.all(slices)
     exported = load_file(trained.export / "model.safetensors")
     written = {name: np.full(tensor.numel(), np.nan, np.float32) for name, tensor in exported.items()}
     for name, start, part in (part for rank in by_rank for part in rank):
@@ -249,7 +248,7 @@ async def test_engines_that_join_again_take_further_versions(trained):
 async def test_a_publish_goes_on_within_seconds_without_an_engine_that_was_killed(trained):
     """Last: it leaves one engine."""
     victim = trained.workers.engines[1]
-    pid = await victim._handle.__ray_call__.remote(lambda _: os.getpid())
+    pid = victim.process._family.members[0].pid
     processes = [pid, *_descendants(pid)]
     assert len(processes) >= 2, "the engine has processes of its own"
     os.kill(pid, signal.SIGKILL)

@@ -45,19 +45,17 @@ DIED = r"NAME died on [\d.]+ \(process \d+: SYSTEM_ERROR.*"
 def harms():
     return [
         Harm(
-            "TrainWorker.update", STOP, rf"{SILENT} Going back to step \d+ of {STEPS}; restart 1 of 3", "actor started"
+            r"actor-\d\.update", STOP, rf"{SILENT} Going back to step \d+ of {STEPS}; restart 1 of 3", "actor started"
         ),
+        Harm("reference", KILL, rf"{DIED} Restarting the reference; restart 1 of 3", "reference answers again"),
         Harm(
-            "ReferenceWorker", KILL, rf"{DIED} Starting the reference again; restart 1 of 3", "reference answers again"
-        ),
-        Harm(
-            "ReferenceWorker",
+            "reference",
             STOP,
-            rf"{SILENT} Starting the reference again; restart 2 of 3",
+            rf"{SILENT} Restarting the reference; restart 2 of 3",
             "reference answers again",
         ),
-        Harm("RewardWorker", KILL, rf"{DIED} Starting the reward again; restart 1 of 3", "reward answers again"),
-        Harm("RewardWorker", STOP, rf"{SILENT} Starting the reward again; restart 2 of 3", "reward answers again"),
+        Harm("reward", KILL, rf"{DIED} Restarting the reward; restart 1 of 3", "reward answers again"),
+        Harm("reward", STOP, rf"{SILENT} Restarting the reward; restart 2 of 3", "reward answers again"),
     ]
 
 
@@ -67,7 +65,7 @@ def log(folder: Path) -> str:
 
 
 def pids(session: int, title: str) -> list[int]:
-    return [int(line.split()[0]) for line in processes_of(session) if f"ray::{title}" in line]
+    return [int(line.split()[0]) for line in processes_of(session) if re.search(f"ray::{title}", line)]
 
 
 def name_of(pid: int) -> str:

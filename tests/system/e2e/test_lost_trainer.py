@@ -16,13 +16,16 @@ STEPS = 20
 """Steps take a tenth of a second, and one of them must be met in its update."""
 
 
+UPDATING = r"ray::actor-\d\.update"
+
+
 def log(folder: Path) -> str:
     file = folder / "logs" / "driver.log"
     return file.read_text() if file.exists() else ""
 
 
 def pids(session: int, title: str) -> list[int]:
-    return [int(line.split()[0]) for line in processes_of(session) if title in line]
+    return [int(line.split()[0]) for line in processes_of(session) if re.search(title, line)]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +43,9 @@ def ended(tmp_path_factory):
     engines, killed_at = [], []
 
     def kill_a_trainer(process):
-        wait_until(process, lambda: steps_done(folder) >= 3 and pids(process.pid, "ray::TrainWorker.update"))
+        wait_until(process, lambda: steps_done(folder) >= 3 and pids(process.pid, UPDATING))
         engines.append(pids(process.pid, "EngineCore"))
-        os.kill(pids(process.pid, "ray::TrainWorker.update")[-1], signal.SIGKILL)
+        os.kill(pids(process.pid, UPDATING)[-1], signal.SIGKILL)
         killed_at.append(now())
         wait_until(process, lambda: "started again" in log(folder))
         engines.append(pids(process.pid, "EngineCore"))

@@ -1,11 +1,13 @@
-"""Scripted actors: what stands behind an engine or the trainer, with futures set by hand for Ray's references."""
+"""Scripted workers of engines and trainers, with futures set by hand for Ray's references."""
 
 import asyncio
-from types import SimpleNamespace
+from pathlib import Path
 
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from ray_rl.cluster.engines.process import EngineProcess
+from ray_rl.cluster.shell import Worker
+from ray_rl.cluster.teams import Team
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Total
 from ray_rl.weight_sync.senders.sender import Sent
@@ -27,23 +29,30 @@ def config_of(*, engines=2, max_restarts=3):
     )
 
 
-class Actor:
-    """Every method writes down that it was called, and does what `plans` says: an error, "hang" or nothing."""
+class Scripted(Worker):
+    """Writes down every call, and does what `plans` says: an error, "hang", "die" or nothing."""
 
     def __init__(self, name, journal, answers=None):
-        self._name, self._journal = name, journal
+        super().__init__(name, None)
+        self._journal = journal
         self._answers = answers or {}
         self.plans = {}
         self._pending = []
         self.is_dead = False
 
-    def __getattr__(self, method):
-        return SimpleNamespace(remote=lambda *arguments: self._called(method, arguments))
+    def hold(self, build):
+        return self._called("hold", ())
+
+    def submit(self, method, args, kwargs):
+        return self._called(method.__name__, args)
+
+    def kill(self):
+        self.die()
 
     def _called(self, method, arguments):
         future = asyncio.get_running_loop().create_future()
         if method != "ping":
-            self._journal.append(f"{self._name} {method}")
+            self._journal.append(f"{self.name} {method}")
         plan = self.plans.pop(method, None)
         if self.is_dead or plan == "die":
             self.die()
@@ -68,15 +77,19 @@ class Actor:
 class Process(EngineProcess):
     """Ends without Ray."""
 
+    def __init__(self, worker, **settings):
+        super().__init__(worker, build=None, **settings)
+        self.worker = worker
+
     async def end(self):
-        self.handle._journal.append(f"{self.name} is ended")
-        self.handle.die()
+        self.worker._journal.append(f"{self.name} is ended")
+        self.worker.die()
         return []
 
 
 def process_of(index, journal, config, logs):
-    name = f"rollout-{index}"
-    return Process(name, Actor(name, journal, {"commit": lambda version: version}), config=config, logs=logs)
+    worker = Scripted(f"rollout-{index}", journal, {"commit": lambda version: version})
+    return Process(worker, config=config, logs=logs)
 
 
 def trainer_of(journal):
@@ -85,4 +98,20 @@ def trainer_of(journal):
         "send_weights": Sent([Total("sync/bytes", 4)], {"w": {0: "d1"}}),
         "free_address": ("127.0.0.1", 1),
     }
-    return Actor("actor-0", journal, answers)
+    return Scripted("actor-0", journal, answers)
+
+
+def team_of(*workers, role="actor", logs=Path("logs"), timeout_s=60.0):
+    """Scripted workers with a loaded model."""
+    launched = iter(workers)
+    team = Team(
+        role,
+        len(workers),
+        launch=lambda rank: next(launched),
+        build=None,
+        logs=logs,
+        timeout_s=timeout_s,
+        start_timeout_s=timeout_s,
+    )
+    team.is_loaded = True
+    return team

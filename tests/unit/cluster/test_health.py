@@ -7,11 +7,11 @@ import pytest
 from ray_rl.cluster.engines.health import Health
 from ray_rl.cluster.engines.policy import Died
 from ray_rl.cluster.engines.weights import RayWeights
-from ray_rl.cluster.roles import RayActor, RayEngine, Team
+from ray_rl.cluster.roles import RayActor, RayEngine
 from ray_rl.errors import ClusterError, EngineError, EngineLost
 from ray_rl.rollout.router import Router
 from tests.benchmarks.virtual_time import run_in_virtual_time
-from tests.unit.cluster.engines import config_of, process_of, trainer_of
+from tests.unit.cluster.engines import config_of, process_of, team_of, trainer_of
 
 
 class Ward:
@@ -20,7 +20,7 @@ class Ward:
     def __init__(self, logs, *, engines=2, max_restarts=3):
         self.journal, self.told, self.logs = [], [], logs
         self.config = config_of(engines=engines, max_restarts=max_restarts)
-        self.actor = RayActor(Team("actor", [trainer_of(self.journal)], logs, 60.0))
+        self.actor = RayActor(team_of(trainer_of(self.journal), logs=logs))
         self.engines = [RayEngine(self._process(i), config=self.config) for i in range(engines)]
         self.router = Router(engines)
         self.weights = RayWeights(self.config, self.actor, self.engines)
@@ -47,7 +47,7 @@ class Ward:
     def _launch(self, index):
         self.launches.append(self.now_s)
         process = self._process(index)
-        process.handle.plans |= self.plans.pop(0) if self.plans else {}
+        process.worker.plans |= self.plans.pop(0) if self.plans else {}
         return process
 
 
@@ -78,16 +78,16 @@ def test_an_engine_that_died_is_quarantined_ended_restarted_and_fitted_before_it
     async def script(ward):
         await asyncio.sleep(100.5)
         ward.journal.clear()
-        ward.engines[0].process.handle.die()
+        ward.engines[0].process.worker.die()
         await asyncio.sleep(1.1)
         assert ward.router.quarantined == (0,)
         await asyncio.sleep(1.0)
         assert ward.router.quarantined == ()
         assert [entry for entry in ward.journal if "rollout-0" in entry] == [
             "rollout-0 is ended",
-            "rollout-0 family",
-            "rollout-0 start",
-            "rollout-0 family",
+            "rollout-0 own_family",
+            "rollout-0 hold",
+            "rollout-0 own_family",
             "rollout-0 join_transfer",
             "rollout-0 begin_update",
             "rollout-0 receive_weights",
@@ -97,7 +97,7 @@ def test_an_engine_that_died_is_quarantined_ended_restarted_and_fitted_before_it
         ]
         assert not [entry for entry in ward.journal if "rollout-1" in entry]
         (_, lost), (_, back) = ward.told
-        assert lost.startswith("rollout-0 is lost: a heartbeat: rollout-0 died (")
+        assert lost.startswith("rollout-0 is lost: ping: rollout-0 died (")
         assert lost.endswith(": restart 1 of 3 in 1 s; 1 other left")
         assert back == "rollout-0 serves again, 1.0 s after it was lost"
 
@@ -106,11 +106,11 @@ def test_an_engine_that_died_is_quarantined_ended_restarted_and_fitted_before_it
 
 def test_what_an_engine_was_asked_ends_when_it_is_lost_although_its_actor_never_answers(drive):
     async def script(ward):
-        ward.engines[1].process.handle.plans["generate"] = "hang"
+        ward.engines[1].process.worker.plans["generate"] = "hang"
         asked = asyncio.ensure_future(ward.engines[1].generate(None))
         await asyncio.sleep(50)
         ward.engines[1].process.lose(Died("killed"))
-        with pytest.raises(EngineLost, match="generating: rollout-1 killed"):
+        with pytest.raises(EngineLost, match="generate: rollout-1 killed"):
             await asked
 
     drive(script)
@@ -118,7 +118,7 @@ def test_what_an_engine_was_asked_ends_when_it_is_lost_although_its_actor_never_
 
 def test_an_engine_that_does_not_answer_for_too_long_is_ended_and_restarted(drive):
     async def script(ward):
-        ward.engines[0].process.handle.plans["ping"] = "hang"
+        ward.engines[0].process.worker.plans["ping"] = "hang"
         await asyncio.sleep(10.5)
         assert ward.told == []
         await asyncio.sleep(2)
@@ -133,7 +133,7 @@ def test_an_engine_that_does_not_answer_for_too_long_is_ended_and_restarted(driv
 
 def test_time_in_which_the_driver_was_stopped_too_is_not_silence_of_the_engines(drive):
     async def script(ward):
-        ward.engines[0].process.handle.plans["ping"] = "hang"
+        ward.engines[0].process.worker.plans["ping"] = "hang"
         for _ in range(3):
             await asyncio.sleep(1.5)
             asyncio.get_running_loop()._jumping.now_s += 1000
@@ -148,7 +148,7 @@ def test_an_engine_need_not_answer_while_it_receives_weights(drive):
     async def script(ward):
         process = ward.engines[0].process
         with process.excused():
-            process.handle.plans["ping"] = "hang"
+            process.worker.plans["ping"] = "hang"
             await asyncio.sleep(100)
         await asyncio.sleep(9)
         assert ward.told == []
@@ -160,7 +160,7 @@ def test_an_engine_need_not_answer_while_it_receives_weights(drive):
 
 def test_a_restart_that_fails_is_tried_again_later_and_the_time_it_took_counts_from_the_loss(drive):
     async def script(ward):
-        ward.plans = [{"start": EngineError("vLLM could not start: no memory")}, {"start": "die"}, {}]
+        ward.plans = [{"hold": EngineError("vLLM could not start: no memory")}, {"hold": "die"}, {}]
         ward.engines[1].process.lose(Died("killed"))
         await asyncio.sleep(0.1)
         await asyncio.sleep(10)
@@ -178,7 +178,7 @@ def test_a_restart_that_fails_is_tried_again_later_and_the_time_it_took_counts_f
 
 def test_an_engine_that_fails_too_often_is_given_up_and_the_others_go_on(drive):
     async def script(ward):
-        ward.plans = [{"start": "die"}]
+        ward.plans = [{"hold": "die"}]
         ward.engines[1].process.lose(Died("killed"))
         await asyncio.sleep(100)
         assert ward.router.quarantined == (1,)
@@ -232,7 +232,7 @@ def test_one_that_dies_while_it_waits_for_that_publish_is_restarted(drive):
         await ward.actor.go_ahead()
         ward.engines[0].process.lose(Died("killed"))
         await asyncio.sleep(60)
-        ward.engines[0].process.handle.die()
+        ward.engines[0].process.worker.die()
         await asyncio.sleep(60)
         assert len(ward.launches) == 2
         await ward.weights.publish(1)

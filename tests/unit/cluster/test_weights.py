@@ -6,11 +6,11 @@ import pytest
 
 from ray_rl.cluster.engines.policy import Died, Poisoned, Silent
 from ray_rl.cluster.engines.weights import RayWeights
-from ray_rl.cluster.roles import RayActor, RayEngine, Team
+from ray_rl.cluster.roles import RayActor, RayEngine
 from ray_rl.errors import EngineError, OutsideError, WeightMismatch, WeightSyncError
 from ray_rl.metrics.metric import Total
 from tests.benchmarks.virtual_time import run_in_virtual_time
-from tests.unit.cluster.engines import config_of, process_of, trainer_of
+from tests.unit.cluster.engines import config_of, process_of, team_of, trainer_of
 
 SENT = [Total("sync/bytes", 4)]
 BROKEN = WeightSyncError("connection closed by peer")
@@ -23,15 +23,15 @@ class Party:
         self.journal, self.told = [], []
         self.config, self.logs = config_of(engines=engines), logs
         self.trainer = trainer_of(self.journal)
-        self.actor = RayActor(Team("actor", [self.trainer], logs, 60.0))
+        self.actor = RayActor(team_of(self.trainer, logs=logs))
         self.engines = [RayEngine(self.process(index), config=self.config) for index in range(engines)]
         self.weights = RayWeights(self.config, self.actor, self.engines, tell=self.told.append)
 
     def process(self, index):
         return process_of(index, self.journal, self.config, self.logs)
 
-    def handle(self, index):
-        return self.engines[index].process.handle
+    def worker(self, index):
+        return self.engines[index].process.worker
 
     async def publish(self, version):
         """What it returns, and who was asked what in it."""
@@ -71,7 +71,7 @@ def test_while_all_live_they_stay_in_their_group(drive):
 def test_an_engine_that_dies_in_a_publish_is_left_out_and_the_other_gets_all_again_in_a_group_without_it(drive, moment):
     async def script(party):
         await party.publish(0)
-        party.handle(0).plans[moment] = "die"
+        party.worker(0).plans[moment] = "die"
         metrics, journal = await party.publish(1)
         assert metrics == SENT
         again = journal[journal.index("rollout-1 abort_update") :]
@@ -103,7 +103,7 @@ def test_an_engine_that_dies_in_a_publish_is_left_out_and_the_other_gets_all_aga
 def test_an_engine_that_hangs_in_a_publish_is_lost_when_it_does_not_answer_afterwards_either(drive):
     async def script(party):
         await party.publish(0)
-        party.handle(1).plans |= {"receive_weights": "hang", "ping": "hang"}
+        party.worker(1).plans |= {"receive_weights": "hang", "ping": "hang"}
         metrics, _ = await party.publish(1)
         assert metrics == SENT
         assert party.faults() == [None, Silent(10.0)]
@@ -130,13 +130,13 @@ def test_a_failure_that_killed_no_engine_is_tried_once_more_with_all(drive):
 
 def test_an_engine_that_can_never_be_published_to_is_lost_and_the_others_serve(drive):
     async def script(party):
-        handle = party.handle(0)
+        worker = party.worker(0)
 
         class Again(dict):
             def pop(self, method, default=None):
                 return self.get(method, default)
 
-        handle.plans = Again(receive_weights=EngineError("no such parameter: w"))
+        worker.plans = Again(receive_weights=EngineError("no such parameter: w"))
         metrics, _ = await party.publish(0)
         assert metrics == SENT
         poisoned, well = party.faults()
@@ -160,7 +160,7 @@ def test_a_trainer_that_cannot_send_ends_the_run_with_its_error(drive):
 
 def test_with_no_engine_left_a_publish_has_nothing_to_do(drive):
     async def script(party):
-        party.handle(0).plans["receive_weights"] = "die"
+        party.worker(0).plans["receive_weights"] = "die"
         metrics, _ = await party.publish(0)
         assert metrics == []
         assert party.told[-1].endswith("; sending again to none, as no engine is left")
@@ -211,7 +211,7 @@ def test_weights_do_not_change_while_they_are_sent_to_an_engine_that_is_admitted
     async def script(party):
         await party.publish(0)
         process = lose_one(party)
-        process.handle.plans["receive_weights"] = "hang"
+        process.worker.plans["receive_weights"] = "hang"
         party.journal.clear()
         admitting = asyncio.ensure_future(party.weights.admit(party.engines[0], process))
         await asyncio.sleep(1)
@@ -230,7 +230,7 @@ def test_an_engine_that_cannot_be_admitted_is_lost_again(drive):
     async def script(party):
         await party.publish(0)
         process = lose_one(party)
-        process.handle.plans["receive_weights"] = EngineError("no such parameter: w")
+        process.worker.plans["receive_weights"] = EngineError("no such parameter: w")
         await party.weights.admit(party.engines[0], process)
         assert isinstance(process.fault, Poisoned)
         assert not process.fitted.is_set()
@@ -242,7 +242,7 @@ def test_a_mismatch_is_sent_again_once_and_the_second_ends_the_run_with_nobody_s
     mismatch = WeightMismatch("what arrived is not what was sent: 1 of 1 parameters differ")
 
     async def script(party):
-        party.handle(1).plans["prove"] = mismatch
+        party.worker(1).plans["prove"] = mismatch
         metrics, journal = await party.publish(0)
         assert metrics == SENT
         assert party.faults() == [None, None]
@@ -251,7 +251,7 @@ def test_a_mismatch_is_sent_again_once_and_the_second_ends_the_run_with_nobody_s
 
         async def always():
             while True:
-                party.handle(1).plans["prove"] = mismatch
+                party.worker(1).plans["prove"] = mismatch
                 await asyncio.sleep(0)
 
         repeating = asyncio.ensure_future(always())
