@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -25,6 +26,7 @@ from ray_rl.cluster.teams import silence_of
 from ray_rl.concurrency import together
 from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, OutsideError
+from ray_rl.rollout.engine import Engine
 from ray_rl.rollout.router import Router
 
 
@@ -116,7 +118,7 @@ class Health:
         """One heartbeat, until it is answered or the engine lost."""
         every_s = self._config.rollout.heartbeat_s
         asked_s, silent_s = _now_s(), 0.0
-        answer = asyncio.ensure_future(process.ping())
+        answer = asyncio.ensure_future(process.call(math.inf, Engine.ping))
         try:
             while not answer.done():
                 start_s = _now_s()

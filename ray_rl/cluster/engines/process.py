@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -110,14 +109,6 @@ class EngineProcess:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._loss.told.wait()  # bound: the timeout around it
-
-    async def ping(self) -> None:
-        """Returns when every process that computes has answered; the caller bounds the wait.
-
-        Raises:
-            OutsideError: The engine is lost or reports an error.
-        """
-        await self.call(math.inf, Engine.ping)
 
     @contextmanager
     def excused(self) -> Iterator[None]:
