@@ -217,15 +217,10 @@ def async_code_does_not_block(source: Source) -> Violations:
 TAKES_WHOLE_CONFIG = {"api", "app", "config", "planner", "cli", "loops"}
 """Folders whose functions are about a run as a whole. Everybody else takes small settings that say what he needs."""
 STILL_TAKE_IT = {
-    "ray_rl/cluster/engines/health.py",
-    "ray_rl/cluster/engines/process.py",
     "ray_rl/cluster/engines/weights.py",
-    "ray_rl/cluster/heartbeats.py",
-    "ray_rl/cluster/roles.py",
+    "ray_rl/cluster/held.py",
     "ray_rl/cluster/session.py",
     "ray_rl/cluster/start.py",
-    "ray_rl/cluster/trainers.py",
-    "ray_rl/cluster/workers.py",
     "ray_rl/data/chat.py",
     "ray_rl/launching/job.py",
     "ray_rl/launching/rules.py",

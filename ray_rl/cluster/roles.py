@@ -14,7 +14,6 @@ from ray_rl.cluster.engines.process import EngineProcess
 from ray_rl.cluster.held import Policy, Saved, SavedCritic
 from ray_rl.cluster.shell import free_address
 from ray_rl.cluster.teams import Team
-from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Metric
 from ray_rl.rewards.model.assignment import assembled
 from ray_rl.rewards.model.held import RewardModels
@@ -150,11 +149,18 @@ class RayActor(RaySaved):
 class RayReceiver:
     """One engine, as a publish sees it."""
 
-    def __init__(self, process: EngineProcess, *, config: RunConfig) -> None:
+    def __init__(self, process: EngineProcess, *, rollout_s: float, publish_s: float) -> None:
+        """Calls the process of an engine.
+
+        Args:
+            process: The first one.
+            rollout_s: Bound of a request, `rollout.timeout_s`.
+            publish_s: Bound of each other call, `weight_sync.timeout_s`.
+        """
         self.name = process.name
         self.process = process
         """Does what is asked now. `RayWeights.admit` puts another in its place."""
-        self._rollout_s, self._publish_s = config.rollout.timeout_s, config.weight_sync.timeout_s
+        self._rollout_s, self._publish_s = rollout_s, publish_s
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Meets the trainer."""

@@ -92,21 +92,24 @@ async def started_workers(
         scratch: The private folder of a cluster of this machine, for the workers' temporary files.
     """
     note(f"placing {', '.join(f'{workers} {role}' for role, workers in plan.workers.items())}")
-    logs = logs.absolute()  # workers may have another working directory
+    logs, tell = logs.absolute(), tell or note  # workers may have another working directory
     with placed(plan, timeout_s=config.cluster.start_timeout_s) as slots:
         note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
         launcher = _Launcher(config, plan, slots, folders, logs, _environment(config, scratch))
         teams = {role: launcher.team(role) for role in plan.workers if role in HELD}
-        engines = [RayEngine(launcher.engine(i), config=config) for i in range(plan.workers["rollout"])]
+        engines = [launcher.engine(i) for i in range(plan.workers["rollout"])]
         actor = RayActor(teams["actor"])
-        trainers = Trainers(config, teams, tell=tell or note)
-        weights = RayWeights(config, actor, engines, tell=tell or note)
+        trainers = Trainers(teams, max_restarts=config.cluster.max_restarts, tell=tell)
+        weights = RayWeights(config, actor, engines, tell=tell)
         router = Router(len(engines))
-        health = Health(config, engines, router=router, weights=weights, launch=launcher.engine, tell=tell or note)
+        health = launcher.health(engines, router=router, weights=weights, tell=tell)
+        beats = Heartbeats(
+            teams.values(), every_s=config.cluster.heartbeat_s, limit_s=config.cluster.heartbeat_timeout_s
+        )
         try:
             await together([trainers.load(), *(engine.process.start() for engine in engines)])
             await weights.join(*await actor.meeting_place())
-            async with health.watching(), Heartbeats(config, teams.values()).watching():
+            async with health.watching(), beats.watching():
                 yield Workers(
                     actor=actor,
                     engines=engines,
@@ -147,13 +150,33 @@ class _Launcher:
             start_timeout_s=self.config.cluster.start_timeout_s,
         )
 
-    def engine(self, index: int) -> EngineProcess:
+    def engine(self, index: int) -> RayEngine:
+        """An engine with its first process."""
+        rollout_s, publish_s = self.config.rollout.timeout_s, self.config.weight_sync.timeout_s
+        return RayEngine(self.process(index), rollout_s=rollout_s, publish_s=publish_s)
+
+    def process(self, index: int) -> EngineProcess:
         """The worker of an engine, which holds none yet."""
         setting = self._setting("rollout")
         options = self.slots["rollout"][index].options() | {"max_concurrency": ENGINE_CALLS}
         worker: Worker[Engine] = Worker.launch_async(f"rollout-{index}", setting, options)
         settings = policy_engine(self.config, self.folders["rollout"][0], threads=setting.threads)
-        return EngineProcess(worker, partial(started_engine, settings), config=self.config, logs=self.logs)
+        start_s = self.config.rollout.start_timeout_s
+        return EngineProcess(worker, partial(started_engine, settings), start_timeout_s=start_s, logs=self.logs)
+
+    def health(
+        self, engines: list[RayEngine], *, router: Router, weights: RayWeights, tell: Callable[[str], None]
+    ) -> Health:
+        """Watches the engines, and gives them further processes."""
+        return Health(
+            engines,
+            rollout=self.config.rollout,
+            max_restarts=self.config.cluster.max_restarts,
+            router=router,
+            weights=weights,
+            launch=self.process,
+            tell=tell,
+        )
 
     def _worker(self, role: str, setting: Setting, rank: int) -> Worker[Any]:
         options = self.slots[role][rank].options()

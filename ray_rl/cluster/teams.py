@@ -15,7 +15,6 @@ import ray
 from ray_rl.cluster.calls import Loss, answers, name_of
 from ray_rl.cluster.shell import Worker, free_address
 from ray_rl.concurrency import together
-from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, OutsideError, WorkerLost
 from ray_rl.training.process_group import Member
 
@@ -150,10 +149,15 @@ class Heartbeats:
     matter: of ranks that wait for each other, the one that hangs is the one without an answer.
     """
 
-    def __init__(self, config: RunConfig, teams: Iterable[Team[Any]]) -> None:
-        """Watches `teams` within `watching`, as the section `cluster` of the configuration says."""
-        self._every_s = config.cluster.heartbeat_s
-        self._limit_s = config.cluster.heartbeat_timeout_s
+    def __init__(self, teams: Iterable[Team[Any]], *, every_s: float, limit_s: float) -> None:
+        """Watches teams within `watching`.
+
+        Args:
+            teams: Those to watch.
+            every_s: Pause between heartbeats, `cluster.heartbeat_s`.
+            limit_s: How long a worker may leave one unanswered, `cluster.heartbeat_timeout_s`.
+        """
+        self._every_s, self._limit_s = every_s, limit_s
         self._teams = list(teams)
 
     @asynccontextmanager
@@ -195,16 +199,16 @@ class Heartbeats:
 class Trainers:
     """All workers but the engines: those that train and those that score."""
 
-    def __init__(self, config: RunConfig, teams: Mapping[str, Team[Any]], *, tell: Callable[[str], None]) -> None:
+    def __init__(self, teams: Mapping[str, Team[Any]], *, max_restarts: int, tell: Callable[[str], None]) -> None:
         """Takes launched workers; `load` builds what they hold.
 
         Args:
-            config: Configuration of the run.
             teams: The workers, by role.
+            max_restarts: How often a role without a state may be restarted, `cluster.max_restarts`.
             tell: Is told of every role that is restarted without the others.
         """
         self._teams = teams
-        self._most = config.cluster.max_restarts
+        self._most = max_restarts
         self._tell = tell
         self._restarts = dict.fromkeys(teams, 0)
         """How often each role was restarted without the others."""

@@ -24,7 +24,7 @@ from ray_rl.cluster.engines.weights import RayWeights
 from ray_rl.cluster.roles import RayEngine
 from ray_rl.cluster.teams import silence_of
 from ray_rl.concurrency import together
-from ray_rl.config import RunConfig
+from ray_rl.config.rollout import RolloutConfig
 from ray_rl.errors import ClusterError, OutsideError
 from ray_rl.rollout.engine import Engine
 from ray_rl.rollout.router import Router
@@ -39,9 +39,10 @@ class Health:
 
     def __init__(
         self,
-        config: RunConfig,
         engines: Sequence[RayEngine],
         *,
+        rollout: RolloutConfig,
+        max_restarts: int,
         router: Router,
         weights: RayWeights,
         launch: Callable[[int], EngineProcess],
@@ -50,14 +51,15 @@ class Health:
         """Watches nothing yet.
 
         Args:
-            config: of the run.
             engines: started.
+            rollout: The limits of heartbeats.
+            max_restarts: How often an engine may be restarted, `cluster.max_restarts`.
             router: which of them get requests.
             weights: the way back to the current version.
             launch: makes the actor of an engine, by index, in the place of one that ended.
             tell: told of every loss and every return.
         """
-        self._config = config
+        self._rollout, self._max_restarts = rollout, max_restarts
         self._engines = engines
         self._router = router
         self._weights = weights
@@ -111,12 +113,12 @@ class Health:
         """Asks for signs of life until the engine is lost, for want of one or because others have found it so."""
         while process.fault is None:
             await self._beat(index, process)
-            await process.wait_lost(timeout_s=self._config.rollout.heartbeat_s)
+            await process.wait_lost(timeout_s=self._rollout.heartbeat_s)
         return process.fault
 
     async def _beat(self, index: int, process: EngineProcess) -> None:
         """One heartbeat, until it is answered or the engine lost."""
-        every_s = self._config.rollout.heartbeat_s
+        every_s = self._rollout.heartbeat_s
         asked_s, silent_s = _now_s(), 0.0
         answer = asyncio.ensure_future(process.call(math.inf, Engine.ping))
         try:
@@ -173,7 +175,7 @@ class Health:
     def _give_up(self, index: int, fault: Fault) -> None:
         self._given_up.add(index)
         if len(self._given_up) == len(self._engines):
-            name, most = self._engines[index].name, self._config.cluster.max_restarts
+            name, most = self._engines[index].name, self._max_restarts
             self._router.close(
                 ClusterError(
                     f"no engine is left: {name}, the last, was lost after {self._restarts[index]} restarts "
@@ -187,7 +189,7 @@ class Health:
         goes_on = f"{others} other{'s' if others > 1 else ''} left" if others else "the run waits, as no other is left"
         match decision:
             case Restart(after_s):
-                number, most = self._restarts[index] + 1, self._config.cluster.max_restarts
+                number, most = self._restarts[index] + 1, self._max_restarts
                 consequence = f"restart {number} of {most} in {after_s:g} s; {goes_on}"
             case _:
                 consequence = f"given up after {self._restarts[index]} restarts; {others} left"
@@ -197,9 +199,9 @@ class Health:
     def _standing(self, index: int) -> Standing:
         return Standing(
             restarts=self._restarts[index],
-            max_restarts=self._config.cluster.max_restarts,
+            max_restarts=self._max_restarts,
             others=len(self._engines) - len(self._given_up | {index}),
-            heartbeat_timeout_s=self._config.rollout.heartbeat_timeout_s,
+            heartbeat_timeout_s=self._rollout.heartbeat_timeout_s,
         )
 
 

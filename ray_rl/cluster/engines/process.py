@@ -15,7 +15,6 @@ from ray_rl.cluster.calls import Loss, answers, name_of
 from ray_rl.cluster.engines.policy import Died, Fault
 from ray_rl.cluster.processes import Family, end_all, own_family
 from ray_rl.cluster.shell import Worker
-from ray_rl.config import RunConfig
 from ray_rl.errors import EngineLost, OutsideError, WorkerLost
 from ray_rl.rollout.engine import Engine, EngineSettings
 
@@ -34,14 +33,14 @@ class EngineProcess:
     """The worker of an engine, the processes behind it, and whether requests can be sent to it."""
 
     def __init__(
-        self, worker: Worker[Engine], build: Callable[[], Awaitable[Engine]], *, config: RunConfig, logs: Path
+        self, worker: Worker[Engine], build: Callable[[], Awaitable[Engine]], *, start_timeout_s: float, logs: Path
     ) -> None:
         """Takes over a worker that holds no engine; see `start`.
 
         Args:
             worker: An asynchronous one.
             build: Starts the engine in its process.
-            config: Configuration of the run.
+            start_timeout_s: Bound of `start`, for each of its steps.
             logs: Folder of the log files.
         """
         self.name = worker.name
@@ -50,7 +49,7 @@ class EngineProcess:
         self.fitted = asyncio.Event()
         """Set once it serves a published version."""
         self._worker, self._build = worker, build
-        self._config = config
+        self._start_timeout_s = start_timeout_s
         self._logs = logs
         self._family: Family | None = None
         self._loss = Loss()
@@ -63,7 +62,7 @@ class EngineProcess:
         Raises:
             OutsideError: It could not be started within `rollout.start_timeout_s`.
         """
-        bound_s = self._config.rollout.start_timeout_s
+        bound_s = self._start_timeout_s
         self._family = await self.call(bound_s, own_family)
         start = {self.name: self._worker.hold(self._build)}
         await answers(start, doing="start", timeout_s=bound_s, logs=self._logs, loss=self._loss)

@@ -6,6 +6,7 @@ from pathlib import Path
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from ray_rl.cluster.engines.process import EngineProcess
+from ray_rl.cluster.roles import RayEngine
 from ray_rl.cluster.shell import Worker
 from ray_rl.cluster.teams import Team
 from ray_rl.config import RunConfig
@@ -87,9 +88,13 @@ class Process(EngineProcess):
         return []
 
 
-def process_of(index, journal, config, logs):
+def process_of(index, journal, logs):
     worker = Scripted(f"rollout-{index}", journal, {"commit": lambda version: version})
-    return Process(worker, config=config, logs=logs)
+    return Process(worker, start_timeout_s=60.0, logs=logs)
+
+
+def engine_of(process):
+    return RayEngine(process, rollout_s=1800.0, publish_s=30.0)
 
 
 def trainer_of(journal):

@@ -7,11 +7,11 @@ import pytest
 from ray_rl.cluster.engines.health import Health
 from ray_rl.cluster.engines.policy import Died
 from ray_rl.cluster.engines.weights import RayWeights
-from ray_rl.cluster.roles import RayActor, RayEngine
+from ray_rl.cluster.roles import RayActor
 from ray_rl.errors import ClusterError, EngineError, EngineLost
 from ray_rl.rollout.router import Router
 from tests.benchmarks.virtual_time import run_in_virtual_time
-from tests.unit.cluster.engines import config_of, process_of, team_of, trainer_of
+from tests.unit.cluster.engines import config_of, engine_of, process_of, team_of, trainer_of
 
 
 class Ward:
@@ -21,7 +21,7 @@ class Ward:
         self.journal, self.told, self.logs = [], [], logs
         self.config = config_of(engines=engines, max_restarts=max_restarts)
         self.actor = RayActor(team_of(trainer_of(self.journal), logs=logs))
-        self.engines = [RayEngine(self._process(i), config=self.config) for i in range(engines)]
+        self.engines = [engine_of(self._process(i)) for i in range(engines)]
         self.router = Router(engines)
         self.weights = RayWeights(self.config, self.actor, self.engines)
         self.launches = []
@@ -29,8 +29,9 @@ class Ward:
         self.plans = []
         """Of the actors to come."""
         self.health = Health(
-            self.config,
             self.engines,
+            rollout=self.config.rollout,
+            max_restarts=max_restarts,
             router=self.router,
             weights=self.weights,
             launch=self._launch,
@@ -42,7 +43,7 @@ class Ward:
         return asyncio.get_running_loop().time()
 
     def _process(self, index):
-        return process_of(index, self.journal, self.config, self.logs)
+        return process_of(index, self.journal, self.logs)
 
     def _launch(self, index):
         self.launches.append(self.now_s)

@@ -6,25 +6,10 @@ import pytest
 
 from ray_rl.cluster.shell import Worker
 from ray_rl.cluster.teams import Heartbeats, Trainers
-from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, WorkerLost
-from tests.algorithm import algorithm
 from tests.unit.cluster.engines import team_of
 
 EVERY_S, LIMIT_S = 0.01, 0.1
-
-
-def config(**cluster):
-    return RunConfig.model_validate(
-        {
-            "run": {"name": "unit", "steps": 1},
-            "model": {"path": "tiny"},
-            "data": {"kind": "addition"},
-            "rewards": [{"kind": "number"}],
-            "algorithm": algorithm(),
-            "cluster": {"heartbeat_s": EVERY_S, "heartbeat_timeout_s": LIMIT_S, **cluster},
-        }
-    )
 
 
 class Beating(Worker):
@@ -54,14 +39,14 @@ def update(held):
 async def test_the_worker_that_does_not_answer_is_named_and_not_the_peer_that_waits_for_it():
     team = team_of(Beating("actor-0"), Beating("actor-1", hangs=True))
     with pytest.raises(WorkerLost, match=r"^update: actor-1 has not answered for 0\.\d s \(cluster\.heartbeat_timeout"):
-        async with asyncio.timeout(5), Heartbeats(config(), [team]).watching():
+        async with asyncio.timeout(5), Heartbeats([team], every_s=EVERY_S, limit_s=LIMIT_S).watching():
             await team.all(update)
     assert not team.is_loaded
 
 
 async def test_workers_that_answer_may_compute_for_longer_than_the_limit():
     team = team_of(Beating("actor-0"), Beating("actor-1"))
-    async with Heartbeats(config(), [team]).watching():
+    async with Heartbeats([team], every_s=EVERY_S, limit_s=LIMIT_S).watching():
         await asyncio.sleep(3 * LIMIT_S)
     assert team.is_loaded
     assert team.loss.reason is None
@@ -69,7 +54,7 @@ async def test_workers_that_answer_may_compute_for_longer_than_the_limit():
 
 async def test_a_role_written_off_while_nobody_called_it_fails_the_next_call_at_once():
     team = team_of(Beating("actor-0", hangs=True))
-    async with asyncio.timeout(5), Heartbeats(config(), [team]).watching():
+    async with asyncio.timeout(5), Heartbeats([team], every_s=EVERY_S, limit_s=LIMIT_S).watching():
         await team.loss.told.wait()
     with pytest.raises(WorkerLost, match=r"^update: actor-0 has not answered"):
         await team.first(update)
@@ -79,7 +64,7 @@ async def test_time_in_which_the_driver_was_stopped_too_is_not_silence_of_the_wo
     clock = iter(range(0, 10**6, 1000))
     monkeypatch.setattr("ray_rl.cluster.teams._now_s", lambda: float(next(clock)))
     team = team_of(Beating("actor-0", hangs=True))
-    async with Heartbeats(config(heartbeat_timeout_s=10.0), [team]).watching():
+    async with Heartbeats([team], every_s=EVERY_S, limit_s=10.0).watching():
         await asyncio.sleep(0.05)
     assert team.loss.reason is None
 
@@ -106,7 +91,7 @@ def trainers_of(*, tell=print, max_restarts=3):
         team.is_loaded = True
 
     team.restart = restart
-    return Trainers(config(max_restarts=max_restarts), {"actor": team}, tell=tell), restarts
+    return Trainers({"actor": team}, max_restarts=max_restarts, tell=tell), restarts
 
 
 def calls(*outcomes):

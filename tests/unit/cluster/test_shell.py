@@ -9,10 +9,10 @@ import pytest
 
 import ray_rl
 from ray_rl.cluster.engines.process import EngineProcess
-from ray_rl.cluster.roles import RayActor, RayEngine
+from ray_rl.cluster.roles import RayActor
 from ray_rl.cluster.shell import AsyncShell, Shell, Worker
 from ray_rl.errors import ClusterError
-from tests.unit.cluster.engines import config_of, team_of
+from tests.unit.cluster.engines import engine_of, team_of
 
 OURS = str(Path(ray_rl.__file__).parent)
 MOST_FRAMES = 6
@@ -112,9 +112,8 @@ async def test_a_generation_passes_at_most_six_functions_of_ours(monkeypatch, tm
     held = Held()
     actor = LocalActor(AsyncShell, held)
     monkeypatch.setattr("ray_rl.cluster.roles.Engine.generate", Held.generate)
-    config = config_of()
-    process = EngineProcess(Worker("rollout-0", actor), None, config=config, logs=tmp_path)
-    there, back = await frames_of(RayEngine(process, config=config).generate("request"), actor, held)
+    process = EngineProcess(Worker("rollout-0", actor), None, start_timeout_s=60.0, logs=tmp_path)
+    there, back = await frames_of(engine_of(process).generate("request"), actor, held)
     assert actor.title == "rollout-0.generate"
     assert back == ["RayEngine.generate", "EngineProcess.call", "answers", "settle", "AsyncShell.run"]
     assert len(back) + 1 <= MOST_FRAMES, "and Engine.generate"

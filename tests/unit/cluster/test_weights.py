@@ -6,11 +6,11 @@ import pytest
 
 from ray_rl.cluster.engines.policy import Died, Poisoned, Silent
 from ray_rl.cluster.engines.weights import RayWeights
-from ray_rl.cluster.roles import RayActor, RayEngine
+from ray_rl.cluster.roles import RayActor
 from ray_rl.errors import EngineError, OutsideError, WeightMismatch, WeightSyncError
 from ray_rl.metrics.metric import Total
 from tests.benchmarks.virtual_time import run_in_virtual_time
-from tests.unit.cluster.engines import config_of, process_of, team_of, trainer_of
+from tests.unit.cluster.engines import config_of, engine_of, process_of, team_of, trainer_of
 
 SENT = [Total("sync/bytes", 4)]
 BROKEN = WeightSyncError("connection closed by peer")
@@ -24,11 +24,11 @@ class Party:
         self.config, self.logs = config_of(engines=engines), logs
         self.trainer = trainer_of(self.journal)
         self.actor = RayActor(team_of(self.trainer, logs=logs))
-        self.engines = [RayEngine(self.process(index), config=self.config) for index in range(engines)]
+        self.engines = [engine_of(self.process(index)) for index in range(engines)]
         self.weights = RayWeights(self.config, self.actor, self.engines, tell=self.told.append)
 
     def process(self, index):
-        return process_of(index, self.journal, self.config, self.logs)
+        return process_of(index, self.journal, self.logs)
 
     def worker(self, index):
         return self.engines[index].process.worker
