@@ -76,6 +76,4 @@ class Policy(SavedTrainer):
 def saved_critic(config: RunConfig, folder: str, member: Member, *, threads: int) -> SavedTrainer:
     """Loads a rank of the critic, as `value_trainer`."""
     assert config.critic is not None, "the run has no critic"
-    return SavedTrainer(
-        value_objective(config, folder), train_settings(config, config.critic), member, threads=threads
-    )
+    return SavedTrainer(value_objective(config, folder), train_settings(config, config.critic), member, threads=threads)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_rl.cluster.engines.process import EngineProcess
-from ray_rl.cluster.held import Policy, Saved, SavedCritic
+from ray_rl.cluster.held import Policy, SavedTrainer
 from ray_rl.cluster.shell import free_address
 from ray_rl.cluster.teams import Team
 from ray_rl.metrics.metric import Metric
@@ -19,8 +19,9 @@ from ray_rl.rewards.model.assignment import assembled
 from ray_rl.rewards.model.held import RewardModels
 from ray_rl.rollout.engine import Engine
 from ray_rl.rollout.request import SampleRequest
-from ray_rl.training.frozen import Reference
-from ray_rl.training.trainer import Scores
+from ray_rl.training.frozen import FrozenModel
+from ray_rl.training.share import Scores
+from ray_rl.training.trainer import Trainer
 from ray_rl.types import Completion, Message, TrainBatch
 from ray_rl.weight_sync.proof import Digests, merged
 from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
@@ -38,13 +39,13 @@ class Repeat(Protocol):
 class RayReference:
     """The frozen reference. It has no state, so a call that lost a worker is repeated on new workers."""
 
-    def __init__(self, team: Team[Reference], *, repeat: Repeat) -> None:
+    def __init__(self, team: Team[FrozenModel], *, repeat: Repeat) -> None:
         self._team = team
         self._repeat = repeat
 
     async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
         """float32 [R, T], assembled from the shares of the workers."""
-        return whole(batch, await self._repeat(lambda: self._team.all(Reference.logprobs, batch)))
+        return whole(batch, await self._repeat(lambda: self._team.all(FrozenModel.scores, batch)))
 
 
 class RayRewardModels:
@@ -66,36 +67,32 @@ class RayRewardModels:
 class RaySaved:
     """A model under training, as checkpoints see it."""
 
-    def __init__(self, team: Team[Any]) -> None:
-        self._saved: Team[Saved] = team
+    def __init__(self, team: Team[SavedTrainer]) -> None:
+        self._ranks = team
 
     async def save(self, folder: Path) -> None:
         """Returns when every rank has copied its state."""
-        await self._saved.all(Saved.save, str(folder))
+        await self._ranks.all(SavedTrainer.save, str(folder))
 
     async def is_saved(self) -> bool:
         """Whether every rank has written what it copied."""
-        return all(await self._saved.all(Saved.is_saved))
+        return all(await self._ranks.all(SavedTrainer.is_saved))
 
     async def load(self, folder: Path) -> None:
         """Restores the state that was saved to a folder."""
-        await self._saved.all(Saved.load, str(folder))
+        await self._ranks.all(SavedTrainer.load, str(folder))
 
 
 class RayCritic(RaySaved):
     """The value model under training."""
 
-    def __init__(self, team: Team[SavedCritic]) -> None:
-        super().__init__(team)
-        self._team = team
-
     async def values(self, batch: TrainBatch) -> NDArray[np.float32]:
         """float32 [R, T], assembled from the shares of the workers."""
-        return whole(batch, await self._team.all(SavedCritic.values, batch))
+        return whole(batch, await self._ranks.all(Trainer.scores, batch))
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with old values and returns; metrics of all ranks."""
-        return flat(await self._team.all(SavedCritic.update, batch))
+        return flat(await self._ranks.all(Trainer.update, batch))
 
 
 class RayActor(RaySaved):
@@ -112,12 +109,12 @@ class RayActor(RaySaved):
 
     async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
         """float32 [R, T], assembled from the shares of the workers."""
-        return whole(batch, await self.team.all(Policy.logprobs, batch))
+        return whole(batch, await self.team.all(Trainer.scores, batch))
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with advantages; metrics of all ranks."""
         await self.go_ahead()
-        return flat(await self.team.all(Policy.update, batch))
+        return flat(await self.team.all(Trainer.update, batch))
 
     async def go_ahead(self) -> None:
         """Returns when no weights are being sent; from then on they may change, until the next publish."""

@@ -62,17 +62,13 @@ class Setting:
 
 
 class _Named:
-    """A process with a name, which is also its title in `ps` and in Ray's dashboard, and with its own log file."""
+    """A process with a name, which is also its title in `ps`, and with its own log file."""
 
     def __init__(self, setting: Setting, name: str) -> None:
         type(self).__name__ = name  # Ray makes the title of it; each actor has a process of its own
-        self._name = name
         self._held: Any = None
         """The object; None until `hold`, when only functions that ignore it can run."""
         setting.enter(name)
-
-    def __repr__(self) -> str:
-        return self._name
 
 
 class Shell(_Named, Generic[T]):

@@ -14,7 +14,7 @@ from typing import Any
 from ray_rl.cluster.engines.health import Health
 from ray_rl.cluster.engines.process import EngineProcess, started_engine
 from ray_rl.cluster.engines.weights import RayWeights
-from ray_rl.cluster.held import Policy, SavedCritic
+from ray_rl.cluster.held import Policy, saved_critic
 from ray_rl.cluster.placement import Slot, placed
 from ray_rl.cluster.roles import RayActor, RayCritic, RayEngine, RayReference, RayRewardModels
 from ray_rl.cluster.scratch import Scratch
@@ -26,7 +26,7 @@ from ray_rl.planner.plan import Plan
 from ray_rl.rewards.model.held import RewardModels
 from ray_rl.rollout.engine import Engine, EngineSettings
 from ray_rl.rollout.router import Router
-from ray_rl.training.frozen import Reference
+from ray_rl.training.build import reference_model
 from ray_rl.training.process_group import Member
 from ray_rl.weight_sync.transports import transport_of, vllm_backend
 
@@ -224,8 +224,8 @@ def _held_models(config: RunConfig, folders: tuple[str, ...], member: Member, *,
 
 HELD: Mapping[str, Callable[..., Any]] = {
     "actor": Policy,
-    "critic": SavedCritic,
-    "reference": Reference,
+    "critic": saved_critic,
+    "reference": reference_model,
     "reward": _held_models,
 }
 """What builds the object of a worker from the configuration, the folders of the role's models and the rank."""

@@ -18,7 +18,7 @@ from ray_rl.concurrency import together
 from ray_rl.errors import ClusterError, OutsideError, WorkerLost
 from ray_rl.training.process_group import Member
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)  # a team of `Policy` is one of `Trainer`
 P = ParamSpec("P")
 R = TypeVar("R")
 

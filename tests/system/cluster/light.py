@@ -60,7 +60,7 @@ class Light:
         print(last_words, file=sys.stderr, flush=True)
         os._exit(1)
 
-    def logprobs(self, batch: Any) -> Any:
+    def scores(self, batch: Any) -> Any:
         """Minus the token, for every second row from the rank on."""
         rows = np.arange(self._rank, batch.rows, 2)
         return Shares(rows, -batch.tokens_RT[rows].astype(np.float32))

@@ -248,7 +248,7 @@ async def test_the_shares_of_the_workers_become_one_array(pair):
 
     rows, length = 5, 3
     batch = make.batch((rows, length), tokens_RT=np.arange(rows * length, dtype=np.int32).reshape(rows, length))
-    logprobs_RT = whole(batch, await pair.all(Light.logprobs, batch))
+    logprobs_RT = whole(batch, await pair.all(Light.scores, batch))
     assert logprobs_RT.dtype == np.float32
     assert logprobs_RT.tolist() == (-batch.tokens_RT).tolist()
 

@@ -99,7 +99,7 @@ async def frames_of(call, actor, held):
 async def test_an_update_passes_at_most_six_functions_of_ours(monkeypatch):
     held = Held()
     actor = LocalActor(Shell, held)
-    monkeypatch.setattr("ray_rl.cluster.roles.Policy.update", Held.update)
+    monkeypatch.setattr("ray_rl.cluster.roles.Trainer.update", Held.update)
     there, back = await frames_of(RayActor(team_of(Worker("actor-0", actor))).update("batch"), actor, held)
     assert actor.title == "actor-0.update"
     assert back == ["RayActor.update", "Team.all", "answers", "settle", "Shell.run"]
