@@ -10,7 +10,7 @@ from ray_rl.checkpoint.slice_writer import SliceWriter
 from ray_rl.checkpoint.slices import SliceReader
 from ray_rl.config import RunConfig
 from ray_rl.data.chat import ChatTokenizer
-from ray_rl.training.build import policy_objective, train_settings, value_objective
+from ray_rl.training.build import policy_parts, value_parts
 from ray_rl.training.objectives.objective import Objective
 from ray_rl.training.process_group import Member
 from ray_rl.training.settings import TrainSettings
@@ -46,9 +46,7 @@ class Policy(SavedTrainer):
 
     def __init__(self, config: RunConfig, folder: str, member: Member, *, threads: int) -> None:
         """Loads the model, as `policy_trainer`."""
-        super().__init__(
-            policy_objective(config, folder), train_settings(config, config.train), member, threads=threads
-        )
+        super().__init__(*policy_parts(config, folder), member, threads=threads)
         self._config, self._source = config, folder
         self._sender = build_sender(transport_of(config), self.stream, is_sender=member.rank == 0)
 
@@ -75,5 +73,4 @@ class Policy(SavedTrainer):
 
 def saved_critic(config: RunConfig, folder: str, member: Member, *, threads: int) -> SavedTrainer:
     """Loads a rank of the critic, as `value_trainer`."""
-    assert config.critic is not None, "the run has no critic"
-    return SavedTrainer(value_objective(config, folder), train_settings(config, config.critic), member, threads=threads)
+    return SavedTrainer(*value_parts(config, folder), member, threads=threads)

@@ -22,6 +22,7 @@ from ray_rl.cluster.shell import Setting, Worker
 from ray_rl.cluster.teams import Heartbeats, Team, Trainers
 from ray_rl.concurrency import together
 from ray_rl.config import RunConfig
+from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT, roles_of
 from ray_rl.planner.plan import Plan
 from ray_rl.rewards.model.held import RewardModels
 from ray_rl.rollout.engine import Engine, EngineSettings
@@ -33,8 +34,8 @@ from ray_rl.weight_sync.transports import transport_of, vllm_backend
 ENGINE_CALLS = 1024
 """Calls that an engine's worker takes at once: the collector bounds the requests in flight."""
 
-TRAINING, SCORING = ("actor", "critic"), ("critic", "reference", "reward")
-AT_ONCE = {"rollout": ("rollout",), **dict.fromkeys(SCORING, SCORING), **dict.fromkeys(TRAINING, TRAINING)}
+TRAINING, SCORING = (ACTOR, CRITIC), (CRITIC, REFERENCE, REWARD)
+AT_ONCE = {ROLLOUT: (ROLLOUT,), **dict.fromkeys(SCORING, SCORING), **dict.fromkeys(TRAINING, TRAINING)}
 """The roles that work while a role works longest."""
 
 
@@ -97,8 +98,8 @@ async def started_workers(
         note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
         launcher = _Launcher(config, plan, slots, folders, logs, _environment(config, scratch))
         teams = {role: launcher.team(role) for role in plan.workers if role in HELD}
-        engines = [launcher.engine(i) for i in range(plan.workers["rollout"])]
-        actor = RayActor(teams["actor"])
+        engines = [launcher.engine(i) for i in range(plan.workers[ROLLOUT])]
+        actor = RayActor(teams[ACTOR])
         trainers = Trainers(teams, max_restarts=config.cluster.max_restarts, tell=tell)
         weights = RayWeights(config, actor, engines, tell=tell)
         router = Router(len(engines))
@@ -116,7 +117,7 @@ async def started_workers(
                     router=router,
                     weights=weights,
                     trainers=trainers,
-                    critic=RayCritic(teams["critic"]) if "critic" in teams else None,
+                    critic=RayCritic(teams[CRITIC]) if CRITIC in teams else None,
                     reference=_reference(teams, trainers),
                     reward=_reward_models(config, teams, trainers),
                 )
@@ -139,14 +140,15 @@ class _Launcher:
     def team(self, role: str) -> Team[Any]:
         """The workers of a role other than the engines; `HELD` says what they hold."""
         setting, folders = self._setting(role), self.folders[role]
-        models = folders if role == "reward" else folders[0]
+        models = folders if role == REWARD else folders[0]
+        bounds_s = {each.name: each.settings.timeout_s for each in roles_of(self.config)}
         return Team(
             role,
             self.plan.workers[role],
             launch=partial(self._worker, role, setting),
             build=partial(HELD[role], self.config, models, threads=setting.threads),
             logs=self.logs,
-            timeout_s=_bound_s(self.config, role),
+            timeout_s=bounds_s[role],
             start_timeout_s=self.config.cluster.start_timeout_s,
         )
 
@@ -157,10 +159,10 @@ class _Launcher:
 
     def process(self, index: int) -> EngineProcess:
         """The worker of an engine, which holds none yet."""
-        setting = self._setting("rollout")
-        options = self.slots["rollout"][index].options() | {"max_concurrency": ENGINE_CALLS}
-        worker: Worker[Engine] = Worker.launch_async(f"rollout-{index}", setting, options)
-        settings = policy_engine(self.config, self.folders["rollout"][0], threads=setting.threads)
+        setting = self._setting(ROLLOUT)
+        options = self.slots[ROLLOUT][index].options() | {"max_concurrency": ENGINE_CALLS}
+        worker: Worker[Engine] = Worker.launch_async(f"{ROLLOUT}-{index}", setting, options)
+        settings = policy_engine(self.config, self.folders[ROLLOUT][0], threads=setting.threads)
         start_s = self.config.rollout.start_timeout_s
         return EngineProcess(worker, partial(started_engine, settings), start_timeout_s=start_s, logs=self.logs)
 
@@ -223,38 +225,25 @@ def _held_models(config: RunConfig, folders: tuple[str, ...], member: Member, *,
 
 
 HELD: Mapping[str, Callable[..., Any]] = {
-    "actor": Policy,
-    "critic": saved_critic,
-    "reference": reference_model,
-    "reward": _held_models,
+    ACTOR: Policy,
+    CRITIC: saved_critic,
+    REFERENCE: reference_model,
+    REWARD: _held_models,
 }
 """What builds the object of a worker from the configuration, the folders of the role's models and the rank."""
 
 
 def _reference(teams: Mapping[str, Team[Any]], trainers: Trainers) -> RayReference | None:
-    if "reference" not in teams:
+    if REFERENCE not in teams:
         return None
-    return RayReference(teams["reference"], repeat=partial(trainers.repeating, "reference"))
+    return RayReference(teams[REFERENCE], repeat=partial(trainers.repeating, REFERENCE))
 
 
 def _reward_models(config: RunConfig, teams: Mapping[str, Team[Any]], trainers: Trainers) -> RayRewardModels | None:
-    if config.reward is None:
+    if REWARD not in teams:
         return None
-    repeat = partial(trainers.repeating, "reward")
-    return RayRewardModels(teams["reward"], models=len(config.reward.paths), repeat=repeat)
-
-
-def _bound_s(config: RunConfig, role: str) -> float:
-    """Bound of one call to a role."""
-    sections = {
-        "actor": config.train,
-        "critic": config.critic,
-        "reference": config.reference,
-        "reward": config.reward,
-    }
-    section = sections[role]
-    assert section is not None, f"the plan has a role {role} that the configuration has not"
-    return section.timeout_s
+    (role,) = (role for role in roles_of(config) if role.name == REWARD)
+    return RayRewardModels(teams[REWARD], models=len(role.models), repeat=partial(trainers.repeating, REWARD))
 
 
 def _threads(config: RunConfig, plan: Plan) -> dict[str, int]:

@@ -15,6 +15,7 @@ import ray
 from ray_rl.cluster.calls import Loss, answers, name_of
 from ray_rl.cluster.shell import Worker, free_address
 from ray_rl.concurrency import together
+from ray_rl.config.roles import ACTOR, CRITIC
 from ray_rl.errors import ClusterError, OutsideError, WorkerLost
 from ray_rl.training.process_group import Member
 
@@ -22,7 +23,7 @@ T = TypeVar("T", covariant=True)  # a team of `Policy` is one of `Trainer`
 P = ParamSpec("P")
 R = TypeVar("R")
 
-UNDER_TRAINING = ("actor", "critic")
+UNDER_TRAINING = (ACTOR, CRITIC)
 """Roles with a state, which must all be of one step."""
 ALIVE_S = 10.0
 """Bound for the workers of a role to show that they are alive and idle."""

@@ -29,15 +29,14 @@ def policy_trainer(config: RunConfig, folder: str, member: Member, *, threads: i
         DataError: the checkpoint is not that of the model.
         ConfigError: the log-probabilities of the loss would not be the model's.
     """
-    objective = policy_objective(config, folder)
-    return Trainer(objective, train_settings(config, config.train), member, threads=threads)
+    return Trainer(*policy_parts(config, folder), member, threads=threads)
 
 
-def policy_objective(config: RunConfig, folder: str) -> PolicyObjective:
-    """Returns the policy and its loss; arguments as for `policy_trainer`."""
+def policy_parts(config: RunConfig, folder: str) -> tuple[PolicyObjective, TrainSettings]:
+    """Returns the policy with its loss, and how it is trained; arguments as for `policy_trainer`."""
     algorithm, train = config.algorithm, config.train
     network = policy_network(config, folder, key="model.path")
-    return PolicyObjective(
+    objective = PolicyObjective(
         network=replace(
             network, gradient_checkpointing=train.gradient_checkpointing, frozen_layers=train.frozen_layers
         ),
@@ -46,17 +45,16 @@ def policy_objective(config: RunConfig, folder: str) -> PolicyObjective:
         denominator=algorithm.reduction_denominator or float(config.rollout.max_tokens),
         has_kl_loss=algorithm.kl.place == "loss",
     )
+    return objective, train_settings(config, train)
 
 
 def value_trainer(config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> Trainer:
     """Returns the trainer of the critic; arguments as for `policy_trainer`."""
-    assert config.critic is not None, "the run has no critic"
-    objective = value_objective(config, folder)
-    return Trainer(objective, train_settings(config, config.critic), member, threads=threads)
+    return Trainer(*value_parts(config, folder), member, threads=threads)
 
 
-def value_objective(config: RunConfig, folder: str) -> ValueObjective:
-    """Returns the critic and its loss; arguments as for `policy_trainer`."""
+def value_parts(config: RunConfig, folder: str) -> tuple[ValueObjective, TrainSettings]:
+    """Returns the critic with its loss, and how it is trained; arguments as for `policy_trainer`."""
     role = config.critic
     assert role is not None, "the run has no critic"
     network = ValueNetwork(
@@ -65,7 +63,7 @@ def value_objective(config: RunConfig, folder: str) -> ValueObjective:
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=role.gradient_checkpointing,
     )
-    return ValueObjective(network=network, clip=role.value_clip)
+    return ValueObjective(network=network, clip=role.value_clip), train_settings(config, role)
 
 
 def reference_model(config: RunConfig, folder: str, member: Member, *, threads: int = 1) -> FrozenModel:
