@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ray_rl.algorithms.value_loss import clipped_value_loss
 from ray_rl.batching.encoding import Encoded
+from ray_rl.config.roles import CRITIC
 from ray_rl.metrics.metric import Mean, Metric
 from ray_rl.training.networks import ValueNetwork
 from ray_rl.types import TrainBatch
@@ -20,7 +21,7 @@ from ray_rl.types import TrainBatch
 class ValueObjective:
     """Minimises the mean of `clipped_value_loss` over the loss tokens. Batches need old values and returns."""
 
-    name: ClassVar[str] = "critic"
+    name: ClassVar[str] = CRITIC
     network: ValueNetwork
     clip: float | None
     """How far a value may move from what it was before the update. None: no bound."""
