@@ -26,7 +26,7 @@ from typing import IO, Literal, TextIO
 from ray_rl.config.loading.load import dump_config, load_config
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import Preempted, RayRLError, UserError
-from ray_rl.launching.attempts import BAD_INPUT, CHECKPOINTED, DONE
+from ray_rl.exit_codes import BAD_INPUT, CHECKPOINTED, DONE
 from ray_rl.planner.assess import Assessment
 
 __all__ = ["Planned", "RunConfig", "Trained", "load_config", "plan", "train"]

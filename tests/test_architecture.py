@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "ray_rl"
 
 LAYERS = (
-    ("types", "errors", "concurrency", "catalog"),
+    ("types", "errors", "exit_codes", "sizes", "concurrency", "catalog"),
     ("config", "isolation", "algorithms"),
     ("planner", "metrics"),
     ("models", "data"),
@@ -41,7 +41,7 @@ ONLY_IN = {
     "vllm": {"rollout", "weight_sync"},
     "deepspeed": {"training", "checkpoint", "weight_sync"},
 }
-LIGHT = ("types", "errors", "catalog", "config", "planner", "launching", "cli", "api")
+LIGHT = ("types", "errors", "exit_codes", "sizes", "catalog", "config", "planner", "launching", "cli", "api")
 """Load in the base install, which has none of HEAVY."""
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "numpy")
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ray_rl.errors import ConfigError, UserError
+from ray_rl.sizes import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from ray_rl.preflight.finding import Finding
     from ray_rl.preflight.node_verdicts import Report
 
-MIB = 2**20
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 

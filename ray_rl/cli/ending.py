@@ -24,10 +24,7 @@ from types import TracebackType
 
 from ray_rl.config.loading.redact import hide, secrets_of
 from ray_rl.errors import FolderHeld, Preempted, RayRLError, UserError
-from ray_rl.launching.attempts import BAD_INPUT, CHECKPOINTED, FAILED
-
-INTERRUPTED = 130
-"""128 + SIGINT, as in shells."""
+from ray_rl.exit_codes import BAD_INPUT, CHECKPOINTED, FAILED, INTERRUPTED
 
 LONGEST = 20_000
 """The most characters of a message; the log has the middle of a longer one."""

@@ -209,7 +209,8 @@ def _submit_attempt(jobs: Jobs, job: Job) -> str:
 
 def _follow_attempts(jobs: Jobs, job: Job, options: list[str]) -> int:
     """Follows attempts, one after the other, and returns the exit code of the last."""
-    from ray_rl.launching.attempts import FAILED, is_countable, is_tried_again
+    from ray_rl.exit_codes import FAILED
+    from ray_rl.launching.attempts import is_countable, is_tried_again
 
     failures = 0
     while True:

@@ -12,7 +12,7 @@ from ray_rl import __version__
 from ray_rl.cli import doctor, export, jobs, launch, migrate, plan, resume, runs, train, validate
 from ray_rl.cli.ending import ended
 from ray_rl.cli.unknown_words import check_command, commands_of, unrecognized
-from ray_rl.launching.attempts import BAD_INPUT, DONE, FAILED
+from ray_rl.exit_codes import BAD_INPUT, DONE, FAILED
 from ray_rl.launching.kuberay.retries import forbid_retries
 from ray_rl.metrics.output import unbreakable_output
 

@@ -18,6 +18,7 @@ from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, ConfigError, EngineError, WeightSyncError
 from ray_rl.metrics.modes import make_folder, open_file
 from ray_rl.planner.plan import Plan
+from ray_rl.sizes import MIB
 
 OBJECT_STORE_BYTES = 2**30
 """Of a local cluster: batches are integers, megabytes at most."""
@@ -31,7 +32,6 @@ DRIVER_CPUS = 1
 RAY_LOGS = ("raylet.out", "raylet.err", "gcs_server.out", "gcs_server.err")
 RAY_LOG_BYTES = 2**20
 """Bytes at the end of each of Ray's logs that are kept when a local cluster fails."""
-MIB = 2**20
 
 
 @contextmanager

@@ -107,11 +107,6 @@ class ChatTokenizer:
         return self._tokenizer
 
     @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text: that of the tokenizer, then those of generation_config.json."""
-        return self._eos_token_ids
-
-    @property
     def changed_template(self) -> str | None:
         """The chat template that an export must contain; None if it is the tokenizer's own, without options."""
         return self._changed

@@ -1,15 +1,11 @@
-"""Attempts of a run: their names, and the exit codes after which another attempt follows."""
+"""Attempts of a run: their names, and when another attempt follows one that ended."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-DONE = 0
-FAILED = 1
-BAD_INPUT = 2
-CHECKPOINTED = 75
-"""Exit codes of the driver. 75 means that the run is saved and should be restarted (EX_TEMPFAIL of sysexits.h)."""
+from ray_rl.exit_codes import BAD_INPUT, CHECKPOINTED, DONE
 
 
 def attempt_id(run: str, attempt: int) -> str:

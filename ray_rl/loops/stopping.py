@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
+from ray_rl.exit_codes import CHECKPOINTED
+
 Result = TypeVar("Result")
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -18,8 +20,6 @@ TEARDOWN_S = 30.0
 """Part of the grace for workers to end after the last checkpoint; half of the grace where that is shorter."""
 CANCEL_S = 5.0
 """Limit for a cancelled call to end."""
-CHECKPOINTED = 75
-"""Exit code: saved, run me again (EX_TEMPFAIL of sysexits.h)."""
 
 
 class StopAsked(Exception):

@@ -13,10 +13,11 @@ from ray_rl.config.rollout import RolloutConfig
 from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig
 from ray_rl.errors import ConfigError
 from ray_rl.planner.engines import KvCache, cpu_engine_memory, engine_memory
-from ray_rl.planner.gpus import GIB, ClusterShape
+from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.host import host_needs
 from ray_rl.planner.memory import Bounds, Memory, reference_memory, reward_memory, trained_memory
 from ray_rl.planner.plan import Plan, unbounded_plan, wanted
+from ray_rl.sizes import GIB
 
 USABLE = 0.95
 """Share of a GPU that the plan uses: torch's allocator cannot fill the rest because of fragmentation."""

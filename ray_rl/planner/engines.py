@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
 from ray_rl.planner.activations import frozen_activations
-from ray_rl.planner.gpus import GIB, MIB, Gpu
+from ray_rl.planner.gpus import Gpu
 from ray_rl.planner.memory import CONTEXT_BYTES, Bounds, Memory
+from ray_rl.sizes import GIB, MIB
 
 BATCH_TOKENS = 2048
 """Tokens of a forward pass: vLLM 0.32's default for `AsyncLLM`."""

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 
 from ray_rl.config import RunConfig
 from ray_rl.errors import ConfigError
-
-MIB = 2**20
-GIB = 2**30
+from ray_rl.sizes import GIB, MIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ray_rl.config import RunConfig
-from ray_rl.planner.gpus import GIB
 from ray_rl.planner.memory import Memory
 from ray_rl.planner.plan import Plan
+from ray_rl.sizes import GIB
 
 PROCESS_BYTES = {"cpu": GIB, "gpu": 2 * GIB}
 """Memory of a worker's interpreter and libraries, by accelerator: an allowance, not measured on GPU."""

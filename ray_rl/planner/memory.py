@@ -11,9 +11,9 @@ from ray_rl.config import RunConfig
 from ray_rl.config.roles import REFERENCE, REWARD
 from ray_rl.config.train import ReferenceConfig, RewardModelConfig, TrainConfig, Trained
 from ray_rl.planner.activations import frozen_activations, logits_bytes, trained_activations
-from ray_rl.planner.gpus import GIB, MIB
 from ray_rl.planner.hardware import resolve_dtype
 from ray_rl.planner.states import BYTES, MASTER, MOMENTS, step_copy, trained_states
+from ray_rl.sizes import GIB, MIB
 
 CONTEXT_BYTES = 3 * GIB // 2
 """CUDA context, cuBLAS workspace and NCCL buffers of a process on a GPU: an allowance, not measured."""

@@ -10,10 +10,11 @@ from ray_rl.config import RunConfig
 from ray_rl.planner.advice import Proposal
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import USABLE, Assessment, known_shape
-from ray_rl.planner.gpus import GIB, ClusterShape
+from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.layout import Place
 from ray_rl.planner.plan import Plan
 from ray_rl.planner.throughput import estimate, sync_bytes
+from ray_rl.sizes import GIB
 
 TERMS = (
     "context",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-GIB = 2**30
-
 Verdict = Literal["ok", "warn", "fail"]
 
 

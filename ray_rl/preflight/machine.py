@@ -12,7 +12,8 @@ from importlib import metadata
 from pathlib import Path
 
 from ray_rl.cluster.scratch import leftovers
-from ray_rl.preflight.finding import GIB, Finding, disk_room, no_shared_memory, shared_memory_room
+from ray_rl.preflight.finding import Finding, disk_room, no_shared_memory, shared_memory_room
+from ray_rl.sizes import GIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,8 @@ from ray_rl.errors import DataError, EngineError, EngineLost
 from ray_rl.rollout.receiver import WeightReceiver
 from ray_rl.rollout.request import SampleRequest, continuation, joined
 from ray_rl.rollout.stopping import ended_by_text, up_to_a_stop
+from ray_rl.sizes import GIB
 from ray_rl.types import Completion
-
-GIB = 2**30
 
 ARRIVAL_POLL_S = 0.005
 """Between looks whether all of a wave have arrived."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ray_rl.errors import WeightSyncError
+from ray_rl.sizes import MIB
 
 SHARED = Path("/dev/shm")
 POLL_S = 0.05
-MIB = 2**20
 
 
 class Segment:

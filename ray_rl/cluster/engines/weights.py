@@ -15,11 +15,10 @@ from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, EngineLost, OutsideError, WeightMismatch, WorkerLost
 from ray_rl.metrics.metric import Metric
 from ray_rl.rollout.engine import Engine
+from ray_rl.sizes import MIB
 from ray_rl.weight_sync.publish import publish
 from ray_rl.weight_sync.senders.sender import Rendezvous
 from ray_rl.weight_sync.transports import engine_init_info, transport_of
-
-MIB = 2**20
 
 
 class RayWeights:

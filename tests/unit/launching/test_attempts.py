@@ -1,6 +1,7 @@
 import pytest
 
-from ray_rl.launching.attempts import BAD_INPUT, CHECKPOINTED, DONE, FAILED, attempt_id, attempts_of, is_countable
+from ray_rl.exit_codes import BAD_INPUT, CHECKPOINTED, DONE, FAILED
+from ray_rl.launching.attempts import attempt_id, attempts_of, is_countable
 from ray_rl.launching.attempts import is_tried_again as tried
 
 

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from ray_rl.loops.stopping import CHECKPOINTED, SIGNALS, Stop, StopAsked
+from ray_rl.exit_codes import CHECKPOINTED
+from ray_rl.loops.stopping import SIGNALS, Stop, StopAsked
 
 
 async def until_asked(stop):

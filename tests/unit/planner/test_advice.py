@@ -2,7 +2,8 @@ import pytest
 
 from ray_rl.planner.advice import changed, propose
 from ray_rl.planner.assess import assess
-from ray_rl.planner.gpus import GIB, GPUS, ClusterShape
+from ray_rl.planner.gpus import GPUS, ClusterShape
+from ray_rl.sizes import GIB
 from tests.unit.planner.conftest import REWARD, SEVENTY
 
 CHECKPOINTING = {"gradient_checkpointing": True}

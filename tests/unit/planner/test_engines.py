@@ -2,7 +2,8 @@ import pytest
 
 from ray_rl.catalog.models import KNOWN_SHAPES
 from ray_rl.planner.engines import GRAPH_BYTES, KvCache, cpu_engine_memory, engine_memory, kv_token_bytes
-from ray_rl.planner.gpus import GIB, GPUS
+from ray_rl.planner.gpus import GPUS
+from ray_rl.sizes import GIB
 from tests.unit.planner.conftest import SEVEN, SEVENTY
 
 H100 = GPUS["h100-80gb"]

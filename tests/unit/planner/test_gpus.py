@@ -1,7 +1,8 @@
 import pytest
 
 from ray_rl.errors import ConfigError
-from ray_rl.planner.gpus import GIB, GPUS, ClusterShape, find_gpu
+from ray_rl.planner.gpus import GPUS, ClusterShape, find_gpu
+from ray_rl.sizes import GIB
 
 
 def test_a_gpu_is_found_by_its_name_in_any_case():

@@ -2,7 +2,6 @@ import pytest
 
 from ray_rl.catalog.models import KNOWN_SHAPES
 from ray_rl.planner.activations import trained_activations
-from ray_rl.planner.gpus import MIB
 from ray_rl.planner.memory import (
     CONTEXT_BYTES,
     LIVE_PARAMETERS,
@@ -12,6 +11,7 @@ from ray_rl.planner.memory import (
     reward_memory,
     trained_memory,
 )
+from ray_rl.sizes import MIB
 from tests.unit.planner.conftest import SEVEN
 
 SHAPE = KNOWN_SHAPES[SEVEN]

@@ -4,9 +4,10 @@ import pytest
 
 from ray_rl.planner.advice import Proposal, propose
 from ray_rl.planner.assess import assess
-from ray_rl.planner.gpus import GIB, GPUS, ClusterShape, Gpu
+from ray_rl.planner.gpus import GPUS, ClusterShape, Gpu
 from ray_rl.planner.report import TERMS, refusal, report, verdict
 from ray_rl.planner.throughput import estimate
+from ray_rl.sizes import GIB
 from tests.unit.planner.conftest import REWARD
 
 CHECKPOINTING = {"gradient_checkpointing": True}
