@@ -14,11 +14,11 @@ from ray_rl.config.train import TrainConfig
 from ray_rl.planner.assess import known_shape, role_memories
 from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.memory import model_path, trained_memory
-from ray_rl.planner.states import deepspeed_states
 from ray_rl.training.process_group import Member
 from ray_rl.types import TrainBatch
 from tests import make
 from tests.system.cluster.ranks import Ranks
+from tests.zero_conventions import deepspeed_states
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted(ROOT.glob("configs/*xh100.yaml"))

@@ -34,7 +34,7 @@ def test_decoding_leaves_out_special_tokens(tokenizer, ids):
 
 
 def test_a_completion_ends_at_the_tokens_of_tokenizer_and_generation_config(tokenizer, ids):
-    assert tokenizer.eos_token_ids == (ids["<|end|>"], ids["<s>"])
+    assert tokenizer.ends((), (), chat=False).token_ids == (ids["<|end|>"], ids["<s>"])
 
 
 def test_messages_without_chat_are_refused(tokenizer):
@@ -118,13 +118,13 @@ class TestEnds:
         folder = write_tokenizer(tmp_path)
         (folder / "generation_config.json").unlink()
         (folder / "config.json").write_text('{"eos_token_id": 3}')
-        assert ChatTokenizer(folder).eos_token_ids == (ids["<|end|>"], 3)
+        assert ChatTokenizer(folder).ends((), (), chat=False).token_ids == (ids["<|end|>"], 3)
 
     def test_a_model_that_sees_says_it_in_its_part_that_writes(self, tmp_path, write_tokenizer, ids):
         folder = write_tokenizer(tmp_path)
         (folder / "generation_config.json").unlink()
         (folder / "config.json").write_text('{"text_config": {"eos_token_id": [3]}}')
-        assert ChatTokenizer(folder).eos_token_ids == (ids["<|end|>"], 3)
+        assert ChatTokenizer(folder).ends((), (), chat=False).token_ids == (ids["<|end|>"], 3)
 
     def test_a_model_without_any_end_is_warned_of(self, tmp_path, write_tokenizer, run_config):
         folder = write_tokenizer(tmp_path, chat_template="{% for m in messages %}{{ m.content }} {% endfor %}")

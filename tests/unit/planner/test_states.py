@@ -1,6 +1,7 @@
 import pytest
 
-from ray_rl.planner.states import deepspeed_states, paper_states, step_copy, trained_states
+from ray_rl.planner.states import step_copy, trained_states
+from tests.zero_conventions import deepspeed_states, paper_states
 
 N, D = 1000, 4
 

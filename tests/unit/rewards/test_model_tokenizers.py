@@ -155,7 +155,7 @@ class TestWithoutTokenizerJson:
         with pytest.raises(DataError, match="no tokenizer could be loaded"):
             load_tokenizer(tmp_path)
         ours = ChatTokenizer(tmp_path, trust_remote_code=True)
-        (end,) = ours.eos_token_ids
+        (end,) = ours.ends((), (), chat=False).token_ids
         assert ours.encode("ab c", chat=True) == (0, 1, 3, 2, 4, end)
         assert ours.decode((0, 1, 3, 2, 4, end)) == "ab c!"
         assert ours.ends(["</s>"], [], chat=True).token_ids == (end,)
