@@ -1,4 +1,4 @@
-"""The values that flow between the stages, and the one legend of axes.
+"""The values that flow between the stages, and the legend of all axes.
 
 Axes are suffixes of array names:
     P  prompts of a step
@@ -39,22 +39,22 @@ class Prompt:
     """A question as the policy sees it, with what its rewards need to judge the answer."""
 
     id: str
-    """Stable over runs and epochs, for example "addition/17" or "train.jsonl:42"."""
+    """Id, the same in all runs and epochs, for example "addition/17" or "train.jsonl:42"."""
     token_ids: tuple[int, ...]
     """The prompt after the chat template, generation prompt included. Never re-tokenised."""
     text: str
-    """What a person reads in a sample table: the last user message."""
+    """The last user message, for people who read a table of samples."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of the row ("answer", ...), handed to the rewards by name."""
     messages: tuple[Message, ...] = ()
-    """The conversation that was tokenised: what a judge with a tokenizer of its own reads."""
+    """The conversation that was tokenised, for judges with another tokenizer."""
     is_conversation: bool = False
-    """Whether the row held messages, and not text: reward functions of TRL get messages then."""
+    """Whether the row held messages instead of text: then reward functions of TRL get messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine sampled for one prompt."""
+    """One completion of a prompt, sampled by an engine."""
 
     token_ids: NDArray[np.int32]
     """[T_i] sampled tokens, the end-of-sequence token included if it was sampled."""
@@ -64,15 +64,15 @@ class Completion:
     """[T_i] policy version that sampled each token."""
     finish_reason: FinishReason
     text: str
-    """Decoded without special tokens: for rewards and people, never for training."""
+    """Text without special tokens, for rewards and people, never for training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the environment says, and the completion that answers it."""
+    """An observation of the environment, and the completion that answers it."""
 
     observation: tuple[int, ...]
-    """Tokens of the environment before this completion; () in the first turn, where the prompt stands."""
+    """Tokens of the environment before this completion; () in the first turn, which follows the prompt."""
     completion: Completion
     reward: float | None = None
     """Reward of this turn alone, added to the rollout's. It belongs to the last token of the turn."""
@@ -90,18 +90,18 @@ class Rollout:
     turns: tuple[Turn, ...]
     """At least one."""
     reward: float | None
-    """Weighted sum of the parts that have an opinion; None when none has. Without rewards of turns and tokens."""
+    """Weighted sum of the parts that have a score; None if none has. Does not include rewards of turns and tokens."""
     reward_parts: Mapping[str, float | None]
     """Unweighted value of every reward function, by name."""
     stop: StopReason
     token_rewards: NDArray[np.float32] | None = None
-    """[T] dense rewards, added to the others; read on sampled tokens alone."""
+    """[T] dense rewards, added to the others; only those on sampled tokens are used."""
 
     @classmethod
     def single(
         cls, completion: Completion, reward: float | None = None, reward_parts: Mapping[str, float | None] | None = None
     ) -> Rollout:
-        """The episode of one turn: a completion of the prompt."""
+        """Makes an episode of one turn from a completion of the prompt."""
         return cls((Turn((), completion),), reward, reward_parts or {}, completion.finish_reason)
 
     @property
@@ -130,12 +130,12 @@ class Rollout:
 
     @property
     def sampled_tokens(self) -> int:
-        """How many tokens the policy sampled."""
+        """Number of tokens that the policy sampled."""
         return sum(len(turn.completion.token_ids) for turn in self.turns)
 
     @property
     def text(self) -> str:
-        """What judges and people read: the completions, and the observations between them, one after the other."""
+        """The completions and the observations between them in order, for judges and people."""
         return "\n".join(message.content for message in self.messages)
 
     @property
@@ -147,7 +147,7 @@ class Rollout:
 
     @staticmethod
     def _joined(parts: Sequence[tuple[tuple[float, ...], NDArray[Scalar]]]) -> NDArray[Scalar]:
-        """Observations and completions as one array of the completions' type; that of a single turn is not copied."""
+        """Joins observations and completions in one array of the completions' type; does not copy a single turn."""
         if len(parts) == 1 and not parts[0][0]:
             return parts[0][1]
         import numpy as np
@@ -170,23 +170,23 @@ class TrainBatch:
     prompt_ids: tuple[NDArray[np.int32], ...]
     """P prompts, each [L_p] tokens."""
     group_size: int
-    """G."""
+    """G, the number of rollouts per prompt."""
     tokens_RT: NDArray[np.int32]
     """Tokens after the prompt; 0 past the end."""
     lengths_R: NDArray[np.int32]
     """All tokens of each rollout, observations included, 0 < length <= T."""
     sampled_R: NDArray[np.int32]
-    """Tokens of each rollout that the policy sampled: what penalties of length count."""
+    """Number of tokens of each rollout that the policy sampled; length penalties count these."""
     loss_mask_RT: NDArray[np.bool_]
-    """True on tokens that the policy sampled and that are trained on. By position, never by token value."""
+    """True on sampled tokens that are trained on, by position and never by token value."""
     rollout_logprobs_RT: NDArray[np.float32]
     """Log-probabilities reported by the engine; 0 on observations and past the end."""
     rewards_R: NDArray[np.float32]
-    """nan where no reward function had an opinion and no turn or token has a reward."""
+    """Reward of each rollout; nan if no reward function scored it and no turn or token has a reward."""
     token_rewards_RT: NDArray[np.float32] | None = None
-    """Rewards of single turns and tokens, beside `rewards_R`; None if no rollout has any."""
+    """Rewards of single turns and tokens, in addition to `rewards_R`; None if no rollout has any."""
     old_logprobs_RT: NDArray[np.float32] | None = None
-    """Trainer's log-probabilities before the update. None: one optimizer step a batch, so they equal `logprobs`."""
+    """The trainer's log-probabilities before the update; None with one optimizer step per batch, as they are equal."""
     reference_logprobs_RT: NDArray[np.float32] | None = None
     old_values_RT: NDArray[np.float32] | None = None
     """The critic's values before the update, of the state before each token."""
@@ -194,9 +194,9 @@ class TrainBatch:
     returns_RT: NDArray[np.float32] | None = None
     """Targets of the critic."""
     kl_coefficient: float = 0.0
-    """Of the KL penalty in the loss, as it is at this step."""
+    """Coefficient of the KL penalty in the loss at this step."""
 
     @property
     def rows(self) -> int:
-        """R."""
+        """R, the number of rollouts."""
         return len(self.lengths_R)
