@@ -103,9 +103,11 @@ def _is_large_enough(node: dict[str, Any], plan: Plan) -> bool:
 def _reserve(group: DeviceGroup, nodes: list[str]) -> PlacementGroup:
     bundles = [_bundle(group)] * group.bundles
     if not group.gpus:
-        return placement_group(bundles, strategy="PACK")
-    labels = [{NODE_ID_LABEL: nodes[place.node]} for place in group.places]
-    return placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
+        reserved: PlacementGroup = placement_group(bundles, strategy="PACK")
+    else:
+        labels = [{NODE_ID_LABEL: nodes[place.node]} for place in group.places]
+        reserved = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
+    return reserved
 
 
 def _ranked(
@@ -128,7 +130,7 @@ def _gpus_of_bundles(
     """The GPUs that Ray gave to every bundle, asked by a task in each where there is a choice."""
     # max_calls=0: the process of the task is free for the worker that comes next.
     probe = ray.remote(num_cpus=0, max_calls=0)(_own_gpus)
-    refs: dict[ray.ObjectRef, tuple[int, int]] = {}
+    refs: dict[ray.ObjectRef[list[int]], tuple[int, int]] = {}
     for index, (group, placement) in enumerate(zip(plan.groups, groups, strict=True)):
         for bundle in range(group.bundles):
             strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=bundle)

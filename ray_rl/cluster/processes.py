@@ -79,6 +79,6 @@ def _kill(process: psutil.Process) -> None:
 def _runs(process: psutil.Process) -> bool:
     """A zombie has ended; it is for its parent to take note."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

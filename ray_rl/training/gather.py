@@ -26,7 +26,8 @@ class ParameterSpec:
     @property
     def bytes(self) -> int:
         """Size as sent."""
-        return torch.Size(self.shape).numel() * getattr(torch, self.dtype).itemsize
+        element: int = getattr(torch, self.dtype).itemsize
+        return torch.Size(self.shape).numel() * element
 
 
 class ParameterStream:
