@@ -1,14 +1,11 @@
 """Combines the scores of several reward models into one. Axis M is models."""
 
-from collections.abc import Callable
 from typing import Literal, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 Combination = Literal["mean", "min", "mean_minus_std"]
-Ensemble = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""`combined` with its settings."""
 
 
 def combined(scores_MR: NDArray[np.float32], how: Combination, *, k: float = 0.0) -> NDArray[np.float32]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack, closing
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_rl.catalog.models import PACKAGED_MODELS
@@ -42,6 +44,7 @@ from ray_rl.rollout.collector import Collector
 from ray_rl.rollout.pool import EnginePool
 from ray_rl.rollout.request import Sampling
 from ray_rl.rollout.schedule import Schedule, ScheduleSettings
+from ray_rl.types import RolloutGroup
 from ray_rl.weight_sync.audit import CANARY, AuditedWeights, AuditSettings
 
 if TYPE_CHECKING:
@@ -160,8 +163,6 @@ async def _train(
             source = _source(config, run, model, tokenizer, checked, stack)
             if since is not None:
                 source.compare(Collected.read(since.folder).source)
-            rewards = build_rewards(config.rewards, save=lambda groups: run.save_failed(RolloutRecords(groups)))
-            stack.enter_context(closing(rewards))
             run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
             with stop.others_listen():
                 scratch = stack.enter_context(ray_session(config, layout, logs=folder.logs, note=run.note))
@@ -170,6 +171,8 @@ async def _train(
                     config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell, scratch=scratch
                 )
             )
+            save = partial(_save_unscored, run)
+            rewards = stack.enter_context(closing(build_rewards(config.rewards, models=workers.reward, save=save)))
         beginning = source.state()
 
         def session(since: Checkpoint | None) -> Session:
@@ -186,6 +189,11 @@ async def _train(
             max_restarts=config.cluster.max_restarts,
         )
         run.note("ending the workers")
+
+
+def _save_unscored(run: Run, groups: Sequence[RolloutGroup]) -> Path:
+    """Writes samples that could not be scored and returns their file."""
+    return run.save_failed(RolloutRecords(groups))
 
 
 def sampling_of(config: RunConfig, ends: Ends) -> Sampling:
@@ -243,7 +251,6 @@ def _roles(
         weights=weights,
         critic=workers.critic,
         reference=workers.reference,
-        reward=workers.reward,
     )
 
 

@@ -17,12 +17,13 @@ from ray_rl.cluster.teams import Team
 from ray_rl.metrics.metric import Metric
 from ray_rl.rewards.model.assignment import assembled
 from ray_rl.rewards.model.held import RewardModels
+from ray_rl.rewards.model.queue import Conversation, ScoreQueue
 from ray_rl.rollout.engine import Engine
 from ray_rl.rollout.request import SampleRequest
 from ray_rl.training.frozen import FrozenModel
 from ray_rl.training.share import Scores
 from ray_rl.training.trainer import Trainer
-from ray_rl.types import Completion, Message, TrainBatch
+from ray_rl.types import Completion, TrainBatch
 from ray_rl.weight_sync.proof import Digests, merged
 from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
 
@@ -55,9 +56,13 @@ class RayRewardModels:
         self._team = team
         self._models = models
         self._repeat = repeat
+        self._queue = ScoreQueue(self._call)
 
-    async def scores(self, conversations: Sequence[tuple[Message, ...]]) -> tuple[NDArray[np.float32], list[Metric]]:
-        """float32 [M, R], the score of each conversation by each model."""
+    async def scores(self, conversations: Sequence[Conversation]) -> tuple[NDArray[np.float32], list[Metric]]:
+        """Returns float32 [M, R], the score of each conversation by each model, in one call with all that wait."""
+        return await self._queue.scores(conversations)
+
+    async def _call(self, conversations: Sequence[Conversation]) -> tuple[NDArray[np.float32], list[Metric]]:
         given = list(conversations)
         found = await self._repeat(lambda: self._team.all(RewardModels.scores, given))
         parts, metrics = zip(*found, strict=True)

@@ -34,8 +34,13 @@ from ray_rl.weight_sync.transports import transport_of, vllm_backend
 ENGINE_CALLS = 1024
 """Calls that an engine's worker takes at once: the collector bounds the requests in flight."""
 
-TRAINING, SCORING = (ACTOR, CRITIC), (CRITIC, REFERENCE, REWARD)
-AT_ONCE = {ROLLOUT: (ROLLOUT,), **dict.fromkeys(SCORING, SCORING), **dict.fromkeys(TRAINING, TRAINING)}
+TRAINING, SCORING = (ACTOR, CRITIC), (CRITIC, REFERENCE)
+AT_ONCE = {
+    ROLLOUT: (ROLLOUT,),
+    REWARD: (ROLLOUT, REWARD),
+    **dict.fromkeys(SCORING, SCORING),
+    **dict.fromkeys(TRAINING, TRAINING),
+}
 """The roles that work while a role works longest."""
 
 

@@ -8,21 +8,16 @@ from ray_rl.config.base import Config, ImportPath
 
 
 class Part(Config):
-    """What all reward functions share."""
+    """What all judges share."""
 
     weight: float = Field(1.0, allow_inf_nan=False)
     """Factor in the sum."""
     name: str | None = None
     """Key in records and metrics (`reward/<name>_mean`). None: the kind; of `custom`, the name of the function."""
     on_error: Literal["stop", "skip"] = "stop"
-    """A function that raises, hangs or returns nan stops the step and names the sample; `skip` counts it and has no
-    opinion. Where a verifier of ours cannot check what the policy wrote, that is a 0 and not an error: it is counted in
-    `reward/<name>_unverified`."""
-    timeout_s: float = Field(10.0, gt=0)
-    """Limit for one call: over the completions of one prompt for `custom`, over one completion for the others."""
-    workers: int | None = Field(None, ge=1, le=64)
-    """Processes that score at the same time, where the function runs in a process of its own. None: one for each core
-    of the driver's machine; 1 for `custom`, whose function may keep state."""
+    """A function that raises or hangs, and any judge that returns nan, stops the step and names the sample; `skip`
+    counts it and has no opinion. Where a verifier of ours cannot check what the policy wrote, that is a 0 and not an
+    error: it is counted in `reward/<name>_unverified`."""
 
     @property
     def label(self) -> str:
@@ -35,7 +30,17 @@ class Part(Config):
         raise NotImplementedError
 
 
-class Number(Part):
+class FunctionPart(Part):
+    """What all reward functions share."""
+
+    timeout_s: float = Field(10.0, gt=0)
+    """Limit for one call: over the completions of one prompt for `custom`, over one completion for the others."""
+    workers: int | None = Field(None, ge=1, le=64)
+    """Processes that score at the same time, where the function runs in a process of its own. None: one for each core
+    of the driver's machine; 1 for `custom`, whose function may keep state."""
+
+
+class Number(FunctionPart):
     r"""1 if the number that the completion answers with equals the column's exactly, else 0.
 
     That is the number of its last \boxed{...}, or else the last one, behind the thinking. A column that is not exactly
@@ -54,7 +59,7 @@ class Number(Part):
         return self.kind
 
 
-class MathVerify(Part):
+class MathVerify(FunctionPart):
     r"""1 if the completion's answer equals the column, by text or by the `math-verify` library, else 0.
 
     The answer is the last \boxed{...} behind the thinking, or else what follows "answer is". A column that is not
@@ -73,7 +78,7 @@ class MathVerify(Part):
         return self.kind
 
 
-class Choice(Part):
+class Choice(FunctionPart):
     r"""1 if the completion chooses the letter of the column, else 0: "(B)", "The answer is B.", \boxed{B}.
 
     The choice is the last \boxed{...} behind the thinking, or else what follows "answer is", "option" or "choice". A
@@ -94,7 +99,7 @@ class Choice(Part):
         return self.kind
 
 
-class Regex(Part):
+class Regex(FunctionPart):
     """1 if the pattern is found in the completion (`re.search`, DOTALL), else 0."""
 
     kind: Literal["regex"] = "regex"
@@ -106,7 +111,7 @@ class Regex(Part):
         return self.kind
 
 
-class Length(Part):
+class Length(FunctionPart):
     """-max(0, tokens - target) / target: 0 up to `target` tokens, -1 at twice that."""
 
     kind: Literal["length"] = "length"
@@ -118,7 +123,7 @@ class Length(Part):
         return self.kind
 
 
-class ReasoningGymScore(Part):
+class ReasoningGymScore(FunctionPart):
     """Score in [0, 1] by the verifier of the task that made the prompt."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
@@ -129,7 +134,7 @@ class ReasoningGymScore(Part):
         return self.kind
 
 
-class CustomReward(Part):
+class CustomReward(FunctionPart):
     """An import path to a reward function, recognised by its parameters (docs/rewards.md).
 
     Ours is `(completions, **columns)`, TRL's `(prompts, completions, **columns)`, verl's `(data_source, solution_str,
@@ -150,6 +155,48 @@ class CustomReward(Part):
         return self.function.rpartition(":")[2]
 
 
-RewardConfig = Annotated[
-    Number | MathVerify | Choice | Regex | Length | ReasoningGymScore | CustomReward, Field(discriminator="kind")
-]
+class MeanOfModels(Config):
+    """The mean of the models' scores."""
+
+    kind: Literal["mean"] = "mean"
+
+
+class MinOfModels(Config):
+    """The lowest of the models' scores: worst-case optimisation (arXiv:2310.02743)."""
+
+    kind: Literal["min"] = "min"
+
+
+class MeanMinusStd(Config):
+    """Mean - k * std (ddof 0) over the models; arXiv:2310.02743 subtracts a multiple of the variance instead."""
+
+    kind: Literal["mean_minus_std"] = "mean_minus_std"
+    k: float = Field(1.0, ge=0)
+
+
+class ModelReward(Part):
+    """The score of a reward model, or the combined score of several."""
+
+    kind: Literal["model"] = "model"
+    paths: list[str] = Field(min_length=1)
+    """Sequence classification models with one label, each with its own tokenizer and chat template."""
+    combine: MeanOfModels | MinOfModels | MeanMinusStd = Field(MeanOfModels(), discriminator="kind")
+    """How an ensemble becomes one score."""
+    workers: int = Field(1, ge=1)
+    """Fewer than the models: each holds some of them. A multiple of the models: each is held as often, and the
+    completions are split."""
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Tokens (padding included) of one forward pass. A deterministic run scores completions one by one."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Of a conversation; what is longer is cut at its start, and counted. None: the model's context."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Limit of one call, which scores all completions that were waiting for a score."""
+
+    @property
+    def default_name(self) -> str:
+        """The kind."""
+        return self.kind
+
+
+FunctionConfig = Number | MathVerify | Choice | Regex | Length | ReasoningGymScore | CustomReward
+RewardConfig = Annotated[FunctionConfig | ModelReward, Field(discriminator="kind")]

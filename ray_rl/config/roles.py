@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ray_rl.config.rewards import ModelReward
 from ray_rl.config.rollout import RolloutConfig
-from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig, Trained
+from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig, Trained
 
 if TYPE_CHECKING:
     from ray_rl.config.run import RunConfig
@@ -27,7 +28,7 @@ class Role:
     name: str
     key: str
     """The section of the configuration."""
-    settings: TrainConfig | CriticConfig | ReferenceConfig | RewardModelConfig | RolloutConfig
+    settings: TrainConfig | CriticConfig | ReferenceConfig | ModelReward | RolloutConfig
     """What that section says."""
     workers: int
     """Number of workers, each with one GPU; of `rollout`, engines with `rollout.tensor_parallel` GPUs."""
@@ -47,15 +48,19 @@ def roles_of(config: RunConfig) -> tuple[Role, ...]:
     policy, train, rollout = ("model.path", config.model.path), config.train, config.rollout
     roles = [Role(ACTOR, "train", train, train.workers, "train.workers", (policy,))]
     if config.critic is not None:
-        models = (policy if config.critic.path is None else ("critic.path", config.critic.path),)
+        models: tuple[tuple[str, str], ...] = (
+            policy if config.critic.path is None else ("critic.path", config.critic.path),
+        )
         roles.append(Role(CRITIC, "critic", config.critic, config.critic.workers, "critic.workers", models))
     if config.reference is not None and config.algorithm.kl.coefficient > 0:
         frozen = config.reference
         models = (policy if frozen.path is None else ("reference.path", frozen.path),)
         roles.append(Role(REFERENCE, "reference", frozen, frozen.workers, "reference.workers", models))
-    if config.reward is not None:
-        judges = tuple((f"reward.paths.{index}", path) for index, path in enumerate(config.reward.paths))
-        roles.append(Role(REWARD, "reward", config.reward, config.reward.workers, "reward.workers", judges))
+    judges = config.reward_models
+    if judges is not None:
+        key = config.reward_models_key
+        models = tuple((f"{key}.paths.{index}", path) for index, path in enumerate(judges.paths))
+        roles.append(Role(REWARD, key, judges, judges.workers, f"{key}.workers", models))
     roles.append(Role(ROLLOUT, "rollout", rollout, rollout.engines, "rollout.engines", (policy,)))
     return tuple(roles)
 

@@ -9,10 +9,10 @@ from ray_rl.config.cluster import ClusterConfig
 from ray_rl.config.data import DataConfig
 from ray_rl.config.launch import LaunchConfig
 from ray_rl.config.online import AlgorithmConfig, PpoAlgorithm
-from ray_rl.config.rewards import RewardConfig
+from ray_rl.config.rewards import ModelReward, RewardConfig
 from ray_rl.config.roles import CRITIC
 from ray_rl.config.rollout import RolloutConfig, WeightSyncConfig
-from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig
+from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig
 
 LOGIT_CHUNK_TOKENS = {"cpu": 256, "gpu": 1024}
 """On CPU a tenth of the [T, V] log-softmax at T = 4096. On GPU the gradient of the head's weights is read and written
@@ -81,7 +81,7 @@ class RunConfig(Config):
     model: ModelConfig
     data: DataConfig
     rewards: list[RewardConfig] = Field(default_factory=list)
-    """Functions that judge completions; at least one, or a `reward` model."""
+    """What judges completions, functions and models; at least one."""
     algorithm: AlgorithmConfig
     """What is optimised: `kind` names the algorithm and brings its defaults, for example {kind: grpo}."""
     rollout: RolloutConfig = RolloutConfig()
@@ -90,7 +90,6 @@ class RunConfig(Config):
     critic: CriticConfig | None = None
     """The value model of `algorithm.kind: ppo`, which has a default one if none is given."""
     reference: ReferenceConfig | None = ReferenceConfig()
-    reward: RewardModelConfig | None = None
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     launch: LaunchConfig = LaunchConfig()
@@ -111,3 +110,14 @@ class RunConfig(Config):
     def logit_chunk_tokens(self) -> int:
         """`train.logit_chunk_tokens`, or what None stands for."""
         return self.train.logit_chunk_tokens or LOGIT_CHUNK_TOKENS[self.cluster.accelerator]
+
+    @property
+    def reward_models(self) -> ModelReward | None:
+        """The entry of `rewards` with kind model, of which there is at most one; None without."""
+        return next((part for part in self.rewards if isinstance(part, ModelReward)), None)
+
+    @property
+    def reward_models_key(self) -> str:
+        """The dotted key of that entry."""
+        index = next(i for i, part in enumerate(self.rewards) if isinstance(part, ModelReward))
+        return f"rewards.{index}"

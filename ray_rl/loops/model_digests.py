@@ -13,7 +13,7 @@ from ray_rl.errors import DataError
 Models = Mapping[str, Sequence[Sequence[str | None]]]
 """By role, folder and digest of each of its models: `models` in `run.json` of a checkpoint."""
 
-KEYS = {ACTOR: "model.path", CRITIC: "critic.path", REFERENCE: "reference.path", REWARD: "reward.paths"}
+KEYS = {ACTOR: "model.path", CRITIC: "critic.path", REFERENCE: "reference.path", REWARD: "rewards"}
 """Roles that load models, with their key in the configuration. The engines load the policy's, and get its weights."""
 FROZEN = {
     REFERENCE: "the penalty would be the distance from another model than before",

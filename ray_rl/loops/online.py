@@ -24,11 +24,11 @@ The files of a checkpoint are written in the background of later steps.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-from ray_rl.batching.pack import pack, rewards_of
+from ray_rl.batching.pack import pack
 from ray_rl.concurrency import together
 from ray_rl.loops.credit import mean_advantages
 from ray_rl.loops.guard import NONFINITE, require_finite, without_loss
@@ -37,9 +37,7 @@ from ray_rl.loops.stopping import StopAsked
 from ray_rl.metrics.metric import Metric
 from ray_rl.metrics.rollout_metrics import rollout_metrics
 from ray_rl.metrics.sinks import RolloutRecords
-from ray_rl.rewards.model.part import conversations, disagreement, with_model_scores
-from ray_rl.training.configured import ensemble_of
-from ray_rl.types import RolloutGroup, TrainBatch
+from ray_rl.types import TrainBatch
 
 
 async def train(s: Session) -> None:
@@ -72,14 +70,14 @@ async def step(s: Session) -> None:
         groups, sampled = await s.stop.unless_asked(s.roles.rollouts.take(step=s.run.step, progress=s.run.note))
     batch = pack(groups, mask_truncated=s.config.algorithm.mask_truncated)
     try:
-        groups, batch, judged = await with_baselines(s, groups, batch)
+        batch = await with_baselines(s, batch)
         require_finite(batch, groups, sampled)
         batch, credited = s.credit(batch)
     except NONFINITE as error:
         s.guard.skip(error, RolloutRecords(groups))
-        batch, judged, credited = without_loss(batch), [], []
+        batch, credited = without_loss(batch), []
     records = RolloutRecords(groups, mean_advantages(batch))
-    stats = [*sampled, *rollout_metrics(groups, version=s.run.version), *judged, *credited]
+    stats = [*sampled, *rollout_metrics(groups, version=s.run.version), *credited]
     with s.run.phase("train"), s.guard.saving(records):
         trained = await update(s, batch)
     guarded = s.guard.counted(trained, records)
@@ -88,9 +86,7 @@ async def step(s: Session) -> None:
     s.run.log([*stats, *trained, *guarded, *published], records)
 
 
-async def with_baselines(
-    s: Session, groups: Sequence[RolloutGroup], batch: TrainBatch
-) -> tuple[Sequence[RolloutGroup], TrainBatch, list[Metric]]:
+async def with_baselines(s: Session, batch: TrainBatch) -> TrainBatch:
     """Adds old and reference log-probabilities and critic values to the batch. The models run concurrently."""
     calls: dict[str, Coroutine[Any, Any, Any]] = {}
     if s.config.algorithm.old_policy == "rollout":
@@ -101,24 +97,16 @@ async def with_baselines(
         calls["reference"] = s.roles.reference.logprobs(batch)
     if s.roles.critic is not None:
         calls["values"] = s.roles.critic.values(batch)
-    if s.roles.reward is not None:
-        calls["scores"] = s.roles.reward.scores(conversations(groups))
     if not calls:
-        return groups, batch, []
+        return batch
     with s.run.phase("reference"):
         found = dict(zip(calls, await together(calls.values()), strict=True))
-    batch = replace(
+    return replace(
         batch,
         old_logprobs_RT=found.get("old", batch.old_logprobs_RT),
         reference_logprobs_RT=found.get("reference"),
         old_values_RT=found.get("values"),
     )
-    if s.config.reward is None or s.roles.reward is None:
-        return groups, batch, []
-    scores_MR, metrics = found["scores"]
-    scores_R = ensemble_of(s.config.reward.combine)(scores_MR)
-    groups = with_model_scores(groups, scores_R, weight=s.config.reward.weight)
-    return groups, replace(batch, rewards_R=rewards_of(groups)), [*metrics, *disagreement(scores_MR)]
 
 
 async def update(s: Session, batch: TrainBatch) -> list[Metric]:

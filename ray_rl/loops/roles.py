@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ray_rl.metrics.metric import Metric
-from ray_rl.types import Message, RolloutGroup, TrainBatch
+from ray_rl.types import RolloutGroup, TrainBatch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,13 +83,6 @@ class Critic(Saved, Protocol):
         """Trains on a batch with old values and returns."""
 
 
-class RewardModels(Protocol):
-    """One reward model or an ensemble."""
-
-    async def scores(self, conversations: Sequence[tuple[Message, ...]]) -> tuple[NDArray[np.float32], list[Metric]]:
-        """float32 [M, R], the score of each conversation by each model."""
-
-
 class Weights(Protocol):
     """The way from the actor to the engines."""
 
@@ -106,4 +99,3 @@ class Roles:
     weights: Weights
     critic: Critic | None = None
     reference: Scorer | None = None
-    reward: RewardModels | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_rl.config import RunConfig
-from ray_rl.config.roles import ACTOR, REFERENCE, ROLLOUT, has_reference, roles_of
+from ray_rl.config.roles import ACTOR, REFERENCE, REWARD, ROLLOUT, has_reference, roles_of
 
 _FIELDS = {
     "reward": ("reward/mean", 6, ".3f"),
@@ -39,7 +39,7 @@ class Columns:
         if not has_reference(config):
             absent.add("kl")
         phases = ["rollout", "train", "sync"]
-        scores = any(role.name not in (ACTOR, ROLLOUT) for role in roles_of(config))
+        scores = any(role.name not in (ACTOR, REWARD, ROLLOUT) for role in roles_of(config))
         if scores or config.algorithm.needs_old_logprobs:
             phases.insert(1, REFERENCE)
         if config.checkpoint.every_steps is not None:

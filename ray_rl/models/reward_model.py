@@ -48,9 +48,9 @@ def load_reward_model(folder: str, *, dtype: str, attention: str, trust_remote_c
                 output_loading_info=True,
             )
     except (OSError, ValueError) as error:
-        raise DataError(f"reward.paths: {folder} cannot be loaded as a sequence classifier ({error})") from error
+        raise DataError(f"rewards.paths: {folder} cannot be loaded as a sequence classifier ({error})") from error
     remedy = "name a model that was trained and saved as a sequence classifier with one label"
-    require_whole(folder, report, model, key="reward.paths", remedy=remedy)
+    require_whole(folder, report, model, key="rewards.paths", remedy=remedy)
     model.config.get_text_config().use_cache = False
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     return frozen
@@ -94,15 +94,15 @@ def _model_config(folder: str, trust_remote_code: bool) -> PretrainedConfig:
     try:
         model_config = AutoConfig.from_pretrained(os.path.expanduser(folder), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise DataError(f"reward.paths: {folder} cannot be loaded ({error}); give a folder or a hub name") from error
+        raise DataError(f"rewards.paths: {folder} cannot be loaded ({error}); give a folder or a hub name") from error
     if model_config.num_labels != 1:
         raise ConfigError(
-            f"reward.paths: {folder} has {model_config.num_labels} labels, but a reward is one number; "
+            f"rewards.paths: {folder} has {model_config.num_labels} labels, but a reward is one number; "
             "name a sequence classification model with num_labels 1"
         )
     if model_config.is_encoder_decoder:
         raise ConfigError(
-            f"reward.paths: {folder} is an encoder-decoder ({model_config.model_type}), whose classifier looks for "
+            f"rewards.paths: {folder} is an encoder-decoder ({model_config.model_type}), whose classifier looks for "
             "its end token by value; name a decoder or an encoder"
         )
     return without_dropout(model_config)

@@ -10,11 +10,12 @@ from typing import Any
 
 from ray_rl.catalog.models import find_shape
 from ray_rl.config import RunConfig
+from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import ROLLOUT, USUAL_PAIRS, Role, roles_of
 from ray_rl.config.rollout import RolloutConfig
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.hardware import hardware_rules
-from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig, Trained
+from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig, Trained
 from ray_rl.planner.assess import DTYPE, Assessment, assess
 from ray_rl.planner.gpus import ClusterShape
 
@@ -72,7 +73,7 @@ def changed(config: RunConfig, changes: Changes) -> RunConfig:
         *parents, last = key.split(".")
         node = tree
         for parent in parents:
-            node = node[parent]
+            node = node[int(parent)] if isinstance(node, list) else node[parent]
         node[last] = value
     return RunConfig.model_validate(tree)
 
@@ -181,7 +182,7 @@ def _role_remedies(config: RunConfig, role: Role) -> Iterator[Changes]:
         case ReferenceConfig():
             yield {f"{role.key}.zero_stage": 3}
             yield {f"{role.key}.zero_stage": 3, f"{role.key}.offload": True}
-        case RewardModelConfig():
+        case ModelReward():
             yield {f"{role.key}.micro_batch_tokens": _longest(config)}
             yield {f"{role.key}.workers": len(role.models)}
         case RolloutConfig():

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ray_rl.catalog.models import KNOWN_SHAPES, find_shape
 from ray_rl.catalog.shapes import FAMILIES, ModelShape
 from ray_rl.config import RunConfig
+from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import models_of, roles_of
 from ray_rl.config.rollout import RolloutConfig
-from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, TrainConfig
+from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig
 from ray_rl.errors import ConfigError
 from ray_rl.planner.engines import KvCache, cpu_engine_memory, engine_memory
 from ray_rl.planner.gpus import ClusterShape
@@ -106,7 +107,7 @@ def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, M
                 memories[role.name] = trained_memory(config, role.name, trained, shapes[0])
             case ReferenceConfig() as reference:
                 memories[role.name] = reference_memory(config, reference, shapes[0])
-            case RewardModelConfig() as reward:
+            case ModelReward() as reward:
                 memories[role.name] = reward_memory(config, reward, shapes)
             case RolloutConfig() if config.cluster.accelerator == "gpu":
                 memories[role.name], cache = engine_memory(config, shapes[0], cluster.gpu)

@@ -8,8 +8,9 @@ from typing import Any
 
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
+from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import REFERENCE, REWARD
-from ray_rl.config.train import ReferenceConfig, RewardModelConfig, TrainConfig, Trained
+from ray_rl.config.train import ReferenceConfig, TrainConfig, Trained
 from ray_rl.planner.activations import frozen_activations, logits_bytes, trained_activations
 from ray_rl.planner.hardware import resolve_dtype
 from ray_rl.planner.states import BYTES, MASTER, MOMENTS, step_copy, trained_states
@@ -243,7 +244,7 @@ def reference_memory(config: RunConfig, reference: ReferenceConfig, shape: Model
     return Memory(REFERENCE, held, {"forward": forward}, offloaded, loading)
 
 
-def reward_memory(config: RunConfig, reward: RewardModelConfig, shapes: list[ModelShape]) -> Memory:
+def reward_memory(config: RunConfig, reward: ModelReward, shapes: list[ModelShape]) -> Memory:
     """Returns the memory of the fullest reward worker: its models, and a forward pass of the largest."""
     bounds = Bounds(config)
     each = -(-len(shapes) // reward.workers)  # models per worker, rounded up

@@ -12,8 +12,9 @@ from math import ceil
 
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
+from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import roles_of
-from ray_rl.config.train import CriticConfig, ReferenceConfig, RewardModelConfig, Trained
+from ray_rl.config.train import CriticConfig, ReferenceConfig, Trained
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import Assessment, known_shape
 from ray_rl.planner.memory import Bounds
@@ -83,7 +84,7 @@ def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
         match role.settings:
             case ReferenceConfig():
                 passes.append(_scoring_s(shapes[0].parameters, tokens, role.workers, peak))
-            case RewardModelConfig():
+            case ModelReward():
                 models = sum(shape.scorer_parameters for shape in shapes)
                 passes.append(_scoring_s(models, tokens, role.workers, peak))
             case CriticConfig() as critic:

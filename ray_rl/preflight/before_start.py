@@ -154,7 +154,7 @@ def _check_models(config: RunConfig) -> None:
         model_config = load_model_config(folder, trust_remote_code=trusts, key=key)
         if key == "model.path":
             resolved_packing(config.train, model_config, accelerator=config.cluster.accelerator)
-        is_judge = key.startswith("reward.paths")
+        is_judge = key.startswith("rewards.")
         if key == "model.path" or is_judge:  # the other models read the policy's tokens
             largest = _largest_token(folder, trusts, key=key)
         if largest is not None:

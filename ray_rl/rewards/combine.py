@@ -1,91 +1,96 @@
-"""Rewards of a prompt's completions: every part by itself, and their weighted sum."""
+"""Rewards of a prompt's rollouts: the score of every judge, and their weighted sum."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ray_rl.config.rewards import RewardConfig
+from ray_rl.concurrency import together
+from ray_rl.config.rewards import ModelReward, RewardConfig
 from ray_rl.errors import RewardError
-from ray_rl.metrics.metric import Metric, Total
-from ray_rl.rewards.functions.calls import Group, PartCalls
-from ray_rl.rewards.functions.parts import RewardPart, build_parts
-from ray_rl.types import Completion, Prompt, Rollout, RolloutGroup
+from ray_rl.metrics.metric import Metric
+from ray_rl.rewards.functions.calls import PartCalls
+from ray_rl.rewards.functions.parts import build_part
+from ray_rl.rewards.judge import Judge
+from ray_rl.rewards.model.judge import ModelJudge, Models
+from ray_rl.types import RolloutGroup
 
 Save = Callable[[Sequence[RolloutGroup]], Path]
 """Writes samples that could not be scored and returns their file; from any thread."""
 
 
-def build_rewards(rewards: Sequence[RewardConfig], *, save: Save | None = None) -> Rewards:
-    """The reward functions of a run. Worker processes start at the first call that needs them."""
-    return Rewards(build_parts(rewards), save=save)
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A judge with its place in the sum."""
+
+    name: str
+    weight: float
+    judge: Judge
+
+
+def build_rewards(
+    rewards: Sequence[RewardConfig], *, models: Models | None = None, save: Save | None = None
+) -> Rewards:
+    """Returns the judges of a run. Worker processes of functions start at the first call that needs them.
+
+    Args:
+        rewards: the entries of `rewards:`, whose names differ (a rule of the configuration).
+        models: the reward models of the entry with kind model.
+        save: called with the samples of a prompt before their error is raised, which then names the file.
+    """
+    parts, functions = [], []
+    for config in rewards:
+        judge: Judge
+        if isinstance(config, ModelReward):
+            assert models is not None, "the run has reward models"
+            judge = ModelJudge(config, models)
+        else:
+            judge = PartCalls(build_part(config))
+            functions.append(judge)
+        parts.append(Part(config.label, config.weight, judge))
+    return Rewards(parts, close=[function.close for function in functions], save=save)
 
 
 class Rewards:
-    """Scores groups of completions. Safe to call from several threads; `close` ends the worker processes."""
+    """Scores groups of rollouts; `close` ends the worker processes."""
 
-    def __init__(self, parts: Sequence[RewardPart], *, save: Save | None = None) -> None:
-        """Starts nothing yet.
-
-        Args:
-            parts: to add up.
-            save: called with the samples of a prompt before their error is raised, which then names the file.
-        """
-        self._parts = tuple(PartCalls(part) for part in parts)
+    def __init__(
+        self, parts: Sequence[Part], *, close: Sequence[Callable[[], None]] = (), save: Save | None = None
+    ) -> None:
+        self._parts = parts
+        self._close = close
         self._save = save
 
-    def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[RolloutGroup, list[Metric]]:
-        """The completions with their rewards, and what the parts count.
-
-        That is errors that were skipped, what no verifier could check, and what users' functions log.
+    async def score(self, group: RolloutGroup) -> tuple[RolloutGroup, list[Metric]]:
+        """Returns the group with its rewards, and what the judges count. The judges work concurrently.
 
         Raises:
-            RewardError: a function raised, hung, or returned something that is neither a finite number nor None, and
-                its part does not say `on_error: skip`.
+            RewardError: a judge failed or returned something that is neither a finite number nor None, and its part
+                does not say `on_error: skip`.
             ConfigError: a part needs a column that the prompt does not have.
         """
-        group = Group(prompt, completions)
-        metrics: list[Metric] = []
-        scores_by_part: dict[str, list[float | None]] = {}
-        for calls in self._parts:
-            part = calls.part
-            verdicts, counted = calls.verdicts(group)
-            metrics += counted
-            errors = [verdict for verdict in verdicts if isinstance(verdict, RewardError)]
-            if part.on_error == "skip":
-                metrics.append(Total(f"reward/{part.name}_errors", len(errors)))
-            elif errors:
-                raise self._saved(errors[0], group)
-            scores_by_part[part.name] = [None if isinstance(v, RewardError) else v for v in verdicts]
+        try:
+            found = await together(part.judge.judge(group) for part in self._parts)
+        except RewardError as error:
+            if self._save is not None:
+                error.args = (f"{error}. The samples of the prompt are in {self._save([group])}",)
+            raise
+        metrics = [metric for judgements in found for judgement in judgements for metric in judgement.metrics]
         rollouts = []
-        for index, completion in enumerate(completions):
-            scores = {name: scores[index] for name, scores in scores_by_part.items()}
-            rollouts.append(Rollout.single(completion, self._weighted_sum(scores), scores))
-        return RolloutGroup(prompt, rollouts), metrics
-
-    def _saved(self, error: RewardError, group: Group) -> RewardError:
-        save = self._save
-        if save is not None:
-            unscored = RolloutGroup(group.prompt, [Rollout.single(each) for each in group.completions])
-            error.args = (f"{error}. The samples of the prompt are in {save([unscored])}",)
-        return error
-
-    async def ascore(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[RolloutGroup, list[Metric]]:
-        """`score` in a thread, so that the event loop goes on."""
-        return await asyncio.to_thread(self.score, prompt, completions)
+        for rollout, judgements in zip(group.rollouts, zip(*found, strict=True), strict=True):
+            scores = [judgement.score for judgement in judgements]
+            parts = {part.name: score for part, score in zip(self._parts, scores, strict=True)}
+            rollouts.append(replace(rollout, reward=self._weighted_sum(scores), reward_parts=parts))
+        return replace(group, rollouts=rollouts), metrics
 
     def close(self) -> None:
         """Ends the worker processes, and calls in flight with them. No call may follow."""
         self._save = None  # nobody asks any more for what these calls were about
-        for calls in self._parts:
-            calls.close()
+        for close in self._close:
+            close()
 
-    def _weighted_sum(self, scores: Mapping[str, float | None]) -> float | None:
-        opinions = [
-            calls.part.weight * score
-            for calls, score in zip(self._parts, scores.values(), strict=True)
-            if score is not None
-        ]
-        return math.fsum(opinions) if opinions else None
+    def _weighted_sum(self, scores: Sequence[float | None]) -> float | None:
+        weighted = [part.weight * s for part, s in zip(self._parts, scores, strict=True) if s is not None]
+        return math.fsum(weighted) if weighted else None

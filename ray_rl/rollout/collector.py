@@ -16,7 +16,7 @@ from ray_rl.rollout.collected import Collected, Finished
 from ray_rl.rollout.pool import EnginePool
 from ray_rl.rollout.request import SampleRequest, Sampling, sampling_seed
 from ray_rl.rollout.schedule import Schedule
-from ray_rl.types import Prompt, RolloutGroup
+from ray_rl.types import Prompt, Rollout, RolloutGroup
 
 CANCEL_S = 5.0
 """Bound for requests that were dropped to end."""
@@ -169,7 +169,8 @@ class Collector:
         seed = sampling_seed(run_seed=self._sampling.seed, step=step, index=index, prompt_id=prompt.id)
         sampling = replace(self._sampling, seed=seed)
         request = SampleRequest(f"{step}/{index}", prompt.token_ids, self._group_size, sampling)
-        group, metrics = await self._rewards.ascore(prompt, await self._pool.generate(request))
+        completions = await self._pool.generate(request)
+        group, metrics = await self._rewards.score(RolloutGroup(prompt, [Rollout.single(each) for each in completions]))
         return Finished(number, group, metrics)
 
     def _cancel(self) -> None:

@@ -9,7 +9,6 @@ from typing import assert_never
 
 from ray_rl.algorithms import credit, surrogates
 from ray_rl.algorithms.advantages import center_by_group, gpg_advantages, leave_one_out
-from ray_rl.algorithms.ensemble import Ensemble, combined
 from ray_rl.algorithms.importance import importance_weights
 from ray_rl.algorithms.kl import KlEstimate, kl_estimate
 from ray_rl.algorithms.kl_control import Adaptive, KlControl
@@ -19,7 +18,6 @@ from ray_rl.algorithms.shaping import shaped
 from ray_rl.algorithms.whiten import whiten
 from ray_rl.config import advantages, correction, losses
 from ray_rl.config.algorithm import Algorithm, FixedKl, Kl
-from ray_rl.config.train import MeanMinusStd, MeanOfModels, MinOfModels
 
 
 def credit_fn(algorithm: Algorithm, *, max_tokens: int) -> credit.Credit:
@@ -58,11 +56,6 @@ def kl_control(kl: Kl) -> KlControl:
     return KlControl(
         kl.coefficient, None if isinstance(control, FixedKl) else Adaptive(control.target, control.horizon)
     )
-
-
-def ensemble_of(how: MeanOfModels | MinOfModels | MeanMinusStd) -> Ensemble:
-    """Returns the function that combines the scores of an ensemble."""
-    return partial(combined, how=how.kind, k=how.k if isinstance(how, MeanMinusStd) else 0.0)
 
 
 def policy_loss_of(algorithm: Algorithm) -> PolicyLoss:

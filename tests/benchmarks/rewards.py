@@ -25,6 +25,7 @@ from ray_rl.isolation.pool import default_processes
 from ray_rl.rewards.combine import Rewards, build_rewards
 from ray_rl.types import Completion, Prompt
 from tests.make import completion
+from tests.make import group as make_group
 
 GROUPS, GROUP_SIZE, TOKENS = 1024, 8, 2000
 SENTENCE = r"Since $x_1 + x_2 = 12$ and the width is \frac{3}{4} of 20, we add 1,250 and divide the sum by 2. "
@@ -74,7 +75,8 @@ async def score_all(rewards: Rewards, make: Callable[[int], Case], groups: int) 
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
     cases = [make(group) for group in range(groups)]
     prompts = [Prompt(f"bench/{group}", (1,), "?", {"answer": gold}) for group, (gold, _) in enumerate(cases)]
-    calls = [rewards.ascore(prompt, completions(answers)) for prompt, (_, answers) in zip(prompts, cases, strict=True)]
+    pairs = zip(prompts, cases, strict=True)
+    calls = [rewards.score(make_group(*completions(answers), prompt=prompt)) for prompt, (_, answers) in pairs]
     async with asyncio.timeout(3000):
         await asyncio.gather(*calls)
 

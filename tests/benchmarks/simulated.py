@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from ray_rl.metrics.metric import Metric
 from ray_rl.rollout.request import SampleRequest
 from ray_rl.types import Completion, Message, Prompt, RolloutGroup, TrainBatch
-from tests.make import completion, group, rollout
+from tests.make import completion
 
 GROUP = 8
 MAX_TOKENS = 8192
@@ -186,10 +186,10 @@ class Machines:
 class Judge:
     """Half of every group is right."""
 
-    async def ascore(self, prompt: Prompt, completions: list[Completion]) -> tuple[RolloutGroup, list[Metric]]:
-        rewards = [float(g % 2) for g in range(len(completions))]
-        scored = [rollout(each, reward=r, parts={"half": r}) for each, r in zip(completions, rewards, strict=True)]
-        return group(*scored, prompt=prompt), []
+    async def score(self, group: RolloutGroup) -> tuple[RolloutGroup, list[Metric]]:
+        pairs = ((each, float(g % 2)) for g, each in enumerate(group.rollouts))
+        scored = [replace(each, reward=reward, reward_parts={"half": reward}) for each, reward in pairs]
+        return replace(group, rollouts=scored), []
 
 
 class Source:

@@ -1,4 +1,5 @@
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -6,18 +7,30 @@ import pytest
 from pydantic import TypeAdapter
 
 from ray_rl.config.rewards import RewardConfig
+from ray_rl.metrics.metric import Metric
 from ray_rl.rewards.combine import Rewards, build_rewards
-from ray_rl.types import Completion, FinishReason, Prompt
-from tests.make import completion
+from ray_rl.types import Completion, FinishReason, Prompt, RolloutGroup
+from tests.make import completion, group
+
+
+class Scoring:
+    """Rewards for tests that are no coroutines: `score` runs an event loop of its own."""
+
+    def __init__(self, rewards: Rewards) -> None:
+        self.rewards = rewards
+        self.close = rewards.close
+
+    def score(self, prompt: Prompt, completions: Sequence[Completion]) -> tuple[RolloutGroup, list[Metric]]:
+        return asyncio.run(self.rewards.score(group(*completions, prompt=prompt)))
 
 
 @pytest.fixture
-def rewards() -> Iterator[Callable[..., Rewards]]:
+def rewards() -> Iterator[Callable[..., Scoring]]:
     """Builds rewards from the sections of a configuration, and closes them."""
     built = []
 
-    def build(*sections: dict[str, Any]) -> Rewards:
-        built.append(build_rewards(TypeAdapter(list[RewardConfig]).validate_python(list(sections))))
+    def build(*sections: dict[str, Any]) -> Scoring:
+        built.append(Scoring(build_rewards(TypeAdapter(list[RewardConfig]).validate_python(list(sections)))))
         return built[-1]
 
     yield build

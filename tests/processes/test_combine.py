@@ -1,3 +1,4 @@
+import asyncio
 import math
 import pickle
 import time
@@ -11,6 +12,7 @@ from ray_rl.config.rewards import RewardConfig
 from ray_rl.errors import ConfigError, RewardError
 from ray_rl.metrics.metric import Total
 from ray_rl.rewards.combine import build_rewards
+from tests import make
 
 LENGTH = {"kind": "length", "target": 2}
 
@@ -141,10 +143,8 @@ def test_a_long_completion_is_shortened_in_the_message(rewards, prompt, says, us
 
 
 async def test_scoring_leaves_the_event_loop_free(rewards, prompt, says, users):
-    import asyncio
-
     parts = rewards(users("time.sleep(0.3); return [1.0] * len(completions)"))
-    scoring = asyncio.create_task(parts.ascore(prompt(), [says("a")]))
+    scoring = asyncio.create_task(parts.rewards.score(make.group(says("a"), prompt=prompt())))
     await asyncio.sleep(0.01)
     assert not scoring.done()
     group, _ = await scoring
@@ -160,7 +160,7 @@ def test_the_samples_of_a_prompt_that_fails_are_saved_and_the_error_names_their_
 
     section = TypeAdapter(list[RewardConfig]).validate_python([users("return [0.0, math.nan]")])
     with closing(build_rewards(section, save=save)) as parts, pytest.raises(RewardError) as raised:
-        parts.score(prompt(), [says("good"), says("bad")])
+        asyncio.run(parts.score(make.group(says("good"), says("bad"), prompt=prompt())))
     assert str(raised.value).endswith(f". The samples of the prompt are in {tmp_path}/samples.jsonl")
     (group,) = saved
     assert [(each.text, each.reward) for each in group.rollouts] == [("good", None), ("bad", None)]

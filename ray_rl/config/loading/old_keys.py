@@ -123,6 +123,17 @@ def _preset_to_kind(file: YamlText, is_from_0_1: bool) -> None:
             file.set(key, value)
 
 
+def _reward_to_rewards(file: YamlText, is_from_0_1: bool) -> None:
+    """0.2: reward models are an entry of `rewards`, of kind model. In 0.1 they had a section of their own."""
+    old = file.tree().child("reward")
+    if old is None:
+        return
+    settings = old.plain()
+    file.remove("reward")
+    if settings is not None:
+        file.append("rewards", {"kind": "model", **settings})
+
+
 CHANGES = (
     Change(
         old_key="algorithm.preset",
@@ -131,5 +142,13 @@ CHANGES = (
             + (f"set algorithm.kind={show(preset)}" if preset is not None else "remove algorithm.preset")
         ),
         rewrite=_preset_to_kind,
+    ),
+    Change(
+        old_key="reward",
+        remedy=lambda settings: (
+            "reward models are an entry of rewards now; "
+            + ("move its settings to an entry with kind: model" if settings is not None else "remove reward")
+        ),
+        rewrite=_reward_to_rewards,
     ),
 )

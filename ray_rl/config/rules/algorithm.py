@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ray_rl.catalog.models import find_shape
 from ray_rl.config.advantages import Gae, GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
 from ray_rl.config.algorithm import AdaptiveKl, Algorithm
+from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import roles_of
 from ray_rl.config.run import RunConfig
 from ray_rl.config.train import Trained
@@ -143,21 +144,19 @@ def _off_policy(config: RunConfig) -> Iterator[str]:
 
 
 def _reward_model(config: RunConfig) -> Iterator[str]:
-    reward = config.reward
+    reward = config.reward_models
     if reward is None:
         return
-    models, workers = len(reward.paths), reward.workers
+    key, models, workers = config.reward_models_key, len(reward.paths), reward.workers
+    if sum(isinstance(part, ModelReward) for part in config.rewards) > 1:
+        yield (
+            f"{key}.kind=model: another entry of rewards has this kind too; name all models in {key}.paths, which "
+            "makes them an ensemble"
+        )
     if workers > models and workers % models:
         yield (
-            f"reward.workers={workers}: {models} models cannot be held equally often by more workers than models; set "
-            f"reward.workers to {models} or less, or to a multiple of {models}"
-        )
-    if any(part.name == "model" for part in config.rewards):
-        yield "rewards: the name model is that of the reward model's part; set another name"
-    if config.algorithm.dynamic_sampling is not None:
-        yield (
-            "algorithm.dynamic_sampling: it looks for groups with unequal rewards while it samples, and a reward model "
-            "scores a whole batch afterwards; set algorithm.dynamic_sampling=null"
+            f"{key}.workers={workers}: {models} models cannot be held equally often by more workers than models; set "
+            f"{key}.workers to {models} or less, or to a multiple of {models}"
         )
 
 

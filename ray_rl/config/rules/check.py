@@ -18,13 +18,12 @@ from ray_rl.catalog.weight_files import weight_file_problems
 from ray_rl.config.data import CustomSource, Files, ReasoningGym, is_pattern
 from ray_rl.config.gpus import visible_gpu_count
 from ray_rl.config.loading.explain import as_one_message, show
-from ray_rl.config.rewards import CustomReward, ReasoningGymScore, Regex
+from ray_rl.config.rewards import CustomReward, ModelReward, ReasoningGymScore, Regex
 from ray_rl.config.roles import models_of, roles_of
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.determinism import determinism_rules
 from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.run import RunConfig
-from ray_rl.config.train import RewardModelConfig
 from ray_rl.errors import ConfigError
 
 TRANSFORMERS_LABELS = 2
@@ -79,7 +78,7 @@ def _models(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
     for key, path in models_of(config):
         yield from _model(key, path, is_elsewhere=is_elsewhere)
     for role in roles_of(config):
-        for key, path in role.models if isinstance(role.settings, RewardModelConfig) else ():
+        for key, path in role.models if isinstance(role.settings, ModelReward) else ():
             yield from _labels(key, path)
 
 
@@ -174,8 +173,8 @@ def _data(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
 
 
 def _rewards(config: RunConfig) -> Iterator[str]:
-    if not config.rewards and not any(isinstance(role.settings, RewardModelConfig) for role in roles_of(config)):
-        yield "rewards=[]: nothing judges the completions; add a reward function, or a reward model under reward"
+    if not config.rewards:
+        yield "rewards=[]: nothing judges the completions; add a reward function, or a reward model with kind: model"
     names: dict[str, int] = {}
     for index, reward in enumerate(config.rewards):
         name = reward.label

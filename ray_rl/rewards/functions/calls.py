@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,8 @@ from ray_rl.isolation.worker import Worker
 from ray_rl.metrics.metric import Mean, Metric, Total
 from ray_rl.rewards.functions.custom import Call
 from ray_rl.rewards.functions.parts import VERIFIER_BYTES, RewardPart
-from ray_rl.types import Completion, Prompt
+from ray_rl.rewards.judge import Judgement
+from ray_rl.types import Prompt, Rollout, RolloutGroup
 
 Verdict = float | None | RewardError
 """What one part says of one completion; the error is raised or counted, as the part is configured."""
@@ -38,18 +40,18 @@ _SHOWN_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Group:
-    """The completions of a prompt, and what reward functions get of them by name."""
+    """The rollouts of a prompt, and what reward functions get of them by name."""
 
     prompt: Prompt
-    completions: Sequence[Completion]
+    completions: Sequence[Rollout]
 
     @cached_property
     def columns(self) -> Mapping[str, list[Any]]:
         """One entry a completion: the columns of the row, and those of the completions."""
         columns = {name: [value] * len(self.completions) for name, value in self.prompt.columns.items()}
         columns["prompts"] = [self.prompt.text] * len(self.completions)
-        columns["finish_reasons"] = [completion.finish_reason for completion in self.completions]
-        columns["lengths"] = [len(completion.token_ids) for completion in self.completions]
+        columns["finish_reasons"] = [completion.stop for completion in self.completions]
+        columns["lengths"] = [completion.sampled_tokens for completion in self.completions]
         return columns
 
 
@@ -67,7 +69,21 @@ class PartCalls:
         if self._pool is not None:
             self._pool.close()
 
-    def verdicts(self, group: Group) -> tuple[list[Verdict], list[Metric]]:
+    async def judge(self, group: RolloutGroup) -> list[Judgement]:
+        """Calls the function in a thread, so that the event loop continues; see `Judge`."""
+        return await asyncio.to_thread(self._judge, Group(group.prompt, group.rollouts))
+
+    def _judge(self, group: Group) -> list[Judgement]:
+        verdicts, metrics = self._verdicts(group)
+        errors = [verdict for verdict in verdicts if isinstance(verdict, RewardError)]
+        if self.part.on_error == "skip":
+            metrics = [*metrics, Total(f"reward/{self.part.name}_errors", len(errors))]
+        elif errors:
+            raise errors[0]
+        first, *others = [Judgement(None if isinstance(verdict, RewardError) else verdict) for verdict in verdicts]
+        return [Judgement(first.score, tuple(metrics)), *others]
+
+    def _verdicts(self, group: Group) -> tuple[list[Verdict], list[Metric]]:
         """What the part says of each completion, and what it counts and logs.
 
         Raises:
@@ -248,6 +264,7 @@ def _users_call(part: RewardPart, group: Group, indices: Sequence[int]) -> Call:
         columns={name: [column[index] for index in indices] for name, column in group.columns.items()},
         options=part.options,
         conversation=[asdict(message) for message in prompt.messages] if prompt.is_conversation else None,
+        replies=[[asdict(message) for message in completion.messages] for completion in completions],
         token_ids=[completion.token_ids.astype("int32").tobytes() for completion in completions],
         version=max(
             (int(completion.versions[-1]) for completion in completions if len(completion.versions)), default=0

@@ -42,6 +42,8 @@ class Call:
     options: Mapping[str, Any]
     conversation: Sequence[Mapping[str, str]] | None
     """The prompt's messages, where the row holds messages."""
+    replies: Sequence[Sequence[Mapping[str, str]]]
+    """Each completion as messages; one of the assistant unless an environment answered."""
     token_ids: Sequence[bytes]
     """int32 tokens of each completion."""
     version: int
@@ -178,7 +180,7 @@ def _trl_keywords(call: Call, logged: dict[str, float]) -> dict[str, Any]:
     completions: list[Any] = list(call.completions)
     prompts: list[Any] = list(call.columns["prompts"])
     if call.conversation is not None:
-        completions = [[{"role": "assistant", "content": text}] for text in completions]
+        completions = [[dict(message) for message in reply] for reply in call.replies]
         prompts = [[dict(message) for message in call.conversation] for _ in completions]
 
     def log_metric(name: str, value: float) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, assert_never
 
 from ray_rl.config.rewards import (
     Choice,
     CustomReward,
+    FunctionConfig,
     Length,
     MathVerify,
     Number,
     ReasoningGymScore,
     Regex,
-    RewardConfig,
 )
 from ray_rl.isolation.pool import default_processes
 from ray_rl.rewards.functions.custom import Signature
@@ -25,10 +25,9 @@ VERIFIER_BYTES = 4 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardPart:
-    """One reward function with its place in the sum."""
+    """One reward function."""
 
     name: str
-    weight: float
     timeout_s: float
     on_error: Literal["stop", "skip"]
     function: str
@@ -47,17 +46,10 @@ class RewardPart:
     """How a user's function is called; None: as its parameters say."""
 
 
-def build_parts(rewards: Sequence[RewardConfig]) -> tuple[RewardPart, ...]:
-    """One part per entry of `rewards:`, whose names differ (a rule of the configuration)."""
-    parts = tuple(_part(config) for config in rewards)
-    assert len({part.name for part in parts}) == len(parts), "ray_rl.config.rules.check keeps the names apart"
-    return parts
-
-
-def _part(config: RewardConfig) -> RewardPart:
+def build_part(config: FunctionConfig) -> RewardPart:
+    """Returns the reward function of an entry of `rewards:`, and how to call it."""
     common: dict[str, Any] = {
         "name": config.label,
-        "weight": config.weight,
         "timeout_s": config.timeout_s,
         "on_error": config.on_error,
     }

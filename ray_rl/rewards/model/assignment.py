@@ -14,7 +14,7 @@ class Assignment:
     """The part of one worker."""
 
     models: tuple[int, ...]
-    """Indexes into `reward.paths`, ascending."""
+    """Indexes into the reward's `paths`, ascending."""
     share: int
     """Which share of the rollouts: 0 <= share < shares."""
     shares: int

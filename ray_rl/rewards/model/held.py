@@ -23,19 +23,23 @@ class RewardModels:
 
         Args:
             config: of the run, with `model.dtype` resolved and reward models.
-            folders: of all models, in the order of `reward.paths`.
-            worker: among `reward.workers`.
+            folders: of all models, in the order of the reward's `paths`.
+            worker: among its `workers`.
             threads: of this process on CPU.
         """
-        assert config.reward is not None, "the run has no reward models"
+        judges = config.reward_models
+        assert judges is not None, "the run has no reward models"
+        # What is scored together changes the last bits, and which groups wait together is a matter of time.
+        tokens = 1 if config.run.deterministic else judges.micro_batch_tokens
         on_cpu = config.cluster.accelerator == "cpu"
         if on_cpu:
             torch.set_num_threads(threads)
-        self._given = assignment(len(folders), config.reward.workers, worker)
+        self._given = assignment(len(folders), judges.workers, worker)
         self._scorers = [
             ModelScorer.load(
                 folders[model],
-                config.reward,
+                micro_batch_tokens=tokens,
+                max_tokens=judges.max_tokens,
                 dtype=config.model.dtype,
                 attention="sdpa",
                 trust_remote_code=config.model.trust_remote_code,
@@ -45,11 +49,7 @@ class RewardModels:
         ]
 
     def scores(self, conversations: Sequence[tuple[Message, ...]]) -> tuple[NDArray[np.float32], list[Metric]]:
-        """float32 [models of this worker, conversations of its share].
-
-        Raises:
-            RewardError: a score is not finite.
-        """
+        """float32 [models of this worker, conversations of its share]."""
         share = conversations[self._given.rows]
         scores = np.stack([scorer.scores(share) for scorer in self._scorers])
         return scores, [metric for scorer in self._scorers for metric in scorer.metrics()]

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ray_rl.config.train import RewardModelConfig
 from ray_rl.data.template import ChatTemplate
 from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer
-from ray_rl.errors import ConfigError, DataError, RewardError
+from ray_rl.errors import ConfigError, DataError
 from ray_rl.metrics.metric import Mean, Metric
 from ray_rl.models.reward_model import load_reward_model, reads_last_token, sequence_scores
 from ray_rl.types import Message
@@ -59,20 +58,20 @@ class ModelScorer:
         template = tokenizer.templates.get("default")
         if template is None and tokenizer.templates:
             raise ConfigError(
-                f"reward.paths: the tokenizer of {path} has the chat templates "
+                f"rewards.paths: the tokenizer of {path} has the chat templates "
                 f"{', '.join(sorted(tokenizer.templates))}, and none of them is called default; "
                 "put the one to use beside it as chat_template.jinja"
             )
         if template is None:
             raise ConfigError(
-                f"reward.paths: the tokenizer of {path} has no chat template; put the one that the model was trained "
+                f"rewards.paths: the tokenizer of {path} has no chat template; put the one that the model was trained "
                 "with beside it as chat_template.jinja, or name another model"
             )
         known = model.get_input_embeddings().get_parameter("weight").shape[0]
         largest = max(tokenizer.vocabulary.values(), default=0)
         if largest >= known:
             raise DataError(
-                f"reward.paths: the tokenizer of {path} has a token {largest}, and its model knows {known}; "
+                f"rewards.paths: the tokenizer of {path} has a token {largest}, and its model knows {known}; "
                 "name a model that was saved with its own tokenizer"
             )
         self._model = model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
@@ -97,27 +96,28 @@ class ModelScorer:
     def load(
         cls,
         path: str,
-        config: RewardModelConfig,
         *,
+        micro_batch_tokens: int,
+        max_tokens: int | None,
         dtype: str,
         attention: str,
         trust_remote_code: bool,
         device: str = "cpu",
     ) -> ModelScorer:
-        """The scorer of one of `config.paths`.
+        """Loads the scorer of a model; settings as in the constructor.
 
         Raises:
             ConfigError: as `load_reward_model`, or there is no chat template.
             DataError: as `load_reward_model`, or there is no tokenizer.
         """
         model = load_reward_model(path, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code, key="reward.paths")
+        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code, key="rewards.paths")
         return cls(
             model,
             tokenizer,
             path=path,
-            micro_batch_tokens=config.micro_batch_tokens,
-            max_tokens=config.max_tokens,
+            micro_batch_tokens=micro_batch_tokens,
+            max_tokens=max_tokens,
             device=device,
         )
 
@@ -128,11 +128,10 @@ class ModelScorer:
             conversations: n of them, the answer to be judged included.
 
         Returns:
-            float32 [n], finite.
+            float32 [n]; nan or infinite where the numbers of the model overflow.
 
         Raises:
             DataError: the chat template refuses a conversation, or makes nothing of it.
-            RewardError: a score is nan or infinite; it names the model and the conversation.
         """
         sequences = [self._tokens(index, conversation) for index, conversation in enumerate(conversations)]
         self._count = len(sequences)
@@ -141,12 +140,6 @@ class ModelScorer:
         scores_n = np.zeros(len(sequences), np.float32)
         for rows in micro_batches([len(tokens) for tokens in sequences], self._budget):
             scores_n[rows] = self._forward([sequences[row] for row in rows])
-        for index in np.flatnonzero(~np.isfinite(scores_n)):
-            answer = conversations[index][-1].content
-            raise RewardError(
-                f"the reward model {self._path} scored conversation {index} with {scores_n[index]}; its last message "
-                f"is {answer[:200]!r}. Try model.dtype=float32, or another model"
-            )
         return scores_n
 
     def metrics(self) -> list[Metric]:

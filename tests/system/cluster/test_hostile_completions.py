@@ -1,5 +1,6 @@
 """Every kind of completion that hangs or strains a verifier, one after the other, as a run scores them."""
 
+import asyncio
 from contextlib import closing
 
 import pytest
@@ -8,7 +9,7 @@ from pydantic import TypeAdapter
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.rewards.combine import build_rewards
 from ray_rl.types import Prompt
-from tests.make import completion
+from tests import make
 from tests.processes.hostile import HANG, SLOW, STRAIN
 
 
@@ -17,9 +18,10 @@ def test_no_verifier_is_ended_by_what_a_policy_writes_and_the_others_keep_their_
     kinds = [{"kind": "number"}, {"kind": "math_verify", "timeout_s": 2.0}, {"kind": "regex", "pattern": "^right"}]
     hostile = HANG | SLOW | STRAIN
     texts = ["right: 1/4 is 0.25", *hostile.values(), r"right: \boxed{\frac{2}{8}}"]
-    completions = [completion(1, text) for text in texts]
+    prompt = Prompt("train.jsonl:1", (1,), "?", {"answer": "0.25"})
+    completions = [make.completion(1, text) for text in texts]
     with closing(build_rewards(TypeAdapter(list[RewardConfig]).validate_python(kinds))) as rewards:
-        group, metrics = rewards.score(Prompt("train.jsonl:1", (1,), "?", {"answer": "0.25"}), completions)
+        group, metrics = asyncio.run(rewards.score(make.group(*completions, prompt=prompt)))
     first, *others, last = group.rollouts
     assert first.reward_parts == last.reward_parts == {"number": 1.0, "math_verify": 1.0, "regex": 1.0}
     for name, rollout in zip(hostile, others, strict=True):

@@ -37,8 +37,8 @@ def overrides(place: Path) -> list[str]:
         f"run={{name: ppo, dir: {place / 'runs'}, steps: {STEPS}}}",
         "model={path: ./policy, dtype: float32}",
         "data={kind: addition, maximum: 4, max_prompt_tokens: 32}",
-        "rewards=[{kind: length, target: 4}]",
-        f"reward={{paths: [{judges}], workers: 2, combine: {{kind: mean_minus_std, k: 0.5}}, weight: 0.1}}",
+        "rewards=[{kind: length, target: 4}, {kind: model, "
+        f"paths: [{judges}], workers: 2, combine: {{kind: mean_minus_std, k: 0.5}}, weight: 0.1}}]",
         "rollout={max_tokens: 16, max_sequences: 64, kv_cache_gib: 0.1}",
         "critic.learning_rate=1e-3",
         "train.learning_rate=1e-4",
@@ -93,7 +93,7 @@ def test_every_sample_is_recorded_with_the_judges_score(ended):
     [
         (["algorithm.kind=grpo"], "algorithm.advantage.kind=gae: it needs the values of a critic"),
         (["reference=null"], "algorithm.kl.coefficient=0.01: the KL penalty in the reward needs a frozen reference"),
-        (["reward.paths=[./two-labels]"], "reward.paths.0=./two-labels: the model has 2 labels"),
+        (["rewards.1.paths=[./two-labels]"], "rewards.1.paths.0=./two-labels: the model has 2 labels"),
         (["rollout.tensor_parallel=3"], "rollout.tensor_parallel=3"),
         (
             ["cluster.accelerator=gpu", "cluster.address=auto", "cluster.gpus_per_node=2"],

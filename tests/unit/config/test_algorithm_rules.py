@@ -109,27 +109,24 @@ class TestKl:
 class TestRewardModel:
     @pytest.mark.parametrize("workers", [1, 2, 3, 6])
     def test_workers_hold_the_models_equally_often(self, passes, workers):
-        passes(f"reward={{paths: [a/b, c/d, e/f], workers: {workers}}}")
+        passes(f"rewards=[{{kind: model, paths: [a/b, c/d, e/f], workers: {workers}}}]")
 
     @pytest.mark.parametrize("workers", [4, 5, 7])
     def test_other_numbers_of_workers_are_refused(self, refused, workers):
-        assert refused(f"reward={{paths: [a/b, c/d, e/f], workers: {workers}}}") == (
-            f"reward.workers={workers}: 3 models cannot be held equally often by more workers than models; set "
-            "reward.workers to 3 or less, or to a multiple of 3"
+        assert refused(f"rewards=[{{kind: model, paths: [a/b, c/d, e/f], workers: {workers}}}]") == (
+            f"rewards.0.workers={workers}: 3 models cannot be held equally often by more workers than models; set "
+            "rewards.0.workers to 3 or less, or to a multiple of 3"
         )
 
-    def test_the_name_of_its_part_is_taken(self, refused, passes):
-        passes("rewards=[{kind: number, name: model}]")
-        assert refused("rewards=[{kind: number, name: model}]", "reward={paths: [a/b]}") == (
-            "rewards: the name model is that of the reward model's part; set another name"
+    def test_several_models_are_one_entry(self, refused):
+        two = "{kind: model, paths: [a/b]}, {kind: model, name: other, paths: [c/d]}"
+        assert refused(f"rewards=[{{kind: number}}, {two}]") == (
+            "rewards.1.kind=model: another entry of rewards has this kind too; name all models in rewards.1.paths, "
+            "which makes them an ensemble"
         )
 
-    def test_it_scores_too_late_for_dynamic_sampling(self, refused, passes):
-        passes("reward={paths: [a/b]}", "algorithm={kind: dapo, dynamic_sampling: null}")
-        assert refused("reward={paths: [a/b]}", "algorithm={kind: dapo}") == (
-            "algorithm.dynamic_sampling: it looks for groups with unequal rewards while it samples, and a reward model "
-            "scores a whole batch afterwards; set algorithm.dynamic_sampling=null"
-        )
+    def test_it_may_be_sampled_with_dynamic_sampling(self, passes):
+        passes("rewards=[{kind: model, paths: [a/b]}]", "algorithm={kind: dapo}")
 
     @pytest.mark.parametrize(
         ("settings", "labels"),
@@ -142,15 +139,15 @@ class TestRewardModel:
     )
     def test_a_model_with_several_labels_is_refused(self, refused, write_model, settings, labels):
         write_model("judge", settings)
-        assert refused("reward={paths: [a/b, judge]}") == (
-            f"reward.paths.1=judge: the model has {labels} labels and a reward is one number; set reward.paths.1 to a "
-            "sequence classification model with num_labels 1"
+        assert refused("rewards=[{kind: model, paths: [a/b, judge]}]") == (
+            f"rewards.0.paths.1=judge: the model has {labels} labels and a reward is one number; set rewards.0.paths.1 "
+            "to a sequence classification model with num_labels 1"
         )
 
     @pytest.mark.parametrize("settings", [{"num_labels": 1}, {"id2label": {"0": "LABEL_0"}}])
     def test_a_model_with_one_label_passes(self, passes, write_model, settings):
         write_model("judge", settings)
-        passes("reward={paths: [judge]}")
+        passes("rewards=[{kind: model, paths: [judge]}]")
 
 
 class TestSchedule:

@@ -25,7 +25,7 @@ def problems(path, *overrides):
     [
         ("train: {lerning_rate: 1}", "train.learning_rate"),
         ("train: {zero-stage: 1}", "train.zero_stage"),
-        ("train: {max_tokens: 1}", "rollout.max_tokens or reward.max_tokens"),
+        ("train: {max_tokens: 1}", "rollout.max_tokens"),
         ("rollout: {target: 1}", "rewards.1.target"),
         ("learning_rate: 1", "train.learning_rate or critic.learning_rate"),
         ("lerning_rate: 1", "train.learning_rate or critic.learning_rate"),
@@ -46,7 +46,6 @@ def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write
         ("train: {eps: .inf}", "train.eps=inf: must be a finite number (AdamW.)"),
         ("model: {dtype: fp16, path: a}", "model.dtype=fp16: must be 'auto', 'bfloat16' or 'float32' (Of the forward "),
         ("cluster: {colocate: [[x]]}", "cluster.colocate.0.0=x: must be 'actor', 'critic', 'reference' or 'reward' ("),
-        ("reward: {paths: []}", "reward.paths=[]: must have at least 1 item after validation, not 0 (Sequence "),
         (
             "algorithm: {kind: dappo}",
             "algorithm.kind=dappo: unknown kind; did you mean dapo? The kinds are ppo, ",
@@ -92,14 +91,14 @@ def test_an_unknown_kind_lists_the_valid_ones(write):
     )
     assert problems(write(GOOD), "rewards.0.kind=qqqq") == (
         "override 'rewards.0.kind=qqqq': unknown kind; "
-        "set it to one of number, math_verify, choice, regex, length, reasoning_gym, custom"
+        "set it to one of number, math_verify, choice, regex, length, reasoning_gym, custom, model"
     )
 
 
 def test_a_missing_kind_lists_the_valid_ones(write):
     assert problems(write(GOOD.replace("{kind: length, target: 5}", "{target: 5}"))) == (
         "run.yaml:6: rewards.1.kind: missing in {'target': 5}; "
-        "set it to one of number, math_verify, choice, regex, length, reasoning_gym, custom"
+        "set it to one of number, math_verify, choice, regex, length, reasoning_gym, custom, model"
     )
 
 
@@ -141,9 +140,9 @@ def test_a_missing_section_points_at_the_file(write):
             "algorithm.kl.control.kind or remove it",
         ),
         (
-            "reward={paths: [a], combine: {kind: mean, k: 1}}",
-            "reward.combine.k: unknown key, its value is 1; it belongs to kind mean_minus_std; set reward.combine.kind "
-            "or remove it",
+            "rewards=[{kind: model, paths: [a], combine: {kind: mean, k: 1}}]",
+            "rewards.0.combine.k: unknown key, its value is 1; it belongs to kind mean_minus_std; set "
+            "rewards.0.combine.kind or remove it",
         ),
     ],
 )

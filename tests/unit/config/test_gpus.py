@@ -3,7 +3,8 @@ import pytest
 from ray_rl.config import gpus
 from ray_rl.config.gpus import asked_gpus, role_groups, visible_gpu_count
 
-FIVE_ROLES = ("algorithm={kind: ppo}", "critic={workers: 2}", "reward={paths: [owner/name], workers: 2}")
+JUDGES = "rewards=[{kind: number}, {kind: model, paths: [owner/name], workers: 2}]"
+FIVE_ROLES = ("algorithm={kind: ppo}", "critic={workers: 2}", JUDGES)
 
 
 def test_the_asks_name_their_roles_and_keys(load):
@@ -26,7 +27,7 @@ def test_roles_that_share_gpus_ask_for_them_once(load):
     assert role_groups(config) == [("actor", "reference"), ("critic", "reward"), ("rollout",)]
     assert [str(ask) for ask in asked_gpus(config)] == [
         "actor+reference 1 (train.workers, reference.workers, shared by cluster.colocate)",
-        "critic+reward 2 (critic.workers, reward.workers, shared by cluster.colocate)",
+        "critic+reward 2 (critic.workers, rewards.1.workers, shared by cluster.colocate)",
         "engines 1 (rollout.engines 1 * rollout.tensor_parallel 1)",
     ]
 
@@ -42,7 +43,7 @@ def test_a_role_that_the_run_does_not_have_leaves_its_group(load):
         ((), ["actor", "rollout"]),
         (("algorithm.kl.coefficient=0.1",), ["actor", "reference", "rollout"]),
         (("algorithm={kind: ppo}",), ["actor", "critic", "reference", "rollout"]),
-        (("reward={paths: [owner/name]}",), ["actor", "reward", "rollout"]),
+        (("rewards=[{kind: model, paths: [owner/name]}]",), ["actor", "reward", "rollout"]),
     ],
 )
 def test_a_role_exists_only_where_something_needs_it(load, overrides, roles):

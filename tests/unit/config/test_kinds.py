@@ -17,7 +17,7 @@ from ray_rl.config.online import (
     GrpoAlgorithm,
     PpoAlgorithm,
 )
-from ray_rl.config.train import CriticConfig, RewardModelConfig
+from ray_rl.config.train import CriticConfig
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "algorithms.md"
 KINDS = sections_of(AlgorithmConfig)
@@ -94,7 +94,7 @@ def defaults(annotation: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 DEFAULTS: dict[str, list[Any]] = {}
-for root, section in {"algorithm": Algorithm, "critic": CriticConfig, "reward": RewardModelConfig}.items():
+for root, section in {"algorithm": Algorithm, "critic": CriticConfig}.items():
     for key, default in defaults(section, root):
         DEFAULTS.setdefault(key, []).append(default)
 

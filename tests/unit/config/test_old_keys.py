@@ -80,3 +80,31 @@ def test_an_old_key_in_an_override_is_refused_with_the_new_one(load):
         "override 'algorithm.preset=ppo': a key of an older version; algorithm.kind names the algorithm now; set "
         "algorithm.kind=ppo"
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            "rewards: [{kind: number}]\nreward: {paths: [a/b], weight: 0.1}\ncluster: {nodes: 1}\n",
+            "rewards: [{kind: number}, {kind: model, paths: [a/b], weight: 0.1}]\ncluster: {nodes: 1}\n",
+        ),
+        (
+            "rewards:\n  - kind: number  # right\nreward:\n  paths: [a/b]\n  workers: 2\n",
+            "rewards:\n  - kind: number  # right\n  - {kind: model, paths: [a/b], workers: 2}\n",
+        ),
+        ("rewards: [{kind: number}]\nreward: null\n", "rewards: [{kind: number}]\n"),
+    ],
+)
+def test_reward_models_become_an_entry_of_rewards(old, new):
+    assert migrated(RUN + OLD_GRPO + old, "run.yaml") == RUN + OLD_GRPO + new
+
+
+def test_the_section_of_reward_models_is_refused_with_the_key_that_replaced_it(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(RUN + OLD_GRPO + "reward: {paths: [a/b]}\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(file)
+    assert "reward models are an entry of rewards now; move its settings to an entry with kind: model" in str(
+        raised.value
+    )

@@ -48,7 +48,7 @@ def test_ppo_has_four_models_and_grpo_a_reference(recipe):
 
 def test_all_models_of_a_recipe_are_known(recipe):
     config = load_config(recipe)
-    paths = [config.model.path, *(config.reward.paths if config.reward else [])]
+    paths = [config.model.path, *(config.reward_models.paths if config.reward_models else [])]
     paths += [config.critic.path] if config.critic and config.critic.path else []
     assert all(find_shape(path) for path in paths)
 

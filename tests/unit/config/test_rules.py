@@ -54,10 +54,10 @@ class TestModel:
         assert message.startswith("reference.path=./nope: no such model folder; set reference.path")
 
     def test_the_critic_and_the_reward_models_are_looked_at(self, refused):
-        ppo = ("algorithm={kind: ppo}", "critic={path: ./a}", "reward={paths: [owner/name, ./b]}")
+        ppo = ("algorithm={kind: ppo}", "critic={path: ./a}", "rewards=[{kind: model, paths: [owner/name, ./b]}]")
         assert [line.partition(";")[0].strip() for line in refused(*ppo).splitlines()[1:]] == [
             "critic.path=./a: no such model folder",
-            "reward.paths.1=./b: no such model folder",
+            "rewards.0.paths.1=./b: no such model folder",
         ]
 
 
@@ -90,9 +90,9 @@ class TestLengths:
 
 class TestDataAndRewards:
     def test_something_judges_the_completions(self, refused, load):
-        check(load("rewards=[]", "reward={paths: [owner/name]}"), visible_gpus=0)
+        check(load("rewards=[{kind: model, paths: [owner/name]}]"), visible_gpus=0)
         assert refused("rewards=[]") == (
-            "rewards=[]: nothing judges the completions; add a reward function, or a reward model under reward"
+            "rewards=[]: nothing judges the completions; add a reward function, or a reward model with kind: model"
         )
 
     def test_a_missing_file_is_named(self, refused, tmp_path):

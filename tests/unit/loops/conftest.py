@@ -166,19 +166,6 @@ class Critic(Model):
         return [Last("critic/grad_norm", 0.25)]
 
 
-class RewardModels:
-    """Two models: the first scores a completion with its place, the second with twice that."""
-
-    def __init__(self, script: Script) -> None:
-        self._script = script
-
-    async def scores(self, conversations: Any) -> Any:
-        self._script.enter("scores")
-        self._script.conversations = conversations
-        places = np.arange(len(conversations), dtype=np.float32)
-        return np.stack([places, 2 * places]), [Last("reward/model_truncated_fraction", 0.0)]
-
-
 def _group(index: int, version: int, finish_reason: Any, logprob: float, rewards: Any) -> RolloutGroup:
     rollouts = []
     for sample, reward in enumerate(rewards):
@@ -219,7 +206,6 @@ class Loop:
             weights=self.script,
             critic=Critic(self.script) if self.config.critic else None,
             reference=self._reference,
-            reward=RewardModels(self.script) if self.config.reward else None,
         )
         return build_session(self.config, self.folder, self.run, roles, stop=self.stop, since=since, models=MODELS)
 
@@ -247,7 +233,6 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
         reference: bool = False,
         export: bool = True,
         critic: object = None,
-        reward: object = None,
         every_steps: int | None = None,
         timeout_s: float = 60.0,
         max_restarts: int = 3,
@@ -262,7 +247,6 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
                 "rewards": [{"kind": "number"}],
                 "algorithm": algorithm_section(**{"prompts_per_step": PROMPTS, "group_size": 2, **algorithm}),
                 "critic": critic,
-                "reward": reward,
                 "cluster": {"max_restarts": max_restarts},
                 "checkpoint": {"every_steps": every_steps, "timeout_s": timeout_s, "export": export},
                 "train": train or {},

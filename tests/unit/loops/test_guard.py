@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ray_rl.errors import ClusterError, RewardError, TrainingError
+from ray_rl.errors import RewardError, TrainingError
 from ray_rl.metrics.metric import Last, Total
 
 NAN, INF = float("nan"), float("inf")
@@ -86,17 +86,6 @@ async def test_a_skipped_step_is_trained_on_nothing_and_stays_on_record(loop):
     assert three.script.journal.count("publish 2") == 1
     assert saved(three) == {}
     assert "step 2 is skipped (1 in a row): prompt addition/0, completion 0 of 2: the engine's" in three.said()
-
-
-async def test_a_reward_model_that_fails_is_skipped_too_and_a_worker_that_dies_is_not(loop):
-    two = loop(train=SKIP, reward={"paths": ["a", "b"]})
-    two.script.errors["scores"] = RewardError("the reward model scored conversation 1 with nan")
-    await two.train()
-    assert [line["guard/skipped_steps"] for line in lines(two)] == [1, 1]
-    dead = loop(name="dead", train=SKIP, reward={"paths": ["a", "b"]})
-    dead.script.errors["scores"] = ClusterError("reward-0 died")
-    with pytest.raises(ClusterError):
-        await dead.train()
 
 
 async def test_one_step_too_many_in_a_row_ends_the_run_and_others_do_not_count(loop):

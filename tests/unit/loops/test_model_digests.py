@@ -52,7 +52,7 @@ def compared(role, folder, change, *, frozen_layers=0):
 def test_a_frozen_model_that_was_trained_meanwhile_is_refused_with_both_digests(folder, two, role):
     with pytest.raises(DataError) as caught:
         compared(role, folder, lambda: retrained(folder, two))
-    key = {"reference": "reference.path", "reward": "reward.paths"}[role]
+    key = {"reference": "reference.path", "reward": "rewards"}[role]
     assert str(caught.value).startswith(
         f"{key}={folder}: its weights have changed since the checkpoint (blake2b-sampled:"
     )

@@ -131,12 +131,12 @@ PPO = {"kind": "ppo", "advantage": {"kind": "gae", "lam": 1.0, "whiten": None}, 
 NO_KL = {"coefficient": 0.0, "place": "loss"}
 
 
-async def test_values_reference_old_log_probabilities_and_scores_are_asked_for_at_the_same_time(loop):
-    one = loop(steps=1, reference=True, critic={}, reward={"paths": ["a", "b"]}, **PPO, kl=KL_IN_REWARD)
+async def test_values_reference_and_old_log_probabilities_are_asked_for_at_the_same_time(loop):
+    one = loop(steps=1, reference=True, critic={}, **PPO, kl=KL_IN_REWARD)
     await one.train()
-    asked = {"actor log-probabilities", "reference log-probabilities", "values", "scores"}
-    assert set(one.script.journal[2:6]) == asked
-    assert set(one.script.journal[6:8]) == {"critic update", "update 1"}
+    asked = {"actor log-probabilities", "reference log-probabilities", "values"}
+    assert set(one.script.journal[2:5]) == asked
+    assert set(one.script.journal[5:7]) == {"critic update", "update 1"}
 
 
 KL_IN_REWARD = {"coefficient": 0.1, "place": "reward", "estimator": "k1"}
@@ -181,18 +181,6 @@ async def test_an_adaptive_coefficient_moves_with_the_divergence_and_reaches_the
     await two.train()
     # The divergence is 1 nat, twice the target: error clipped to 0.2, times 4 sequences of 8: 10 % more.
     assert [batch.kl_coefficient for batch in two.script.batches] == pytest.approx([0.1, 0.11])
-
-
-async def test_reward_models_read_the_conversation_and_their_score_joins_the_reward(loop):
-    ensemble = {"paths": ["a", "b"], "combine": {"kind": "min"}, "weight": 10.0}
-    one = loop(steps=1, reward=ensemble)
-    await one.train()
-    assert [message.role for message in one.script.conversations[2]] == ["user", "assistant"]
-    assert one.script.conversations[2][1].content == "1"
-    assert one.script.batches[0].rewards_R.tolist() == [1.0, 10.0, 21.0, 30.0]
-    (line,) = [json.loads(line) for line in one.folder.metrics_jsonl.read_text().splitlines()]
-    assert (line["reward/mean"], line["reward/number_mean"], line["reward/model_mean"]) == (15.5, 0.5, 1.5)
-    assert line["reward/model_std"] == pytest.approx((0 + 0.5 + 1 + 1.5) / 4)
 
 
 async def test_what_was_cut_off_can_be_left_out_of_the_loss(loop):

@@ -123,8 +123,8 @@ class TestLoading:
         with pytest.raises(ConfigError) as caught:
             load(tmp_path)
         assert str(caught.value) == (
-            f"reward.paths: {tmp_path} has {labels} labels, but a reward is one number; name a sequence classification "
-            "model with num_labels 1"
+            f"rewards.paths: {tmp_path} has {labels} labels, but a reward is one number; name a sequence "
+            "classification model with num_labels 1"
         )
 
     def test_a_language_model_is_refused_because_its_head_would_be_random(self, tmp_path):
@@ -141,7 +141,7 @@ class TestLoading:
         with pytest.raises(DataError) as caught:
             load(tmp_path)
         assert str(caught.value) == (
-            f"reward.paths: the checkpoint of {tmp_path} has no score.weight, and lm_head.weight instead: these would "
+            f"rewards.paths: the checkpoint of {tmp_path} has no score.weight, and lm_head.weight instead: these would "
             "be random; name a model that was trained and saved as a sequence classifier with one label"
         )
 
@@ -177,7 +177,7 @@ class TestLoading:
             load(tmp_path)
 
     def test_a_folder_that_is_not_a_model_is_named(self, tmp_path):
-        with pytest.raises(DataError, match=f"reward.paths: {tmp_path} cannot be loaded"):
+        with pytest.raises(DataError, match=f"rewards.paths: {tmp_path} cannot be loaded"):
             load(tmp_path)
 
     def test_an_encoder_decoder_is_refused(self, tmp_path):

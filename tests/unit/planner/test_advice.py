@@ -68,7 +68,7 @@ def test_roles_of_equal_size_may_share_gpus(advice):
         train={"workers": 3, "zero_stage": 3, **CHECKPOINTING},
         critic={"workers": 3, "zero_stage": 3, **CHECKPOINTING},
         reference={"workers": 3, "zero_stage": 3},
-        reward={"paths": [REWARD], "workers": 3},
+        rewards=[{"kind": "model", "paths": [REWARD], "workers": 3}],
     )
     assert "'cluster.colocate=[[actor,reference],[critic,reward]]'" in proposals
 
@@ -88,9 +88,12 @@ def test_the_frozen_models_and_the_engine_have_remedies_too(advice):
 
 def test_reward_models_are_spread_over_more_workers(advice):
     (first, *_) = advice(
-        nodes=2, gpu="a100-40gb", train={"workers": 8, "zero_stage": 3, **CHECKPOINTING}, reward={"paths": [REWARD] * 3}
+        nodes=2,
+        gpu="a100-40gb",
+        train={"workers": 8, "zero_stage": 3, **CHECKPOINTING},
+        rewards=[{"kind": "model", "paths": [REWARD] * 3}],
     )
-    assert first == "reward.workers=3"
+    assert first == "rewards.0.workers=3"
 
 
 def test_more_workers_come_with_more_nodes_where_these_are_needed(advice):
@@ -155,7 +158,6 @@ def test_offloading_is_turned_off_where_the_node_has_no_room_and_the_gpus_do(adv
         train={"workers": 2, **offload, "zero_stage": 3},
         critic={"workers": 2, **offload, "zero_stage": 3},
         reference={"zero_stage": 3, "offload": True},
-        reward=None,
         rewards=[{"kind": "number"}],
     )
     assert "train.offload.optimizer=false" in four[0]

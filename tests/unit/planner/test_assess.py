@@ -16,7 +16,7 @@ def test_four_models_and_an_engine_have_each_their_memory(make):
         train={"workers": 2, "zero_stage": 3, "gradient_checkpointing": True, "offload": {"optimizer": True}},
         critic={"workers": 2, "zero_stage": 3, "gradient_checkpointing": True, "offload": {"optimizer": True}},
         reference={"path": "Qwen/Qwen2.5-3B"},
-        reward={"paths": [REWARD]},
+        rewards=[{"kind": "model", "paths": [REWARD]}],
     )
     assessment = assess(config, ONE_NODE)
     assert list(assessment.memories) == ["actor", "critic", "reference", "reward", "rollout"]
@@ -82,7 +82,7 @@ def test_models_of_unknown_shape_are_named_once_by_every_role_that_loads_one(mak
         algorithm={"kind": "ppo"},
         model={"path": "nobody/novel-9b"},
         critic={"path": "nobody/critic-9b"},
-        reward={"paths": [REWARD, "nobody/judge-9b"]},
+        rewards=[{"kind": "model", "paths": [REWARD, "nobody/judge-9b"]}],
     )
     assert unknown_models(config) == ["nobody/novel-9b", "nobody/critic-9b", "nobody/judge-9b"]
     assert unknown_models(make()) == []

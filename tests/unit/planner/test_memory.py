@@ -131,11 +131,15 @@ def test_the_reference_is_whole_shared_or_offloaded(make):
 
 def test_the_fullest_reward_worker_holds_the_largest_models(make):
     small, large = KNOWN_SHAPES["Qwen/Qwen2.5-0.5B"], SHAPE
-    config = make(reward={"paths": ["a", "b", "c"], "workers": 2, "max_tokens": 256, "micro_batch_tokens": 512})
-    memory = reward_memory(config, config.reward, [small, large, small])
+    config = make(
+        rewards=[
+            {"kind": "model", "paths": ["a", "b", "c"], "workers": 2, "max_tokens": 256, "micro_batch_tokens": 512}
+        ]
+    )
+    memory = reward_memory(config, config.reward_models, [small, large, small])
     assert memory.held["weights"] == 2 * (large.scorer_parameters + small.scorer_parameters)
-    uncut = config.reward.model_copy(update={"max_tokens": None})
-    assert reward_memory(config, uncut, [large]).peak > reward_memory(config, config.reward, [large]).peak
+    uncut = config.reward_models.model_copy(update={"max_tokens": None})
+    assert reward_memory(config, uncut, [large]).peak > reward_memory(config, config.reward_models, [large]).peak
 
 
 @pytest.mark.parametrize(("accelerator", "tokens"), [("cpu", 256), ("gpu", 1024)])

@@ -12,18 +12,18 @@ from tests.algorithm import algorithm
 
 
 def config(*, kl=0.0, references=1, actors=1, critics=0, rewards=0, engines=1, tensor_parallel=1, **cluster):
+    judges = [{"kind": "model", "paths": ["judge"], "workers": rewards}] if rewards else []
     return RunConfig.model_validate(
         {
             "run": {"name": "test", "steps": 1},
             "model": {"path": "tiny"},
             "data": {"kind": "addition"},
-            "rewards": [{"kind": "number"}],
+            "rewards": [{"kind": "number"}, *judges],
             "algorithm": algorithm(kl={"coefficient": kl}),
             "rollout": {"engines": engines, "tensor_parallel": tensor_parallel},
             "train": {"workers": actors},
             "critic": {"workers": critics} if critics else None,
             "reference": {"workers": references},
-            "reward": {"paths": ["judge"], "workers": rewards} if rewards else None,
             "cluster": cluster,
         }
     )

@@ -96,7 +96,7 @@ def test_no_line_is_wider_than_99_columns(make):
         algorithm={"kind": "ppo", "prompts_per_step": 512},
         train={"workers": 24, "zero_stage": 3, **CHECKPOINTING},
         critic={"workers": 24, "zero_stage": 3, **CHECKPOINTING},
-        reward={"paths": [REWARD]},
+        rewards=[{"kind": "model", "paths": [REWARD]}],
         rollout={"engines": 16, "tensor_parallel": 4, "max_tokens": 1536},
     )
     shown = report(config, assess(config, ClusterShape(2, 8)))

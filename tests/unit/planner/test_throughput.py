@@ -10,7 +10,7 @@ PPO = {
     "algorithm": {"kind": "ppo", "prompts_per_step": 64, "update_epochs": 1},
     "train": {"workers": 4, "zero_stage": 3, "gradient_checkpointing": True},
     "critic": {"workers": 4, "zero_stage": 3, "gradient_checkpointing": True},
-    "reward": {"paths": [REWARD]},
+    "rewards": [{"kind": "model", "paths": [REWARD]}],
 }
 
 
@@ -38,8 +38,8 @@ def test_a_publish_sends_every_parameter_once(timed):
 def test_scores_are_those_of_the_slowest_role_and_none_without_one(timed):
     assert timed(train={"workers": 4}).score_s == 0
     judged = timed(**PPO)
-    slower = timed(**PPO | {"reward": {"paths": [REWARD] * 4}})
-    faster = timed(**PPO | {"reward": {"paths": [REWARD] * 4, "workers": 4}})
+    slower = timed(**PPO | {"rewards": [{"kind": "model", "paths": [REWARD] * 4}]})
+    faster = timed(**PPO | {"rewards": [{"kind": "model", "paths": [REWARD] * 4, "workers": 4}]})
     assert slower.score_s == pytest.approx(4 * 2 * 7_504_928_768 * judged.tokens / (989.4e12 * 0.45))
     assert judged.score_s == faster.score_s == pytest.approx(2 * N * judged.tokens / (989.4e12 * 0.45))
 

@@ -29,7 +29,7 @@ def model() -> LlamaForSequenceClassification:
 
 
 def scorer(model: LlamaForSequenceClassification, path: str) -> ModelScorer:
-    return ModelScorer(model, load_tokenizer(path, key="reward.paths"), path=path, micro_batch_tokens=512)
+    return ModelScorer(model, load_tokenizer(path, key="rewards.paths"), path=path, micro_batch_tokens=512)
 
 
 def read(scorer: ModelScorer, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from ray_rl.app.build import build_collector, sampling_of
 from ray_rl.config import RunConfig
+from ray_rl.config.rewards import ModelReward
 from ray_rl.data.chat import Ends
 from ray_rl.errors import DataError, EngineError, RewardError
 from ray_rl.metrics.metric import Last, Mean, Total
+from ray_rl.rewards.combine import build_rewards
 from ray_rl.rollout.pool import EnginePool
-from ray_rl.types import Prompt
-from tests import make
+from ray_rl.types import Message, Prompt
 from tests.algorithm import algorithm
 
 
@@ -30,7 +31,12 @@ class Source:
         numbers = range(self.taken, self.taken + count)
         self.taken += count
         return [
-            Prompt(f"p/{number}", tuple(range(self._lengths[number % len(self._lengths)])), f"question {number}")
+            Prompt(
+                f"p/{number}",
+                tuple(range(self._lengths[number % len(self._lengths)])),
+                f"question {number}",
+                messages=(Message("user", f"question {number}"),),
+            )
             for number in numbers
         ]
 
@@ -82,14 +88,14 @@ class Rewards:
         self._error = error
         self._informative = {f"p/{number}" for number in informative}
 
-    async def ascore(self, prompt, completions):
+    async def score(self, group):
         if self._error is not None:
             raise self._error
-        differs = prompt.id in self._informative
-        values = [1.0 if g == 0 or not differs else 0.0 for g in range(len(completions))]
-        pairs = zip(completions, values, strict=True)
-        scored = [make.rollout(each, reward=value, parts={"one": value}) for each, value in pairs]
-        return make.group(*scored, prompt=prompt), [Total("reward/one_errors", 1)]
+        differs = group.prompt.id in self._informative
+        values = [1.0 if g == 0 or not differs else 0.0 for g in range(len(group.rollouts))]
+        pairs = zip(group.rollouts, values, strict=True)
+        scored = [replace(each, reward=value, reward_parts={"one": value}) for each, value in pairs]
+        return replace(group, rollouts=scored), [Total("reward/one_errors", 1)]
 
 
 def collector(
@@ -540,3 +546,24 @@ async def test_a_batch_that_was_cancelled_is_kept_in_the_position_unless_the_run
     await settled()
     assert (taker.position() == before) is deterministic
     assert taker.position().source["taken"] == (2 if deterministic else 4)
+
+
+class Models:
+    """A reward model that tells the first completion of the prompts named from the others."""
+
+    def __init__(self, *informative):
+        self._informative = {f"question {number}" for number in informative}
+
+    async def scores(self, conversations):
+        differs = conversations[0][0].content in self._informative
+        places = range(len(conversations))
+        return np.array([[1.0 if place == 0 or not differs else 0.0 for place in places]], np.float32), []
+
+
+async def test_dynamic_sampling_looks_at_the_scores_of_a_reward_model(completion):
+    rewards = build_rewards([ModelReward(paths=["judge"])], models=Models(1, 2, 4))
+    taker = collector([Engine("e", completion)], prompts=3, rewards=rewards, sampling={"max_draws": 5})
+    groups, metrics = await taker.take(step=0, progress=ignore)
+    assert [group.prompt.id for group in groups] == ["p/1", "p/2", "p/4"]
+    assert [each.reward_parts for each in groups[0].rollouts] == [{"model": 1.0}, {"model": 0.0}]
+    assert Mean("rollout/groups_dropped_fraction", 2, 5) in metrics

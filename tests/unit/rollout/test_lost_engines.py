@@ -16,7 +16,6 @@ from ray_rl.rollout.pool import EnginePool
 from ray_rl.rollout.router import Router
 from ray_rl.types import Prompt
 from tests.algorithm import algorithm
-from tests.make import group, rollout
 
 GROUP = 2
 
@@ -44,9 +43,9 @@ class Judge:
     def __init__(self):
         self.scored = []
 
-    async def ascore(self, prompt, completions):
-        self.scored.append(prompt.id)
-        return group(*(rollout(each, reward=0.0) for each in completions), prompt=prompt), []
+    async def score(self, group):
+        self.scored.append(group.prompt.id)
+        return replace(group, rollouts=[replace(each, reward=0.0) for each in group.rollouts]), []
 
 
 class Engine:
