@@ -177,7 +177,8 @@ def test_what_is_under_way_when_rewards_are_closed_ends_at_once_and_saves_nothin
     section = TypeAdapter(list[RewardConfig]).validate_python([users("time.sleep(60)") | {"timeout_s": 60}])
     parts = build_rewards(section, save=pytest.fail)
     with ThreadPoolExecutor(2) as threads:
-        calls = [threads.submit(parts.score, prompt(), [says("a"), says("b")]) for _ in range(2)]
+        group = make.group(says("a"), says("b"), prompt=prompt())
+        calls = [threads.submit(asyncio.run, parts.score(group)) for _ in range(2)]
         time.sleep(1.0)
         start_s = time.monotonic()
         parts.close()
