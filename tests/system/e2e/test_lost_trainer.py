@@ -43,9 +43,11 @@ def ended(tmp_path_factory):
     engines, killed_at = [], []
 
     def kill_a_trainer(process):
-        wait_until(process, lambda: steps_done(folder) >= 3 and pids(process.pid, UPDATING))
+        wait_until(process, lambda: steps_done(folder) >= 3)
         engines.append(pids(process.pid, "EngineCore"))
-        os.kill(pids(process.pid, UPDATING)[-1], signal.SIGKILL)
+        victims = []  # seen once: an update may have ended by a second look
+        wait_until(process, lambda: victims.extend(pids(process.pid, UPDATING)) or victims)
+        os.kill(victims[-1], signal.SIGKILL)
         killed_at.append(now())
         wait_until(process, lambda: "started again" in log(folder))
         engines.append(pids(process.pid, "EngineCore"))
