@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ray_rl.data.source import PromptSource
 from ray_rl.metrics.metric import Metric
+from ray_rl.metrics.rollout_metrics import rollout_metrics
 from ray_rl.rewards.combine import Rewards
 from ray_rl.rollout.collected import Collected, Finished
 from ray_rl.rollout.pool import EnginePool
@@ -125,8 +126,14 @@ class Collector:
 
     def _batch(self, taken: list[Finished]) -> tuple[list[RolloutGroup], list[Metric]]:
         self._batch_began = None
-        metrics = self._schedule.take(taken, running=len(self._running))
-        return [each.group for each in taken], metrics + self._source.metrics() + self._pool.metrics()
+        groups = [each.group for each in taken]
+        metrics = [
+            *rollout_metrics(groups, version=self._schedule.version),
+            *self._schedule.take(taken, running=len(self._running)),
+            *self._source.metrics(),
+            *self._pool.metrics(),
+        ]
+        return groups, metrics
 
     async def _admit(self) -> None:
         """Starts prompts whenever there is room, until it is cancelled or the source fails."""

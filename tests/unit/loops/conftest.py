@@ -19,6 +19,7 @@ from ray_rl.loops.session import Session
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Last
+from ray_rl.metrics.rollout_metrics import rollout_metrics
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.rollout.collected import Collected
@@ -81,7 +82,7 @@ class Script:
         self.versions_sampled.append(self._served)
         logprob, rewards = self.engine_logprobs.get(step, -0.5), self.rewards.get(step, REWARDS)
         groups = [_group(index, self._served, self.finish_reason, logprob, rewards) for index in range(PROMPTS)]
-        return groups, self.take_metrics
+        return groups, [*rollout_metrics(groups, version=step), *self.take_metrics]
 
     async def update(self, batch: Any) -> list[Any]:
         self._updates += 1

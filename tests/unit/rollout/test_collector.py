@@ -205,9 +205,11 @@ async def test_progress_counts_completions_that_are_scored(completion):
     assert texts == sorted(texts)
 
 
-async def test_metrics_are_those_of_the_rewards_and_of_the_source(completion):
+async def test_metrics_are_those_of_the_rollouts_of_the_rewards_and_of_the_source(completion):
     _, metrics = await collector([Engine("e", completion)], prompts=2).take(step=0, progress=ignore)
-    assert metrics == [
+    assert Mean("reward/mean", 4.0, 4) in metrics
+    assert Total("rollout/tokens", 12) in metrics
+    assert metrics[-5:] == [
         Total("reward/one_errors", 1),
         Total("reward/one_errors", 1),
         Last("data/epoch", 0),

@@ -1,0 +1,46 @@
+"""What the models do with the batch of a step, concurrently: scores before its advantages, and the update."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+from ray_rl.concurrency import together
+from ray_rl.loops.session import Session
+from ray_rl.metrics.metric import Metric
+from ray_rl.types import TrainBatch
+
+
+async def with_baselines(s: Session, batch: TrainBatch) -> TrainBatch:
+    """Adds old and reference log-probabilities and critic values to the batch. The models run concurrently."""
+    calls: dict[str, Coroutine[Any, Any, Any]] = {}
+    if s.config.algorithm.old_policy == "rollout":
+        batch = replace(batch, old_logprobs_RT=batch.rollout_logprobs_RT)
+    if s.config.algorithm.needs_old_logprobs:
+        calls["old"] = s.roles.actor.logprobs(batch)
+    if s.roles.reference is not None:
+        calls["reference"] = s.roles.reference.logprobs(batch)
+    if s.roles.critic is not None:
+        calls["values"] = s.roles.critic.values(batch)
+    if not calls:
+        return batch
+    with s.run.phase("reference"):
+        found = dict(zip(calls, await together(calls.values()), strict=True))
+    return replace(
+        batch,
+        old_logprobs_RT=found.get("old", batch.old_logprobs_RT),
+        reference_logprobs_RT=found.get("reference"),
+        old_values_RT=found.get("values"),
+    )
+
+
+async def update(s: Session, batch: TrainBatch) -> list[Metric]:
+    """Trains critic and actor concurrently; in the critic's warm-up, the critic alone."""
+    calls: list[Coroutine[Any, Any, list[Metric]]] = []
+    is_warming_up = s.config.critic is not None and s.run.step < s.config.critic.warmup_steps
+    if s.roles.critic is not None:
+        calls.append(s.roles.critic.update(batch))
+    if not is_warming_up:
+        calls.append(s.roles.actor.update(batch))
+    return [metric for found in await together(calls) for metric in found]
