@@ -196,6 +196,23 @@ async def test_senders_that_have_left_send_nothing_and_no_rank_waits_for_another
     world.require_served(2)
 
 
+async def test_a_sender_whose_engines_have_left_closes_and_no_rank_waits_for_another(scene):
+    world = scene()
+    await world.join()
+    await world.publish(1)
+    for engine in world.engines:
+        engine.vllm.leave()
+    with pytest.raises(WeightSyncError, match="sending weights failed"):
+        for _ in range(200):  # words fit in a socket's buffer, so that the first publishes may not notice
+            await asyncio.wait_for(world.trainer.send_weights(), LIMIT_S / 2)
+    assert world.trainer.is_idle()
+    with pytest.raises(WeightSyncError, match="join the engines again before publishing"):
+        await asyncio.wait_for(world.trainer.send_weights(), LIMIT_S / 2)
+    await world.join()
+    await world.publish(2)
+    world.require_served(2)
+
+
 async def test_an_engine_that_has_met_nobody_receives_nothing(scene):
     world = scene()
     update_info = await world.trainer.announce()

@@ -23,6 +23,8 @@ class Wire:
         self.is_broken = False
 
 
+OPEN = []
+"""Communicators that nobody has destroyed."""
 WIRES = {}
 """By an id that rank 0 tells the others, as it tells them NCCL's."""
 
@@ -39,6 +41,7 @@ class ScriptedNccl:
         self.rank, self.world_size, self.disabled = group.rank, group.world_size, False
         self._wire = WIRES.setdefault(key, Wire())
         self._done = 0
+        OPEN.append(self)
         group.barrier()
 
     def broadcast(self, tensor, src, stream=None):
@@ -66,6 +69,7 @@ class ScriptedNccl:
 
     def destroy(self):
         self.disabled = True
+        OPEN.remove(self)
         with self._wire.changed:
             self._wire.is_broken = True
             self._wire.changed.notify_all()

@@ -84,9 +84,14 @@ class ScriptedVllm:
             if isinstance(error, BaseException):
                 raise RuntimeError(f"Worker failed with error '{error}', please check the stack trace above") from error
 
-    def close(self):
-        for worker, thread in zip(self._workers, self._threads, strict=True):
+    def leave(self):
+        """All workers leave their transfer group."""
+        for worker in self._workers:
             worker.shutdown()
+
+    def close(self):
+        self.leave()
+        for thread in self._threads:
             thread.shutdown(wait=False)
 
 

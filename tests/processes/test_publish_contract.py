@@ -7,7 +7,7 @@ import pytest
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM's libraries deprecate each other's functions
     from tests.publish_contract import *  # noqa: F403
-    from tests.scripted_nccl import script_nccl
+    from tests.scripted_nccl import OPEN, script_nccl
     from tests.transfer import Scene
 
 
@@ -25,3 +25,15 @@ def scene(request, monkeypatch):
     yield make
     for each in made:
         each.close()
+
+
+@pytest.mark.parametrize("scene", ["nccl"], indirect=True)
+async def test_an_nccl_communicator_is_left_after_a_failure_and_when_all_meet_again(scene):
+    world = scene()
+    for _ in range(2):
+        await world.join()
+        assert len(OPEN) == 4, "the sender's, and one of each worker"
+    world.engines[0].vllm.models[0].before_load = failing_at("layers.0.down.bias")  # noqa: F405
+    with pytest.raises(WeightSyncError):  # noqa: F405
+        await world.publish(1)
+    assert 1 not in {communicator.rank for communicator in OPEN}, "the engine that failed"

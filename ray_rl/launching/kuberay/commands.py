@@ -6,13 +6,13 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
-from typing import Any
 
 import yaml
 
 from ray_rl.errors import ClusterError, UserError
 from ray_rl.launching.job import Job
 from ray_rl.launching.kuberay.manifest import API_VERSION, resource_name
+from ray_rl.launching.kuberay.pods import Manifest
 from ray_rl.launching.kuberay.rules import KUEUE_QUEUE
 
 LIMIT_S = 60
@@ -22,8 +22,6 @@ SUBMITTER = "ray-job-submitter"
 ENDED = ("Complete", "Failed")
 """Final deployment states of a RayJob."""
 MESSAGE_LINES = 10
-
-Manifest = dict[str, Any]
 
 
 def submit(job: Job, text: str) -> str:

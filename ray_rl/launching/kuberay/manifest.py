@@ -17,6 +17,7 @@ from ray_rl.errors import ConfigError
 from ray_rl.launching.job import Job
 from ray_rl.launching.kuberay.pods import (
     CONFIG_KEY,
+    Manifest,
     head_shared_memory_gib,
     head_template,
     unexpanded,
@@ -33,8 +34,6 @@ RUN_LABEL = "ray-rl/run"
 OF_KUBERAY = {"RAY_ADDRESS", "RAY_AUTH_MODE"}
 """Variables that the controller sets in every pod; RAY_AUTH_TOKEN is refused as a secret."""
 QUEUE_LABELS = {"kueue": "kueue.x-k8s.io/queue-name", "volcano": "volcano.sh/queue-name"}
-
-Manifest = dict[str, Any]
 
 
 def render(job: Job) -> str:
