@@ -10,10 +10,10 @@ import pytest
 
 from ray_rl.config import RunConfig
 from ray_rl.config.loading.load import load_config
-from ray_rl.config.train import TrainConfig
+from ray_rl.config.roles import roles_of
 from ray_rl.planner.assess import known_shape, role_memories
 from ray_rl.planner.gpus import ClusterShape
-from ray_rl.planner.memory import model_path, trained_memory
+from ray_rl.planner.memory import trained_memory
 from ray_rl.training.process_group import Member
 from ray_rl.types import TrainBatch
 from tests import make
@@ -37,11 +37,12 @@ def test_the_states_of_every_recipe_are_what_the_estimators_of_deepspeed_say(rec
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
     config = load_config(recipe)
-    trained = {"actor": config.train} | ({} if config.critic is None else {"critic": config.critic})
-    for role, settings in trained.items():
-        path = config.model.path if isinstance(settings, TrainConfig) else model_path(config, settings)
-        shape = known_shape(role, path)
-        parameters = shape.parameters if role == "actor" else shape.scorer_parameters
+    trained = [(role, role.trained) for role in roles_of(config) if role.trained is not None]
+    assert [role.name for role, _ in trained] == (["actor"] if config.critic is None else ["actor", "critic"])
+    for role, settings in trained:
+        ((_, path),) = role.models
+        shape = known_shape(role.name, path)
+        parameters = shape.parameters if role.name == "actor" else shape.scorer_parameters
         offload = {"cpu_offload": settings.offload.optimizer}
         gpus = {"num_gpus_per_node": settings.workers, "num_nodes": 1}
         if settings.zero_stage == 3:
@@ -60,7 +61,7 @@ def test_the_states_of_every_recipe_are_what_the_estimators_of_deepspeed_say(rec
         )
         assert sum(ours.values()) == pytest.approx(theirs, rel=0.01)
         # The plan has the same weights and optimizer state; it differs in the gradients, as docs/planning.md says.
-        planned = trained_memory(config, role, settings, shape).held
+        planned = trained_memory(config, role.name, settings, shape).held
         for term in ("weights", "optimizer"):
             assert planned[term] == pytest.approx(ours.get(term, 0.0), rel=0.01)
         if settings.zero_stage == 3:

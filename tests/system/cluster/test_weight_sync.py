@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from ray_rl.algorithms.credit import credit_fn
 from ray_rl.batching.pack import pack
 from ray_rl.rollout.request import SampleRequest, Sampling
+from ray_rl.training.configured import credit_fn
 from ray_rl.types import Prompt, Turn
 from tests.make import group, rollout
 from tests.system.cluster.scores import FLOAT32_GAP, engine_scores, gap, trainer_scores

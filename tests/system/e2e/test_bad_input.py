@@ -69,7 +69,7 @@ def test_an_unknown_key_names_its_line_and_the_nearest_key(place):
     with (place / "run.yaml").open("a") as file:
         file.write("train:\n  lerning_rate: 1e-5\n")
     assert train(place) == (
-        "run.yaml:8: train.lerning_rate: unknown key, its value is 1e-05; did you mean train.learning_rate?"
+        "run.yaml:9: train.lerning_rate: unknown key, its value is 1e-05; did you mean train.learning_rate?"
     )
 
 
