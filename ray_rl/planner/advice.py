@@ -12,7 +12,6 @@ from ray_rl.catalog.models import find_shape
 from ray_rl.config import RunConfig
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import ROLLOUT, USUAL_PAIRS, Role, roles_of
-from ray_rl.config.rollout import RolloutConfig
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig, Trained
@@ -185,7 +184,7 @@ def _role_remedies(config: RunConfig, role: Role) -> Iterator[Changes]:
         case ModelReward():
             yield {f"{role.key}.micro_batch_tokens": _longest(config)}
             yield {f"{role.key}.workers": len(role.models)}
-        case RolloutConfig():
+        case _:
             pass  # the engines' remedies depend on the cluster
 
 

@@ -111,7 +111,8 @@ def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, M
                 memories[role.name] = reward_memory(config, reward, shapes)
             case RolloutConfig() if config.cluster.accelerator == "gpu":
                 memories[role.name], cache = engine_memory(config, shapes[0], cluster.gpu)
-            case RolloutConfig():
+            case _:
+                assert isinstance(role.settings, RolloutConfig)
                 memories[role.name], cache = cpu_engine_memory(config, shapes[0])
     assert cache is not None, "a run has engines"
     return memories, cache
