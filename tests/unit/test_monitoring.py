@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ray_rl.config import roles
 from ray_rl.metrics.prometheus import NAMESPACE, gauge_name
 
 ROOT = Path(__file__).parents[2]
@@ -31,22 +32,22 @@ def first_arguments(tree, method):
                 yield argument
 
 
-def roles(tree):
-    """The names under which engines log: `ZeroEngine(..., name="policy")`."""
+def objectives(tree):
+    """The names under which trainers log: an objective's `name: ClassVar[str] = "policy"`, or a name of a role."""
     for node in ast.walk(tree):
         match node:
-            case ast.Call(func=ast.Name(id="ZeroEngine"), keywords=keywords):
-                yield from (key.value.value for key in keywords if key.arg == "name")
+            case ast.AnnAssign(target=ast.Name("name"), annotation=ast.Subscript(ast.Name("ClassVar")), value=value):
+                yield getattr(roles, value.id) if isinstance(value, ast.Name) else value.value
 
 
 def logged():
     """Every key of metrics.jsonl that the code can write, but for those that hold a name of the user's."""
     trees = sources()
     phases = {phase for tree in trees for phase in first_arguments(tree, "phase")}
-    named = {role for tree in trees for role in roles(tree)}
+    named = {name for tree in trees for name in objectives(tree)}
     whole = {node.value for tree in trees for node in ast.walk(tree) if is_key(node)}
     ends = {"grad_norm", "learning_rate"}
-    return {"step", "version"} | whole | {f"time/{p}_s" for p in phases} | {f"{r}/{e}" for r in named for e in ends}
+    return {"step", "version"} | whole | {f"time/{p}_s" for p in phases} | {f"{n}/{e}" for n in named for e in ends}
 
 
 def is_key(node):
