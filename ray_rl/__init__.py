@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ray_rl.api import Planned, RunConfig, Trained, load_config, plan, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Planned", "RunConfig", "Trained", "__version__", "load_config", "plan", "train"]
 
 
