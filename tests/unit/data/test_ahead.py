@@ -36,14 +36,16 @@ def test_checks_end_with_their_time_and_say_that_rows_are_left():
 
 
 def test_the_lookahead_finds_a_wrong_row_before_its_use_and_checks_none_twice():
-    seen = []
+    seen, watched = [], threading.Event()
 
     def check(index):
+        assert watched.wait(10)
         seen.append((index, threading.current_thread().name))
         wrong(4)(index)
 
     ahead = Lookahead(check, done={0, 1})
     ahead.watch(lambda: [3, 1, 4, 5, 0])
+    watched.set()
     assert ahead.settle(timeout_s=10)
     with pytest.raises(DataError, match=r"^t:4: wrong\nThis row was found in the background of training, before"):
         ahead.watch(lambda: [])
