@@ -139,10 +139,13 @@ def _shown(command: Sequence[str]) -> tuple[int, str]:
         threading.Thread(target=_pass_on, args=(process.stdout, sys.stdout, None), daemon=True),
         threading.Thread(target=_pass_on, args=(process.stderr, sys.stderr, tail), daemon=True),
     ]
+    # An interrupt before both readers run waits until the `try`; it would otherwise leave the driver alone.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     for reader in readers:
         reader.start()
     while True:
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             code = process.wait()  # bound: as long as the run; an interrupt ends it
             break
         except KeyboardInterrupt:
