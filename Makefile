@@ -46,8 +46,8 @@ test: setup-test ## run the tests: unit, then cluster, then end to end (25 minut
 	run tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %) -n auto --dist loadfile; \
 	run tests/processes -n auto --dist loadfile; \
 	run tests/launching/scripts; \
-	run tests/system/cluster -m "not faults and not launch"; \
-	run tests/system/e2e -m "not faults and not launch and not kills"; \
+	run tests/system/cluster -m "not faults and not launch and not long"; \
+	run tests/system/e2e -m "not faults and not launch and not kills and not long"; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
 .PHONY: test-unit
@@ -60,8 +60,8 @@ test-docs: setup-test ## links and file names in the pages, and the pages whose 
 	$(BIN)/python -m pytest tests/test_docs.py tests/system/e2e/test_first_hour.py
 
 .PHONY: test-faults
-test-faults: setup-test ## kill engines, trainers and nodes, fill disks, flip bits on the way of weights (20 minutes)
-	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m faults
+test-faults: setup-test ## kill engines, trainers and nodes, fill disks, flip bits on the way of weights; and further kinds of algorithms (25 minutes)
+	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m "faults or long"
 
 .PHONY: test-kills
 test-kills: setup-test ## kill a run at 52 points of its life and compare every bit; KILLS=5 takes five, others at the next commit (half an hour)

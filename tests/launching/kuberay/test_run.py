@@ -21,7 +21,7 @@ from tests.launching.kuberay.pods import missing_for_pods, network
 from tests.system.e2e.command import place_for
 
 MISSING = missing_for_pods()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING is not None, reason=f"tests/kuberay: {MISSING}")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING is not None, reason=f"tests/launching/kuberay: {MISSING}")]
 
 ATTEMPT_S = 200.0
 

@@ -34,7 +34,13 @@ def config(connected, make_config, model, tmp_path, request):
     )
 
 
-@pytest.mark.parametrize("config", list(sections_of(AlgorithmConfig)), indirect=True)
+KINDS = [
+    pytest.param(kind, marks=[] if kind in ("grpo", "dapo", "rloo", "ppo") else pytest.mark.long)
+    for kind in sections_of(AlgorithmConfig)
+]
+
+
+@pytest.mark.parametrize("config", KINDS, indirect=True)
 async def test_a_kind_trains_the_demos_task(config, model):
     records, _ = await whole_run(config, model)
     assert [(record["step"], record["version"]) for record in records] == [(1, 1), (2, 2)]

@@ -41,7 +41,7 @@ def place(folder: Path, name: str, kind: str) -> Path:
     )
 
 
-@pytest.fixture(scope="module", params=list(ALGORITHMS))
+@pytest.fixture(scope="module", params=["grpo", pytest.param("ppo", marks=pytest.mark.long)])
 def whole(request, tmp_path_factory) -> tuple[str, Ended]:
     """Six steps without an interruption."""
     kind = request.param
