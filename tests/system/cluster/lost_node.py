@@ -50,7 +50,7 @@ def observe(place: Path, address: str, nodes: list) -> dict[str, object]:
             wait_for(run, lambda: any((metrics.parent / "checkpoints").glob("step_*")), "a checkpoint")
             raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
             before = where("ray::actor", raylets)
-            psutil.Process(raylets[before[0]]).kill()
+            kill_node(psutil.Process(raylets[before[0]]))
             killed_at = now()
             log = metrics.parent / "logs" / "driver.log"
             wait_for(run, lambda: log.exists() and "started again" in log.read_text(), "a new start of the trainer")
@@ -64,6 +64,12 @@ def observe(place: Path, address: str, nodes: list) -> dict[str, object]:
         "after": after,
         "killed_at": killed_at.isoformat(),
     }
+
+
+def kill_node(raylet: psutil.Process) -> None:
+    """Kills everything on a node at once. Workers may outlive their raylet for as long as Ray takes to see its end."""
+    for process in (raylet, *raylet.children(recursive=True)):
+        process.kill()
 
 
 def lines_of(file: Path) -> int:

@@ -10,8 +10,9 @@ import pytest_asyncio
 import torch
 from safetensors.torch import load_file
 
+from ray_rl.app.build import sampling_of
 from ray_rl.errors import WeightMismatch
-from ray_rl.weight_sync.audit import AuditedWeights
+from ray_rl.weight_sync.audit import AuditedWeights, AuditSettings
 from ray_rl.weight_sync.gloo_group import GlooGroup
 from ray_rl.weight_sync.senders.sender import Rendezvous
 from ray_rl.weight_sync.transports import engine_init_info
@@ -96,7 +97,12 @@ def audited(run, model, name):
     damaging = Damaging(workers, name, changed)
     prompt = ChatTokenizer(model).encode(QUESTION, chat=True)
     audited = AuditedWeights(
-        run.config, damaging, actor=workers.actor, engines=lambda: workers.engines, prompt=tuple(prompt)
+        AuditSettings(every=1, is_synchronous=True, is_float32=True, rows=run.config.train.workers),
+        damaging,
+        actor=workers.actor,
+        engines=lambda: workers.engines,
+        prompt=tuple(prompt),
+        sampling=sampling_of(run.config, ChatTokenizer(model).ends_of(run.config)),
     )
     return damaging, audited
 
