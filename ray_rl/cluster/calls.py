@@ -33,7 +33,7 @@ USERS = 4
 
 
 class Loss:
-    """Whether workers are written off, which ends every call to them."""
+    """Tells whether workers are written off. Every call to workers that are written off fails."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -48,7 +48,7 @@ class Loss:
 
 
 def name_of(method: Callable[..., Any]) -> str:
-    """What a call does, for messages: "send weights" for `send_weights`."""
+    """Returns the words for a call in messages: "send weights" for `send_weights`."""
     return method.__name__.strip("_").replace("_", " ")
 
 

@@ -1,4 +1,4 @@
-"""What the workers under training hold: a trainer, with what checkpoints and the weight transport ask of its rank."""
+"""The objects in the workers under training: trainers that also save their rank and send weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every worker is: one object in a Ray actor of its own, which runs the functions that it is sent on it.
+"""The Ray actor of every worker. It holds one object and runs the functions that it is sent on that object.
 
 A function travels as what it is: `await team.all(Trainer.update, batch)`. Nothing is listed by name, so a method is
 written once, in the class of the object, and type checkers see its arguments and its result at the call.

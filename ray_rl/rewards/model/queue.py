@@ -55,14 +55,16 @@ class ScoreQueue:
             requests, self._waiting = [each for each in self._waiting if not each.answer.done()], []
             if not requests:
                 continue
-            call = asyncio.ensure_future(self._call([each for request in requests for each in request.conversations]))
-            await asyncio.wait([call])  # bound: the call has a limit
-            error = call.exception()
+            call = self._call([each for request in requests for each in request.conversations])
+            # Whatever ends the call, also its cancellation, answers its requests: they have no limit of their own.
+            # bound: the call has a limit
+            found: Scored | BaseException = (await asyncio.gather(call, return_exceptions=True))[0]
+            if not isinstance(found, BaseException):
+                _answer(requests, *found)
+                continue
             for request in requests:
-                if error is not None and not request.answer.done():
-                    request.answer.set_exception(error)
-            if error is None:
-                _answer(requests, *call.result())
+                if not request.answer.done():
+                    request.answer.set_exception(found)
 
 
 def _answer(requests: Sequence[_Request], scores_MR: NDArray[np.float32], metrics: list[Metric]) -> None:

@@ -141,3 +141,15 @@ async def test_a_request_that_is_cancelled_takes_nothing_from_the_others():
     worker.go.set()
     scores, metrics = await second
     assert (scores.tolist(), metrics) == ([[2.0]], [Last("calls", 1)])
+
+
+async def test_a_call_that_is_cancelled_leaves_nobody_waiting():
+    worker = Worker()
+    queue = ScoreQueue(worker.scores)
+    worker.error = asyncio.CancelledError()
+    worker.go.set()
+    asked = asyncio.create_task(queue.scores(talk("a")))
+    await asyncio.wait({asked}, timeout=5)
+    assert asked.cancelled()
+    worker.error = None
+    assert (await queue.scores(talk("cc")))[0].tolist() == [[2.0]]
