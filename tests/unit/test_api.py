@@ -1,6 +1,8 @@
 """The public interface: what it loads, plans and says. A real run through it is tests/system/e2e/test_examples.py."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -119,6 +121,6 @@ def test_an_interrupt_reaches_the_driver_once_and_is_waited_for(prepare):
     )
     assert caller.stdout is not None
     assert caller.stdout.readline() == "up\n"
-    caller.send_signal(2)
+    os.killpg(caller.pid, signal.SIGINT)
     out, _ = caller.communicate(timeout=20)
     assert out == "(75, 'saved 1')\n"
