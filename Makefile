@@ -1,4 +1,4 @@
-# Everything a user or CI does. Targets install what they need into .venv first; that is instant when nothing changed.
+# Everything that a user or CI does. A target first installs what it needs into .venv, which takes no time if nothing changed.
 #   make PYTHON=/path/to/python3.12 ...    makes .venv with another Python
 #   make ACCELERATOR=gpu ...               installs the GPU packages instead
 SHELL := /bin/bash
@@ -9,12 +9,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 ACCELERATOR ?= cpu
 export PYTHON
-# Without byte-code every process of every run would compile its libraries again.
+# Without bytecode files, every process of every run would compile its libraries again.
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 DEMO := configs/grpo_addition_smollm2-135m_cpu.yaml
-# What must be right without a GPU in sight: every branch of it is taken by a unit test.
+# Code that must be right without a GPU to test it on: unit tests take every branch.
 COVERED_TESTS := tests/unit/algorithms tests/unit/planner
 COVERED := --cov=ray_rl/algorithms --cov=ray_rl/planner --cov-branch --cov-fail-under=100 --cov-report=term:skip-covered
 
@@ -27,19 +27,19 @@ setup: ## create .venv with the locked packages that runs need
 	@docker/setup.sh $(ACCELERATOR)
 
 .PHONY: setup-test
-setup-test: ## the same with the packages of the tests
+setup-test: ## create .venv and add the packages that tests need
 	@docker/setup.sh $(ACCELERATOR) test
 
 .PHONY: demo
-demo: ## train a 135M model on two CPU cores and watch it get better
-	@echo "This takes 5 to 10 minutes on two cores, and 12 GB of memory. Disk: 4 GB for .venv, 0.3 GB for the model in"
-	@echo "~/.cache/ray_rl, and in runs/ up to 3.5 GB of checkpoints while it trains, of which 2 GB stay. Ctrl-C saves and ends."
+demo: ## train a 135M model on two CPU cores and see it improve (5 to 10 minutes)
+	@echo "This takes 5 to 10 minutes on two cores and 12 GB of memory. It needs disk space for .venv (4 GB), the model in"
+	@echo "~/.cache/ray_rl (0.3 GB) and checkpoints in runs/ (up to 3.5 GB, of which 2 GB remain). Ctrl-C saves and ends the run."
 	@$(MAKE) --no-print-directory setup
 	$(BIN)/ray-rl train $(DEMO) run.name=demo-$$(date +%Y%m%d-%H%M%S) checkpoint.keep_last=1
-	@echo "ray-rl, vllm and tensorboard are in $(BIN); to have them in the path: source $(BIN)/activate"
+	@echo "ray-rl, vllm and tensorboard are in $(BIN); to put them on your PATH: source $(BIN)/activate"
 
 .PHONY: test
-test: setup-test ## run the tests: unit, then cluster, then end to end (25 minutes)
+test: setup-test ## run unit tests, then tests with real Ray, vLLM and DeepSpeed (25 minutes)
 	@trap 'exit 130' INT; failed=; started=$$SECONDS; \
 	run() { echo "pytest $$*"; $(BIN)/python -m pytest "$$@" || failed="$$failed $$1"; }; \
 	run $(COVERED_TESTS) $(COVERED); \
@@ -51,52 +51,52 @@ test: setup-test ## run the tests: unit, then cluster, then end to end (25 minut
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
 .PHONY: test-unit
-test-unit: setup-test ## the unit tests alone (90 seconds)
+test-unit: setup-test ## run only the unit tests (90 seconds)
 	$(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED)
 	$(BIN)/python -m pytest tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %) -n auto --dist loadfile
 
 .PHONY: test-docs
-test-docs: setup-test ## links and file names in the pages, and the pages whose commands are run (5 minutes)
+test-docs: setup-test ## check links and file names in the pages, and run the commands of docs/first_hour.md (5 minutes)
 	$(BIN)/python -m pytest tests/test_docs.py tests/system/e2e/test_first_hour.py
 
 .PHONY: test-faults
-test-faults: setup-test ## kill engines, trainers and nodes, fill disks, flip bits on the way of weights; and further kinds of algorithms (25 minutes)
+test-faults: setup-test ## kill engines, trainers and nodes, fill disks, corrupt weights in transit, and test more algorithms (25 minutes)
 	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m "faults or long"
 
 .PHONY: test-kills
-test-kills: setup-test ## kill a run at 52 points of its life and compare every bit; KILLS=5 takes five, others at the next commit (half an hour)
+test-kills: setup-test ## kill and resume a run at 52 points and compare every bit (30 minutes); KILLS=5 takes five points, others at the next commit
 	$(BIN)/python -m pytest -rP tests/system/e2e/test_kills.py
 
 .PHONY: test-gpu
-test-gpu: ## run NCCL, flash-attn, ZeRO-3 and vLLM on CUDA; needs a GPU, two or four for some, and fails where there is none
+test-gpu: ## test NCCL, flash-attn, ZeRO-3 and vLLM on CUDA; needs a GPU (some tests two or four), and fails without one
 	@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || { echo "make test-gpu: no GPU on this machine (/dev/nvidia0), so nothing was tested" >&2; exit 1; }
 	@$(MAKE) --no-print-directory setup-test ACCELERATOR=gpu
 	$(BIN)/python -m pytest tests/gpu
 
 .PHONY: test-image
-test-image: setup-test ## build the CPU image with buildah and look inside; as root (five minutes)
+test-image: setup-test ## build the CPU image with buildah and check it; needs root (5 minutes)
 	$(BIN)/python -m pytest tests/launching/docker
 
 .PHONY: test-launch
-test-launch: setup-test ## run on Slurm, Kubernetes and Ray clusters as far as this machine can be them; as root (15 minutes)
+test-launch: setup-test ## test Slurm, Kubernetes and Ray clusters that are simulated on this machine; needs root (15 minutes)
 	@failed=; $(BIN)/python -m pytest tests/launching/slurm tests/launching/kuberay || failed=1; \
 	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m launch && [ -z "$$failed" ]
 
 .PHONY: check
-check: setup-test ## check lint, formatting and types; change nothing
+check: setup-test ## check lint, formatting and types; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 .PHONY: format
-format: setup-test ## format the code in place
+format: setup-test ## format the code and apply ruff's automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: setup-test ## measure this system against TRL on this machine, and its parts against their bounds
+bench: setup-test ## compare this system with TRL on this machine, and its parts with their limits (most of an hour)
 	$(BIN)/python -m tests.benchmarks
 
 .PHONY: lock
-lock: ## resolve docker/requirements-*.txt anew from pyproject.toml
+lock: ## resolve docker/requirements-*.txt again from pyproject.toml
 	@$(PYTHON) docker/lock.py
