@@ -1,7 +1,7 @@
 import argparse
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,16 +46,21 @@ def raises(error):
     return command
 
 
+def processor_s_of_children():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize(
     "words", [["--help"], ["train", "--help"], ["validate", str(CONFIG)], ["doctor", "--json"], RENDER]
 )
 def test_light_commands_answer_quickly_and_import_nothing_heavy(words, tmp_path):
-    started = time.monotonic()
+    before_s = processor_s_of_children()
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *words], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - started < 3
+    assert processor_s_of_children() - before_s < 2  # on a machine that is busy with something else, too
     assert list(tmp_path.iterdir()) == []
 
 
