@@ -276,6 +276,7 @@ def build_session(
         models: digests of the models that the run loads.
     """
     credit = Crediting(config.algorithm, max_tokens=config.rollout.max_tokens)
+    guard = Guard(config.train, run)
     parts: dict[str, Saved] = {ACTOR: roles.actor}
     if roles.critic is not None:
         parts[CRITIC] = roles.critic
@@ -284,10 +285,10 @@ def build_session(
         run=run,
         roles=roles,
         credit=credit,
-        guard=Guard(config.train, run),
+        guard=guard,
         checkpoints=Checkpoints(
             parts,
-            [credit, roles.rollouts],
+            [credit, guard, roles.rollouts],
             settings=config.checkpoint,
             store=store_of(config, folder),
             since=since,

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ray_rl.checkpoint.store import read_json, write_json
 from ray_rl.config.train import TrainConfig
-from ray_rl.errors import RewardError, TrainingError
+from ray_rl.errors import CheckpointError, RewardError, TrainingError
 from ray_rl.metrics.metric import SKIPPED, Metric, Total
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.sinks import Records
@@ -24,6 +26,19 @@ if TYPE_CHECKING:
 
 NONFINITE = (TrainingError, RewardError)
 """The errors about numbers that are not finite, which the guard handles."""
+FILE = "guard.json"
+"""In the folder of a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """How many of the last steps were skipped at one moment."""
+
+    in_a_row: int
+
+    def write(self, folder: Path) -> None:
+        """Writes `guard.json` into a checkpoint."""
+        write_json(folder / FILE, asdict(self))
 
 
 class Guard:
@@ -85,6 +100,26 @@ class Guard:
         if reason is not None:
             self._run.note(f"step {self._run.step + 1} is skipped ({self._in_a_row} in a row): {reason}")
         return [Total("guard/skipped_steps", int(reason is not None))] if self._may_skip else []
+
+    def position(self) -> Skipped:
+        """Returns how many of the last steps were skipped."""
+        return Skipped(self._in_a_row)
+
+    def resume(self, folder: Path) -> None:
+        """Continues to count from a checkpoint; from 0 if the checkpoint is of version 0.2.0 or older.
+
+        Raises:
+            CheckpointError: the file of the guard does not hold a count.
+        """
+        file = folder / FILE
+        if not file.exists():
+            return
+        try:
+            self._in_a_row = int(read_json(file)["in_a_row"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{file}: no number of skipped steps ({error!r}); resume from another checkpoint"
+            ) from error
 
     def _save(self, error: BaseException, records: Records) -> None:
         error.args = (f"{error}. The step's samples are in {self._run.save_failed(records)}",)

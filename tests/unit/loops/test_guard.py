@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from ray_rl.errors import RewardError, TrainingError
+from ray_rl.config.train import TrainConfig
+from ray_rl.errors import CheckpointError, RewardError, TrainingError
+from ray_rl.loops.guard import Guard, Skipped
 from ray_rl.metrics.metric import Last, Total
 
 NAN, INF = float("nan"), float("inf")
@@ -100,6 +102,28 @@ async def test_one_step_too_many_in_a_row_ends_the_run_and_others_do_not_count(l
     assert [line["guard/skipped_steps"] for line in lines(many)] == [1, 1, 0, 1, 1]
     assert many.script.journal[-1] == "update 6"
     assert saved(many) == {"step_000006.failed.jsonl": ALL_SAMPLES}
+
+
+async def test_a_run_that_resumes_still_counts_the_steps_that_were_skipped_before_its_checkpoint(loop):
+    first = loop(steps=2, every_steps=1, train=SKIP)
+    first.script.update_metrics = {1: [TRAINER_SKIPPED], 2: [TRAINER_SKIPPED]}
+    await first.train()
+    first.run.close()
+    second = loop(steps=3, every_steps=1, train=SKIP)
+    second.script.update_metrics = {1: [TRAINER_SKIPPED]}
+    with pytest.raises(
+        TrainingError, match=r"^3 steps in a row had numbers that are not finite \(train\.max_skips=2\)"
+    ):
+        await second.train()
+
+
+def test_a_checkpoint_without_a_count_of_skipped_steps_is_resumed_from_0_and_a_damaged_one_is_refused(tmp_path):
+    guard = Guard(TrainConfig(), run=None)
+    guard.resume(tmp_path)
+    assert guard.position() == Skipped(0)
+    (tmp_path / "guard.json").write_text('{"in_a_row": null}')
+    with pytest.raises(CheckpointError, match=r"guard\.json: no number of skipped steps"):
+        guard.resume(tmp_path)
 
 
 async def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_samples(loop):
