@@ -41,6 +41,7 @@ from ray_rl.planner.plan import plan
 from ray_rl.rewards.combine import Rewards, build_rewards
 from ray_rl.rollout.collected import Collected
 from ray_rl.rollout.collector import Collector
+from ray_rl.rollout.episodes import Episodes, SingleTurn
 from ray_rl.rollout.pool import EnginePool
 from ray_rl.rollout.request import Sampling
 from ray_rl.rollout.schedule import Schedule, ScheduleSettings
@@ -210,7 +211,7 @@ def sampling_of(config: RunConfig, ends: Ends) -> Sampling:
 
 
 def build_collector(
-    config: RunConfig, source: PromptSource, pool: EnginePool, rewards: Rewards, *, sampling: Sampling
+    config: RunConfig, source: PromptSource, pool: EnginePool, episodes: Episodes, rewards: Rewards
 ) -> Collector:
     """Puts the rollout stage together, at its start."""
     dynamic = config.algorithm.dynamic_sampling
@@ -223,7 +224,7 @@ def build_collector(
         in_waves=config.run.deterministic,
     )
     size = config.algorithm.group_size
-    return Collector(source, pool, rewards, Schedule(settings), sampling=sampling, group_size=size)
+    return Collector(source, pool, episodes, rewards, Schedule(settings), group_size=size)
 
 
 def _roles(
@@ -246,7 +247,7 @@ def _roles(
         sampling=sampling,
     )
     return Roles(
-        rollouts=build_collector(config, source, pool, rewards, sampling=sampling),
+        rollouts=build_collector(config, source, pool, SingleTurn(pool, sampling), rewards),
         actor=workers.actor,
         weights=weights,
         critic=workers.critic,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,26 +13,26 @@ from ray_rl.metrics.metric import Metric
 from ray_rl.metrics.rollout_metrics import rollout_metrics
 from ray_rl.rewards.combine import Rewards
 from ray_rl.rollout.collected import Collected, Finished
+from ray_rl.rollout.episodes import Episodes
 from ray_rl.rollout.pool import EnginePool
-from ray_rl.rollout.request import SampleRequest, Sampling, sampling_seed
 from ray_rl.rollout.schedule import Schedule
-from ray_rl.types import Prompt, Rollout, RolloutGroup
+from ray_rl.types import Prompt, RolloutGroup
 
 CANCEL_S = 5.0
 """Bound for requests that were dropped to end."""
 
 
 class Collector:
-    """Samples the prompts that its schedule admits, and scores each group as soon as it is complete."""
+    """Samples episodes of the prompts that its schedule admits, and scores each group as soon as it is complete."""
 
     def __init__(
         self,
         source: PromptSource,
         pool: EnginePool,
+        episodes: Episodes,
         rewards: Rewards,
         schedule: Schedule,
         *,
-        sampling: Sampling,
         group_size: int,
     ) -> None:
         """Makes a collector at the start of a run.
@@ -41,16 +40,16 @@ class Collector:
         Args:
             source: yields the prompts.
             pool: the engines of the policy.
+            episodes: makes rollouts of a prompt, with the engines of the pool.
             rewards: the judges; the caller closes them.
             schedule: a schedule at the start of a run.
-            sampling: how completions are drawn; its seed is that of the run, from which those of requests come.
-            group_size: completions of each prompt.
+            group_size: rollouts of each prompt.
         """
         self._source = source
         self._pool = pool
+        self._episodes = episodes
         self._rewards = rewards
         self._schedule = schedule
-        self._sampling = sampling
         self._group_size = group_size
         self._running: dict[int, asyncio.Task[Finished]] = {}
         self._failure: BaseException | None = None
@@ -173,12 +172,8 @@ class Collector:
 
     async def _sample(self, number: int, prompt: Prompt) -> Finished:
         step, index = self._schedule.place_of(number)
-        seed = sampling_seed(run_seed=self._sampling.seed, step=step, index=index, prompt_id=prompt.id)
-        sampling = replace(self._sampling, seed=seed)
-        request = SampleRequest(f"{step}/{index}", prompt.token_ids, self._group_size, sampling)
-        completions = await self._pool.generate(request)
-        group, metrics = await self._rewards.score(RolloutGroup(prompt, [Rollout.single(each) for each in completions]))
-        return Finished(number, group, metrics)
+        sampled = await self._episodes.sample(prompt, samples=self._group_size, step=step, index=index)
+        return Finished(number, *await self._rewards.score(sampled))
 
     def _cancel(self) -> None:
         if self._admitting is not None:

@@ -52,6 +52,7 @@ from ray_rl.planner.assess import assess
 from ray_rl.planner.gpus import DEFAULT_GPU, ClusterShape
 from ray_rl.planner.throughput import estimate
 from ray_rl.rollout.collector import Collector
+from ray_rl.rollout.episodes import SingleTurn
 from ray_rl.rollout.pool import EnginePool, Sampler
 from ray_rl.rollout.request import SampleRequest
 from ray_rl.types import Completion, TrainBatch
@@ -98,7 +99,7 @@ def config_of(folder: str, *, prompts: int, steps: int, staleness: int, order: s
 
 def collector_of(config: RunConfig, engines: Sequence[Sampler]) -> Collector:
     pool = EnginePool(engines, timeout_s=config.rollout.timeout_s)
-    return build_collector(config, Source(), pool, Judge(), sampling=sampling_of(config, Ends((), ())))
+    return build_collector(config, Source(), pool, SingleTurn(pool, sampling_of(config, Ends((), ()))), Judge())
 
 
 async def drive(config: RunConfig, roles: Roles, clock: Callable[[], float]) -> list[dict[str, float]]:

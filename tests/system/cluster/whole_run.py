@@ -63,6 +63,7 @@ async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
     from ray_rl.metrics.run_folder import RunFolder
     from ray_rl.planner.plan import plan
     from ray_rl.rewards.combine import build_rewards
+    from ray_rl.rollout.episodes import SingleTurn
     from ray_rl.rollout.pool import EnginePool
 
     check(config)
@@ -79,7 +80,7 @@ async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
         pool = EnginePool(workers.engines, timeout_s=config.rollout.timeout_s, router=workers.router)
         sampling = sampling_of(config, tokenizer.ends_of(config))
         roles = Roles(
-            rollouts=build_collector(config, source, pool, rewards, sampling=sampling),
+            rollouts=build_collector(config, source, pool, SingleTurn(pool, sampling), rewards),
             actor=workers.actor,
             weights=workers.weights,
             critic=workers.critic,

@@ -15,6 +15,7 @@ from ray_rl.data.chat import Ends
 from ray_rl.errors import DataError, EngineError, RewardError
 from ray_rl.metrics.metric import Last, Mean, Total
 from ray_rl.rewards.combine import build_rewards
+from ray_rl.rollout.episodes import SingleTurn
 from ray_rl.rollout.pool import EnginePool
 from ray_rl.types import Message, Prompt
 from tests.algorithm import algorithm
@@ -120,13 +121,9 @@ def collector(
             "rollout": {"max_tokens": 10, **rollout},
         }
     )
-    return build_collector(
-        config,
-        Source(lengths),
-        EnginePool(engines, timeout_s=config.rollout.timeout_s),
-        rewards or Rewards(),
-        sampling=sampling_of(config, Ends((), ())),
-    )
+    pool = EnginePool(engines, timeout_s=config.rollout.timeout_s)
+    episodes = SingleTurn(pool, sampling_of(config, Ends((), ())))
+    return build_collector(config, Source(lengths), pool, episodes, rewards or Rewards())
 
 
 def ignore(_text):

@@ -13,6 +13,7 @@ from ray_rl.config import RunConfig
 from ray_rl.data.chat import Ends
 from ray_rl.errors import ClusterError, EngineError, EngineLost
 from ray_rl.metrics.metric import Last
+from ray_rl.rollout.episodes import SingleTurn
 from ray_rl.rollout.pool import EnginePool
 from ray_rl.rollout.router import Router
 from ray_rl.types import Prompt
@@ -98,13 +99,9 @@ class Trial:
                 "rollout": {"max_tokens": 10, "max_staleness": staleness, "timeout_s": timeout_s},
             }
         )
-        self.taker = build_collector(
-            config,
-            Source(),
-            EnginePool(self.engines, timeout_s=config.rollout.timeout_s, router=self.router),
-            self.judge,
-            sampling=sampling_of(config, Ends((), ())),
-        )
+        pool = EnginePool(self.engines, timeout_s=config.rollout.timeout_s, router=self.router)
+        episodes = SingleTurn(pool, sampling_of(config, Ends((), ())))
+        self.taker = build_collector(config, Source(), pool, episodes, self.judge)
         self.trained = []
 
     def take(self):
