@@ -1,4 +1,7 @@
-"""Estimators that turn rewards into advantages: how much better a completion was than expected.
+"""Estimators that turn scores into advantages: how much better a completion was than expected.
+
+Each takes `scores_PG`, finite and 0 where a completion was not scored, and `is_scored_PG`. What it returns for a
+completion that was not scored does not matter: `credit.completion_advantages`, which calls it, puts 0 there.
 
 A new estimator is one function here, one class in `config/advantages.py` and one `case` in
 `training/configured.py`.
@@ -11,7 +14,8 @@ from torch import Tensor
 
 
 def center_by_group(
-    rewards_PG: Tensor,
+    scores_PG: Tensor,
+    is_scored_PG: Tensor,
     *,
     divide_by_std: bool,
     eps: float = 1e-6,
@@ -25,107 +29,100 @@ def center_by_group(
     Computed in float64. Equal rewards give exactly 0: float32 means do not, and eps would magnify the difference.
 
     Args:
-        rewards_PG: float [P, G], any scale. nan marks a completion that was not scored: it does not count in mean
-            and std, and gets 0.
+        scores_PG: float [P, G], finite, any scale.
+        is_scored_PG: bool [P, G]. Other completions do not count in mean and std.
         divide_by_std: False omits the division and keeps the scale of the rewards.
         eps: added to the standard deviation, > 0. verl: 1e-6; OpenRLHF: 1e-9; TRL: 1e-4.
         ddof: 0 is the population's standard deviation, 1 the sample's (verl, OpenRLHF, TRL).
         singleton: what the only scored completion of a group gets: 0, or its reward as it is (verl).
-        std_of: batch divides by the standard deviation of all scored rewards around their common mean (TRL).
+        std_of: batch divides by the standard deviation of all scores around their common mean (TRL).
 
     Returns:
-        [P, G] in the dtype of the rewards; each row sums to 0 up to rounding, singletons aside.
+        [P, G] in the dtype of the scores; each row sums to 0 up to rounding, singletons aside.
 
     Raises:
-        ValueError: G < 2, a completion without peers, unless singletons keep their score; or an infinite reward.
+        ValueError: G < 2, a completion without peers, unless singletons keep their score.
     """
-    scores_PG, is_scored_PG = _scores(rewards_PG, singleton)
-    centered_PG, count_P1 = _centered(scores_PG, is_scored_PG)
+    centered_PG, count_P1 = _centered(scores_PG, is_scored_PG, singleton)
     if divide_by_std:
         match std_of:
             case "group":
                 variance_P1 = centered_PG.square().sum(1, keepdim=True) / (count_P1 - ddof).clamp(min=1)
             case "batch":
-                scored = scores_PG[is_scored_PG]
+                scored = scores_PG[is_scored_PG].double()
                 variance_P1 = (scored - scored.mean()).square().sum() / max(len(scored) - ddof, 1)
             case _:
                 assert_never(std_of)
         centered_PG = centered_PG / (variance_P1.sqrt() + eps)
-    return _with_singletons(centered_PG, scores_PG, count_P1, singleton).to(rewards_PG.dtype)
+    return _with_singletons(centered_PG, scores_PG, count_P1, singleton)
 
 
-def leave_one_out(rewards_PG: Tensor, *, singleton: Literal["zero", "score"] = "zero") -> Tensor:
+def leave_one_out(scores_PG: Tensor, is_scored_PG: Tensor, *, singleton: Literal["zero", "score"] = "zero") -> Tensor:
     """Returns the reward minus the mean of the others: A_i = r_i - sum_{j != i} r_j / (G - 1).
 
     Source: RLOO, arXiv:2402.14740, section 3. G is the number of scored completions. Computed as
     (r_i - mean_G(r)) * G / (G - 1), which is equal.
 
     Args:
-        rewards_PG: see `center_by_group`.
+        scores_PG: see `center_by_group`.
+        is_scored_PG: see `center_by_group`.
         singleton: see `center_by_group`.
 
     Returns:
-        [P, G] in the dtype of the rewards; 0 where nan, and exactly 0 for equal rewards.
+        [P, G] in the dtype of the scores; exactly 0 for equal scores.
 
     Raises:
         ValueError: as `center_by_group`.
     """
-    scores_PG, is_scored_PG = _scores(rewards_PG, singleton)
-    centered_PG, count_P1 = _centered(scores_PG, is_scored_PG)
+    centered_PG, count_P1 = _centered(scores_PG, is_scored_PG, singleton)
     advantages_PG = centered_PG * count_P1 / (count_P1 - 1).clamp(min=1)
-    return _with_singletons(advantages_PG, scores_PG, count_P1, singleton).to(rewards_PG.dtype)
+    return _with_singletons(advantages_PG, scores_PG, count_P1, singleton)
 
 
-def gpg_advantages(rewards_PG: Tensor, *, divisor: float = 1.0) -> Tensor:
+def gpg_advantages(scores_PG: Tensor, is_scored_PG: Tensor, *, divisor: float = 1.0) -> Tensor:
     """Returns centred rewards, scaled up to make up for flat groups: alpha * (r - mean_G(r)) / divisor.
 
     Source: GPG, arXiv:2504.02546. alpha = completions / completions whose group has unequal rewards. verl counts
     completions with a reward other than 0 instead, which differs when wrong answers are in a mixed group.
 
     Args:
-        rewards_PG: see `center_by_group`.
+        scores_PG: see `center_by_group`.
+        is_scored_PG: see `center_by_group`.
         divisor: > 0.
 
     Returns:
-        [P, G] in the dtype of the rewards.
+        [P, G] in the dtype of the scores.
 
     Raises:
         ValueError: as `center_by_group`.
     """
-    scores_PG, is_scored_PG = _scores(rewards_PG, "zero")
-    centered_PG, _ = _centered(scores_PG, is_scored_PG)
+    centered_PG, _ = _centered(scores_PG, is_scored_PG, "zero")
     informative = (is_scored_PG & ~_is_flat(scores_PG, is_scored_PG)).sum()
     alpha = is_scored_PG.sum() / informative.clamp(min=1)
-    return (alpha * centered_PG / divisor).to(rewards_PG.dtype)
+    return (alpha * centered_PG / divisor).to(scores_PG.dtype)
 
 
-def _scores(rewards_PG: Tensor, singleton: Literal["zero", "score"]) -> tuple[Tensor, Tensor]:
-    """Returns float64 rewards with 0 for nan, and where they are not nan; refuses rewards that cannot be compared."""
-    if rewards_PG.shape[1] < 2 and singleton == "zero":
+def _centered(scores_PG: Tensor, is_scored_PG: Tensor, singleton: Literal["zero", "score"]) -> tuple[Tensor, Tensor]:
+    """Returns, in float64, scores minus the mean of the scored ones, 0 elsewhere and in flat groups; their number or 1.
+
+    Raises:
+        ValueError: completions have no peers, and singletons do not keep their score.
+    """
+    if scores_PG.shape[1] < 2 and singleton == "zero":
         raise ValueError(
-            f"rewards of shape {tuple(rewards_PG.shape)} have no peers to compare with; set algorithm.group_size >= 2"
+            f"rewards of shape {tuple(scores_PG.shape)} have no peers to compare with; set algorithm.group_size >= 2"
         )
-    if rewards_PG.isinf().any():
-        prompt, completion = rewards_PG.isinf().nonzero()[0].tolist()
-        raise ValueError(
-            f"the reward of completion {completion} of prompt {prompt} is {rewards_PG[prompt, completion].item()}; "
-            "rewards must be finite, or None for no opinion"
-        )
-    return rewards_PG.double().nan_to_num(nan=0.0), ~rewards_PG.isnan()
-
-
-def _centered(scores_PG: Tensor, is_scored_PG: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns scores minus the mean of the scored ones, 0 elsewhere and in flat groups; and their number or 1."""
     count_P1 = is_scored_PG.sum(1, keepdim=True).clamp(min=1)
-    centered_PG = scores_PG - scores_PG.sum(1, keepdim=True) / count_P1
+    centered_PG = scores_PG.double() - scores_PG.double().sum(1, keepdim=True) / count_P1
     return centered_PG.masked_fill(~is_scored_PG | _is_flat(scores_PG, is_scored_PG), 0.0), count_P1
 
 
 def _with_singletons(
     advantages_PG: Tensor, scores_PG: Tensor, count_P1: Tensor, singleton: Literal["zero", "score"]
 ) -> Tensor:
-    """Gives a single scored completion of a group its score as the advantage, if `singleton` says so."""
-    return advantages_PG if singleton == "zero" else torch.where(count_P1 == 1, scores_PG, advantages_PG)
+    """Gives a single scored completion of a group its score, if `singleton` says so; in the dtype of the scores."""
+    kept_PG = advantages_PG if singleton == "zero" else torch.where(count_P1 == 1, scores_PG, advantages_PG)
+    return kept_PG.to(scores_PG.dtype)
 
 
 def _is_flat(scores_PG: Tensor, is_scored_PG: Tensor) -> Tensor:

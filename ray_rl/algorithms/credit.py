@@ -6,6 +6,7 @@ in `training/configured.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,11 @@ Whitening = Callable[[Tensor, Tensor], Tensor]
 class OverGroup:
     """An estimator that compares the completions of a prompt: one advantage a completion."""
 
-    advantages: Callable[[Tensor], Tensor]
-    """Rewards [P, G], nan where a completion was not scored, to advantages [P, G]; see `advantages.py`."""
+    name: str
+    """Names the estimator in errors."""
+    advantages: Callable[[Tensor, Tensor], Tensor]
+    """Scores [P, G], finite, and bool [P, G], which completions were scored, to advantages [P, G]; see `advantages.py`.
+    """
     whiten: Whitening | None = None
     """Normalises the advantages over the batch afterwards."""
 
@@ -78,6 +82,9 @@ def credit(batch: TrainBatch, kl_coefficient: float, *, settings: CreditSettings
         The batch with `advantages_RT`, float32 and 0 outside the loss mask; with `returns_RT` if there is a critic; and
         with `kl_coefficient` for the loss. Completions without a score get advantage 0 from their group, and leave the
         loss mask where advantages are estimated token by token.
+
+    Raises:
+        ValueError: as `completion_advantages`.
     """
     scores_R = settings.shape(torch.tensor(batch.rewards_R), torch.tensor(batch.sampled_R))
     kl, kl_RT = settings.reward_kl, None
@@ -89,6 +96,56 @@ def credit(batch: TrainBatch, kl_coefficient: float, *, settings: CreditSettings
         case estimator:
             credited = _by_token(estimator, batch, scores_R, kl_RT, bound=settings.bound)
     return replace(credited, kl_coefficient=kl_coefficient if kl is None else 0.0)
+
+
+def completion_advantages(estimator: OverGroup, scores_PG: Tensor, is_scored_PG: Tensor) -> Tensor:
+    """Returns the advantages of an estimator, and 0 for completions that were not scored, whatever it returns for them.
+
+    This is the one place that calls an estimator over groups: no score behind it is nan.
+
+    Args:
+        estimator: the estimator.
+        scores_PG: float [P, G]; not read where a completion was not scored.
+        is_scored_PG: bool [P, G].
+
+    Returns:
+        [P, G] in the dtype of the scores, finite.
+
+    Raises:
+        ValueError: a score is infinite; or the estimator returned something else than finite numbers [P, G].
+    """
+    scores_PG = scores_PG.masked_fill(~is_scored_PG, 0.0)
+    if not scores_PG.isfinite().all():
+        prompt, completion = (~scores_PG.isfinite()).nonzero()[0].tolist()
+        raise ValueError(
+            f"the reward of completion {completion} of prompt {prompt} is {scores_PG[prompt, completion].item()}; "
+            "rewards must be finite, or None for no opinion"
+        )
+    advantages_PG = estimator.advantages(scores_PG, is_scored_PG)
+    _check_type(estimator.name, advantages_PG, scores_PG)
+    advantages_PG = advantages_PG.masked_fill(~is_scored_PG, 0.0)
+    if not advantages_PG.isfinite().all():
+        prompt, completion = (~advantages_PG.isfinite()).nonzero()[0].tolist()
+        scored = zip(scores_PG[prompt].tolist(), is_scored_PG[prompt].tolist(), strict=True)
+        raise ValueError(
+            f"the advantage by {estimator.name} of completion {completion} of prompt {prompt} is "
+            f"{advantages_PG[prompt, completion].item()}, in a group with the scores "
+            f"{[round(score, 6) if is_scored else None for score, is_scored in scored]}; advantages must be finite"
+        )
+    return advantages_PG.to(scores_PG.dtype)
+
+
+def _check_type(name: str, advantages_PG: Any, scores_PG: Tensor) -> None:
+    if not isinstance(advantages_PG, Tensor):
+        seen = f"a {type(advantages_PG).__name__}"
+    elif advantages_PG.shape != scores_PG.shape or not advantages_PG.is_floating_point():
+        seen = f"a tensor of {advantages_PG.dtype} with the shape {tuple(advantages_PG.shape)}"
+    else:
+        return
+    raise ValueError(
+        f"the estimator {name} returned {seen} for scores of the shape {tuple(scores_PG.shape)}; return one "
+        "floating-point number for each score, [P, G]"
+    )
 
 
 def kl_of_batch(batch: TrainBatch, kl: KlEstimate) -> Tensor:
@@ -142,11 +199,14 @@ def _by_completion(
         scores_R = scores_R + torch.tensor(batch.token_rewards_RT).masked_fill(~mask_RT, 0.0).sum(1)
     if kl_RT is not None:
         scores_R = scores_R - kl_RT.sum(1)
-    advantages_PG = estimator.advantages(scores_R.view(-1, batch.group_size))
+    scores_PG = scores_R.view(-1, batch.group_size)
+    is_scored_PG = ~scores_PG.isnan()
+    advantages_PG = completion_advantages(estimator, scores_PG, is_scored_PG)
     if bound is not None:
         advantages_PG = advantages_PG.clamp(-bound, bound)
-    advantages_RT = torch.where(mask_RT, advantages_PG.view(-1, 1), 0.0)
-    return replace(batch, advantages_RT=_whitened(advantages_RT, mask_RT, estimator.whiten).float().numpy())
+    credited_RT = mask_RT & is_scored_PG.view(-1, 1)
+    advantages_RT = torch.where(credited_RT, advantages_PG.view(-1, 1), 0.0)
+    return replace(batch, advantages_RT=_whitened(advantages_RT, credited_RT, estimator.whiten).float().numpy())
 
 
 def _whitened(advantages_RT: Tensor, mask_RT: Tensor, whitening: Whitening | None) -> Tensor:

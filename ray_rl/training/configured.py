@@ -94,13 +94,15 @@ def _estimator(advantage: advantages.AdvantageConfig) -> credit.Estimator:
                 singleton=advantage.singleton,
                 std_of=advantage.std_of,
             )
-            return credit.OverGroup(center)
+            return credit.OverGroup(advantage.kind, center)
         case advantages.LeaveOneOut():
-            return credit.OverGroup(partial(leave_one_out, singleton=advantage.singleton), _whitening(advantage.whiten))
+            others = partial(leave_one_out, singleton=advantage.singleton)
+            return credit.OverGroup(advantage.kind, others, _whitening(advantage.whiten))
         case advantages.ReinforcePlusPlusBaseline():
-            return credit.OverGroup(partial(center_by_group, divide_by_std=False), _whitening(advantage.whiten))
+            mean = partial(center_by_group, divide_by_std=False)
+            return credit.OverGroup(advantage.kind, mean, _whitening(advantage.whiten))
         case advantages.GpgAdvantage():
-            return credit.OverGroup(partial(gpg_advantages, divisor=advantage.divisor))
+            return credit.OverGroup(advantage.kind, partial(gpg_advantages, divisor=advantage.divisor))
         case advantages.ReinforcePlusPlus():
             return credit.OverTokens(partial(discounted_returns, gamma=advantage.gamma), _whitening(advantage.whiten))
         case advantages.Gae():

@@ -156,6 +156,23 @@ def test_a_completion_without_a_score_leaves_the_loss_where_single_tokens_are_cr
     assert by_group.loss_mask_RT.sum(1).tolist() == [3, 2, 0, 1]
 
 
+@pytest.mark.parametrize("kind", ["leave_one_out", "reinforce_plus_plus_baseline"])
+def test_a_completion_without_a_score_gets_no_push_from_whitening_either(kind):
+    mask_RT = np.ones((4, 1), bool)
+    advantage = {"kind": kind, "whiten": {"ddof": 0}}
+    advantages_RT = credited(batch_of([1.0, NAN, 4.0, NAN], mask_RT, group_size=4), advantage=advantage).advantages_RT
+    assert advantages_RT[:, 0].tolist() == pytest.approx([-1.0, 0.0, 1.0, 0.0])
+    assert advantages_RT[1, 0] == advantages_RT[3, 0] == 0.0
+
+
+def test_dense_rewards_do_not_make_a_score_of_a_completion_without_one():
+    dense_RT = np.ones((4, 3), np.float32)
+    done = credited(
+        batch_of([1.0, NAN, 4.0, 8.0], token_rewards_RT=dense_RT), advantage={"kind": "group", "divide_by_std": False}
+    )
+    assert done.advantages_RT[:2].tolist() == [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+
+
 def test_a_score_is_clipped_before_it_meets_values():
     assert gae_of(batch_of(old_values_RT=constant(0.0)), shaping={"clip": 2.0}).returns_RT[3, 0] == 2.0
 
