@@ -103,7 +103,7 @@ def gpg_advantages(scores_PG: Tensor, is_scored_PG: Tensor, *, divisor: float = 
 
 
 def _centered(scores_PG: Tensor, is_scored_PG: Tensor, singleton: Literal["zero", "score"]) -> tuple[Tensor, Tensor]:
-    """Returns, in float64, scores minus the mean of the scored ones, 0 elsewhere and in flat groups; their number or 1.
+    """Returns scores minus the mean of the scored ones, float64, 0 elsewhere and in flat groups; their number or 1.
 
     Raises:
         ValueError: completions have no peers, and singletons do not keep their score.

@@ -6,13 +6,14 @@ in `training/configured.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ray_rl.algorithms.described import described
 from ray_rl.algorithms.kl import KlEstimate
 from ray_rl.algorithms.returns import token_rewards
+from ray_rl.errors import ConfigError
 from ray_rl.types import TrainBatch
 
 Whitening = Callable[[Tensor, Tensor], Tensor]
@@ -112,7 +113,8 @@ def completion_advantages(estimator: OverGroup, scores_PG: Tensor, is_scored_PG:
         [P, G] in the dtype of the scores, finite.
 
     Raises:
-        ValueError: a score is infinite; or the estimator returned something else than finite numbers [P, G].
+        ValueError: a score is infinite.
+        ConfigError: the estimator returned something else than finite numbers [P, G].
     """
     scores_PG = scores_PG.masked_fill(~is_scored_PG, 0.0)
     if not scores_PG.isfinite().all():
@@ -122,30 +124,26 @@ def completion_advantages(estimator: OverGroup, scores_PG: Tensor, is_scored_PG:
             "rewards must be finite, or None for no opinion"
         )
     advantages_PG = estimator.advantages(scores_PG, is_scored_PG)
-    _check_type(estimator.name, advantages_PG, scores_PG)
+    if (
+        not isinstance(advantages_PG, Tensor)
+        or advantages_PG.shape != scores_PG.shape
+        or not advantages_PG.is_floating_point()
+    ):
+        raise ConfigError(
+            f"{estimator.name}: the estimator returned {described(advantages_PG)} for scores of the shape "
+            f"{tuple(scores_PG.shape)}; return one floating-point number for each score, [P, G]"
+        )
     advantages_PG = advantages_PG.masked_fill(~is_scored_PG, 0.0)
     if not advantages_PG.isfinite().all():
         prompt, completion = (~advantages_PG.isfinite()).nonzero()[0].tolist()
         scored = zip(scores_PG[prompt].tolist(), is_scored_PG[prompt].tolist(), strict=True)
-        raise ValueError(
-            f"the advantage by {estimator.name} of completion {completion} of prompt {prompt} is "
-            f"{advantages_PG[prompt, completion].item()}, in a group with the scores "
-            f"{[round(score, 6) if is_scored else None for score, is_scored in scored]}; advantages must be finite"
+        raise ConfigError(
+            f"{estimator.name}: the estimator returned {advantages_PG[prompt, completion].item()} for completion "
+            f"{completion} of prompt {prompt}, in a group with the scores "
+            f"{[round(score, 6) if is_scored else None for score, is_scored in scored]}; return a finite number for "
+            "each of these scores"
         )
     return advantages_PG.to(scores_PG.dtype)
-
-
-def _check_type(name: str, advantages_PG: Any, scores_PG: Tensor) -> None:
-    if not isinstance(advantages_PG, Tensor):
-        seen = f"a {type(advantages_PG).__name__}"
-    elif advantages_PG.shape != scores_PG.shape or not advantages_PG.is_floating_point():
-        seen = f"a tensor of {advantages_PG.dtype} with the shape {tuple(advantages_PG.shape)}"
-    else:
-        return
-    raise ValueError(
-        f"the estimator {name} returned {seen} for scores of the shape {tuple(scores_PG.shape)}; return one "
-        "floating-point number for each score, [P, G]"
-    )
 
 
 def kl_of_batch(batch: TrainBatch, kl: KlEstimate) -> Tensor:

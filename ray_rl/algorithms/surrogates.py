@@ -11,8 +11,10 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
+from ray_rl.algorithms.described import described
 from ray_rl.algorithms.importance import over_sequence
 from ray_rl.algorithms.kl import MAX_LOG_RATIO
+from ray_rl.errors import ConfigError
 
 Surrogate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """One of the functions below with its settings."""
@@ -165,6 +167,40 @@ def gpg_surrogate(
     Source: GPG, arXiv:2504.02546; its advantages are `advantages.gpg_advantages`.
     """
     return -advantages_N * logprobs_N, _never(old_logprobs_N)
+
+
+def users_surrogate(
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    row_N: Tensor,
+    *,
+    name: str,
+    function: Surrogate,
+) -> tuple[Tensor, Tensor]:
+    """Returns what a user's function returns. Whether it is finite is seen later, on the loss of the whole step.
+
+    Args:
+        logprobs_N: float [N], differentiable.
+        old_logprobs_N: float [N], constant.
+        advantages_N: float [N], constant.
+        row_N: int64 [N], sequence of each token.
+        name: names the function in errors.
+        function: the function with its settings.
+
+    Raises:
+        ConfigError: it did not return float [N] and bool [N].
+    """
+    returned = function(logprobs_N, old_logprobs_N, advantages_N, row_N)
+    match returned:
+        case Tensor() as loss_N, Tensor() as is_clipped_N:
+            has_shapes = loss_N.shape == is_clipped_N.shape == logprobs_N.shape
+            if has_shapes and loss_N.is_floating_point() and is_clipped_N.dtype == torch.bool:
+                return loss_N, is_clipped_N
+    raise ConfigError(
+        f"{name}: the loss returned {described(returned)} for {len(logprobs_N)} tokens; return (loss_N, is_clipped_N): "
+        "one floating-point number for each token, not their sum or mean, and one bool for each token"
+    )
 
 
 def _never(values_N: Tensor) -> Tensor:

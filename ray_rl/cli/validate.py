@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ray_rl.cli.arguments import add_config, add_resume, say_progress
 from ray_rl.preflight.before_start import check_before_start, unreadable_data
+from ray_rl.preflight.functions import uncalled_functions
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
@@ -18,7 +19,7 @@ def add_to(commands: Commands) -> None:
         "validate",
         help="check a configuration, its data and its functions, without torch",
         description="Checks a configuration as `train` does before it starts Ray. The GPUs it asks for need not be in "
-        "this machine. Without --full it reads the rows and imports the reward functions; with --full it also loads "
+        "this machine. Without --full it reads the rows and imports your functions; with --full it also loads "
         "the tokenizer and the configuration of every model, and looks for the packages that a run needs.",
         epilog="example: ray-rl validate configs/grpo_addition_smollm2-135m_cpu.yaml train.workers=2",
     )
@@ -59,6 +60,9 @@ def validate(arguments: argparse.Namespace) -> int:
     missing = unreadable_data(config)
     if missing is not None:
         print(f"  note: the rows were not read, as {missing} is not installed here")
+    uncalled = uncalled_functions(algorithm)
+    if uncalled:
+        print(f"  note: {' and '.join(uncalled)} not called, as torch is not installed here")
     if not arguments.full:
         print("  not checked: tokenizer, models and installed packages; add --full")
     return 0

@@ -1,10 +1,10 @@
 """How much better a completion was than expected: one class an estimator."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ray_rl.config.base import Config
+from ray_rl.config.base import Config, ImportPath
 
 
 class Whiten(Config):
@@ -84,7 +84,19 @@ class Gae(Config):
     """Normalisation of the advantages over the batch; the critic's targets are taken before it."""
 
 
+class CustomAdvantage(Config):
+    """An import path to `function(scores_PG, is_scored_PG, **options) -> advantages_PG` (docs/algorithms.md)."""
+
+    kind: Literal["custom"] = "custom"
+    function: ImportPath
+    """`package.module:function`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed as further keywords."""
+    whiten: Whiten | None = None
+    """Normalisation over the batch afterwards."""
+
+
 AdvantageConfig = Annotated[
-    GroupAdvantage | LeaveOneOut | ReinforcePlusPlus | ReinforcePlusPlusBaseline | GpgAdvantage | Gae,
+    GroupAdvantage | LeaveOneOut | ReinforcePlusPlus | ReinforcePlusPlusBaseline | GpgAdvantage | Gae | CustomAdvantage,
     Field(discriminator="kind"),
 ]

@@ -43,7 +43,7 @@ def _import_path(path: str) -> str:
     )
 
 
-_IMPORT_PATH = r"[\w.]+:\w+"
+_IMPORT_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 ImportPath = Annotated[str, AfterValidator(_import_path)]
 """`package.module:function`."""

@@ -1,10 +1,10 @@
 """What the policy minimises: one class a surrogate. R is the ratio of the policy to itself before the update."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from ray_rl.config.base import Config
+from ray_rl.config.base import Config, ImportPath
 
 
 class Clipped(Config):
@@ -48,4 +48,26 @@ class PolicyGradient(Config):
     kind: Literal["policy_gradient"] = "policy_gradient"
 
 
-LossConfig = Annotated[Clipped | Gspo | Cispo | Sapo | PolicyGradient, Field(discriminator="kind")]
+class CustomLoss(Config):
+    """An import path to a function that returns the loss of each token, not reduced (docs/algorithms.md).
+
+    It is `function(logprobs_N, old_logprobs_N, advantages_N, row_N, **options) -> (loss_N, is_clipped_N)`. Where it has
+    parameters `clip` and `max_log_ratio`, it gets these settings of the algorithm, too.
+    """
+
+    kind: Literal["custom"] = "custom"
+    function: ImportPath
+    """`package.module:function`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed as further keywords."""
+
+    @field_validator("options")
+    @classmethod
+    def _has_no_settings(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in ("clip", "max_log_ratio"):
+            if name in options:
+                raise ValueError(f"{name} is a setting of every algorithm; set algorithm.{name}, which is passed")
+        return options
+
+
+LossConfig = Annotated[Clipped | Gspo | Cispo | Sapo | PolicyGradient | CustomLoss, Field(discriminator="kind")]

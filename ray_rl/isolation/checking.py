@@ -35,17 +35,19 @@ def check_call(
         check: import path of `check(path, **kwargs)`, which raises an error if something is wrong.
         key: the key of the configuration, for the message.
         kwargs: further keywords of the check.
-        timeout_s: limit for the import.
+        timeout_s: limit for the import, and for the call.
 
     Raises:
-        ConfigError: as `check_function`, or the check raised it.
+        ConfigError: as `check_function`; or the check raised it, or called the function, which raised, exited or hung.
     """
     with closing(Worker(start_timeout_s=timeout_s)) as worker:
         _checked(worker, path, key=key)
         try:
-            worker.call(check, args=[path], kwargs=kwargs, timeout_s=timeout_s)
+            worker.call(check, args=[path], kwargs=kwargs, timeout_s=timeout_s, named="called as in training, it")
         except ConfigError as error:
             raise ConfigError(f"{key}={error}") from error
+        except (SandboxError, TimeoutError) as error:
+            raise ConfigError(f"{key}={path}: {error}; correct the function, or what it is given") from error
 
 
 def _checked(worker: Worker, path: str, *, key: str) -> None:

@@ -115,6 +115,12 @@ def unreadable_data(config: RunConfig) -> str | None:
     return module if module is not None and find_spec(module) is None else None
 
 
+def _check_functions(config: RunConfig) -> None:
+    from ray_rl.preflight.functions import check_functions
+
+    check_functions(config.algorithm)
+
+
 def _check_rows(config: RunConfig, progress: Note) -> CheckedRows | None:
     from ray_rl.preflight.data import check_data
     from ray_rl.rewards.functions.golds import golds_checked
@@ -201,10 +207,14 @@ def _folder_of(path: str) -> Path | str:
 
 CHECKS: tuple[Check, ...] = (
     Check("installed packages", lambda config, progress: check_installed()),
+    Check("functions of the algorithm", lambda config, progress: _check_functions(config)),
     Check("data and reward functions", _check_data),
     Check("models", lambda config, progress: _check_models(config)),
     Check("files of the export", lambda config, progress: _check_export(config)),
 )
 """The checks of `train`, in this order: the cheapest first."""
-QUICK_CHECKS: tuple[Check, ...] = (Check("data and reward functions", _check_rows),)
+QUICK_CHECKS: tuple[Check, ...] = (
+    Check("functions of the algorithm", lambda config, progress: _check_functions(config)),
+    Check("data and reward functions", _check_rows),
+)
 """The default checks of `validate`, which need no torch, no transformers and no network."""

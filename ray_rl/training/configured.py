@@ -18,6 +18,8 @@ from ray_rl.algorithms.shaping import shaped
 from ray_rl.algorithms.whiten import whiten
 from ray_rl.config import advantages, correction, losses
 from ray_rl.config.algorithm import Algorithm, FixedKl, Kl
+from ray_rl.isolation.importing import import_function
+from ray_rl.training.custom import custom_surrogate
 
 
 def credit_fn(algorithm: Algorithm, *, max_tokens: int) -> credit.Credit:
@@ -103,6 +105,9 @@ def _estimator(advantage: advantages.AdvantageConfig) -> credit.Estimator:
             return credit.OverGroup(advantage.kind, mean, _whitening(advantage.whiten))
         case advantages.GpgAdvantage():
             return credit.OverGroup(advantage.kind, partial(gpg_advantages, divisor=advantage.divisor))
+        case advantages.CustomAdvantage(function=path):
+            users = partial(import_function(path), **advantage.options)
+            return credit.OverGroup(path, users, _whitening(advantage.whiten))
         case advantages.ReinforcePlusPlus():
             return credit.OverTokens(partial(discounted_returns, gamma=advantage.gamma), _whitening(advantage.whiten))
         case advantages.Gae():
@@ -145,6 +150,8 @@ def _surrogate(algorithm: Algorithm) -> surrogates.Surrogate:
             )
         case losses.PolicyGradient():
             return surrogates.gpg_surrogate
+        case losses.CustomLoss() as loss:
+            return custom_surrogate(loss.function, loss.options, clip=clip, max_log_ratio=bound)
         case _:
             assert_never(algorithm.loss)
 

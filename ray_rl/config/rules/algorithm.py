@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ray_rl.catalog.models import find_shape
-from ray_rl.config.advantages import Gae, GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
+from ray_rl.config.advantages import CustomAdvantage, Gae, GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
 from ray_rl.config.algorithm import AdaptiveKl, Algorithm
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import roles_of
@@ -69,7 +69,7 @@ def _batch(config: RunConfig) -> Iterator[str]:
 def _compares(algorithm: Algorithm) -> bool:
     """Whether the estimator compares the completions of a prompt, and has nothing to say of a single one."""
     match algorithm.advantage:
-        case Gae() | ReinforcePlusPlus():
+        case Gae() | ReinforcePlusPlus() | CustomAdvantage():
             return False
         case GroupAdvantage(singleton="score") | LeaveOneOut(singleton="score"):
             return False

@@ -15,10 +15,10 @@ from pathlib import Path
 from ray_rl.catalog.models import PACKAGED_MODELS
 from ray_rl.catalog.shapes import read_settings
 from ray_rl.catalog.weight_files import weight_file_problems
-from ray_rl.config.data import CustomSource, Files, ReasoningGym, is_pattern
+from ray_rl.config.data import Files, ReasoningGym, is_pattern
 from ray_rl.config.gpus import visible_gpu_count
 from ray_rl.config.loading.explain import as_one_message, show
-from ray_rl.config.rewards import CustomReward, ModelReward, ReasoningGymScore, Regex
+from ray_rl.config.rewards import ModelReward, ReasoningGymScore, Regex
 from ray_rl.config.roles import models_of, roles_of
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.determinism import determinism_rules
@@ -168,8 +168,6 @@ def _data(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
             file = Path(data.path).expanduser()
             if not file.exists():
                 yield f"data.path={data.path}: no such file ({file.absolute()}); set data.path to a file that exists"
-        case CustomSource():
-            yield from _import_path("data.function", data.function)
 
 
 def _rewards(config: RunConfig) -> Iterator[str]:
@@ -190,8 +188,6 @@ def _rewards(config: RunConfig) -> Iterator[str]:
                     f"rewards.{index}.kind=reasoning_gym: it scores by the verifier of a reasoning_gym task, and "
                     f"data.kind={config.data.kind}; set data.kind=reasoning_gym or take another reward"
                 )
-            case CustomReward():
-                yield from _import_path(f"rewards.{index}.function", reward.function)
             case Regex():
                 yield from _pattern(f"rewards.{index}.pattern", reward.pattern)
 
@@ -201,9 +197,3 @@ def _pattern(key: str, pattern: str) -> Iterator[str]:
         re.compile(pattern, re.DOTALL)
     except re.error as error:
         yield f"{key}={show(pattern)}: not a regular expression ({error}); correct it"
-
-
-def _import_path(key: str, path: str) -> Iterator[str]:
-    module, _, function = path.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), function)):
-        yield f"{key}={path}: not an import path; write package.module:function, for example my_package.rewards:brevity"

@@ -15,6 +15,7 @@ from ray_rl.algorithms.advantages import (
 )
 from ray_rl.algorithms.credit import OverGroup, completion_advantages
 from ray_rl.config.base import Config
+from ray_rl.errors import ConfigError
 from tests.golden import reference, tensors
 from tests.test_architecture import ROOT
 
@@ -166,7 +167,9 @@ class TestTheBoundary:
         assert advantages(lambda scores_PG, _: scores_PG.double(), torch.ones(2, 2)).dtype == torch.float32
 
     def test_an_advantage_that_is_not_finite_is_an_error_that_names_estimator_completion_and_scores(self):
-        with pytest.raises(ValueError, match=r"by tested of completion 0 of prompt 1 is inf, .*\[0\.0, None, 2\.5\]"):
+        with pytest.raises(
+            ValueError, match=r"^tested: .* returned inf for completion 0 of prompt 1, .*\[0\.0, None, 2\.5\]"
+        ):
             advantages(lambda scores_PG, _: 1 / scores_PG, torch.tensor([[1.0, 2.0, 3.0], [0.0, NAN, 2.5]]))
 
     @pytest.mark.parametrize(
@@ -174,11 +177,11 @@ class TestTheBoundary:
         [
             (torch.zeros(2), r"torch.float32 with the shape \(2,\) for scores of the shape \(2, 3\)"),
             (torch.zeros(2, 3, dtype=torch.int64), r"torch.int64 with the shape \(2, 3\)"),
-            ([[0.0] * 3] * 2, "the estimator tested returned a list"),
+            ([[0.0] * 3] * 2, "tested: the estimator returned a list"),
         ],
     )
     def test_anything_but_one_number_for_each_score_is_an_error_that_names_the_estimator(self, returned, words):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ConfigError, match=words):
             advantages(lambda scores_PG, is_scored_PG: returned, torch.zeros(2, 3))
 
 

@@ -7,6 +7,7 @@ import yaml
 
 from ray_rl.cli.main import main
 from ray_rl.preflight import before_start as preflight
+from ray_rl.preflight import functions
 from tests.algorithm import algorithm
 
 ROW = {"prompt": "What is 1+2?", "answer": "3"}
@@ -79,6 +80,16 @@ def nothing(place):
 QUICK = {
     "reward function": (nothing, ["rewards=[{kind: custom, function: 'validate_rewards:brevty'}]"], "has no 'brevty'"),
     "reward module": (nothing, ["rewards=[{kind: custom, function: 'no_rewards:f'}]"], "no module named 'no_rewards'"),
+    "advantage": (
+        nothing,
+        ["algorithm.advantage={kind: custom, function: 'validate_rewards:brevty'}"],
+        "error: algorithm.advantage.function=validate_rewards:brevty: validate_rewards has no 'brevty'",
+    ),
+    "loss": (
+        nothing,
+        ["algorithm.loss={kind: custom, function: 'no_losses:f'}"],
+        "error: algorithm.loss.function=no_losses:f: no module named 'no_losses'",
+    ),
     "column": (nothing, ["rewards=[{kind: number, column: solution}]"], "no column 'solution'"),
     "row": (row_without_answer, [], "train.jsonl:2: no column 'answer'"),
     "custom data": (nothing, ["data={kind: custom, function: 'validate_rewards:rows'}"], "has no 'rows'"),
@@ -162,3 +173,11 @@ def test_a_base_install_checks_what_it_can_and_says_what_it_cannot_read(place, c
     monkeypatch.setitem(preflight.READS, "jsonl", "no_such_package")
     assert main(["validate", "run.yaml", "rewards=[{kind: number, column: solution}]"]) == 0
     assert "note: the rows were not read, as no_such_package is not installed here" in capsys.readouterr().out
+
+
+def test_a_base_install_says_which_functions_it_cannot_call(place, capsys, monkeypatch):
+    monkeypatch.setattr(functions, "find_spec", lambda name: None)
+    custom = "{kind: custom, function: 'validate_rewards:brevity'}"
+    assert main(["validate", "run.yaml", f"algorithm.advantage={custom}", f"algorithm.loss={custom}"]) == 0
+    said = "note: algorithm.advantage.function and algorithm.loss.function not called, as torch is not installed here"
+    assert said in capsys.readouterr().out

@@ -132,7 +132,7 @@ def test_a_missing_section_points_at_the_file(write):
     [
         (
             "algorithm.loss.kind=clippd",
-            "unknown kind; did you mean clipped? The kinds are clipped, gspo, cispo, sapo, policy_gradient",
+            "unknown kind; did you mean clipped? The kinds are clipped, gspo, cispo, sapo, policy_gradient, custom",
         ),
         (
             "algorithm.kl.control={target: 1}",

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -117,10 +118,13 @@ class TestDataAndRewards:
             "set data.kind=reasoning_gym or take another reward"
         )
 
-    def test_an_import_path_is_made_of_names(self, refused):
-        remedy = "not an import path; write package.module:function, for example my_package.rewards:brevity"
-        assert refused("rewards=[{kind: custom, function: 'a..b:c'}]") == f"rewards.0.function=a..b:c: {remedy}"
-        assert refused("data={kind: custom, function: 'a.b:1c'}") == f"data.function=a.b:1c: {remedy}"
+    @pytest.mark.parametrize("path", ["a..b:c", "a.b:1c", "a.1b:c", ".a:b"])
+    @pytest.mark.parametrize("key", ["data", "rewards.0", "algorithm.advantage", "algorithm.loss"])
+    def test_an_import_path_is_made_of_names(self, load, key, path):
+        section = f"{{kind: custom, function: '{path}'}}"
+        message = f"{key}.function={path}: must name a module and a function in it with a colon between"
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            load(f"rewards=[{section}]" if key == "rewards.0" else f"{key}={section}")
 
     def test_a_pattern_is_a_regular_expression(self, refused):
         assert refused("rewards=[{kind: regex, pattern: '(a'}]") == (
