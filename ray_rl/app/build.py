@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_rl.app.records import newest_saved, open_run
 from ray_rl.catalog.models import PACKAGED_MODELS
-from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
@@ -31,7 +31,6 @@ from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.endings import NO_CHECKPOINT, resume_command
 from ray_rl.metrics.newest_checkpoint import write_newest
-from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.metrics.sinks import RolloutRecords
@@ -81,17 +80,7 @@ def run_training(
         folder, since = found.folder, found.since
         done = None if since is None else read_progress(since)
         step, version = (0, 0) if done is None else (done.step, done.version)
-        run = stack.enter_context(
-            Run(
-                config,
-                folder,
-                console,
-                step=step,
-                version=version,
-                gauges=gauges_of(config),
-                saved=lambda: newest_saved(folder),
-            )
-        )
+        run = stack.enter_context(open_run(config, folder, console, step=step, version=version))
         _run(config, folder, run, since, checked)
 
 
@@ -109,20 +98,6 @@ def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | Non
             else f"the newest checkpoint is of step {saved}; go on with: {resume_command(folder.root)}"
         )
         raise Preempted(f"stopped by {stop.name} after step {run.step} of {config.run.steps}; {found}") from None
-
-
-def newest_saved(folder: RunFolder) -> int | None:
-    """The step of the newest checkpoint of a run; None if there is none."""
-    return max(checkpoint_steps(folder.checkpoints), default=None)
-
-
-def gauges_of(config: RunConfig) -> GaugeSink | None:
-    """On a cluster that the run joins; nobody scrapes one that starts and ends with it."""
-    if config.cluster.address is None:
-        return None
-    from ray_rl.cluster.gauges import RayGauges
-
-    return GaugeSink(RayGauges(config.run.name).set)
 
 
 def _resolved(config: RunConfig) -> RunConfig:
@@ -157,8 +132,9 @@ async def _train(
             models = digests_of(folders)
             if since is not None:
                 require_same_models(config, read_progress(since).models, models, note=run.note)
-            tokenizer = ChatTokenizer.of_run(config, model)
-            endless = without_end(tokenizer, config)
+            tokenizer = ChatTokenizer.of_policy(config.model, config.data, model)
+            ends = tokenizer.ends_of(config.rollout, config.data)
+            endless = without_end(ends, model=config.model.path, max_tokens=config.rollout.max_tokens)
             if endless is not None:
                 run.note(endless)
             source = _source(config, run, model, tokenizer, checked, stack)
@@ -230,7 +206,7 @@ def build_collector(
 def _roles(
     config: RunConfig, workers: Workers, source: PromptSource, tokenizer: ChatTokenizer, rewards: Rewards
 ) -> Roles:
-    sampling = sampling_of(config, tokenizer.ends_of(config))
+    sampling = sampling_of(config, tokenizer.ends_of(config.rollout, config.data))
     pool = EnginePool(workers.engines, timeout_s=config.rollout.timeout_s, router=workers.router)
     audit = AuditSettings(
         every=config.weight_sync.audit_every,
@@ -321,7 +297,7 @@ def _source(
     seed = config.run.seed
     if checked is None:
         return build_source(config.data, seed=seed, tokenizer=tokenizer, note=run.note)
-    ahead = checked.ahead(lambda: ChatTokenizer.of_run(config, model))
+    ahead = checked.ahead(lambda: ChatTokenizer.of_policy(config.model, config.data, model))
     if ahead is not None:
         stack.callback(ahead.close)
     return build_source(config.data, seed=seed, tokenizer=tokenizer, rows=checked.rows, ahead=ahead, note=run.note)

@@ -50,7 +50,7 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
     """
     config = load_config(config_file(run))
     source = _source_of(config.model.path, run)
-    template = ChatTokenizer.of_run(config, source).changed_template
+    template = ChatTokenizer.of_policy(config.model, config.data, source).changed_template
     checkpoint = _verified(run, step)
     reader = SliceReader(checkpoint / ACTOR)
     dtype = config.model.dtype if dtype is None else dtype

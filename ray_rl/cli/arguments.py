@@ -30,7 +30,7 @@ def remember(arguments: argparse.Namespace, config: RunConfig) -> None:
     from ray_rl.config.loading.redact import secrets_of
     from ray_rl.metrics.run_folder import RunFolder
 
-    arguments.log = RunFolder.of(config).logs / "driver.log"
+    arguments.log = RunFolder.of(config.run).logs / "driver.log"
     arguments.secrets = secrets_of(config.model_dump())
 
 

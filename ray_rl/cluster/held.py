@@ -65,7 +65,7 @@ class Policy(SavedTrainer):
     def export(self, folder: str, step: int) -> None:
         """Writes the policy of a step in Hugging Face format; a collective of the ranks."""
         parameters = ((spec.name, tensor) for group in self.stream.groups() for spec, tensor in group)
-        template = ChatTokenizer.of_run(self._config, self._source).changed_template
+        template = ChatTokenizer.of_policy(self._config.model, self._config.data, self._source).changed_template
         export_policy(
             self.model.causal_lm, parameters, source=self._source, to=Path(folder), step=step, chat_template=template
         )

@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_rl.config import RunConfig
 from ray_rl.config.data import DataConfig, Table
+from ray_rl.config.rollout import RolloutConfig
+from ray_rl.config.run import ModelConfig
 from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer, squeezed
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
@@ -82,23 +83,24 @@ class ChatTokenizer:
         self._changed = self._template.text if self._own_template is not None or self._options else None
 
     @classmethod
-    def of_run(cls, config: RunConfig, folder: str | Path) -> ChatTokenizer:
+    def of_policy(cls, model: ModelConfig, data: DataConfig, folder: str | Path) -> ChatTokenizer:
         """Returns the tokenizer of a run's policy.
 
         Args:
-            config: the configuration of the run.
+            model: the section `model`.
+            data: the section `data`.
             folder: the folder of the policy's files, or a hub name.
 
         Raises:
             DataError, ConfigError: as in the constructor, or there are options without a chat template.
         """
-        if config.data.template_options and not uses_chat(config.data):
+        if data.template_options and not uses_chat(data):
             raise ConfigError("data.template_options needs the chat template, but data.chat=false; remove it")
         return cls(
             folder,
-            trust_remote_code=config.model.trust_remote_code,
-            chat_template=config.model.chat_template,
-            template_options=config.data.template_options,
+            trust_remote_code=model.trust_remote_code,
+            chat_template=model.chat_template,
+            template_options=data.template_options,
         )
 
     @property
@@ -152,13 +154,13 @@ class ChatTokenizer:
                 token_ids.append(as_token)
         return Ends(tuple(dict.fromkeys(token_ids)), tuple(dict.fromkeys(stop)))
 
-    def ends_of(self, config: RunConfig) -> Ends:
-        """Returns the ends of a completion of a run.
+    def ends_of(self, rollout: RolloutConfig, data: DataConfig) -> Ends:
+        """Returns the ends of a completion of a run with these settings.
 
         Raises:
             ConfigError: as in `ends`.
         """
-        return self.ends(config.rollout.stop, config.rollout.stop_token_ids, chat=uses_chat(config.data))
+        return self.ends(rollout.stop, rollout.stop_token_ids, chat=uses_chat(data))
 
     def encode(self, prompt: str | Sequence[Message], *, chat: bool) -> tuple[int, ...]:
         """Returns the tokens of a prompt.
@@ -336,15 +338,19 @@ def _is_jinja(text: str) -> bool:
     return "{{" in text or "{%" in text
 
 
-def without_end(tokenizer: ChatTokenizer, config: RunConfig) -> str | None:
-    """Returns a warning if only the token limit ends the completions of a run."""
-    ends = tokenizer.ends_of(config)
+def without_end(ends: Ends, *, model: str, max_tokens: int) -> str | None:
+    """Returns a warning if only the token limit ends the completions of a run.
+
+    Args:
+        ends: the ends of a completion.
+        model: `model.path`.
+        max_tokens: `rollout.max_tokens`.
+    """
     if ends.token_ids or ends.texts:
         return None
     return (
-        f"warning: nothing ends a completion of {config.model.path}: neither its tokenizer nor generation_config.json "
-        f"nor the chat template; each runs to rollout.max_tokens={config.rollout.max_tokens}; "
-        "set rollout.stop_token_ids or rollout.stop"
+        f"warning: nothing ends a completion of {model}: neither its tokenizer nor generation_config.json nor the "
+        f"chat template; each runs to rollout.max_tokens={max_tokens}; set rollout.stop_token_ids or rollout.stop"
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from ray_rl.config.data import Addition, DataConfig, Files, ReasoningGym
 from ray_rl.config.rewards import Choice, MathVerify, Number, RewardConfig
-from ray_rl.config.run import RunConfig
 from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.columns import column_names, column_value, has_column, shorten
@@ -22,7 +21,8 @@ from ray_rl.errors import DataError
 class CheckedRows:
     """The rows of a run, and the results of their checks."""
 
-    config: RunConfig
+    data: DataConfig
+    rewards: Sequence[RewardConfig]
     rows: Rows
     others: Sequence[Callable[[Row], None]] = ()
     """Further checks of a row: each raises DataError if it is wrong."""
@@ -49,7 +49,7 @@ class CheckedRows:
         except DataError as error:
             self._left_out(index, error)
             return None
-        _check_reward_columns(self.config.rewards, row.columns, where=_place(self.config.data, row.id))
+        _check_reward_columns(self.rewards, row.columns, where=_place(self.data, row.id))
         return row
 
     def check(self, index: int) -> None:
@@ -63,14 +63,14 @@ class CheckedRows:
             return
         if self.tokenizer is not None:
             try:
-                prompt = tokenize_row(row, self.config.data, self.tokenizer)
+                prompt = tokenize_row(row, self.data, self.tokenizer)
             except DataError as error:
                 self._left_out(index, error)
                 return
-            if prompt is None or len(prompt.token_ids) > self.config.data.max_prompt_tokens:
+            if prompt is None or len(prompt.token_ids) > self.data.max_prompt_tokens:
                 length = "very many" if prompt is None else len(prompt.token_ids)
                 self._first_longer = self._first_longer or (
-                    f"{_place(self.config.data, row.id)}: {length} tokens with the chat template"
+                    f"{_place(self.data, row.id)}: {length} tokens with the chat template"
                 )
                 self.longer += 1
         self.unanswered += not self._has_gold(row)
@@ -85,12 +85,12 @@ class CheckedRows:
         Raises:
             DataError: the given error, if such a row stops the run.
         """
-        if self.config.data.on_bad_row == "stop":
+        if self.data.on_bad_row == "stop":
             raise error
         self.wrong.setdefault(index, str(error))
 
     def _has_gold(self, row: Row) -> bool:
-        golds = [each.column for each in self.config.rewards if isinstance(each, Number | MathVerify | Choice)]
+        golds = [each.column for each in self.rewards if isinstance(each, Number | MathVerify | Choice)]
         return all(column_value(row.columns, column) is not None for column in golds)
 
     def refuse_if_all_are_longer(self) -> None:
@@ -101,7 +101,7 @@ class CheckedRows:
         """
         if self.longer and self.longer == len(self.right):
             raise DataError(
-                f"{self._first_longer}, more than data.max_prompt_tokens={self.config.data.max_prompt_tokens}, "
+                f"{self._first_longer}, more than data.max_prompt_tokens={self.data.max_prompt_tokens}, "
                 "and so are the others that were tried; raise data.max_prompt_tokens"
             )
 
@@ -111,14 +111,14 @@ class CheckedRows:
         Args:
             make_tokenizer: makes a tokenizer if there is none yet; a tokenizer serves one thread.
         """
-        is_computed = isinstance(self.config.data, Addition | ReasoningGym)
+        is_computed = isinstance(self.data, Addition | ReasoningGym)
         if is_computed or len(self.right) + len(self.wrong) == len(self.rows):
             return None
         self.tokenizer = self.tokenizer or make_tokenizer()
         return Lookahead(self.check, done=self.right | self.wrong.keys())
 
 
-def _check_reward_columns(rewards: list[RewardConfig], columns: Mapping[str, Any], *, where: str) -> None:
+def _check_reward_columns(rewards: Sequence[RewardConfig], columns: Mapping[str, Any], *, where: str) -> None:
     for index, reward in enumerate(rewards):
         if not isinstance(reward, Number | MathVerify | Choice):
             continue

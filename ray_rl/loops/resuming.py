@@ -12,6 +12,7 @@ from ray_rl.checkpoint.aside import set_checkpoints_aside
 from ray_rl.checkpoint.export_folder import exported_step
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.config import RunConfig
+from ray_rl.config.loading.load import dump_config
 from ray_rl.config.loading.old_keys import refuse_old_keys
 from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.config.rules.resume import changes
@@ -67,7 +68,7 @@ def opened(
         FolderHeld: Another live process has the folder.
         RecordError: The disk is full.
     """
-    folder = RunFolder.of(config)
+    folder = RunFolder.of(config.run)
     if resume != "required":
         folder.make(may_exist=resume == "auto")
     stack.enter_context(folder.owned())
@@ -88,7 +89,8 @@ def opened(
         if from_step is not None:
             _go_back(folder, since.step, note)
     stack.push(_remove_if_in_vain(folder, note))
-    RunFolder.reopen(config, step=None if since is None else since.step, note=note)
+    step = None if since is None else since.step
+    folder.prepare(dump_config(config), step=step, group_readable=config.run.group_readable, note=note)
     return Opened(folder, since)
 
 

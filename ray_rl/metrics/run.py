@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from ray_rl.config import RunConfig
+from ray_rl.config.run import RunSection
 from ray_rl.errors import Preempted, RecordError
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.endings import next_commands, shown
@@ -17,7 +17,6 @@ from ray_rl.metrics.metric import Metric, reduce_metrics
 from ray_rl.metrics.phases import Heartbeat, Phases, Span
 from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.run_folder import RunFolder
-from ray_rl.metrics.samples import answer_columns
 from ray_rl.metrics.sinks import JsonlSink, Records, RecordSink, TensorBoardSink
 from ray_rl.metrics.summary import Summary
 from ray_rl.metrics.text import Columns, Sample, Status, step_fields
@@ -36,10 +35,12 @@ class Run:
 
     def __init__(
         self,
-        config: RunConfig,
+        settings: RunSection,
         folder: RunFolder,
         console: RunConsole,
         *,
+        columns: Columns,
+        answers: tuple[str, ...],
         step: int = 0,
         version: int = 0,
         gauges: GaugeSink | None = None,
@@ -49,27 +50,29 @@ class Run:
         """Opens the sinks and starts the heartbeat. Call `close` at the end, or use a `with` block.
 
         Args:
-            config: the configuration of the run.
+            settings: the section `run` of the configuration.
             folder: the run folder.
             console: the console that shows the progress.
+            columns: the columns of the line that each step prints.
+            answers: data columns that may hold the reference answer, the best first; see `answer_columns`.
             step: number of batches already trained, if the run continues.
             version: the version of the policy after these batches.
             gauges: the sink that exports the values of `metrics.jsonl`.
             saved: returns the step of the newest checkpoint, for the summary at the end.
             clock: returns seconds from any origin, never decreasing.
         """
-        self.steps = config.run.steps
+        self.steps = settings.steps
         self.step = step
         self.version = version
-        self._config = config.run
-        self._columns = Columns.of(config)
-        self._answers = answer_columns(config)
+        self._settings = settings
+        self._columns = columns
+        self._answers = answers
         self._folder = folder
         self._saved = saved
         self._console = console
         self._clock = clock
         self._start_s = clock()
-        self._summary = Summary(planned=config.run.steps, before=step)
+        self._summary = Summary(planned=settings.steps, before=step)
         self._shown: tuple[str, list[Sample]] | None = None
         self._is_closed = False
         self._has_lost_drawings = False
@@ -77,15 +80,15 @@ class Run:
         self._tensorboard = TensorBoardSink(folder.tensorboard, first_step=step + 1)
         self._gauges = gauges
         self._records = RecordSink(folder.rollouts)
-        self._trace = TraceWriter(folder.trace(first_step=step + 1), name=f"ray_rl {config.run.name}")
+        self._trace = TraceWriter(folder.trace(first_step=step + 1), name=f"ray_rl {settings.name}")
         self._phases = Phases(clock, ended=self._trace_span)
         self._heartbeat = Heartbeat(
             self._phases.current,
             lambda span, age_s: console.heartbeat(self._describe(span, age_s)),
-            every_s=config.run.heartbeat_s,
+            every_s=settings.heartbeat_s,
             clock=clock,
         )
-        console.watch(self._status, steps=config.run.steps, left_s=self._left_s)
+        console.watch(self._status, steps=settings.steps, left_s=self._left_s)
         self._heartbeat.start()
 
     def __enter__(self) -> Self:
@@ -218,11 +221,11 @@ class Run:
 
     def _show(self, values: dict[str, float], records: Records) -> None:
         self._console.step(step_fields(values, self._columns, steps=self.steps))
-        title, chosen = records.samples(self._config.samples, self._answers)
+        title, chosen = records.samples(self._settings.samples, self._answers)
         if not chosen:
             return
         self._shown = f"step {self.step}: {title}", chosen
-        if self.step % self._config.show_every == 0:
+        if self.step % self._settings.show_every == 0:
             self._console.samples(*self._shown)
             self._shown = None
 

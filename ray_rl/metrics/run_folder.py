@@ -10,8 +10,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_rl.config import RunConfig
-from ray_rl.config.loading.load import dump_config
+from ray_rl.config.run import RunSection
 from ray_rl.errors import ConfigError, UserError
 from ray_rl.metrics.aside import ASIDE, set_records_aside
 from ray_rl.metrics.environment import describe_environment
@@ -32,26 +31,13 @@ class RunFolder:
     root: Path
 
     @classmethod
-    def of(cls, config: RunConfig) -> RunFolder:
+    def of(cls, section: RunSection) -> RunFolder:
         """Returns the folder of a run, which need not exist."""
-        return cls(Path(config.run.dir).expanduser() / config.run.name)
+        return cls(Path(section.dir).expanduser() / section.name)
 
-    @classmethod
-    def create(cls, config: RunConfig) -> RunFolder:
-        """Makes the folder, readable by its owner only, and writes `config.yaml` and `environment.json`.
-
-        Raises:
-            ConfigError: the folder exists already or cannot be created.
-            RecordError: the disk is full.
-        """
-        folder = cls.of(config)
-        folder.make(may_exist=False)
-        return cls.reopen(config, step=None)
-
-    @classmethod
-    def reopen(
-        cls, config: RunConfig, *, step: int | None, note: Callable[[str], None] = lambda text: None
-    ) -> RunFolder:
+    def prepare(
+        self, config: str, *, step: int | None, group_readable: bool, note: Callable[[str], None] = lambda text: None
+    ) -> None:
         """Prepares the folder of a run that continues after `step`. Idempotent, so it can be killed and repeated.
 
         `config.yaml` becomes the new configuration, and the previous one stays as `config.until_step_<N>.yaml`.
@@ -59,35 +45,34 @@ class RunFolder:
         `environment.from_step_<N + 1>.json` is written.
 
         Args:
-            config: The new configuration.
+            config: The new configuration as YAML.
             step: The step of the checkpoint from which the run continues; None starts from step 0.
+            group_readable: `run.group_readable`.
             note: Called with a message about records that were moved aside.
 
         Raises:
             ConfigError: The folder is not writable.
             RecordError: The disk is full; earlier files are intact.
         """
-        folder = cls.of(config)
         done = step or 0
-        check_kinds(folder)
+        check_kinds(self)
         try:
-            set_readers(folder.root, group=config.run.group_readable)
-            for part in (folder.rollouts, folder.logs):
+            set_readers(self.root, group=group_readable)
+            for part in (self.rollouts, self.logs):
                 make_folder(part, exist_ok=True)
-            folder._remove_torn()
+            self._remove_torn()
             # This comes first: no command could continue a run without its config.yaml.
-            folder._write_config(config, step)
-            aside = folder.set_aside_after(done, others=folder._of_steps_from(done + 1))
+            self._write_config(config.encode(), step)
+            aside = self.set_aside_after(done, others=self._of_steps_from(done + 1))
         except OSError as error:
             raise ConfigError(
-                f"{folder.root}: the run cannot continue in this folder ({error}); check that you may write to it"
+                f"{self.root}: the run cannot continue in this folder ({error}); check that you may write to it"
             ) from error
         if aside is not None:
             note(f"the records after step {done} were moved to {aside}")
         environment = json.dumps(describe_environment(), indent=2)
-        write_whole(folder._environment(done + 1), iter([environment.encode(), b"\n"]))
-        write_newest(folder.newest_checkpoint_json, step)
-        return folder
+        write_whole(self._environment(done + 1), iter([environment.encode(), b"\n"]))
+        write_newest(self.newest_checkpoint_json, step)
 
     def make(self, *, may_exist: bool) -> None:
         """Makes the empty folder, readable by its owner only.
@@ -156,8 +141,7 @@ class RunFolder:
             with suppress(OSError):
                 aside.rmdir()  # removes only empty folders
 
-    def _write_config(self, config: RunConfig, step: int | None) -> None:
-        text = dump_config(config).encode()
+    def _write_config(self, text: bytes, step: int | None) -> None:
         if self.config_yaml.is_file():
             before = self.config_yaml.read_bytes()
             if before == text:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_rl.config import RunConfig
+from ray_rl.config.rewards import RewardConfig
 from ray_rl.metrics.text import Sample
 from ray_rl.types import RolloutGroup
 
@@ -13,9 +13,9 @@ USUAL_ANSWERS = ("answer", "solution", "ground_truth", "reward_model.ground_trut
 """Columns in which data sets keep the reference answer."""
 
 
-def answer_columns(config: RunConfig) -> tuple[str, ...]:
+def answer_columns(rewards: Sequence[RewardConfig]) -> tuple[str, ...]:
     """Returns the columns that may hold the reference answer: first those that rewards use, then the usual names."""
-    compared = [settings["column"] for settings in map(dict, config.rewards) if "column" in settings]
+    compared = [settings["column"] for settings in map(dict, rewards) if "column" in settings]
     return tuple(dict.fromkeys([*compared, *USUAL_ANSWERS]))
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ray_rl.config import RunConfig
-from ray_rl.config.roles import ACTOR, REFERENCE, REWARD, ROLLOUT, has_reference, roles_of
-
 _FIELDS = {
     "reward": ("reward/mean", 6, ".3f"),
     "length": ("rollout/length_mean", 6, ".1f"),
@@ -26,25 +23,10 @@ NOTHING = "-"
 class Columns:
     """The columns of the line that each step prints, in order: all lines of a run have the same columns."""
 
-    labels: tuple[str, ...]
+    absent: frozenset[str]
+    """Labels of values that the run never has: "stale" in a synchronous run, "kl" without a reference."""
     phases: tuple[str, ...]
     """Phases of a step whose seconds are shown."""
-
-    @classmethod
-    def of(cls, config: RunConfig) -> Columns:
-        """Returns the columns of a run: staleness and KL only if it has them."""
-        absent = set()
-        if config.rollout.max_staleness == 0:
-            absent.add("stale")
-        if not has_reference(config):
-            absent.add("kl")
-        phases = ["rollout", "train", "sync"]
-        scores = any(role.name not in (ACTOR, REWARD, ROLLOUT) for role in roles_of(config))
-        if scores or config.algorithm.needs_old_logprobs:
-            phases.insert(1, REFERENCE)
-        if config.checkpoint.every_steps is not None:
-            phases.append("checkpoint")
-        return cls(tuple(label for label in _FIELDS if label not in absent), tuple(phases))
 
 
 def step_fields(values: Mapping[str, float], columns: Columns, *, steps: int) -> list[tuple[str, str]]:
@@ -56,9 +38,9 @@ def step_fields(values: Mapping[str, float], columns: Columns, *, steps: int) ->
         steps: number of steps of the run.
     """
     fields = [("step", f"{values['step']:{len(str(steps))}.0f}/{steps}")]
-    for label in columns.labels:
-        key, width, form = _FIELDS[label]
-        fields.append((label, (format(values[key], form) if key in values else NOTHING).rjust(width)))
+    for label, (key, width, form) in _FIELDS.items():
+        if label not in columns.absent:
+            fields.append((label, (format(values[key], form) if key in values else NOTHING).rjust(width)))
     fields.append(("tokens/s", f"{values['throughput/tokens_per_s']:,.0f}".rjust(6)))
     fields.append(("seconds", f"{values['time/step_s']:.1f}".rjust(5)))
     for phase in columns.phases:

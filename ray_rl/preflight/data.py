@@ -74,7 +74,7 @@ def check_data(
     rows = open_rows(data, seed=config.run.seed)
     for line in rows.notes:
         say(f"data: {line}")
-    checked = CheckedRows(config, rows, row_checks)
+    checked = CheckedRows(config.data, config.rewards, rows, row_checks)
     seconds = data.check_s if with_tokenizer else min(data.check_s, QUICK_S)
     size = min(len(rows), FIRST_ROWS) if isinstance(data, Addition | ReasoningGym) else len(rows)
     # The first row is checked even if there is no time.
@@ -95,7 +95,7 @@ def _report(checked: CheckedRows, *, is_complete: bool, say: Callable[[str], Non
     if checked.longer:
         say(
             f"data: {checked.longer:,} of {len(checked.right):,} prompts are longer than "
-            f"data.max_prompt_tokens={checked.config.data.max_prompt_tokens} and will be left out"
+            f"data.max_prompt_tokens={checked.data.max_prompt_tokens} and will be left out"
         )
     if checked.wrong:
         first = checked.wrong[min(checked.wrong)]
@@ -109,7 +109,7 @@ def _report(checked: CheckedRows, *, is_complete: bool, say: Callable[[str], Non
     if not is_complete and checked.tokenizer is not None:
         say(
             f"data: {len(checked.right):,} of {len(checked.rows):,} rows were checked in "
-            f"data.check_s={checked.config.data.check_s:g}; the others are checked during training"
+            f"data.check_s={checked.data.check_s:g}; the others are checked during training"
         )
 
 
@@ -127,8 +127,8 @@ def _tokenizer(config: RunConfig, folder: Path | str | None) -> ChatTokenizer | 
     place = Path(config.model.path) if folder is None else folder
     if isinstance(place, Path) and not any(place.glob("tokenizer*")):
         return None
-    tokenizer = ChatTokenizer.of_run(config, place)
-    tokenizer.ends_of(config)
+    tokenizer = ChatTokenizer.of_policy(config.model, config.data, place)
+    tokenizer.ends_of(config.rollout, config.data)
     return tokenizer
 
 

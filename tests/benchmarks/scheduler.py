@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ray_rl.app.build import build_collector, build_session, sampling_of
+from ray_rl.app.records import open_run
 from ray_rl.config import RunConfig
 from ray_rl.config.loading.load import load_config
 from ray_rl.data.chat import Ends
@@ -46,8 +47,6 @@ from ray_rl.loops.roles import Roles
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Metric
-from ray_rl.metrics.run import Run
-from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.planner.assess import assess
 from ray_rl.planner.gpus import DEFAULT_GPU, ClusterShape
 from ray_rl.planner.throughput import estimate
@@ -59,6 +58,7 @@ from ray_rl.types import Completion, TrainBatch
 from tests.algorithm import algorithm
 from tests.benchmarks.simulated import GROUP, MAX_TOKENS, PLANNED, SLOTS, SYNC_S, Judge, Load, Machines, Source
 from tests.benchmarks.virtual_time import run_in_virtual_time
+from tests.run_folders import new_run_folder
 
 PROMPTS = 128
 STEPS, WARM = 9, 2
@@ -105,8 +105,8 @@ def collector_of(config: RunConfig, engines: Sequence[Sampler]) -> Collector:
 async def drive(config: RunConfig, roles: Roles, clock: Callable[[], float]) -> list[dict[str, float]]:
     """What `metrics.jsonl` says of every step, with the time at which the step ended."""
     records = []
-    folder = RunFolder.create(config)
-    with Run(config, folder, RunConsole(io.StringIO()), clock=clock) as run:
+    folder = new_run_folder(config)
+    with open_run(config, folder, RunConsole(io.StringIO()), clock=clock) as run:
         logged = run.log
 
         def log(*arguments: Any) -> dict[str, float]:

@@ -102,7 +102,7 @@ def audited(run, model, name):
         actor=workers.actor,
         engines=lambda: workers.engines,
         prompt=tuple(prompt),
-        sampling=sampling_of(run.config, ChatTokenizer(model).ends_of(run.config)),
+        sampling=sampling_of(run.config, ChatTokenizer(model).ends_of(run.config.rollout, run.config.data)),
     )
     return damaging, audited
 

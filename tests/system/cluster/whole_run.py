@@ -53,23 +53,23 @@ class Started:
 async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
     """The workers of a run, within the block; every model is `model`."""
     from ray_rl.app.build import build_collector, sampling_of
+    from ray_rl.app.records import open_run
     from ray_rl.cluster.start import started_workers
     from ray_rl.config.rules.check import check
     from ray_rl.data.chat import ChatTokenizer
     from ray_rl.data.source import build_source
     from ray_rl.loops.roles import Roles
     from ray_rl.metrics.console import RunConsole
-    from ray_rl.metrics.run import Run
-    from ray_rl.metrics.run_folder import RunFolder
     from ray_rl.planner.plan import plan
     from ray_rl.rewards.combine import build_rewards
     from ray_rl.rollout.episodes import SingleTurn
     from ray_rl.rollout.pool import EnginePool
+    from tests.run_folders import new_run_folder
 
     check(config)
-    folder, layout = RunFolder.create(config), plan(config)
+    folder, layout = new_run_folder(config), plan(config)
     async with AsyncExitStack() as stack:
-        run = stack.enter_context(Run(config, folder, RunConsole()))
+        run = stack.enter_context(open_run(config, folder, RunConsole()))
         rewards = stack.enter_context(closing(build_rewards(config.rewards)))
         folders = dict.fromkeys(layout.workers, (str(model),))
         workers = await stack.enter_async_context(
@@ -78,7 +78,7 @@ async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
         tokenizer = ChatTokenizer(model)
         source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
         pool = EnginePool(workers.engines, timeout_s=config.rollout.timeout_s, router=workers.router)
-        sampling = sampling_of(config, tokenizer.ends_of(config))
+        sampling = sampling_of(config, tokenizer.ends_of(config.rollout, config.data))
         roles = Roles(
             rollouts=build_collector(config, source, pool, SingleTurn(pool, sampling), rewards),
             actor=workers.actor,

@@ -1,6 +1,6 @@
 import pytest
 
-from ray_rl.app.build import gauges_of
+from ray_rl.app.records import gauges_of
 from ray_rl.config import RunConfig
 from ray_rl.metrics.prometheus import GaugeSink
 from tests.algorithm import algorithm

@@ -133,11 +133,13 @@ class TestEnds:
         )
         (folder / "generation_config.json").unlink()
         config = run_config({"kind": "addition"})
-        told = without_end(ChatTokenizer(folder), config)
-        assert told.startswith("warning: nothing ends a completion of ")
+        ends = ChatTokenizer(folder).ends_of(config.rollout, config.data)
+        told = without_end(ends, model="tiny", max_tokens=512)
+        assert told.startswith("warning: nothing ends a completion of tiny: ")
         assert told.endswith("each runs to rollout.max_tokens=512; set rollout.stop_token_ids or rollout.stop")
         stopped = run_config({"kind": "addition"}, rollout={"stop_token_ids": [5]})
-        assert without_end(ChatTokenizer(folder), stopped) is None
+        ends = ChatTokenizer(folder).ends_of(stopped.rollout, stopped.data)
+        assert without_end(ends, model="tiny", max_tokens=512) is None
 
     @pytest.mark.parametrize(
         ("text", "told"), [("{", "is not a JSON object"), ('{"eos_token_id": "x"}', "is no token id")]
@@ -256,7 +258,8 @@ class TestOwnTemplate:
     def test_options_without_the_chat_template_are_refused(self, model_folder, run_config):
         data = {"kind": "jsonl", "path": "x", "chat": False, "template_options": {"think": False}}
         with pytest.raises(ConfigError, match=r"^data.template_options needs the chat template, but data.chat=false"):
-            ChatTokenizer.of_run(run_config(data), model_folder)
+            config = run_config(data)
+            ChatTokenizer.of_policy(config.model, config.data, model_folder)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ray_rl.app.build import build_session
+from ray_rl.app.records import open_run
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.config import RunConfig
 from ray_rl.loops.checkpoints import read_progress
@@ -20,12 +21,12 @@ from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Last
 from ray_rl.metrics.rollout_metrics import rollout_metrics
-from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.rollout.collected import Collected
 from ray_rl.types import Message, Prompt, RolloutGroup
 from tests.algorithm import algorithm as algorithm_section
 from tests.make import completion, group, rollout
+from tests.run_folders import new_run_folder, reopened
 
 QUESTION = "What is 1+2?"
 PROMPTS = 2
@@ -183,16 +184,16 @@ class Loop:
     def __init__(self, config: RunConfig, *, reference: bool) -> None:
         self.script = Script()
         self.config = config
-        self.store = CheckpointStore(RunFolder.of(config).checkpoints, keep_last=2, keep_every=None)
+        self.store = CheckpointStore(RunFolder.of(config.run).checkpoints, keep_last=2, keep_every=None)
         self.since = self.store.latest(print)
         self.console = io.StringIO()
         if self.since is None:
-            self.folder = RunFolder.create(config)
-            self.run = Run(config, self.folder, RunConsole(self.console))
+            self.folder = new_run_folder(config)
+            self.run = open_run(config, self.folder, RunConsole(self.console))
         else:
             done = read_progress(self.since)
-            self.folder = RunFolder.reopen(config, step=done.step)
-            self.run = Run(config, self.folder, RunConsole(self.console), step=done.step, version=done.version)
+            self.folder = reopened(config, step=done.step)
+            self.run = open_run(config, self.folder, RunConsole(self.console), step=done.step, version=done.version)
         self.stop = Stop(grace_s=600)
         self._reference = Scorer(self.script, "reference", -2.0) if reference else None
 

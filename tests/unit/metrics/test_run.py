@@ -5,21 +5,22 @@ import time
 
 import pytest
 
+from ray_rl.app.records import columns_of, open_run
 from ray_rl.errors import RecordError
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Last, Mean
 from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.run import Run
-from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.metrics.sinks import RolloutRecords
 from ray_rl.metrics.text import Sample
+from tests.run_folders import new_run_folder
 
 
 class Started:
     def __init__(self, config, clock) -> None:
         self.stream = io.StringIO()
-        self.folder = RunFolder.create(config)
-        self.run = Run(config, self.folder, RunConsole(self.stream), clock=clock)
+        self.folder = new_run_folder(config)
+        self.run = open_run(config, self.folder, RunConsole(self.stream), clock=clock)
 
     @property
     def lines(self):
@@ -69,9 +70,12 @@ def test_a_step_returns_exactly_the_promised_keys(start, clock, make_group):
 
 def test_gauges_say_what_metrics_jsonl_says(make_config, clock, make_group):
     config, gauges = make_config(), {}
-    folder = RunFolder.create(config)
+    folder = new_run_folder(config)
     sink = GaugeSink(gauges.__setitem__)
-    with Run(config, folder, RunConsole(io.StringIO()), gauges=sink, clock=clock) as run:
+    columns = columns_of(config)
+    with Run(
+        config.run, folder, RunConsole(io.StringIO()), columns=columns, answers=(), gauges=sink, clock=clock
+    ) as run:
         do_step(run, clock, make_group([1.0, 0.0]))
     (written,) = [json.loads(line) for line in folder.metrics_jsonl.read_text().splitlines()]
     assert gauges == {"ray_rl_" + key.replace("/", "_"): value for key, value in written.items()}

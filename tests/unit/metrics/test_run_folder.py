@@ -16,20 +16,20 @@ from ray_rl.metrics.environment import (
     memory_gib,
     package_versions,
 )
-from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.metrics.whole_pieces import write_whole
+from tests.run_folders import new_run_folder, reopened
 
 
 def test_a_new_folder_is_private_and_holds_the_configuration_that_loads_back(make_config):
     config = make_config()
-    folder = RunFolder.create(config)
+    folder = new_run_folder(config)
     assert folder.root == Path(config.run.dir) / "adds"
     assert stat.S_IMODE(folder.root.stat().st_mode) == 0o700
     assert load_config(folder.config_yaml) == config
 
 
 def test_every_path_is_inside_the_folder(make_config):
-    folder = RunFolder.create(make_config())
+    folder = new_run_folder(make_config())
     names = ["config_yaml", "environment_json", "metrics_jsonl", "rollouts", "tensorboard", "checkpoints", "export"]
     paths = [getattr(folder, name) for name in (*names, "logs")] + [
         folder.trace(first_step=1),
@@ -40,21 +40,21 @@ def test_every_path_is_inside_the_folder(make_config):
 
 
 def test_an_existing_folder_is_refused_with_a_remedy_and_left_alone(make_config):
-    folder = RunFolder.create(make_config())
+    folder = new_run_folder(make_config())
     folder.config_yaml.write_text("mine")
     with pytest.raises(ConfigError, match=r"run.name='adds'.*exists already.*choose another run.name"):
-        RunFolder.create(make_config())
+        new_run_folder(make_config())
     assert folder.config_yaml.read_text() == "mine"
 
 
 def test_a_place_that_cannot_hold_a_folder_is_a_configuration_error(make_config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run.dir=.*cannot create.*Not a directory.*set run.dir"):
-        RunFolder.create(make_config(dir=str(tmp_path / "file" / "below")))
+        new_run_folder(make_config(dir=str(tmp_path / "file" / "below")))
 
 
 def test_the_environment_names_versions_hardware_and_command_line(make_config):
-    environment = json.loads(RunFolder.create(make_config()).environment_json.read_text())
+    environment = json.loads(new_run_folder(make_config()).environment_json.read_text())
     assert environment["ray_rl"] == ray_rl.__version__
     assert environment["argv"] == sys.argv
     assert environment["cores"] >= 1
@@ -98,7 +98,7 @@ def test_a_folder_outside_of_git_has_no_commit(tmp_path):
 @pytest.fixture
 def ended(make_config):
     """A folder with the records of three steps, the last line torn."""
-    folder = RunFolder.create(make_config())
+    folder = new_run_folder(make_config())
     lines = [json.dumps({"step": step, "reward/mean": step / 7}) for step in (1, 2, 3)]
     folder.metrics_jsonl.write_text("\n".join(lines) + '\n{"step": 4, "rew')
     for step in (1, 2, 3, 4):
@@ -110,7 +110,7 @@ def test_records_after_the_checkpoint_are_moved_aside_and_no_others(make_config,
     (ended.rollouts / "step_000004.failed.jsonl").write_text("failed")
     lines = ended.metrics_jsonl.read_bytes().splitlines(keepends=True)
     told = []
-    RunFolder.reopen(make_config(), step=2, note=told.append)
+    reopened(make_config(), step=2, note=told.append)
     assert ended.metrics_jsonl.read_bytes() == b"".join(lines[:2])
     assert sorted(file.name for file in ended.rollouts.iterdir()) == ["step_000001.jsonl", "step_000002.jsonl"]
     (aside,) = (ended.root / "aside").iterdir()
@@ -127,7 +127,7 @@ def test_what_an_earlier_start_from_the_same_step_wrote_moves_with_its_records(m
     old = {"trace.from_step_3.json": "[]", "environment.from_step_3.json": "{}"}
     for name, text in old.items():
         (ended.root / name).write_text(text)
-    RunFolder.reopen(make_config(), step=2)
+    reopened(make_config(), step=2)
     (aside,) = (ended.root / "aside").iterdir()
     assert {name: (aside / name).read_text() for name in old} == old
     assert json.loads((ended.root / "environment.from_step_3.json").read_text())["argv"] == sys.argv
@@ -136,7 +136,7 @@ def test_what_an_earlier_start_from_the_same_step_wrote_moves_with_its_records(m
 def test_a_run_that_starts_over_moves_everything_aside(make_config, ended):
     ended.tensorboard.mkdir()
     (ended.tensorboard / "events").write_text("")
-    RunFolder.reopen(make_config(), step=None)
+    reopened(make_config(), step=None)
     (aside,) = (ended.root / "aside").iterdir()
     assert {path.name for path in aside.iterdir()} == {"metrics.jsonl", "rollouts", "environment.json", "tensorboard"}
     assert not ended.has_records
@@ -148,21 +148,21 @@ def test_what_a_kill_left_half_written_is_removed(make_config, ended):
     for name in torn:
         (ended.root / name).write_text("torn")
     (ended.root / ".export.partial").mkdir()
-    RunFolder.reopen(make_config(), step=2)
+    reopened(make_config(), step=2)
     assert [path.name for path in ended.root.rglob("*.partial")] == [".export.partial"]
     assert len(list((ended.root / "aside").iterdir())) == 1
 
 
 def test_nothing_is_moved_where_there_are_no_later_records(make_config, ended):
-    RunFolder.reopen(make_config(), step=2)
-    RunFolder.reopen(make_config(), step=2)
+    reopened(make_config(), step=2)
+    reopened(make_config(), step=2)
     assert len(list((ended.root / "aside").iterdir())) == 1
 
 
 def test_two_moves_within_a_second_do_not_mix(make_config, ended):
-    RunFolder.reopen(make_config(), step=2)
-    RunFolder.reopen(make_config(), step=1)
-    RunFolder.reopen(make_config(), step=0)
+    reopened(make_config(), step=2)
+    reopened(make_config(), step=1)
+    reopened(make_config(), step=0)
     steps = [json.loads(file.read_bytes().splitlines()[0])["step"] for file in ended.root.glob("aside/*/metrics.jsonl")]
     assert sorted(steps) == [1, 2, 3]
 
@@ -171,29 +171,29 @@ def test_two_moves_within_a_second_do_not_mix(make_config, ended):
 def test_a_damaged_line_is_moved_aside_too(make_config, ended, damage):
     lines = ended.metrics_jsonl.read_bytes().splitlines(keepends=True)[:2]
     ended.metrics_jsonl.write_bytes(lines[0] + damage + lines[1])
-    RunFolder.reopen(make_config(), step=9)
+    reopened(make_config(), step=9)
     assert ended.metrics_jsonl.read_bytes() == b"".join(lines)
     assert [file.read_bytes() for file in ended.root.glob("aside/*/metrics.jsonl")] == [damage]
 
 
 def test_a_torn_line_at_the_end_is_moved_aside(make_config, ended):
-    RunFolder.reopen(make_config(), step=4)
+    reopened(make_config(), step=4)
     assert [json.loads(line)["step"] for line in ended.metrics_jsonl.read_text().splitlines()] == [1, 2, 3]
     assert [file.read_text() for file in ended.root.glob("aside/*/metrics.jsonl")] == ['{"step": 4, "rew']
 
 
 def test_the_configuration_before_is_kept_where_it_differs(make_config, ended):
-    RunFolder.reopen(make_config(), step=2)
+    reopened(make_config(), step=2)
     assert not list(ended.root.glob("config.until*"))
-    RunFolder.reopen(make_config(steps=9), step=2)
+    reopened(make_config(steps=9), step=2)
     assert load_config(ended.config_yaml).run.steps == 9
     assert load_config(ended.root / "config.until_step_2.yaml").run.steps == 3
     assert json.loads((ended.root / "environment.from_step_3.json").read_text())["argv"] == sys.argv
 
 
 def test_a_configuration_that_was_kept_is_not_overwritten(make_config, ended):
-    RunFolder.reopen(make_config(steps=9), step=2)
-    RunFolder.reopen(make_config(steps=7), step=2)
+    reopened(make_config(steps=9), step=2)
+    reopened(make_config(steps=7), step=2)
     kept = {load_config(file).run.steps for file in ended.root.glob("config.until_step_2*.yaml")}
     assert kept == {3, 9}
 
@@ -202,7 +202,7 @@ def test_a_configuration_that_cannot_be_written_leaves_the_one_before(make_confi
     before = ended.config_yaml.read_bytes()
     (ended.root / "config.yaml.partial").mkdir()  # as a full disk, an error of the file system
     with pytest.raises(RecordError, match=r"cannot write .*config\.yaml"):
-        RunFolder.reopen(make_config(steps=9), step=2)
+        reopened(make_config(steps=9), step=2)
     assert ended.config_yaml.read_bytes() == before
     assert len(ended.metrics_jsonl.read_text().splitlines()) == 4
 
@@ -217,7 +217,7 @@ def test_a_run_killed_by_an_older_version_in_its_change_of_configuration_has_its
 @pytest.fixture
 def started(make_config):
     """A folder as it is when Ray could not be started."""
-    folder = RunFolder.create(make_config())
+    folder = new_run_folder(make_config())
     folder.tensorboard.mkdir()
     for name in ("metrics.jsonl", "trace.json", "lock", "logs/actor-0.log", "tensorboard/events", "a.partial"):
         (folder.root / name.replace("a.partial", "config.yaml.partial")).write_text("")
@@ -247,7 +247,7 @@ def test_logs_are_of_value_unless_the_message_says_it_all(started):
 
 
 def test_one_process_at_a_time_owns_a_folder(make_config):
-    folder = RunFolder.create(make_config())
+    folder = new_run_folder(make_config())
     with folder.owned(), pytest.raises(FolderHeld, match=rf"pid {os.getpid()} on "), folder.owned():
         pass
     with folder.owned():
@@ -257,7 +257,7 @@ def test_one_process_at_a_time_owns_a_folder(make_config):
 def test_a_run_folder_is_its_owners_alone_whatever_the_umask(make_config):
     before = os.umask(0)
     try:
-        folder = RunFolder.create(make_config())
+        folder = new_run_folder(make_config())
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (folder.root, *folder.root.iterdir())}
@@ -268,7 +268,7 @@ def test_a_run_folder_is_its_owners_alone_whatever_the_umask(make_config):
 def test_the_group_reads_a_run_folder_that_says_so_and_what_is_written_into_it_later(make_config, umask):
     before = os.umask(umask)
     try:
-        folder = RunFolder.create(make_config(group_readable=True))
+        folder = new_run_folder(make_config(group_readable=True))
         write_whole(folder.rollouts / "step_000001.jsonl", iter([b"{}\n"]))
         (folder.root / "trace.json").write_text("old")
         folder.root.joinpath("trace.json").chmod(0o600)
@@ -277,10 +277,10 @@ def test_the_group_reads_a_run_folder_that_says_so_and_what_is_written_into_it_l
         assert {path.stat().st_mode & 0o777 for path in (folder.root, folder.rollouts, folder.logs)} == {0o750}
         written = (folder.config_yaml, folder.rollouts / "step_000001.jsonl", folder.root / "lock")
         assert {path.stat().st_mode & 0o777 for path in written} == {0o640}
-        RunFolder.reopen(make_config(group_readable=False), step=None)
+        reopened(make_config(group_readable=False), step=None)
         everything = [folder.root, *folder.root.rglob("*")]
         assert {path.stat().st_mode & 0o077 for path in everything} == {0}
-        RunFolder.reopen(make_config(group_readable=True), step=None)
+        reopened(make_config(group_readable=True), step=None)
         assert {path.stat().st_mode & 0o777 for path in everything if path.is_file()} == {0o640}
     finally:
         os.umask(before)
@@ -298,24 +298,24 @@ def test_the_group_reads_a_run_folder_that_says_so_and_what_is_written_into_it_l
     ],
 )
 def test_a_folder_where_a_file_should_be_is_one_sentence(make_config, name, is_folder):
-    folder = RunFolder.create(make_config())
+    folder = new_run_folder(make_config())
     path = folder.root / name
     if path.is_dir():
         path.rmdir()
     path.unlink(missing_ok=True)
     path.mkdir() if is_folder else path.write_text("mine")
     with pytest.raises(ConfigError, match=f"{name}: is a (file|folder) where a run has a (file|folder); move it away"):
-        RunFolder.reopen(make_config(), step=None)
+        reopened(make_config(), step=None)
     assert path.is_dir() == is_folder
 
 
 @pytest.mark.parametrize("name", ["export", "logs", "aside", "metrics.jsonl"])
 def test_a_link_that_leads_nowhere_is_found_at_the_start_and_not_when_it_is_needed(make_config, name):
-    folder = RunFolder.create(make_config())
+    folder = new_run_folder(make_config())
     path = folder.root / name
     if path.is_dir():
         path.rmdir()
     path.unlink(missing_ok=True)
     path.symlink_to(folder.root / "gone")
     with pytest.raises(ConfigError, match=f"{name}: is a link to .*gone, which does not exist"):
-        RunFolder.reopen(make_config(), step=None)
+        reopened(make_config(), step=None)

@@ -7,7 +7,7 @@ def test_the_reference_answer_is_of_the_column_that_a_reward_compares_with(make_
         make_config().model_dump()
         | {"rewards": [{"kind": "length", "target": 3}, {"kind": "number", "column": "gold"}]}
     )
-    columns = answer_columns(config)
+    columns = answer_columns(config.rewards)
     assert columns[0] == "gold"
     sample = first_sample(make_group([1.0], columns={"answer": "no", "gold": 0}), columns)
     assert (sample.answer, sample.reward, sample.parts) == ("0", 1.0, {"number": 1.0})

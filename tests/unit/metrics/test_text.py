@@ -1,9 +1,10 @@
 import pytest
 
+from ray_rl.app.records import columns_of
 from ray_rl.config import RunConfig
 from ray_rl.errors import Preempted
 from ray_rl.metrics.summary import Summary
-from ray_rl.metrics.text import Columns, Status, duration, printable, step_fields
+from ray_rl.metrics.text import Status, duration, printable, step_fields
 
 VALUES = {
     "step": 3,
@@ -20,7 +21,7 @@ VALUES = {
 
 
 def test_a_step_is_told_in_labels_and_values_and_a_dash_where_there_is_none(make_config):
-    assert step_fields(VALUES, Columns.of(make_config()), steps=40) == [
+    assert step_fields(VALUES, columns_of(make_config()), steps=40) == [
         ("step", " 3/40"),
         ("reward", " 0.500"),
         ("length", "   9.8"),
@@ -37,7 +38,7 @@ def test_a_step_is_told_in_labels_and_values_and_a_dash_where_there_is_none(make
 
 
 def test_every_step_has_the_same_columns_at_the_same_places(make_config):
-    columns = Columns.of(make_config())
+    columns = columns_of(make_config())
     bare = {"step": 4, "throughput/tokens_per_s": 3.0, "time/step_s": 0.1}
     full = VALUES | {
         "policy/entropy": 0.4,
@@ -54,14 +55,14 @@ def test_every_step_has_the_same_columns_at_the_same_places(make_config):
 
 
 def test_staleness_distance_and_baselines_have_columns_in_the_runs_that_have_them(make_config):
-    plain = Columns.of(make_config())
-    assert not {"stale", "kl"} & set(plain.labels)
+    plain = columns_of(make_config())
+    assert {"stale", "kl"} <= plain.absent
     assert plain.phases == ("rollout", "train", "sync", "checkpoint")
     changed = {"algorithm": {"kind": "grpo"}, "rollout": {"max_staleness": 1}}
     changed |= {"checkpoint": {"every_steps": None}}
     config = RunConfig.model_validate(make_config().model_dump() | changed)
-    full = Columns.of(config)
-    assert {"stale", "kl"} <= set(full.labels)
+    full = columns_of(config)
+    assert not full.absent
     assert full.phases == ("rollout", "reference", "train", "sync")
     assert ("stale", "2") in step_fields(VALUES | {"rollout/staleness_max": 2}, full, steps=40)
 
