@@ -52,6 +52,25 @@ class Prompt:
     """Whether the row held messages instead of text: then reward functions of TRL get messages."""
 
 
+def column_value(columns: Mapping[str, Any], path: str) -> Any:
+    """Returns the value of a column, which may be nested: `reward_model.ground_truth`.
+
+    A column whose whole name is the path comes first. Lists have no names inside.
+
+    Raises:
+        KeyError: there is no such value.
+    """
+    if path in columns:
+        return columns[path]
+    outer, _, inner = path.rpartition(".")
+    if not outer:
+        raise KeyError(path)
+    within = column_value(columns, outer)
+    if not isinstance(within, Mapping) or inner not in within:
+        raise KeyError(path)
+    return within[inner]
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One completion of a prompt, sampled by an engine."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from ray_rl.checkpoint.export_marks import exported_step, set_dtype
 from ray_rl.checkpoint.new_folder import check_new, new_folder
 from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.checkpoint.store import disk_errors_explained
@@ -15,24 +16,6 @@ from ray_rl.data.tokenizer import VOCABULARIES
 from ray_rl.errors import UserError
 
 Dtype = Literal["bfloat16", "float32"]
-
-STEP_FILE = "ray_rl.json"
-"""File of an export that names the step whose policy it holds; loaders of models ignore it."""
-
-
-def write_step(folder: Path, step: int) -> None:
-    """Writes into an export the step of its policy."""
-    (folder / STEP_FILE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
-
-
-def exported_step(folder: Path) -> int | None:
-    """Returns the step of an export's policy; None without an export, or if an older version wrote it."""
-    try:
-        content = json.loads((folder / STEP_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    step = content.get("step") if isinstance(content, dict) else None
-    return step if type(step) is int else None
 
 
 def export_run(run: Path, *, to: Path | None, dtype: Dtype | None = None, step: int | None = None) -> Path:
@@ -132,14 +115,6 @@ def _convert(folder: Path, dtype: Dtype) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         _edit_json(index, lambda content: content.setdefault("metadata", {}).update(total_size=total))
-
-
-def set_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Sets the type under the name in use, `dtype` or the older `torch_dtype`, also in nested parts."""
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
-    for part in config.values():
-        if isinstance(part, dict) and ("dtype" in part or "torch_dtype" in part):
-            set_dtype(part, dtype)
 
 
 def _edit_json(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ray_rl.catalog.weight_files import weights_digest
-from ray_rl.checkpoint.export_folder import write_step
+from ray_rl.checkpoint.export_marks import write_step
 from ray_rl.checkpoint.hugging_face import checkpoint_names, write_settings
 from ray_rl.checkpoint.new_folder import new_folder
 from ray_rl.checkpoint.reading import checkpoint_steps, read_checkpoint

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ray_rl.checkpoint.export_folder import STEP_FILE, set_dtype, write_step
+from ray_rl.checkpoint.export_marks import STEP_FILE, set_dtype, write_step
 from ray_rl.checkpoint.new_folder import replaced_folder
 from ray_rl.checkpoint.weight_files import write_weights
 from ray_rl.data.tokenizer import copy_tokenizer

@@ -38,7 +38,8 @@ def export(arguments: argparse.Namespace) -> int:
         UserError: there is no such step, no complete export, or the target is in use.
         CheckpointError: the checkpoint does not verify, or the file system refuses.
     """
-    from ray_rl.checkpoint.export_folder import export_run, exported_step
+    from ray_rl.checkpoint.export_folder import export_run
+    from ray_rl.checkpoint.export_marks import exported_step
 
     folder = export_run(arguments.run, to=arguments.to, dtype=arguments.dtype, step=arguments.step)
     step = exported_step(folder)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ray_rl.checkpoint.export_folder import exported_step
+from ray_rl.checkpoint.export_marks import exported_step
 from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.config.run import RunSection

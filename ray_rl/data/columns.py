@@ -1,4 +1,4 @@
-"""Reads values of a row by column name, including nested columns."""
+"""Names and values of the columns of a row: what is there, in plain types, and how errors show it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from ray_rl.errors import DataError
+from ray_rl.types import column_value
 
 RESERVED_COLUMNS = frozenset({"completions", "prompts", "finish_reasons", "lengths"})
 """Arguments that reward functions get in addition to the columns of the row."""
@@ -21,25 +22,6 @@ MOST_BITS = 14_000
 
 _SHOWN_CHARACTERS = 80
 _REASON_CHARACTERS = 600
-
-
-def column_value(columns: Mapping[str, Any], path: str) -> Any:
-    """Returns the value of a column, which may be nested: `reward_model.ground_truth`.
-
-    A column whose whole name is the path comes first. Lists have no names inside.
-
-    Raises:
-        KeyError: there is no such value.
-    """
-    if path in columns:
-        return columns[path]
-    outer, _, inner = path.rpartition(".")
-    if not outer:
-        raise KeyError(path)
-    within = column_value(columns, outer)
-    if not isinstance(within, Mapping) or inner not in within:
-        raise KeyError(path)
-    return within[inner]
 
 
 def has_column(columns: Mapping[str, Any], path: str) -> bool:

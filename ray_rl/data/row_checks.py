@@ -10,11 +10,12 @@ from ray_rl.config.data import Addition, DataConfig, Files, ReasoningGym
 from ray_rl.config.rewards import Choice, MathVerify, Number, RewardConfig
 from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer
-from ray_rl.data.columns import column_names, column_value, has_column, shorten
+from ray_rl.data.columns import column_names, has_column, shorten
 from ray_rl.data.layout import possible_answers
 from ray_rl.data.rows import Row, Rows
 from ray_rl.data.source import tokenize_row
 from ray_rl.errors import DataError
+from ray_rl.types import column_value
 
 
 @dataclass(slots=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ray_rl.data.columns import column_names, column_value, plain, shorten
+from ray_rl.data.columns import column_names, plain, shorten
 from ray_rl.data.layout import Layout, check_columns
 from ray_rl.data.messages import read_prompt
 from ray_rl.errors import DataError
-from ray_rl.types import Message
+from ray_rl.types import Message, column_value
 
 
 @dataclass(frozen=True, slots=True)

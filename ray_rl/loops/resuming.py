@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ray_rl.checkpoint.aside import set_checkpoints_aside
-from ray_rl.checkpoint.export_folder import exported_step
+from ray_rl.checkpoint.export_marks import exported_step
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.config import RunConfig
 from ray_rl.config.loading.load import dump_config

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.metrics.text import Sample
-from ray_rl.types import RolloutGroup
+from ray_rl.types import RolloutGroup, column_value
 
 USUAL_ANSWERS = ("answer", "solution", "ground_truth", "reward_model.ground_truth", "label", "target")
 """Columns in which data sets keep the reference answer."""
@@ -27,15 +28,14 @@ def first_sample(group: RolloutGroup, answers: tuple[str, ...]) -> Sample:
         answers: columns that may hold the reference answer, the best first.
     """
     first = group.rollouts[0]
-    found = (_value(group.prompt.columns, path) for path in answers)
-    answer = next((str(value) for value in found if value is not None), None)
+    answer = _first_value(group.prompt.columns, answers)
     return Sample(group.prompt.text, first.text, answer, first.reward, first.reward_parts)
 
 
-def _value(columns: Mapping[str, Any], path: str) -> Any:
-    """Returns the value of a column, which may be nested (`reward_model.ground_truth`); None if there is none."""
-    if path in columns:
-        return columns[path]
-    outer, _, inner = path.rpartition(".")
-    within = _value(columns, outer) if outer else None
-    return within.get(inner) if isinstance(within, Mapping) else None
+def _first_value(columns: Mapping[str, Any], paths: Sequence[str]) -> str | None:
+    for path in paths:
+        with suppress(KeyError):
+            value = column_value(columns, path)
+            if value is not None:
+                return str(value)
+    return None

@@ -12,7 +12,6 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 from ray_rl.config.loading.redact import hide, secrets_of
-from ray_rl.data.columns import column_value
 from ray_rl.errors import (
     ConfigError,
     DataError,
@@ -30,7 +29,7 @@ from ray_rl.metrics.metric import Mean, Metric, Total
 from ray_rl.rewards.functions.custom import Call
 from ray_rl.rewards.functions.parts import VERIFIER_BYTES, RewardPart
 from ray_rl.rewards.judge import Judgement
-from ray_rl.types import Prompt, Rollout, RolloutGroup
+from ray_rl.types import Prompt, Rollout, RolloutGroup, column_value
 
 Verdict = float | None | RewardError
 """What one part says of one completion; the error is raised or counted, as the part is configured."""

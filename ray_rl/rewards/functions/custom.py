@@ -19,10 +19,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ray_rl.data.columns import column_value, shorten
+from ray_rl.data.columns import shorten
 from ray_rl.errors import ConfigError
 from ray_rl.isolation.importing import import_function
 from ray_rl.rewards.functions.plain import plain_scores
+from ray_rl.types import column_value
 
 Signature = Literal["ray_rl", "trl", "verl"]
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ray_rl.config.rewards import Choice, CustomReward, MathVerify, Number, RewardConfig
-from ray_rl.data.columns import column_value, shorten
+from ray_rl.data.columns import shorten
 from ray_rl.data.rows import Row
 from ray_rl.errors import ConfigError, DataError, SandboxError
 from ray_rl.isolation.checking import check_call
@@ -20,6 +20,7 @@ from ray_rl.rewards.functions.choices import choice_gold
 from ray_rl.rewards.functions.math_text import math_gold, needs_algebra
 from ray_rl.rewards.functions.numbers import number_gold
 from ray_rl.rewards.functions.parts import VERIFIER_BYTES
+from ray_rl.types import column_value
 
 GOLD_S = 5.0
 """Limit for one gold: an expression that takes longer to parse would take it again with every completion."""

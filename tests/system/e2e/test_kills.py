@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ray_rl.checkpoint.export_folder import exported_step
+from ray_rl.checkpoint.export_marks import exported_step
 from ray_rl.config.loading.load import load_config
 from ray_rl.metrics.aside import step_of
 from tests.system.e2e.command import Ended, place_for, run, without_the_clock

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ray_rl.checkpoint.export_folder import exported_step
+from ray_rl.checkpoint.export_marks import exported_step
 from tests.system.e2e.command import LIMIT_S, Ended, kill_all, place_for, run, steps_done, wait_until, without_the_clock
 
 # The fixtures are six runs and an export.

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_rl.checkpoint.export_folder import export_run, exported_step
+from ray_rl.checkpoint.export_folder import export_run
+from ray_rl.checkpoint.export_marks import exported_step
 from ray_rl.cli.main import main
 from ray_rl.errors import UserError
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ray_rl.catalog.weight_files import weights_digest
-from ray_rl.checkpoint.export_folder import export_run, exported_step
+from ray_rl.checkpoint.export_folder import export_run
+from ray_rl.checkpoint.export_marks import exported_step
 from ray_rl.checkpoint.slices import write_slices
 from ray_rl.checkpoint.store import CheckpointStore, write_json
 from ray_rl.cli.main import main

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
-from ray_rl.checkpoint.export_folder import exported_step
+from ray_rl.checkpoint.export_marks import exported_step
 from ray_rl.checkpoint.hugging_face import check_export, export_policy
 from ray_rl.errors import DataError
 from tests.tiny_model import write_tiny_model

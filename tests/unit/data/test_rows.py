@@ -6,12 +6,11 @@ import pyarrow.parquet
 import pytest
 
 from ray_rl.config.data import Addition, CustomSource, Hub, Jsonl, Parquet, ReasoningGym
-from ray_rl.data.columns import column_value
 from ray_rl.data.layout import Layout
 from ray_rl.data.rows import Row, make_row
 from ray_rl.data.source import open_rows
 from ray_rl.errors import ConfigError, DataError
-from ray_rl.types import Message
+from ray_rl.types import Message, column_value
 
 
 def row_of(record, **changes):

@@ -1,0 +1,33 @@
+"""What an export says about itself: the step of its policy, and the type of its weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+STEP_FILE = "ray_rl.json"
+"""File of an export that names the step whose policy it holds; loaders of models ignore it."""
+
+
+def write_step(folder: Path, step: int) -> None:
+    """Writes into an export the step of its policy."""
+    (folder / STEP_FILE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+
+
+def exported_step(folder: Path) -> int | None:
+    """Returns the step of an export's policy; None without an export, or if an older version wrote it."""
+    try:
+        content = json.loads((folder / STEP_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    step = content.get("step") if isinstance(content, dict) else None
+    return step if type(step) is int else None
+
+
+def set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Sets the type under the name in use, `dtype` or the older `torch_dtype`, also in nested parts."""
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    for part in config.values():
+        if isinstance(part, dict) and ("dtype" in part or "torch_dtype" in part):
+            set_dtype(part, dtype)
