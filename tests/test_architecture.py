@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -377,6 +378,40 @@ def test_the_rule_finds_an_offence_on_its_line(rule: Rule, path: str, text: str,
 @pytest.mark.parametrize(("rule", "path", "text"), INNOCENTS, ids=name_of)
 def test_the_rule_lets_the_innocent_pass(rule: Rule, path: str, text: str):
     assert list(rule(Source(f"{PACKAGE}/{path}", text))) == []
+
+
+def executed(source: Source) -> Iterator[str]:
+    """What a source imports when it runs: not what stands under TYPE_CHECKING."""
+    branches = [n for n in ast.walk(source.tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    skipped = {line for branch in branches for line in range(branch.lineno, (branch.end_lineno or 0) + 1)}
+    yield from (name for line, name in imported(source) if line not in skipped)
+
+
+def circle(sources: list[Source]) -> list[str]:
+    """Modules that import each other in a circle, function-level imports included; [] if there is none."""
+    modules = {
+        source.path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): source for source in sources
+    }
+    graph = {
+        module: {target for name in executed(source) for target in (name, name.rpartition(".")[0])}
+        & (modules.keys() - {module})
+        for module, source in modules.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle(package: list[Source]):
+    assert circle(package) == []
+
+
+def test_a_circle_through_an_import_in_a_function_would_be_noticed():
+    one = Source("ray_rl/data/a.py", "from ray_rl.data.b import f")
+    assert circle([one, Source("ray_rl/data/b.py", "def f():\n    import ray_rl.data.a")])[0] == "ray_rl.data.a"
+    assert circle([one, Source("ray_rl/data/b.py", "import math")]) == []
 
 
 def test_the_exceptions_to_small_settings_only_shrink(package: list[Source]):
