@@ -100,15 +100,17 @@ def _clean(arguments: argparse.Namespace) -> int:
 def _doctor_of_cluster(path: str, overrides: Sequence[str], *, is_json: bool) -> int:
     config = _config(path, overrides)
 
+    from ray_rl.app.before_start import check_installed
     from ray_rl.cluster.environment import prepare_environment
-    from ray_rl.preflight.before_start import check_installed
 
     check_installed()
     prepare_environment(local=False)
     from ray_rl.preflight.nodes import look_at_cluster
 
     # Not to standard output, which is for the report.
-    report = look_at_cluster(config, lambda text: print(f"doctor: {text}", file=sys.stderr, flush=True))
+    report = look_at_cluster(
+        config.cluster, config.run.dir, lambda text: print(f"doctor: {text}", file=sys.stderr, flush=True)
+    )
     if is_json:
         print(json.dumps(_report_object(report), indent=2))
         return _exit_code(report.findings)

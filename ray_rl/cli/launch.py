@@ -12,10 +12,13 @@ from ray_rl.cli.arguments import add_config
 from ray_rl.errors import ConfigError, Preempted, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ray_rl.cli.arguments import Commands
     from ray_rl.cluster.ray_jobs import Jobs
+    from ray_rl.config.rules.launch import Backend
+    from ray_rl.config.run import RunConfig
     from ray_rl.launching.job import Job
-    from ray_rl.launching.rules import Backend
 
 BACKENDS = {
     "local": "this machine, with a Ray cluster of the run's own",
@@ -118,8 +121,7 @@ def checked_job(arguments: argparse.Namespace) -> Job:
     from ray_rl.config.gpus import asked_gpus
     from ray_rl.config.loading.load import load_config
     from ray_rl.config.rules.check import check
-    from ray_rl.launching.job import job_of
-    from ray_rl.launching.rules import check_launch
+    from ray_rl.config.rules.launch import check_launch
     from ray_rl.metrics.environment import git_state
 
     config = load_config(arguments.config, arguments.overrides, launch=arguments.launch)
@@ -129,6 +131,30 @@ def checked_job(arguments: argparse.Namespace) -> Job:
     git = git_state(Path.cwd())
     commit = None if git is None else git["commit"] + ("-dirty" if git["dirty"] else "")
     return job_of(config, arguments.config, arguments.overrides, commit=commit)
+
+
+def job_of(config: RunConfig, path: str, overrides: Sequence[str] = (), *, commit: str | None = None) -> Job:
+    """Returns the job of a checked configuration.
+
+    Args:
+        config: the configuration of the run, including overrides and the launch file.
+        path: the path of the configuration file, relative to the project.
+        overrides: `key=value`; those of `launch` and `cluster.address` are left out.
+        commit: the commit of the checkout, if the folder is one.
+
+    Raises:
+        ConfigError: the path is absolute, so the cluster may not have it; or the roles do not fit the nodes.
+    """
+    from ray_rl.launching.job import Job
+    from ray_rl.planner.plan import plan
+
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ConfigError(
+            f"{path}: must be inside the current folder, which is what the cluster gets; call ray-rl from the "
+            "project's root with a relative path"
+        )
+    kept = tuple(text for text in overrides if not text.strip().startswith(("launch.", "launch=", "cluster.address=")))
+    return Job(config=config, config_path=path, overrides=kept, plan=plan(config), commit=commit)
 
 
 def rendered(job: Job, backend: Backend) -> str:

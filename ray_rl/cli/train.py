@@ -7,10 +7,10 @@ import signal
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from ray_rl.app.before_start import check_before_start
 from ray_rl.cli.arguments import add_config, add_resume, remember, say_progress
 from ray_rl.cli.plan import print_plan_of
 from ray_rl.errors import Preempted
-from ray_rl.preflight.before_start import check_before_start
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands

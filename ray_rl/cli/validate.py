@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ray_rl.app.before_start import check_before_start, unreadable_data
 from ray_rl.cli.arguments import add_config, add_resume, say_progress
-from ray_rl.preflight.before_start import check_before_start, unreadable_data
 from ray_rl.preflight.functions import uncalled_functions
 
 if TYPE_CHECKING:

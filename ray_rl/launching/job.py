@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ray_rl.config import RunConfig
 from ray_rl.config.launch import LaunchConfig
 from ray_rl.config.loading.load import dump_config
-from ray_rl.errors import ConfigError
-from ray_rl.planner.plan import Plan, plan
+from ray_rl.planner.plan import Plan
 
 ADDRESS = "cluster.address=auto"
 """The driver joins the Ray cluster, which a back end has started or found."""
@@ -27,9 +24,11 @@ class Job:
     """A run, as all back ends see it. They add only the start of a cluster."""
 
     config: RunConfig
+    """The checked configuration, with the overrides and the launch file."""
     config_path: str
     """Path relative to the working folder, here and on the cluster."""
     overrides: tuple[str, ...]
+    """The user's overrides that the driver repeats."""
     plan: Plan
     commit: str | None = None
     """Commit of the project's checkout, with "-dirty" if tracked files differ; None outside a checkout."""
@@ -96,24 +95,3 @@ class Job:
             "RAY_worker_niceness": "0",
         }
         return dict(sorted((own | self.launch.environment).items()))
-
-
-def job_of(config: RunConfig, path: str, overrides: Sequence[str] = (), *, commit: str | None = None) -> Job:
-    """Returns the job of a checked configuration.
-
-    Args:
-        config: the configuration of the run, including overrides and the launch file.
-        path: the path of the configuration file, relative to the project.
-        overrides: `key=value`; those of `launch` and `cluster.address` are left out.
-        commit: the commit of the checkout, if the folder is one.
-
-    Raises:
-        ConfigError: the path is absolute, so the cluster may not have it; or the roles do not fit the nodes.
-    """
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ConfigError(
-            f"{path}: must be inside the current folder, which is what the cluster gets; call ray-rl from the "
-            "project's root with a relative path"
-        )
-    kept = tuple(text for text in overrides if not text.strip().startswith(("launch.", "launch=", "cluster.address=")))
-    return Job(config=config, config_path=path, overrides=kept, plan=plan(config), commit=commit)

@@ -19,7 +19,7 @@ from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_rl.cluster.session import joined
-from ray_rl.config import RunConfig
+from ray_rl.config.cluster import ClusterConfig
 from ray_rl.errors import ClusterError
 from ray_rl.preflight import node_probe
 from ray_rl.preflight.answers import Answers, gather
@@ -41,29 +41,27 @@ NCCL_TEST_OPTIONS = ("-b", "1M", "-e", "256M", "-f", "16")
 """Smallest size, largest size and factor, which give three sizes."""
 
 
-def look_at_cluster(config: RunConfig, note: Callable[[str], None]) -> Report:
+def look_at_cluster(cluster: ClusterConfig, folder: str, note: Callable[[str], None]) -> Report:
     """Checks the cluster at `cluster.address` for a run and returns the report. Every wait has a limit.
 
     Args:
-        config: the configuration of the run, with an address.
+        cluster: the `cluster` section of the run, with an address.
+        folder: `run.dir`.
         note: called with a message before each wait.
 
     Raises:
         ClusterError: the cluster cannot be joined, or has no nodes.
     """
-    assert config.cluster.address is not None, "the caller checks that there is a cluster to look at"
-    note(f"joining Ray at {config.cluster.address}")
-    with joined(config.cluster.address):
-        return _look(config, note)
+    assert cluster.address is not None, "the caller checks that there is a cluster to look at"
+    note(f"joining Ray at {cluster.address}")
+    with joined(cluster.address):
+        return _look(cluster, os.path.abspath(os.path.expanduser(folder)), note)
 
 
-def _look(config: RunConfig, note: Callable[[str], None]) -> Report:
-    nodes = _nodes(config)
-    wanted = Wanted(
-        nodes=config.cluster.nodes,
-        gpus_per_node=config.cluster.gpus_per_node if config.cluster.accelerator == "gpu" else 0,
-        folder=os.path.abspath(os.path.expanduser(config.run.dir)),
-    )
+def _look(cluster: ClusterConfig, folder: str, note: Callable[[str], None]) -> Report:
+    nodes = _nodes(cluster)
+    gpus = cluster.gpus_per_node if cluster.accelerator == "gpu" else 0
+    wanted = Wanted(nodes=cluster.nodes, gpus_per_node=gpus, folder=folder)
     with _probes(nodes) as probes:
         sights, silent, canary = _sights(nodes, probes, wanted, note)
     findings = judge_nodes(sights, silent, node_probe.versions(PACKAGES), wanted)
@@ -72,32 +70,32 @@ def _look(config: RunConfig, note: Callable[[str], None]) -> Report:
     devices = [node for node in answered if node.ranks]
     if wanted.gpus_per_node:
         findings += judge_nccl_tests(_nccl_tests(devices, note))
-    measured = Links(devices, accelerator=config.cluster.accelerator, note=note).measure()
+    measured = Links(devices, accelerator=cluster.accelerator, note=note).measure()
     findings += [*judge_links(measured.pairs), *judge_sweep(measured.points, measured.trouble)]
     return Report(findings=findings, pairs=measured.pairs, bandwidth=measured.points)
 
 
-def _nodes(config: RunConfig) -> list[Node]:
+def _nodes(cluster: ClusterConfig) -> list[Node]:
     """Returns the live nodes, sorted by address.
 
     Their names are host names if these are unique, else addresses or ids.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     if not alive:
-        raise ClusterError(f"cluster.address={config.cluster.address}: Ray knows of no node that is alive")
+        raise ClusterError(f"cluster.address={cluster.address}: Ray knows of no node that is alive")
     named: list[Callable[[dict[str, Any]], str]] = [
         lambda node: str(node["NodeManagerHostname"]),
         lambda node: str(node["NodeManagerAddress"]),
         lambda node: f"{node['NodeManagerAddress']}/{node['NodeID'][:6]}",
     ]
     name = next(name for name in named if max(Counter(map(name, alive)).values()) == 1)
-    is_cpu = config.cluster.accelerator == "cpu"
+    is_cpu = cluster.accelerator == "cpu"
     nodes = [
         Node(
             node["NodeID"],
             name(node),
             node["NodeManagerAddress"],
-            1 if is_cpu else min(int(node["Resources"].get("GPU", 0)), config.cluster.gpus_per_node),
+            1 if is_cpu else min(int(node["Resources"].get("GPU", 0)), cluster.gpus_per_node),
         )
         for node in alive
     ]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ray_rl.cli.launch import job_of
 from ray_rl.config.loading.load import load_config
-from ray_rl.launching.job import job_of
 from ray_rl.launching.kuberay.drain import drivers
 from ray_rl.launching.kuberay.manifest import manifests, render
 from tests.launching.kuberay.api_server import ApiServer

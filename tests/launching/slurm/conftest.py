@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ray_rl.cli.launch import job_of
 from ray_rl.config.loading.load import load_config
-from ray_rl.launching.job import Job, job_of
+from ray_rl.launching.job import Job
 from ray_rl.launching.slurm.commands import logs, status, submit
 from ray_rl.launching.slurm.script import render
 from tests.launching.slurm.virtual_cluster import (

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from ray_rl.app import before_start
+from ray_rl.app.before_start import check_installed
 from ray_rl.errors import UserError
-from ray_rl.preflight import before_start as preflight
-from ray_rl.preflight.before_start import check_installed
 
 CONFIG = Path(__file__).parents[3] / "configs" / "grpo_addition_smollm2-135m_cpu.yaml"
 
 
 def test_a_missing_package_is_named_before_anything_starts(monkeypatch):
-    monkeypatch.setattr(preflight, "NEEDED", ("json", "no_such_package_1", "no_such_package_2"))
+    monkeypatch.setattr(before_start, "NEEDED", ("json", "no_such_package_1", "no_such_package_2"))
     with pytest.raises(UserError) as caught:
         check_installed()
     assert str(caught.value) == (
@@ -26,14 +26,14 @@ def test_a_missing_package_is_named_before_anything_starts(monkeypatch):
 
 PROBE = """
 import sys
-from ray_rl.preflight import before_start as preflight
+from ray_rl.app import before_start
 from ray_rl.cli.main import main
 from ray_rl.errors import UserError
 def stop(config, progress):
     heavy = {"torch", "transformers", "ray", "vllm", "deepspeed", "numpy", "rich"} & set(sys.modules)
     print(sorted(heavy))
     raise UserError("enough")
-preflight.CHECKS = (preflight.Check("nothing", stop),)
+before_start.CHECKS = (before_start.Check("nothing", stop),)
 raise SystemExit(main(sys.argv[1:]))
 """
 
@@ -57,14 +57,14 @@ def test_the_first_line_comes_before_any_heavy_import_and_says_what_comes_next(t
 
 STOPPED = """
 import os, signal, sys
-from ray_rl.preflight import before_start as preflight
+from ray_rl.app import before_start
 from ray_rl.cli.main import main
 def stop(config, progress):
     try:
         os.kill(os.getpid(), int(os.environ["NUMBER"]))
     except Exception as error:
         print("taken for an error")
-preflight.CHECKS = (preflight.Check("nothing", stop),)
+before_start.CHECKS = (before_start.Check("nothing", stop),)
 raise SystemExit(main(sys.argv[1:]))
 """
 

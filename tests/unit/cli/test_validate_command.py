@@ -5,8 +5,8 @@ import json
 import pytest
 import yaml
 
+from ray_rl.app import before_start
 from ray_rl.cli.main import main
-from ray_rl.preflight import before_start as preflight
 from ray_rl.preflight import functions
 from tests.algorithm import algorithm
 
@@ -170,7 +170,7 @@ def test_a_run_that_may_be_continued_is_valid_with_resume(place):
 
 
 def test_a_base_install_checks_what_it_can_and_says_what_it_cannot_read(place, capsys, monkeypatch):
-    monkeypatch.setitem(preflight.READS, "jsonl", "no_such_package")
+    monkeypatch.setitem(before_start.READS, "jsonl", "no_such_package")
     assert main(["validate", "run.yaml", "rewards=[{kind: number, column: solution}]"]) == 0
     assert "note: the rows were not read, as no_such_package is not installed here" in capsys.readouterr().out
 

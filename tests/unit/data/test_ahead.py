@@ -3,11 +3,11 @@ import time
 
 import pytest
 
+from ray_rl.app.data_checks import check_data
 from ray_rl.data.ahead import Lookahead, check_rows
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.source import build_source
 from ray_rl.errors import DataError
-from ray_rl.preflight.data import check_data
 
 FOREVER = float("inf")
 

@@ -5,8 +5,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ray_rl.app.data_checks import check_data
 from ray_rl.errors import ConfigError, DataError
-from ray_rl.preflight.data import check_data
 
 NUMBER = {"kind": "number"}
 
@@ -107,7 +107,7 @@ def test_a_system_prompt_needs_the_chat_template(run_config, jsonl):
 
 
 def test_the_checks_load_no_torch():
-    code = "import sys, ray_rl.preflight.data; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
+    code = "import sys, ray_rl.app.data_checks; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

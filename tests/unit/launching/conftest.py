@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from ray_rl.cli.launch import job_of
 from ray_rl.config.loading.load import load_config
-from ray_rl.launching.job import Job, job_of
+from ray_rl.launching.job import Job
 
 CONFIG = """\
 run: {name: test, dir: /runs, steps: 10}

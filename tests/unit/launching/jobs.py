@@ -4,9 +4,10 @@ from pathlib import Path
 
 import yaml
 
+from ray_rl.cli.launch import job_of
 from ray_rl.config.loading.load import load_config
 from ray_rl.config.run import RunConfig
-from ray_rl.launching.job import Job, job_of
+from ray_rl.launching.job import Job
 from tests.algorithm import algorithm
 
 SHIPPED = "configs/grpo_math_qwen2.5-7b_16xh100_kuberay.yaml"

@@ -7,11 +7,11 @@ import subprocess
 
 import pytest
 
+from ray_rl.config.rules.launch import check_launch
 from ray_rl.errors import ConfigError
 from ray_rl.launching import local
 from ray_rl.launching.kuberay import manifest as kuberay
 from ray_rl.launching.ray_job import entrypoint as ray_job
-from ray_rl.launching.rules import check_launch
 from ray_rl.launching.slurm import script as slurm
 from tests.kubelet import expanded, variables
 from tests.unit.launching.bash import called, options_of

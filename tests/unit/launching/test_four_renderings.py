@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ray_rl.cli.launch import job_of
 from ray_rl.config.loading.load import load_config
 from ray_rl.launching import local
-from ray_rl.launching.job import ADDRESS, Job, job_of
+from ray_rl.launching.job import ADDRESS, Job
 from ray_rl.launching.kuberay import manifest as kuberay
 from ray_rl.launching.ray_job import entrypoint as ray_job
 from ray_rl.launching.slurm import script as slurm

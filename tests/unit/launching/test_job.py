@@ -1,8 +1,8 @@
 import pytest
 
+from ray_rl.cli.launch import job_of
 from ray_rl.config.loading.load import load_config
 from ray_rl.errors import ConfigError
-from ray_rl.launching.job import job_of
 
 
 def test_the_entrypoint_is_the_same_for_every_attempt_and_joins_the_cluster(job):

@@ -1,8 +1,8 @@
 import pytest
 
 from ray_rl.config.loading.load import load_config
+from ray_rl.config.rules.launch import check_launch
 from ray_rl.errors import ConfigError
-from ray_rl.launching.rules import check_launch
 
 
 @pytest.fixture

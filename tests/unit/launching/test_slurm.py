@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ray_rl.cli.launch import job_of
 from ray_rl.config import RunConfig
 from ray_rl.config.launch import LaunchConfig
 from ray_rl.config.loading.load import load_config
 from ray_rl.errors import ConfigError
-from ray_rl.launching.job import Job, job_of
+from ray_rl.launching.job import Job
 from ray_rl.launching.slurm.script import render
 
 ROOT = Path(__file__).parents[3]

@@ -122,7 +122,7 @@ def _check_functions(config: RunConfig) -> None:
 
 
 def _check_rows(config: RunConfig, progress: Note) -> CheckedRows | None:
-    from ray_rl.preflight.data import check_data
+    from ray_rl.app.data_checks import check_data
     from ray_rl.rewards.functions.golds import golds_checked
 
     if unreadable_data(config) is not None:
@@ -132,7 +132,7 @@ def _check_rows(config: RunConfig, progress: Note) -> CheckedRows | None:
 
 
 def _check_data(config: RunConfig, progress: Note) -> CheckedRows | None:
-    from ray_rl.preflight.data import check_data
+    from ray_rl.app.data_checks import check_data
     from ray_rl.rewards.functions.golds import golds_checked
 
     with golds_checked(config.rewards) as row_checks:
