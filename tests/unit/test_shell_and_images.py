@@ -26,7 +26,7 @@ def files():
 
 
 FRAGMENTS = {ROOT / "ray_rl/launching/slurm/body.sh"}
-"""Parts of scripts: launch/*.sbatch hold them whole."""
+"""Parts of scripts: launch/slurm.sbatch has the whole script."""
 
 
 def is_script(path):

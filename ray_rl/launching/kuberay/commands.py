@@ -11,9 +11,8 @@ import yaml
 
 from ray_rl.errors import ClusterError, UserError
 from ray_rl.launching.job import Job
-from ray_rl.launching.kuberay.manifest import API_VERSION, resource_name
+from ray_rl.launching.kuberay.manifest import API_VERSION, QUEUE_LABELS, resource_name
 from ray_rl.launching.kuberay.pods import Manifest
-from ray_rl.launching.kuberay.rules import KUEUE_QUEUE
 
 LIMIT_S = 60
 """Limit for one call of kubectl."""
@@ -64,7 +63,7 @@ def status(name: str, *, namespace: str) -> str:
     ]
     failed, retries = state.get("failed", 0), spec.get("backoffLimit", 0)
     lines = [f"{name}: {', '.join(word for word in words if word)}; {failed} attempts failed, {retries} retries"]
-    if spec.get("suspend") and KUEUE_QUEUE in found["metadata"].get("labels", {}):
+    if spec.get("suspend") and QUEUE_LABELS["kueue"] in found["metadata"].get("labels", {}):
         lines.append("  suspended: waiting for Kueue to admit it, or stopped")
     elif spec.get("suspend"):
         lines.append(f"  suspended; to continue: {_resume_command(found)}")
@@ -130,7 +129,7 @@ def stop(name: str, *, namespace: str) -> str:
 def _suspension(found: Manifest) -> tuple[str, str, dict[str, bool]]:
     """Returns kind, name and change of the object to patch so that a RayJob stops."""
     metadata = found["metadata"]
-    if KUEUE_QUEUE not in metadata.get("labels", {}):
+    if QUEUE_LABELS["kueue"] not in metadata.get("labels", {}):
         return "rayjobs.ray.io", metadata["name"], {"suspend": True}
     selector = f"kueue.x-k8s.io/job-uid={metadata['uid']}"
     words = ("get", "workloads.kueue.x-k8s.io", "-l", selector, "-o", "jsonpath={.items[*].metadata.name}")

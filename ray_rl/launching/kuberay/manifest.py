@@ -24,15 +24,22 @@ from ray_rl.launching.kuberay.pods import (
     workdir,
     worker_template,
 )
-from ray_rl.launching.kuberay.rules import MAX_JOB_NAME, problems_of
 
 API_VERSION = "ray.io/v1"
 RAY_VERSION = "2.60.0"
 """Ray's version in the image; the controller derives Ray's features from it."""
 RUN_LABEL = "ray-rl/run"
 """Label of every object that belongs to a run."""
-OF_KUBERAY = {"RAY_ADDRESS", "RAY_AUTH_MODE"}
-"""Variables that the controller sets in every pod; RAY_AUTH_TOKEN is refused as a secret."""
+MAX_JOB_NAME = 47
+"""Longest name of a RayJob: its cluster's name is 6 characters longer, and names of services have at most 63."""
+OF_KUBERAY = {
+    "RAY_ADDRESS": "KubeRay sets it in every pod",
+    "RAY_AUTH_MODE": "KubeRay sets it in every pod",
+    "RAY_REDIS_ADDRESS": "KubeRay refuses it, because the cluster of a run stores its state in no Redis",
+    "RAY_enable_autoscaler_v2": "KubeRay refuses it, because the cluster of a run has a fixed size",
+    "REDIS_USERNAME": "KubeRay refuses it, because the cluster of a run stores its state in no Redis",
+}
+"""Variables that belong to the controller, with the reason; RAY_AUTH_TOKEN is refused as a secret."""
 QUEUE_LABELS = {"kueue": "kueue.x-k8s.io/queue-name", "volcano": "volcano.sh/queue-name"}
 
 
@@ -44,16 +51,12 @@ def render(job: Job) -> str:
     `backoffLimit` to 0 (see `ray_rl.launching.kuberay.retries`).
 
     Raises:
-        ConfigError: a value that Kubernetes needs is missing, or the controller would refuse the RayJob.
+        ConfigError: a value that Kubernetes needs is missing, or a value with which the controller refuses the RayJob.
     """
     problems = [*_missing(job), *_unfit(job)]
     if problems:
         raise ConfigError(as_one_message(problems))
-    documents = manifests(job)
-    refused = [problem for document in documents for problem in problems_of(document)]
-    if refused:
-        raise ConfigError(as_one_message(refused))
-    return _HEADER.format(name=job.name) + yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120)
+    return _HEADER.format(name=job.name) + yaml.dump_all(manifests(job), Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def manifests(job: Job) -> list[Manifest]:
@@ -124,12 +127,15 @@ def _unfit(job: Job) -> list[str]:
     if launch.memory_gib_per_node is not None and kuberay.shared_memory_gib >= launch.memory_gib_per_node:
         found.append(
             f"launch.kuberay.shared_memory_gib={kuberay.shared_memory_gib}: is part of launch.memory_gib_per_node="
-            f"{launch.memory_gib_per_node} and leaves nothing of it; make it smaller"
+            f"{launch.memory_gib_per_node} and leaves no other memory; set it lower"
         )
     found += [
-        f"launch.environment.{key}={launch.environment[key]}: KubeRay sets it in every pod; leave it out"
-        for key in sorted(OF_KUBERAY & launch.environment.keys())
+        f"launch.environment.{key}={launch.environment[key]}: {reason}; leave it out"
+        for key, reason in OF_KUBERAY.items()
+        if key in launch.environment
     ]
+    if launch.time_limit_s == 0:
+        found.append(f"launch.time_limit={launch.time_limit}: KubeRay needs a limit above 0; set a longer one")
     if launch.cpus_per_node is not None and (cpus := _cpus_of_fullest_node(job)) > launch.cpus_per_node:
         found.append(
             f"launch.cpus_per_node={launch.cpus_per_node}: the roles reserve {cpus:g} CPUs of a node; set it to "

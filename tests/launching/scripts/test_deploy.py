@@ -5,7 +5,7 @@ import subprocess
 import pytest
 import yaml
 
-from ray_rl.launching.kuberay.rules import problems_of
+from tests.unit.launching.controller_rules import problems_of
 from tests.unit.launching.kinds import NO_CRDS, ROOT, schema_errors, without_kubectl
 
 KUBERAY = ROOT / "deploy" / "kuberay"

@@ -11,7 +11,7 @@ from ray_rl.config.loading.load import load_config
 from ray_rl.errors import ConfigError
 from ray_rl.launching.kuberay.manifest import RAY_VERSION, render, resource_name, submitted_line
 from ray_rl.launching.kuberay.pods import USER
-from ray_rl.launching.kuberay.rules import DNS_1035, MAX_JOB_NAME, problems_of
+from tests.unit.launching.controller_rules import DNS_1035, MAX_JOB_NAME, problems_of
 from tests.unit.launching.jobs import documents, job, shipped
 from tests.unit.launching.kinds import NO_CRDS, ROOT, schema_errors
 
@@ -238,6 +238,13 @@ class TestRefusals:
 
     def test_what_kuberay_sets_is_left_to_it(self):
         assert "launch.environment.RAY_AUTH_MODE=disabled" in refusal(environment={"RAY_AUTH_MODE": "disabled"})
+
+    @pytest.mark.parametrize("name", ["RAY_enable_autoscaler_v2", "RAY_REDIS_ADDRESS", "REDIS_USERNAME"])
+    def test_a_variable_with_which_the_controller_refuses_the_job_is_refused_before(self, name):
+        assert f"launch.environment.{name}=1: KubeRay refuses it" in refusal(environment={name: "1"})
+
+    def test_a_time_limit_of_zero_is_refused(self):
+        assert "launch.time_limit=00:00:00: KubeRay needs a limit above 0" in refusal(time_limit="00:00:00")
 
 
 class TestNames:

@@ -1,7 +1,8 @@
 """Checks a manifest for everything that KubeRay's controller refuses and no schema covers; one message per violation.
 
 Source: KubeRay 1.7, ray-operator/controllers/ray/utils/validation.go, with the default feature gates. The messages are
-ours. Types and known fields, which are in the schema of the CRD, are checked elsewhere.
+ours. Types and known fields, which are in the schema of the CRD, are checked by `kinds.py`. No configuration of a run
+can break these rules, but a change of the renderer or of the overlays in deploy/kuberay can.
 """
 
 from __future__ import annotations

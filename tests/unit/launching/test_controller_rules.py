@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from ray_rl.launching.kuberay.manifest import render
-from ray_rl.launching.kuberay.rules import CLUSTER_RULES, JOB_RULES, cluster_name, problems_of
+from tests.unit.launching.controller_rules import CLUSTER_RULES, JOB_RULES, cluster_name, problems_of
 from tests.unit.launching.jobs import documents, job
 from tests.unit.launching.kinds import CRDS, NO_CRDS, crd
 
