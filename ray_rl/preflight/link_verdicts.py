@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ray_rl.preflight.finding import Finding, Verdict
+from ray_rl.sizes import GIB, MIB
 
 Operation = Literal["all_reduce", "broadcast"]
 
@@ -154,7 +155,7 @@ def judge_sweep(points: Sequence[SweepPoint], trouble: str) -> list[Finding]:
 
 def size_text(count: int) -> str:
     """Formats bytes as 1 KiB or 32 MiB: sizes of sweeps are powers of two."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+    for unit, size in (("GiB", GIB), ("MiB", MIB), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:g} {unit}"
     return f"{count} B"

@@ -12,7 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_rl.preflight.answers import gather
-from ray_rl.preflight.link_verdicts import PairSpeed, SweepPoint, rounds, suspects
+from ray_rl.preflight.link_verdicts import GB, PairSpeed, SweepPoint, rounds, suspects
 from ray_rl.training.process_group import Member
 
 READY_S = 180.0
@@ -30,8 +30,6 @@ SWEEP_S = 90.0
 
 AGAIN = 16
 """The most pairs that are measured a second time, each alone."""
-
-GB = 1e9
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ray_rl.cluster.scratch import leftovers
 from ray_rl.preflight.finding import Finding, disk_room, no_shared_memory, shared_memory_room
-from ray_rl.sizes import GIB
+from ray_rl.sizes import GIB, MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def left_behind(sizes_bytes: Sequence[int]) -> Finding:
     """Reports files of killed runs in the folder for temporary files and in shared memory."""
     if not sizes_bytes:
         return Finding("left behind", "ok", "nothing by killed runs")
-    detail = f"{sum(sizes_bytes) / 2**20:.1f} MiB in {len(sizes_bytes)} files and folders by killed runs"
+    detail = f"{sum(sizes_bytes) / MIB:.1f} MiB in {len(sizes_bytes)} files and folders by killed runs"
     return Finding("left behind", "warn", detail, "ray-rl doctor --clean, or the next start of a run, removes it")
 
 
@@ -197,7 +197,7 @@ def usable_cores() -> float:
 def memory_gib() -> tuple[float, float]:
     """Returns the total and available memory of the machine or of the control group, whichever is less."""
     kib = {line.split(":")[0]: int(line.split()[1]) for line in _read("/proc/meminfo").splitlines()}
-    total, available = kib["MemTotal"] / 2**20, kib["MemAvailable"] / 2**20
+    total, available = kib["MemTotal"] / MIB, kib["MemAvailable"] / MIB  # KiB in a GiB are as many as bytes in a MiB
     limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
     if limit.isdecimal() and used.isdecimal():
         total = min(total, int(limit) / GIB)

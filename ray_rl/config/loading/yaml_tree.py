@@ -18,6 +18,7 @@ from typing import Any, cast
 import yaml
 
 from ray_rl.errors import ConfigError
+from ray_rl.sizes import MIB
 
 _SCALARS = (
     ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
@@ -34,7 +35,7 @@ _SCALARS = (
 )
 _PREFIX = "tag:yaml.org,2002:"
 
-MOST_BYTES = 2**20
+MOST_BYTES = MIB
 """Largest size of a file. PyYAML reads some 200 KB a second; the largest recipe has 4 KB."""
 MOST_VALUES = 20_000
 """Most values in a file, every alias written out."""
@@ -167,7 +168,7 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a readable YAML file") from None
     if len(content) > MOST_BYTES:
         raise ConfigError(
-            f"{path}: more than {MOST_BYTES // 2**20} MiB, which no configuration has; give the path of the run's YAML "
+            f"{path}: more than {MOST_BYTES // MIB} MiB, which no configuration has; give the path of the run's YAML "
             "file, and keep data in files of its own"
         )
     return text
@@ -279,7 +280,7 @@ class Build:
         if self._values > MOST_VALUES or self._characters > MOST_CHARACTERS:
             raise ConfigError(
                 f"{where}: with its aliases written out the file has more than {MOST_VALUES} values or "
-                f"{MOST_CHARACTERS // 2**20} Mi characters, which no configuration has; remove aliases of aliases"
+                f"{MOST_CHARACTERS // 10**6} million characters, which no configuration has; remove aliases of aliases"
             )
 
     def _mapping(self, node: yaml.MappingNode) -> dict[str, Located]:

@@ -24,6 +24,7 @@ from ray_rl.launching.kuberay.pods import (
     workdir,
     worker_template,
 )
+from ray_rl.sizes import GIB
 
 API_VERSION = "ray.io/v1"
 RAY_VERSION = "2.60.0"
@@ -254,7 +255,7 @@ def _workers(job: Job) -> Manifest:
 
 def _object_store(shared_memory_gib: int) -> str:
     """Returns the bytes of Ray's object store: half of /dev/shm; NCCL and the transfer of weights need the rest."""
-    return str(shared_memory_gib * 2**30 // 2)
+    return str(shared_memory_gib * GIB // 2)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -103,7 +103,10 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (LAUGHS, "with its aliases written out the file has more than 20000 values"),
         (LAUGHS.replace("[", "{k: [").replace("]", "]}"), "with its aliases written out the file has more than 20000"),
-        ("a: &a " + "x" * 500_000 + "\nb: [" + "*a, " * 5000 + "]\n", "4 Mi characters, which no configuration has"),
+        (
+            "a: &a " + "x" * 500_000 + "\nb: [" + "*a, " * 5000 + "]\n",
+            "4 million characters, which no configuration has",
+        ),
         ("a: " + "[" * 5000, "a configuration has at most 50 levels"),
         ("a: " + "{a: " * 5000, "a configuration has at most 50 levels"),
         ("".join("  " * n + "a:\n" for n in range(400)), "a configuration has at most 50 levels"),
