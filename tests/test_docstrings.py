@@ -17,7 +17,6 @@ from tests.test_architecture import PACKAGE, ROOT, Source, name_of
 REWRITE_LATER = {
     "app",
     "cluster",
-    "config",
     "loops",
     "rewards",
     "rollout",

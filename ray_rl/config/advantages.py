@@ -1,4 +1,4 @@
-"""How much better a completion was than expected: one class an estimator."""
+"""Estimators of how much better a completion was than expected, one class per `kind`."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,13 +11,13 @@ class Whiten(Config):
     """Normalisation over all loss tokens of the batch: (x - mean) / sqrt(var + eps)."""
 
     divide_by_std: bool = True
-    """False only subtracts the mean."""
+    """False subtracts only the mean."""
     ddof: Literal[0, 1] = 1
-    """1 is the unbiased variance (verl, TRL); 0 the biased one (OpenRLHF)."""
+    """1: the unbiased variance (verl, TRL); 0: the biased one (OpenRLHF)."""
     eps: float = Field(1e-8, gt=0)
-    """Added to the variance."""
+    """Number that is added to the variance."""
     eps_is_floor: bool = False
-    """The variance is at least eps, instead (OpenRLHF)."""
+    """Use eps as the smallest variance instead of adding it (OpenRLHF)."""
 
 
 class GroupAdvantage(Config):
@@ -25,25 +25,25 @@ class GroupAdvantage(Config):
 
     kind: Literal["group"] = "group"
     divide_by_std: bool = True
-    """Divide by the standard deviation. False: Dr. GRPO, arXiv:2503.20783."""
+    """Divide by the standard deviation; Dr. GRPO (arXiv:2503.20783) does not."""
     std_of: Literal["group", "batch"] = "group"
-    """Whose standard deviation; batch is that of all rewards of the step (TRL's scale_rewards)."""
+    """Standard deviation of the group's rewards, or of all rewards of the step (TRL's scale_rewards)."""
     ddof: Literal[0, 1] = 0
-    """0 is the population's standard deviation; 1 the sample's (verl, OpenRLHF, TRL)."""
+    """0: the population's standard deviation; 1: the sample's (verl, OpenRLHF, TRL)."""
     eps: float = Field(1e-6, gt=0)
-    """Added to the standard deviation. verl: 1e-6; OpenRLHF: 1e-9; TRL: 1e-4."""
+    """Number that is added to the standard deviation. verl: 1e-6; OpenRLHF: 1e-9; TRL: 1e-4."""
     singleton: Literal["zero", "score"] = "zero"
-    """Advantage of the only scored completion of a group: 0 (TRL), or its reward as it is (verl)."""
+    """Advantage of the only scored completion of a group: 0 (TRL), or its reward (verl)."""
 
 
 class LeaveOneOut(Config):
-    """Reward minus the mean of the others of its group (RLOO, arXiv:2402.14740)."""
+    """Reward minus the mean of the group's other rewards (RLOO, arXiv:2402.14740)."""
 
     kind: Literal["leave_one_out"] = "leave_one_out"
     singleton: Literal["zero", "score"] = "zero"
-    """As for `group`."""
+    """As in `group`."""
     whiten: Whiten | None = None
-    """Normalisation over the batch afterwards."""
+    """Normalisation of the advantages over the batch."""
 
 
 class ReinforcePlusPlus(Config):
@@ -63,11 +63,11 @@ class ReinforcePlusPlusBaseline(Config):
 
 
 class GpgAdvantage(Config):
-    """Centred rewards, scaled up for the groups that teach nothing (GPG, arXiv:2504.02546)."""
+    """Centred rewards, scaled up to make up for groups of equal rewards (GPG, arXiv:2504.02546)."""
 
     kind: Literal["gpg"] = "gpg"
     divisor: float = Field(1.0, gt=0)
-    """Of the advantages."""
+    """Divisor of the advantages."""
 
 
 class Gae(Config):
@@ -79,9 +79,10 @@ class Gae(Config):
     lam: float = Field(0.95, ge=0, le=1)
     """Weight of longer returns: 0 is one-step TD, 1 is Monte Carlo. TRL: 0.95; verl and OpenRLHF: 1."""
     gaps: Literal["carry", "zero"] = "carry"
-    """What a gap in the loss mask does: nothing (verl), or V = 0 in it, which ends the bootstrap (OpenRLHF)."""
+    """Effect of tokens that are not in the loss: carry ignores them (verl); zero gives them V = 0, which ends the
+    bootstrap (OpenRLHF)."""
     whiten: Whiten | None = Whiten()
-    """Normalisation of the advantages over the batch; the critic's targets are taken before it."""
+    """Normalisation of the advantages over the batch; it does not change the critic's targets."""
 
 
 class CustomAdvantage(Config):

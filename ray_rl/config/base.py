@@ -1,4 +1,4 @@
-"""What every part of the configuration shares."""
+"""The base class of every section of the configuration."""
 
 import re
 from typing import Annotated, Any
@@ -6,13 +6,13 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 
 LARGEST_INTEGER = 2**53
-"""Seeds, sizes and counts go through floats, JSON and 64-bit integers, and some are added to others."""
+"""Largest whole number, so that floats, JSON and 64-bit integers can hold it, also after additions."""
 LONGEST_S = 1e9
-"""Clocks and timers fail beyond their range; this is 31 years."""
+"""Longest time, 31 years: clocks and timers fail at much larger ones."""
 
 
 class Config(BaseModel):
-    """Frozen, no unknown keys, no inf or nan, no number beyond what machines hold; field docstrings are the help."""
+    """A frozen section without unknown keys, inf, nan or huge numbers. Errors quote the docstrings of its fields."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
@@ -21,7 +21,7 @@ class Config(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _is_bounded(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses a number that would fail hours later, in a timer or in a library that takes 64 bits."""
+        """Refuses numbers that would fail hours later, in a timer or in a library with 64-bit integers."""
         if type(value) is int and abs(value) > LARGEST_INTEGER:
             raise ValueError(f"must be at most {LARGEST_INTEGER}")
         if type(value) in (int, float) and str(info.field_name).endswith("_s") and value > LONGEST_S:
@@ -38,7 +38,7 @@ def _import_path(path: str) -> str:
     module, _, name = words.partition(":") if ":" in words else words.removesuffix(".py").rpartition(".")
     near = f"{module.removesuffix('.py').replace('/', '.')}:{name}"
     raise ValueError(
-        "must name a module and a function in it with a colon between: "
+        "must be the path of a module, a colon, and the name of a function: "
         f"{near if re.fullmatch(_IMPORT_PATH, near) else 'my_rewards:my_function'}"
     )
 
@@ -46,4 +46,4 @@ def _import_path(path: str) -> str:
 _IMPORT_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 ImportPath = Annotated[str, AfterValidator(_import_path)]
-"""`package.module:function`."""
+"""Import path of a function: `package.module:function`."""

@@ -1,4 +1,4 @@
-"""Correction for the gap between the engine that sampled and the trainer that learns. w = p_trainer / p_engine."""
+"""Importance weights that correct the difference between engine and trainer: w = p_trainer / p_engine."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from ray_rl.config.base import Config
 
 
 class TruncateTokens(Config):
-    """w of each token, clipped to [low, high] (truncated importance sampling)."""
+    """Weight each token by w, clipped to [low, high] (truncated importance sampling)."""
 
     kind: Literal["truncate_tokens"] = "truncate_tokens"
     low: float = Field(0.0, ge=0)
@@ -18,7 +18,7 @@ class TruncateTokens(Config):
 
 
 class MaskTokens(Config):
-    """w of each token, and 0 outside [low, high] (IcePop)."""
+    """Weight each token by w, or by 0 if w is outside [low, high] (IcePop)."""
 
     kind: Literal["mask_tokens"] = "mask_tokens"
     low: float = Field(0.5, ge=0)
@@ -28,24 +28,25 @@ class MaskTokens(Config):
 
 
 class TruncateSequences(Config):
-    """w of the whole completion, at most `high`."""
+    """Weight all tokens of a completion by its w, but at most by `high`."""
 
     kind: Literal["truncate_sequences"] = "truncate_sequences"
     high: float = Field(3.0, gt=0)
     """TRL: 3."""
     over: Literal["sum", "mean"] = "sum"
-    """Of the log-ratios of its tokens: sum is that of the completion (TRL), mean does not depend on its length."""
+    """How the log-ratios of tokens become that of the completion: sum (TRL), or mean, which does not depend on
+    length."""
 
 
 class MaskSequences(Config):
-    """w of the whole completion, and 0 outside [low, high]."""
+    """Weight all tokens of a completion by its w, or by 0 if it is outside [low, high]."""
 
     kind: Literal["mask_sequences"] = "mask_sequences"
     low: float = Field(0.0, ge=0)
     high: float = Field(3.0, gt=0)
     """TRL: 3."""
     over: Literal["sum", "mean"] = "sum"
-    """As for truncate_sequences; OpenRLHF: mean."""
+    """As in `truncate_sequences`. OpenRLHF: mean."""
 
 
 Correction = Annotated[TruncateTokens | MaskTokens | TruncateSequences | MaskSequences, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""Where prompts come from: a union on `kind`."""
+"""The `data` section: where prompts come from, one class per `kind`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,34 +9,35 @@ from ray_rl.config.base import Config, ImportPath
 
 
 class Source(Config):
-    """What all prompt sources share."""
+    """Settings of all prompt sources."""
 
     shuffle: bool = True
-    """Draw in an order that is a function of (run.seed, epoch) alone. False keeps the order of the source."""
+    """Draw prompts in a random order that depends only on `run.seed` and the epoch. False keeps the source's order."""
     system_prompt: str | None = None
-    """Put before the conversation. None leaves it to the model's chat template."""
+    """System message at the start of every conversation. None: what the model's chat template does without one."""
     template_options: dict[str, JsonValue] = Field(default_factory=dict)
-    """Values for variables that the chat template reads, for example {enable_thinking: false}, or {date_string: ...}
-    for one that writes today's date. The exported model's template has them as defaults."""
+    """Values of variables that the chat template reads, for example {enable_thinking: false}, or {date_string: ...} for
+    a template that writes today's date. The template of the exported model has them as defaults."""
     max_prompt_tokens: int = Field(1024, ge=1)
-    """Longer prompts are filtered out, counted and reported."""
+    """Longer prompts are left out; their number is reported."""
     check_s: float = Field(60.0, ge=0)
-    """Every row is checked before the start for at most this long; the others are checked during training."""
+    """Limit for checking rows before the start; the remaining rows are checked during training."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """A row that cannot be read, or that the chat template refuses, stops the run and is named; `skip` leaves it out
-    and counts it."""
+    """What happens if a row cannot be read or the chat template refuses it: stop ends the run with an error that names
+    the row; skip leaves the row out and counts it."""
 
 
 class Addition(Source):
-    """Procedural: "What is 17+25? Answer with a number." Column `answer` holds the sum."""
+    """Generated questions: "What is 17+25? Answer with a number." The column `answer` has the sum."""
 
     kind: Literal["addition"] = "addition"
     maximum: int = Field(50, ge=1)
-    """Both numbers are drawn from 0 to this, inclusive."""
+    """Largest value of the two numbers; the smallest is 0."""
     by_digits: bool = False
-    """Draw the number of digits first, so that easy sums are as frequent as hard ones: what a critic can tell apart."""
+    """Draw the number of digits first, so that easy sums are as frequent as hard ones. A critic can then learn to tell
+    them apart."""
     size: int = Field(10_000, ge=1)
-    """Questions an epoch."""
+    """Number of questions in an epoch."""
 
 
 class ReasoningGym(Source):
@@ -46,43 +47,44 @@ class ReasoningGym(Source):
     task: str
     """Name of the task, for example `leg_counting` or `chain_sum`."""
     size: int = Field(1_000, ge=1)
-    """Questions an epoch."""
+    """Number of questions in an epoch."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the task's own configuration, for example {min_terms: 2}."""
+    """Options of the task itself, for example {min_terms: 2}."""
 
 
 class Table(Source):
-    """What sources made of rows share: which columns are the prompt and the answer."""
+    """Settings of sources with columns: which columns have the prompt and the answer."""
 
     format: Literal["auto", "plain", "verl", "trl", "openrlhf", "gsm8k", "math"] = "auto"
-    """Whose names the columns have: `verl` (prompt, reward_model.ground_truth), `trl` (prompt, solution), `openrlhf`
-    (input, label), `gsm8k` (question, answer), `math` (problem, answer), `plain` (prompt, answer). `auto` looks at the
-    columns and says what it found. Columns that `prompt_column` and `columns` name come first."""
+    """Names of the columns with prompt and answer: `verl` (prompt, reward_model.ground_truth), `trl` (prompt,
+    solution), `openrlhf` (input, label), `gsm8k` (question, answer), `math` (problem, answer), `plain` (prompt,
+    answer). `auto` finds out from the columns and prints the result. `prompt_column` and `columns` have precedence."""
     prompt_column: str | None = None
-    """Text, or a list of {role, content} messages; a dot leads into a nested column. None: by the format."""
+    """Column with the prompt, which is text or a list of {role, content} messages. A dotted path names a nested column.
+    None: the column of the format."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Renames: {name that the rewards see: column of the file}; `reward_model.ground_truth` is a nested one. Unnamed
-    columns keep their names."""
+    """New names of columns: {name that rewards see: column of the file}. A dotted path, like
+    `reward_model.ground_truth`, names a nested column. Other columns keep their names."""
     chat: bool = True
-    """Wrap text as a user message and apply the chat template. False feeds the text as it is."""
+    """Apply the chat template; a prompt that is text becomes a user message. False uses the text without a template."""
     drop_last_answer: bool = False
-    """Leave out the assistant's messages at the end of a conversation. Without, such a prompt is refused: the model
-    would read the answer."""
+    """Remove the assistant's messages at the end of a conversation. False refuses such prompts, because they would show
+    the answer to the model."""
 
 
 class Files(Table):
-    """What files share. A folder or a pattern like `data/*.parquet` stands for all its files, in the order of names."""
+    """Settings of files. A folder, or a pattern like `data/*.parquet`, stands for all its files, sorted by name."""
 
     path: str
-    """A file, a folder, or a pattern. What `datasets` wrote with `save_to_disk` is read, too."""
+    """A file, a folder or a pattern, or a folder that `save_to_disk` of `datasets` wrote."""
     split: str = "train"
-    """Which part of a `DatasetDict` that `save_to_disk` wrote."""
+    """Split to read, if `save_to_disk` wrote a `DatasetDict`."""
 
 
 class Jsonl(Files):
-    """One JSON object a line, also compressed (`.jsonl.gz`).
+    """Files with one JSON object per line, also compressed (`.jsonl.gz`).
 
-    GSM8K as published: {path: train.jsonl} with the reward `number` or `math_verify`.
+    For GSM8K as published, set {path: train.jsonl} and the reward `number` or `math_verify`.
     """
 
     kind: Literal["jsonl"] = "jsonl"
@@ -95,33 +97,35 @@ class Parquet(Files):
 
 
 class Csv(Files):
-    """Text files with a header and one record a row; all values are text."""
+    """Text files with a header and one record per line; all values are text."""
 
     kind: Literal["csv"] = "csv"
     delimiter: str = Field(",", min_length=1, max_length=1)
-    """Between two values; "\\t" for tab-separated files."""
+    """Character between two values: "\\t" for tab-separated files."""
 
 
 class Hub(Table):
-    """A data set of the Hugging Face hub, by the name that `datasets.load_dataset` takes.
+    """A data set on the Hugging Face hub.
 
-    A local folder works, too: one that `load_dataset` takes, or one that `save_to_disk` wrote.
+    A local folder works too, if `datasets.load_dataset` accepts it or `save_to_disk` wrote it.
     """
 
     kind: Literal["hub"] = "hub"
     name: str
+    """Name for `datasets.load_dataset`: owner/name, or a folder."""
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
 
 
 class CustomSource(Source):
-    """An import path to `function(**options) -> Sequence[Mapping]`, rows with a `prompt` (text or messages)."""
+    """Rows of your `function(**options) -> Sequence[Mapping]`; each has a `prompt`, text or messages."""
 
     kind: Literal["custom"] = "custom"
     function: ImportPath
-    """`package.module:function`."""
+    """Import path: `package.module:function`."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the function."""
 
 
 DataConfig = Annotated[
@@ -130,5 +134,5 @@ DataConfig = Annotated[
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path stands for all files that match it, and not for one file or folder."""
+    """Returns whether a path is a pattern for several files, and not the name of one file or folder."""
     return any(character in path for character in "*?[") and not Path(path).expanduser().exists()

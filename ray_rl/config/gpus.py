@@ -1,4 +1,4 @@
-"""How many GPUs a run asks for, role by role, and how many this machine has."""
+"""How many GPUs each role of a run needs, and how many this machine has."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from ray_rl.config.roles import ROLLOUT, Role, roles_of
 from ray_rl.config.run import RunConfig
 
 DEVICES = Path("/dev")
-"""Where the kernel lists the GPUs."""
+"""The folder where the kernel lists GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """The GPUs of one group of roles."""
+    """The GPUs that a group of roles needs."""
 
     role: str
     """Roles that share the group are joined by "+"."""
     gpus: int
     keys: str
-    """The configuration that says so."""
+    """The keys of the configuration that set this number."""
 
     def __str__(self) -> str:
         return f"{self.role} {self.gpus} ({self.keys})"
 
 
 def role_groups(config: RunConfig) -> list[tuple[str, ...]]:
-    """The roles of the run by GPU group: those that `cluster.colocate` puts together, and each of the others alone."""
+    """Returns the groups of roles that share GPUs by `cluster.colocate`, and each other role as a group of its own."""
     present = [role.name for role in roles_of(config)]
     shared = [tuple(role for role in present if role in roles) for roles in config.cluster.colocate]
     taken = {role for roles in shared for role in roles}
@@ -38,7 +38,7 @@ def role_groups(config: RunConfig) -> list[tuple[str, ...]]:
 
 
 def asked_gpus(config: RunConfig) -> list[Ask]:
-    """What each GPU group of the run asks for."""
+    """Returns the GPUs of each group of roles."""
     by_name = {role.name: role for role in roles_of(config)}
     asks = []
     for names in role_groups(config):
@@ -58,7 +58,7 @@ def asked_gpus(config: RunConfig) -> list[Ask]:
 
 
 def visible_gpu_count() -> int:
-    """GPUs of this machine that CUDA may use: /dev/nvidia0, 1, ..., less those that CUDA_VISIBLE_DEVICES hides."""
+    """Returns how many GPUs CUDA may use here: /dev/nvidia0, 1, ..., without those that CUDA_VISIBLE_DEVICES hides."""
     devices = sum(1 for device in DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia[0-9]+", device.name))
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:

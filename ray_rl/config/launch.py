@@ -1,4 +1,4 @@
-"""How a run gets onto a cluster. `ray-rl render` and `ray-rl submit` read it; training does not."""
+"""The `launch` section: how a run reaches a cluster. `ray-rl render` and `ray-rl submit` read it; training does not."""
 
 from typing import Literal
 
@@ -8,40 +8,42 @@ from ray_rl.config.base import Config
 
 
 class RayJobLaunch(Config):
-    """`ray job submit` to a Ray cluster that is there."""
+    """A job of an existing Ray cluster, as `ray job submit` makes it."""
 
     address: str | None = None
-    """Of the cluster's dashboard, http://host:8265. None: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS."""
+    """URL of the cluster's dashboard: http://host:8265. None reads RAY_API_SERVER_ADDRESS or RAY_ADDRESS."""
     token_path: str | None = None
-    """File with the token of the cluster, mode 600. None: RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or it has none."""
+    """File with the cluster's token, mode 600. None reads RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH; without these, no
+    token is sent."""
 
 
 class SlurmLaunch(Config):
-    """An sbatch script that starts Ray on its nodes and ends it."""
+    """An sbatch script that starts Ray on its nodes, trains, and stops Ray."""
 
     account: str | None = None
     qos: str | None = None
     container: Literal["none", "pyxis"] = "none"
-    """pyxis: every step runs in `launch.image`, by pyxis and enroot."""
+    """pyxis: every step runs in a container of `launch.image`, made by pyxis and enroot."""
     cpu_nodes: int = Field(0, ge=0)
-    """Nodes without GPUs, as a group of their own in a heterogeneous job. Ray's head and the driver move to the first
-    of them, and with the driver the reward functions, which run beside it: they then take no cores from trainers and
-    engines. More than one only helps rewards or environments of yours that start Ray tasks; with
-    `cluster.accelerator=cpu` Ray places roles there, too."""
+    """Number of additional nodes without GPUs; they become the first group of a heterogeneous job. Ray's head, the
+    driver and the reward functions then run on the first of them, and take no cores from trainers and engines. More
+    than one helps only if your rewards or environments start Ray tasks. With `cluster.accelerator=cpu`, Ray also places
+    roles there."""
     cpu_partition: str | None = None
-    """Of that group. None: `launch.queue`."""
+    """Partition of the nodes without GPUs. None uses `launch.queue`."""
     warn_s: int = Field(300, ge=10)
-    """USR1 comes so long before the time limit: the run saves, and the job is queued again. More than `run.grace_s`."""
+    """How long before the time limit Slurm sends USR1: the run then saves, and the job is queued again. Must be longer
+    than `run.grace_s`."""
     ready_timeout_s: int = Field(600, ge=10)
-    """Limit for all Ray nodes to be alive."""
+    """Limit for all Ray nodes to join."""
     port: int = Field(6379, ge=1024, le=19991)
-    """Of Ray's head. The ports above it (to `port` + 8) and workers' 20000-21999 are used too, all below the ephemeral
-    range. Two jobs that share a node need ports apart."""
+    """Port of Ray's head. Ray also uses the next eight ports, and 20000 to 21999 for workers; all of them are below the
+    ephemeral range. Jobs that share a node need different ports."""
     setup: list[str] = Field(default_factory=list)
-    """Lines of shell for the environment of all steps: "module load cuda", "source .venv/bin/activate". None: the
-    project's own .venv; in images, nothing."""
+    """Shell lines that prepare the environment of every step: "module load cuda", "source .venv/bin/activate". If
+    empty, the project's own .venv is used, or in a container the environment of the image."""
     options: list[str] = Field(default_factory=list)
-    """Further sbatch options, as written behind #SBATCH: "--exclusive", "--constraint=h100"."""
+    """Further options of sbatch, as written after #SBATCH: "--exclusive", "--constraint=h100"."""
 
 
 class KubeRayLaunch(Config):
@@ -49,54 +51,55 @@ class KubeRayLaunch(Config):
 
     namespace: str = "default"
     service_account: str | None = None
-    """Of the head, where the driver runs; it needs the right to patch this RayJob, else exit code 2 is tried again.
-    None: one is made with the job, with that right and no other."""
+    """Account of the head's pod, where the driver runs. It needs the right to patch this RayJob; otherwise KubeRay
+    retries a run that ended with exit code 2. None creates an account that has only this right."""
     node_selector: dict[str, str] = Field(default_factory=dict)
-    """Labels of the nodes for GPUs: {nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3}."""
+    """Labels of the nodes with GPUs: {nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3}."""
     head_cpus: int = Field(4, ge=1)
-    """Of the head, which runs Ray's services and the driver, and no role."""
+    """CPUs of the head's pod, which runs Ray's services and the driver, but no role."""
     head_memory_gib: int = Field(32, ge=2)
-    """Of the head. Its /dev/shm is that of the other pods, but at most half of this."""
+    """Memory of the head's pod. Its /dev/shm has `shared_memory_gib`, but at most half of this memory."""
     claim: str = "ray-rl-runs"
-    """PersistentVolumeClaim, ReadWriteMany, for run folders; mounted at `runs_path`."""
+    """PersistentVolumeClaim (ReadWriteMany) for run folders; mounted at `runs_path`."""
     runs_path: str = "/runs"
     scheduler: Literal["none", "kueue", "volcano"] = "none"
-    """Who admits the whole gang; `launch.queue` is its queue."""
+    """The scheduler that admits all pods of the job together; `launch.queue` names its queue."""
     environment_from: str | None = None
     """Secret whose keys become environment variables of every pod: HF_TOKEN, WANDB_API_KEY."""
     shared_memory_gib: int = Field(16, ge=1)
-    """Size of /dev/shm, which is memory of the pod."""
+    """Size of /dev/shm, which is part of the pod's memory."""
     ready_timeout_s: int = Field(3600, ge=10)
-    """The job fails when it does not run by then (preRunningDeadlineSeconds)."""
+    """Limit for the job to start (preRunningDeadlineSeconds); after it, the job fails."""
     rdma_resource: str | None = None
-    """Of a network device plugin, for example rdma/rdma_shared_device_a; asked for on every GPU pod."""
+    """Resource of a network device plugin, for example rdma/rdma_shared_device_a; every pod with GPUs requests one."""
 
 
 class LaunchConfig(Config):
-    """One description for every way onto a cluster. Nodes and GPUs are those of `cluster`."""
+    """Settings for all launchers. The numbers of nodes and GPUs come from the `cluster` section."""
 
     image: str | None = None
-    """Of containers, best by digest."""
+    """Image of the containers, best by digest."""
     mounts: list[str] = Field(default_factory=list)
-    """Of containers under Slurm: "/lustre/me:/lustre/me"."""
+    """Folders to mount into containers under Slurm: "/lustre/me:/lustre/me"."""
     workdir: str | None = None
-    """The project on the cluster's nodes, where the configuration's paths start. None: the current folder; in images,
-    /workspace. A Ray job always runs in its copy of the current folder."""
+    """The project's folder on the nodes; relative paths of the configuration start there. None uses the current folder,
+    or /workspace in a container. A Ray job always runs in its copy of the current folder."""
     environment: dict[str, str] = Field(default_factory=dict)
-    """Variables of the driver and of all workers: NCCL_SOCKET_IFNAME, NCCL_IB_HCA. Secrets do not belong here."""
+    """Environment variables of the driver and of all workers: NCCL_SOCKET_IFNAME, NCCL_IB_HCA. Do not put secrets
+    here."""
     queue: str | None = None
-    """Slurm's partition, Kueue's or Volcano's queue."""
+    """Slurm's partition, or the queue of Kueue or Volcano."""
     time_limit: str = Field("24:00:00", pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-5][0-9]:[0-5][0-9]$")
-    """[days-]hours:minutes:seconds of one attempt. A Ray job has no limit."""
+    """Time limit of one attempt: [days-]hours:minutes:seconds. A Ray job has no limit."""
     retries: int = Field(3, ge=0)
-    """Attempts after the first, each going on from the newest checkpoint. Exit code 2 is never tried again; an attempt
-    that saved and ended with 75 always is, where the scheduler can do it, and does not count."""
+    """Number of retries; each continues from the newest checkpoint. Exit code 2 is never retried. An attempt that saved
+    and ended with 75 is always restarted, if the scheduler can do it, and is not counted."""
     cpus_per_node: int | None = Field(None, ge=1)
-    """That Ray is told of, and that are asked of the scheduler. None: all that a node has."""
+    """CPUs of a node that are requested from the scheduler and given to Ray. None: all that a node has."""
     memory_gib_per_node: int | None = Field(None, ge=1)
-    """Asked of the scheduler. None: left to it; KubeRay needs it."""
+    """Memory of a node that is requested from the scheduler. None uses the scheduler's default; KubeRay has none."""
     preflight: bool = False
-    """Look at all nodes and the links between them (`ray-rl doctor --cluster`) before training; a failure ends the
+    """Check all nodes and the links between them before training (`ray-rl doctor --cluster`); a failure ends the
     attempt."""
     ray_job: RayJobLaunch = RayJobLaunch()
     slurm: SlurmLaunch = SlurmLaunch()
@@ -104,7 +107,7 @@ class LaunchConfig(Config):
 
     @property
     def time_limit_s(self) -> int:
-        """Seconds of `time_limit`."""
+        """The time limit in seconds."""
         days, _, clock = self.time_limit.rpartition("-")
         hours, minutes, seconds = map(int, clock.split(":"))
         return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -1,4 +1,4 @@
-"""What the policy minimises: one class a surrogate. R is the ratio of the policy to itself before the update."""
+"""The losses of the policy, one class per `kind`. R is the ratio of its probabilities to those before the update."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,38 +12,38 @@ class Clipped(Config):
 
     kind: Literal["clipped"] = "clipped"
     dual_clip: float | None = Field(None, gt=1)
-    """Bounds the loss of a negative advantage at -A times this (arXiv:1912.09729). verl: 3; OpenRLHF, TRL: none."""
+    """Upper limit of the loss for a negative advantage A: -A times this (arXiv:1912.09729). verl: 3; others: none."""
     ratio_cap: float | None = Field(None, gt=0)
-    """R is at most this before all else, whatever the sign of A (TRL's delta)."""
+    """Upper limit of R for any sign of A, applied first (TRL's delta)."""
 
 
 class Gspo(Config):
-    """PPO's objective with one ratio per sequence (GSPO, arXiv:2507.18071). Wants reduction: sequence_mean."""
+    """PPO's objective with one ratio per sequence (GSPO, arXiv:2507.18071). Use it with `reduction: sequence_mean`."""
 
     kind: Literal["gspo"] = "gspo"
     gradient: Literal["token", "sequence"] = "token"
-    """Through each token's log-probability (GSPO-token, verl), or through the mean (OpenRLHF). Where the advantage is
-    the same for all tokens of a sequence both are equal."""
+    """Whether the gradient flows through each token's log-probability (GSPO-token, verl) or through their mean
+    (OpenRLHF). Both are equal if all tokens of a sequence have the same advantage."""
 
 
 class Cispo(Config):
-    """REINFORCE weighted by the clipped ratio (CISPO, arXiv:2506.13585). clip: [1, x] has no lower bound, as in TRL."""
+    """REINFORCE weighted by the clipped ratio (CISPO, arXiv:2506.13585); `clip: [1, x]` means no lower limit."""
 
     kind: Literal["cispo"] = "cispo"
 
 
 class Sapo(Config):
-    """A soft gate in place of the clip (SAPO, arXiv:2511.20347). Wants reduction: sequence_mean. `clip` is not used."""
+    """A soft gate replaces the clip (SAPO, arXiv:2511.20347); `clip` has no effect. Use `reduction: sequence_mean`."""
 
     kind: Literal["sapo"] = "sapo"
     temperature_positive: float = Field(1.0, gt=0)
     """Steepness of the gate where A > 0."""
     temperature_negative: float = Field(1.05, gt=0)
-    """Elsewhere; larger, so that unlikely tokens push less."""
+    """Steepness of the gate where A <= 0; larger, so that unlikely tokens have less influence."""
 
 
 class PolicyGradient(Config):
-    """-A log p, without ratio and bounds (GPG, arXiv:2504.02546). `clip` is not used."""
+    """-A log p, without a ratio (GPG, arXiv:2504.02546); `clip` has no effect."""
 
     kind: Literal["policy_gradient"] = "policy_gradient"
 

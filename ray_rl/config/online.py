@@ -1,4 +1,4 @@
-"""The algorithms that learn from rollouts of the policy: one class per `kind`, whose defaults are its vetted numbers.
+"""The algorithms that learn from rollouts of the policy: one class per `kind`, with its vetted defaults.
 
 A field that a class does not set keeps the default of `Algorithm`.
 """
@@ -21,7 +21,7 @@ from ray_rl.config.losses import Cispo, Gspo, LossConfig, PolicyGradient, Sapo
 
 
 class PpoAlgorithm(Algorithm):
-    """PPO for language models: one completion a prompt, KL in the reward, values of a critic.
+    """PPO for language models: one completion per prompt, KL in the reward, and values of a critic.
 
     Sources: arXiv:1707.06347; for language models arXiv:2203.02155. KL 0.05 with k1 and 4 epochs are TRL's; lam 0.95.
     """
@@ -46,7 +46,7 @@ class GrpoAlgorithm(Algorithm):
 
 
 class DrGrpoAlgorithm(Algorithm):
-    """Dr. GRPO: neither the standard deviation nor the length divides, and there is no KL.
+    """Dr. GRPO: no division by the standard deviation or by the length, and no KL.
 
     Source: arXiv:2503.20783, section 3.2.
     """
@@ -57,7 +57,7 @@ class DrGrpoAlgorithm(Algorithm):
 
 
 class DapoAlgorithm(Algorithm):
-    """DAPO: a higher upper clip, mean over tokens, dynamic sampling, a soft punishment of overlong completions.
+    """DAPO: a higher upper clip, mean over tokens, dynamic sampling, and a soft punishment of long completions.
 
     Source: arXiv:2503.14476, section 3; the buffer of the soft punishment is 4096 of 20480 tokens there.
     """
@@ -71,7 +71,7 @@ class DapoAlgorithm(Algorithm):
 
 
 class RlooAlgorithm(Algorithm):
-    """RLOO: the mean of the other completions is the baseline, and KL is in the reward of the sequence.
+    """RLOO: the mean of the other completions is the baseline, and KL is in the reward of the completion.
 
     Source: arXiv:2402.14740. KL 0.05 and the clipped ratio, which matters if there are several updates, are TRL's.
     """
@@ -83,7 +83,7 @@ class RlooAlgorithm(Algorithm):
 
 
 class ReinforcePlusPlusAlgorithm(Algorithm):
-    """REINFORCE++: one completion a prompt, KL in the reward of each token.
+    """REINFORCE++: one completion per prompt, and KL in the reward of each token.
 
     Source: arXiv:2501.03262. KL 0.01 is OpenRLHF's.
     """
@@ -95,7 +95,7 @@ class ReinforcePlusPlusAlgorithm(Algorithm):
 
 
 class ReinforcePlusPlusBaselineAlgorithm(Algorithm):
-    """REINFORCE++ with the mean of the group as baseline, and KL in the loss.
+    """REINFORCE++ with the group's mean as baseline, and KL in the loss.
 
     Source: arXiv:2501.03262. KL 0.01 with k2 is OpenRLHF's.
     """
@@ -106,7 +106,7 @@ class ReinforcePlusPlusBaselineAlgorithm(Algorithm):
 
 
 class GspoAlgorithm(Algorithm):
-    """GSPO: one ratio per sequence, with bounds that fit it.
+    """GSPO: one ratio per sequence, with limits that fit it.
 
     Source: arXiv:2507.18071, section 5.1.
     """
@@ -119,7 +119,7 @@ class GspoAlgorithm(Algorithm):
 
 
 class CispoAlgorithm(Algorithm):
-    """CISPO: REINFORCE weighted by the clipped ratio, without a lower bound in effect.
+    """CISPO: REINFORCE weighted by the clipped ratio; the lower limit has no effect.
 
     Source: arXiv:2506.13585, section 3.1.
     """
@@ -132,7 +132,7 @@ class CispoAlgorithm(Algorithm):
 
 
 class SapoAlgorithm(Algorithm):
-    """SAPO: a soft gate instead of the clip.
+    """SAPO: a soft gate replaces the clip.
 
     Source: arXiv:2511.20347.
     """
@@ -144,7 +144,7 @@ class SapoAlgorithm(Algorithm):
 
 
 class GpgAlgorithm(Algorithm):
-    """GPG: a policy gradient without ratio and KL, scaled up for the groups that teach nothing.
+    """GPG: a policy gradient without ratio and KL, scaled up to make up for groups of equal rewards.
 
     Source: arXiv:2504.02546.
     """

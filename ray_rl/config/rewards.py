@@ -1,4 +1,4 @@
-"""What a completion is worth: a list of weighted parts, each a union on `kind`."""
+"""The `rewards` section: functions and models that score completions, one class per `kind`."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,146 +8,118 @@ from ray_rl.config.base import Config, ImportPath
 
 
 class Part(Config):
-    """What all judges share."""
+    """Settings of all judges. The reward of a completion is the weighted sum of their scores."""
 
+    kind: str = ""
+    """Names the judge."""
     weight: float = Field(1.0, allow_inf_nan=False)
-    """Factor in the sum."""
+    """Weight in the sum."""
     name: str | None = None
-    """Key in records and metrics (`reward/<name>_mean`). None: the kind; of `custom`, the name of the function."""
+    """Name in records and metrics (`reward/<name>_mean`). None: the kind; for `custom`, the name of the function."""
     on_error: Literal["stop", "skip"] = "stop"
-    """A function that raises or hangs, and any judge that returns nan, stops the step and names the sample; `skip`
-    counts it and has no opinion. Where a verifier of ours cannot check what the policy wrote, that is a 0 and not an
-    error: it is counted in `reward/<name>_unverified`."""
+    """What happens if a function raises or hangs, or a judge returns nan: stop ends the step with an error that names
+    the sample; skip counts it and gives no score. If one of our verifiers cannot check a completion, that is no error:
+    the score is 0, and `reward/<name>_unverified` counts it."""
 
     @property
     def label(self) -> str:
-        """The key in records and metrics."""
+        """The name in records and metrics."""
         return self.name or self.default_name
 
     @property
     def default_name(self) -> str:
-        """The name of a part that was given none."""
-        raise NotImplementedError
+        """The name if none is set."""
+        return self.kind
 
 
 class FunctionPart(Part):
-    """What all reward functions share."""
+    """Settings of all reward functions."""
 
     timeout_s: float = Field(10.0, gt=0)
-    """Limit for one call: over the completions of one prompt for `custom`, over one completion for the others."""
+    """Limit for one call. A call scores all completions of a prompt for `custom`, and one completion for other
+    kinds."""
     workers: int | None = Field(None, ge=1, le=64)
-    """Processes that score at the same time, where the function runs in a process of its own. None: one for each core
-    of the driver's machine; 1 for `custom`, whose function may keep state."""
+    """Number of processes that score concurrently, if the function runs in a process of its own. None: one per core of
+    the driver's machine; for `custom` 1, because the function may have state."""
 
 
-class Number(FunctionPart):
-    r"""1 if the number that the completion answers with equals the column's exactly, else 0.
+class Comparison(FunctionPart):
+    """Settings of functions that compare a completion's answer with a column."""
 
-    That is the number of its last \boxed{...}, or else the last one, behind the thinking. A column that is not exactly
-    one number is refused before the start; of "... #### 42" it is what follows the hashes.
+    column: str = "answer"
+    """Column with the right answer. A dotted path, like `reward_model.ground_truth`, names a nested column."""
+    require_stop: bool = True
+    """Score 0 if the token limit cut the completion off, because its last words may not be its answer."""
+
+
+class Number(Comparison):
+    r"""1 if the number in the completion equals the column's exactly, else 0.
+
+    The completion's number is that in its last \boxed{...}, or else its last one; the part where it thinks does not
+    count. A column that is not exactly one number is refused before the start; in "... #### 42" it is 42.
     """
 
     kind: Literal["number"] = "number"
-    column: str = "answer"
-    """May be a dotted path into nested columns: `reward_model.ground_truth`."""
-    require_stop: bool = True
-    """A completion cut off by the token limit scores 0: its last number need not be its answer."""
-
-    @property
-    def default_name(self) -> str:
-        """The kind."""
-        return self.kind
 
 
-class MathVerify(FunctionPart):
+class MathVerify(Comparison):
     r"""1 if the completion's answer equals the column, by text or by the `math-verify` library, else 0.
 
-    The answer is the last \boxed{...} behind the thinking, or else what follows "answer is". A column that is not
-    exactly one expression, word or choice is refused before the start; of "... #### 42" it is what follows the hashes.
+    The answer is the last \boxed{...}, or else what follows "answer is"; the part where it thinks does not count. A
+    column that is not exactly one expression, word or choice is refused before the start; in "... #### 42" it is 42.
     """
 
     kind: Literal["math_verify"] = "math_verify"
-    column: str = "answer"
-    """May be a dotted path into nested columns: `reward_model.ground_truth`."""
-    require_stop: bool = True
-    """A completion cut off by the token limit scores 0: its last expression need not be its answer."""
-
-    @property
-    def default_name(self) -> str:
-        """The kind."""
-        return self.kind
 
 
-class Choice(FunctionPart):
+class Choice(Comparison):
     r"""1 if the completion chooses the letter of the column, else 0: "(B)", "The answer is B.", \boxed{B}.
 
-    The choice is the last \boxed{...} behind the thinking, or else what follows "answer is", "option" or "choice". A
-    column that is not exactly one of the letters is refused before the start.
+    The choice is the last \boxed{...}, or else what follows "answer is", "option" or "choice"; the part where it thinks
+    does not count. A column that is not exactly one of the letters is refused before the start.
     """
 
     kind: Literal["choice"] = "choice"
-    column: str = "answer"
-    """May be a dotted path into nested columns: `reward_model.ground_truth`."""
     letters: str = Field("ABCDEFGHIJ", pattern=r"^[A-Z]+$")
-    """The choices that there are."""
-    require_stop: bool = True
-    """A completion cut off by the token limit scores 0."""
-
-    @property
-    def default_name(self) -> str:
-        """The kind."""
-        return self.kind
+    """The possible choices."""
 
 
 class Regex(FunctionPart):
-    """1 if the pattern is found in the completion (`re.search`, DOTALL), else 0."""
+    """1 if the pattern matches anywhere in the completion (`re.search` with DOTALL), else 0."""
 
     kind: Literal["regex"] = "regex"
     pattern: str
-
-    @property
-    def default_name(self) -> str:
-        """The kind."""
-        return self.kind
+    """Regular expression of Python."""
 
 
 class Length(FunctionPart):
-    """-max(0, tokens - target) / target: 0 up to `target` tokens, -1 at twice that."""
+    """-max(0, tokens - target) / target: 0 up to `target` tokens, -1 at twice as many."""
 
     kind: Literal["length"] = "length"
     target: int = Field(ge=1)
-
-    @property
-    def default_name(self) -> str:
-        """The kind."""
-        return self.kind
+    """Most tokens of a completion without a penalty."""
 
 
 class ReasoningGymScore(FunctionPart):
-    """Score in [0, 1] by the verifier of the task that made the prompt."""
+    """Score in [0, 1] by the verifier of the `reasoning_gym` task that made the prompt."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
 
-    @property
-    def default_name(self) -> str:
-        """The kind."""
-        return self.kind
-
 
 class CustomReward(FunctionPart):
-    """An import path to a reward function, recognised by its parameters (docs/rewards.md).
+    """A reward function of yours. Its parameters show how to call it (docs/rewards.md).
 
-    Ours is `(completions, **columns)`, TRL's `(prompts, completions, **columns)`, verl's `(data_source, solution_str,
-    ground_truth, extra_info=None)`. Each may be async.
+    Ours are `(completions, **columns)`, TRL's `(prompts, completions, **columns)`, and verl's `(data_source,
+    solution_str, ground_truth, extra_info=None)`. Each may be async.
     """
 
     kind: Literal["custom"] = "custom"
     function: ImportPath
-    """`package.module:function`."""
+    """Import path: `package.module:function`."""
     signature: Literal["ray_rl", "trl", "verl"] | None = None
-    """How to call the function. None: as the names of its parameters say."""
+    """How to call the function. None: its parameters decide."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Passed as further keywords."""
+    """Further keyword arguments of the function."""
 
     @property
     def default_name(self) -> str:
@@ -172,6 +144,7 @@ class MeanMinusStd(Config):
 
     kind: Literal["mean_minus_std"] = "mean_minus_std"
     k: float = Field(1.0, ge=0)
+    """Factor of the standard deviation."""
 
 
 class ModelReward(Part):
@@ -179,23 +152,18 @@ class ModelReward(Part):
 
     kind: Literal["model"] = "model"
     paths: list[str] = Field(min_length=1)
-    """Sequence classification models with one label, each with its own tokenizer and chat template."""
+    """Sequence classification models with one label; each uses its own tokenizer and chat template."""
     combine: MeanOfModels | MinOfModels | MeanMinusStd = Field(MeanOfModels(), discriminator="kind")
-    """How an ensemble becomes one score."""
+    """How the scores of several models become one."""
     workers: int = Field(1, ge=1)
-    """Fewer than the models: each holds some of them. A multiple of the models: each is held as often, and the
-    completions are split."""
+    """Number of workers. With fewer workers than models, each holds several models. With a multiple, each model is held
+    by equally many workers, which divide the completions."""
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Tokens (padding included) of one forward pass. A deterministic run scores completions one by one."""
+    """Tokens, padding included, of one forward pass. A deterministic run scores completions one by one."""
     max_tokens: int | None = Field(None, ge=1)
-    """Of a conversation; what is longer is cut at its start, and counted. None: the model's context."""
+    """Most tokens of a conversation; longer ones are cut at their start, and counted. None: the model's context."""
     timeout_s: float = Field(600.0, gt=0)
-    """Limit of one call, which scores all completions that were waiting for a score."""
-
-    @property
-    def default_name(self) -> str:
-        """The kind."""
-        return self.kind
+    """Limit for one call, which scores all completions that are waiting."""
 
 
 FunctionConfig = Number | MathVerify | Choice | Regex | Length | ReasoningGymScore | CustomReward

@@ -1,4 +1,4 @@
-"""The roles of a run, written once: whoever needs to know what a run consists of loops over `roles_of(config)`."""
+"""The roles of a run, written once: code that works on all roles loops over `roles_of(config)`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Role:
 
     name: str
     key: str
-    """The section of the configuration."""
+    """Key of the section of the configuration."""
     settings: TrainConfig | CriticConfig | ReferenceConfig | ModelReward | RolloutConfig
-    """What that section says."""
+    """That section."""
     workers: int
-    """Number of workers, each with one GPU; of `rollout`, engines with `rollout.tensor_parallel` GPUs."""
+    """Number of workers with one GPU each; for `rollout`, of engines with `rollout.tensor_parallel` GPUs each."""
     workers_key: str
     """The key that sets this number."""
     models: tuple[tuple[str, str], ...]
-    """Key and path of each model that a worker loads at the start."""
+    """Key and path of each model that the workers load at the start."""
 
     @property
     def trained(self) -> Trained | None:
@@ -66,7 +66,7 @@ def roles_of(config: RunConfig) -> tuple[Role, ...]:
 
 
 def has_reference(config: RunConfig) -> bool:
-    """Whether the run loads a frozen reference, which it does where a KL penalty needs one."""
+    """Returns whether the run loads a frozen reference, which a KL penalty needs."""
     return any(role.name == REFERENCE for role in roles_of(config))
 
 

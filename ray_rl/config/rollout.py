@@ -1,4 +1,4 @@
-"""How completions are sampled."""
+"""The sections `rollout` and `weight_sync`: how completions are sampled, and how engines get new weights."""
 
 from typing import Annotated, Literal
 
@@ -13,60 +13,63 @@ class RolloutConfig(Config):
     """vLLM engines and their sampling settings."""
 
     engines: int = Field(1, ge=1)
-    """vLLM engines; requests go to the one with the fewest outstanding tokens."""
+    """Number of vLLM engines. A request goes to the engine with the fewest outstanding tokens."""
     tensor_parallel: int = Field(1, ge=1)
-    """GPUs of one engine. An engine never crosses a node."""
+    """Number of GPUs of each engine. An engine never spans nodes."""
     max_tokens: int = Field(512, ge=1)
-    """Limit of a completion."""
+    """Most tokens of a completion."""
     temperature: float = Field(1.0, gt=0)
-    """The trainer computes log-probabilities at the same temperature."""
+    """Sampling temperature; the trainer computes log-probabilities at the same temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the most likely tokens with this total probability. Training needs 1."""
     stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
-    """Strings that end a completion, which includes them. One that is a token, special ones too, ends it as that token.
-    Without any, these end it: the tokenizer's end-of-sequence token, those of generation_config.json, and with a chat
-    template the token that it writes behind an answer."""
+    """Strings that end a completion, which then contains the string. A string that is exactly one token (also a special
+    one) ends it as that token. Without this setting, a completion ends at the tokenizer's end-of-sequence token, at
+    those of generation_config.json, and at the token that the chat template writes after an answer."""
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
-    """Tokens that end a completion, besides those of the model."""
+    """Tokens that end a completion, in addition to those of the model."""
     max_staleness: int = Field(0, ge=0)
-    """Steps that a rollout may be older than the trainer. 0: synchronous. 1: engines sample the next batch while the
-    trainer trains on this one."""
+    """Most steps by which a rollout may be older than the trainer's weights. 0: synchronous. 1: engines sample the next
+    batch while the trainer trains on the current one."""
     order: Literal["admission", "completion"] = "admission"
-    """admission: batches come in the order of the prompts, and stragglers are waited for. completion: as groups finish,
-    and what has become older than max_staleness is dropped and counted."""
+    """admission: batches contain groups in the order of the prompts, and wait for slow groups. completion: batches
+    contain groups in the order in which they finish; groups older than `max_staleness` are dropped and counted."""
     on_publish: OnPublish = "keep"
-    """What becomes of completions under way when weights are published. keep: they stop where they are and go on with
-    the new weights, and every token knows its version. finish: the publish waits for them. abort_and_resume: as keep,
-    but the engine drops them and is asked for the rest behind what they had, so that they hold no memory meanwhile."""
+    """What happens to completions in flight when weights are published. keep: they pause and continue with the new
+    weights; the version of each token is recorded. finish: the publish waits until they end. abort_and_resume: like
+    keep, but aborts the requests to free their KV cache, and resubmits prompt and partial completion after the
+    update."""
     max_running: int | None = Field(None, ge=1)
-    """Prompts under way at once. None: those of max_staleness + 1 steps."""
+    """Most prompts in flight. None: the prompts of `max_staleness` + 1 steps."""
     max_sequences: int = Field(256, ge=1)
-    """Sequences that one engine runs at once (vLLM max_num_seqs)."""
+    """Most sequences that an engine runs concurrently (vLLM's max_num_seqs)."""
     gpu_memory_fraction: float = Field(0.9, gt=0, le=1)
-    """Of a GPU, for weights and KV cache (vLLM gpu_memory_utilization)."""
+    """Share of a GPU's memory for weights and KV cache (vLLM's gpu_memory_utilization)."""
     kv_cache_gib: float = Field(1.0, gt=0)
-    """KV cache of an engine on CPU."""
+    """Size of the KV cache of an engine on CPU."""
     enforce_eager: bool | None = None
-    """Skip CUDA graphs and torch.compile. None: yes on CPU, no on GPU."""
+    """Run without CUDA graphs and torch.compile. None: true on CPU, false on GPU."""
     timeout_s: float = Field(1800.0, gt=0)
-    """Limit for all completions of one prompt."""
+    """Limit for sampling all completions of one prompt."""
     start_timeout_s: float = Field(600.0, gt=0)
-    """Limit for loading an engine."""
+    """Limit for starting an engine."""
     heartbeat_s: float = Field(5.0, gt=0)
-    """An engine is asked this often whether it still computes."""
+    """Interval between two checks that an engine still answers."""
     heartbeat_timeout_s: float = Field(120.0, gt=0)
-    """An engine that does not answer for so long is ended and restarted. Longer than its longest forward pass, between
-    which it answers; a publish does not count, as weight_sync.timeout_s bounds it."""
+    """An engine that does not answer for this long is killed and restarted. It answers between forward passes, so this
+    must be longer than the longest of them. A publish does not count: `weight_sync.timeout_s` limits it."""
 
 
 class WeightSyncConfig(Config):
     """How new weights reach the engines."""
 
     backend: Literal["auto", "shared_memory", "gloo", "nccl"] = "auto"
-    """auto: nccl on GPU; on CPU shared_memory in a cluster that is started here, gloo (sockets) in any other."""
+    """auto: nccl on GPU; on CPU shared_memory in a local cluster, else gloo (sockets)."""
     bucket_mib: int = Field(64, ge=1)
-    """Parameters are packed into buckets of this size; a decoder layer is not split unless it alone is larger."""
+    """Size of the buckets in which parameters are sent. A decoder layer is split only if it is larger than a bucket."""
     timeout_s: float = Field(300.0, gt=0)
-    """Limit of one publish, and of every collective in it."""
+    """Limit for one publish, and for every collective in it."""
     audit_every: int | None = Field(10, ge=1)
-    """Every so many versions, look at what engines have loaded and how they answer, beyond the proof that every publish
-    carries: see `ray_rl.weight_sync.audit`. Takes as long as SHA-256 over the weights of one GPU. None: never."""
+    """Number of publishes between two audits of the weights that engines have loaded and of their answers, in addition
+    to the proof of every publish; see `ray_rl.weight_sync.audit`. An audit takes as long as SHA-256 over the weights of
+    one GPU. None: never."""

@@ -1,4 +1,4 @@
-"""How the policy and the critic are updated, and the frozen models beside them."""
+"""The sections `train`, `critic` and `reference`: how models are trained, and the frozen reference."""
 
 from typing import Any, Literal
 
@@ -8,105 +8,106 @@ from ray_rl.config.base import Config
 
 
 class Schedule(Config):
-    """Learning rate as a share of its peak, by optimizer step."""
+    """Learning rate at each optimizer step, as a share of its peak."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: flat, or down to `minimum` at the last step of the run."""
+    """After the warm-up the rate is constant, or falls to `minimum` at the last step of the run."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps of a linear rise from 0."""
+    """Optimizer steps in which the rate rises linearly from 0."""
     minimum: float = Field(0.0, ge=0, le=1)
-    """Share of the peak at the end of linear and cosine."""
+    """Share of the peak that linear and cosine reach at the end."""
 
 
 Packing = Literal["padded", "packed", "shared_prefix"]
-"""How the sequences of a micro-batch become rows."""
+"""How the sequences of a micro-batch are arranged in rows."""
 
 
 class Offload(Config):
-    """DeepSpeed's CPU offload."""
+    """What DeepSpeed keeps in the memory of the CPU instead of the GPU."""
 
     optimizer: bool = False
-    """Optimizer state and step on the CPU (ZeRO 1-3)."""
+    """Keep the optimizer state and run the optimizer step on the CPU (ZeRO 1-3)."""
     parameters: bool = False
-    """Parameters on the CPU between uses (ZeRO 3)."""
+    """Keep parameters on the CPU between uses (ZeRO 3)."""
 
 
 class Trained(Config):
-    """A model that DeepSpeed trains, one worker a GPU."""
+    """Settings of a model that DeepSpeed trains, with one worker per GPU."""
 
     workers: int = Field(1, ge=1)
-    """Data-parallel workers."""
+    """Number of data-parallel workers."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What DeepSpeed shards: 1 optimizer state, 2 also gradients, 3 also parameters."""
     learning_rate: float = Field(1e-6, gt=0)
-    """Peak of the schedule."""
+    """Peak of the learning rate."""
     schedule: Schedule = Schedule()
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW."""
+    """The two decay rates of AdamW."""
     eps: float = Field(1e-8, gt=0)
-    """AdamW."""
+    """The epsilon of AdamW."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW, decoupled."""
+    """The decoupled weight decay of AdamW."""
     clip_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
+    """Gradients with a larger global norm are scaled down to this norm."""
     micro_batch_tokens: int = Field(4096, ge=1)
-    """Tokens (padding included) of one forward and backward pass on one worker."""
+    """Tokens, padding included, that a worker processes in one forward and backward pass."""
     packing: Literal["auto"] | Packing = "auto"
-    """padded: one row a sequence. packed: sequences one after the other in one row, without padding. shared_prefix:
-    packed, and the prompt of a group is computed once for all its completions. auto: shared_prefix on CPU; on GPU
+    """padded: one row per sequence. packed: all sequences follow each other in one row, without padding. shared_prefix:
+    like packed, and the prompt of a group is computed once for all its completions. auto: shared_prefix on CPU; on GPU
     packed with flash-attn, else padded."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
+    """Recompute activations in the backward pass, to save memory."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """For padded packing. auto: flash-attn where it is installed and there is a GPU, else SDPA."""
+    """Attention of the padded packing. auto: flash-attn if it is installed and there is a GPU, else SDPA."""
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
-    """In which gradients of several micro-batches are summed, under bfloat16."""
+    """Type in which the gradients of several micro-batches are summed if the model is in bfloat16."""
     offload: Offload = Offload()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Merged over the DeepSpeed configuration that is generated, for what has no field here."""
+    """DeepSpeed options that have no field here; they override the generated DeepSpeed configuration."""
     timeout_s: float = Field(1800.0, gt=0)
-    """Limit of one update, and of every collective in it."""
+    """Limit for one update, and for every collective in it."""
 
 
 class TrainConfig(Trained):
-    """The actor."""
+    """Training of the policy."""
 
     frozen_layers: int = Field(0, ge=0)
-    """Decoder layers from the first on that are not trained, and with them the embeddings (and a head tied to those).
-    Engines get them once and not with every publish. `ray-rl plan` counts them as if they were trained."""
+    """Number of first decoder layers that are not trained; above 0, the embeddings (and a head tied to them) are not
+    trained either. Engines get frozen weights only once, not with every publish. `ray-rl plan` counts them as if they
+    were trained."""
     logit_chunk_tokens: int | None = Field(None, ge=1)
-    """Positions whose logits exist at once; the others are recomputed in the backward pass. None: 256 on CPU; 1024 on
-    GPU, where every chunk reads and writes the gradient of the head's weights."""
+    """Number of positions whose logits are in memory at the same time; logits are recomputed in the backward pass. None
+    is 256 on CPU, and 1024 on GPU, where every chunk reads and writes the gradient of the head's weights."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """nan or inf in a reward, log-probability, loss or gradient is never applied, and the samples are saved. stop: the
-    run ends. skip: it goes on with the next step, the critic's too."""
+    """What happens when a reward, log-probability, loss or gradient is nan or inf. The step is never applied, and its
+    samples are saved. stop ends the run; skip continues with the next step, also for the critic."""
     max_skips: int = Field(3, ge=1)
-    """Steps in a row that may be skipped; one more stops the run."""
+    """Number of consecutive steps that may be skipped; one more stops the run."""
 
 
 class CriticConfig(Trained):
-    """The value model: a backbone of its own with a head of one number. Needed by `gae`, and by nothing else."""
+    """The value model: a model of its own that predicts one number per token. Only the advantage `gae` needs it."""
 
     path: str | None = None
-    """Where its weights come from. None: the model that training starts from. A reward model gives its head too."""
+    """Model with the initial weights. None uses `model.path`. Of a reward model, the head is used too."""
     learning_rate: float = Field(1e-5, gt=0)
-    """Peak of the schedule. verl: 1e-5; OpenRLHF: 9e-6."""
+    """Peak of the learning rate. verl: 1e-5; OpenRLHF: 9e-6."""
     value_clip: float | None = Field(0.5, gt=0)
-    """How far a value may move from what it was before the update. verl, OpenRLHF: 0.5; TRL: 0.2; None: no bound."""
+    """Largest change of a value in one update. None: no limit. verl, OpenRLHF: 0.5; TRL: 0.2."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps of the run in which only the critic is trained."""
+    """Number of first steps of the run in which only the critic is trained."""
 
 
 class ReferenceConfig(Config):
-    """The frozen reference, loaded only when algorithm.kl.coefficient > 0."""
+    """The frozen reference model, which is loaded only if `algorithm.kl.coefficient` is above 0."""
 
     workers: int = Field(1, ge=1)
-    """Rollouts are split over them."""
+    """Number of workers; the rollouts are divided among them."""
     path: str | None = None
-    """None: the model that training starts from."""
+    """Model with the weights. None uses `model.path`."""
     zero_stage: Literal[0, 3] = 0
-    """0: each worker has the whole model. 3: the workers share one."""
+    """0: each worker holds the whole model. 3: the workers hold one sharded copy together."""
     offload: bool = False
-    """Parameters on the CPU between uses; zero_stage 3."""
+    """Keep parameters on the CPU between uses; needs `zero_stage: 3`."""
     timeout_s: float = Field(1800.0, gt=0)
-    """Limit of one pass over the batch."""
+    """Limit for one pass over the batch."""

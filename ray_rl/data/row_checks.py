@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_rl.config.data import Addition, DataConfig, Files, ReasoningGym
-from ray_rl.config.rewards import Choice, MathVerify, Number, RewardConfig
+from ray_rl.config.rewards import Comparison, RewardConfig
 from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.columns import column_names, has_column, shorten
@@ -91,7 +91,7 @@ class CheckedRows:
         self.wrong.setdefault(index, str(error))
 
     def _has_gold(self, row: Row) -> bool:
-        golds = [each.column for each in self.rewards if isinstance(each, Number | MathVerify | Choice)]
+        golds = [each.column for each in self.rewards if isinstance(each, Comparison)]
         return all(column_value(row.columns, column) is not None for column in golds)
 
     def refuse_if_all_are_longer(self) -> None:
@@ -121,7 +121,7 @@ class CheckedRows:
 
 def _check_reward_columns(rewards: Sequence[RewardConfig], columns: Mapping[str, Any], *, where: str) -> None:
     for index, reward in enumerate(rewards):
-        if not isinstance(reward, Number | MathVerify | Choice):
+        if not isinstance(reward, Comparison):
             continue
         if not has_column(columns, reward.column):
             others = possible_answers(columns)

@@ -1,4 +1,4 @@
-"""Pydantic's errors as one message for the user: place, key, value, remedy."""
+"""Turns Pydantic's errors into one message for the user: place, key, value and remedy."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ray_rl.config.loading.schema import bare, item_of, sections_of
 from ray_rl.config.loading.yaml_tree import Located
 
 _SURE = 0.8
-"""Similarity (difflib) of a misspelling: one or two letters of a word."""
+"""Similarity (difflib) of words that differ in one or two letters."""
 _PERHAPS = 0.6
 """difflib's own default."""
 
 MOST_FOREIGN = 40
-"""Keys of another system that are explained; a whole configuration of verl has hundreds."""
+"""The most keys of another system that are explained: a whole configuration of verl has hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +32,32 @@ class _Spot:
     """The place in the schema that an error is about."""
 
     path: tuple[str | int, ...]
-    """Keys and indexes as the user writes them, without the kinds that pydantic puts between them."""
+    """Keys and indexes as the user writes them, without the kinds that pydantic inserts."""
     owner: type[Config]
-    """Innermost section on the way."""
+    """Innermost section on the path."""
     field: FieldInfo | None
-    """Innermost field on the way; None for a key that `owner` does not have."""
+    """Innermost field on the path; None for a key that `owner` does not have."""
     siblings: dict[str, type[Config]]
-    """All kinds, where `owner` is one of several."""
+    """All sections by kind, if `owner` is one of several kinds."""
     kinds: dict[str, type[Config]]
-    """The sections that may stand here."""
+    """The sections that are allowed here."""
 
 
 def explain(error: ValidationError, tree: Located, model: type[Config]) -> str:
-    """Every problem of validating `tree.plain()` as `model`, each with its place and remedy, as one message."""
+    """Returns one message with every problem of validating `tree.plain()` as `model`, with places and remedies."""
     details = error.errors(include_url=False)
     return as_one_message([line for detail in details for line in _lines(detail, tree, model)])
 
 
 def as_one_message(problems: Sequence[str]) -> str:
-    """One problem as it is, several as a list under their number."""
+    """Returns the only problem, or a list of all problems under their number."""
     if len(problems) == 1:
         return problems[0]
     return "\n".join([f"{len(problems)} problems in the configuration:", *(f"  {problem}" for problem in problems)])
 
 
 def show(value: Any) -> str:
-    """A value as YAML writes it, cut at 80 characters."""
+    """Formats a value as in YAML, with at most 80 characters."""
     match value:
         case None:
             text = "null"
@@ -71,7 +71,7 @@ def show(value: Any) -> str:
 
 
 def override_place(key: str, written: str) -> str:
-    """How messages name an override: without secrets, and cut at 80 characters."""
+    """Returns the name of an override in messages: without secrets, with at most 80 characters."""
     (shown,) = without_arguments([f"{key}={written}"])
     return f"override '{_cut(shown)}'"
 
@@ -81,7 +81,7 @@ def _cut(text: str) -> str:
 
 
 def _lines(detail: ErrorDetails, tree: Located, model: type[Config]) -> Iterator[str]:
-    """One problem; of a section that is another system's, one for each of its keys."""
+    """Yields one problem, or one for each key of a section that another system has."""
     spot = _find(detail["loc"], model)
     given = detail["input"]
     inner = list(_leaves(given, spot.path)) if detail["type"] == "extra_forbidden" and isinstance(given, dict) else []
@@ -89,7 +89,7 @@ def _lines(detail: ErrorDetails, tree: Located, model: type[Config]) -> Iterator
         yield _line(detail, tree, model)
         return
     for path in inner[:MOST_FOREIGN]:
-        word = our_word(".".join(map(str, path))) or "there is nothing of that name here; remove it"
+        word = our_word(".".join(map(str, path))) or "there is no such key here; remove it"
         yield f"{_named(tree, path, ': unknown key', ': unknown key')}; {word}"
     if len(inner) > MOST_FOREIGN:
         yield f"{_place(tree, spot.path)}: and {len(inner) - MOST_FOREIGN} more keys that are unknown"
@@ -129,7 +129,7 @@ def _line(detail: ErrorDetails, tree: Located, model: type[Config]) -> str:
 
 
 def _named(tree: Located, path: tuple[str | int, ...], seen: str, seen_in_override: str = "") -> str:
-    """Place, key and value; the latter two only once where an override is the place, as it shows them."""
+    """Returns place, key and value, without repeating the key and value of an override."""
     where = _place(tree, path)
     key = ".".join(map(str, path))
     return f"{where}{seen_in_override}" if where.startswith(f"override '{key}=") else f"{where}: {key}{seen}"
@@ -142,13 +142,13 @@ def _unknown_kind(seen: str, kinds: list[str]) -> str:
 
 
 def _requirement(detail: ErrorDetails) -> str:
-    """Pydantic's sentence as what the value must be, which is its remedy."""
+    """Returns what the value must be, in the words of pydantic."""
     if detail["type"] in ("model_type", "model_attributes_type"):
         return "must be a mapping of options"
     if detail["type"] == "string_type" and detail["input"] is None:
-        return "must be text; put the word in quotes if it is meant as such"
+        return "must be text; for the word itself, put it in quotes"
     if detail["type"] == "string_type" and isinstance(detail["input"], int | float):
-        return "must be text; put it in quotes, else YAML reads a number or a truth value"
+        return "must be text; put it in quotes, because YAML reads it as a number or a truth value"
     text = detail["msg"].removeprefix("Value error, ")
     return re.sub(r"^(Input|String|List|Tuple|Dictionary) should ", "must ", text).replace(
         " valid dictionary", " mapping"
@@ -156,7 +156,7 @@ def _requirement(detail: ErrorDetails) -> str:
 
 
 def _meaning(spot: _Spot) -> str:
-    """The docstring of the field; a kind that only sets another default has it from the class above."""
+    """Returns the docstring of the field; a kind that only sets another default inherits it from its base class."""
     name = next((name for name, field in spot.owner.model_fields.items() if field is spot.field), None)
     owners = [owner for owner in spot.owner.__mro__ if issubclass(owner, Config) and name in owner.model_fields]
     meanings = [owner.model_fields[name].description for owner in owners] if name is not None else []
@@ -164,7 +164,7 @@ def _meaning(spot: _Spot) -> str:
 
 
 def _place(tree: Located, path: tuple[str | int, ...]) -> str:
-    """Where the deepest part of the path that was written stands."""
+    """Returns the place of the deepest part of the path that the user wrote."""
     node = tree
     for key in path:
         below = node.child(key)
@@ -203,7 +203,7 @@ def _find(loc: tuple[str | int, ...], model: type[Config]) -> _Spot:
 
 
 def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
-    """What the user may have meant by a key that its section does not have."""
+    """Returns what the user may have meant by a key that its section does not have."""
     name, level = str(spot.path[-1]), spot.path[:-1]
     prefix = "".join(f"{key}." for key in level)
     here = list(spot.owner.model_fields)
@@ -231,7 +231,7 @@ def _nearest(name: str, names: Sequence[str], similarity: float) -> list[str]:
 
 
 def _paths(annotation: Any, node: Located | None, prefix: str) -> Iterator[str]:
-    """Every key that could be written, in the sections and kinds that the user chose."""
+    """Yields every possible key in the sections and kinds that the user chose."""
     kinds = sections_of(annotation)
     if kinds:
         chosen = node.child("kind") if node else None

@@ -1,7 +1,6 @@
-"""What TRL, OpenRLHF and verl call things, and where they live here: for users who come from there.
+"""Names of TRL, OpenRLHF and verl, and what they are called here, for users of these systems.
 
-By the last part of a key, or by more of it where the last part alone could mean several things. A value is a list of
-our keys, or a sentence for what has none.
+A name is the last part of a key, or more of the key if its last part alone could mean several things.
 """
 
 from __future__ import annotations
@@ -9,284 +8,166 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 Ours = tuple[str, ...] | str
-"""Our keys; or what to do, where there is none."""
+"""Our keys, or a remark if there is no such key."""
 
-_RATE = ("train.learning_rate",)
-_GROUP = ("algorithm.group_size",)
-_PROMPTS = ("algorithm.prompts_per_step",)
-_MINIBATCHES = ("algorithm.minibatches",)
-_KL = ("algorithm.kl.coefficient",)
-_MICRO = ("train.micro_batch_tokens",)
-_ANSWER = ("rollout.max_tokens",)
-_PROMPT = ("data.max_prompt_tokens",)
-_STEPS = ("run.steps",)
-_TENSOR = ("rollout.tensor_parallel",)
-_MEMORY = ("rollout.gpu_memory_fraction",)
-_SAVE = ("checkpoint.every_steps",)
-_NODES = ("cluster.nodes",)
-_GPUS = ("cluster.gpus_per_node",)
-_CLIP = ("algorithm.clip",)
-_TENSORBOARD = (
-    "there is no upload: metrics.jsonl and TensorBoard files are in the run folder, Prometheus scrapes a cluster; "
-    "remove it"
-)
-_BY_TOKENS = (
-    "micro-batches have a budget of tokens, train.micro_batch_tokens, and what a step accumulates follows from "
-    "algorithm.prompts_per_step * algorithm.group_size / algorithm.minibatches; remove it"
-)
-_SAMPLING = (
-    "rollout.temperature and rollout.top_p are what shapes sampling, and the trainer computes the same; remove it"
-)
-_EPOCHS = "the length of a run is run.steps, batches of algorithm.prompts_per_step prompts; set that"
+_KEYS = {
+    "algorithm.advantage.divide_by_std": "scale_rewards norm_adv_by_std_in_grpo",
+    "algorithm.advantage.gamma": "gamma",
+    "algorithm.advantage.lam": "lam",
+    "algorithm.clip": (
+        "epsilon epsilon_high cliprange eps_clip eps_clip_low_high clip_ratio clip_ratio_low clip_ratio_high"
+    ),
+    "algorithm.dynamic_sampling": "dynamic_filtering filter_groups.enable",
+    "algorithm.dynamic_sampling.max_draws": "max_num_gen_batches",
+    "algorithm.entropy_coefficient": "entropy_loss_coef entropy_coeff",
+    "algorithm.group_size": "num_generations n_samples_per_prompt rollout.n",
+    "algorithm.kind algorithm.advantage.kind": "advantage_estimator adv_estimator",
+    "algorithm.kind algorithm.reduction": "loss_type",
+    "algorithm.kl.coefficient": "beta init_kl_coef kl_coef kl_loss_coef",
+    "algorithm.kl.control.horizon": "kl_horizon horizon",
+    "algorithm.kl.control.kind": "kl_ctrl.type",
+    "algorithm.kl.control.target": "kl_target target_kl",
+    "algorithm.kl.estimator": "kl_estimator kl_penalty kl_loss_type",
+    "algorithm.kl.place": "use_kl_loss use_kl_in_reward",
+    "algorithm.loss.dual_clip": "clip_ratio_c",
+    "algorithm.mask_truncated": "mask_truncated_completions",
+    "algorithm.minibatches": "steps_per_generation num_mini_batches ppo_mini_batch_size",
+    "algorithm.prompts_per_step": "train_batch_size generation_batch_size rollout_batch_size",
+    "algorithm.reduction": "loss_agg_mode",
+    "algorithm.shaping.overlong_penalty": "overlong_penalty_factor",
+    "algorithm.shaping.overlong_share": "overlong_buffer_len",
+    "algorithm.shaping.whiten": "whiten_rewards",
+    "algorithm.update_epochs": "num_iterations num_ppo_epochs max_epochs ppo_epochs",
+    "checkpoint.every_steps": "save_steps save_strategy save_freq",
+    "checkpoint.keep_last": "save_total_limit max_actor_ckpt_to_keep",
+    "cluster.colocate": "colocate_all_models colocate_actor_ref",
+    "cluster.gpus_per_node": "n_gpus_per_node",
+    "cluster.nodes": "actor_num_nodes nnodes",
+    "critic.learning_rate": "critic_learning_rate critic.optim.lr",
+    "critic.path": "critic_pretrain critic.model.path",
+    "critic.value_clip": "cliprange_value value_clip",
+    "critic.warmup_steps": "critic_warmup",
+    "critic.workers": "critic_num_gpus_per_node",
+    "data.chat": "apply_chat_template",
+    "data.max_prompt_tokens": "max_prompt_length prompt_max_len",
+    "data.name": "dataset_name",
+    "data.path": "train_files",
+    "data.path data.name": "prompt_data",
+    "data.prompt_column": "input_key prompt_key",
+    "data.split": "dataset_train_split",
+    "data.subset": "dataset_config",
+    "data.system_prompt": "input_template",
+    "data.template_options": "enable_thinking chat_template_kwargs",
+    "model.chat_template": "chat_template_path",
+    "model.dtype": "bf16 fp16 torch_dtype",
+    "model.path": "model_name_or_path model_name pretrain actor_rollout_ref.model.path",
+    "reference.path": "ref_model",
+    "reference.workers": "ref_num_gpus_per_node",
+    "rewards": "reward_funcs reward_model.enable",
+    "rewards.0.column": "label_key reward_fn_key",
+    "rewards.0.function": "custom_reward_function.path custom_reward_function.name",
+    "rewards.0.paths": "reward_pretrain reward_model.path reward_model.model.path",
+    "rewards.0.weight": "reward_weights",
+    "rewards.0.workers": "reward_num_gpus_per_node",
+    "rollout.enforce_eager": "enforce_eager",
+    "rollout.engines": "vllm_num_engines",
+    "rollout.gpu_memory_fraction": "vllm_gpu_memory_utilization gpu_memory_utilization",
+    "rollout.max_sequences": "micro_rollout_batch_size max_num_seqs",
+    "rollout.max_staleness": "async_train rollout.mode",
+    "rollout.max_tokens": "max_completion_length max_new_tokens generate_max_len max_response_length response_length",
+    "rollout.max_tokens data.max_prompt_tokens": "max_length vllm_max_model_len max_model_len",
+    "rollout.stop_token_ids": "stop_token_ids",
+    "rollout.temperature": "temperature",
+    "rollout.tensor_parallel": "vllm_tensor_parallel_size tensor_parallel_size tensor_model_parallel_size",
+    "rollout.top_p": "top_p",
+    "run.dir": "logging_dir project_name",
+    "run.dir run.name": "output_dir save_path ckpt_path default_local_dir",
+    "run.name": "run_name wandb_run_name experiment_name",
+    "run.seed": "seed",
+    "run.steps": "max_steps steps max_samples total_training_steps",
+    "train.attention": "attn_implementation flash_attn",
+    "train.betas": "adam_beta1 adam_beta2 adam_betas",
+    "train.clip_grad_norm": "max_grad_norm grad_clip",
+    "train.eps": "adam_epsilon",
+    "train.gradient_checkpointing": "gradient_checkpointing enable_gradient_checkpointing",
+    "train.learning_rate": "lr actor_learning_rate",
+    "train.micro_batch_tokens": "ppo_max_token_len_per_gpu log_prob_max_token_len_per_gpu",
+    "train.offload.optimizer": "adam_offload optimizer_offload",
+    "train.offload.parameters": "param_offload",
+    "train.packing": "padding_free packing_samples use_remove_padding",
+    "train.schedule.kind": "lr_scheduler_type warmup_style",
+    "train.schedule.warmup_steps": "warmup_steps warmup_ratio lr_warmup_steps lr_warmup_steps_ratio",
+    "train.weight_decay": "l2",
+    "train.workers cluster.gpus_per_node": "actor_num_gpus_per_node",
+    "train.zero_stage": "zero_stage",
+    "weight_sync.backend": "vllm_sync_backend",
+}
+"""One or more keys of ours, with the names that other systems have for them."""
+
+_REMARKS = {
+    "rollout.temperature and rollout.top_p alone shape the sampling, because the trainer must compute the same; "
+    "remove it": "top_k min_p repetition_penalty",
+    "the length of a run is run.steps, in batches of algorithm.prompts_per_step prompts; set run.steps": (
+        "epochs num_epochs num_train_epochs num_episodes total_epochs"
+    ),
+    "micro-batches have a budget of tokens, train.micro_batch_tokens; the number of rollouts in an optimizer step "
+    "is algorithm.prompts_per_step * algorithm.group_size / algorithm.minibatches; remove it": (
+        "per_device_train_batch_size gradient_accumulation_steps micro_train_batch_size ppo_micro_batch_size "
+        "ppo_micro_batch_size_per_gpu micro_batch_size micro_batch_size_per_gpu micro_batch_size_per_device "
+        "log_prob_micro_batch_size_per_gpu"
+    ),
+    "there is no evaluation during training; remove it": (
+        "per_device_eval_batch_size val_files test_freq val_before_train"
+    ),
+    "a second limit of the ratio is set by `algorithm.loss`: {kind: clipped, ratio_cap: ...}": "delta",
+    "completions always come from vLLM; remove it": "use_vllm rollout.name",
+    "engines and trainers have GPUs of their own; remove it": "vllm_mode vllm_enable_sleep free_cache_engine",
+    "every step prints one line and writes one record; remove it": "logging_steps",
+    "there is no upload: metrics.jsonl and TensorBoard files are in the run folder, and Prometheus can scrape a "
+    "cluster; remove it": "report_to use_wandb wandb wandb_project logger",
+    "all weights are trained, or all but train.frozen_layers; LoRA is not supported; remove it": (
+        "use_lora use_peft lora_r lora_rank lora_alpha"
+    ),
+    "weights are float32 or bfloat16; remove it": "load_in_4bit",
+    "every token of a completion is trained on; remove it": "top_entropy_quantile",
+    "the reference is frozen; remove it": "sync_ref_model",
+    "the critic has an optimizer of its own, critic.learning_rate, so its loss has no weight; remove it": "vf_coef",
+    "reward models run in the cluster (rewards.0.kind=model); call a server from a `custom` reward": "remote_rm_url",
+    "a run is resumed by `ray-rl resume RUN`, or `train --resume auto`; remove it": "load_checkpoint resume_mode",
+    "longer prompts than data.max_prompt_tokens are always left out, and never cut; remove it": (
+        "filter_overlong_prompts truncation"
+    ),
+    "micro-batches always have a budget of tokens, train.micro_batch_tokens; remove it": "use_dynamic_bsz",
+    "the engine chooses it; remove it": "max_num_batched_tokens",
+    "the engine always reports them (algorithm.old_policy); remove it": "calculate_log_probs",
+}
+"""Remarks on what does not exist here, with the names of other systems."""
 
 FOREIGN: Mapping[str, Ours] = {
-    # All three.
-    "lr": _RATE,
-    "beta": _KL,
-    "temperature": ("rollout.temperature",),
-    "top_p": ("rollout.top_p",),
-    "top_k": _SAMPLING,
-    "min_p": _SAMPLING,
-    "repetition_penalty": _SAMPLING,
-    "max_steps": _STEPS,
-    "epochs": _EPOCHS,
-    "num_epochs": _EPOCHS,
-    "steps": _STEPS,
-    "seed": ("run.seed",),
-    # TRL and transformers.
-    "model_name_or_path": ("model.path",),
-    "model_name": ("model.path",),
-    "num_generations": _GROUP,
-    "num_iterations": ("algorithm.update_epochs",),
-    "per_device_train_batch_size": _BY_TOKENS,
-    "per_device_eval_batch_size": "there is no evaluation during training; remove it",
-    "gradient_accumulation_steps": _BY_TOKENS,
-    "train_batch_size": _PROMPTS,
-    "steps_per_generation": _MINIBATCHES,
-    "generation_batch_size": _PROMPTS,
-    "num_train_epochs": _EPOCHS,
-    "max_completion_length": _ANSWER,
-    "max_new_tokens": _ANSWER,
-    "max_prompt_length": _PROMPT,
-    "max_length": ("rollout.max_tokens", "data.max_prompt_tokens"),
-    "epsilon": _CLIP,
-    "epsilon_high": _CLIP,
-    "delta": "a second bound of the ratio is `algorithm.loss`: {kind: clipped, ratio_cap: ...}",
-    "loss_type": ("algorithm.kind", "algorithm.reduction"),
-    "scale_rewards": ("algorithm.advantage.divide_by_std",),
-    "mask_truncated_completions": ("algorithm.mask_truncated",),
-    "reward_weights": ("rewards.0.weight",),
-    "reward_funcs": ("rewards",),
-    "use_vllm": "completions always come from vLLM; remove it",
-    "vllm_gpu_memory_utilization": _MEMORY,
-    "vllm_tensor_parallel_size": _TENSOR,
-    "vllm_mode": "engines have GPUs of their own, or share them by cluster.colocate; remove it",
-    "vllm_max_model_len": ("rollout.max_tokens", "data.max_prompt_tokens"),
-    "max_grad_norm": ("train.clip_grad_norm",),
-    "warmup_steps": ("train.schedule.warmup_steps",),
-    "warmup_ratio": ("train.schedule.warmup_steps",),
-    "lr_scheduler_type": ("train.schedule.kind",),
-    "adam_beta1": ("train.betas",),
-    "adam_beta2": ("train.betas",),
-    "adam_epsilon": ("train.eps",),
-    "adam_betas": ("train.betas",),
-    "bf16": ("model.dtype",),
-    "fp16": ("model.dtype",),
-    "torch_dtype": ("model.dtype",),
-    "output_dir": ("run.dir", "run.name"),
-    "run_name": ("run.name",),
-    "logging_steps": "every step is one line and one record; remove it",
-    "logging_dir": ("run.dir",),
-    "save_steps": _SAVE,
-    "save_total_limit": ("checkpoint.keep_last",),
-    "save_strategy": _SAVE,
-    "report_to": _TENSORBOARD,
-    "attn_implementation": ("train.attention",),
-    "padding_free": ("train.packing",),
-    "use_lora": "all weights are trained, or all but train.frozen_layers; LoRA is not supported; remove it",
-    "use_peft": "all weights are trained, or all but train.frozen_layers; LoRA is not supported; remove it",
-    "lora_r": "all weights are trained, or all but train.frozen_layers; LoRA is not supported; remove it",
-    "lora_rank": "all weights are trained, or all but train.frozen_layers; LoRA is not supported; remove it",
-    "lora_alpha": "all weights are trained, or all but train.frozen_layers; LoRA is not supported; remove it",
-    "load_in_4bit": "weights are float32 or bfloat16; remove it",
-    "top_entropy_quantile": "every token of a completion is trained on; remove it",
-    "ref_model": ("reference.path",),
-    "sync_ref_model": "the reference is frozen; remove it",
-    "dataset_name": ("data.name",),
-    "dataset_train_split": ("data.split",),
-    "dataset_config": ("data.subset",),
-    "vf_coef": "the critic has an optimizer of its own, critic.learning_rate, so its loss has no weight; remove it",
-    "cliprange": _CLIP,
-    "cliprange_value": ("critic.value_clip",),
-    "lam": ("algorithm.advantage.lam",),
-    "gamma": ("algorithm.advantage.gamma",),
-    "whiten_rewards": ("algorithm.shaping.whiten",),
-    "kl_estimator": ("algorithm.kl.estimator",),
-    "num_ppo_epochs": ("algorithm.update_epochs",),
-    "num_mini_batches": _MINIBATCHES,
-    # OpenRLHF.
-    "pretrain": ("model.path",),
-    "reward_pretrain": ("rewards.0.paths",),
-    "remote_rm_url": "reward models run in the cluster (rewards.0.kind=model); call a server from a `custom` reward",
-    "critic_pretrain": ("critic.path",),
-    "prompt_data": ("data.path", "data.name"),
-    "input_key": ("data.prompt_column",),
-    "label_key": ("rewards.0.column",),
-    "apply_chat_template": ("data.chat",),
-    "input_template": ("data.system_prompt",),
-    "n_samples_per_prompt": _GROUP,
-    "rollout_batch_size": _PROMPTS,
-    "micro_train_batch_size": _BY_TOKENS,
-    "micro_rollout_batch_size": ("rollout.max_sequences",),
-    "prompt_max_len": _PROMPT,
-    "generate_max_len": _ANSWER,
-    "max_samples": ("run.steps",),
-    "num_episodes": _EPOCHS,
-    "max_epochs": ("algorithm.update_epochs",),
-    "actor_learning_rate": _RATE,
-    "critic_learning_rate": ("critic.learning_rate",),
-    "init_kl_coef": _KL,
-    "kl_coef": _KL,
-    "kl_target": ("algorithm.kl.control.target",),
-    "kl_horizon": ("algorithm.kl.control.horizon",),
-    "use_kl_loss": ("algorithm.kl.place",),
-    "advantage_estimator": ("algorithm.kind", "algorithm.advantage.kind"),
-    "eps_clip": _CLIP,
-    "eps_clip_low_high": _CLIP,
-    "value_clip": ("critic.value_clip",),
-    "entropy_loss_coef": ("algorithm.entropy_coefficient",),
-    "vllm_num_engines": ("rollout.engines",),
-    "vllm_sync_backend": ("weight_sync.backend",),
-    "vllm_enable_sleep": "engines and trainers have GPUs of their own; remove it",
-    "enforce_eager": ("rollout.enforce_eager",),
-    "colocate_all_models": ("cluster.colocate",),
-    "colocate_actor_ref": ("cluster.colocate",),
-    "actor_num_nodes": _NODES,
-    "actor_num_gpus_per_node": ("train.workers", "cluster.gpus_per_node"),
-    "ref_num_gpus_per_node": ("reference.workers",),
-    "critic_num_gpus_per_node": ("critic.workers",),
-    "reward_num_gpus_per_node": ("rewards.0.workers",),
-    "async_train": ("rollout.max_staleness",),
-    "dynamic_filtering": ("algorithm.dynamic_sampling",),
-    "zero_stage": ("train.zero_stage",),
-    "adam_offload": ("train.offload.optimizer",),
-    "packing_samples": ("train.packing",),
-    "gradient_checkpointing": ("train.gradient_checkpointing",),
-    "flash_attn": ("train.attention",),
-    "l2": ("train.weight_decay",),
-    "save_path": ("run.dir", "run.name"),
-    "ckpt_path": ("run.dir", "run.name"),
-    "load_checkpoint": "a run is resumed by `ray-rl resume RUN`, or `train --resume auto`; remove it",
-    "overlong_buffer_len": ("algorithm.shaping.overlong_share",),
-    "overlong_penalty_factor": ("algorithm.shaping.overlong_penalty",),
-    "use_wandb": _TENSORBOARD,
-    "wandb": _TENSORBOARD,
-    "wandb_project": _TENSORBOARD,
-    "wandb_run_name": ("run.name",),
-    # verl.
-    "train_files": ("data.path",),
-    "val_files": "there is no evaluation during training; remove it",
-    "prompt_key": ("data.prompt_column",),
-    "reward_fn_key": ("rewards.0.column",),
-    "max_response_length": _ANSWER,
-    "response_length": _ANSWER,
-    "filter_overlong_prompts": "prompts longer than data.max_prompt_tokens are always filtered out; remove it",
-    "truncation": "prompts longer than data.max_prompt_tokens are filtered out and never cut; remove it",
-    "adv_estimator": ("algorithm.kind", "algorithm.advantage.kind"),
-    "norm_adv_by_std_in_grpo": ("algorithm.advantage.divide_by_std",),
-    "use_kl_in_reward": ("algorithm.kl.place",),
-    "kl_penalty": ("algorithm.kl.estimator",),
-    "kl_loss_coef": _KL,
-    "kl_loss_type": ("algorithm.kl.estimator",),
-    "kl_ctrl.type": ("algorithm.kl.control.kind",),
-    "target_kl": ("algorithm.kl.control.target",),
-    "horizon": ("algorithm.kl.control.horizon",),
-    "clip_ratio": _CLIP,
-    "clip_ratio_low": _CLIP,
-    "clip_ratio_high": _CLIP,
-    "clip_ratio_c": ("algorithm.loss.dual_clip",),
-    "loss_agg_mode": ("algorithm.reduction",),
-    "entropy_coeff": ("algorithm.entropy_coefficient",),
-    "ppo_epochs": ("algorithm.update_epochs",),
-    "ppo_mini_batch_size": _MINIBATCHES,
-    "ppo_micro_batch_size": _BY_TOKENS,
-    "ppo_micro_batch_size_per_gpu": _BY_TOKENS,
-    "micro_batch_size": _BY_TOKENS,
-    "micro_batch_size_per_gpu": _BY_TOKENS,
-    "micro_batch_size_per_device": _BY_TOKENS,
-    "log_prob_micro_batch_size_per_gpu": _BY_TOKENS,
-    "ppo_max_token_len_per_gpu": _MICRO,
-    "log_prob_max_token_len_per_gpu": _MICRO,
-    "use_dynamic_bsz": "micro-batches always have a budget of tokens, train.micro_batch_tokens; remove it",
-    "use_remove_padding": ("train.packing",),
-    "enable_gradient_checkpointing": ("train.gradient_checkpointing",),
-    "grad_clip": ("train.clip_grad_norm",),
-    "param_offload": ("train.offload.parameters",),
-    "optimizer_offload": ("train.offload.optimizer",),
-    "lr_warmup_steps": ("train.schedule.warmup_steps",),
-    "lr_warmup_steps_ratio": ("train.schedule.warmup_steps",),
-    "warmup_style": ("train.schedule.kind",),
-    "tensor_parallel_size": _TENSOR,
-    "tensor_model_parallel_size": _TENSOR,
-    "gpu_memory_utilization": _MEMORY,
-    "max_num_seqs": ("rollout.max_sequences",),
-    "max_model_len": ("rollout.max_tokens", "data.max_prompt_tokens"),
-    "max_num_batched_tokens": "the engine chooses it; remove it",
-    "free_cache_engine": "engines and trainers have GPUs of their own; remove it",
-    "rollout.n": _GROUP,
-    "rollout.name": "completions always come from vLLM; remove it",
-    "rollout.mode": ("rollout.max_staleness",),
-    "calculate_log_probs": "the engine always reports them (algorithm.old_policy); remove it",
-    "actor_rollout_ref.model.path": ("model.path",),
-    "critic.model.path": ("critic.path",),
-    "critic.optim.lr": ("critic.learning_rate",),
-    "reward_model.path": ("rewards.0.paths",),
-    "reward_model.model.path": ("rewards.0.paths",),
-    "reward_model.enable": ("rewards",),
-    "custom_reward_function.path": ("rewards.0.function",),
-    "custom_reward_function.name": ("rewards.0.function",),
-    "total_epochs": _EPOCHS,
-    "total_training_steps": _STEPS,
-    "save_freq": _SAVE,
-    "test_freq": "there is no evaluation during training; remove it",
-    "val_before_train": "there is no evaluation during training; remove it",
-    "max_actor_ckpt_to_keep": ("checkpoint.keep_last",),
-    "default_local_dir": ("run.dir", "run.name"),
-    "resume_mode": "a run is resumed by `ray-rl resume RUN`, or `train --resume auto`; remove it",
-    "experiment_name": ("run.name",),
-    "project_name": ("run.dir",),
-    "logger": _TENSORBOARD,
-    "nnodes": _NODES,
-    "n_gpus_per_node": _GPUS,
-    "critic_warmup": ("critic.warmup_steps",),
-    "enable_thinking": ("data.template_options",),
-    "chat_template_kwargs": ("data.template_options",),
-    "chat_template_path": ("model.chat_template",),
-    "stop_token_ids": ("rollout.stop_token_ids",),
-    "filter_groups.enable": ("algorithm.dynamic_sampling",),
-    "max_num_gen_batches": ("algorithm.dynamic_sampling.max_draws",),
+    **{word: tuple(ours.split()) for ours, words in _KEYS.items() for word in words.split()},
+    **{word: remark for remark, words in _REMARKS.items() for word in words.split()},
 }
-"""By key, with underscores."""
+"""Our keys, or a remark, by the names of other systems, with underscores."""
 
 NOTES = {
     "algorithm.clip": "a pair: [0.2, 0.28]",
-    "algorithm.minibatches": "how many a pass has, not how large they are",
+    "algorithm.minibatches": "the number of minibatches, not their size",
     "algorithm.prompts_per_step": "prompts, not completions",
     "algorithm.kind": "grpo, dapo, rloo, ppo, ...",
     "algorithm.shaping.overlong_share": "a share of rollout.max_tokens",
     "train.betas": "a pair: [0.9, 0.999]",
     "train.schedule.warmup_steps": "optimizer steps, not a share",
-    "rewards.0.column": "of the reward that reads it",
+    "rewards.0.column": "of the reward that compares it",
     "rewards.0.function": "package.module:function, of a reward of kind custom",
 }
-"""What differs besides the name."""
+"""Further differences, by our key."""
 
 
 def our_word(key: str) -> str | None:
-    """What a foreign key is called here, as the end of a sentence: "here it is called train.learning_rate".
+    """Returns the end of a sentence about a key of another system: "here it is called train.learning_rate".
 
     Args:
-        key: dotted, as it was written: `actor_rollout_ref.actor.optim.lr`, `num-generations`.
+        key: the dotted key, as the user wrote it: `actor_rollout_ref.actor.optim.lr`, `num-generations`.
     """
     parts = key.replace("-", "_").split(".")
     for start in range(len(parts)):

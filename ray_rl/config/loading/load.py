@@ -1,4 +1,4 @@
-"""From YAML files and command line overrides to a `RunConfig`, and back. Loads without torch."""
+"""Loads a `RunConfig` from YAML files and overrides, and writes one. Loads without torch."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from ray_rl.errors import ConfigError
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str | Path | None = None) -> RunConfig:
-    """The configuration in a file, over the files that it `extends`, under the launch file and the overrides.
+    """Returns the configuration in a file, merged with the files that it extends, the launch file and the overrides.
 
-    `extends: other.yaml` is relative to its file; mappings merge key by key, lists and scalars replace, and a mapping
-    that names another `kind` replaces the whole one, except `algorithm`. An override is `dotted.key=value`, the value
-    in YAML; list entries go by index (`rewards.0.weight=2`); a whole section can be given (`data={kind: jsonl, path:
-    train.jsonl}`). A text field holds what was typed, with `#` and all: see `ray_rl.config.loading.override_values`.
-    A launch file holds what stands under `launch:` in a configuration, without that key.
-    Rules between fields are not checked here: see `ray_rl.config.rules.check`.
+    The precedence rises from the file that `extends: other.yaml` names (relative to its own file) to the file, to the
+    launch file, and to the overrides. Mappings are merged key by key; other values replace the old ones, and so does a
+    mapping with another `kind`, except `algorithm`.
+
+    An override is `dotted.key=value`, with the value in YAML: `rewards.0.weight=2` changes the first entry of a list,
+    and `data={kind: jsonl, path: train.jsonl}` a whole section. Text is taken as it was typed, also with `#`: see
+    `ray_rl.config.loading.override_values`. A launch file has the content of the `launch` section.
+
+    Rules between fields are not checked here, but by `ray_rl.config.rules.check`.
 
     Raises:
-        ConfigError: with every problem, each with `file:line` or its override, the value seen and the remedy.
+        ConfigError: the message has every problem, with `file:line` or the override, the value and the remedy.
     """
     if "=" in str(path) and not Path(path).exists():
-        raise ConfigError(f"{path}: a value, where the YAML file of the run comes first: CONFIG {show(str(path))}")
+        raise ConfigError(f"{path}: the YAML file of the run comes first, then values: CONFIG {show(str(path))}")
     tree = _read(Path(path), ())
     if launch is not None:
         tree = merge(tree, Located({"launch": _read(Path(launch), ())}, tree.where))
@@ -47,16 +50,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str 
     if missing:
         raise ConfigError(
             f"{', '.join(missing)}={HIDDEN}: a secret that was left out when the configuration was written; set it "
-            "again, or let the function read it from the environment, which it inherits"
+            "again, or let the function read it from the environment"
         )
     return config
 
 
 def dump_config(config: RunConfig, *, with_secrets: bool = False) -> str:
-    """Returns YAML that `load_config` reads back to an equal configuration, every default written out.
+    """Returns the configuration as YAML, with every default, for `load_config`.
 
-    Secrets are left out unless `with_secrets`: strings in free mappings under names like api_key, and logins in
-    addresses.
+    Secrets are left out unless `with_secrets` is set: values with names like api_key, and logins in addresses.
     """
     fields = config.model_dump()
     fields = fields if with_secrets else without_secrets(fields)
@@ -64,7 +66,7 @@ def dump_config(config: RunConfig, *, with_secrets: bool = False) -> str:
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> Located:
-    """The tree of a file over that of the file it extends; `children` are the resolved files that led here."""
+    """Returns the tree of a file, merged with the file that it extends; `children` are the files that extend it."""
     tree = read_yaml(path)
     refuse_old_keys(tree, path)
     extends = tree.value.pop("extends", None)
@@ -82,17 +84,19 @@ def _read(path: Path, children: tuple[Path, ...]) -> Located:
         raise ConfigError(f"{extends.where}: extends={extends.value}: more than {MOST_LEVELS} files extend each other")
     if base.resolve() in chain:
         files = " extends ".join(file.name for file in (*chain, base.resolve()))
-        raise ConfigError(f"{extends.where}: extends={extends.value}: a circle ({files}); remove one `extends`")
+        raise ConfigError(
+            f"{extends.where}: extends={extends.value}: a circle of files ({files}); remove one `extends`"
+        )
     return merge(_read(base, chain), tree)
 
 
 def _override(tree: Located, text: str) -> None:
-    """Set one `dotted.key=value` in the tree."""
+    """Sets one `dotted.key=value` in the tree."""
     dotted, equals, written = text.partition("=")
     keys = dotted.strip().split(".")
     where = override_place(".".join(keys), written) if equals else f"override '{show(dotted)}'"
     if not equals or not all(keys):
-        raise ConfigError(f"{where}: must read key=value with a dotted key, for example train.workers=2")
+        raise ConfigError(f"{where}: must have the form key=value, for example train.workers=2")
     if len(keys) > MOST_LEVELS:
         raise ConfigError(f"override of a key of {len(keys)} parts: a configuration has at most {MOST_LEVELS} levels")
     value = parse_value(written, where, reading_at(RunConfig, keys, tree))
@@ -119,5 +123,5 @@ def _index(key: str, above: str, entries: list[Located], where: str) -> int:
         return int(key)
     raise ConfigError(
         f"{where}: {above} has no entry {key!r}; its {len(entries)} entries are numbered from 0. "
-        f"To change their number set the whole list, {above}=[...]"
+        f"To add or remove entries, set the whole list: {above}=[...]"
     )

@@ -1,4 +1,4 @@
-"""Keys that older versions had: each gets an error that names the new one, and `ray-rl migrate` rewrites files.
+"""Keys of older versions: an error names the new key, and `ray-rl migrate` rewrites files.
 
 To rename a key, add one `Change` to CHANGES.
 """
@@ -19,25 +19,25 @@ from ray_rl.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of what a configuration may say."""
+    """A change of the keys of the configuration."""
 
     old_key: str
     """A dotted key that no configuration of this version has."""
     remedy: Callable[[Any], str]
-    """Says what to write instead of a value of the old key."""
+    """Returns what to write instead, for a value of the old key."""
     rewrite: Callable[[YamlText, bool], None]
-    """Changes the text of a file, if the change concerns it. The flag says that the file was written for 0.1."""
+    """Changes the text of a file if it has the old key. The flag says whether the file was written for 0.1."""
 
 
 def refuse_old_keys(tree: Located, file: Path | None = None) -> None:
     """Refuses keys of older versions.
 
     Args:
-        tree: what was written.
-        file: the file that has it; None for overrides.
+        tree: the values that the user wrote.
+        file: the file with these values; None for overrides.
 
     Raises:
-        ConfigError: an old key, with the new one and the command that rewrites the file.
+        ConfigError: there is an old key; the message has the new one and the command that rewrites the file.
     """
     command = f", or rewrite the file with `ray-rl migrate {shlex.quote(str(file))}`" if file is not None else ""
     old = [(change, node) for change in CHANGES if (node := tree.at(change.old_key)) is not None]
@@ -52,15 +52,15 @@ def _refusal(change: Change, node: Located, command: str) -> str:
 
 
 def migrated(text: str, name: str, *, is_from_0_1: bool = False) -> str:
-    """The text of a file in the keys of this version, comments and layout kept.
+    """Returns the text of a file with the keys of this version; comments and layout stay.
 
     Args:
-        text: YAML, whose lines end in a newline alone.
+        text: YAML in which lines end with a single newline.
         name: path of the file, for errors.
-        is_from_0_1: the file was written for version 0.1; else that is assumed only where the file shows it.
+        is_from_0_1: whether the file was written for version 0.1. If False, that is assumed only if the file shows it.
 
     Raises:
-        ConfigError: not valid YAML, or it has aliases.
+        ConfigError: the text is not valid YAML, or has aliases.
     """
     file = YamlText(text, name)
     for change in CHANGES:
@@ -69,7 +69,7 @@ def migrated(text: str, name: str, *, is_from_0_1: bool = False) -> str:
 
 
 def doubt(text: str, name: str) -> str | None:
-    """Says why a file may not mean what it meant in version 0.1, if the file itself does not show its version."""
+    """Returns a warning if a file may have had another meaning in version 0.1; None if that is excluded."""
     tree = YamlText(text, name).tree()
     kind = tree.at("algorithm.kind")
     missing = _missing_defaults(tree)
@@ -78,7 +78,7 @@ def doubt(text: str, name: str) -> str | None:
     values = ", ".join(f"{key}={show(value)}" for key, value in missing.items())
     return (
         f"{kind.where}: algorithm.kind={show(kind.value)} without these keys meant {values} in version 0.1; if the "
-        "file was written for that version, run `ray-rl migrate` with --from 0.1, which writes these values out"
+        "file was written for that version, run `ray-rl migrate --from 0.1`, which adds these values"
     )
 
 
@@ -92,11 +92,11 @@ _DEFAULTS_OF_0_1: Mapping[Any, Mapping[str, Any]] = {
         "algorithm.update_epochs": 1,
     },
 }
-"""By `algorithm.kind` without a preset, where the defaults of the kind are others now."""
+"""Defaults of version 0.1 that have changed, by `algorithm.kind`, for files without a preset."""
 
 
 def _missing_defaults(tree: Located) -> dict[str, Any]:
-    """The values of version 0.1 that a file does not write out; a file that extends another may inherit them."""
+    """Returns the old defaults that a file relies on; none if it extends another file, which may set them."""
     kind = tree.at("algorithm.kind")
     if kind is None or tree.child("extends") is not None:
         return {}
@@ -105,7 +105,7 @@ def _missing_defaults(tree: Located) -> dict[str, Any]:
 
 
 def _preset_to_kind(file: YamlText, is_from_0_1: bool) -> None:
-    """0.2: `algorithm.kind` names the algorithm. In 0.1 `preset` did, and `kind` said whether there is a critic."""
+    # In 0.1, `preset` named the algorithm, and `kind` said whether there is a critic.
     tree = file.tree()
     preset, kind = tree.at("algorithm.preset"), tree.at("algorithm.kind")
     if preset is not None and preset.value is not None:
@@ -124,7 +124,7 @@ def _preset_to_kind(file: YamlText, is_from_0_1: bool) -> None:
 
 
 def _reward_to_rewards(file: YamlText, is_from_0_1: bool) -> None:
-    """0.2: reward models are an entry of `rewards`, of kind model. In 0.1 they had a section of their own."""
+    # In 0.1, reward models had a section of their own.
     old = file.tree().child("reward")
     if old is None:
         return
@@ -138,7 +138,7 @@ CHANGES = (
     Change(
         old_key="algorithm.preset",
         remedy=lambda preset: (
-            "algorithm.kind names the algorithm now; "
+            "algorithm.kind now names the algorithm; "
             + (f"set algorithm.kind={show(preset)}" if preset is not None else "remove algorithm.preset")
         ),
         rewrite=_preset_to_kind,
@@ -146,8 +146,8 @@ CHANGES = (
     Change(
         old_key="reward",
         remedy=lambda settings: (
-            "reward models are an entry of rewards now; "
-            + ("move its settings to an entry with kind: model" if settings is not None else "remove reward")
+            "reward models are now an entry of rewards; "
+            + ("move these settings to an entry with kind: model" if settings is not None else "remove reward")
         ),
         rewrite=_reward_to_rewards,
     ),

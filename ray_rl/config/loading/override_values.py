@@ -1,8 +1,8 @@
-"""The value of an override: `key=value` on a command line, where nothing is a comment and text is what was typed.
+"""Parses the value of an override, `key=value` on a command line, which has no comments and keeps text as typed.
 
-YAML is for files. On a command line it would cut a prompt at " #", take "Answer: yes" for a mapping, "*" for an alias
-and "null" for nothing. So text for a field that takes text arrives as it stands, and only flow style ({...} and [...])
-makes mappings and lists of it, where the field can be one. Quotes around the whole value are YAML's, and are removed.
+In YAML, a prompt would end at " #", "Answer: yes" would be a mapping, "*" an alias, and "null" no value. So the value
+of a field for text is taken as typed. It becomes a mapping or list only if it is in flow style ({...} or [...]) and the
+field allows one. Quotes around the whole value are removed, as in YAML.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _ADVICE = "put text with any of #:,[]{}&*!|>%@` in quotes, inside those of the s
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a field can hold, which decides how a value for it is read."""
+    """The kinds of values that a field can have; they decide how text for it is read."""
 
     text: bool = True
     null: bool = True
     numbers: bool = True
-    """Numbers and truth values, or one of a few words."""
+    """Numbers, truth values, or one of a few words."""
     structures: bool = True
     """Mappings and lists in flow style: {a: 1} and [1, 2]."""
     blocks: bool = True
-    """And in block style, which looks like text: "kind: addition"."""
+    """Mappings and lists in block style, which looks like text: "kind: addition"."""
 
 
 class _OfCommandLine(Loader):
-    """Without anchors and aliases, which a command line has no use for and text may look like, and without folding."""
+    """A loader that refuses anchors and aliases, because text may look like them, and text over several lines."""
 
     def fetch_anchor(self) -> NoReturn:
         """Refuses an anchor."""
@@ -46,34 +46,34 @@ class _OfCommandLine(Loader):
         raise yaml.scanner.ScannerError(None, None, "* starts an alias", self.get_mark())
 
     def scan_plain(self) -> yaml.ScalarToken:
-        """Text without quotes, on one line."""
+        """Returns text without quotes, which must be on one line."""
         return _on_one_line(super().scan_plain())
 
     def scan_flow_scalar(self, style: str) -> yaml.ScalarToken:
-        """Text in quotes, on one line."""
+        """Returns text in quotes, which must be on one line."""
         return _on_one_line(super().scan_flow_scalar(style))
 
 
 def _on_one_line(token: yaml.ScalarToken) -> yaml.ScalarToken:
     if token.start_mark.line != token.end_mark.line:
-        problem = "YAML makes one line of text over several lines; write \\n in double quotes for a new line"
+        problem = "YAML would join the lines of this text; write \\n in double quotes for a new line"
         raise yaml.scanner.ScannerError(None, None, problem, token.start_mark)
     return token
 
 
 def parse_value(text: str, where: str, reading: Reading = Reading()) -> Located:
-    """A value of the command line.
+    """Returns the value of an override.
 
     Args:
-        text: behind the `=`, as the shell hands it over.
-        where: names the override in messages.
-        reading: how text for the field is read.
+        text: the text after `=`.
+        where: the name of the override in messages.
+        reading: the values that the field can have.
 
     Raises:
-        ConfigError: neither text as it stands nor YAML, with the advice to quote; or not UTF-8.
+        ConfigError: the text is not valid YAML, and the field does not take any text; or it is not UTF-8.
     """
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-        raise ConfigError(f"{where}: not UTF-8; type it in a terminal of UTF-8, or write it to the file")
+        raise ConfigError(f"{where}: not UTF-8; use a terminal with UTF-8, or set the value in a file")
     stripped = text.strip()
     if stripped.startswith(("'", '"')):
         quoted = _quoted(stripped)
@@ -92,23 +92,23 @@ def parse_value(text: str, where: str, reading: Reading = Reading()) -> Located:
 
 
 def _as_typed(text: str, reading: Reading) -> str | None:
-    """Text, but for the words that stand for nothing; where nothing is not allowed, they are refused by the schema."""
+    """Returns the text, or None for the words that mean null; the schema then refuses it if null is not allowed."""
     if text in _NULLS or (reading.null and text in ("", "~")):
         return None
     return text
 
 
 def composed(text: str) -> yaml.Node | None:
-    """PyYAML's nodes of a value, at their places in the text; a hash in them is another character.
+    """Returns PyYAML's nodes of a value, with their positions in the text. They have another character for "#".
 
     Raises:
-        yaml.YAMLError: it is not YAML.
+        yaml.YAMLError: the value is not YAML.
     """
     return yaml.compose(_without_meaning(text, "#")[0], Loader=_OfCommandLine)
 
 
 def _quoted(text: str) -> str | None:
-    """The text in quotes, if it is that and no more; its lines stay lines."""
+    """Returns the text in quotes; None if there is more than that. Line ends are kept."""
     hidden, restore = _without_meaning(text, "#\n\r\x85\u2028\u2029")
     try:
         node = yaml.compose(hidden, Loader=_OfCommandLine)
@@ -131,7 +131,7 @@ def _structure(text: str, where: str) -> Located:
 
 
 def _without_meaning(text: str, characters: str) -> tuple[str, Callable[[str], str]]:
-    """The text with characters of another kind in place of some that mean something to YAML, and the way back."""
+    """Returns the text with other characters for some that have a meaning in YAML, and a function that undoes it."""
     unused = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)
     stand_ins = {character: next(unused) for character in characters}
     there = str.maketrans(stand_ins)

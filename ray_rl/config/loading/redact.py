@@ -1,4 +1,4 @@
-"""Secrets kept out of what is written: of values whose names say so, and of text that shows them by its form."""
+"""Keeps secrets out of output. They are recognised by the names of values, or by the form of text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import yaml
 from ray_rl.config.loading.override_values import composed
 
 HIDDEN = "***"
-"""In place of a secret."""
+"""Replaces a secret."""
 
 SHORTEST = 6
-"""Characters of a secret that is looked for in running text; a shorter one is a part of ordinary words."""
+"""Fewest characters of a secret that is searched in messages; shorter ones are parts of ordinary words."""
 
 _LAST = {
     *("token", "key", "apikey", "secret", "secrets", "pwd", "passphrase", "bearer", "auth", "jwt", "headers"),
@@ -24,31 +24,31 @@ _LAST = {
 }
 """Last words of the names of secrets."""
 _ENDINGS = ("password", "passwords", "passwd", "passphrase", "credential", "credentials", "authorization", "apikey")
-"""The same as an end of the last word: PGPASSWORD."""
+"""Ends of the last word: PGPASSWORD."""
 _MANY = {
     "keys": {"api", "access", "secret", "private", "auth", "signing", "encryption", "ssh"},
     "tokens": {"api", "access", "auth", "bearer", "refresh", "session", "hf", "hub"},
 }
-"""Last words in the plural that are those of secrets behind one of these: api_keys, and not max_tokens."""
+"""Last words in the plural, with the words before them that make them secrets: api_keys, but not max_tokens."""
 _WHOLE = (
     *({"api", "key"}, {"private", "key"}, {"secret", "key"}),
     *({"access", "token"}, {"auth", "token"}, {"connection", "string"}),
 )
-"""Two words in a row that make a secret of what follows, too: private_key_pem; but not of what only leads to it."""
+"""Pairs of words that make the name that of a secret, unless it ends in one of `_LEADS`: private_key_pem."""
 _LEADS = {"id", "path", "file", "env", "name", "url", "type", "length", "size", "column", "variable", "dir", "folder"}
 _FOLDERS = {"PWD", "OLDPWD"}
-"""Variables of the shell: hidden as passwords, they would take the working directory out of every message."""
+"""Variables of the shell whose names look like passwords, but which contain folders."""
 _NOT_BEFORE_TOKEN = {
     *("per", "max", "min", "num", "mean", "first", "last", "next", "new", "eos", "bos", "pad", "unk", "sep", "cls"),
     *("mask", "stop", "end", "start", "begin", "special", "image", "video", "audio", "add", "eot", "eom", "think"),
     *("primary", "foreign", "sort", "group", "dict", "column", "data", "answer", "cache", "kv", "query"),
 }
-"""`eos_token`, `per_token` and `sort_key` are none."""
+"""Words before `token` or `key` in names that are no secrets: `eos_token`, `per_token`, `sort_key`."""
 
 _LOGIN = re.compile(r"(?<=://)(?!git@)[^/\s?#'\"]+(?=@)")
 _QUERY = re.compile(r"(?<=[?&;#])([\w.~%-]{1,80})=([^&;#\s'\"]+)")
 _SIGNATURES = ("signature", "sig")
-"""Last words of what signs an address, in a query only."""
+"""Last words of the names of signatures, which are secrets only in the query of an address."""
 _BEARER = re.compile(r"(?i)\b(bearer\s+|authorization\s*[:=]\s*(?:basic|token|bearer|digest)\s+)([\w.~+/=-]{6,})")
 _FORM = re.compile(
     r"\b(?:hf_|sk-|pk-lf-|sk-lf-|gh[opsu]_|github_pat_|glpat-|xox[abps]-|AKIA|ASIA|nvapi-|gsk_|AIza)[A-Za-z0-9_-]{16,}\b"
@@ -64,13 +64,13 @@ _CERTAIN = re.compile(
 _OPTION = re.compile(
     r"(?<![\w-])(--[\w-]{0,80}(?:api-?key|password|token|secret))(\s+)(?=\S*\d)([^\s'\"-][^\s'\"]{5,})"
 )
-"""On a command line: --api-key VALUE."""
+"""An option on a command line: --api-key VALUE."""
 _LEFT_OUT = re.compile(r"://\*\*\*@|[?&;#][\w.~%-]{1,80}=\*\*\*|(?i:bearer )\*\*\*")
-"""What `without_credentials` leaves of an address or a header."""
+"""The traces of `without_credentials` in an address or a header."""
 
 
 def is_secret(name: str) -> bool:
-    """Whether a name says that its value is one: HF_TOKEN, api_key, db.password, headers; not max_tokens."""
+    """Returns whether a name is that of a secret: HF_TOKEN, api_key, db.password, headers; but not max_tokens."""
     parts = re.split(r"[^A-Za-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name[-200:]))
     words = [part.lower() for part in parts if part]
     if not words:
@@ -86,7 +86,7 @@ def is_secret(name: str) -> bool:
 
 
 def without_credentials(text: str) -> str:
-    """Text without what has the form of a secret: https://***@host/?api_key=***, Bearer ***, hf_..."""
+    """Hides what has the form of a secret in a text: https://***@host/?api_key=***, Bearer ***, hf_..."""
 
     def hidden(match: re.Match[str]) -> str:
         is_one = is_secret(match[1]) or match[1].lower().endswith(_SIGNATURES)
@@ -97,9 +97,10 @@ def without_credentials(text: str) -> str:
 
 
 def without_secrets(value: Any) -> Any:
-    """A tree of mappings, lists and scalars in which every text and number under the name of a secret is hidden.
+    """Returns a tree of mappings, lists and scalars without secrets.
 
-    At any depth below the name, and what has the form of a secret everywhere. None and truth values stay.
+    All text and numbers below the name of a secret are hidden, and everywhere what has the form of a secret. None and
+    truth values stay.
     """
     match value:
         case Mapping():
@@ -115,7 +116,7 @@ def without_secrets(value: Any) -> Any:
 
 
 def without_arguments(argv: Sequence[str]) -> list[str]:
-    """A command line without secrets: of `name=value`, of `{name: value}` in a value, and of `--name value`."""
+    """Returns a command line without secrets in `name=value`, in `{name: value}` in a value, and in `--name value`."""
     shown: list[str] = []
     for index, argument in enumerate(argv):
         before = argv[index - 1] if index else ""
@@ -125,7 +126,7 @@ def without_arguments(argv: Sequence[str]) -> list[str]:
 
 
 def secrets_of(tree: Any) -> set[str]:
-    """What `without_secrets` hides by name, as text."""
+    """Returns the values, as text, that `without_secrets` hides because of their names."""
     match tree:
         case Mapping():
             return set().union(
@@ -138,7 +139,7 @@ def secrets_of(tree: Any) -> set[str]:
 
 
 def hidden_keys(tree: Any, *above: str) -> list[str]:
-    """Dotted keys whose values are missing, whole or in part, because `without_secrets` wrote the tree."""
+    """Returns the dotted keys of values that `without_secrets` has hidden, wholly or in part."""
     match tree:
         case Mapping():
             pairs = [(str(key), item) for key, item in tree.items()]
@@ -152,7 +153,7 @@ def hidden_keys(tree: Any, *above: str) -> list[str]:
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
-    """A message without these secrets, as they are, quoted or in an address; and without what has the form of one."""
+    """Hides these secrets in a message, also if quoted or in an address, and what has the form of a secret."""
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= SHORTEST:
             for form in (secret, repr(secret)[1:-1], quote(secret, safe="")):
@@ -204,7 +205,7 @@ def _without_argument(argument: str) -> str:
 
 
 def _secret_spans(value: str) -> list[tuple[int, int]]:
-    """From where to where secrets stand in a mapping or a list; to the end, where it is one that cannot be read."""
+    """Returns start and end of every secret in a mapping or list; the end of the text if YAML cannot read it."""
     if not value.lstrip().startswith(("{", "[")):
         return []
     try:

@@ -1,4 +1,4 @@
-"""What may stand at a dotted key: the walk through the annotations of `RunConfig`, for messages and for overrides."""
+"""Finds out what a dotted key may hold from the annotations of `RunConfig`, for messages and overrides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray_rl.config.loading.yaml_tree import Located
 
 
 def bare(annotation: Any) -> Any:
-    """Without `Annotated` and without `| None`."""
+    """Returns the annotation without `Annotated` and `| None`."""
     if get_origin(annotation) is Annotated:
         return bare(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -25,7 +25,7 @@ def bare(annotation: Any) -> Any:
 
 
 def sections_of(annotation: Any) -> dict[str, type[Config]]:
-    """The sections that an annotation allows, by their `kind`, or by "" if it has none."""
+    """Returns the sections that an annotation allows, by `kind`; the name of a section without kinds is ""."""
     annotation = bare(annotation)
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     models = [member for member in members if isinstance(member, type) and issubclass(member, Config)]
@@ -33,7 +33,7 @@ def sections_of(annotation: Any) -> dict[str, type[Config]]:
 
 
 def item_of(annotation: Any, step: str | int) -> Any:
-    """The annotation of an entry of a list, tuple or mapping; None below a scalar."""
+    """Returns the annotation of an entry of a list, tuple or mapping; None for a scalar."""
     annotation = bare(annotation)
     args = get_args(annotation)
     match get_origin(annotation):
@@ -48,13 +48,13 @@ def item_of(annotation: Any, step: str | int) -> Any:
 
 
 def reading_at(model: type[Config], keys: Sequence[str], tree: Located) -> Reading:
-    """How text for a dotted key is read: as it stands where the field takes text, else as YAML.
+    """Returns how the value of a dotted key is read: as typed if the field takes text, else as YAML.
 
     Args:
-        model: at the root.
-        keys: the keys that lead to the value; an index of a list is a number in text.
-        tree: what was set before; its `kind`s choose among sections. Without one, every section that has the key
-            counts, and they must agree.
+        model: the model of the whole configuration.
+        keys: the keys that lead to the value, and the indexes of list entries as text.
+        tree: the values that were set before. A `kind` in it chooses among sections. Without a `kind`, all
+            sections with the key are considered; if they disagree, the value is read as for any field.
     """
     annotations: list[Any] = [model]
     node: Located | None = tree
@@ -67,7 +67,7 @@ def reading_at(model: type[Config], keys: Sequence[str], tree: Located) -> Readi
 
 
 def all_keys(annotation: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of every kind; those in entries of lists with index 0."""
+    """Yields every dotted key of every kind; entries of lists have index 0."""
     if get_origin(bare(annotation)) is list:
         annotation, prefix = item_of(annotation, 0), f"{prefix}0."
     for section in sections_of(annotation).values():

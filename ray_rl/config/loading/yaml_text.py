@@ -1,4 +1,4 @@
-"""Edits of YAML text that keep comments and layout: an entry is renamed, removed, set or appended in place."""
+"""Edits YAML text without changing its comments and layout: renames, removes, sets or appends an entry."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ class YamlText:
     """The text of one file. Keys are dotted: `algorithm.kl.coefficient`. The text is parsed again for every edit."""
 
     def __init__(self, text: str, name: str) -> None:
-        """Reads the text.
+        """Reads the text of a file.
 
         Args:
-            text: lines end in a newline alone.
+            text: YAML in which lines end with a single newline.
             name: path of the file, for errors.
 
         Raises:
-            ConfigError: not valid YAML, or it has aliases, whose text stands for several places.
+            ConfigError: the text is not valid YAML, or has aliases, whose text belongs to several places.
         """
         self.text, self._name = text, name
         self.tree()
         for token in yaml.scan(text, Loader=Loader):
             if isinstance(token, yaml.AliasToken):
                 raise ConfigError(
-                    f"{name}:{token.start_mark.line + 1}: the alias *{token.value} is not rewritten; write its value "
-                    "out, or make the change by hand"
+                    f"{name}:{token.start_mark.line + 1}: the alias *{token.value} cannot be changed; write its value "
+                    "out, or change the file by hand"
                 )
 
     def tree(self) -> Located:
-        """The values of the file as it is now."""
+        """Returns the present values of the file."""
         return parse(self.text, self._name)
 
     def rename(self, key: str, name: str) -> None:
-        """Gives an entry that exists another name in the same mapping."""
+        """Renames an existing entry."""
         parent, index = self._entry(key)
         self._replace(parent.value[index][0].start_mark.index, parent.value[index][0].end_mark.index, name)
 
     def remove(self, key: str) -> None:
-        """Removes an entry that exists, with the comment on its line."""
+        """Removes an existing entry, with the comment on its line."""
         parent, index = self._entry(key)
         entries = parent.value
         start, end = entries[index][0].start_mark.index, self._end(entries[index][1])
@@ -62,12 +62,12 @@ class YamlText:
             self._replace(line, self._end_of_line(end) + 1, "")
 
     def set(self, key: str, value: Any, *, first: bool = False) -> None:
-        """Sets an entry; one that is missing is added to its mapping, which is made if it is missing, too.
+        """Sets an entry. Adds it, and the mapping that contains it, if they do not exist.
 
         Args:
-            key: dotted.
-            value: plain, written in flow style.
-            first: a new entry comes before the others of its mapping, and not after them.
+            key: the dotted key of the entry.
+            value: the plain value, which is written in flow style.
+            first: whether a new entry becomes the first of its mapping, not the last.
         """
         above, _, name = key.rpartition(".")
         parent = self._node(above)
@@ -82,7 +82,7 @@ class YamlText:
             self._add(parent, f"{name}: {_flow(value)}", first=first)
 
     def append(self, key: str, value: Any) -> None:
-        """Adds an item to the end of a list, which is made if it is missing."""
+        """Adds an item to the end of a list, and the list if it does not exist."""
         node = self._node(key)
         if isinstance(node, yaml.SequenceNode):
             self._add(node, _flow(value) if node.flow_style else f"- {_flow(value)}", first=False)
@@ -119,7 +119,7 @@ class YamlText:
         return node
 
     def _end(self, node: yaml.Node) -> int:
-        """Where the text of a node ends; PyYAML counts the comments and blank lines after a block to it."""
+        """Returns the end of a node's text. PyYAML's end includes comments and blank lines after a block."""
         if isinstance(node, yaml.CollectionNode) and not node.flow_style:
             last = node.value[-1]
             return self._end(last[1] if isinstance(last, tuple) else last)
@@ -136,6 +136,6 @@ class YamlText:
 
 
 def _flow(value: Any) -> str:
-    """A value as YAML in one line."""
+    """Formats a value as YAML in one line."""
     whole = yaml.dump([value], Dumper=Dumper, default_flow_style=True, sort_keys=False, width=float("inf"))
     return whole.strip()[1:-1]

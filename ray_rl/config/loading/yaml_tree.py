@@ -1,10 +1,10 @@
-"""YAML as a tree whose every value knows where it was written.
+"""Reads YAML into a tree in which every value has its place in the file.
 
-The scalars are those of YAML 1.2 (core schema, https://yaml.org/spec/1.2.2/#103-core-schema) and not of YAML 1.1, where
-`1e-5` is text, `no` is false, `12:30` is 750 and `2026-11-22` is a date. We depart from it in allowing `10_000`.
+Scalars follow the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), not YAML 1.1, in which `1e-5`
+is text, `no` is false, `12:30` is 750 and `2026-11-22` is a date. In addition, `10_000` is a number.
 
-What a file may cost is bounded before it is built: its size, the values in it with every alias written out (an alias of
-an alias of an alias is a billion of them in ten lines), their text and their nesting.
+The size of a file, and the number, text and nesting of its values, are limited before the tree is built. Values of
+aliases count each time: ten lines with aliases of aliases can have a billion values.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ _SCALARS = (
 _PREFIX = "tag:yaml.org,2002:"
 
 MOST_BYTES = MIB
-"""Largest size of a file. PyYAML reads some 200 KB a second; the largest recipe has 4 KB."""
+"""Largest size of a file. PyYAML reads about 200 KB per second; the largest recipe has 4 KB."""
 MOST_VALUES = 20_000
-"""Most values in a file, every alias written out."""
+"""Most values in a file, with every alias written out."""
 MOST_CHARACTERS = 4 * MOST_BYTES
-"""Most characters of text in a file, every alias written out."""
+"""Most characters of text in a file, with every alias written out."""
 MOST_LEVELS = 50
-"""Most levels of mappings and lists inside each other; the schema has 5."""
+"""Deepest nesting of mappings and lists; the schema has 5 levels."""
 _MOST_DIGITS = 300
-"""Most digits of a whole number: a larger one is no float any more, and Python reads 4300 digits at most."""
+"""Most digits of a whole number: larger ones are too large for a float, and Python reads at most 4300 digits."""
 
 
 @dataclass(slots=True)
 class Located:
-    """A value and where it was written."""
+    """A value, and its place in a file or an override."""
 
     value: Any
-    """A dict of Located by text, a list of Located, or a scalar."""
+    """A dict with texts as keys and Located as values, a list of Located, or a scalar."""
     where: str
-    """`file:line` of the key (of the item, in a list), or `override 'key=value'`."""
+    """`file:line` of the key, or of the item of a list; or `override 'key=value'`."""
 
     def plain(self) -> Any:
-        """The value without places."""
+        """Returns the value without places."""
         match self.value:
             case dict():
                 return {key: child.plain() for key, child in self.value.items()}
@@ -67,7 +67,7 @@ class Located:
                 return scalar
 
     def child(self, key: str | int) -> Located | None:
-        """The value under a key or an index, None if there is none."""
+        """Returns the value at a key or index; None if there is none."""
         match self.value, key:
             case dict(), str():
                 return cast("Located | None", self.value.get(key))
@@ -77,7 +77,7 @@ class Located:
                 return None
 
     def at(self, dotted: str) -> Located | None:
-        """The value under a dotted key, None if there is none."""
+        """Returns the value at a dotted key; None if there is none."""
         node: Located | None = self
         for key in dotted.split("."):
             node = node.child(key) if node is not None else None
@@ -85,7 +85,7 @@ class Located:
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2 and with bounds, which are checked before anything is built."""
+    """PyYAML's safe loader with the scalars of YAML 1.2, and with limits that are checked before the tree is built."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -93,7 +93,7 @@ class Loader(yaml.SafeLoader):
         self._values = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """One node, of so many and so deep as is allowed."""
+        """Returns the next node, if the number and the depth of nodes are within the limits."""
         self._levels += 1
         self._values += 1
         if self._levels > MOST_LEVELS or self._values > MOST_VALUES:
@@ -106,10 +106,10 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what `Loader` reads back: text that would be read as a number is quoted."""
+    """Writes YAML for `Loader`: text that would be read as a number is quoted."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write equal values out instead of `&id001`."""
+        """Returns True, so that equal values are written out, without `&id001`."""
         return True
 
 
@@ -122,24 +122,24 @@ for _name, _pattern, _first in _SCALARS:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What is being read: a file, whose lines count, or an override, which has none."""
+    """The source of YAML: a file, or an override, which has no line numbers."""
 
     name: str
-    """Path, or `override 'key=value'`."""
+    """Path of the file, or `override 'key=value'`."""
     has_lines: bool
 
     def at(self, mark: yaml.Mark | None) -> str:
-        """The place of a mark, as messages name it."""
+        """Returns the name of a place for messages."""
         if not self.has_lines:
             return self.name
         return f"{self.name}:{mark.line + 1}" if mark else self.name
 
 
 def read_yaml(path: Path) -> Located:
-    """The mapping in a YAML file.
+    """Returns the mapping in a YAML file.
 
     Raises:
-        ConfigError: no such file, too large, not UTF-8, not YAML, a key twice, or not a mapping.
+        ConfigError: the file does not exist, is too large, or is not a mapping in valid YAML and UTF-8.
     """
     tree = parse(read_text(path), str(path))
     if not isinstance(tree.value, dict):
@@ -149,10 +149,10 @@ def read_yaml(path: Path) -> Located:
 
 
 def read_text(path: Path) -> str:
-    """The text of a YAML file.
+    """Returns the text of a YAML file.
 
     Raises:
-        ConfigError: no such file, too large, or not UTF-8.
+        ConfigError: the file does not exist, is too large, or is not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -175,18 +175,18 @@ def read_text(path: Path) -> str:
 
 
 SHARED_BY_KINDS = ("algorithm",)
-"""Sections whose kinds have the same options."""
+"""Sections whose kinds all have the same options."""
 
 
 def merge(base: Located, top: Located, *, key: str = "") -> Located:
-    """Lays `top` over `base`: mappings merge key by key, everything else is replaced.
+    """Merges two values: mappings are merged key by key, and of other values the one in `top` is taken.
 
-    A mapping that names another `kind` than the one below it replaces it whole, since its options are others, except
-    in the sections of SHARED_BY_KINDS.
+    A mapping with another `kind` is also taken as a whole, because its options are different, except in the sections of
+    SHARED_BY_KINDS.
 
     Args:
-        base: what is written below.
-        top: what is written above.
+        base: the value with lower precedence.
+        top: the value with higher precedence.
         key: the key of both.
     """
     if not (isinstance(base.value, dict) and isinstance(top.value, dict)):
@@ -201,14 +201,14 @@ def merge(base: Located, top: Located, *, key: str = "") -> Located:
 
 
 def parse(text: str, name: str) -> Located:
-    """The value that the text of a file stands for.
+    """Returns the value of the text of a file.
 
     Args:
         text: YAML.
         name: path of the file, for errors.
 
     Raises:
-        ConfigError: not YAML, or more than a configuration may have.
+        ConfigError: the text is not valid YAML, or exceeds a limit.
     """
     origin = Origin(name, has_lines=True)
     try:
@@ -227,33 +227,33 @@ def parse(text: str, name: str) -> Located:
 
 
 def problem_of(error: yaml.MarkedYAMLError) -> str:
-    """What PyYAML found, without the place."""
+    """Returns the problem that PyYAML found, without its place."""
     what = ", ".join(part for part in (error.context, error.problem) if part)
     return f"{what}: a tab; YAML indents by spaces" if "'\\t'" in what else what
 
 
 class Build:
-    """From PyYAML's nodes to `Located`, of one file or one override."""
+    """Converts PyYAML's nodes of one file or override to `Located`."""
 
     def __init__(self, origin: Origin, restore: Callable[[str], str] = str) -> None:
-        """Builds nothing yet.
+        """Makes a converter.
 
         Args:
             origin: the origin of the nodes.
-            restore: every text as it was written, where characters were replaced for PyYAML.
+            restore: restores text in which characters were replaced for PyYAML.
         """
         self._origin = origin
         self._restore = restore
         self._values = 0
         self._characters = 0
         self._parents: list[yaml.Node] = []
-        """Nodes being built, to notice an anchor that contains itself."""
+        """The nodes around the present one, to find anchors that contain themselves."""
 
     def located(self, node: yaml.Node, place: yaml.Mark) -> Located:
-        """A node with everything below it.
+        """Returns a node with everything that it contains.
 
         Raises:
-            ConfigError: it is none that a configuration can have, or too much.
+            ConfigError: a node is not allowed in a configuration, or a limit is exceeded.
         """
         where = self._origin.at(place)
         if any(parent is node for parent in self._parents):
@@ -279,7 +279,7 @@ class Build:
         self._characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
         if self._values > MOST_VALUES or self._characters > MOST_CHARACTERS:
             raise ConfigError(
-                f"{where}: with its aliases written out the file has more than {MOST_VALUES} values or "
+                f"{where}: with its aliases written out, the file has more than {MOST_VALUES} values or "
                 f"{MOST_CHARACTERS // 10**6} million characters, which no configuration has; remove aliases of aliases"
             )
 
@@ -306,10 +306,10 @@ class Build:
 
 
 def plain_scalar(text: str, where: str) -> Any:
-    """What unquoted text stands for: null, a truth value, a number, or itself.
+    """Returns the value of unquoted text: None, a truth value, a number, or the text itself.
 
     Raises:
-        ConfigError: a number that is too large.
+        ConfigError: a number is too large.
     """
     kind = next((name for name, pattern, _ in _SCALARS if pattern.match(text)), "str")
     return _of_kind(kind, text, where)

@@ -1,4 +1,4 @@
-"""Rules between what is optimised and the roles that it needs. Each yields one message per violation."""
+"""Rules for the algorithm and the models that it trains. Each yields one message per violation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray_rl.config.train import Trained
 
 
 def algorithm_rules(config: RunConfig) -> Iterator[str]:
-    """Batch, estimator, KL and rewards."""
+    """Checks the batch, the estimator, the KL penalty and the rewards."""
     yield from _batch(config)
     yield from _critic(config)
     yield from _kl(config)
@@ -23,7 +23,7 @@ def algorithm_rules(config: RunConfig) -> Iterator[str]:
 
 
 def training_rules(config: RunConfig) -> Iterator[str]:
-    """Schedule and DeepSpeed's own rules, for the actor and the critic; DeepSpeed's for the reference."""
+    """Checks schedules, frozen layers, and the rules of DeepSpeed."""
     for role in roles_of(config):
         if role.trained is not None:
             yield from _schedule(config, role.key, role.trained)
@@ -67,7 +67,7 @@ def _batch(config: RunConfig) -> Iterator[str]:
 
 
 def _compares(algorithm: Algorithm) -> bool:
-    """Whether the estimator compares the completions of a prompt, and has nothing to say of a single one."""
+    """Returns whether the estimator compares the completions of a prompt, and so needs at least two."""
     match algorithm.advantage:
         case Gae() | ReinforcePlusPlus() | CustomAdvantage():
             return False
@@ -102,43 +102,43 @@ def _kl(config: RunConfig) -> Iterator[str]:
     if kl.coefficient > 0 and config.reference is None:
         yield (
             f"algorithm.kl.coefficient={kl.coefficient}: the KL penalty in the {kl.place} needs a frozen reference, "
-            "and reference is null; remove reference: null, or set algorithm.kl.coefficient=0"
+            "but reference is null; remove reference: null, or set algorithm.kl.coefficient=0"
         )
     if kl.place == "reward" and kl.coefficient == 0:
         yield (
-            "algorithm.kl.place=reward: there is no KL penalty and so no reference, as algorithm.kl.coefficient=0; set "
-            "the coefficient above 0, or algorithm.kl.place=loss"
+            "algorithm.kl.place=reward: there is no KL penalty, because algorithm.kl.coefficient=0; set the "
+            "coefficient above 0, or algorithm.kl.place=loss"
         )
     if isinstance(kl.control, AdaptiveKl):
         if kl.coefficient == 0:
             yield (
-                "algorithm.kl.control.kind=adaptive: a coefficient of 0 stays 0; set algorithm.kl.coefficient to where "
-                "it should start, for example 0.05"
+                "algorithm.kl.control.kind=adaptive: a coefficient of 0 stays 0; set algorithm.kl.coefficient to its "
+                "first value, for example 0.05"
             )
         rollouts = config.algorithm.prompts_per_step * config.algorithm.group_size
         if kl.control.horizon <= rollouts:
             yield (
                 f"algorithm.kl.control.horizon={kl.control.horizon:g}: shorter than a step of {rollouts} rollouts, so "
-                f"that the coefficient would swing; set algorithm.kl.control.horizon above {rollouts}"
+                f"that the coefficient would oscillate; set algorithm.kl.control.horizon above {rollouts}"
             )
 
 
 def _off_policy(config: RunConfig) -> Iterator[str]:
     if config.rollout.top_p < 1:
         yield (
-            f"rollout.top_p={config.rollout.top_p:g}: completions would come from a distribution without its tail, and "
-            "the trainer computes probabilities over the whole vocabulary, so that every ratio is biased; set "
+            f"rollout.top_p={config.rollout.top_p:g}: completions would be sampled from a part of the vocabulary, but "
+            "the trainer computes probabilities over all of it, so that every ratio would be biased; set "
             "rollout.top_p=1"
         )
     if config.rollout.on_publish == "abort_and_resume" and config.rollout.stop:
         yield (
-            "rollout.on_publish=abort_and_resume: a string of rollout.stop that a publish cuts in two would not be "
-            "seen; set rollout.on_publish=keep"
+            "rollout.on_publish=abort_and_resume: a publish can cut a string of rollout.stop in two, which would then "
+            "not end the completion; set rollout.on_publish=keep"
         )
     if config.algorithm.old_policy == "rollout" and config.algorithm.correction is not None:
         yield (
-            "algorithm.correction: it weighs the trainer's policy before the update against the engine's, and under "
-            "algorithm.old_policy=rollout these are the same; set algorithm.correction=null, or "
+            "algorithm.correction: it compares the trainer's old log-probabilities with the engine's, and with "
+            "algorithm.old_policy=rollout both are the engine's; set algorithm.correction=null, or "
             "algorithm.old_policy=trainer"
         )
 
@@ -150,13 +150,13 @@ def _reward_model(config: RunConfig) -> Iterator[str]:
     key, models, workers = config.reward_models_key, len(reward.paths), reward.workers
     if sum(isinstance(part, ModelReward) for part in config.rewards) > 1:
         yield (
-            f"{key}.kind=model: another entry of rewards has this kind too; name all models in {key}.paths, which "
-            "makes them an ensemble"
+            f"{key}.kind=model: another entry of rewards has this kind too; list all models in {key}.paths, which "
+            "combines their scores"
         )
     if workers > models and workers % models:
         yield (
-            f"{key}.workers={workers}: {models} models cannot be held equally often by more workers than models; set "
-            f"{key}.workers to {models} or less, or to a multiple of {models}"
+            f"{key}.workers={workers}: more workers than models, but no multiple of the {models} models, so that they "
+            f"could not be shared equally; set {key}.workers to {models} or less, or to a multiple of {models}"
         )
 
 
@@ -182,7 +182,7 @@ def _deepspeed(config: RunConfig, key: str, role: Trained) -> Iterator[str]:
             f"{key}.offload.optimizer=true: ZeRO stage 0 cannot move the optimizer to the CPU; "
             f"set {key}.zero_stage to 1, 2 or 3, or {key}.offload.optimizer=false"
         )
-    # auto may be bfloat16: a configuration is valid on every machine or on none.
+    # auto may mean bfloat16, and a configuration must be valid on all machines or on none.
     if role.zero_stage == 0 and config.model.dtype != "float32" and role.gradient_dtype == "float32":
         yield (
             f"{key}.gradient_dtype=float32: DeepSpeed refuses to sum gradients in float32 at {key}.zero_stage=0 under "

@@ -1,6 +1,6 @@
-"""Rules between fields, checked before anything is started. Loads without torch.
+"""Checks the rules between fields before anything is started. Loads without torch.
 
-Each rule yields one message per violation: the key and value seen, the reason, and what to set instead.
+Each rule yields one message per violation: the key and its value, the reason, and what to set instead.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
 
 TRANSFORMERS_LABELS = 2
-"""What a config.json that says nothing means."""
+"""Number of labels if config.json does not have it."""
 
 
 def check(config: RunConfig, *, visible_gpus: int | None = None, is_elsewhere: bool = False) -> None:
-    """Checks every rule between fields, and that the folders and files named exist.
+    """Checks every rule between fields, and that the named folders and files exist.
 
     Args:
-        config: as `load_config` returns it.
+        config: a configuration from `load_config`.
         visible_gpus: GPUs of this machine, for a run that starts its own cluster here; None counts them.
-        is_elsewhere: it runs on machines whose absolute paths may be missing here; they look for themselves.
+        is_elsewhere: whether the run uses other machines, whose absolute paths may not exist here.
 
     Raises:
-        ConfigError: naming every violation with its remedy.
+        ConfigError: the message has every violation with its remedy.
     """
     problems = [
         *algorithm_rules(config),
@@ -56,7 +56,7 @@ def check(config: RunConfig, *, visible_gpus: int | None = None, is_elsewhere: b
 
 
 def check_run_folder_is_free(config: RunConfig) -> None:
-    """Checks, before the slow start of a run, that its folder can be created.
+    """Checks that the folder of a run can be created, before the slow start of the run.
 
     Raises:
         ConfigError: the folder exists already, or the place for it cannot be written to.
@@ -70,7 +70,7 @@ def check_run_folder_is_free(config: RunConfig) -> None:
     parent = next(parent for parent in folder.parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"run.dir={config.run.dir}: {parent} is not a folder that you may write to; set run.dir to one that is"
+            f"run.dir={config.run.dir}: {parent} is not a folder that you may write to; set run.dir to such a folder"
         )
 
 
@@ -83,7 +83,7 @@ def _models(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
 
 
 def _is_missing_here(path: str, *, is_elsewhere: bool) -> bool:
-    """Whether an absolute path is not here, where that is no mistake."""
+    """Returns whether an absolute path does not exist here but may exist where the run will be."""
     place = Path(path).expanduser()
     return is_elsewhere and place.is_absolute() and not place.exists()
 
@@ -112,7 +112,6 @@ def _model(key: str, path: str, *, is_elsewhere: bool) -> Iterator[str]:
 
 
 def _labels(key: str, path: str) -> Iterator[str]:
-    """A reward is one number."""
     settings = read_settings(path)
     if settings is None:
         return
@@ -120,13 +119,13 @@ def _labels(key: str, path: str) -> Iterator[str]:
     count = labels if isinstance(labels, int) else len(labels)
     if count != 1:
         yield (
-            f"{key}={path}: the model has {count} labels and a reward is one number; set {key} to a sequence "
+            f"{key}={path}: the model has {count} labels, and a reward needs one number; set {key} to a sequence "
             "classification model with num_labels 1"
         )
 
 
 def _looks_like_a_folder(path: str) -> bool:
-    """A hub name is owner/name, and its owner is not a folder here."""
+    # A hub name is owner/name, and its owner is not a folder here.
     return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).parent.is_dir()
 
 
@@ -145,7 +144,7 @@ def _lengths(config: RunConfig) -> Iterator[str]:
 
 
 def _context_tokens(path: str) -> int | None:
-    """Longest sequence that a model takes; None if that cannot be known without loading it."""
+    """Returns the longest sequence of a model; None if that cannot be known without loading the model."""
     if path in PACKAGED_MODELS:
         return PACKAGED_MODELS[path].context_tokens
     config = read_settings(path)
@@ -172,21 +171,21 @@ def _data(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
 
 def _rewards(config: RunConfig) -> Iterator[str]:
     if not config.rewards:
-        yield "rewards=[]: nothing judges the completions; add a reward function, or a reward model with kind: model"
+        yield "rewards=[]: nothing scores the completions; add a reward function, or a reward model with kind: model"
     names: dict[str, int] = {}
     for index, reward in enumerate(config.rewards):
         name = reward.label
         if name in names:
             yield (
-                f"rewards.{index}.name={name}: rewards.{names[name]} has it too, and parts are recorded by name; "
-                f"set rewards.{index}.name to another"
+                f"rewards.{index}.name={name}: rewards.{names[name]} has the same name, and records need different "
+                f"ones; set rewards.{index}.name to another name"
             )
         names.setdefault(name, index)
         match reward:
             case ReasoningGymScore() if not isinstance(config.data, ReasoningGym):
                 yield (
-                    f"rewards.{index}.kind=reasoning_gym: it scores by the verifier of a reasoning_gym task, and "
-                    f"data.kind={config.data.kind}; set data.kind=reasoning_gym or take another reward"
+                    f"rewards.{index}.kind=reasoning_gym: only prompts of a reasoning_gym task have its verifier, and "
+                    f"data.kind={config.data.kind}; set data.kind=reasoning_gym or use another reward"
                 )
             case Regex():
                 yield from _pattern(f"rewards.{index}.pattern", reward.pattern)

@@ -1,4 +1,4 @@
-"""Rules between the roles and the hardware. Each yields one message per violation."""
+"""Rules for roles and hardware. Each yields one message per violation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ray_rl.config.run import RunConfig
 
 
 def hardware_rules(config: RunConfig, visible_gpus: int) -> Iterator[str]:
-    """Colocation, tensor parallelism, GPUs and transports.
+    """Checks shared GPUs, tensor parallelism, the number of GPUs and the weight transport.
 
     Args:
-        config: of the run.
-        visible_gpus: of this machine, for a run that starts its own cluster here.
+        config: the configuration of the run.
+        visible_gpus: the GPUs of this machine, for a run that starts its own cluster here.
     """
     yield from _colocation(config)
     yield from _tensor_parallel(config)
@@ -29,14 +29,14 @@ def _colocation(config: RunConfig) -> Iterator[str]:
     for index, group in enumerate(config.cluster.colocate):
         if len(group) < 2:
             yield (
-                f"cluster.colocate.{index}={show(group)}: roles share GPUs only with others; "
+                f"cluster.colocate.{index}={show(group)}: an entry needs two roles, which share GPUs; "
                 "list two roles, for example [actor, reference], or remove the entry"
             )
         for role in group:
             if role in seen:
                 yield (
-                    f"cluster.colocate.{index}={show(group)}: {role} is in cluster.colocate.{seen[role]} already, "
-                    f"and has one place; list {role} once"
+                    f"cluster.colocate.{index}={show(group)}: {role} is already in cluster.colocate.{seen[role]}; "
+                    f"list {role} once"
                 )
             seen.setdefault(role, index)
         present = [role for role in group if role in workers]
@@ -51,7 +51,7 @@ def _colocation(config: RunConfig) -> Iterator[str]:
 
 
 def _tensor_parallel(config: RunConfig) -> Iterator[str]:
-    """Each GPU of an engine has as many query heads, and whole key heads or one of them repeated."""
+    # Each GPU of an engine has equally many query heads, and whole key heads or a copy of one.
     shape = find_shape(config.model.path)
     size = config.rollout.tensor_parallel
     if shape is None or size in shape.tensor_parallel_sizes():
@@ -74,12 +74,12 @@ def _hardware(config: RunConfig, visible_gpus: int) -> Iterator[str]:
         return
     if config.weight_sync.backend == "shared_memory":
         yield (
-            "weight_sync.backend=shared_memory: is for trainers and engines on the CPUs of one host, and "
+            "weight_sync.backend=shared_memory: needs trainers and engines on CPUs of the same host, and "
             "cluster.accelerator=gpu; set weight_sync.backend=auto"
         )
     asks = asked_gpus(config)
     asked = sum(ask.gpus for ask in asks)
-    roles = f"{asked} GPUs are asked for: " + " + ".join(map(str, asks))
+    roles = f"{asked} GPUs are needed: " + " + ".join(map(str, asks))
     there = cluster.nodes * cluster.gpus_per_node
     if asked > there:
         yield (
@@ -88,12 +88,12 @@ def _hardware(config: RunConfig, visible_gpus: int) -> Iterator[str]:
         )
     if config.rollout.tensor_parallel > cluster.gpus_per_node:
         yield (
-            f"rollout.tensor_parallel={config.rollout.tensor_parallel}: an engine never crosses a node, and "
+            f"rollout.tensor_parallel={config.rollout.tensor_parallel}: an engine never spans nodes, and "
             f"cluster.gpus_per_node={cluster.gpus_per_node}; "
             f"set rollout.tensor_parallel to {cluster.gpus_per_node} or less"
         )
     if cluster.address is None and asked > visible_gpus:
         yield (
-            f"cluster.accelerator=gpu: this machine has {visible_gpus} GPUs that can be used, but {roles}; "
-            "set cluster.accelerator=cpu, or cluster.address to a Ray cluster that has them"
+            f"cluster.accelerator=gpu: this machine has {visible_gpus} usable GPUs, but {roles}; "
+            "set cluster.accelerator=cpu, or cluster.address to a Ray cluster with enough GPUs"
         )

@@ -1,4 +1,4 @@
-"""Rules between a run and its launcher. Each yields one message per violation."""
+"""Rules for launching a run. Each yields one message per violation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ray_rl.errors import ConfigError
 Backend = Literal["local", "ray-job", "slurm", "kuberay"]
 """The launchers."""
 
-_SECRETS_BELONG = {
-    "local": "into the environment of this shell, which the run inherits",
-    "ray-job": "into the environment in which the nodes' `ray start` runs, which jobs inherit",
-    "slurm": "into the environment in which you submit, which the job inherits",
-    "kuberay": "into a secret that launch.kuberay.environment_from names",
+_PLACES_OF_SECRETS = {
+    "local": "into the environment of this shell; the run inherits it",
+    "ray-job": "into the environment of `ray start` on the nodes; jobs inherit it",
+    "slurm": "into the environment of the shell that submits the job; the job inherits it",
+    "kuberay": "into a Kubernetes secret, and name that in launch.kuberay.environment_from",
 }
 
 _OF_BASH = {
@@ -73,33 +73,33 @@ def _names(config: RunConfig) -> Iterator[str]:
         if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None:
             yield f"launch.environment.{name}: not the name of a variable; write letters, digits and underscores"
         elif name in _OF_BASH or name.startswith("BASH"):
-            yield f"launch.environment.{name}: bash keeps this variable for itself, in every launcher; leave it out"
+            yield f"launch.environment.{name}: bash sets this variable, and every launcher uses bash; leave it out"
 
 
 def _values(config: RunConfig, backend: Backend) -> Iterator[str]:
     """Checks that values of variables arrive unchanged with every launcher."""
     for name, value in config.launch.environment.items():
         if re.search("[\0\ud800-\udfff]", value):
-            yield f"launch.environment.{name}: has a null character or half of a surrogate pair; no variable holds it"
+            yield f"launch.environment.{name}: has a null character or half of a surrogate pair; remove it"
         elif backend == "ray-job" and (found := re.search(r"\$(\w+|\{[^}]*\})", value)):
             yield (
-                f"launch.environment.{name}: Ray would replace {found[0]} by a variable of its node, and knows no way "
-                "to write it literally; write the value out, or set it where the nodes run `ray start`"
+                f"launch.environment.{name}: Ray would replace {found[0]} by a variable of its node, and cannot be "
+                "told not to; write the value out, or set the variable where the nodes run `ray start`"
             )
 
 
 def _secrets(config: RunConfig, backend: Backend, overrides: Sequence[str]) -> Iterator[str]:
     """Checks that rendered jobs contain no secrets: many people can read queues, dashboards and histories."""
-    where = _SECRETS_BELONG[backend]
+    where = _PLACES_OF_SECRETS[backend]
     for name, value in config.launch.environment.items():
         if is_secret(name) or without_credentials(value) != value:
-            yield f"launch.environment.{name}: looks like a secret, and would be written into the job; put it {where}"
+            yield f"launch.environment.{name}: looks like a secret, and others can read the job; put it {where}"
     for given, hidden in zip(overrides, without_arguments(overrides), strict=True):
         if given != hidden:
-            yield f"override '{hidden}': looks like a secret, and would be written into the job; put it {where}"
+            yield f"override '{hidden}': looks like a secret, and others can read the job; put it {where}"
     address = config.launch.ray_job.address
     if address is not None and without_credentials(address) != address:
-        yield "launch.ray_job.address: has a password in it; set launch.ray_job.token_path, or leave the login out"
+        yield "launch.ray_job.address: contains a password; remove it, and set launch.ray_job.token_path if needed"
 
 
 def _run_folder(config: RunConfig, backend: Backend) -> Iterator[str]:
@@ -107,7 +107,7 @@ def _run_folder(config: RunConfig, backend: Backend) -> Iterator[str]:
     folder = config.run.dir
     if backend == "ray-job" and not Path(folder).expanduser().is_absolute():
         yield (
-            f"run.dir={folder}: a Ray job runs in its node's copy of the current folder, which Ray deletes, with "
-            "all checkpoints in a relative run.dir; set run.dir to an absolute path on storage that every node "
+            f"run.dir={folder}: a Ray job runs in a copy of the current folder, which Ray deletes later, together "
+            "with checkpoints in a relative run.dir; set run.dir to an absolute path on storage that every node "
             f"has, for example run.dir=/shared/{folder}"
         )

@@ -1,4 +1,4 @@
-"""What may change in the configuration of a run that goes on. Loads without torch."""
+"""Which changes of the configuration are allowed when a run is resumed. Loads without torch."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
 
 FIXED = {
-    "model.path": "the checkpoint holds the weights of the other model",
-    "model.chat_template": "it makes other prompts",
-    "data": "the position in the data would mean other prompts",
-    "run.seed": "it orders the prompts and seeds the sampling",
-    "algorithm.prompts_per_step": "steps and prompts are counted together",
+    "model.path": "the checkpoint has the weights of the other model",
+    "model.chat_template": "another template makes other prompts",
+    "data": "the saved position belongs to these prompts",
+    "run.seed": "it determines the order of the prompts and the sampling",
+    "algorithm.prompts_per_step": "the saved position in the data assumes it",
 }
-"""Keys, or sections, that stay as they were, with the reason."""
+"""Keys and sections that must not change, with the reason."""
 
 CHANGEABLE = ("data.on_bad_row",)
-"""Keys in those sections that may change nevertheless: a run that a row has stopped can leave it out."""
+"""Keys in these sections that may still change: a run that stopped at a wrong row can skip it when it is resumed."""
 
 FREE = ("run.name", "run.dir", "launch", "data.check_s")
-"""Keys, or sections, that are not the run's: where its folder is, which may have been moved, how it is launched and how
-long its data is checked."""
+"""Keys and sections that do not matter to a resumed run: its folder may have been moved, and launching and checking
+change no result."""
 
 
 def changes(before: Mapping[str, Any], now: RunConfig) -> list[str]:
-    """One line for every value that differs: "train.learning_rate: 1e-05 -> 2e-05".
+    """Returns one line for every value that differs: "train.learning_rate: 1e-05 -> 2e-05".
 
     Args:
-        before: what `config.yaml` of the run says, where secrets are left out.
-        now: the configuration with which the run goes on.
+        before: the content of the run's `config.yaml`, which has no secrets.
+        now: the configuration with which the run is resumed.
 
     Raises:
-        ConfigError: a value differs that must not.
+        ConfigError: a value differs that must not change.
     """
     after = without_secrets(now.model_dump())
     old, new = dict(_flat("", before)), dict(_flat("", after))
     keys = [key for key in {**old, **new} if not _is_free(key) and old.get(key) != new.get(key)]
     keys = [key for key in keys if not _is_younger(key, before, now)]
     problems = [
-        f"{key}={show(new.get(key))}: the run had {show(old.get(key))}, and {reason}; leave it, or start another run"
+        f"{key}={show(new.get(key))}: the run had {show(old.get(key))}, and {reason}; keep that, or start another run"
         for key in keys
         for fixed, reason in _fixed(before, after).items()
         if key not in CHANGEABLE
@@ -56,7 +56,7 @@ def changes(before: Mapping[str, Any], now: RunConfig) -> list[str]:
 
 
 def _is_younger(key: str, before: Mapping[str, Any], now: RunConfig) -> bool:
-    """Whether a run that was started by an older release has no such key, and now has its default."""
+    """Returns whether the file, of an older release, does not have the key, and the key now has its default."""
     written: Any = before
     section: Any = now
     for name in key.split("."):
@@ -76,11 +76,11 @@ def _is_free(key: str) -> bool:
 def _fixed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     fixed = dict(FIXED)
     if before["rollout"]["max_staleness"] > 0:
-        fixed["algorithm.group_size"] = "the checkpoint may hold groups of that size"
+        fixed["algorithm.group_size"] = "the checkpoint may contain groups of that size"
     if (before[CRITIC] is None) != (now[CRITIC] is None):
-        fixed[CRITIC] = "a critic is trained from the first step on, or not at all"
+        fixed[CRITIC] = "a critic must be trained from the first step on, or not at all"
     elif before[CRITIC] is not None:
-        fixed["critic.path"] = "the checkpoint holds the weights of the other model"
+        fixed["critic.path"] = "the checkpoint has the weights of the other model"
     return fixed
 
 

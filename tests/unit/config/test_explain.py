@@ -79,7 +79,7 @@ def test_a_wrong_value_says_place_key_value_requirement_and_meaning(write, more,
 def test_an_import_path_in_another_form_is_shown_as_it_is_written_here(write, written, right):
     said = problems(write(GOOD), f"rewards=[{{kind: custom, function: {written}}}]")
     assert said.endswith(
-        f"rewards.0.function={written}: must name a module and a function in it with a colon between: {right} "
+        f"rewards.0.function={written}: must be the path of a module, a colon, and the name of a function: {right} "
         "(`package.module:function`.)"
     )
 

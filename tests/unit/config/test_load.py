@@ -88,7 +88,7 @@ class TestOverrides:
 
 def test_a_value_in_place_of_the_file_is_told_from_a_file_that_is_not_there(write):
     assert error_of("run.steps=5") == (
-        "run.steps=5: a value, where the YAML file of the run comes first: CONFIG 'run.steps=5'"
+        "run.steps=5: the YAML file of the run comes first, then values: CONFIG 'run.steps=5'"
     )
     assert load_config(write(BASE, "a=b.yaml")).run.name == "base"
 

@@ -101,8 +101,8 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (LAUGHS, "with its aliases written out the file has more than 20000 values"),
-        (LAUGHS.replace("[", "{k: [").replace("]", "]}"), "with its aliases written out the file has more than 20000"),
+        (LAUGHS, "with its aliases written out, the file has more than 20000 values"),
+        (LAUGHS.replace("[", "{k: [").replace("]", "]}"), "with its aliases written out, the file has more than 20000"),
         (
             "a: &a " + "x" * 500_000 + "\nb: [" + "*a, " * 5000 + "]\n",
             "4 million characters, which no configuration has",
