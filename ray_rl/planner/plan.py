@@ -101,7 +101,7 @@ def unbounded_plan(config: RunConfig, *, gpus_per_node: int) -> Plan:
     engine = config.rollout.tensor_parallel
     if on_gpu and engine > gpus_per_node:
         raise ConfigError(
-            f"rollout.tensor_parallel={engine}: an engine never crosses a node, and cluster.gpus_per_node="
+            f"rollout.tensor_parallel={engine}: an engine never spans nodes, and cluster.gpus_per_node="
             f"{gpus_per_node}; set rollout.tensor_parallel to {gpus_per_node} or less"
         )
     all_roles = role_groups(config)

@@ -146,13 +146,13 @@ def test_prompts_that_are_all_too_long_are_refused(place):
 
 def test_more_gpus_than_the_cluster_has_are_refused(place):
     message = train(place, "cluster.accelerator=gpu", "cluster.address=auto", "train.workers=16")
-    assert "the cluster has 8 GPUs, but 17 GPUs are asked for: actor 16 (train.workers) + engines 1 " in message
+    assert "the cluster has 8 GPUs, but 17 GPUs are needed: actor 16 (train.workers) + engines 1 " in message
 
 
 def test_more_gpus_than_this_machine_has_are_refused(place):
     message = train(place, "cluster.accelerator=gpu", "cluster.gpus_per_node=100", "train.workers=63")
-    assert "but 64 GPUs are asked for: actor 63 (train.workers) + engines 1 " in message
-    assert "set cluster.accelerator=cpu, or cluster.address to a Ray cluster that has them" in message
+    assert "but 64 GPUs are needed: actor 63 (train.workers) + engines 1 " in message
+    assert "set cluster.accelerator=cpu, or cluster.address to a Ray cluster with enough GPUs" in message
 
 
 def test_a_run_folder_that_exists_is_never_overwritten(place):

@@ -129,7 +129,7 @@ def test_a_run_that_is_done_has_nothing_to_resume(interrupted):
 def test_what_would_make_nonsense_of_a_checkpoint_is_refused(interrupted):
     again = run(interrupted[2].place, "resume", str(interrupted[2].folder), "run.seed=7", "run.steps=9")
     assert again.code == 2
-    assert "run.seed=7: the run had 0, and it orders the prompts and seeds the sampling" in again.stderr
+    assert "run.seed=7: the run had 0, and it determines the order of the prompts and the sampling" in again.stderr
 
 
 def test_a_checkpoint_of_the_stopped_run_is_a_model_that_transformers_and_vllm_load_alike(whole, interrupted):

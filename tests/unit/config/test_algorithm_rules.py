@@ -94,15 +94,15 @@ class TestKl:
     def test_an_adaptive_coefficient_starts_above_zero(self, refused, passes):
         passes(KL, "algorithm.kl.control={kind: adaptive}")
         assert refused("algorithm.kl.control={kind: adaptive}") == (
-            "algorithm.kl.control.kind=adaptive: a coefficient of 0 stays 0; set algorithm.kl.coefficient to where it "
-            "should start, for example 0.05"
+            "algorithm.kl.control.kind=adaptive: a coefficient of 0 stays 0; set algorithm.kl.coefficient to its "
+            "first value, for example 0.05"
         )
 
     def test_an_adaptive_coefficient_has_a_horizon_beyond_the_step(self, refused, passes):
         passes(KL, "algorithm.kl.control={kind: adaptive, horizon: 65}")
         assert refused(KL, "algorithm.kl.control={kind: adaptive, horizon: 64}") == (
-            "algorithm.kl.control.horizon=64: shorter than a step of 64 rollouts, so that the coefficient would swing; "
-            "set algorithm.kl.control.horizon above 64"
+            "algorithm.kl.control.horizon=64: shorter than a step of 64 rollouts, so that the coefficient would "
+            "oscillate; set algorithm.kl.control.horizon above 64"
         )
 
 
@@ -114,15 +114,15 @@ class TestRewardModel:
     @pytest.mark.parametrize("workers", [4, 5, 7])
     def test_other_numbers_of_workers_are_refused(self, refused, workers):
         assert refused(f"rewards=[{{kind: model, paths: [a/b, c/d, e/f], workers: {workers}}}]") == (
-            f"rewards.0.workers={workers}: 3 models cannot be held equally often by more workers than models; set "
-            "rewards.0.workers to 3 or less, or to a multiple of 3"
+            f"rewards.0.workers={workers}: more workers than models, but no multiple of the 3 models, so that they "
+            "could not be shared equally; set rewards.0.workers to 3 or less, or to a multiple of 3"
         )
 
     def test_several_models_are_one_entry(self, refused):
         two = "{kind: model, paths: [a/b]}, {kind: model, name: other, paths: [c/d]}"
         assert refused(f"rewards=[{{kind: number}}, {two}]") == (
-            "rewards.1.kind=model: another entry of rewards has this kind too; name all models in rewards.1.paths, "
-            "which makes them an ensemble"
+            "rewards.1.kind=model: another entry of rewards has this kind too; list all models in rewards.1.paths, "
+            "which combines their scores"
         )
 
     def test_it_may_be_sampled_with_dynamic_sampling(self, passes):
@@ -140,8 +140,8 @@ class TestRewardModel:
     def test_a_model_with_several_labels_is_refused(self, refused, write_model, settings, labels):
         write_model("judge", settings)
         assert refused("rewards=[{kind: model, paths: [a/b, judge]}]") == (
-            f"rewards.0.paths.1=judge: the model has {labels} labels and a reward is one number; set rewards.0.paths.1 "
-            "to a sequence classification model with num_labels 1"
+            f"rewards.0.paths.1=judge: the model has {labels} labels, and a reward needs one number; set "
+            "rewards.0.paths.1 to a sequence classification model with num_labels 1"
         )
 
     @pytest.mark.parametrize("settings", [{"num_labels": 1}, {"id2label": {"0": "LABEL_0"}}])
@@ -204,15 +204,15 @@ class TestOffPolicy:
     def test_a_distribution_without_its_tail_is_refused(self, refused, passes):
         passes("rollout.top_p=1", "rollout.temperature=0.7")
         assert refused("rollout.top_p=0.9") == (
-            "rollout.top_p=0.9: completions would come from a distribution without its tail, and the trainer computes "
-            "probabilities over the whole vocabulary, so that every ratio is biased; set rollout.top_p=1"
+            "rollout.top_p=0.9: completions would be sampled from a part of the vocabulary, but the trainer computes "
+            "probabilities over all of it, so that every ratio would be biased; set rollout.top_p=1"
         )
 
     def test_a_stop_string_must_not_be_cut_in_two(self, refused, passes):
         passes("rollout.on_publish=abort_and_resume")
         passes("rollout.on_publish=keep", "rollout.stop=['###']")
         message = refused("rollout.on_publish=abort_and_resume", "rollout.stop=['###']")
-        assert message.endswith("would not be seen; set rollout.on_publish=keep")
+        assert message.endswith("would then not end the completion; set rollout.on_publish=keep")
 
     def test_a_correction_needs_two_policies(self, refused, passes):
         passes("algorithm.old_policy=trainer", "algorithm.correction={kind: truncate_tokens}")

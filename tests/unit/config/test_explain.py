@@ -42,9 +42,12 @@ def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write
     [
         ("checkpoint: {qqq: 9}", "checkpoint.qqq: unknown key, its value is 9; remove it or use one of every_steps, "),
         ("train: 3", "train=3: must be a mapping of options"),
-        ("train: {betas: [0.9, []]}", "train.betas.1=[]: must be a valid number (AdamW.)"),
-        ("train: {eps: .inf}", "train.eps=inf: must be a finite number (AdamW.)"),
-        ("model: {dtype: fp16, path: a}", "model.dtype=fp16: must be 'auto', 'bfloat16' or 'float32' (Of the forward "),
+        ("train: {betas: [0.9, []]}", "train.betas.1=[]: must be a valid number (The two decay rates of AdamW.)"),
+        ("train: {eps: .inf}", "train.eps=inf: must be a finite number (The epsilon of AdamW.)"),
+        (
+            "model: {dtype: fp16, path: a}",
+            "model.dtype=fp16: must be 'auto', 'bfloat16' or 'float32' (Type of the weights in forward passes ",
+        ),
         ("cluster: {colocate: [[x]]}", "cluster.colocate.0.0=x: must be 'actor', 'critic', 'reference' or 'reward' ("),
         (
             "algorithm: {kind: dappo}",
@@ -56,7 +59,10 @@ def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write
             "algorithm.kind: missing in {'clip': [0.1, 0.1]}; set it to one of ppo, ",
         ),
         ("algorithm: {kind: dapo, shaping: 3}", "algorithm.shaping=3: must be a mapping of options"),
-        ("algorithm: {kind: ppo, group_size: 0}", "algorithm.group_size=0: must be greater than or equal to 1 (G, "),
+        (
+            "algorithm: {kind: ppo, group_size: 0}",
+            "algorithm.group_size=0: must be greater than or equal to 1 (Number of completions per prompt (G)",
+        ),
     ],
 )
 def test_a_wrong_value_says_place_key_value_requirement_and_meaning(write, more, message):
@@ -80,7 +86,7 @@ def test_an_import_path_in_another_form_is_shown_as_it_is_written_here(write, wr
     said = problems(write(GOOD), f"rewards=[{{kind: custom, function: {written}}}]")
     assert said.endswith(
         f"rewards.0.function={written}: must be the path of a module, a colon, and the name of a function: {right} "
-        "(`package.module:function`.)"
+        "(Import path: `package.module:function`.)"
     )
 
 
@@ -117,7 +123,8 @@ def test_a_key_is_suggested_among_those_of_the_chosen_kind(write):
 
 def test_a_missing_value_says_what_it_means(write):
     assert problems(write(GOOD.replace(", steps: 10", ""))) == (
-        "run.yaml:1: run.steps: missing, and there is no default; add it (Batches of rollouts to train on.)"
+        "run.yaml:1: run.steps: missing, and there is no default; add it (Number of training steps; each "
+        "trains on one batch of rollouts.)"
     )
 
 
@@ -155,8 +162,8 @@ def test_all_problems_come_in_one_message(write):
     assert problems(path, "run.steps=1.5").splitlines() == [
         "3 problems in the configuration:",
         "  override 'run.steps=1.5': must be a valid integer, got a number with a fractional part "
-        "(Batches of rollouts to train on.)",
-        "  run.yaml:8: train.workers=0: must be greater than or equal to 1 (Data-parallel workers.)",
+        "(Number of training steps; each trains on one batch of rollouts.)",
+        "  run.yaml:8: train.workers=0: must be greater than or equal to 1 (Number of data-parallel workers.)",
         "  run.yaml:8: train.lerning_rate: unknown key, its value is 1; did you mean train.learning_rate?",
     ]
 

@@ -63,18 +63,18 @@ class TestOverrides:
     @pytest.mark.parametrize("text", ["train.workers", "=3", "train..workers=3", "train.=3"])
     def test_text_that_is_no_override_is_an_error_with_an_example(self, write, text):
         assert error_of(write(BASE), text) == (
-            f"override '{text}': must read key=value with a dotted key, for example train.workers=2"
+            f"override '{text}': must have the form key=value, for example train.workers=2"
         )
 
     def test_a_wrong_value_names_its_override(self, write):
         assert error_of(write(BASE), "train.workers=0") == (
-            "override 'train.workers=0': must be greater than or equal to 1 (Data-parallel workers.)"
+            "override 'train.workers=0': must be greater than or equal to 1 (Number of data-parallel workers.)"
         )
 
     def test_an_index_past_the_end_says_how_many_there_are(self, write):
         assert error_of(write(BASE), "rewards.2.weight=1") == (
             "override 'rewards.2.weight=1': rewards has no entry '2'; its 2 entries are numbered from 0. "
-            "To change their number set the whole list, rewards=[...]"
+            "To add or remove entries, set the whole list: rewards=[...]"
         )
 
     def test_a_key_below_a_scalar_is_an_error(self, write):
@@ -115,7 +115,7 @@ class TestExtends:
     def test_a_circle_is_an_error_that_draws_it(self, write):
         write("extends: a.yaml\n", "b.yaml")
         assert error_of(write("extends: b.yaml\n", "a.yaml")) == (
-            "b.yaml:1: extends=a.yaml: a circle (a.yaml extends b.yaml extends a.yaml); remove one `extends`"
+            "b.yaml:1: extends=a.yaml: a circle of files (a.yaml extends b.yaml extends a.yaml); remove one `extends`"
         )
 
     def test_a_missing_base_names_the_line_and_where_it_was_looked_for(self, write):
@@ -168,7 +168,7 @@ class TestRoundTrip:
     ("override", "message"),
     [
         ("run.seed=1" + "0" * 30, "must be at most 9007199254740992"),
-        ("run.steps=9007199254740993", "must be at most 9007199254740992 (Batches"),
+        ("run.steps=9007199254740993", "must be at most 9007199254740992 (Number of training steps"),
         ("rollout.max_sequences=1" + "0" * 20, "must be at most 9007199254740992"),
         ("run.grace_s=1e300", "must be at most 1e+09 seconds"),
         ("train.timeout_s=2000000000", "must be at most 1e+09 seconds"),

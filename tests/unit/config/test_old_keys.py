@@ -54,7 +54,7 @@ def test_a_file_that_is_only_a_part_gets_no_defaults(text):
 def test_a_file_that_may_mean_something_else_now_is_told_of():
     assert doubt(RUN + "algorithm: {kind: grpo, reduction: token_mean}\n", "run.yaml") == (
         "run.yaml:4: algorithm.kind=grpo without these keys meant algorithm.kl.coefficient=0.0 in version 0.1; if the "
-        "file was written for that version, run `ray-rl migrate` with --from 0.1, which writes these values out"
+        "file was written for that version, run `ray-rl migrate --from 0.1`, which adds these values"
     )
     assert doubt(RUN + OLD_GRPO, "run.yaml") is None
     assert doubt(RUN + "algorithm: {preset: grpo}\n", "run.yaml") is None
@@ -68,7 +68,7 @@ def test_an_old_key_is_refused_with_the_new_one_and_the_command(write):
         with pytest.raises(ConfigError) as caught:
             load_config(file)
         assert str(caught.value) == (
-            "my run.yaml:5: algorithm.preset=dapo: a key of an older version; algorithm.kind names the algorithm now; "
+            "my run.yaml:5: algorithm.preset=dapo: a key of an older version; algorithm.kind now names the algorithm; "
             "set algorithm.kind=dapo, or rewrite the file with `ray-rl migrate 'my run.yaml'`"
         )
 
@@ -77,7 +77,7 @@ def test_an_old_key_in_an_override_is_refused_with_the_new_one(load):
     with pytest.raises(ConfigError) as caught:
         load("algorithm.preset=ppo")
     assert str(caught.value) == (
-        "override 'algorithm.preset=ppo': a key of an older version; algorithm.kind names the algorithm now; set "
+        "override 'algorithm.preset=ppo': a key of an older version; algorithm.kind now names the algorithm; set "
         "algorithm.kind=ppo"
     )
 
@@ -105,6 +105,6 @@ def test_the_section_of_reward_models_is_refused_with_the_key_that_replaced_it(t
     file.write_text(RUN + OLD_GRPO + "reward: {paths: [a/b]}\n")
     with pytest.raises(ConfigError) as raised:
         load_config(file)
-    assert "reward models are an entry of rewards now; move its settings to an entry with kind: model" in str(
+    assert "reward models are now an entry of rewards; move these settings to an entry with kind: model" in str(
         raised.value
     )

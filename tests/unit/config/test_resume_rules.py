@@ -30,29 +30,29 @@ def test_every_change_is_listed_with_both_values(load):
     [
         (
             "model.path=other",
-            "model.path=other: the run had smollm2-135m-instruct, and the checkpoint holds the weights",
+            "model.path=other: the run had smollm2-135m-instruct, and the checkpoint has the weights",
         ),
-        ("data.maximum=7", "data.maximum=7: the run had 50, and the position in the data would mean other prompts"),
-        ("run.seed=1", "run.seed=1: the run had 0, and it orders the prompts"),
+        ("data.maximum=7", "data.maximum=7: the run had 50, and the saved position belongs to these prompts"),
+        ("run.seed=1", "run.seed=1: the run had 0, and it determines the order of the prompts"),
         ("algorithm.prompts_per_step=3", "algorithm.prompts_per_step=3: the run had "),
-        ("critic={}", "a critic is trained from the first step on, or not at all"),
+        ("critic={}", "a critic must be trained from the first step on, or not at all"),
     ],
 )
 def test_what_would_make_nonsense_of_the_checkpoint_is_refused_with_the_reason(load, override, message):
     with pytest.raises(ConfigError) as caught:
         changes(load(), load(override))
     assert message in str(caught.value)
-    assert "leave it, or start another run" in str(caught.value)
+    assert "keep that, or start another run" in str(caught.value)
 
 
 def test_the_group_size_may_change_unless_rollouts_may_be_in_the_checkpoint(load):
     assert changes(load("algorithm.group_size=8"), load("algorithm.group_size=4")) == ["algorithm.group_size: 8 -> 4"]
-    with pytest.raises(ConfigError, match="may hold groups of that size"):
+    with pytest.raises(ConfigError, match="may contain groups of that size"):
         changes(load("algorithm.group_size=8", "rollout.max_staleness=1"), load("algorithm.group_size=4"))
 
 
 def test_another_critic_is_refused_and_its_learning_rate_is_not(load):
-    with pytest.raises(ConfigError, match=r"critic.path=b: the run had a, and the checkpoint holds"):
+    with pytest.raises(ConfigError, match=r"critic.path=b: the run had a, and the checkpoint has"):
         changes(load("critic={path: a}"), load("critic={path: b}"))
     assert changes(load("critic={}"), load("critic={learning_rate: 0.5}"))[0].startswith("critic.learning_rate: ")
 

@@ -93,7 +93,7 @@ class TestDataAndRewards:
     def test_something_judges_the_completions(self, refused, load):
         check(load("rewards=[{kind: model, paths: [owner/name]}]"), visible_gpus=0)
         assert refused("rewards=[]") == (
-            "rewards=[]: nothing judges the completions; add a reward function, or a reward model with kind: model"
+            "rewards=[]: nothing scores the completions; add a reward function, or a reward model with kind: model"
         )
 
     def test_a_missing_file_is_named(self, refused, tmp_path):
@@ -108,14 +108,15 @@ class TestDataAndRewards:
     def test_rewards_have_names_of_their_own(self, refused, load):
         check(load("rewards=[{kind: number}, {kind: number, name: other}]"), visible_gpus=0)
         assert refused("rewards=[{kind: number}, {kind: length, target: 3}, {kind: number}]") == (
-            "rewards.2.name=number: rewards.0 has it too, and parts are recorded by name; set rewards.2.name to another"
+            "rewards.2.name=number: rewards.0 has the same name, and records need different ones; set rewards.2.name "
+            "to another name"
         )
 
     def test_the_reasoning_gym_reward_needs_its_data(self, refused, load):
         check(load("rewards=[{kind: reasoning_gym}]", "data={kind: reasoning_gym, task: chain_sum}"), visible_gpus=0)
         assert refused("rewards=[{kind: reasoning_gym}]") == (
-            "rewards.0.kind=reasoning_gym: it scores by the verifier of a reasoning_gym task, and data.kind=addition; "
-            "set data.kind=reasoning_gym or take another reward"
+            "rewards.0.kind=reasoning_gym: only prompts of a reasoning_gym task have its verifier, and "
+            "data.kind=addition; set data.kind=reasoning_gym or use another reward"
         )
 
     @pytest.mark.parametrize("path", ["a..b:c", "a.b:1c", "a.1b:c", ".a:b"])
@@ -138,7 +139,7 @@ class TestHardware:
         shape = ("train.workers=2", "rollout.engines=2", "rollout.tensor_parallel=3", *GPU)
         check(load(*shape), visible_gpus=0)
         assert refused(*shape, "reference.workers=2", "algorithm.kl.coefficient=0.1") == (
-            "cluster.nodes=1 * cluster.gpus_per_node=8: the cluster has 8 GPUs, but 10 GPUs are asked for: actor 2 "
+            "cluster.nodes=1 * cluster.gpus_per_node=8: the cluster has 8 GPUs, but 10 GPUs are needed: actor 2 "
             "(train.workers) + reference 2 (reference.workers) + engines 6 (rollout.engines 2 * "
             "rollout.tensor_parallel 3); raise cluster.nodes to 2 or make the roles smaller"
         )
@@ -156,16 +157,16 @@ class TestHardware:
 
     def test_an_engine_stays_on_one_node(self, refused):
         assert refused("rollout.tensor_parallel=9", "cluster.nodes=2", *GPU) == (
-            "rollout.tensor_parallel=9: an engine never crosses a node, and cluster.gpus_per_node=8; "
+            "rollout.tensor_parallel=9: an engine never spans nodes, and cluster.gpus_per_node=8; "
             "set rollout.tensor_parallel to 8 or less"
         )
 
     def test_a_local_cluster_has_the_gpus_of_this_machine(self, refused, load):
         check(load("cluster.accelerator=gpu"), visible_gpus=2)
         assert refused("cluster.accelerator=gpu", visible_gpus=1) == (
-            "cluster.accelerator=gpu: this machine has 1 GPUs that can be used, but 2 GPUs are asked for: actor 1 "
+            "cluster.accelerator=gpu: this machine has 1 usable GPUs, but 2 GPUs are needed: actor 1 "
             "(train.workers) + engines 1 (rollout.engines 1 * rollout.tensor_parallel 1); "
-            "set cluster.accelerator=cpu, or cluster.address to a Ray cluster that has them"
+            "set cluster.accelerator=cpu, or cluster.address to a Ray cluster with enough GPUs"
         )
 
     def test_nccl_needs_gpus(self, refused):
@@ -176,8 +177,7 @@ class TestHardware:
 
     def test_a_role_shares_gpus_in_one_place(self, refused):
         assert refused("cluster.colocate=[[actor, reference], [reference, actor]]").splitlines()[1:] == [
-            f"  cluster.colocate.1=['reference', 'actor']: {role} is in cluster.colocate.0 already, and has one place; "
-            f"list {role} once"
+            f"  cluster.colocate.1=['reference', 'actor']: {role} is already in cluster.colocate.0; list {role} once"
             for role in ("reference", "actor")
         ]
 
@@ -216,5 +216,5 @@ class TestRunFolder:
         with pytest.raises(ConfigError) as caught:
             check_run_folder_is_free(config)
         assert str(caught.value) == (
-            "run.dir=run.yaml: run.yaml is not a folder that you may write to; set run.dir to one that is"
+            "run.dir=run.yaml: run.yaml is not a folder that you may write to; set run.dir to such a folder"
         )

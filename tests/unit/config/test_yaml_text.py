@@ -90,5 +90,5 @@ def test_an_item_is_appended_to_a_list_in_its_style(text, after):
 
 
 def test_aliases_are_refused_as_their_text_stands_for_several_places():
-    with pytest.raises(ConfigError, match=r"^run.yaml:2: the alias \*x is not rewritten; write its value out"):
+    with pytest.raises(ConfigError, match=r"^run.yaml:2: the alias \*x cannot be changed; write its value out"):
         YamlText("a: &x {b: 1}\nc: *x\n", "run.yaml")

@@ -20,7 +20,7 @@ def refused(job):
 
 def test_a_ray_job_needs_a_run_folder_that_outlives_its_copy_of_the_project(refused, job):
     text = refused("ray-job", "run.dir=runs")
-    assert text.startswith("run.dir=runs: a Ray job runs in its node's copy of the current folder, which Ray deletes")
+    assert text.startswith("run.dir=runs: a Ray job runs in a copy of the current folder, which Ray deletes later")
     assert text.endswith("for example run.dir=/shared/runs")
     check_launch(job("run.dir=/shared/runs").config, "ray-job")
     check_launch(job("run.dir=~/runs").config, "ray-job")
@@ -43,7 +43,7 @@ def test_where_the_project_itself_is_shared_a_relative_folder_is_right(job, back
 def test_a_secret_is_refused_without_being_shown(refused, backend, override, named):
     text = refused(backend, override)
     assert named in text
-    assert "looks like a secret, and would be written into the job; put it into " in text
+    assert "looks like a secret, and others can read the job; put it into " in text
     assert "hf_123456" not in text
 
 

@@ -108,7 +108,7 @@ def test_what_does_not_fit_says_how_many_nodes_it_needs():
 
 
 def test_an_engine_that_is_larger_than_a_node_is_refused():
-    with pytest.raises(ConfigError, match="an engine never crosses a node, and cluster"):
+    with pytest.raises(ConfigError, match="an engine never spans nodes, and cluster"):
         plan(config(tensor_parallel=8, gpus_per_node=4, nodes=4))
 
 
