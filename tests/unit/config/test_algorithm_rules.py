@@ -81,13 +81,13 @@ class TestKl:
         passes(KL, f"algorithm.kl.place={place}")
         passes("reference=null")
         assert refused(KL, f"algorithm.kl.place={place}", "reference=null") == (
-            f"algorithm.kl.coefficient=0.1: the KL penalty in the {place} needs a frozen reference, and reference is "
+            f"algorithm.kl.coefficient=0.1: the KL penalty in the {place} needs a frozen reference, but reference is "
             "null; remove reference: null, or set algorithm.kl.coefficient=0"
         )
 
     def test_a_penalty_in_the_reward_has_a_coefficient(self, refused):
         assert refused("algorithm.kl.place=reward") == (
-            "algorithm.kl.place=reward: there is no KL penalty and so no reference, as algorithm.kl.coefficient=0; set "
+            "algorithm.kl.place=reward: there is no KL penalty, because algorithm.kl.coefficient=0; set "
             "the coefficient above 0, or algorithm.kl.place=loss"
         )
 

@@ -85,7 +85,7 @@ lr: 1
     assert lines[1].endswith("; data.train_files: here it is called data.path")
     assert lines[2:] == [
         "  run.yaml:9: actor_rollout_ref.actor.ppo_epochs: unknown key; here it is called algorithm.update_epochs",
-        "  run.yaml:10: actor_rollout_ref.actor.nothing_like_it: unknown key; there is nothing of that name here; remove it",  # noqa: E501
+        "  run.yaml:10: actor_rollout_ref.actor.nothing_like_it: unknown key; there is no such key here; remove it",
         "  run.yaml:11: lr: unknown key, its value is 1; here it is called train.learning_rate",
     ]
 

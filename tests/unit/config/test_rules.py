@@ -183,7 +183,7 @@ class TestHardware:
 
     def test_a_role_shares_gpus_with_another(self, refused):
         assert refused("cluster.colocate=[[actor]]") == (
-            "cluster.colocate.0=['actor']: roles share GPUs only with others; "
+            "cluster.colocate.0=['actor']: an entry needs two roles, which share GPUs; "
             "list two roles, for example [actor, reference], or remove the entry"
         )
 
