@@ -112,7 +112,7 @@ class TestSubmit:
 
     def test_more_gpus_than_the_nodes_have_are_refused(self, capsys):
         assert main(["submit", "ray-job", RECIPE, "run.dir=/runs", THEIRS, "cluster.nodes=1"]) == 2
-        assert "cluster.nodes=1 * cluster.gpus_per_node=8: the cluster has 8 GPUs, but 16 GPUs are asked for" in (
+        assert "cluster.nodes=1 * cluster.gpus_per_node=8: the cluster has 8 GPUs, but 16 GPUs are needed" in (
             capsys.readouterr().err
         )
 
@@ -122,7 +122,7 @@ class TestSubmit:
 
     def test_a_relative_run_folder_is_refused_before_anybody_is_contacted(self, capsys):
         assert main(["submit", "ray-job", "run.yaml", "run.dir=runs", NOBODY]) == 2
-        assert "run.dir=runs: a Ray job runs in its node's copy" in capsys.readouterr().err
+        assert "run.dir=runs: a Ray job runs in a copy of the current folder" in capsys.readouterr().err
 
     def test_a_run_on_this_machine_is_not_submitted(self, capsys):
         with pytest.raises(SystemExit) as stopped:

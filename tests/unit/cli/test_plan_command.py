@@ -72,7 +72,7 @@ def test_memory_of_gpus_and_nodes_may_be_given_in_gigabytes(capsys):
 
 def test_an_engine_larger_than_a_node_is_refused_before_it_is_planned(capsys):
     assert main(["plan", RECIPE, "--gpus-per-node", "2"]) == 2
-    assert "rollout.tensor_parallel=4: an engine never crosses a node" in capsys.readouterr().err
+    assert "rollout.tensor_parallel=4: an engine never spans nodes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["plan", "validate"])
