@@ -30,6 +30,7 @@ class TestBatch:
             ("algorithm.advantage={kind: group, singleton: score}",),
             ("algorithm.advantage={kind: leave_one_out, singleton: score}",),
             ("algorithm.advantage={kind: reinforce_plus_plus}",),
+            ("algorithm.advantage={kind: custom, function: 'my_module:advantages'}",),
             PPO,
         ],
     )
