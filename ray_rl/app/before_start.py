@@ -205,16 +205,18 @@ def _folder_of(path: str) -> Path | str:
     return folder if folder.is_dir() else path
 
 
+_FUNCTIONS = Check("functions of the algorithm", lambda config, progress: _check_functions(config))
+
 CHECKS: tuple[Check, ...] = (
     Check("installed packages", lambda config, progress: check_installed()),
-    Check("functions of the algorithm", lambda config, progress: _check_functions(config)),
+    _FUNCTIONS,
     Check("data and reward functions", _check_data),
     Check("models", lambda config, progress: _check_models(config)),
     Check("files of the export", lambda config, progress: _check_export(config)),
 )
 """The checks of `train`, in this order: the cheapest first."""
 QUICK_CHECKS: tuple[Check, ...] = (
-    Check("functions of the algorithm", lambda config, progress: _check_functions(config)),
+    _FUNCTIONS,
     Check("data and reward functions", _check_rows),
 )
 """The default checks of `validate`, which need no torch, no transformers and no network."""
