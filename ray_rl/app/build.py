@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -117,13 +117,7 @@ async def _train(
     checked: CheckedRows | None,
     stop: Stop,
 ) -> None:
-    run.note("importing Ray")
-    # Ray reads its environment when it is imported: not before run_training has prepared it.
-    from ray_rl.cluster.session import ray_session
-    from ray_rl.cluster.start import started_workers
-
     stop.listen()
-    layout = plan(config)
     async with AsyncExitStack() as stack:
         with run.phase("start"):
             run.note(_what_is_loaded(config))
@@ -140,16 +134,8 @@ async def _train(
             source = _source(config, run, model, tokenizer, checked, stack)
             if since is not None:
                 source.compare(Collected.read(since.folder).source)
-            run.note(f"joining Ray at {config.cluster.address}" if config.cluster.address else "starting Ray")
-            with stop.others_listen():
-                scratch = stack.enter_context(ray_session(config, layout, logs=folder.logs, note=run.note))
-            workers = await stack.enter_async_context(
-                started_workers(
-                    config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell, scratch=scratch
-                )
-            )
-            save = partial(_save_unscored, run)
-            rewards = stack.enter_context(closing(build_rewards(config.rewards, models=workers.reward, save=save)))
+            workers = await _start_workers(config, folder, run, folders, stop, stack)
+            rewards = stack.enter_context(closing(_rewards(config, run, workers)))
         beginning = source.state()
 
         def session(since: Checkpoint | None) -> Session:
@@ -166,6 +152,46 @@ async def _train(
             max_restarts=config.cluster.max_restarts,
         )
         run.note("ending the workers")
+
+
+async def _start_workers(
+    config: RunConfig,
+    folder: RunFolder,
+    run: Run,
+    folders: Mapping[str, Sequence[str]],
+    stop: Stop,
+    stack: AsyncExitStack,
+) -> Workers:
+    """Starts or joins Ray, and starts all workers, which end with `stack`."""
+    run.note("importing Ray")
+    # Ray reads its environment when it is imported: not before run_training has prepared it.
+    from ray_rl.app.workers import engines_of, teams_of
+    from ray_rl.cluster.session import ray_session
+    from ray_rl.cluster.start import started_workers
+
+    layout, address = plan(config), config.cluster.address
+    run.note(f"joining Ray at {address}" if address else "starting Ray")
+    with stop.others_listen():
+        scratch = stack.enter_context(ray_session(address, layout, logs=folder.logs, note=run.note))
+    return await stack.enter_async_context(
+        started_workers(
+            layout,
+            teams_of(config, layout, folders),
+            engines_of(config, layout, folders),
+            cluster=config.cluster,
+            logs=folder.logs,
+            note=run.note,
+            tell=run.tell,
+            scratch=scratch,
+        )
+    )
+
+
+def _rewards(config: RunConfig, run: Run, workers: Workers) -> Rewards:
+    from ray_rl.app.workers import reward_models_over
+
+    models = reward_models_over(workers, config)
+    return build_rewards(config.rewards, models=models, save=partial(_save_unscored, run))
 
 
 def _save_unscored(run: Run, groups: Sequence[RolloutGroup]) -> Path:
@@ -222,13 +248,10 @@ def _roles(
         prompt=tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens],
         sampling=sampling,
     )
-    return Roles(
-        rollouts=build_collector(config, source, pool, SingleTurn(pool, sampling), rewards),
-        actor=workers.actor,
-        weights=weights,
-        critic=workers.critic,
-        reference=workers.reference,
-    )
+    from ray_rl.app.workers import roles_over
+
+    rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards)
+    return roles_over(workers, rollouts=rollouts, weights=weights)
 
 
 def build_session(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray_rl.checkpoint.hugging_face import export_policy
 from ray_rl.checkpoint.slice_writer import SliceWriter
 from ray_rl.checkpoint.slices import SliceReader
-from ray_rl.config import RunConfig
-from ray_rl.data.chat import ChatTokenizer
-from ray_rl.training.build import policy_parts, value_parts
 from ray_rl.training.objectives.objective import Objective
+from ray_rl.training.objectives.policy import PolicyObjective
 from ray_rl.training.process_group import Member
 from ray_rl.training.settings import TrainSettings
 from ray_rl.training.trainer import Trainer
 from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
-from ray_rl.weight_sync.transports import build_sender, transport_of
+from ray_rl.weight_sync.transports import Transport, build_sender
 
 
 class SavedTrainer(Trainer):
@@ -32,7 +31,7 @@ class SavedTrainer(Trainer):
         self._writer.write(Path(folder) / self._file, self.zero.slices(), self.zero.state())
 
     def is_saved(self) -> bool:
-        """`SliceWriter.is_written`."""
+        """Whether the state is written (see `SliceWriter.is_written`)."""
         return self._writer.is_written()
 
     def load(self, folder: str) -> None:
@@ -44,33 +43,50 @@ class SavedTrainer(Trainer):
 class Policy(SavedTrainer):
     """A rank of the actor, which also sends its weights to the engines and exports them."""
 
-    def __init__(self, config: RunConfig, folder: str, member: Member, *, threads: int) -> None:
-        """Loads the model, as `policy_trainer`."""
-        super().__init__(*policy_parts(config, folder), member, threads=threads)
-        self._config, self._source = config, folder
-        self._sender = build_sender(transport_of(config), self.stream, is_sender=member.rank == 0)
+    def __init__(
+        self,
+        objective: PolicyObjective,
+        settings: TrainSettings,
+        member: Member,
+        *,
+        threads: int,
+        transport: Transport,
+        chat_template: Callable[[], str | None],
+    ) -> None:
+        """Loads the model, as `Trainer`.
+
+        Args:
+            objective: the policy and its loss.
+            settings: the optimizer and the layout of batches.
+            member: this rank.
+            threads: the number of threads of this process on CPU.
+            transport: how weights reach the engines.
+            chat_template: returns the chat template of an export; None keeps the model's own.
+        """
+        super().__init__(objective, settings, member, threads=threads)
+        self._source, self._chat_template = objective.network.folder, chat_template
+        self._sender = build_sender(transport, self.stream, is_sender=member.rank == 0)
 
     def announce(self) -> dict[str, Any]:
-        """`Sender.announce`."""
+        """Describes the weights that rank 0 sends (see `Sender.announce`)."""
         return self._sender.announce()
 
     def join_transfer(self, rendezvous: Rendezvous) -> None:
-        """`Sender.join`."""
+        """Meets the engines (see `Sender.join`)."""
         self._sender.join(rendezvous)
 
     def send_weights(self) -> Sent:
-        """`Sender.send`."""
+        """Sends the weights to the engines; a collective of the ranks."""
         return self._sender.send()
 
     def export(self, folder: str, step: int) -> None:
         """Writes the policy of a step in Hugging Face format; a collective of the ranks."""
         parameters = ((spec.name, tensor) for group in self.stream.groups() for spec, tensor in group)
-        template = ChatTokenizer.of_policy(self._config.model, self._config.data, self._source).changed_template
         export_policy(
-            self.model.causal_lm, parameters, source=self._source, to=Path(folder), step=step, chat_template=template
+            self.model.causal_lm,
+            parameters,
+            source=self._source,
+            to=Path(folder),
+            step=step,
+            chat_template=self._chat_template(),
         )
-
-
-def saved_critic(config: RunConfig, folder: str, member: Member, *, threads: int) -> SavedTrainer:
-    """Loads a rank of the critic, as `value_trainer`."""
-    return SavedTrainer(*value_parts(config, folder), member, threads=threads)

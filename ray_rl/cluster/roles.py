@@ -1,11 +1,11 @@
-"""The roles of a run over Ray workers: what `loops.roles` asks, answered by calls to teams and engines."""
+"""The roles of a run over Ray workers: they implement the Protocols of `loops.roles` by calls to teams and engines."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,43 +19,34 @@ from ray_rl.rewards.model.assignment import assembled
 from ray_rl.rewards.model.held import RewardModels
 from ray_rl.rewards.model.queue import Conversation, ScoreQueue
 from ray_rl.rollout.engine import Engine
-from ray_rl.rollout.request import SampleRequest
 from ray_rl.training.frozen import FrozenModel
 from ray_rl.training.share import Scores
 from ray_rl.training.trainer import Trainer
-from ray_rl.types import Completion, TrainBatch
-from ray_rl.weight_sync.proof import Digests, merged
+from ray_rl.types import TrainBatch
+from ray_rl.weight_sync.proof import merged
 from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Repeat(Protocol):
-    """Makes a call to a role without a state, and repeats it when its workers were lost and restarted."""
-
-    async def __call__(self, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        """The result of the call."""
-
-
 class RayReference:
-    """The frozen reference. It has no state, so a call that lost a worker is repeated on new workers."""
+    """A frozen model that gives log-probabilities."""
 
-    def __init__(self, team: Team[FrozenModel], *, repeat: Repeat) -> None:
+    def __init__(self, team: Team[FrozenModel]) -> None:
         self._team = team
-        self._repeat = repeat
 
     async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
-        """float32 [R, T], assembled from the shares of the workers."""
-        return whole(batch, await self._repeat(lambda: self._team.all(FrozenModel.scores, batch)))
+        """Returns float32 [R, T], assembled from the shares of the workers."""
+        return whole(batch, await self._team.all(FrozenModel.scores, batch))
 
 
 class RayRewardModels:
-    """Workers that hold reward models. They have no state, so a call that lost a worker is repeated on new workers."""
+    """Workers that hold reward models."""
 
-    def __init__(self, team: Team[RewardModels], *, models: int, repeat: Repeat) -> None:
+    def __init__(self, team: Team[RewardModels], *, models: int) -> None:
         self._team = team
         self._models = models
-        self._repeat = repeat
         self._queue = ScoreQueue(self._call)
 
     async def scores(self, conversations: Sequence[Conversation]) -> tuple[NDArray[np.float32], list[Metric]]:
@@ -64,8 +55,7 @@ class RayRewardModels:
 
     async def _call(self, conversations: Sequence[Conversation]) -> tuple[NDArray[np.float32], list[Metric]]:
         given = list(conversations)
-        found = await self._repeat(lambda: self._team.all(RewardModels.scores, given))
-        parts, metrics = zip(*found, strict=True)
+        parts, metrics = zip(*await self._team.all(RewardModels.scores, given), strict=True)
         return assembled(parts, models=self._models, rows=len(given)), flat(metrics)
 
 
@@ -80,7 +70,7 @@ class RaySaved:
         await self._ranks.all(SavedTrainer.save, str(folder))
 
     async def is_saved(self) -> bool:
-        """Whether every rank has written what it copied."""
+        """Whether every rank has written the copy of its state."""
         return all(await self._ranks.all(SavedTrainer.is_saved))
 
     async def load(self, folder: Path) -> None:
@@ -92,11 +82,11 @@ class RayCritic(RaySaved):
     """The value model under training."""
 
     async def values(self, batch: TrainBatch) -> NDArray[np.float32]:
-        """float32 [R, T], assembled from the shares of the workers."""
+        """Returns float32 [R, T], assembled from the shares of the workers."""
         return whole(batch, await self._ranks.all(Trainer.scores, batch))
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
-        """Trains on a batch with old values and returns; metrics of all ranks."""
+        """Trains on a batch with old values and returns, and returns the metrics of all ranks."""
         return flat(await self._ranks.all(Trainer.update, batch))
 
 
@@ -108,38 +98,38 @@ class RayActor(RaySaved):
         self.team = team
         """The ranks."""
         self.sending = asyncio.Lock()
-        """Held while weights go to engines: they must not change meanwhile."""
+        """Held while weights are sent to engines: they must not change then."""
         self.is_ahead = False
-        """Whether its weights may be newer than those that were published last."""
+        """Whether its weights may be newer than the last published version."""
 
     async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
-        """float32 [R, T], assembled from the shares of the workers."""
+        """Returns float32 [R, T], assembled from the shares of the workers."""
         return whole(batch, await self.team.all(Trainer.scores, batch))
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
-        """Trains on a batch with advantages; metrics of all ranks."""
+        """Trains on a batch with advantages, and returns the metrics of all ranks."""
         await self.go_ahead()
         return flat(await self.team.all(Trainer.update, batch))
 
     async def go_ahead(self) -> None:
-        """Returns when no weights are being sent; from then on they may change, until the next publish."""
+        """Waits until no weights are being sent; from then on they may change, until the next publish."""
         async with self.sending:
             self.is_ahead = True
 
     async def export(self, folder: Path, *, step: int) -> None:
-        """Writes the policy; the workers may have another working directory."""
+        """Writes the policy. The path becomes absolute: workers may have another working directory."""
         await self.team.all(Policy.export, str(folder.absolute()), step)
 
     async def meeting_place(self) -> tuple[str, int]:
-        """The address of rank 0, and a port that is free there."""
+        """Returns the address of rank 0, and a port that is free there."""
         return await self.team.first(free_address)
 
     async def announce(self) -> dict[str, Any]:
-        """What rank 0 will send."""
+        """Returns the description of the weights that rank 0 will send."""
         return await self.team.first(Policy.announce)
 
     async def send_weights(self) -> Sent:
-        """Sends; a collective of the ranks."""
+        """Sends the weights; a collective of the ranks."""
         ranks = await self.team.all(Policy.send_weights)
         return Sent(flat(sent.metrics for sent in ranks), merged(sent.digests for sent in ranks))
 
@@ -148,73 +138,49 @@ class RayActor(RaySaved):
         await self.team.all(Policy.join_transfer, rendezvous)
 
 
-class RayReceiver:
-    """One engine, as a publish sees it."""
+def in_process(
+    method: Callable[Concatenate[Engine, P], Coroutine[Any, Any, R]], *, is_request: bool = False
+) -> Callable[Concatenate[RayEngine, P], Coroutine[Any, Any, R]]:
+    """Returns a method of `RayEngine` that runs `method` in the process of the engine, within one of two limits."""
+
+    async def call(engine: RayEngine, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        limit_s = engine.rollout_s if is_request else engine.publish_s
+        return await engine.process.call(limit_s, method, *args, **kwargs)
+
+    return call
+
+
+class RayEngine:
+    """One engine. Its methods are those of `Engine`, run in the current process of this engine."""
 
     def __init__(self, process: EngineProcess, *, rollout_s: float, publish_s: float) -> None:
-        """Calls the process of an engine.
+        """Makes the handle of an engine.
 
         Args:
-            process: The first one.
-            rollout_s: Bound of a request, `rollout.timeout_s`.
-            publish_s: Bound of each other call, `weight_sync.timeout_s`.
+            process: its first process.
+            rollout_s: the limit of a request, `rollout.timeout_s`.
+            publish_s: the limit of each other call, `weight_sync.timeout_s`.
         """
         self.name = process.name
         self.process = process
-        """Does what is asked now. `RayWeights.admit` puts another in its place."""
-        self._rollout_s, self._publish_s = rollout_s, publish_s
+        """The current process; `RayWeights.admit` replaces it."""
+        self.rollout_s, self.publish_s = rollout_s, publish_s
 
-    async def join_transfer(self, init_info: dict[str, Any]) -> None:
-        """Meets the trainer."""
-        await self.process.call(self._publish_s, Engine.join_transfer, init_info)
-
-    async def begin_update(self) -> None:
-        """Pauses, and prepares for new weights."""
-        await self.process.call(self._publish_s, Engine.begin_update)
-
-    async def receive_weights(self, update_info: dict[str, Any]) -> None:
-        """Receives."""
-        await self.process.call(self._publish_s, Engine.receive_weights, update_info)
-
-    async def prove(self, digests: Digests) -> None:
-        """Compares what arrived with what was sent."""
-        await self.process.call(self._publish_s, Engine.prove, digests)
-
-    async def commit(self, version: int) -> int:
-        """Ends the update."""
-        return await self.process.call(self._publish_s, Engine.commit, version)
-
-    async def resume(self) -> None:
-        """Generates again."""
-        await self.process.call(self._publish_s, Engine.resume)
-
-
-class RayEngine(RayReceiver):
-    """One engine: samples for the collector, receives in a publish. It outlives the processes that do so."""
-
-    async def generate(self, request: SampleRequest) -> list[Completion]:
-        """Completions of one prompt."""
-        return await self.process.call(self._rollout_s, Engine.generate, request)
-
-    async def hold(self) -> None:
-        """Takes requests without starting them."""
-        await self.process.call(self._publish_s, Engine.hold)
-
-    async def release(self, sequences: int) -> None:
-        """Starts once so many sequences have been asked for."""
-        await self.process.call(self._publish_s, Engine.release, sequences)
-
-    async def checksums(self) -> list[dict[str, str]]:
-        """Of all loaded weights; see `WeightReceiver.checksums`."""
-        return await self.process.call(self._publish_s, Engine.checksums)
-
-    async def score(self, token_ids: list[int]) -> list[float]:
-        """Log-probabilities of given tokens; see `Engine.score`."""
-        return await self.process.call(self._rollout_s, Engine.score, token_ids)
+    generate = in_process(Engine.generate, is_request=True)
+    score = in_process(Engine.score, is_request=True)
+    hold = in_process(Engine.hold)
+    release = in_process(Engine.release)
+    join_transfer = in_process(Engine.join_transfer)
+    begin_update = in_process(Engine.begin_update)
+    receive_weights = in_process(Engine.receive_weights)
+    prove = in_process(Engine.prove)
+    commit = in_process(Engine.commit)
+    resume = in_process(Engine.resume)
+    checksums = in_process(Engine.checksums)
 
 
 def whole(batch: TrainBatch, shares: Iterable[Scores]) -> NDArray[np.float32]:
-    """The rows of all workers as one array, float32 [R, T]; 0 outside of their rows."""
+    """Returns the rows of all workers as one array, float32 [R, T]; 0 outside of their rows."""
     values_RT = np.zeros(batch.tokens_RT.shape, np.float32)
     for share in shares:
         values_RT[share.rows] = share.values_MT
@@ -222,5 +188,5 @@ def whole(batch: TrainBatch, shares: Iterable[Scores]) -> NDArray[np.float32]:
 
 
 def flat(metrics: Iterable[list[Metric]]) -> list[Metric]:
-    """The metrics of all ranks."""
+    """Returns the metrics of all ranks as one list."""
     return [metric for rank in metrics for metric in rank]

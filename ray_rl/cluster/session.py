@@ -14,7 +14,6 @@ import ray
 
 from ray_rl.cluster.placement import wanted_and_there
 from ray_rl.cluster.scratch import Scratch, private_folder, remove_leftovers
-from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, ConfigError, EngineError, WeightSyncError
 from ray_rl.metrics.modes import make_folder, open_file
 from ray_rl.planner.plan import Plan
@@ -36,33 +35,33 @@ RAY_LOG_BYTES = 2**20
 
 @contextmanager
 def ray_session(
-    config: RunConfig, plan: Plan, *, logs: Path | None = None, note: Callable[[str], None] = lambda text: None
+    address: str | None, plan: Plan, *, logs: Path | None = None, note: Callable[[str], None] = lambda text: None
 ) -> Iterator[Scratch | None]:
-    """A connection to `cluster.address`, or a local cluster that ends with the block.
+    """Connects to the cluster at `address`, or starts a local cluster that ends with the block.
 
     A local cluster listens on loopback only, has a token (see `environment.prepare_environment`), and keeps its sockets
     and files in a private folder, which the block gets.
 
     Args:
-        config: Configuration of the run.
-        plan: Its plan.
-        logs: Folder that gets Ray's own logs if a local cluster fails.
-        note: Is told what killed runs had left and was removed.
+        address: `cluster.address`; None starts a local cluster.
+        plan: the plan of the run.
+        logs: the folder that gets Ray's own logs if a local cluster fails.
+        note: called with a text if files of killed runs were removed.
 
     Raises:
         ConfigError: the plan needs more GPUs than the cluster has.
         ClusterError: the cluster cannot be reached or started.
     """
-    if config.cluster.address is not None:
-        with joined(config.cluster.address):
-            require_gpus(config, plan)
+    if address is not None:
+        with joined(address):
+            require_gpus(plan, address)
             yield None
         return
     removed, _ = remove_leftovers()
     if removed:
         note(f"removed {sum(leftover.size_bytes for leftover in removed) / MIB:.1f} MiB that killed runs had left")
     with private_folder() as scratch, _keeping_logs(scratch, logs), _started(plan, scratch):
-        require_gpus(config, plan)
+        require_gpus(plan, address)
         yield scratch
 
 
@@ -150,17 +149,17 @@ def _started(plan: Plan, scratch: Scratch) -> Iterator[None]:
         ray.shutdown()
 
 
-def require_gpus(config: RunConfig, plan: Plan) -> None:
-    """Checks that the cluster that we are connected to has the GPUs of a plan, used or not.
+def require_gpus(plan: Plan, address: str | None) -> None:
+    """Checks that the connected cluster has the GPUs of a plan, whether they are in use or not.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: it has fewer.
     """
     available = int(ray.cluster_resources().get("GPU", 0))
     if plan.gpus > available:
         asked = ", ".join(f"{'+'.join(group.roles)} {group.bundles * group.gpus}" for group in plan.groups)
         raise ConfigError(
-            f"the roles ask for {plan.gpus} GPUs ({asked}) and the Ray cluster at "
-            f"{config.cluster.address or 'this machine'} has {available}; use fewer workers, colocate roles, or set "
-            f"cluster.accelerator=cpu. By node:\n{wanted_and_there(plan)}"
+            f"the roles ask for {plan.gpus} GPUs ({asked}) and the Ray cluster at {address or 'this machine'} has "
+            f"{available}; use fewer workers, colocate roles, or set cluster.accelerator=cpu. By node:\n"
+            f"{wanted_and_there(plan)}"
         )

@@ -1,21 +1,20 @@
-"""The workers of a role as one: calls to all of them, signs of life, and new workers when one is lost."""
+"""The workers of a role as one team: calls to all of them, heartbeats, and restarts."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
 import ray
 
 from ray_rl.cluster.calls import Loss, answers, name_of
 from ray_rl.cluster.shell import Worker, free_address
 from ray_rl.concurrency import together
-from ray_rl.config.roles import ACTOR, CRITIC
 from ray_rl.errors import ClusterError, OutsideError, WorkerLost
 from ray_rl.training.process_group import Member
 
@@ -23,16 +22,16 @@ T = TypeVar("T", covariant=True)  # a team of `Policy` is one of `Trainer`
 P = ParamSpec("P")
 R = TypeVar("R")
 
-UNDER_TRAINING = (ACTOR, CRITIC)
-"""Roles with a state, which must all be of one step."""
 ALIVE_S = 10.0
-"""Bound for the workers of a role to show that they are alive and idle."""
+"""Limit for the workers of a role to show that they are alive and idle."""
 SUSPECT_S = 10.0
 """A worker that leaves a heartbeat unanswered for this long is the likely cause of what its peers complain about."""
 
 
 class Team(Generic[T]):
-    """The workers of one role, each with one `T`."""
+    """The workers of one role, each with one `T`. Their state must be of the same step as that of other such roles."""
+
+    has_state: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -45,37 +44,37 @@ class Team(Generic[T]):
         timeout_s: float,
         start_timeout_s: float,
     ) -> None:
-        """Launches the workers; `load` builds what they hold.
+        """Launches the workers; `load` builds their objects.
 
         Args:
-            role: Name of the role.
-            size: How many workers it has.
-            launch: Starts the worker of a rank in its slot.
-            build: Builds what a worker holds, in its process; may be a collective of the workers.
-            logs: Folder of the log files.
-            timeout_s: Bound of each call.
-            start_timeout_s: Bound of `load`.
+            role: the name of the role.
+            size: the number of workers.
+            launch: starts the worker of a rank in its slot.
+            build: builds the object of a worker in its process; may be a collective of the workers.
+            logs: the folder of the log files.
+            timeout_s: the limit of each call.
+            start_timeout_s: the limit of `load`.
         """
         self.role = role
         self.workers = [launch(rank) for rank in range(size)]
-        """By rank; others take their place when one is lost."""
+        """The workers by rank; a restart replaces them."""
         self.loss = Loss()
-        """Of these workers; new ones get another."""
+        """Whether these workers are written off; a restart replaces it."""
         self.is_loaded = False
         """Whether every worker holds its object and none is lost; only then do heartbeats count."""
         self.unanswered_s: dict[str, float] = {}
-        """Seconds since the heartbeat that a worker has not answered yet, by name."""
+        """Seconds since the heartbeat that a worker has not answered yet, by name of the worker."""
         self._launch, self._build = launch, build
         self._logs, self._timeout_s, self._start_timeout_s = logs, timeout_s, start_timeout_s
 
     async def all(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> list[R]:
-        """Runs a function on what every worker holds, at the same time, and returns the results by rank.
+        """Runs a function on the objects of all workers concurrently, and returns the results by rank.
 
         Raises:
-            WorkerLost: A worker died, or does not answer heartbeats.
-            RayRLError: See `calls.answers`.
+            WorkerLost: a worker died, or does not answer heartbeats.
+            RayRLError: see `calls.answers`.
         """
-        # One copy of large arguments for all of them.
+        # One copy of a large argument for all workers.
         given = [ray.put(argument) for argument in args] if len(self.workers) > 1 else args
         refs = {worker.name: worker.submit(method, given, kwargs) for worker in self.workers}
         doing = name_of(method)
@@ -86,7 +85,7 @@ class Team(Generic[T]):
         except WorkerLost:
             raise
         except ClusterError as error:
-            # The peers of a worker that hangs run into the limits of their collectives.
+            # The collectives of its peers time out while a worker hangs.
             silent = {name: seconds for name, seconds in self.unanswered_s.items() if seconds >= SUSPECT_S}
             if not silent:
                 raise
@@ -94,16 +93,16 @@ class Team(Generic[T]):
         return list(found.values())
 
     async def first(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs a function on what rank 0 holds; raises as `all`."""
+        """Runs a function on the object of rank 0, once; raises as `Team.all`."""
         alone = copy(self)
         alone.workers = self.workers[:1]
-        return (await alone.all(method, *args, **kwargs))[0]
+        return (await Team.all(alone, method, *args, **kwargs))[0]
 
     async def load(self) -> None:
-        """Builds what the workers hold.
+        """Builds the objects of the workers.
 
         Raises:
-            OutsideError: It could not be built, or not within `start_timeout_s`.
+            OutsideError: they could not be built, or not within `start_timeout_s`.
         """
         (leader, *_), world = self.workers, len(self.workers)
         bound_s, logs = self._start_timeout_s, self._logs
@@ -115,7 +114,7 @@ class Team(Generic[T]):
         self.is_loaded, self.loss, self.unanswered_s = True, Loss(), {}
 
     async def restart(self) -> None:
-        """Puts new workers in the place of all, stopped processes too, and builds what they hold."""
+        """Replaces all workers, stopped processes too, and builds the objects of the new ones."""
         self.is_loaded = False
         self.kill()
         self.workers = [self._launch(rank) for rank in range(len(self.workers))]
@@ -133,7 +132,7 @@ class Team(Generic[T]):
         return True
 
     def lose(self, reason: str) -> None:
-        """Writes the workers off, which ends every call to them."""
+        """Writes the workers off: every call to them fails."""
         self.is_loaded = False
         self.loss.tell(reason)
 
@@ -144,26 +143,26 @@ class Team(Generic[T]):
 
 
 class Heartbeats:
-    """Asks the workers of teams for signs of life, and writes off a team of which a worker does not answer.
+    """Sends heartbeats to the workers of teams, and writes off a team if one of its workers does not answer.
 
-    A worker answers in a thread of its own, so a long forward pass or a collective that waits for a peer does not
-    matter: of ranks that wait for each other, the one that hangs is the one without an answer.
+    A worker answers in a thread of its own, even during a long forward pass or a collective that waits for a peer: of
+    ranks that wait for each other, only the one that hangs does not answer.
     """
 
     def __init__(self, teams: Iterable[Team[Any]], *, every_s: float, limit_s: float) -> None:
-        """Watches teams within `watching`.
+        """Makes a watcher; `watching` starts it.
 
         Args:
-            teams: Those to watch.
-            every_s: Pause between heartbeats, `cluster.heartbeat_s`.
-            limit_s: How long a worker may leave one unanswered, `cluster.heartbeat_timeout_s`.
+            teams: the teams to watch.
+            every_s: the pause between heartbeats, `cluster.heartbeat_s`.
+            limit_s: the limit of an answer, `cluster.heartbeat_timeout_s`.
         """
         self._every_s, self._limit_s = every_s, limit_s
         self._teams = list(teams)
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Asks for signs of life within the block."""
+        """Sends heartbeats within the block."""
         tasks = [asyncio.ensure_future(self._watch(team)) for team in self._teams]
         try:
             yield
@@ -178,7 +177,7 @@ class Heartbeats:
             await asyncio.sleep(self._every_s)
 
     async def _ask(self, team: Team[Any]) -> None:
-        """Sends one heartbeat to every worker, and returns when all have answered or are no longer wanted."""
+        """Sends one heartbeat to every worker, and returns when all have answered or the team was restarted."""
         workers, silent_s = team.workers, 0.0
         beats = {worker.name: asyncio.ensure_future(_answered(worker.heartbeat())) for worker in workers}
         try:
@@ -197,102 +196,98 @@ class Heartbeats:
                 beat.cancel()
 
 
-class Trainers:
-    """All workers but the engines: those that train and those that score."""
+class StatelessTeam(Team[T]):
+    """Workers without a state, such as a frozen model. A call that loses a worker is repeated on new workers."""
 
-    def __init__(self, teams: Mapping[str, Team[Any]], *, max_restarts: int, tell: Callable[[str], None]) -> None:
-        """Takes launched workers; `load` builds what they hold.
+    has_state = False
+
+    def __init__(
+        self, role: str, size: int, *, max_restarts: int, tell: Callable[[str], None], **arguments: Any
+    ) -> None:
+        """Launches the workers, as `Team`.
 
         Args:
-            teams: The workers, by role.
-            max_restarts: How often a role without a state may be restarted, `cluster.max_restarts`.
-            tell: Is told of every role that is restarted without the others.
+            role: the name of the role.
+            size: the number of workers.
+            max_restarts: how often calls may restart the workers, `cluster.max_restarts`.
+            tell: called with a line for every such restart.
+            arguments: the other arguments of `Team`.
         """
-        self._teams = teams
-        self._most = max_restarts
-        self._tell = tell
-        self._restarts = dict.fromkeys(teams, 0)
-        """How often each role was restarted without the others."""
+        super().__init__(role, size, **arguments)
+        self._max_restarts, self._tell = max_restarts, tell
+        self._restarts = 0
 
-    async def load(self) -> None:
-        """Loads the models of all roles at the same time.
+    async def all(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> list[R]:
+        """Runs a function as `Team.all` does, and restarts the workers and repeats the call while one is lost.
 
         Raises:
-            OutsideError: One could not be loaded within `cluster.start_timeout_s`.
+            ClusterError: workers were lost more often than `cluster.max_restarts`.
+            RayRLError: see `calls.answers`.
         """
-        await together(team.load() for team in self._teams.values())
-
-    async def restart(self) -> list[str]:
-        """Restarts the roles under training, with the weights they began with, and others that lost a worker.
-
-        Returns:
-            The roles that were restarted.
-
-        Raises:
-            OutsideError: No node has room for them, or they could not be loaded.
-        """
-        others = [role for role in self._teams if role not in UNDER_TRAINING]
-        well = await together(self._teams[role].is_well() for role in others)
-        again = [role for role in self._teams if role not in others or not well[others.index(role)]]
-        await together(self._teams[role].restart() for role in again)
-        return again
-
-    async def repeating(self, role: str, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        """The result of a call to a role without a state, which is restarted whenever it loses a worker.
-
-        Raises:
-            ClusterError: The role lost a worker more often than `cluster.max_restarts`.
-            RayRLError: Whatever else the call raises.
-        """
-        team, most = self._teams[role], self._most
         lost_s: float | None = None
+        most = self._max_restarts
         while True:
             try:
-                if not team.is_loaded:
-                    await team.restart()
-                result = await call()
+                if not self.is_loaded:
+                    await self.restart()
+                found = await super().all(method, *args, **kwargs)
             except WorkerLost as error:
                 lost_s = _now_s() if lost_s is None else lost_s
-                team.is_loaded = False
-                if self._restarts[role] == most:
+                self.is_loaded = False
+                if self._restarts == most:
                     raise ClusterError(
-                        f"{error}\nThe {role} was restarted {most} times before (cluster.max_restarts={most})"
+                        f"{error}\nThe {self.role} was restarted {most} times before (cluster.max_restarts={most})"
                     ) from error
-                self._restarts[role] += 1
+                self._restarts += 1
                 self._tell(
-                    f"{str(error).splitlines()[0]} Restarting the {role}; restart {self._restarts[role]} of {most}"
+                    f"{str(error).splitlines()[0]} Restarting the {self.role}; restart {self._restarts} of {most}"
                 )
             else:
                 if lost_s is not None:
-                    self._tell(f"{role} answers again, {_now_s() - lost_s:.1f} s after it was lost")
-                return result
+                    self._tell(f"{self.role} answers again, {_now_s() - lost_s:.1f} s after it was lost")
+                return found
 
-    def kill(self) -> None:
-        """Ends all workers at once."""
-        for team in self._teams.values():
-            team.kill()
+
+async def restarted(teams: Iterable[Team[Any]]) -> list[str]:
+    """Restarts the teams with a state, which must all be of one step, and other teams that lost a worker.
+
+    Returns:
+        The names of their roles.
+
+    Raises:
+        OutsideError: no node has room for them, or they could not be loaded.
+    """
+    teams = list(teams)
+    well = await together(_keeps(team) for team in teams)
+    again = [team for team, keeps in zip(teams, well, strict=True) if not keeps]
+    await together(team.restart() for team in again)
+    return [team.role for team in again]
+
+
+async def _keeps(team: Team[Any]) -> bool:
+    return not team.has_state and await team.is_well()
 
 
 def silence_of(wait_s: float, *, every_s: float) -> float:
-    """Seconds of a wait that count as silence of the worker that was waited for.
+    """Returns the seconds of a wait for a worker that count as silence of this worker.
 
-    The driver may have been stopped too, by Ctrl-Z or a suspended machine; that is not the worker's silence.
+    The driver may have been suspended during the wait, by Ctrl-Z or with the machine: that time does not count.
 
     Args:
-        wait_s: How long the wait took.
-        every_s: How long it should have taken.
+        wait_s: the duration of the wait.
+        every_s: the duration that it should have had.
     """
     return min(wait_s, 2 * every_s)
 
 
 def described(silent: Mapping[str, float]) -> str:
-    """The workers of one role that do not answer: "actor-1 has not answered for 12.0 s"."""
+    """Returns a text about workers that do not answer: "actor-1 has not answered for 12.0 s"."""
     verb = "has" if len(silent) == 1 else "have"
     return f"{', '.join(silent)} {verb} not answered for {max(silent.values()):.1f} s"
 
 
 async def _answered(ref: ray.ObjectRef[None]) -> None:
-    """Returns when the worker has answered or has died: the next call to it says why it died."""
+    """Returns when the worker has answered or died; the next call to a dead worker says why it died."""
     try:
         await ref  # bound: its only caller stops waiting after cluster.heartbeat_timeout_s
     except ray.exceptions.RayError:

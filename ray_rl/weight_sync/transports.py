@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, assert_never
 
-from ray_rl.config import RunConfig
+from ray_rl.config.cluster import ClusterConfig
+from ray_rl.config.rollout import WeightSyncConfig
 from ray_rl.training.gather import ParameterStream
 from ray_rl.weight_sync.plugin import GLOO, NCCL, SHARED_MEMORY
 from ray_rl.weight_sync.senders.sender import NCCL_BUFFERS, GlooSender, Rendezvous, Sender
@@ -13,14 +14,13 @@ from ray_rl.weight_sync.senders.shared_memory import SharedMemorySender
 Transport = Literal["shared_memory", "gloo", "nccl"]
 
 
-def transport_of(config: RunConfig) -> Transport:
+def transport_of(settings: WeightSyncConfig, cluster: ClusterConfig) -> Transport:
     """Returns `weight_sync.backend`; auto is nccl on GPUs, shared memory in a cluster of one host, else gloo."""
-    backend = config.weight_sync.backend
-    if backend != "auto":
-        return backend
-    if config.cluster.accelerator == "gpu":
+    if settings.backend != "auto":
+        return settings.backend
+    if cluster.accelerator == "gpu":
         return "nccl"
-    return "shared_memory" if config.cluster.address is None else "gloo"
+    return "shared_memory" if cluster.address is None else "gloo"
 
 
 def build_sender(transport: Transport, stream: ParameterStream, *, is_sender: bool) -> Sender:

@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ async def publishes(
     folder: str, scratch: Path, backend: str, *, also_one_by_one: bool
 ) -> tuple[list[list[float]], int]:
     """Seconds of each round, those of one parameter at a time behind where asked; and the bytes of the weights."""
+    from ray_rl.app.workers import engines_of, teams_of, transfer_of
     from ray_rl.cluster.engines.weights import RayWeights
     from ray_rl.cluster.session import ray_session
     from ray_rl.cluster.start import started_workers
@@ -83,14 +85,21 @@ async def publishes(
     config = config_of(folder, scratch, backend)
     layout = plan(config)
     folders, versions = dict.fromkeys(layout.workers, (folder,)), iter(range(1, 10_000))
-    with ray_session(config, layout):
-        async with started_workers(config, layout, folders=folders, logs=scratch / backend, note=print) as workers:
+    with ray_session(config.cluster.address, layout):
+        async with started_workers(
+            layout,
+            teams_of(config, layout, folders),
+            engines_of(config, layout, folders),
+            cluster=config.cluster,
+            logs=scratch / backend,
+            note=print,
+        ) as workers:
             sent = next(m for m in await workers.weights.publish(next(versions)) if m.name == "sync/bytes")
             found = [await timed(lambda: workers.weights.publish(next(versions)))]
             if also_one_by_one:
                 await workers.actor.team.all(gather_one_by_one)
-                alone = config.weight_sync.model_copy(update={"bucket_mib": 0})
-                slow = RayWeights(config.model_copy(update={"weight_sync": alone}), workers.actor, workers.engines)
+                alone = replace(transfer_of(config), bucket_bytes=0)
+                slow = RayWeights(alone, workers.actor, workers.engines)
                 await slow.join(*await workers.actor.meeting_place())
                 found.append(await timed(lambda: slow.publish(next(versions))))
     return found, int(sent.value)

@@ -1,4 +1,4 @@
-"""The way from the actor to the engines, when some of them fail on it."""
+"""Publishes weights to the engines, some of which may fail."""
 
 from __future__ import annotations
 
@@ -6,59 +6,72 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 
 from ray_rl.cluster.engines.policy import Died, Poisoned, Silent
 from ray_rl.cluster.engines.process import EngineProcess
 from ray_rl.cluster.roles import RayActor, RayEngine
 from ray_rl.concurrency import together
-from ray_rl.config import RunConfig
 from ray_rl.errors import ClusterError, EngineLost, OutsideError, WeightMismatch, WorkerLost
 from ray_rl.metrics.metric import Metric
 from ray_rl.rollout.engine import Engine
-from ray_rl.sizes import MIB
 from ray_rl.weight_sync.publish import publish
 from ray_rl.weight_sync.senders.sender import Rendezvous
-from ray_rl.weight_sync.transports import engine_init_info, transport_of
+from ray_rl.weight_sync.transports import Transport, engine_init_info
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferSettings:
+    """How weights reach the engines."""
+
+    transport: Transport
+    engine_workers: int
+    """Workers of an engine, `rollout.tensor_parallel`."""
+    bucket_bytes: int
+    timeout_s: float
+    """Limit of a publish, and of each other call of a transfer."""
+    ping_s: float
+    """Limit for an engine to show that it is alive after a publish has failed."""
 
 
 class RayWeights:
-    """Publishes to the engines that live.
+    """Publishes to the live engines.
 
-    An engine that is lost on the way is left out and the others get everything again, in a transfer group without it.
-    One that was restarted is brought to the version of the others on its own (`admit`), or by the next publish.
+    An engine that is lost in a publish is left out, and the others receive everything again in a transfer group
+    without it. A restarted engine gets the current version on its own (`admit`), or the next one with the others.
     """
 
     def __init__(
         self,
-        config: RunConfig,
+        settings: TransferSettings,
         actor: RayActor,
         engines: Sequence[RayEngine],
         *,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Asks nothing yet.
+        """Makes a publisher; `join` connects it.
 
         Args:
-            config: of the run.
-            actor: whose weights are sent.
-            engines: that receive them.
-            tell: told of every publish that failed.
+            settings: the transport and its limits.
+            actor: the policy, which sends its weights.
+            engines: the engines that receive them.
+            tell: called with a line for every publish that failed.
         """
-        self._config = config
+        self._settings = settings
         self._actor = actor
         self._engines = engines
         self._tell = tell
         self._members: list[EngineProcess] = []
-        """Of the transfer group, beside the trainer; none where a failure broke it."""
+        """The engines of the transfer group; empty after a failure, which breaks the group."""
         self._version: int | None = None
-        """Published last."""
+        """The last published version."""
 
     async def join(self, address: str, port: int) -> None:
-        """Brings trainer and engines together; `address` and `port` are free on the node of the trainer's rank 0."""
+        """Connects trainer and engines; `address` and `port` are free on the node of the trainer's rank 0."""
         await self._meet(self._engines, address, port)
 
     async def publish(self, version: int) -> list[Metric]:
-        """Returns when every engine that lives serves `version`, which may be none.
+        """Returns when every live engine serves `version`; there may be none.
 
         Raises:
             OutsideError: it failed for every engine, and not because engines were lost.
@@ -72,27 +85,31 @@ class RayWeights:
         return metrics
 
     async def admit(self, engine: RayEngine, process: EngineProcess) -> None:
-        """Puts a started process in the place of a lost one, and brings it to the version that the others serve.
+        """Replaces a lost process by a started one, and sends it the version that the other engines serve.
 
-        Once an update has begun, the trainer may no longer have the weights of that version: then the next publish
-        brings it to the next. A failure loses it.
+        If an update has begun, the trainer may no longer have the weights of that version: then the engine waits for
+        the next publish. An engine whose transfer fails is lost again.
         """
         async with self._actor.sending:
             engine.process = process
             if self._version is None or self._actor.is_ahead:
                 return
-            with process.excused(), suppress(WorkerLost):  # the trainer's: the next publish is of another one
+            # If a worker of the trainer is lost, the new trainer publishes to all engines.
+            with process.excused(), suppress(WorkerLost):
                 await self._to_one(engine, self._version)
 
     async def forget(self) -> None:
-        """The trainer is another one: no version holds until the next publish, and nobody waits for what was asked."""
+        """Forgets the trainer after its restart: engines drop all requests and wait for the next publish."""
         self._members, self._version = [], None
         await together(self._drop(engine.process) for engine in self.living())
 
+    def living(self) -> list[RayEngine]:
+        """Returns the engines that are not lost."""
+        return [engine for engine in self._engines if engine.process.fault is None]
+
     async def _drop(self, process: EngineProcess) -> None:
-        bound_s = self._config.weight_sync.timeout_s
         try:
-            await process.call(bound_s, Engine.drop)
+            await process.call(self._settings.timeout_s, Engine.drop)
         except EngineLost:
             return
         except OutsideError as error:
@@ -101,15 +118,16 @@ class RayWeights:
         await self._recover(process)
 
     async def _to_all(self, version: int) -> list[Metric]:
-        """Sends until it succeeds for all that live; a failure that no lost engine explains is forgiven once.
+        """Sends until all live engines have the version.
 
-        So is a mismatch. A second one ends the run: whatever changes weights on their way cannot be trusted again.
+        One failure that no lost engine explains is retried. So is one mismatch; a second one ends the run, because
+        something keeps changing the weights in transit.
         """
         unexplained, mismatches = 0, 0
         while engines := self.living():
             try:
                 return await self._send(engines, version)
-            except WorkerLost:  # of the trainer: no engine is to blame
+            except WorkerLost:  # a worker of the trainer: no engine has failed
                 raise
             except OutsideError as error:
                 failure = error
@@ -127,7 +145,7 @@ class RayWeights:
         return []
 
     async def _to_each(self, engines: Sequence[RayEngine], version: int, failure: OutsideError) -> list[Metric]:
-        """One after the other, to see which of them fails."""
+        """Sends to one engine after the other, to find out which of them fails."""
         metrics: list[Metric] = []
         for engine in engines:
             metrics = await self._to_one(engine, version) or metrics
@@ -136,7 +154,7 @@ class RayWeights:
         return metrics
 
     async def _to_one(self, engine: RayEngine, version: int) -> list[Metric]:
-        """Sends to one engine, which is lost when that fails."""
+        """Sends to one engine, which is lost if that fails."""
         try:
             return await self._send([engine], version)
         except WorkerLost:
@@ -149,47 +167,41 @@ class RayWeights:
     async def _send(self, engines: Sequence[RayEngine], version: int) -> list[Metric]:
         if self._members != [engine.process for engine in engines]:
             await self._meet(engines, *await self._actor.meeting_place())
-        timeout_s = self._config.weight_sync.timeout_s
-        metrics = await publish(self._actor, engines, version=version, timeout_s=timeout_s)
+        metrics = await publish(self._actor, engines, version=version, timeout_s=self._settings.timeout_s)
         for engine in engines:
             engine.process.fitted.set()
         return metrics
 
     async def _recover(self, process: EngineProcess) -> None:
         """Makes an engine ready for another publish after one that failed, or loses it."""
-        bound_s = self._config.rollout.heartbeat_timeout_s
         try:
-            await process.call(bound_s, Engine.ping)
+            await process.call(self._settings.ping_s, Engine.ping)
         except EngineLost:
             return
         except ClusterError:
-            process.lose(Silent(bound_s))
+            process.lose(Silent(self._settings.ping_s))
             return
-        bound_s = self._config.weight_sync.timeout_s
         try:
-            await process.call(bound_s, Engine.abort_update)
+            await process.call(self._settings.timeout_s, Engine.abort_update)
         except OutsideError as error:
             process.lose(Died(str(error)))
 
-    def living(self) -> list[RayEngine]:
-        """The engines that are not lost."""
-        return [engine for engine in self._engines if engine.process.fault is None]
-
     async def _meet(self, engines: Sequence[RayEngine], address: str, port: int) -> None:
-        """A new transfer group of the trainer and these engines."""
+        """Opens a new transfer group of the trainer and these engines."""
         self._members = []
-        workers = self._config.rollout.tensor_parallel
+        settings = self._settings
         rendezvous = Rendezvous(
             address=address,
             port=port,
-            world=1 + workers * len(engines),
-            capacity_bytes=self._config.weight_sync.bucket_mib * MIB,
-            timeout_s=self._config.weight_sync.timeout_s,
+            world=1 + settings.engine_workers * len(engines),
+            capacity_bytes=settings.bucket_bytes,
+            timeout_s=settings.timeout_s,
             segment=f"ray_rl-{os.getpid()}-{uuid.uuid4().hex}",
         )
-        transport = transport_of(self._config)
         joining = [
-            engine.join_transfer(engine_init_info(transport, rendezvous, rank_offset=1 + workers * i))
+            engine.join_transfer(
+                engine_init_info(settings.transport, rendezvous, rank_offset=1 + settings.engine_workers * i)
+            )
             for i, engine in enumerate(engines)
         ]
         await together([self._actor.join_transfer(rendezvous), *joining])

@@ -59,7 +59,7 @@ def connected(address: str, make_config: Callable[..., RunConfig]) -> Iterator[R
     from ray_rl.planner.plan import plan
 
     config = make_config(cluster={"accelerator": "cpu", "address": address})
-    with ray_session(config, plan(config)):
+    with ray_session(config.cluster.address, plan(config)):
         yield config
 
 

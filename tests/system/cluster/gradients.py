@@ -73,8 +73,8 @@ def plain_gradient(reduction: str) -> Tensor:
 def read_gradient(member: Member, config: RunConfig, folder: str, batch: TrainBatch) -> NDArray[np.float32]:
     from deepspeed.utils import safe_get_full_grad
 
-    from ray_rl.training.build import policy_trainer
+    from ray_rl.app.models import build_actor
 
-    trainer = policy_trainer(config, folder, member)
+    trainer = build_actor(config, (folder,), member)
     trainer.accumulate(batch, np.arange(batch.rows))
     return np.concatenate([safe_get_full_grad(p).flatten().cpu().numpy() for p in trainer.model.parameters()])

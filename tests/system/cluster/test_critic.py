@@ -114,9 +114,9 @@ def plain_gradients() -> dict[str, Tensor]:
 def read_gradients(member: Member, config: RunConfig, folder: str) -> dict[str, NDArray[np.float32]]:
     from deepspeed.utils import safe_get_full_grad
 
-    from ray_rl.training.build import value_trainer
+    from ray_rl.app.models import build_critic
 
-    critic = value_trainer(config, folder, member)
+    critic = build_critic(config, (folder,), member)
     critic.accumulate(BATCH, np.arange(BATCH.rows))
     return {name: safe_get_full_grad(p).numpy() for name, p in critic.model.named_parameters()}
 
@@ -134,9 +134,9 @@ def test_the_gradient_of_the_value_loss_depends_on_the_batch_alone(
 
 
 def read_values(member: Member, config: RunConfig, folder: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    from ray_rl.training.build import value_trainer
+    from ray_rl.app.models import build_critic
 
-    scores = value_trainer(config, folder, member).scores(BATCH)
+    scores = build_critic(config, (folder,), member).scores(BATCH)
     return scores.rows, scores.values_MT
 
 
@@ -166,9 +166,9 @@ def test_a_critic_from_a_language_model_starts_with_values_of_zero(
 
 def learn(member: Member, config: RunConfig, folder: str) -> tuple[list[Metric], float]:
     """Metrics of the first update, and the mean squared error after fifteen."""
-    from ray_rl.training.build import value_trainer
+    from ray_rl.app.models import build_critic
 
-    critic = value_trainer(config, folder, member)
+    critic = build_critic(config, (folder,), member)
     constant = replace(
         BATCH, old_values_RT=np.zeros_like(BATCH.old_values_RT), returns_RT=np.ones_like(BATCH.returns_RT)
     )
@@ -195,9 +195,9 @@ def test_a_critic_learns_its_targets_and_says_how_it_does(
 
 
 def read_reference(member: Member, config: RunConfig, folder: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    from ray_rl.training.build import reference_model
+    from ray_rl.app.models import build_reference
 
-    scores = reference_model(config, folder, member).scores(BATCH)
+    scores = build_reference(config, (folder,), member).scores(BATCH)
     return scores.rows, scores.values_MT
 
 

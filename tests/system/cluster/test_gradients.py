@@ -96,9 +96,9 @@ def count_gathers(member: Member, config: RunConfig, folder: str) -> int:
     """Collectives of DeepSpeed's that gather parameters, in an update of the whole batch and two of a part of it."""
     from deepspeed.runtime.zero import partition_parameters
 
-    from ray_rl.training.build import policy_trainer
+    from ray_rl.app.models import build_actor
 
-    trainer, gathers = policy_trainer(config, folder, member), 0
+    trainer, gathers = build_actor(config, (folder,), member), 0
     gather = partition_parameters._dist_allgather_fn
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -130,9 +130,9 @@ def parameters_of(trainer: Any) -> dict[str, NDArray[np.float32]]:
 
 
 def read_parameters(member: Member, config: RunConfig, folder: str) -> dict[str, NDArray[np.float32]]:
-    from ray_rl.training.build import policy_trainer
+    from ray_rl.app.models import build_actor
 
-    return parameters_of(policy_trainer(config, folder, member))
+    return parameters_of(build_actor(config, (folder,), member))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -150,9 +150,9 @@ def read_update(
     member: Member, config: RunConfig, folder: str, batch: TrainBatch
 ) -> tuple[str | list[Metric], dict[str, float]]:
     """The metrics of an update, or its error, and the largest change of each parameter."""
-    from ray_rl.training.build import policy_trainer
+    from ray_rl.app.models import build_actor
 
-    trainer = policy_trainer(config, folder, member)
+    trainer = build_actor(config, (folder,), member)
     before = parameters_of(trainer)
     try:
         outcome: str | list[Metric] = trainer.update(batch)
@@ -219,9 +219,9 @@ def test_later_epochs_on_a_batch_are_clipped_against_the_policy_before_it(
 
 
 def read_logprobs(member: Member, config: RunConfig, folder: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    from ray_rl.training.build import policy_trainer
+    from ray_rl.app.models import build_actor
 
-    scores = policy_trainer(config, folder, member).scores(BATCH)
+    scores = build_actor(config, (folder,), member).scores(BATCH)
     return scores.rows, scores.values_MT
 
 

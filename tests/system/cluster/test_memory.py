@@ -125,10 +125,10 @@ TRAINERS: list[Any] = []
 
 
 def load(member: Member, config: RunConfig) -> None:
+    from ray_rl.app.models import build_actor
     from ray_rl.models.packaged import resolve_model
-    from ray_rl.training.build import policy_trainer
 
-    TRAINERS.append(policy_trainer(config, resolve_model(config.model.path), member))
+    TRAINERS.append(build_actor(config, (resolve_model(config.model.path),), member))
     # VmHWM starts again from VmRSS: reading the file takes more for a moment.
     Path("/proc/self/clear_refs").write_text("5")
 

@@ -57,9 +57,9 @@ def train_on(
     member: Member, config: RunConfig, folder: str, batches: Sequence[TrainBatch]
 ) -> tuple[list[Any], dict[str, NDArray[np.float32]], dict[str, int]]:
     """What each update returned or raised, and then all that the optimizer holds on this rank."""
-    from ray_rl.training.build import policy_trainer
+    from ray_rl.app.models import build_actor
 
-    trainer = policy_trainer(config, folder, member)
+    trainer = build_actor(config, (folder,), member)
     outcomes: list[Any] = []
     for batch in batches:
         try:

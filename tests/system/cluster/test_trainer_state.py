@@ -59,9 +59,9 @@ def save(trainer: Any, folder: Path, rank: int) -> None:
 
 def saved_in_the_middle(member: Member, config: RunConfig, model: str, batch: TrainBatch, folder: Path) -> Any:
     """Weights after two steps, which are saved, and after two more."""
-    from ray_rl.training.build import policy_trainer
+    from ray_rl.app.models import build_actor
 
-    trainer = policy_trainer(config, model, member)
+    trainer = build_actor(config, (model,), member)
     for _ in range(2):
         trainer.update(batch)
     save(trainer, folder, member.rank)
@@ -73,9 +73,9 @@ def saved_in_the_middle(member: Member, config: RunConfig, model: str, batch: Tr
 
 def restored(member: Member, config: RunConfig, model: str, batch: TrainBatch, folder: Path) -> Any:
     """The same from what was saved: after restoring, and after two steps more."""
-    from ray_rl.training.build import policy_trainer
+    from ray_rl.app.models import build_actor
 
-    trainer = policy_trainer(config, model, member)
+    trainer = build_actor(config, (model,), member)
     reader = SliceReader(folder)
     trainer.zero.restore(reader.read, reader.states["rank_0"])
     middle = whole_weights(trainer)

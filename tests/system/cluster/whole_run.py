@@ -54,11 +54,11 @@ async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
     """The workers of a run, within the block; every model is `model`."""
     from ray_rl.app.build import build_collector, sampling_of
     from ray_rl.app.records import open_run
+    from ray_rl.app.workers import engines_of, roles_over, teams_of
     from ray_rl.cluster.start import started_workers
     from ray_rl.config.rules.check import check
     from ray_rl.data.chat import ChatTokenizer
     from ray_rl.data.source import build_source
-    from ray_rl.loops.roles import Roles
     from ray_rl.metrics.console import RunConsole
     from ray_rl.planner.plan import plan
     from ray_rl.rewards.combine import build_rewards
@@ -73,19 +73,22 @@ async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
         rewards = stack.enter_context(closing(build_rewards(config.rewards)))
         folders = dict.fromkeys(layout.workers, (str(model),))
         workers = await stack.enter_async_context(
-            started_workers(config, layout, folders=folders, logs=folder.logs, note=run.note, tell=run.tell)
+            started_workers(
+                layout,
+                teams_of(config, layout, folders),
+                engines_of(config, layout, folders),
+                cluster=config.cluster,
+                logs=folder.logs,
+                note=run.note,
+                tell=run.tell,
+            )
         )
         tokenizer = ChatTokenizer(model)
         source = build_source(config.data, seed=config.run.seed, tokenizer=tokenizer)
         pool = EnginePool(workers.engines, timeout_s=config.rollout.timeout_s, router=workers.router)
         sampling = sampling_of(config, tokenizer.ends_of(config.rollout, config.data))
-        roles = Roles(
-            rollouts=build_collector(config, source, pool, SingleTurn(pool, sampling), rewards),
-            actor=workers.actor,
-            weights=workers.weights,
-            critic=workers.critic,
-            reference=workers.reference,
-        )
+        rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards)
+        roles = roles_over(workers, rollouts=rollouts, weights=workers.weights)
         yield Started(config, folder, run, workers, roles)
 
 

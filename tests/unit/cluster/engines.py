@@ -6,6 +6,7 @@ from pathlib import Path
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from ray_rl.cluster.engines.process import EngineProcess
+from ray_rl.cluster.engines.weights import TransferSettings
 from ray_rl.cluster.roles import RayEngine
 from ray_rl.cluster.shell import Worker
 from ray_rl.cluster.teams import Team
@@ -27,6 +28,16 @@ def config_of(*, engines=2, max_restarts=3):
             "weight_sync": {"timeout_s": 30, "backend": "gloo"},
             "cluster": {"accelerator": "cpu", "max_restarts": max_restarts},
         }
+    )
+
+
+def transfer_of(config):
+    return TransferSettings(
+        transport="gloo",
+        engine_workers=1,
+        bucket_bytes=2**20,
+        timeout_s=config.weight_sync.timeout_s,
+        ping_s=config.rollout.heartbeat_timeout_s,
     )
 
 
@@ -106,10 +117,10 @@ def trainer_of(journal):
     return Scripted("actor-0", journal, answers)
 
 
-def team_of(*workers, role="actor", logs=Path("logs"), timeout_s=60.0):
+def team_of(*workers, role="actor", logs=Path("logs"), timeout_s=60.0, kind=Team, **arguments):
     """Scripted workers with a loaded model."""
     launched = iter(workers)
-    team = Team(
+    team = kind(
         role,
         len(workers),
         launch=lambda rank: next(launched),
@@ -117,6 +128,7 @@ def team_of(*workers, role="actor", logs=Path("logs"), timeout_s=60.0):
         logs=logs,
         timeout_s=timeout_s,
         start_timeout_s=timeout_s,
+        **arguments,
     )
     team.is_loaded = True
     return team

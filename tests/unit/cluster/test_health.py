@@ -11,7 +11,7 @@ from ray_rl.cluster.roles import RayActor
 from ray_rl.errors import ClusterError, EngineError, EngineLost
 from ray_rl.rollout.router import Router
 from tests.benchmarks.virtual_time import run_in_virtual_time
-from tests.unit.cluster.engines import config_of, engine_of, process_of, team_of, trainer_of
+from tests.unit.cluster.engines import config_of, engine_of, process_of, team_of, trainer_of, transfer_of
 
 
 class Ward:
@@ -23,7 +23,7 @@ class Ward:
         self.actor = RayActor(team_of(trainer_of(self.journal), logs=logs))
         self.engines = [engine_of(self._process(i)) for i in range(engines)]
         self.router = Router(engines)
-        self.weights = RayWeights(self.config, self.actor, self.engines)
+        self.weights = RayWeights(transfer_of(self.config), self.actor, self.engines)
         self.launches = []
         """When an engine was started again, in seconds."""
         self.plans = []

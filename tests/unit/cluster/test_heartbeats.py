@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from ray_rl.cluster.shell import Worker
-from ray_rl.cluster.teams import Heartbeats, Trainers
+from ray_rl.cluster.teams import Heartbeats, StatelessTeam, Team, restarted
 from ray_rl.errors import ClusterError, WorkerLost
 from tests.unit.cluster.engines import team_of
 
@@ -82,54 +83,75 @@ async def test_a_worker_that_hangs_is_the_cause_even_if_its_peers_run_into_their
     assert not isinstance(raised.value, WorkerLost)
 
 
-def trainers_of(*, tell=print, max_restarts=3):
-    """Trainers with one team, and the list that grows with every restart of it."""
-    team, restarts = team_of(Beating("actor-0")), []
+def scoring_team(*outcomes, tell=print, max_restarts=3):
+    """A team without a state whose calls end as scripted, and the list that grows with every restart of it."""
+    left = iter(outcomes)
+
+    class Scripted(Worker):
+        def submit(self, method, args, kwargs):
+            answer, outcome = asyncio.get_running_loop().create_future(), next(left)
+            if isinstance(outcome, Exception):
+                answer.set_exception(RayTaskError("scores", "Traceback ...", outcome).as_instanceof_cause())
+            else:
+                answer.set_result(outcome)
+            return answer
+
+    worker = Scripted("reward-0", None)
+    team = team_of(worker, role="reward", kind=StatelessTeam, max_restarts=max_restarts, tell=tell)
+    restarts = []
 
     async def restart():
-        restarts.append("actor")
+        restarts.append(team.role)
         team.is_loaded = True
 
     team.restart = restart
-    return Trainers({"actor": team}, max_restarts=max_restarts, tell=tell), restarts
+    return team, restarts
 
 
-def calls(*outcomes):
-    """A call with a scripted outcome each time."""
-    left = iter(outcomes)
-
-    async def call():
-        outcome = next(left)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    return call
+def scores(held):
+    """Is sent, and never run."""
 
 
 async def test_a_call_to_a_role_without_a_state_is_repeated_on_new_workers():
-    said = []
-    trainers, restarts = trainers_of(tell=said.append)
-    lost = WorkerLost("scoring: reward-0 died on 10.0.0.7.")
-    assert await trainers.repeating("actor", calls(lost, lost, "scores")) == "scores"
+    said, lost = [], WorkerLost("died on 10.0.0.7.")
+    team, restarts = scoring_team(lost, lost, "found", tell=said.append)
+    assert await team.all(scores) == ["found"]
     assert len(restarts) == 2
-    assert said[0] == "scoring: reward-0 died on 10.0.0.7. Restarting the actor; restart 1 of 3"
-    assert said[2].startswith("actor answers again, ")
+    assert said[0] == "reward-0: died on 10.0.0.7. Restarting the reward; restart 1 of 3"
+    assert said[2].startswith("reward answers again, ")
 
 
 async def test_a_role_that_is_lost_too_often_ends_the_run_and_does_not_rewind_it():
-    trainers, _ = trainers_of(max_restarts=1)
-    lost = WorkerLost("scoring: reward-0 died.")
+    lost = WorkerLost("died.")
+    team, _ = scoring_team(lost, lost, "found", max_restarts=1)
     with pytest.raises(ClusterError) as raised:
-        await trainers.repeating("actor", calls(lost, lost, "scores"))
+        await team.all(scores)
     assert not isinstance(raised.value, WorkerLost)
-    assert str(raised.value) == (
-        "scoring: reward-0 died.\nThe actor was restarted 1 times before (cluster.max_restarts=1)"
-    )
+    assert str(raised.value) == ("reward-0: died.\nThe reward was restarted 1 times before (cluster.max_restarts=1)")
 
 
 async def test_any_other_error_of_a_role_without_a_state_is_raised_as_it_is():
-    trainers, restarts = trainers_of()
-    with pytest.raises(ClusterError, match="reward-0 raised OSError"):
-        await trainers.repeating("actor", calls(ClusterError("scoring: reward-0 raised OSError")))
+    team, restarts = scoring_team(ClusterError("raised OSError"))
+    with pytest.raises(ClusterError, match="reward-0: raised OSError"):
+        await team.all(scores)
     assert restarts == []
+
+
+async def test_a_restart_takes_the_roles_with_a_state_and_others_that_lost_a_worker(monkeypatch):
+    trained = team_of(Beating("actor-0"))
+    well, lost = (
+        team_of(Beating(f"{role}-0"), role=role, kind=StatelessTeam, max_restarts=3, tell=print)
+        for role in ("reference", "reward")
+    )
+    again = []
+
+    async def restart(team):
+        again.append(team.role)
+
+    async def is_well(team):
+        return team is not lost
+
+    monkeypatch.setattr(Team, "restart", restart)
+    monkeypatch.setattr(Team, "is_well", is_well)
+    assert await restarted([trained, well, lost]) == ["actor", "reward"]
+    assert again == ["actor", "reward"]

@@ -9,7 +9,7 @@ import pytest
 
 import ray_rl
 from ray_rl.cluster.engines.process import EngineProcess
-from ray_rl.cluster.roles import RayActor
+from ray_rl.cluster.roles import RayActor, RayEngine, in_process
 from ray_rl.cluster.shell import AsyncShell, Shell, Worker
 from ray_rl.errors import ClusterError
 from tests.unit.cluster.engines import engine_of, team_of
@@ -111,11 +111,11 @@ async def test_an_update_passes_at_most_six_functions_of_ours(monkeypatch):
 async def test_a_generation_passes_at_most_six_functions_of_ours(monkeypatch, tmp_path):
     held = Held()
     actor = LocalActor(AsyncShell, held)
-    monkeypatch.setattr("ray_rl.cluster.roles.Engine.generate", Held.generate)
+    monkeypatch.setattr(RayEngine, "generate", in_process(Held.generate, is_request=True))
     process = EngineProcess(Worker("rollout-0", actor), None, start_timeout_s=60.0, logs=tmp_path)
     there, back = await frames_of(engine_of(process).generate("request"), actor, held)
     assert actor.title == "rollout-0.generate"
-    assert back == ["RayEngine.generate", "EngineProcess.call", "answers", "settle", "AsyncShell.run"]
+    assert back == ["in_process.<locals>.call", "EngineProcess.call", "answers", "settle", "AsyncShell.run"]
     assert len(back) + 1 <= MOST_FRAMES, "and Engine.generate"
     assert there[-1] == "AsyncShell.run"
     assert len(there) + 1 <= MOST_FRAMES

@@ -10,7 +10,7 @@ from ray_rl.cluster.roles import RayActor
 from ray_rl.errors import EngineError, OutsideError, WeightMismatch, WeightSyncError
 from ray_rl.metrics.metric import Total
 from tests.benchmarks.virtual_time import run_in_virtual_time
-from tests.unit.cluster.engines import config_of, engine_of, process_of, team_of, trainer_of
+from tests.unit.cluster.engines import config_of, engine_of, process_of, team_of, trainer_of, transfer_of
 
 SENT = [Total("sync/bytes", 4)]
 BROKEN = WeightSyncError("connection closed by peer")
@@ -25,7 +25,7 @@ class Party:
         self.trainer = trainer_of(self.journal)
         self.actor = RayActor(team_of(self.trainer, logs=logs))
         self.engines = [engine_of(self.process(index)) for index in range(engines)]
-        self.weights = RayWeights(self.config, self.actor, self.engines, tell=self.told.append)
+        self.weights = RayWeights(transfer_of(self.config), self.actor, self.engines, tell=self.told.append)
 
     def process(self, index):
         return process_of(index, self.journal, self.logs)

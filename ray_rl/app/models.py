@@ -1,0 +1,163 @@
+"""What the workers of each role hold, from the configuration of a run. The `build_*` functions run in the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from ray_rl.cluster.held import Policy, SavedTrainer
+from ray_rl.config import RunConfig
+from ray_rl.config.train import Trained
+from ray_rl.data.chat import ChatTokenizer
+from ray_rl.rewards.model.assignment import assignment
+from ray_rl.rewards.model.held import RewardModels
+from ray_rl.rewards.model.scorer import ModelScorer
+from ray_rl.rollout.engine import EngineSettings
+from ray_rl.training.configured import policy_loss_of
+from ray_rl.training.frozen import FrozenModel, FrozenSettings
+from ray_rl.training.networks import PolicyNetwork, ValueNetwork
+from ray_rl.training.objectives.policy import PolicyObjective
+from ray_rl.training.objectives.value import ValueObjective
+from ray_rl.training.process_group import Member
+from ray_rl.training.settings import TrainSettings
+from ray_rl.weight_sync.transports import transport_of, vllm_backend
+
+
+def build_actor(config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1) -> Policy:
+    """Loads a rank of the policy under training.
+
+    Args:
+        config: the configuration of the run, with `model.dtype` resolved.
+        folders: the folders of the role's models.
+        member: this rank.
+        threads: the number of threads of this process on CPU.
+
+    Raises:
+        DataError: the checkpoint is not that of the model.
+        ConfigError: the log-probabilities of the loss would not be the model's.
+    """
+    return Policy(
+        *policy_parts(config, folders[0]),
+        member,
+        threads=threads,
+        transport=transport_of(config.weight_sync, config.cluster),
+        chat_template=partial(_changed_template, config, folders[0]),
+    )
+
+
+def build_critic(config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1) -> SavedTrainer:
+    """Loads a rank of the critic; arguments as for `build_actor`."""
+    return SavedTrainer(*value_parts(config, folders[0]), member, threads=threads)
+
+
+def build_reference(config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1) -> FrozenModel:
+    """Loads a worker of the frozen reference; arguments as for `build_actor`."""
+    role = config.reference
+    assert role is not None, "the run has no reference"
+    settings = FrozenSettings(
+        role=role, layout=config.train, dtype=config.model.dtype, accelerator=config.cluster.accelerator
+    )
+    return FrozenModel(policy_network(config, folders[0], key="reference.path"), settings, member, threads=threads)
+
+
+def build_reward_models(config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1) -> RewardModels:
+    """Loads the reward models of a worker; `folders` has all of them, in the order of the reward's `paths`."""
+    judges = config.reward_models
+    assert judges is not None, "the run has no reward models"
+    on_cpu = config.cluster.accelerator == "cpu"
+    if on_cpu:
+        torch.set_num_threads(threads)
+    given = assignment(len(folders), judges.workers, member.rank)
+    load = partial(
+        ModelScorer.load,
+        # What is scored together changes the last bits, and which groups wait together is a matter of time.
+        micro_batch_tokens=1 if config.run.deterministic else judges.micro_batch_tokens,
+        max_tokens=judges.max_tokens,
+        dtype=config.model.dtype,
+        attention="sdpa",
+        trust_remote_code=config.model.trust_remote_code,
+        device="cpu" if on_cpu else "cuda:0",
+    )
+    return RewardModels([load(folders[model]) for model in given.models], given.rows)
+
+
+def policy_parts(config: RunConfig, folder: str) -> tuple[PolicyObjective, TrainSettings]:
+    """Returns the policy with its loss, and how it is trained."""
+    algorithm, train = config.algorithm, config.train
+    network = policy_network(config, folder, key="model.path")
+    objective = PolicyObjective(
+        network=replace(
+            network, gradient_checkpointing=train.gradient_checkpointing, frozen_layers=train.frozen_layers
+        ),
+        settings=policy_loss_of(algorithm),
+        reduction=algorithm.reduction,
+        denominator=algorithm.reduction_denominator or float(config.rollout.max_tokens),
+        has_kl_loss=algorithm.kl.place == "loss",
+    )
+    return objective, _train_settings(config, train)
+
+
+def value_parts(config: RunConfig, folder: str) -> tuple[ValueObjective, TrainSettings]:
+    """Returns the critic with its loss, and how it is trained."""
+    role = config.critic
+    assert role is not None, "the run has no critic"
+    network = ValueNetwork(
+        folder=folder,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        gradient_checkpointing=role.gradient_checkpointing,
+    )
+    return ValueObjective(network=network, clip=role.value_clip), _train_settings(config, role)
+
+
+def policy_network(config: RunConfig, folder: str, *, key: str) -> PolicyNetwork:
+    """Returns a language model of the run; `key` of the configuration names its folder."""
+    return PolicyNetwork(
+        folder=folder,
+        key=key,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        chunk_tokens=config.logit_chunk_tokens,
+        temperature=config.rollout.temperature,
+    )
+
+
+def policy_engine(config: RunConfig, folder: str, *, threads: int) -> EngineSettings:
+    """Returns the settings of an engine of the policy; `threads` is the number of threads of its process on CPU."""
+    rollout = config.rollout
+    return EngineSettings(
+        model=folder,
+        dtype=config.model.dtype,
+        context_tokens=config.data.max_prompt_tokens + rollout.max_tokens,
+        on_cpu=config.cluster.accelerator == "cpu",
+        tensor_parallel=rollout.tensor_parallel,
+        max_sequences=rollout.max_sequences,
+        gpu_memory_fraction=rollout.gpu_memory_fraction,
+        kv_cache_gib=rollout.kv_cache_gib,
+        enforce_eager=rollout.enforce_eager,
+        trust_remote_code=config.model.trust_remote_code,
+        threads=threads,
+        transfer_backend=vllm_backend(transport_of(config.weight_sync, config.cluster)),
+        on_publish=rollout.on_publish,
+        timeout_s=rollout.timeout_s,
+    )
+
+
+def _train_settings(config: RunConfig, role: Trained) -> TrainSettings:
+    return TrainSettings(
+        role=role,
+        dtype=config.model.dtype,
+        accelerator=config.cluster.accelerator,
+        seed=config.run.seed,
+        run_steps=config.run.steps,
+        update_epochs=config.algorithm.update_epochs,
+        minibatches=config.algorithm.minibatches,
+        on_nonfinite=config.train.on_nonfinite,
+    )
+
+
+def _changed_template(config: RunConfig, folder: str) -> str | None:
+    return ChatTokenizer.of_policy(config.model, config.data, folder).changed_template

@@ -1,0 +1,103 @@
+"""Describes the workers of a run to `cluster.start`, and turns the started ones into the roles of the driver."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ray_rl.app.models import build_actor, build_critic, build_reference, build_reward_models, policy_engine
+from ray_rl.cluster.engines.weights import TransferSettings
+from ray_rl.cluster.roles import RayCritic, RayReference, RayRewardModels
+from ray_rl.cluster.start import EnginesSpec, TeamSpec, Workers
+from ray_rl.config import RunConfig
+from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT, roles_of
+from ray_rl.loops.roles import Roles, Rollouts, Weights
+from ray_rl.planner.plan import Plan
+from ray_rl.sizes import MIB
+from ray_rl.weight_sync.transports import transport_of
+
+BUILDERS: Mapping[str, Callable[..., Any]] = {
+    ACTOR: build_actor,
+    CRITIC: build_critic,
+    REFERENCE: build_reference,
+    REWARD: build_reward_models,
+}
+"""The function that builds the object of a worker, by role."""
+
+CONCURRENT = {
+    ROLLOUT: (ROLLOUT,),
+    REWARD: (ROLLOUT, REWARD),
+    REFERENCE: (CRITIC, REFERENCE),
+    CRITIC: (ACTOR, CRITIC),
+    ACTOR: (ACTOR, CRITIC),
+}
+"""The roles that compute during the longest work of a role."""
+
+
+def teams_of(config: RunConfig, plan: Plan, folders: Mapping[str, Sequence[str]]) -> list[TeamSpec]:
+    """Returns the descriptions of all roles of a run except the engines.
+
+    Args:
+        config: the configuration of the run, with `model.dtype` resolved.
+        plan: the plan of the run.
+        folders: the folders of the models of each role.
+    """
+    return [
+        TeamSpec(
+            role=role.name,
+            build=partial(BUILDERS[role.name], config, folders[role.name], threads=threads_of(role.name, config, plan)),
+            timeout_s=role.settings.timeout_s,
+            threads=threads_of(role.name, config, plan),
+            has_state=role.trained is not None,
+        )
+        for role in roles_of(config)
+        if role.name in BUILDERS
+    ]
+
+
+def engines_of(config: RunConfig, plan: Plan, folders: Mapping[str, Sequence[str]]) -> EnginesSpec:
+    """Returns the description of the engines; arguments as for `teams_of`."""
+    return EnginesSpec(
+        settings=policy_engine(config, folders[ROLLOUT][0], threads=threads_of(ROLLOUT, config, plan)),
+        limits=config.rollout,
+        transfer=transfer_of(config),
+    )
+
+
+def transfer_of(config: RunConfig) -> TransferSettings:
+    """Returns how weights reach the engines."""
+    return TransferSettings(
+        transport=transport_of(config.weight_sync, config.cluster),
+        engine_workers=config.rollout.tensor_parallel,
+        bucket_bytes=config.weight_sync.bucket_mib * MIB,
+        timeout_s=config.weight_sync.timeout_s,
+        ping_s=config.rollout.heartbeat_timeout_s,
+    )
+
+
+def threads_of(role: str, config: RunConfig, plan: Plan) -> int:
+    """Returns the threads of a worker on CPU: workers that compute at the same time share the cores."""
+    if config.cluster.threads is not None:
+        return config.cluster.threads
+    busy = sum(plan.workers.get(other, 0) for other in CONCURRENT[role])
+    return max(1, len(os.sched_getaffinity(0)) // busy)
+
+
+def roles_over(workers: Workers, *, rollouts: Rollouts, weights: Weights) -> Roles:
+    """Returns the roles of the driver over started workers."""
+    teams = workers.teams
+    return Roles(
+        rollouts=rollouts,
+        actor=workers.actor,
+        weights=weights,
+        critic=RayCritic(teams[CRITIC]) if CRITIC in teams else None,
+        reference=RayReference(teams[REFERENCE]) if REFERENCE in teams else None,
+    )
+
+
+def reward_models_over(workers: Workers, config: RunConfig) -> RayRewardModels | None:
+    """Returns the reward models of the run; None if it has none."""
+    judges = config.reward_models
+    return None if judges is None else RayRewardModels(workers.teams[REWARD], models=len(judges.paths))
