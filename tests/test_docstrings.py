@@ -15,9 +15,6 @@ import pytest
 from tests.test_architecture import PACKAGE, ROOT, Source, name_of
 
 REWRITE_LATER = {
-    "app",
-    "cluster",
-    "loops",
     "rewards",
     "rollout",
 }

@@ -1,4 +1,4 @@
-"""From a configuration to a finished run: the one place where its parts are put together."""
+"""Runs a configuration from start to end. The composition root: the one place that puts the parts together."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def run_training(
         config: The configuration of the run.
         resume: None for a new run. auto: continues if the folder has a checkpoint. required: refuses without one.
         from_step: The checkpoint to continue from; None is the newest one.
-        checked: the rows of `data:`, of which the run checks the others. None opens them, without further checks.
+        checked: the rows of `data:`, some of them already checked. None opens them without checks.
 
     Raises:
         Preempted: the run was told to stop; it can be resumed.
-        RayRLError: what went wrong; the run folder holds what had been logged until then.
+        RayRLError: the run failed; the run folder has everything that was logged before.
     """
     prepare_environment(local=config.cluster.address is None)
     config = _resolved(config)
@@ -95,13 +95,13 @@ def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | Non
         found = (
             NO_CHECKPOINT
             if saved is None
-            else f"the newest checkpoint is of step {saved}; go on with: {resume_command(folder.root)}"
+            else f"the newest checkpoint is of step {saved}; resume with: {resume_command(folder.root)}"
         )
         raise Preempted(f"stopped by {stop.name} after step {run.step} of {config.run.steps}; {found}") from None
 
 
 def _resolved(config: RunConfig) -> RunConfig:
-    """The configuration with what depends on the machine and its files written out, for the run folder."""
+    """Returns the configuration with the dtype and the chat template resolved, for the run folder."""
     wanted = "float32" if config.run.deterministic else config.model.dtype
     dtype = resolve_dtype(wanted, config.cluster.accelerator)
     template = config.model.chat_template
@@ -215,7 +215,7 @@ def sampling_of(config: RunConfig, ends: Ends) -> Sampling:
 def build_collector(
     config: RunConfig, source: PromptSource, pool: EnginePool, episodes: Episodes, rewards: Rewards
 ) -> Collector:
-    """Puts the rollout stage together, at its start."""
+    """Builds the rollout stage, at its start."""
     dynamic = config.algorithm.dynamic_sampling
     settings = ScheduleSettings(
         prompts_per_step=config.algorithm.prompts_per_step,
@@ -264,14 +264,14 @@ def build_session(
     since: Checkpoint | None,
     models: Models,
 ) -> Session:
-    """Puts the parts of the driver together, over roles that are started.
+    """Builds the session of the driver over started roles.
 
     Args:
         config: the configuration of the run.
         folder: the folder of the run.
         run: counters, clock and records.
-        roles: who does the work.
-        stop: whether somebody asked the run to stop.
+        roles: the started roles.
+        stop: the requests to stop.
         since: the checkpoint that the run continues from; None at its start.
         models: digests of the models that the run loads.
     """
@@ -316,7 +316,7 @@ def _source(
     checked: CheckedRows | None,
     stack: AsyncExitStack,
 ) -> PromptSource:
-    """The prompts, with checks in the background of those rows for which there was no time before."""
+    """Builds the source of prompts, which checks the rows that are not checked yet in the background."""
     seed = config.run.seed
     if checked is None:
         return build_source(config.data, seed=seed, tokenizer=tokenizer, note=run.note)

@@ -1,4 +1,4 @@
-"""Waiting for workers: always together, always bounded, and with the name of the one that failed."""
+"""Waits for calls to workers: for all of them together, with a limit, and naming the one that failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray_rl.errors import ClusterError, EngineError, RayRLError, WorkerLost
 Result = TypeVar("Result")
 
 LOG_LINES = 15
-"""Of a dead worker's log, in the error."""
+"""Lines of a dead worker's log in the error."""
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """Control sequences in Ray's messages."""
@@ -24,20 +24,20 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NODE = re.compile(r"^\s*ip: (\S+)", re.MULTILINE)
 PROCESS = re.compile(r"^\s*pid: (\d+)", re.MULTILINE)
 REASON = re.compile(r"Worker exit type: (\w+) Worker exit detail: (.*?)(?: Some common causes|\n|$)")
-"""What Ray knows of a death, in its message alone."""
+"""What Ray knows about a death; only its message has it."""
 MEMORY = re.compile(r"Memory on the node \(IP: ([^,\s]+).*? was (\S+) used / (\S+) limit")
 USER = re.compile(r"^(\d+)\t([\d.]+)\t(.+)$", re.MULTILINE)
-"""Process, GB and command of those that use most memory, the first of them first."""
+"""Id, GB and command of the processes that use most memory, the largest first."""
 USERS = 4
-"""That a message names."""
+"""Number of processes that a message names."""
 
 
 class Loss:
-    """Tells whether workers are written off. Every call to workers that are written off fails."""
+    """Whether workers are written off. Every call to such workers fails."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        """Why they are written off, for messages; None while they can be called."""
+        """Why the workers are written off, for messages; None while they can be called."""
         self.told = asyncio.Event()
 
     def tell(self, reason: str) -> None:
@@ -48,7 +48,7 @@ class Loss:
 
 
 def name_of(method: Callable[..., Any]) -> str:
-    """Returns the words for a call in messages: "send weights" for `send_weights`."""
+    """Returns the name of a call in messages: "send weights" for `send_weights`."""
     return method.__name__.strip("_").replace("_", " ")
 
 
@@ -60,25 +60,25 @@ async def answers(
     logs: Path | None = None,
     loss: Loss | None = None,
 ) -> dict[str, Result]:
-    """The results of running calls by worker name, once all have arrived.
+    """Waits for all running calls and returns their results by worker name.
 
-    Of several failures the likeliest cause is raised: a worker's death, then an error of ours, then any other.
+    Of several failures, raises the likeliest cause: a worker's death, then an error of ours, then any other.
 
     Args:
         refs: Ray's reference of one running call of each worker, by name.
-        doing: What the workers do, for messages.
-        timeout_s: Bound of the whole wait.
-        logs: Folder with a log file of each worker, quoted when one dies.
-        loss: Ends the wait when the workers are written off.
+        doing: the name of the call in messages.
+        timeout_s: the limit of the whole wait.
+        logs: the folder with a log file of each worker, quoted when one dies.
+        loss: ends the wait when the workers are written off.
 
     Raises:
-        RayRLError: A worker raised it.
-        WorkerLost: A worker died, which the message names, or the workers were written off.
-        ClusterError: A worker was not done in time, or raised anything else; the message names it.
+        RayRLError: a worker raised it.
+        WorkerLost: a worker died, which the message names, or the workers were written off.
+        ClusterError: a worker did not finish in time, or raised any other error; the message names the worker.
     """
     settled = await settle(refs, timeout_s=timeout_s, unless=None if loss is None else loss.told)
     if loss is not None and loss.reason is not None and len(settled.results) < len(refs):
-        raise WorkerLost(f"{doing}: {loss.reason}")  # whatever failed since then failed because of it
+        raise WorkerLost(f"{doing}: {loss.reason}")  # later failures are its consequence
     if settled.failures:
         name, error = min(settled.failures.items(), key=lambda failure: _distance_from_cause(failure[1]))
         raise _explained(name, error, doing, logs) from error
@@ -89,18 +89,18 @@ async def answers(
 
 
 def _distance_from_cause(error: BaseException) -> int:
-    """The peers of a dead worker raise something unspecific: a closed connection, a collective that ran out."""
+    """Returns the rank of an error: the peers of a dead worker raise vague ones, such as a closed connection."""
     if isinstance(error, (RayActorError, OutOfMemoryError)):
         return 0
     return 1 if isinstance(error, RayTaskError) and isinstance(error.cause, RayRLError) else 2
 
 
 def _explained(name: str, error: BaseException, doing: str, logs: Path | None) -> BaseException:
-    """What to raise for a worker's failure."""
+    """Returns the error to raise for a worker's failure."""
     if isinstance(error, RayTaskError):
         cause = error.cause
         if isinstance(cause, RayRLError):
-            # vLLM runs in processes of its own: what ended them stands in the log alone.
+            # vLLM runs in processes of its own: only the log says why they ended.
             tail = _tail(name, logs) if isinstance(cause, EngineError) else ""
             return type(cause)(f"{name}: {cause}{tail}")
         return ClusterError(f"{doing}: {name} raised {type(cause).__name__}: {cause}{_tail(name, logs)}")
@@ -115,24 +115,24 @@ def _explained(name: str, error: BaseException, doing: str, logs: Path | None) -
     if isinstance(error, OutOfMemoryError):
         return WorkerLost(f"{doing}: {name} was killed by Ray, {_memory(COLOUR.sub('', str(error)))}")
     if isinstance(error, RayError):
-        return ClusterError(f"{doing}: {name} is not reached: {type(error).__name__}: {error}{_tail(name, logs)}")
+        return ClusterError(f"{doing}: {name} cannot be reached: {type(error).__name__}: {error}{_tail(name, logs)}")
     return error
 
 
 def _memory(text: str) -> str:
-    """Whose memory ran out, and who had it, out of Ray's page of text."""
+    """Extracts the node whose memory ran out and the largest processes from Ray's page of text."""
     found, users = MEMORY.search(text), USER.findall(text)[:USERS]
     where = f"node {found[1]} had {found[2]} of {found[3]} in use" if found else " ".join(text.split())
     most = ", ".join(f"{command} {size} GB (process {process})" for process, size, command in users)
     return (
         f"as the memory of its node ran out: {where}{f', most of it {most}' if most else ''}. Lower "
-        "train.micro_batch_tokens or rollout.kv_cache_gib (`ray-rl plan` says what takes how much), or end what else "
-        "runs there."
+        "train.micro_batch_tokens or rollout.kv_cache_gib (`ray-rl plan` shows the memory of each part), or end other "
+        "processes there."
     )
 
 
 def _circumstances(text: str) -> str:
-    """Node, process and reason out of Ray's page of text: "on 10.0.0.7 (process 4711: SYSTEM_ERROR, ...)"."""
+    """Extracts node, process and reason from Ray's page of text: "on 10.0.0.7 (process 4711: SYSTEM_ERROR, ...)"."""
     node, process, reason = (pattern.search(text) for pattern in (NODE, PROCESS, REASON))
     where = f"on {node[1]} " if node else ""
     which = f"process {process[1]}: " if process else ""

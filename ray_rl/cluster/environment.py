@@ -1,4 +1,4 @@
-"""What a process is told before it imports anything heavy: Ray's core reads its variables once. Imports none of it."""
+"""Sets the environment of a process before it imports heavy libraries: Ray's core reads its variables only once."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pathlib import Path
 from ray_rl.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
+"""Parameters in glibc's malloc.h."""
 MALLOPT_MAX = 2**31 - 1
 
 
 def prepare_environment(*, local: bool) -> None:
-    """Sets what Ray should find, before anything imports it; the user's own settings stay.
+    """Sets Ray's variables before anything imports Ray; the user's own settings stay.
 
     Args:
-        local: a cluster is started here: it listens on loopback only, and gets token authentication with a fresh token,
-            which only this process and the workers know.
+        local: whether this process starts a cluster. It then listens on loopback only, and has a fresh token, which
+            only this process and the workers know.
     """
-    # Ray's default is 15, at which workers starve beside any other process on a small machine.
+    # With Ray's default of 15, any other process on a small machine starves the workers.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray colours what it prints, also into files.
+    # Ray uses colours even in files.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     if not local:
         return
-    # Named for the systems where it is the default: a cluster of one machine listens on loopback only.
+    # Despite its name: with 0, a cluster of one machine listens on loopback only.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if sys.platform == "linux":
-        # torch's groups and vLLM take the address of the host's name otherwise.
+        # Otherwise torch's groups and vLLM use the address of the host name.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
         os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
@@ -44,9 +44,9 @@ def prepare_environment(*, local: bool) -> None:
 
 
 def quiet_libraries(*, on_cpu: bool) -> None:
-    """Stops progress bars and advice of libraries, before anything imports them; the user's own settings stay.
+    """Disables progress bars and advice of libraries, before anything imports them; the user's own settings stay.
 
-    A bar that is redrawn fills a log with copies of itself; what takes long is said by our own heartbeat.
+    A progress bar fills a log with copies of itself; our own messages say what takes long.
 
     Args:
         on_cpu: whether the run is on CPU, where DeepSpeed warns that it found no other accelerator.
@@ -59,10 +59,10 @@ def quiet_libraries(*, on_cpu: bool) -> None:
 
 
 def use_token(path: str | None) -> None:
-    """Sets which token is shown to a cluster, before anything imports Ray.
+    """Sets the token for a cluster, before anything imports Ray.
 
     Args:
-        path: of its file; None leaves it to RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, if one of them is set.
+        path: the file with the token; None uses RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, if one of them is set.
 
     Raises:
         UserError: the file cannot be read, or others can read it.
@@ -78,7 +78,9 @@ def use_token(path: str | None) -> None:
                 "token that the cluster was started with"
             ) from None
         if mode & 0o077:
-            raise UserError(f"launch.ray_job.token_path={path}: others may use it (mode {mode:o}); chmod 600 {file}")
+            raise UserError(
+                f"launch.ray_job.token_path={path}: others can read it (mode {mode:o}); run chmod 600 {file}"
+            )
         os.environ.pop("RAY_AUTH_TOKEN", None)
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -87,10 +89,10 @@ def use_token(path: str | None) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc's malloc reuse large blocks: by default each goes back to the kernel, which zeroes it for the next.
+    """Makes glibc's malloc reuse large blocks. By default it returns each to the kernel, which zeroes its pages again.
 
-    Page faults were a tenth of the processor time of an update, and up to three quarters beside other load. The
-    variables say the same to processes that this one starts: vLLM's, which makes every layer anew in a publish.
+    Page faults took a tenth of the processor time of an update, and up to three quarters under other load. The
+    variables do the same in child processes such as vLLM's, which allocates every layer again in a publish.
     """
     if sys.platform == "linux":
         os.environ.update(MALLOC_MMAP_THRESHOLD_=str(MALLOPT_MAX), MALLOC_TRIM_THRESHOLD_=str(MALLOPT_MAX))

@@ -31,7 +31,7 @@ class SavedTrainer(Trainer):
         self._writer.write(Path(folder) / self._file, self.zero.slices(), self.zero.state())
 
     def is_saved(self) -> bool:
-        """Whether the state is written (see `SliceWriter.is_written`)."""
+        """Returns whether the state is written (see `SliceWriter.is_written`)."""
         return self._writer.is_written()
 
     def load(self, folder: str) -> None:

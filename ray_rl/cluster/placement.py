@@ -1,4 +1,4 @@
-"""A plan as placement groups. Nothing else decides where a worker goes."""
+"""Reserves placement groups of Ray for a plan, which alone decides where a worker runs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ray_rl.errors import ClusterError
 from ray_rl.planner.plan import DeviceGroup, Plan
 
 NODE_ID_LABEL = "ray.io/node-id"
-"""A label that Ray gives to every node."""
+"""The label with the id of a node, which Ray sets."""
 
 KINDS = ("GPU", "CPU")
 
 POLL_S = 0.5
-"""Between looks for nodes that have not joined yet."""
+"""Pause between checks for nodes that have not joined yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one worker runs, and what it takes there."""
+    """The place and the resources of one worker."""
 
     group: PlacementGroup
     bundle: int
@@ -36,24 +36,25 @@ class Slot:
     cpus: float
 
     def options(self) -> dict[str, object]:
-        """Of a Ray actor."""
+        """Returns Ray's options for the actor in this slot."""
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.bundle)
         return {"num_gpus": self.gpus, "num_cpus": self.cpus, "scheduling_strategy": strategy}
 
 
 @contextmanager
 def placed(plan: Plan, *, timeout_s: float) -> Iterator[dict[str, list[Slot]]]:
-    """A slot for every worker of every role, once all groups are reserved; given back with the block.
+    """Reserves all groups, yields a slot for every worker of every role, and releases the groups after the block.
 
-    Node i of the plan is the i-th that is alive and large enough, by address. The groups are reserved one after the
-    other: Ray gives a bundle the lowest free GPUs of its node, and the plan counts on that. Which bundle of a group got
-    which GPUs is then asked, so that rank i is where the plan says. On GPUs that others leave free these are the very
-    indices of the plan; where others hold some, the order by (node, GPU) is still that of the plan.
+    Node i of the plan is the i-th live node that is large enough, by address. The groups are reserved one after the
+    other, because Ray gives a bundle the lowest free GPUs of its node, and the plan relies on that. Tasks then find out
+    which bundle got which GPUs, so that rank i is where the plan says. On free nodes these are exactly the GPUs of the
+    plan; if other jobs hold some GPUs, the order by (node, GPU) is still that of the plan.
 
     Roles that share a group share its bundles: each gets an equal part of the GPU.
 
     Raises:
-        ClusterError: not reserved within `timeout_s`; says what was wanted and what there is, node by node.
+        ClusterError: the groups were not reserved within `timeout_s`; the message compares the wanted resources with
+            the available ones, node by node.
     """
     deadline_s = time.monotonic() + timeout_s
     groups: list[PlacementGroup] = []
@@ -71,7 +72,7 @@ def placed(plan: Plan, *, timeout_s: float) -> Iterator[dict[str, list[Slot]]]:
 
 
 def _await_nodes(plan: Plan, deadline_s: float, timeout_s: float) -> list[str]:
-    """Ids of the nodes of the plan; on CPU none, as Ray chooses them there."""
+    """Returns the ids of the nodes of the plan; none on CPU, where Ray chooses them."""
     if not plan.gpus:
         return []
     while True:
@@ -84,7 +85,7 @@ def _await_nodes(plan: Plan, deadline_s: float, timeout_s: float) -> list[str]:
 
 
 def _alive() -> list[dict[str, Any]]:
-    """Ray's nodes in an order that stays: by address, then id."""
+    """Returns the live nodes in a fixed order: by address, then id."""
     return sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: (_address(node), node["NodeID"]))
 
 
@@ -113,7 +114,7 @@ def _reserve(group: DeviceGroup, nodes: list[str]) -> PlacementGroup:
 def _ranked(
     plan: Plan, groups: list[PlacementGroup], nodes: list[str], deadline_s: float, timeout_s: float
 ) -> list[list[int]]:
-    """The bundles of every group by rank: by node in the plan's order, then GPU."""
+    """Returns the bundles of every group by rank: by node in the plan's order, then GPU."""
     on_node = [ray.util.placement_group_table(group)["bundles_to_node_id"] for group in groups]
     if not plan.gpus:
         return [sorted(bundles, key=lambda bundle: (bundles[bundle], bundle)) for bundles in on_node]
@@ -127,8 +128,8 @@ def _ranked(
 def _gpus_of_bundles(
     plan: Plan, groups: list[PlacementGroup], deadline_s: float, timeout_s: float
 ) -> list[dict[int, list[int]]]:
-    """The GPUs that Ray gave to every bundle, asked by a task in each where there is a choice."""
-    # max_calls=0: the process of the task is free for the worker that comes next.
+    """Returns the GPUs that Ray gave to every bundle, which a task in each bundle finds out."""
+    # max_calls=0: the process of the task stays free for the next worker.
     probe = ray.remote(num_cpus=0, max_calls=0)(_own_gpus)
     refs: dict[ray.ObjectRef[list[int]], tuple[int, int]] = {}
     for index, (group, placement) in enumerate(zip(plan.groups, groups, strict=True)):
@@ -140,8 +141,8 @@ def _gpus_of_bundles(
         for ref in pending:
             ray.cancel(ref, force=True)
         raise ClusterError(
-            f"placement: all bundles are reserved, but {len(pending)} of {len(refs)} did not say within "
-            f"cluster.start_timeout_s={timeout_s:g} which GPUs they got; look at the raylet logs of their nodes"
+            f"placement: all bundles are reserved, but {len(pending)} of {len(refs)} did not report their GPUs within "
+            f"cluster.start_timeout_s={timeout_s:g}; look at the raylet logs of their nodes"
         )
     gpus: list[dict[int, list[int]]] = [{} for _ in groups]
     for ref, ids in zip(done, ray.get(done, timeout=timeout_s), strict=True):
@@ -173,17 +174,16 @@ def _unplaced(plan: Plan, reserved: int, timeout_s: float) -> str:
         f"placement was not possible within cluster.start_timeout_s={timeout_s:g}. Wanted: {groups}; {plan.nodes} "
         f"nodes wanted, {there} available:\n"
         + wanted_and_there(plan, reserved=reserved)
-        + "\nStart the missing nodes, "
-        "end what holds their resources, or make the roles smaller (ray-rl plan)"
+        + "\nStart the missing nodes, end jobs that hold their resources, or make the roles smaller (ray-rl plan)"
     )
 
 
 def wanted_and_there(plan: Plan, *, reserved: int = 0) -> str:
-    """What a plan wants of each node, and what there is; a line a node.
+    """Returns a line for each node: the resources that a plan wants, and those that are available.
 
     Args:
-        plan: of the run.
-        reserved: so many of its groups are reserved already: what they hold counts as free.
+        plan: the plan of the run.
+        reserved: the number of groups that are already reserved; their resources count as free.
     """
     from ray._private.state import available_resources_per_node
 
@@ -194,7 +194,7 @@ def wanted_and_there(plan: Plan, *, reserved: int = 0) -> str:
         asked = _on_node(plan.groups, i)
         wanted = ", ".join(f"{asked[kind]:g} {kind}" for kind in KINDS)
         if i >= len(fit):
-            lines.append(f"  node {i}: wanted {wanted}; no such node is there")
+            lines.append(f"  node {i}: wanted {wanted}; there is no such node")
             continue
         node, held = fit[i], _on_node(plan.groups[:reserved], i)
         left = free.get(node["NodeID"], {})
@@ -209,7 +209,7 @@ def wanted_and_there(plan: Plan, *, reserved: int = 0) -> str:
 
 
 def _on_node(groups: Sequence[DeviceGroup], node: int) -> dict[str, float]:
-    """What groups take of one node."""
+    """Returns the resources that groups take on one node."""
     taken = dict.fromkeys(KINDS, 0.0)
     for group in groups:
         bundles = sum(place.node == node for place in group.places)

@@ -1,4 +1,4 @@
-"""The processes of a worker, known while it is well and ended by their ids when it is not."""
+"""Records the processes of a worker while it works, and kills them by their ids when it does not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """One process of a node, not to be taken for a later one of the same number."""
+    """Identifies a process of a node, also against a later process with the same number."""
 
     pid: int
     created_s: float
@@ -23,31 +23,31 @@ class ProcessId:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A worker's process and all that descend from it."""
+    """A worker's process and its descendants."""
 
     node: str
-    """Ray's id of it."""
+    """Ray's id of the node."""
     members: tuple[ProcessId, ...]
-    """The worker's own first."""
+    """The processes; the first is the worker's own."""
 
 
 async def own_family(_: object) -> Family:
-    """The family of the worker that this runs in."""
+    """Returns the family of the worker that runs this function."""
     return family_of(os.getpid(), node=ray.get_runtime_context().get_node_id())
 
 
 def family_of(pid: int, *, node: str) -> Family:
-    """The process and its descendants as they are now."""
+    """Returns the process and its current descendants."""
     parent = psutil.Process(pid)
     members = [parent, *parent.children(recursive=True)]
     return Family(node, tuple(ProcessId(member.pid, member.create_time()) for member in members))
 
 
 def end_all(members: Sequence[ProcessId], *, timeout_s: float) -> list[int]:
-    """Kills processes of this node, stopped ones too, with all that descend from them.
+    """Kills processes of this node and their descendants, stopped ones too.
 
     Returns:
-        Pids of those that are still there after `timeout_s`.
+        The ids of processes that still run after `timeout_s`.
     """
     doomed = [process for member in members for process in _found(member)]
     for process in doomed:
@@ -59,7 +59,7 @@ def end_all(members: Sequence[ProcessId], *, timeout_s: float) -> list[int]:
 
 
 def _found(member: ProcessId) -> list[psutil.Process]:
-    """The process, if it is still that one, and its descendants."""
+    """Returns the process and its descendants; none if its number now belongs to another process."""
     try:
         process = psutil.Process(member.pid)
         if process.create_time() != member.created_s:
@@ -73,11 +73,11 @@ def _kill(process: psutil.Process) -> None:
     try:
         process.kill()
     except psutil.NoSuchProcess:
-        return  # it was quicker
+        return  # it has already ended
 
 
 def _runs(process: psutil.Process) -> bool:
-    """A zombie has ended; it is for its parent to take note."""
+    """Returns whether a process runs; a zombie has ended, even if its parent has not noticed."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

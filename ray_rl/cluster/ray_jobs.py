@@ -1,4 +1,4 @@
-"""Jobs of a Ray cluster that is there, over Ray's own client: submitted, followed, asked to save and end."""
+"""Submits, follows and stops jobs of an existing Ray cluster, over Ray's own client."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from ray_rl.launching.attempts import attempts_of
 from ray_rl.launching.ray_job.entrypoint import DRIVER_CPUS, Submission
 
 CONNECT_S = 10.0
-"""For the dashboard to accept a connection."""
+"""Limit for the dashboard to accept a connection."""
 ANSWER_S = 60.0
-"""For an answer to begin, and between its parts; also the time for which a cluster that is followed may be silent."""
+"""Limit for an answer to begin, between its parts, and for the silence of a cluster whose job is followed."""
 POLL_S = 1.0
 LAST_LINES_S = 10.0
-"""For what a job wrote last to arrive, once it has ended."""
+"""Limit for the last output of a job to arrive after its end."""
 RAY_STOP_WAIT_S = 3
-"""After which Ray kills a job that does not say otherwise."""
+"""Seconds after which Ray kills a stopped job that sets no other time."""
 STOP_MARGIN_S = 30.0
-"""Beyond the time that the job has to save: for Ray to notice its end."""
+"""Additional seconds after the time to save, in which Ray notices the end of the job."""
 _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-"""Loggers that tell of every request."""
+"""Loggers that report every request."""
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client with a limit for every request; its own would wait for ever."""
+    """Ray's client with a limit for every request; Ray itself sets none."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         response = super()._do_request(method, endpoint, timeout=ANSWER_S, **options)
@@ -58,7 +58,7 @@ class _Client(JobSubmissionClient):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Where a job stands."""
+    """The state of a job."""
 
     id: str
     state: str
@@ -66,7 +66,7 @@ class Outcome:
     code: int | None
     """Exit code of the driver; None while it runs, or if it was stopped or lost."""
     message: str
-    """Ray's, one line."""
+    """Ray's message, one line."""
     has_ended: bool
 
     def __str__(self) -> str:
@@ -79,18 +79,18 @@ class Jobs:
     """The jobs of one cluster."""
 
     def __init__(self, address: str | None) -> None:
-        """Connects. `environment.use_token` comes first.
+        """Connects to the dashboard; call `environment.use_token` first.
 
         Args:
-            address: of the dashboard; None: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS.
+            address: the address of the dashboard; None uses RAY_API_SERVER_ADDRESS or RAY_ADDRESS.
 
         Raises:
-            UserError: no address, one that is none, or the token is refused.
+            UserError: the address is missing or malformed, or the token is refused.
             ClusterError: nobody answers there, or it is not Ray.
         """
         self.address = _http_address(address)
         shown = without_credentials(self.address)
-        # Ray lets these two go before the address that it is given.
+        # Ray prefers these two variables to the address that it is given.
         os.environ.pop("RAY_ADDRESS", None)
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         for name in _TALKATIVE:
@@ -101,14 +101,14 @@ class Jobs:
             socket.create_connection((parts.hostname, _port(self.address)), timeout=CONNECT_S).close()
         except OSError as error:
             raise ClusterError(
-                f"{shown}: nobody answers ({error}); is this the address of the dashboard of a Ray cluster that runs, "
-                "and is its port, 8265 by default, open from here?"
+                f"{shown}: nobody answers ({error}); is this the address of the dashboard of a running Ray "
+                "cluster, and is its port, 8265 by default, open from here?"
             ) from error
         with self._explained():
             self._client = _Client(self.address)
 
     def attempts(self, run: str) -> tuple[int, str | None]:
-        """The number of the last attempt of a run, 0 if there was none, and the name of one that has not ended."""
+        """Returns the number of the last attempt of a run, 0 without any, and the name of one that has not ended."""
         with self._explained():
             known = {job.submission_id: job for job in self._client.list_jobs() if job.submission_id is not None}
         numbers = attempts_of(run, known)
@@ -116,7 +116,7 @@ class Jobs:
         return (numbers[-1] if numbers else 0), (open_jobs[-1] if open_jobs else None)
 
     def submit(self, submission: Submission) -> str:
-        """Packs the current folder, sends it and starts the job; its name.
+        """Packs and sends the current folder, starts the job, and returns its name.
 
         Raises:
             UserError: the folder is too large.
@@ -133,12 +133,12 @@ class Jobs:
                 )
             except ValueError as error:
                 raise UserError(
-                    f"the current folder cannot be sent to the cluster: {error}; name what is not code in .rayignore, "
-                    "and keep models and data where every node finds them"
+                    f"the current folder cannot be sent to the cluster: {error}; list files that are not code in "
+                    ".rayignore, and keep models and data where every node finds them"
                 ) from None
 
     def status(self, job: str) -> Outcome:
-        """Where a job stands.
+        """Returns the state of a job.
 
         Raises:
             UserError: there is no such job.
@@ -148,25 +148,25 @@ class Jobs:
         return Outcome(job, str(info.status), info.driver_exit_code, message, info.status.is_terminal())
 
     def logs(self, job: str) -> str:
-        """All that a job has written so far."""
+        """Returns everything that a job has written so far."""
         with self._explained():
             return self._client.get_job_logs(job)
 
     def follow(self, job: str, show: Callable[[str], None]) -> Outcome:
-        """Shows what a job writes, until it has ended.
+        """Shows the output of a job until it has ended.
 
         Raises:
             UserError: there is no such job.
-            ClusterError: the cluster is silent for longer than `ANSWER_S`; the job may run on.
+            ClusterError: the cluster was silent for longer than `ANSWER_S`; the job may still run.
         """
         return asyncio.run(self._follow(job, show))
 
     def stop(self, job: str) -> Outcome:
-        """Asks a job to save and end, and waits until it has.
+        """Asks a job to save and end, and waits for its end.
 
         Raises:
             UserError: there is no such job.
-            ClusterError: it has not ended in time, which Ray sees to by killing it.
+            ClusterError: it has not ended in time, although Ray kills it then.
         """
         if (before := self.status(job)).has_ended:
             return before
@@ -176,14 +176,14 @@ class Jobs:
         deadline_s = time.monotonic() + limit_s
         while not (now := self.status(job)).has_ended:
             if time.monotonic() > deadline_s:
-                raise ClusterError(f"{job}: is {now.state} {limit_s:g} s after it was told to stop; see its logs")
+                raise ClusterError(f"{job}: still {now.state} {limit_s:g} s after it was told to stop; see its logs")
             time.sleep(POLL_S)
         return now
 
     def stop_wait_s(self, job: str) -> tuple[int, bool]:
-        """Seconds that Ray gives a job to save before it kills it, and whether the job says so itself.
+        """Returns the seconds that Ray gives a job to save before it kills it, and whether the job itself sets them.
 
-        If it does not, its cluster may say otherwise, in the environment of `ray start`; a client cannot see that.
+        If it does not, its cluster may set another time in the environment of `ray start`; a client cannot see that.
         """
         given = ((self._details(job).runtime_env or {}).get("env_vars") or {}).get(_STOP_WAIT)
         return (int(given), True) if given is not None and given.isdecimal() else (RAY_STOP_WAIT_S, False)
@@ -210,7 +210,7 @@ class Jobs:
                 if outcome.has_ended:
                     await asyncio.wait({reading}, timeout=LAST_LINES_S)
                     return outcome
-                if reading.done():  # the connection was cut
+                if reading.done():  # the connection was interrupted
                     await asyncio.sleep(POLL_S)
                     reading = asyncio.ensure_future(log.read())
         finally:
@@ -218,7 +218,7 @@ class Jobs:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Ray's and the network's errors as ours."""
+        """Raises errors of Ray and of the network as ours."""
         shown = without_credentials(self.address)
         try:
             yield
@@ -237,15 +237,15 @@ class Jobs:
 
 
 class _Log:
-    """What a job writes, shown once even if the connection is cut and made again."""
+    """The output of a job, each part shown once even if the connection was interrupted."""
 
     def __init__(self, client: JobSubmissionClient, job: str, show: Callable[[str], None]) -> None:
         self._client, self._job, self._show = client, job, show
         self._shown = 0
 
     async def read(self) -> None:
-        """Reads from the start, as Ray sends it, until the job ends or the connection does."""
-        # What cut it, the next request for the status says.
+        """Reads from the start until the job or the connection ends."""
+        # The next request for the status reports why the connection ended.
         with suppress(RuntimeError, OSError, aiohttp.ClientError):
             seen = 0
             async for piece in self._client.tail_job_logs(self._job):
@@ -260,8 +260,8 @@ def _http_address(given: str | None) -> str:
     address = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not address:
         raise UserError(
-            "no Ray cluster is named: set launch.ray_job.address (or --address, or RAY_API_SERVER_ADDRESS) to that of "
-            "its dashboard, http://host:8265"
+            "no Ray cluster is named: set launch.ray_job.address (or --address, or RAY_API_SERVER_ADDRESS) to the "
+            "address of its dashboard, http://host:8265"
         )
     parts = urlsplit(address)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -278,6 +278,6 @@ def _port(address: str) -> int:
         port = parts.port
     except ValueError:
         raise UserError(
-            f"{without_credentials(address)}: the port is not a number up to 65535; http://host:8265"
+            f"{without_credentials(address)}: the port is not a number up to 65535; an example is http://host:8265"
         ) from None
     return port or {"http": 80, "https": 443}[parts.scheme]

@@ -70,7 +70,7 @@ class RaySaved:
         await self._ranks.all(SavedTrainer.save, str(folder))
 
     async def is_saved(self) -> bool:
-        """Whether every rank has written the copy of its state."""
+        """Returns whether every rank has written the copy of its state."""
         return all(await self._ranks.all(SavedTrainer.is_saved))
 
     async def load(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which nodes of a cluster are there: launchers start the driver when all are, and end it when one is lost."""
+"""Watches the nodes of a cluster: launchers start the driver when all have joined, and end it when one is lost."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import ray
 from ray_rl.errors import ClusterError
 
 POLL_S = 1.0
-"""Between looks while nodes join."""
+"""Pause between checks while nodes join."""
 WATCH_S = 5.0
-"""Between looks once all are there."""
+"""Pause between checks once all nodes have joined."""
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """A connection to the cluster at RAY_ADDRESS.
+    """Connects to the cluster at RAY_ADDRESS within the block.
 
     Raises:
-        ClusterError: none answers.
+        ClusterError: no cluster answers.
     """
     try:
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
@@ -35,15 +35,15 @@ def joined() -> Iterator[None]:
 
 
 def await_nodes(nodes: int, *, timeout_s: float, note: Callable[[str], None]) -> None:
-    """Returns when as many nodes are alive, or more.
+    """Waits until enough nodes are alive.
 
     Args:
-        nodes: wanted.
-        timeout_s: limit for all.
-        note: told of every node that joins.
+        nodes: the number of nodes to wait for.
+        timeout_s: the limit of the wait.
+        note: called with a text for every node that joins.
 
     Raises:
-        ClusterError: they are not; says which are.
+        ClusterError: too few nodes joined in time; the message names them.
     """
     deadline_s = time.monotonic() + timeout_s
     seen: set[str] = set()
@@ -61,12 +61,12 @@ def await_nodes(nodes: int, *, timeout_s: float, note: Callable[[str], None]) ->
 
 
 def lost_of(nodes: set[str]) -> set[str]:
-    """Blocks until some are not alive any more, and returns which; a caller that sees none is ended from outside."""
+    """Blocks until some of the nodes are lost, and returns them. If none is lost, the caller is ended from outside."""
     while not (lost := nodes - living()):
         time.sleep(WATCH_S)
     return lost
 
 
 def living() -> set[str]:
-    """Name and address of the nodes that are alive."""
+    """Returns name and address of each live node."""
     return {f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in ray.nodes() if node["Alive"]}

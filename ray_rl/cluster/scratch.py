@@ -1,8 +1,8 @@
-"""The private temporary folder of a cluster that a run starts, and what runs that were killed have left behind.
+"""Makes the private temporary folder of a local cluster, and removes leftovers of killed runs.
 
-Sockets, logs and temporary files of Ray and vLLM lie in a folder that only its owner can enter, and semaphores in
-/dev/shm carry its name. The driver holds a lock on the folder, which the kernel releases however the driver ends.
-Imports nothing heavy: `ray-rl doctor` uses it.
+Sockets, logs and temporary files of Ray and vLLM are in a folder that only its owner can enter, and the names of
+semaphores in /dev/shm contain its name. The driver holds a lock on the folder, which the kernel releases however the
+driver ends. Imports nothing heavy, because `ray-rl doctor` uses it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ray_rl.errors import ClusterError
 SHARED = Path("/dev/shm")
 PROC = Path("/proc")
 OWN_FOLDER = re.compile(r"ray_rl-\d+-[a-z0-9_]{8}")
-"""Name of a private folder: the process that made it, and what `mkdtemp` adds."""
+"""Name of a private folder: the id of the process that made it, and the suffix of `mkdtemp`."""
 OWN_SEGMENT = re.compile(r"ray_rl-.+")
 """Name of shared memory for weights."""
 SOCKET_PATH_BYTES = 107
 """Longest path of a Unix socket."""
 LONGEST = "/ray_rl-4194304-abcdefgh/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""Longest path of a socket below the folder that the private one is made in."""
+"""Longest path of a socket, below the folder in which the private folder is made."""
 REMOVE_TRIES, REMOVE_PAUSE_S = 5, 0.2
-"""Processes of Ray that are ending may still write into the folder."""
+"""Processes of Ray that are still ending may write into the folder while it is removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,12 @@ class Scratch:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables with which a worker, and what it starts, keeps its temporary files and semaphores here."""
+        """Variables that make a worker and its children keep their temporary files and semaphores here."""
         return {"TMPDIR": str(self.temporary), SEMAPHORES: self.path.name}
 
 
 SEMAPHORES = "RAY_RL_SEMAPHORES"
-"""Variable: what the names of the semaphores of a worker begin with."""
+"""Variable with the prefix of the names of a worker's semaphores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ class Leftover:
 
 
 def name_semaphores(prefix: str) -> None:
-    """Makes the names of semaphores of this process, and of processes that it spawns, begin with `prefix`.
+    """Makes the names of semaphores of this process and of processes that it spawns start with `prefix`.
 
-    A named semaphore of a killed process stays in /dev/shm, and nothing but its name says whose it is.
+    A named semaphore of a killed process stays in /dev/shm, and only its name says whose it is.
     """
     # multiprocessing has no public setting for it; spawned processes inherit this one.
     multiprocessing.current_process()._config["semprefix"] = f"/{prefix}"  # type: ignore[attr-defined]
@@ -81,10 +81,10 @@ def name_semaphores(prefix: str) -> None:
 
 @contextmanager
 def private_folder() -> Iterator[Scratch]:
-    """A new folder that only its owner can enter, removed with the block.
+    """Makes a folder that only its owner can enter, and removes it after the block.
 
     Raises:
-        ClusterError: there is no folder for temporary files with a path that is short enough for sockets.
+        ClusterError: no folder for temporary files has a path that is short enough for sockets.
     """
     path, lock = _locked_folder(_base())
     try:
@@ -97,7 +97,7 @@ def private_folder() -> Iterator[Scratch]:
 
 
 def leftovers() -> list[Leftover]:
-    """What dead runs of this user have left, and no live process uses."""
+    """Returns the files and folders of dead runs of this user that no live process uses."""
     mentioned, mapped = _uses()
     found = [path for folder in _dead_folders(mentioned) for path in (*_semaphores(folder.name), folder)]
     found += [path for path in _entries(SHARED, OWN_SEGMENT) if _is_dead_segment(path, mapped)]
@@ -105,10 +105,10 @@ def leftovers() -> list[Leftover]:
 
 
 def remove_leftovers() -> tuple[list[Leftover], list[Leftover]]:
-    """Removes what dead runs have left.
+    """Removes the leftovers of dead runs.
 
     Returns:
-        What was removed, and what could not be.
+        The removed leftovers, and those that could not be removed.
     """
     found = leftovers()
     for leftover in found:
@@ -118,14 +118,14 @@ def remove_leftovers() -> tuple[list[Leftover], list[Leftover]]:
 
 
 def _base() -> Path:
-    """Where private folders are made: the first folder for temporary files with a path that is short enough."""
+    """Returns the folder for private folders: the first one for temporary files with a path that is short enough."""
     longest = SOCKET_PATH_BYTES - len(LONGEST)
     for base in _bases():
         if len(os.fsencode(base)) <= longest and os.access(base, os.W_OK | os.X_OK):
             return base
     raise ClusterError(
         f"no folder for temporary files among {', '.join(map(str, _bases()))} can be written and has a path of at most "
-        f"{longest} bytes, which the sockets below need; set TMPDIR to such a folder"
+        f"{longest} bytes, as sockets need a short path; set TMPDIR to such a folder"
     )
 
 
@@ -135,16 +135,16 @@ def _bases() -> list[Path]:
 
 
 def _locked_folder(base: Path) -> tuple[Path, int]:
-    """A new folder, and the descriptor that holds its lock."""
+    """Makes a folder, and returns it with the descriptor that holds its lock."""
     while True:
         try:
             path = Path(tempfile.mkdtemp(prefix=f"ray_rl-{os.getpid()}-", dir=base))
         except OSError as error:
             raise ClusterError(f"{base}: {error.strerror}; set TMPDIR to another folder for temporary files") from error
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        with suppress(OSError):  # a file system without locks, on which nobody finds a folder unlocked
+        with suppress(OSError):  # without locks in the file system, other runs never see the folder as unlocked
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.is_dir():  # else another start took it for a dead run's, between the two
+        if path.is_dir():  # else another run removed it as a leftover before we locked it
             return path, lock
         os.close(lock)
 
@@ -167,7 +167,7 @@ def _semaphores(name: str) -> Iterator[Path]:
 
 
 def _entries(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:
-    """Entries of a folder that belong to this user."""
+    """Yields entries of a folder that belong to this user."""
     with suppress(OSError):
         for path in sorted(folder.iterdir()):
             if name.fullmatch(path.name) and path.lstat().st_uid == os.geteuid():
@@ -175,7 +175,7 @@ def _entries(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:
 
 
 def _is_unlocked(path: Path) -> bool:
-    """Whether nobody holds the lock of its owner."""
+    """Returns whether nobody holds the lock on a file or folder."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
@@ -190,7 +190,7 @@ def _is_unlocked(path: Path) -> bool:
 
 
 def _uses() -> tuple[str, str]:
-    """Command lines and first environments of all processes that can be seen, and the files that they have mapped."""
+    """Returns command lines and initial environments of all visible processes, and the files that they have mapped."""
     mentioned: list[str] = []
     mapped: list[str] = []
     for process in PROC.glob("[0-9]*"):
@@ -201,7 +201,7 @@ def _uses() -> tuple[str, str]:
 
 
 def _size_bytes(path: Path) -> int:
-    """Bytes on the disk or in memory, with all that a folder holds."""
+    """Returns the bytes on disk or in memory, including the contents of a folder."""
     files = [path]
     if path.is_dir():
         files += [Path(folder) / name for folder, folders, names in os.walk(path) for name in folders + names]
@@ -213,7 +213,7 @@ def _size_bytes(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, or a private folder with its semaphores; what resists is found by the next start."""
+    """Removes a file, or a private folder with its semaphores. The next start finds whatever could not be removed."""
     if not path.is_dir():
         with suppress(OSError):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Starting or joining a Ray cluster."""
+"""Starts or joins a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ray_rl.planner.plan import Plan
 from ray_rl.sizes import MIB
 
 OBJECT_STORE_BYTES = 2**30
-"""Of a local cluster: batches are integers, megabytes at most."""
+"""Size for a local cluster: batches are integers, megabytes at most."""
 
 CONNECT_S = 10.0
-"""For the head of a cluster that is joined to accept a connection."""
+"""Limit for the head of a cluster to accept a connection."""
 
 DRIVER_CPUS = 1
-"""Declared beside what the workers need, so that Ray's own tasks find a slot."""
+"""CPUs in addition to those of the workers, so that Ray's own tasks find a slot."""
 
 RAY_LOGS = ("raylet.out", "raylet.err", "gcs_server.out", "gcs_server.err")
 RAY_LOG_BYTES = 2**20
@@ -67,7 +67,7 @@ def ray_session(
 
 @contextmanager
 def _keeping_logs(scratch: Scratch, to: Path | None) -> Iterator[None]:
-    """Copies the ends of Ray's own logs into the run folder when Ray, or what runs on it, is why the block fails."""
+    """Copies the ends of Ray's own logs into the run folder if the block fails because of Ray or a worker."""
     try:
         yield
     except (ClusterError, EngineError, WeightSyncError):
@@ -91,7 +91,7 @@ def _opened(path: str, flags: int) -> int:
 
 @contextmanager
 def joined(address: str) -> Iterator[None]:
-    """A connection to a cluster that is there, closed with the block.
+    """Connects to an existing cluster within the block.
 
     Raises:
         ClusterError: it cannot be reached.
@@ -108,14 +108,14 @@ def joined(address: str) -> Iterator[None]:
 
 
 def _require_answer(address: str) -> None:
-    """Fails at once where nothing listens: Ray itself would try for minutes. "auto" and ray:// are left to Ray."""
+    """Fails immediately if nothing listens, where Ray would try for minutes. Leaves "auto" and ray:// to Ray."""
     host, _, port = address.rpartition(":")
     if host and "/" not in host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 class _PlainErrors:
-    """Names what Ray raises as no class but `Exception` itself, such as that its start took too long."""
+    """Turns errors that Ray raises as plain `Exception`, such as a slow start, into RuntimeError."""
 
     def __enter__(self) -> None: ...
 
@@ -140,8 +140,8 @@ def _started(plan: Plan, scratch: Scratch) -> Iterator[None]:
     except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
         said = str(error).rstrip(".")
         raise ClusterError(
-            f"Ray did not start on this machine: {said}; the ends of its logs are in logs/ray/ of the run folder; see "
-            "that the machine has free memory and idle cores (`ray-rl doctor`), then start again"
+            f"Ray did not start on this machine: {said}; the ends of its logs are in logs/ray/ of the run folder; "
+            "check that the machine has free memory and idle cores (`ray-rl doctor`), then start again"
         ) from error
     try:
         yield

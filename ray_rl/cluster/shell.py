@@ -1,7 +1,7 @@
-"""The Ray actor of every worker. It holds one object and runs the functions that it is sent on that object.
+"""The Ray actor of every worker. It holds one object and runs functions on it.
 
-A function travels as what it is: `await team.all(Trainer.update, batch)`. Nothing is listed by name, so a method is
-written once, in the class of the object, and type checkers see its arguments and its result at the call.
+Functions are sent as objects: `await team.all(Trainer.update, batch)`. So a method is written once, in the class of the
+held object, and type checkers see its arguments and its result at the call.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 HEARTBEAT = "heartbeat"
-"""Concurrency group of Ray, which gives a method a thread of its own."""
+"""Concurrency group of Ray, which gives the heartbeat a thread of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the process of a worker is told before it imports anything heavy."""
+    """The settings of a worker's process, applied before it imports heavy libraries."""
 
     logs: str
     """Folder of the log files."""
     threads: int
-    """Threads of the process, on CPU."""
+    """Threads of the process on CPU."""
     environment: Mapping[str, str]
     """Variables to set."""
 
     def enter(self, name: str) -> None:
         """Makes this process the worker `name`: sets its variables, and sends its output to its own log file."""
         os.environ.update(self.environment, OMP_NUM_THREADS=str(self.threads))
-        tempfile.tempdir = None  # what Ray asked for before
+        tempfile.tempdir = None  # Ray has already used it, with the old TMPDIR
         if SEMAPHORES in self.environment:
             name_semaphores(self.environment[SEMAPHORES])
         on_cpu = self.environment.get("DS_ACCELERATOR") == "cpu"
@@ -62,17 +62,17 @@ class Setting:
 
 
 class _Named:
-    """A process with a name, which is also its title in `ps`, and with its own log file."""
+    """A process with a name, which is also its title in `ps`, and a log file of its own."""
 
     def __init__(self, setting: Setting, name: str) -> None:
-        type(self).__name__ = name  # Ray makes the title of it; each actor has a process of its own
+        type(self).__name__ = name  # Ray makes the title from it; each actor has a process of its own
         self._held: Any = None
-        """The object; None until `hold`, when only functions that ignore it can run."""
+        """The object; None until `hold`: before it, only functions that ignore the object can run."""
         setting.enter(name)
 
 
 class Shell(_Named, Generic[T]):
-    """Runs functions one after the other, in the order of the calls, and answers heartbeats meanwhile."""
+    """Runs functions one after the other, in the order of the calls, and answers heartbeats at any time."""
 
     def hold(self, build: Callable[[], T]) -> None:
         """Builds the object. The modules of `build` are imported here, in the process that `Setting.enter` prepared."""
@@ -84,23 +84,23 @@ class Shell(_Named, Generic[T]):
 
     @ray.method(concurrency_group=HEARTBEAT)
     def heartbeat(self) -> None:
-        """Returns at once unless the process hangs, whatever runs in the other thread."""
+        """Returns immediately unless the process hangs, even while the other thread computes."""
 
 
 class AsyncShell(_Named, Generic[T]):
-    """Runs coroutine functions concurrently on one event loop, for an object whose methods are coroutines."""
+    """Runs coroutine functions concurrently on one event loop."""
 
     async def hold(self, build: Callable[[], Awaitable[T]]) -> None:
-        """As `Shell.hold`."""
+        """Builds the object, as `Shell.hold`."""
         self._held = await build()
 
     async def run(self, method: Callable[Concatenate[T, P], Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
-        """As `Shell.run`."""
+        """Awaits a function of the object, as `Shell.run`."""
         return await method(self._held, *args, **kwargs)
 
 
 def free_address(_: object) -> tuple[str, int]:
-    """The address of this node, and a port that is free there now: where others can meet this worker."""
+    """Returns the address of this node and a free port, where other workers can meet this one."""
     address = ray.util.get_node_ip_address()
     with socket.socket() as probe:
         probe.bind((address, 0))
@@ -108,13 +108,13 @@ def free_address(_: object) -> tuple[str, int]:
 
 
 class Worker(Generic[T]):
-    """The driver's handle of one shell. Nothing else touches Ray's handle, which does not know the object's type."""
+    """The driver's handle of one shell. It wraps Ray's handle, which does not know the type of the object."""
 
     def __init__(self, name: str, actor: Any) -> None:
-        """Takes over a shell.
+        """Wraps a shell.
 
         Args:
-            name: Name of the worker, such as "actor-0".
+            name: the name of the worker, such as "actor-0".
             actor: Ray's handle of a `Shell` or an `AsyncShell`.
         """
         self.name = name
@@ -140,8 +140,8 @@ class Worker(Generic[T]):
     def submit(
         self, method: Callable[Concatenate[T, ...], Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> ray.ObjectRef[Any]:
-        """Starts a call; `Team` and `EngineProcess` wait for it and know the type of its result."""
-        run = self._actor.run.options(name=f"{self.name}.{method.__name__}")  # the process shows it as its title
+        """Starts a call. `Team` and `EngineProcess` wait for it and know the type of its result."""
+        run = self._actor.run.options(name=f"{self.name}.{method.__name__}")  # shown as the title of the process
         ref: ray.ObjectRef[Any] = run.remote(method, *args, **kwargs)
         return ref
 
@@ -151,5 +151,5 @@ class Worker(Generic[T]):
         return ref
 
     def kill(self) -> None:
-        """Ends the process at once, a stopped one too."""
+        """Kills the process, a stopped one too."""
         ray.kill(self._actor)

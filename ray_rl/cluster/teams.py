@@ -25,7 +25,7 @@ R = TypeVar("R")
 ALIVE_S = 10.0
 """Limit for the workers of a role to show that they are alive and idle."""
 SUSPECT_S = 10.0
-"""A worker that leaves a heartbeat unanswered for this long is the likely cause of what its peers complain about."""
+"""If a worker has not answered for this long, it is the likely cause of the errors of its peers."""
 
 
 class Team(Generic[T]):
@@ -44,7 +44,7 @@ class Team(Generic[T]):
         timeout_s: float,
         start_timeout_s: float,
     ) -> None:
-        """Launches the workers; `load` builds their objects.
+        """Starts the workers; `load` builds their objects.
 
         Args:
             role: the name of the role.
@@ -121,7 +121,7 @@ class Team(Generic[T]):
         await self.load()
 
     async def is_well(self) -> bool:
-        """Whether every worker is alive and idle."""
+        """Returns whether every worker is alive and idle."""
         if not self.is_loaded:
             return False
         refs = {worker.name: worker.submit(free_address, (), {}) for worker in self.workers}
@@ -137,7 +137,7 @@ class Team(Generic[T]):
         self.loss.tell(reason)
 
     def kill(self) -> None:
-        """Ends all workers at once."""
+        """Kills all workers."""
         for worker in self.workers:
             worker.kill()
 
@@ -204,7 +204,7 @@ class StatelessTeam(Team[T]):
     def __init__(
         self, role: str, size: int, *, max_restarts: int, tell: Callable[[str], None], **arguments: Any
     ) -> None:
-        """Launches the workers, as `Team`.
+        """Starts the workers, as `Team`.
 
         Args:
             role: the name of the role.

@@ -1,1 +1,1 @@
-"""The drivers. They know roles by what they do, and Ray not at all."""
+"""The driver of a run. It knows roles only as Protocols, and imports no Ray."""

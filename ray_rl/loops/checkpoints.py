@@ -1,4 +1,4 @@
-"""Everything that a run needs to resume, to disk and back."""
+"""Saves everything that a run needs to resume, and restores it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ray_rl.loops.roles import Position, Resumable, Saved
 from ray_rl.metrics.run import Run
 
 POLL_S = 0.5
-"""Time between two questions whether a checkpoint is written."""
-LAST_WORDS_S = 60.0
-"""Time for the current checkpoint to be finished after the run has failed."""
+"""Pause between checks whether a checkpoint is written."""
+AFTER_FAILURE_S = 60.0
+"""Time to finish the current checkpoint after the run has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Checkpoints:
         self._writing: asyncio.Task[None] | None = None
 
     async def restore(self) -> None:
-        """Brings all parts and positions to where they were; does nothing at the start of a run.
+        """Restores all parts and positions; does nothing at the start of a run.
 
         Raises:
             CheckpointError: the checkpoint is of another model, or holds no state of a run.
@@ -97,12 +97,12 @@ class Checkpoints:
 
     @asynccontextmanager
     async def in_background(self) -> AsyncIterator[None]:
-        """The block in which checkpoints may be written; the last one is on disk at its end, if that is possible."""
+        """Lets checkpoints be written within the block, and waits at its end until the last one is on disk."""
         try:
             yield
         except RayRLError:
             if self._writing is not None:
-                await asyncio.wait({self._writing}, timeout=LAST_WORDS_S)
+                await asyncio.wait({self._writing}, timeout=AFTER_FAILURE_S)
             raise
         else:
             await self.settle()
@@ -111,10 +111,10 @@ class Checkpoints:
                 self._writing.cancel()
 
     async def save_if_due(self, run: Run) -> None:
-        """Saves after every so many steps and after the last one.
+        """Saves every `checkpoint.every_steps` steps and after the last one.
 
         Raises:
-            CheckpointError: as `save`, and when the checkpoint that is being written has failed.
+            CheckpointError: as `save`, or the checkpoint that was being written has failed.
         """
         if self._writing is not None and self._writing.done():
             self._writing.result()
@@ -123,7 +123,7 @@ class Checkpoints:
             await self.save(run)
 
     async def save_now(self, run: Run) -> None:
-        """Saves, and returns when the checkpoint is on disk."""
+        """Saves and returns when the checkpoint is on disk."""
         await self.save(run)
         await self.settle()
 

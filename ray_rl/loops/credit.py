@@ -1,4 +1,4 @@
-"""Advantages of a batch, the KL coefficient that moves from step to step, and what both say in the metrics."""
+"""Adds advantages to a batch, adapts the KL coefficient from step to step, and measures both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ray_rl.training.configured import credit_fn, kl_control, kl_of
 from ray_rl.types import TrainBatch
 
 FILE = "kl.json"
-"""In the folder of a checkpoint. Checkpoints of version 0.1 have the same key in `run.json`."""
+"""File in the folder of a checkpoint. Checkpoints of version 0.1 have the same key in `run.json`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class KlPosition:
 
 
 class Crediting:
-    """Turns rewards into advantages, and moves the KL coefficient by the divergence that it sees."""
+    """Turns rewards into advantages, and adapts the KL coefficient to the measured divergence."""
 
     def __init__(self, settings: Algorithm, *, max_tokens: int) -> None:
         """Starts with the configured KL coefficient.
@@ -50,7 +50,7 @@ class Crediting:
         """Returns the batch with advantages, and its metrics before the update.
 
         Args:
-            batch: with rewards, and with all that the models say of it.
+            batch: the batch with rewards and the numbers of all models.
         """
         credited = self._credit(batch, self._kl.coefficient)
         return credited, [*_of_critic(credited), *self._of_kl(credited)]
@@ -95,7 +95,7 @@ def _of_critic(batch: TrainBatch) -> list[Metric]:
 
 
 def mean_advantages(batch: TrainBatch) -> list[float]:
-    """[R], over the loss tokens of each rollout; 0 where there are none."""
+    """Returns [R], the mean over the loss tokens of each rollout; 0 for a rollout without any."""
     assert batch.advantages_RT is not None
     totals_R = batch.advantages_RT.sum(1, dtype=float)
     means: list[float] = (totals_R / batch.loss_mask_RT.sum(1).clip(min=1)).tolist()

@@ -1,4 +1,4 @@
-"""The end of a run: its policy as a model folder, or a checkpoint if the export fails."""
+"""Ends a run: writes its policy as a model folder, or saves a checkpoint if the export fails."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ray_rl.metrics.run import Run
 
 
 async def export(actor: Actor, run: Run, *, checkpoints: Checkpoints, to: Path) -> None:
-    """Writes the policy after the last step. If that fails, a checkpoint of this step is on disk.
+    """Writes the policy after the last step. If that fails, saves a checkpoint of this step.
 
     Args:
-        actor: holds the policy, and writes it.
+        actor: the policy.
         run: counters and clock.
-        checkpoints: saves if there is no checkpoint of this step.
+        checkpoints: saves the step if it has no checkpoint yet.
         to: `export/` of the run folder.
 
     Raises:
-        WorkerLost: a worker died; it is restarted and the export repeated.
-        RayRLError: why it failed, and the commands that repeat it.
+        WorkerLost: a worker died; the caller restarts it and repeats the export.
+        RayRLError: the export failed; the message has the commands that repeat it.
     """
     try:
         await actor.export(to, step=run.step)
@@ -35,7 +35,7 @@ async def export(actor: Actor, run: Run, *, checkpoints: Checkpoints, to: Path) 
             raise type(error)(f"{error}\nNor could a checkpoint of step {run.step} be saved: {unsaved}") from error
         folder = shlex.quote(str(to.parent))
         raise type(error)(
-            f"{error}\nThe model could not be exported, and nothing is lost: step {run.step} is saved. When the reason "
-            f"is gone, `ray-rl export {folder}` makes the model out of the checkpoint, without a GPU; `ray-rl resume "
-            f"{folder}` ends the run as it would have ended"
+            f"{error}\nThe model could not be exported, but nothing is lost: step {run.step} is saved. After removing "
+            f"the cause, `ray-rl export {folder}` exports the model from the checkpoint, without a GPU; `ray-rl resume "
+            f"{folder}` completes the run"
         ) from error

@@ -1,6 +1,6 @@
-"""Steps whose numbers are not finite.
+"""Handles steps with numbers that are not finite.
 
-Such a step is not applied. Its samples are saved; then the run ends or skips the step, as `train.on_nonfinite` says.
+Such a step is not applied. `train.on_nonfinite` says whether the run skips it, or saves its samples and ends.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Guard:
         roles = [metric.name.removesuffix(f"/{SKIPPED}") for metric in trained if metric.name.endswith(SKIPPED)]
         if roles:
             self._reason = (
-                f"loss or gradient of the {' and the '.join(roles)} were not finite, see the logs of its role"
+                f"the loss or a gradient of the {' and the '.join(roles)} was not finite, see the logs of the role"
             )
         reason, self._reason = self._reason, None
         self._in_a_row = 0 if reason is None else self._in_a_row + 1

@@ -1,4 +1,4 @@
-"""Whether the models that a run loads are, when it is resumed, those that it had."""
+"""Checks that a resumed run loads the same models as before."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD
 from ray_rl.errors import DataError
 
 Models = Mapping[str, Sequence[Sequence[str | None]]]
-"""By role, folder and digest of each of its models: `models` in `run.json` of a checkpoint."""
+"""The folder and digest of each model, by role: `models` in `run.json` of a checkpoint."""
 
 KEYS = {ACTOR: "model.path", CRITIC: "critic.path", REFERENCE: "reference.path", REWARD: "rewards"}
-"""Roles that load models, with their key in the configuration. The engines load the policy's, and get its weights."""
+"""Roles that load models, with their key in the configuration. Engines load the policy, and receive its weights."""
 FROZEN = {
     REFERENCE: "the penalty would be the distance from another model than before",
     REWARD: "the rewards would be those of another model than before",
 }
-"""Roles whose weights no checkpoint holds, with what another model would mean."""
+"""Roles whose weights are in no checkpoint, with the consequence of another model."""
 
 
 def digests_of(folders: Mapping[str, Sequence[str]]) -> Models:
-    """Digests of the models of each role; None for weights that this machine does not have, as of a hub name.
+    """Returns digests of the models of each role; None for weights that this machine does not have.
 
     Args:
-        folders: or hub names of the models of each role.
+        folders: the folders or hub names of the models of each role.
 
     Raises:
         DataError: a file cannot be read.
@@ -40,21 +40,21 @@ def digests_of(folders: Mapping[str, Sequence[str]]) -> Models:
 def require_same_models(config: RunConfig, before: Models, now: Models, *, note: Callable[[str], None]) -> None:
     """Compares the models of a checkpoint with those that would be loaded.
 
-    A model under another path is a change of the configuration, and not looked at here. The policy and the critic have
-    their weights in the checkpoint: of these a change is only noted, unless layers are frozen.
+    A model under another path is a change of the configuration, which is not checked here. The weights of the policy
+    and the critic are in the checkpoint: their change is only noted, unless layers are frozen.
 
     Args:
         config: the configuration with which the run continues.
         before: the models of the checkpoint; empty in one of an older version.
         now: the models as they are.
-        note: told of changes without a consequence.
+        note: called with a text for each change without a consequence.
 
     Raises:
-        DataError: a model has changed whose weights no checkpoint holds.
+        DataError: a model has changed whose weights are in no checkpoint.
     """
     frozen = dict(FROZEN)
     if config.train.frozen_layers:
-        frozen[ACTOR] = f"train.frozen_layers={config.train.frozen_layers}: these layers would be another model's"
+        frozen[ACTOR] = f"train.frozen_layers={config.train.frozen_layers}: these layers would change"
     for role, models in now.items():
         had = {entry[0]: entry[1] for entry in before.get(role, ())}
         for folder, digest in models:
@@ -81,11 +81,11 @@ def _digest(path: str) -> str | None:
     try:
         return weights_digest(folder)
     except OSError as error:
-        raise DataError(f"{path}: its weights cannot be read ({error}); see that they can") from error
+        raise DataError(f"{path}: its weights cannot be read ({error}); make them readable") from error
 
 
 def _snapshot(name: str) -> Path | None:
-    """Where the hub's cache has a model, if it has it whole."""
+    """Returns the folder of a model in the cache of the hub; None if it is not there as a whole."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

@@ -1,4 +1,4 @@
-"""Continues training when a worker that trains or scores is lost; lost engines are restarted without the loop."""
+"""Continues training after the loss of a worker that trains or scores. Lost engines are restarted elsewhere."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ async def train_on(
 
     Args:
         run: counters, clock and records.
-        session: makes everything from a checkpoint, or from the start of the run, on the workers that live then.
+        session: makes the session that continues from a checkpoint, or from the start of the run.
         since: the checkpoint that the run continues from; None at its start.
-        restart: starts again what was lost and returns the names of the roles.
+        restart: restarts the lost workers and returns the names of their roles.
         newest: finds the newest checkpoint; called in a thread.
-        max_restarts: the number of losses after which the run ends with the next one.
+        max_restarts: `cluster.max_restarts`; one more loss ends the run.
 
     Raises:
-        RayRLError: everything else that went wrong, or one loss too many.
+        RayRLError: any other error, or one loss too many.
     """
     restarts, step = 0, 0
     while True:
@@ -44,9 +44,9 @@ async def train_on(
             if restarts:
                 with run.phase("restart"):
                     started = await restart()
-                run.tell(f"{', '.join(started)} started again; training goes on behind step {step}")
+                run.tell(f"{', '.join(started)} restarted; training continues after step {step}")
             return await train(session(since))
-        except WorkerLost as lost:  # in a restart, too: a node that is gone may not be known to be gone yet
+        except WorkerLost as lost:  # also in a restart: Ray may not have noticed yet that a node is gone
             if restarts == max_restarts:
                 raise
             restarts += 1
@@ -58,7 +58,7 @@ async def train_on(
 
 
 def _where(since: Checkpoint | None) -> tuple[int, int]:
-    """Step and version of a checkpoint."""
+    """Returns step and version of a checkpoint."""
     if since is None:
         return 0, 0
     progress = read_progress(since)

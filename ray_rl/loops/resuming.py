@@ -1,4 +1,4 @@
-"""From the folder of a run to the checkpoint that it continues from."""
+"""Opens the folder of a run and finds the checkpoint that it continues from."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def opened(
     note: Callable[[str], None],
     from_step: int | None = None,
 ) -> Opened | None:
-    """Opens the folder of a run and keeps it for this process until the stack is closed.
+    """Opens the folder of a run and owns it for this process until the stack is closed.
 
-    A folder in which no step was trained, as a start that failed leaves it, is prepared like a new one.
+    A folder in which no step was trained, for example after a failed start, is prepared like a new one.
 
     Args:
         config: The configuration of the run from now on.
@@ -60,11 +60,11 @@ def opened(
             checkpoints and records are moved aside.
 
     Returns:
-        None if the run has nothing left to do.
+        None if the run is finished.
 
     Raises:
-        UserError: There is no checkpoint, or the configuration differs in what must stay. Nothing was changed.
-        CheckpointError: The run had a checkpoint, and there is none that verifies. Nothing was changed.
+        UserError: There is no checkpoint, or the configuration differs in what must not change. Nothing was changed.
+        CheckpointError: The run had a checkpoint, but none verifies. Nothing was changed.
         FolderHeld: Another live process has the folder.
         RecordError: The disk is full.
     """
@@ -83,7 +83,7 @@ def opened(
             note(f"{folder.root}: no checkpoint was completed; starting from step 0")
     else:
         changed = _changes(folder, config)
-        note(f"{folder.root}: going on after step {since.step} of {config.run.steps}")
+        note(f"{folder.root}: resuming after step {since.step} of {config.run.steps}")
         for line in changed:
             note(f"changed: {line}")
         if from_step is not None:
@@ -123,7 +123,7 @@ def newest_checkpoint(config: RunConfig, folder: RunFolder, note: Callable[[str]
     if evidence is not None:
         raise CheckpointError(
             f"{folder.checkpoints}: no checkpoint to continue from, but {evidence}. Nothing was changed. If the "
-            "checkpoints are on a mount that is late or broken, run the same command again when it is there; if they "
+            "checkpoints are on a mount that is missing or broken, run the same command again when it works; if they "
             f"are lost, rename {folder.root} to start from step 0"
         )
     return None
@@ -140,7 +140,7 @@ def is_finished(config: RunConfig, folder: RunFolder, since: Checkpoint | None) 
 
 
 def _evidence(folder: RunFolder, passed: list[str]) -> str | None:
-    """Why a folder without a usable checkpoint is not one of a run that never completed one; None if it may be."""
+    """Returns why a run without a usable checkpoint must have completed one; None if it may never have done so."""
     if passed:
         return f"there are {len(passed)} that do not verify (the newest: {passed[0]})"
     if folder.checkpoints.is_symlink() and not folder.checkpoints.exists():
@@ -152,26 +152,26 @@ def _evidence(folder: RunFolder, passed: list[str]) -> str | None:
             if known.step is None
             else f"the run completed one of step {known.step}, says {folder.newest_checkpoint_json.name}"
         )
-    if folder.has_records:  # of an older version, which did not write down whether it had a checkpoint
+    if folder.has_records:  # older versions did not record whether they had completed a checkpoint
         return f"there are records of trained steps in {folder.root}"
     return None
 
 
 def _check_start(folder: RunFolder, *, is_required: bool) -> None:
-    """Refuses to start a run where that was not asked for, or where it would overwrite what somebody wants.
+    """Checks that a run may start from step 0 in its folder.
 
     Raises:
-        UserError: says which of the two.
+        UserError: the user asked to resume, or the start would overwrite something of value.
     """
     if is_required:
         raise UserError(
-            f"{folder.checkpoints}: no complete checkpoint to go on from; `ray-rl train {folder.last_config} --resume "
+            f"{folder.checkpoints}: no complete checkpoint to resume from; `ray-rl train {folder.last_config} --resume "
             "auto` starts the run from step 0"
         )
     if folder.export.is_dir():
         raise UserError(
-            f"{folder.root}: the run has ended and left no checkpoint (checkpoint.every_steps=null), so it cannot go "
-            "on, and starting from step 0 would overwrite it; set run.name to a new name"
+            f"{folder.root}: the run has ended and left no checkpoint (checkpoint.every_steps=null), so it cannot "
+            "continue, and starting from step 0 would overwrite it; set run.name to a new name"
         )
     foreign = folder.beyond_a_start
     if foreign and folder.last_config is None:
@@ -191,7 +191,7 @@ def _of_step(config: RunConfig, folder: RunFolder, step: int) -> Checkpoint:
 
 
 def _changes(folder: RunFolder, config: RunConfig) -> list[str]:
-    """What differs from the configuration that the run had."""
+    """Returns the differences to the previous configuration of the run."""
     file = folder.last_config
     if file is None:
         raise UserError(
@@ -222,9 +222,9 @@ def _go_back(folder: RunFolder, step: int, note: Callable[[str], None]) -> None:
 
 
 def _remove_if_in_vain(folder: RunFolder, note: Callable[[str], None]) -> Callable[..., None]:
-    """Returns a callback for the end of a run, which removes the folder of a run that left nothing of value in it.
+    """Returns a callback for the end of a run, which removes the run folder if it contains nothing of value.
 
-    Logs are of value unless the error says everything: the user's input was wrong, or the user stopped the run.
+    Logs are of value unless the error explains everything: wrong input of the user, or a stop by the user.
     """
     had_logs = any(folder.logs.glob("*"))
 

@@ -1,4 +1,4 @@
-"""What the driver asks of each role. Ray actors answer in production, scripted fakes in unit tests."""
+"""The Protocols of the roles. Ray actors implement them in production, scripted fakes in unit tests."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ if TYPE_CHECKING:
 
 
 class Position(Protocol):
-    """Where something was at one moment; it does not change afterwards."""
+    """A snapshot of a position in the run; it does not change afterwards."""
 
     def write(self, folder: Path) -> None:
-        """Writes it into the folder of a checkpoint, in files of its own. Any thread may call it."""
+        """Writes the position into the folder of a checkpoint, in files of its own. Any thread may call it."""
 
 
 class Resumable(Protocol):
     """A part of a run that has a position, and resumes from it: prompts, rollouts, the KL coefficient."""
 
     def position(self) -> Position:
-        """Returns where it is now."""
+        """Returns the current position."""
 
     def resume(self, folder: Path) -> None:
-        """Continues from the position in the folder of a checkpoint; before the first step."""
+        """Continues from the position in the folder of a checkpoint; called before the first step."""
 
 
 class Rollouts(Resumable, Protocol):
-    """Prompts in, scored groups out."""
+    """Turns prompts into scored groups."""
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        """The block in which rollouts may be in flight; those left at its end are dropped."""
+        """Lets rollouts be in flight within the block, and drops the rest at its end."""
 
     async def take(self, *, step: int, progress: Callable[[str], None]) -> tuple[Sequence[RolloutGroup], list[Metric]]:
-        """The groups of a batch, in the order of their prompts. May be cancelled: no group is lost."""
+        """Returns the groups of a batch, in the order of their prompts. A cancelled call loses no group."""
 
 
 class Saved(Protocol):
     """A model under training, as checkpoints see it."""
 
     async def save(self, folder: Path) -> None:
-        """Returns when the state is copied; it is then written to files in `folder`, beside training."""
+        """Returns when the state is copied. It is then written to files in `folder` while training continues."""
 
     async def is_saved(self) -> bool:
-        """Whether they are written."""
+        """Returns whether the files are written."""
 
     async def load(self, folder: Path) -> None:
-        """Goes on where another stood."""
+        """Restores the state in the files of `folder`."""
 
 
 class Scorer(Protocol):
     """A model that gives log-probabilities."""
 
     async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
-        """float32 [R, T] of the loss tokens; 0 elsewhere."""
+        """Returns the log-probabilities of the loss tokens, float32 [R, T]; 0 elsewhere."""
 
 
 class Actor(Scorer, Saved, Protocol):
@@ -70,21 +70,21 @@ class Actor(Scorer, Saved, Protocol):
         """Trains on a batch with advantages."""
 
     async def export(self, folder: Path, *, step: int) -> None:
-        """Writes the policy in Hugging Face format; the folder names the step."""
+        """Writes the policy in Hugging Face format, with the step."""
 
 
 class Critic(Saved, Protocol):
     """The value model under training."""
 
     async def values(self, batch: TrainBatch) -> NDArray[np.float32]:
-        """float32 [R, T] of the states before the loss tokens; 0 elsewhere."""
+        """Returns the values of the states before the loss tokens, float32 [R, T]; 0 elsewhere."""
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with old values and returns."""
 
 
 class Weights(Protocol):
-    """The way from the actor to the engines."""
+    """Brings the weights of the actor to the engines."""
 
     async def publish(self, version: int) -> list[Metric]:
         """Returns when every engine serves `version`."""
@@ -92,7 +92,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roles:
-    """All roles of a run; None where nothing needs it."""
+    """All roles of a run; None for a role that the run does not have."""
 
     rollouts: Rollouts
     actor: Actor

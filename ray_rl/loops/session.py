@@ -1,4 +1,4 @@
-"""What the driver works with."""
+"""The parts that the driver works with."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from ray_rl.metrics.run import Run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One run from a checkpoint, or from its start, to its end; `ray_rl.app.build` makes it, again after a restart."""
+    """A run from its start or a checkpoint to its end. `ray_rl.app.build` makes one, and a new one after a restart."""
 
     config: RunConfig
     run: Run
     """Counters, clock and records."""
     roles: Roles
-    """Who does the work; they are started before, and stopped after it."""
+    """The roles; they start before the session, and stop after it."""
     credit: Crediting
     guard: Guard
     checkpoints: Checkpoints
     stop: Stop
-    """Whether somebody asked the run to stop: between steps, and while it waits for rollouts."""
+    """Requests to stop, handled between steps and while the run waits for rollouts."""
     export_to: Path | None
     """The folder for the trained policy; None to write none."""
 
     @asynccontextmanager
     async def in_background(self) -> AsyncIterator[None]:
-        """The block in which rollouts and the files of a checkpoint are made while the driver does something else."""
+        """Produces rollouts and writes checkpoints in the background within the block."""
         async with self.checkpoints.in_background(), self.roles.rollouts.running():
             yield
             self.run.note("completing the last checkpoint")
@@ -48,11 +48,11 @@ class Session:
         await self.checkpoints.save_now(self.run)
         return Preempted(
             f"stopped by {self.stop.name} after step {self.run.step} of {self.run.steps}, saved; "
-            f"go on with: {resume_command(self.run.root)}"
+            f"resume with: {resume_command(self.run.root)}"
         )
 
     async def export(self) -> None:
-        """Writes the trained policy where that was asked for."""
+        """Writes the trained policy if the run exports it."""
         if self.export_to is not None:
             self.run.note(f"writing the model to {self.export_to}")
             with self.run.phase("export"):

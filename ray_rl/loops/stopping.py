@@ -1,4 +1,4 @@
-"""Requests to stop, by signal: once to save and end, Ctrl-C twice to end at once."""
+"""Handles signals: one saves and ends the run, a second Ctrl-C ends it immediately."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CANCEL_S = 5.0
 
 
 class StopAsked(Exception):
-    """Someone asked the run to stop, at a moment when no work is half done."""
+    """Someone asked the run to stop while no step was half done."""
 
 
 class Stop:
@@ -46,9 +46,9 @@ class Stop:
         self._note: Callable[[str], None] | None = None
         self._grace_runs = False
         self.signal: signal.Signals | None = None
-        """The first one that came."""
+        """The first signal that arrived."""
         self.is_immediate = False
-        """Asked a second time by Ctrl-C."""
+        """Whether a second request came, by Ctrl-C."""
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class Stop:
         self._task = asyncio.current_task()
         for each in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(each, self._ask, each)
-            # The loop hears of it through a pipe of its own; the grace passes also while something blocks the loop.
+            # asyncio learns of signals through a pipe; this handler starts the grace even if the loop is blocked.
             signal.signal(each, self._start_grace)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What the models do with the batch of a step, concurrently: scores before its advantages, and the update."""
+"""Calls the models of a step concurrently: for the scores of its batch, and for the update."""
 
 from __future__ import annotations
 

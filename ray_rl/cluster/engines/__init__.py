@@ -1,1 +1,1 @@
-"""Engines as Ray actors: their processes, health, failures and weights."""
+"""Engines as Ray actors: their processes, health, restarts and weights."""

@@ -1,4 +1,4 @@
-"""Watches the engines, and brings back those that are lost."""
+"""Watches the engines and restarts lost ones."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from ray_rl.cluster.engines.policy import (
+    Decision,
     Died,
-    EndRun,
     Fault,
-    GiveUp,
     NotStarted,
     Restart,
     Silent,
@@ -31,10 +30,10 @@ from ray_rl.rollout.router import Router
 
 
 class Health:
-    """Heartbeats, quarantine, restarts: one task for every engine, beside the driver.
+    """Sends heartbeats to engines and restarts lost ones, in one task per engine, concurrent to the driver.
 
-    lost -> out of the router -> what is left of it ended -> back-off -> started -> brought to the version of the others
-    -> into the router. `failure_policy.decide` says when and how often.
+    A lost engine leaves the router and its processes are killed. After a back-off a new process starts, receives the
+    version that the other engines serve, and enters the router. `policy.decide` says when and how often.
     """
 
     def __init__(
@@ -48,16 +47,16 @@ class Health:
         launch: Callable[[int], EngineProcess],
         tell: Callable[[str], None],
     ) -> None:
-        """Watches nothing yet.
+        """Makes a watcher; `watching` starts it.
 
         Args:
-            engines: started.
-            rollout: The limits of heartbeats.
-            max_restarts: How often an engine may be restarted, `cluster.max_restarts`.
-            router: which of them get requests.
-            weights: the way back to the current version.
-            launch: makes the actor of an engine, by index, in the place of one that ended.
-            tell: told of every loss and every return.
+            engines: the started engines.
+            rollout: the limits of heartbeats.
+            max_restarts: how often an engine may be restarted, `cluster.max_restarts`.
+            router: chooses the engine of each request.
+            weights: sends the current version to a restarted engine.
+            launch: launches a new process of the engine with an index.
+            tell: called with a line for every loss and every return.
         """
         self._rollout, self._max_restarts = rollout, max_restarts
         self._engines = engines
@@ -67,11 +66,11 @@ class Health:
         self._tell = tell
         self._latest = [engine.process for engine in engines]
         self._restarts = [0] * len(engines)
-        self._given_up: set[int] = set()
+        self._abandoned: set[int] = set()
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Looks after all engines within the block."""
+        """Watches all engines within the block."""
         tasks = [asyncio.ensure_future(self._tend(index)) for index in range(len(self._engines))]
         for task in tasks:
             task.add_done_callback(self._stop_on_defect)
@@ -84,7 +83,7 @@ class Health:
             await asyncio.wait(tasks)
 
     async def stop(self) -> None:
-        """Stops the processes that were started last: those that serve, and those that are starting."""
+        """Stops the latest process of each engine, whether it serves or is still starting."""
         await together(process.stop() for process in self._latest)
 
     def _stop_on_defect(self, task: asyncio.Task[None]) -> None:
@@ -93,7 +92,7 @@ class Health:
             self._router.close(error)
 
     async def _tend(self, index: int) -> None:
-        """One engine, until it is given up."""
+        """Watches and restarts one engine until it is abandoned."""
         engine = self._engines[index]
         lost_s: float | None = None
         while True:
@@ -110,14 +109,14 @@ class Health:
                 lost_s = None
 
     async def _watch(self, index: int, process: EngineProcess) -> Fault:
-        """Asks for signs of life until the engine is lost, for want of one or because others have found it so."""
+        """Sends heartbeats until the engine is lost: by a missing answer, or because another call failed."""
         while process.fault is None:
             await self._beat(index, process)
             await process.wait_lost(timeout_s=self._rollout.heartbeat_s)
         return process.fault
 
     async def _beat(self, index: int, process: EngineProcess) -> None:
-        """One heartbeat, until it is answered or the engine lost."""
+        """Sends one heartbeat, and returns when it is answered or the engine is lost."""
         every_s = self._rollout.heartbeat_s
         asked_s, silent_s = _now_s(), 0.0
         answer = asyncio.ensure_future(process.call(math.inf, Engine.ping))
@@ -137,7 +136,7 @@ class Health:
             answer.cancel()
 
     async def _is_fitted(self, index: int, process: EngineProcess) -> bool:
-        """Waits until a publish has reached a restarted engine, for which the trainer may have to finish an update."""
+        """Waits until a publish has reached a restarted engine; the trainer may have to finish an update first."""
         # bound: a publish has a limit, and heartbeats watch the engine meanwhile
         fitted = asyncio.ensure_future(process.fitted.wait())
         watching = asyncio.ensure_future(self._watch(index, process))
@@ -150,18 +149,18 @@ class Health:
             watching.cancel()
 
     async def _restarted(self, index: int, fault: Fault) -> EngineProcess | None:
-        """The process of an engine that was started again; None if it is given up."""
+        """Restarts an engine and returns its new process; None if the engine is abandoned."""
         while True:
             decision = decide(fault, self._standing(index))
             self._tell(self._verdict(index, fault, decision))
             left = await self._latest[index].end()
             if left:
-                self._tell(f"{self._engines[index].name}: processes {left} were killed and are still there")
+                self._tell(f"{self._engines[index].name}: processes {left} were killed, but still run")
             match decision:
                 case Restart(after_s):
                     await asyncio.sleep(after_s)
                 case _:
-                    self._give_up(index, fault)
+                    self._abandon(index, fault)
                     return None
             self._restarts[index] += 1
             process = self._latest[index] = self._launch(index)
@@ -172,9 +171,9 @@ class Health:
             else:
                 return process
 
-    def _give_up(self, index: int, fault: Fault) -> None:
-        self._given_up.add(index)
-        if len(self._given_up) == len(self._engines):
+    def _abandon(self, index: int, fault: Fault) -> None:
+        self._abandoned.add(index)
+        if len(self._abandoned) == len(self._engines):
             name, most = self._engines[index].name, self._max_restarts
             self._router.close(
                 ClusterError(
@@ -183,16 +182,16 @@ class Health:
                 )
             )
 
-    def _verdict(self, index: int, fault: Fault, decision: Restart | GiveUp | EndRun | Wait) -> str:
-        """What happened and what will, in a line."""
+    def _verdict(self, index: int, fault: Fault, decision: Decision) -> str:
+        """Returns a line about a fault and its consequence."""
         others = self._standing(index).others
-        goes_on = f"{others} other{'s' if others > 1 else ''} left" if others else "the run waits, as no other is left"
+        rest = f"{others} other{'s' if others > 1 else ''} left" if others else "the run waits, as no other is left"
         match decision:
             case Restart(after_s):
                 number, most = self._restarts[index] + 1, self._max_restarts
-                consequence = f"restart {number} of {most} in {after_s:g} s; {goes_on}"
+                consequence = f"restart {number} of {most} in {after_s:g} s; {rest}"
             case _:
-                consequence = f"given up after {self._restarts[index]} restarts; {others} left"
+                consequence = f"abandoned after {self._restarts[index]} restarts; {others} left"
         reason = fault.reason.splitlines()[0].rstrip(".")
         return f"{self._engines[index].name} is lost: {reason}: {consequence}"
 
@@ -200,7 +199,7 @@ class Health:
         return Standing(
             restarts=self._restarts[index],
             max_restarts=self._max_restarts,
-            others=len(self._engines) - len(self._given_up | {index}),
+            others=len(self._engines) - len(self._abandoned | {index}),
             heartbeat_timeout_s=self._rollout.heartbeat_timeout_s,
         )
 

@@ -1,4 +1,4 @@
-"""What is done about an engine that fails: a pure function of what happened and of how things stand."""
+"""Decides what to do about an engine that fails, by a pure function of the fault and the state of the engines."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from dataclasses import dataclass
 from typing import assert_never
 
 BACKOFFS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Before each restart; the last before all further ones. What ends an engine at once, like a full disk, often lasts."""
+"""Pauses before each restart; the last one is repeated. A cause like a full disk often lasts for a while."""
 
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """A process of the engine is gone, or it says itself that it cannot go on."""
+    """A process of the engine ended, or the engine reports that it cannot continue."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """A heartbeat is unanswered."""
+    """The engine has not answered a heartbeat."""
 
     seconds: float
-    """Without those in which the engine was receiving weights."""
+    """Seconds of silence, except those in which the engine was receiving weights."""
 
     @property
     def reason(self) -> str:
-        """For messages."""
+        """The fault in messages."""
         return f"has not answered for {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True, slots=True)
 class Poisoned:
-    """New weights did not get into it, twice: what it holds is of no version."""
+    """Two weight updates failed; the engine's weights are in an unknown state."""
 
     reason: str
 
@@ -48,10 +48,10 @@ Fault = Died | Silent | Poisoned | NotStarted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """What a decision depends on, beside the fault."""
+    """What a decision depends on, except the fault."""
 
     restarts: int
-    """Of this engine so far."""
+    """Restarts of this engine so far."""
     max_restarts: int
     others: int
     """Other engines that serve or are being restarted."""
@@ -60,35 +60,35 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing has failed yet."""
+    """Do nothing yet: the engine may still answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """End what is left of it and start it again."""
+    """Kill the processes of the engine and start it again."""
 
     after_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
-    """End what is left of it; the others go on."""
+class Abandon:
+    """Kill the processes of the engine; the others keep running."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndRun:
-    """No engine is left, and none will come back."""
+    """End the run: no engine is left, and none will be restarted."""
 
 
-Decision = Wait | Restart | GiveUp | EndRun
+Decision = Wait | Restart | Abandon | EndRun
 
 
 def decide(fault: Fault, standing: Standing) -> Decision:
-    """What to do.
+    """Decides what to do about a fault.
 
     Args:
-        fault: what happened to an engine.
-        standing: of this engine and the others.
+        fault: the fault of an engine.
+        standing: the state of this engine and the others.
     """
     match fault:
         case Silent(seconds) if seconds <= standing.heartbeat_timeout_s:
@@ -96,6 +96,6 @@ def decide(fault: Fault, standing: Standing) -> Decision:
         case Died() | Silent() | Poisoned() | NotStarted():
             if standing.restarts < standing.max_restarts:
                 return Restart(BACKOFFS_S[min(standing.restarts, len(BACKOFFS_S) - 1)])
-            return GiveUp() if standing.others else EndRun()
+            return Abandon() if standing.others else EndRun()
         case _:
             assert_never(fault)

@@ -1,4 +1,4 @@
-"""One started engine, from its start until it is lost or stopped; an engine that is restarted gets another."""
+"""The worker process of an engine, from its start until it is lost or stopped. A restarted engine gets a new one."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 STOP_S = 20.0
-"""Bound for an engine to end its processes before its actor is killed."""
+"""Limit for an engine to end its processes before its actor is killed."""
 END_S = 10.0
-"""Bound for killed processes to be gone."""
+"""Limit for killed processes to end."""
 REACH_S = 20.0
-"""Bound for a task that ends them to start on their node."""
+"""Limit for the task that kills them to start on their node."""
 
 
 class EngineProcess:
-    """The worker of an engine, the processes behind it, and whether requests can be sent to it."""
+    """The worker of an engine with its child processes, and whether it can take requests."""
 
     def __init__(
         self, worker: Worker[Engine], build: Callable[[], Awaitable[Engine]], *, start_timeout_s: float, logs: Path
     ) -> None:
-        """Takes over a worker that holds no engine; see `start`.
+        """Wraps a worker that holds no engine yet; `start` loads it.
 
         Args:
-            worker: An asynchronous one.
-            build: Starts the engine in its process.
-            start_timeout_s: Bound of `start`, for each of its steps.
-            logs: Folder of the log files.
+            worker: the worker, launched by `Worker.launch_async`.
+            build: starts the engine in its process.
+            start_timeout_s: the limit of each step of `start`.
+            logs: the folder of the log files.
         """
         self.name = worker.name
         self.fault: Fault | None = None
-        """Why it is lost; None while it is not."""
+        """Why the engine is lost; None while it is not."""
         self.fitted = asyncio.Event()
-        """Set once it serves a published version."""
+        """Set once the engine serves a published version."""
         self._worker, self._build = worker, build
         self._start_timeout_s = start_timeout_s
         self._logs = logs
@@ -60,7 +60,7 @@ class EngineProcess:
         """Loads the model, and notes which processes belong to the engine.
 
         Raises:
-            OutsideError: It could not be started within `rollout.start_timeout_s`.
+            OutsideError: it could not be started within `rollout.start_timeout_s`.
         """
         bound_s = self._start_timeout_s
         self._family = await self.call(bound_s, own_family)
@@ -78,14 +78,14 @@ class EngineProcess:
         """Runs a function on the engine, and returns its result. The call ends when the engine is written off.
 
         Args:
-            timeout_s: Bound of the call.
-            method: A coroutine function, such as a method of `Engine`.
-            args: Its further arguments.
-            kwargs: Its further arguments by name.
+            timeout_s: the limit of the call.
+            method: a coroutine function, such as a method of `Engine`.
+            args: its other arguments.
+            kwargs: its other arguments by name.
 
         Raises:
-            EngineLost: The engine is lost, and is written off from now on.
-            RayRLError: See `calls.answers`.
+            EngineLost: the engine is lost, and is written off from now on.
+            RayRLError: see `calls.answers`.
         """
         running = {self.name: self._worker.submit(method, args, kwargs)}
         try:
@@ -98,20 +98,20 @@ class EngineProcess:
         return found[self.name]
 
     def lose(self, fault: Fault) -> None:
-        """Writes the engine off: all calls to it end now. The first reason stays."""
+        """Writes the engine off: all calls to it fail now. The first fault stays."""
         if self.fault is None:
             self.fault = fault
             self._loss.tell(f"{self.name} {fault.reason}")
 
     async def wait_lost(self, *, timeout_s: float) -> None:
-        """Waits until the engine is lost, or the time is up."""
+        """Waits until the engine is lost, for at most `timeout_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._loss.told.wait()  # bound: the timeout around it
 
     @contextmanager
     def excused(self) -> Iterator[None]:
-        """A block in which missing heartbeats do not count, as what the engine does has a bound of its own."""
+        """Ignores missing heartbeats within the block: the engine is busy with a call that has a limit of its own."""
         self._excuses += 1
         try:
             yield
@@ -120,22 +120,22 @@ class EngineProcess:
             self._excused_until_s = asyncio.get_running_loop().time()
 
     def silence_s(self, *, asked_s: float) -> float:
-        """Seconds without an answer to what was asked at `asked_s` of the loop's clock, without those excused."""
+        """Returns the seconds without an answer since `asked_s` of the loop's clock, except those excused."""
         if self._excuses:
             return 0.0
         return asyncio.get_running_loop().time() - max(asked_s, self._excused_until_s)
 
     async def stop(self) -> None:
-        """Lets vLLM end its own processes, then kills the worker: without the first they would have to notice."""
-        with suppress(OutsideError):  # it is dead already, or hangs
+        """Lets vLLM end its own processes, then kills the worker, whose death they would notice only later."""
+        with suppress(OutsideError):  # it is already dead, or hangs
             await self.call(STOP_S, _stopped)
         self._worker.kill()
 
     async def end(self) -> list[int]:
-        """Kills its processes, stopped ones too, so that its place is free again.
+        """Kills the processes of the engine, stopped ones too, so that its devices are free again.
 
         Returns:
-            Pids of those that were not seen to end.
+            The ids of processes that did not end in time.
         """
         left: list[int] = []
         if self._family is not None:
@@ -145,7 +145,7 @@ class EngineProcess:
 
 
 async def started_engine(settings: EngineSettings) -> Engine:
-    """Starts an engine; for `EngineProcess.start`."""
+    """Starts an engine in its worker (see `EngineProcess.start`)."""
     engine = Engine(settings)
     await engine.start()
     return engine

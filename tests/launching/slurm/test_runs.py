@@ -28,7 +28,7 @@ def roles_on(cluster) -> dict[str, list[str]]:
 
 def goes_on_behind(text: str) -> int:
     """The step that a driver says to go on from."""
-    found = re.search(r"going on after step (\d+) of", text)
+    found = re.search(r"resuming after step (\d+) of", text)
     assert found is not None, text
     return int(found[1])
 

@@ -53,7 +53,9 @@ def observe(place: Path, address: str, nodes: list) -> dict[str, object]:
             kill_node(psutil.Process(raylets[before[0]]))
             killed_at = now()
             log = metrics.parent / "logs" / "driver.log"
-            wait_for(run, lambda: log.exists() and "started again" in log.read_text(), "a new start of the trainer")
+            wait_for(
+                run, lambda: log.exists() and "; training continues" in log.read_text(), "a new start of the trainer"
+            )
             after = where("ray::actor", raylets)
             code = run.wait(timeout=LIMIT_S)
         finally:

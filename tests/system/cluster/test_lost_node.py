@@ -72,5 +72,5 @@ def test_every_prompt_of_the_epoch_is_trained_on_once(ended, place):
 def test_it_says_what_happened(ended, place):
     log = place / "runs" / "lost-node" / "logs" / "driver.log"
     assert re.search(rf"Going back to step [1-9]\d* of {STEPS}; restart 1 of 3", log.read_text())
-    for text in ("Going back", "started again"):
+    for text in ("Going back", "restarted; training continues"):
         said(log, text, since=datetime.fromisoformat(ended["killed_at"]), fault="a node with a trainer killed")

@@ -72,4 +72,4 @@ def test_with_a_node_missing_the_start_fails_in_time_and_counts_node_by_node():
     assert [line.split(":")[0].strip() for line in lines[1:7]] == [f"node {i}" for i in range(NODES)]
     assert lines[1].startswith("  node 0: wanted 8 GPU, 4 CPU; ")
     assert "has 8 of 8 GPU free, " in lines[1]
-    assert lines[6] == "  node 5: wanted 8 GPU, 4 CPU; no such node is there"
+    assert lines[6] == "  node 5: wanted 8 GPU, 4 CPU; there is no such node"

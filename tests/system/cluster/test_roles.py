@@ -168,7 +168,7 @@ def test_a_plan_that_does_not_fit_fails_within_its_limit_and_says_what_was_wante
     assert message.startswith("placement was not possible within cluster.start_timeout_s=2. Wanted: ")
     assert "actor: 3 x {'CPU': 1.0, 'GPU': 1}; rollout: 2 x {'CPU': 2.0, 'GPU': 2}; 4 nodes wanted, 2 avail" in message
     assert message.count("has 2 of 2 GPU free, 8 of 8 CPU free") == NODES
-    assert "node 2: wanted 2 GPU, 2 CPU; no such node is there" in message
+    assert "node 2: wanted 2 GPU, 2 CPU; there is no such node" in message
     wait_until_all_is_free()
 
 
@@ -194,7 +194,7 @@ def test_more_gpus_than_the_cluster_has_are_refused_before_anything_is_placed(gp
         require_gpus(gpu_plan(actors=3, engines=2, nodes=3), connected.cluster.address)
     assert "the roles ask for 5 GPUs (actor 3, rollout 2) and the Ray cluster at " in str(raised.value)
     assert "has 4" in str(raised.value)
-    assert "  node 2: wanted 1 GPU, 1 CPU; no such node is there" in str(raised.value)
+    assert "  node 2: wanted 1 GPU, 1 CPU; there is no such node" in str(raised.value)
     require_gpus(gpu_plan(actors=3, engines=1), connected.cluster.address)
 
 

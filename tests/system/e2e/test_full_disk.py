@@ -61,7 +61,7 @@ def resumed(full):
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(resumed):
     assert resumed.code == 0, resumed.stdout + resumed.stderr
     assert re.search(r"step_2.*actor/rank_0\.safetensors", resumed.stdout)
-    assert f"going on after step 1 of {STEPS}" in resumed.stdout
+    assert f"resuming after step 1 of {STEPS}" in resumed.stdout
 
 
 def test_every_prompt_of_the_epoch_is_trained_on_once(resumed):

@@ -49,11 +49,11 @@ def ended(tmp_path_factory):
         wait_until(process, lambda: victims.extend(pids(process.pid, UPDATING)) or victims)
         os.kill(victims[-1], signal.SIGKILL)
         killed_at.append(now())
-        wait_until(process, lambda: "started again" in log(folder))
+        wait_until(process, lambda: "restarted; training continues" in log(folder))
         engines.append(pids(process.pid, "EngineCore"))
 
     ended = run(place, then=kill_a_trainer)
-    for text in ("Going back", "started again"):
+    for text in ("Going back", "restarted; training continues"):
         said(folder / "logs" / "driver.log", text, since=killed_at[0], fault="a trainer rank killed")
     return ended, engines
 
@@ -68,7 +68,7 @@ def test_the_run_ends_as_if_nothing_had_happened(ended):
 def test_it_says_who_died_and_where_it_goes_on(ended):
     text = log(ended[0].folder)
     assert re.search(r"actor-\d died on .*Going back to step \d+ of 20; restart 1 of 3", text)
-    assert "actor started again; training goes on behind step " in text
+    assert "actor restarted; training continues after step " in text
 
 
 def test_every_prompt_of_the_epoch_is_trained_on_once(ended):

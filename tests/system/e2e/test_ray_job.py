@@ -134,7 +134,7 @@ def test_a_driver_that_saved_and_asked_to_be_run_again_is(story: Story):
     assert "story-1: FAILED, exit code 75" in story.followed.stderr
     assert "story-1 saved, and is submitted again" in story.followed.stderr
     assert "ray-rl: submitted story-2" in story.followed.stderr
-    assert "going on after step" in story.followed.stdout
+    assert "resuming after step" in story.followed.stdout
 
 
 def test_the_log_is_shown_as_it_comes_and_once(story: Story):
@@ -151,7 +151,7 @@ def test_a_dry_run_of_stop_stops_nothing(story: Story):
 def test_a_job_that_is_stopped_has_time_to_save_and_says_so(story: Story):
     assert story.stopped.code == 0, story.stopped.stderr
     assert story.stopped.stdout.startswith("story-2: STOPPED")
-    ending = r"stopped by SIG[A-Z0-9]+ after step (\d+) of \d+, saved; go on with: ray-rl resume "
+    ending = r"stopped by SIG[A-Z0-9]+ after step (\d+) of \d+, saved; resume with: ray-rl resume "
     found = re.search(ending, story.stopped.stdout)
     assert found, story.stopped.stdout
     assert "warning" not in story.stopped.stderr
@@ -167,7 +167,7 @@ def test_who_follows_a_stopped_job_is_told_to_submit_it_again(story: Story):
 def test_submitted_again_it_goes_on_to_success(story: Story):
     assert story.last.code == 0, story.last.stdout + story.last.stderr
     assert "ray-rl: submitted story-3" in story.last.stderr
-    assert "going on after step" in story.last.stdout
+    assert "resuming after step" in story.last.stdout
     assert "story-3: SUCCEEDED, exit code 0" in story.last.stderr
 
 

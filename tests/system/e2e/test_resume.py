@@ -82,14 +82,14 @@ def test_told_to_stop_it_saves_ends_all_its_processes_and_asks_to_be_run_again(w
     assert f"{STOPS[whole[0]].name}: finishing the step and saving, within run.grace_s=120" in stopped.stdout
     name = STOPS[whole[0]].name
     folder = stopped.folder.relative_to(stopped.place)
-    ending = rf"ray-rl: stopped by {name} after step \d of 6, saved; go on with: ray-rl resume {folder}\n"
+    ending = rf"ray-rl: stopped by {name} after step \d of 6, saved; resume with: ray-rl resume {folder}\n"
     assert re.fullmatch(ending, stopped.stderr), stopped.stderr
     assert re.search(rf"^Stopped by {name} after step \d of 6, saved, in ", stopped.stdout, re.MULTILINE)
     assert "Traceback" not in stopped.stderr
 
 
 def test_it_goes_on_behind_the_newest_checkpoint_and_says_so(interrupted):
-    assert "going on after step 3 of 6" in interrupted[2].stdout
+    assert "resuming after step 3 of 6" in interrupted[2].stdout
     assert interrupted[2].code == 0, interrupted[2].stderr
 
 

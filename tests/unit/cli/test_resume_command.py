@@ -37,7 +37,7 @@ def test_a_folder_that_is_not_of_a_run_is_refused(tmp_path):
 
 def test_a_run_without_a_checkpoint_is_not_started_anew(folder, capsys):
     assert main(["resume", str(folder)]) == 2
-    assert "no complete checkpoint to go on from; `ray-rl train " in capsys.readouterr().err
+    assert "no complete checkpoint to resume from; `ray-rl train " in capsys.readouterr().err
 
 
 def test_a_step_without_a_checkpoint_is_named(folder, capsys):

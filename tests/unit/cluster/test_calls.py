@@ -144,8 +144,8 @@ async def test_a_worker_that_ray_killed_for_its_memory_is_lost_and_the_largest_p
         "the update: actor-1 was killed by Ray, as the memory of its node ran out: node 10.0.0.7 had 22.55GB of "
         "23.54GB in use, most of it ray::actor-0 9.15 GB (process 28602), python -c from multiprocessing.spawn "
         "import spawn_main... 4.65 GB (process 29007), VLLM::EngineCore 1.97 GB (process 28720), ray::rollout-0 "
-        "0.50 GB (process 28601). Lower train.micro_batch_tokens or rollout.kv_cache_gib (`ray-rl plan` says what "
-        "takes how much), or end what else runs there."
+        "0.50 GB (process 28601). Lower train.micro_batch_tokens or rollout.kv_cache_gib (`ray-rl plan` shows "
+        "the memory of each part), or end other processes there."
     )
 
 
@@ -155,7 +155,7 @@ async def test_memory_that_ran_out_in_other_words_is_told_in_those():
 
 
 async def test_whatever_else_ray_raises_names_worker_and_class(logs):
-    with pytest.raises(ClusterError, match=r"^scoring: actor-1 is not reached: ObjectLostError: .*") as raised:
+    with pytest.raises(ClusterError, match=r"^scoring: actor-1 cannot be reached: ObjectLostError: .*") as raised:
         await answers(
             {"actor-1": failed(ObjectLostError("aa", "owner", "here"))}, doing="scoring", timeout_s=5, logs=logs
         )

@@ -1,9 +1,9 @@
 import pytest
 
 from ray_rl.cluster.engines.policy import (
+    Abandon,
     Died,
     EndRun,
-    GiveUp,
     NotStarted,
     Poisoned,
     Restart,
@@ -36,9 +36,9 @@ def test_silence_within_the_limit_is_waited_for_whatever_was_before(seconds):
         (4, 1, 9, Restart(16.0)),
         (5, 1, 9, Restart(30.0)),
         (2000, 1, 2001, Restart(30.0)),
-        (3, 1, 3, GiveUp()),
+        (3, 1, 3, Abandon()),
         (3, 0, 3, EndRun()),
-        (0, 2, 0, GiveUp()),
+        (0, 2, 0, Abandon()),
         (0, 0, 0, EndRun()),
     ],
 )

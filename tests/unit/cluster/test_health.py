@@ -183,7 +183,7 @@ def test_an_engine_that_fails_too_often_is_given_up_and_the_others_go_on(drive):
         ward.engines[1].process.lose(Died("killed"))
         await asyncio.sleep(100)
         assert ward.router.quarantined == (1,)
-        assert ward.told[-1][1].endswith(": given up after 1 restarts; 1 left")
+        assert ward.told[-1][1].endswith(": abandoned after 1 restarts; 1 left")
         await ward.router.available(timeout_s=0)
 
     drive(script, max_restarts=1)

@@ -87,7 +87,7 @@ class TestToken:
         token.chmod(0o640)
         with pytest.raises(UserError) as caught:
             environment.use_token(str(token))
-        assert "others may use it (mode 640); chmod 600" in str(caught.value)
+        assert "others can read it (mode 640); run chmod 600" in str(caught.value)
         assert "s3cret" not in str(caught.value)
 
     def test_one_that_is_missing_is_named(self, tmp_path):

@@ -133,7 +133,7 @@ async def test_a_checkpoint_that_takes_too_long_is_an_error_with_the_remedy(loop
 async def test_told_to_stop_in_an_update_the_step_is_finished_and_saved(loop):
     four = loop(steps=4)
     four.script.meanwhile["update 2"] = lambda: ask(four)
-    with pytest.raises(Preempted, match="after step 2 of 4, saved; go on with: ray-rl resume "):
+    with pytest.raises(Preempted, match="after step 2 of 4, saved; resume with: ray-rl resume "):
         await four.train()
     assert four.script.journal[-3:] == ["publish 2", *SAVED]
     assert four.store.steps() == [2]
@@ -143,7 +143,7 @@ async def test_told_to_stop_while_rollouts_are_waited_for_the_step_is_given_up(l
     four = loop(steps=4)
     four.script.hangs_in_step = 2
     four.script.meanwhile["take for step 2"] = lambda: ask(four)
-    with pytest.raises(Preempted, match="after step 2 of 4, saved; go on with: ray-rl resume "):
+    with pytest.raises(Preempted, match="after step 2 of 4, saved; resume with: ray-rl resume "):
         await four.train()
     assert four.script.journal[-3:] == ["take for step 2", *SAVED]
 

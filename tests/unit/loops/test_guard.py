@@ -96,8 +96,8 @@ async def test_one_step_too_many_in_a_row_ends_the_run_and_others_do_not_count(l
     with pytest.raises(TrainingError) as raised:
         await many.train()
     assert str(raised.value).startswith(
-        "3 steps in a row had numbers that are not finite (train.max_skips=2); the last one: loss or gradient of the "
-        "policy were not finite, see the logs of its role. The step's samples are in "
+        "3 steps in a row had numbers that are not finite (train.max_skips=2); the last one: the loss or a gradient "
+        "of the policy was not finite, see the logs of the role. The step's samples are in "
     )
     assert [line["guard/skipped_steps"] for line in lines(many)] == [1, 1, 0, 1, 1]
     assert many.script.journal[-1] == "update 6"

@@ -61,7 +61,7 @@ def test_a_frozen_model_that_was_trained_meanwhile_is_refused_with_both_digests(
 
 
 def test_the_policy_is_refused_only_where_layers_are_frozen(folder, two):
-    with pytest.raises(DataError, match=r"train.frozen_layers=1: these layers would be another model's"):
+    with pytest.raises(DataError, match=r"train.frozen_layers=1: these layers would change"):
         compared("actor", folder, lambda: retrained(folder, two), frozen_layers=1)
 
 

@@ -206,7 +206,7 @@ async def test_an_export_that_fails_leaves_a_checkpoint_of_the_last_step_and_say
     assert two.store.steps() == [2]
     root = two.folder.root
     assert str(raised.value).startswith(
-        "disk full\nThe model could not be exported, and nothing is lost: step 2 is saved"
+        "disk full\nThe model could not be exported, but nothing is lost: step 2 is saved"
     )
     assert f"`ray-rl export {root}`" in str(raised.value)
     assert f"`ray-rl resume {root}`" in str(raised.value)

@@ -146,7 +146,7 @@ def test_it_continues_behind_the_newest_checkpoint(there):
     there.trained(1, 2, 3, 4, 5, checkpoints=(3,))
     run = there.open(steps=12)
     assert run.since.step == 3
-    assert there.said[:2] == [f"{there.root}: going on after step 3 of 12", "changed: run.steps: 9 -> 12"]
+    assert there.said[:2] == [f"{there.root}: resuming after step 3 of 12", "changed: run.steps: 9 -> 12"]
     assert (there.root / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 
 
@@ -208,7 +208,7 @@ def test_a_newer_checkpoint_that_is_gone_is_mentioned(there):
 
 def test_resume_needs_a_checkpoint_and_says_how_to_start(there):
     there.open()
-    with pytest.raises(UserError, match=r"no complete checkpoint to go on from; `ray-rl train .*config.yaml --resume"):
+    with pytest.raises(UserError, match=r"no complete checkpoint to resume from; `ray-rl train .*config.yaml --resume"):
         there.open(resume="required")
     assert (there.root / "config.yaml").exists()
 

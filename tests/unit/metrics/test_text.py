@@ -149,7 +149,7 @@ def test_the_title_says_how_it_ended():
     assert exporting == "Failed with OSError after the last step, after 9 min 12 s"
     interrupted = summary_of([0.1] * 12).title(total_s=170, failed=KeyboardInterrupt())
     assert interrupted == "Interrupted in step 13 of 40, after 2 min 50 s"
-    stopped = Preempted("stopped by SIGTERM after step 12 of 40, saved; go on with: ray-rl resume runs/adds")
+    stopped = Preempted("stopped by SIGTERM after step 12 of 40, saved; resume with: ray-rl resume runs/adds")
     assert summary_of([0.1] * 12).title(total_s=170, failed=stopped) == (
         "Stopped by SIGTERM after step 12 of 40, saved, in 2 min 50 s"
     )
