@@ -15,7 +15,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from ray_rl.errors import ClusterError, RayRLError
 from ray_rl.rollout.receiver import WeightReceiver
 from ray_rl.weight_sync.plugin import RECEIVERS
-from ray_rl.weight_sync.transports import vllm_backend
+from ray_rl.weight_sync.transports import BACKENDS
 from tests.transfer_parts import make_module, outcome, use
 
 
@@ -23,7 +23,7 @@ class ScriptedVllm:
     """vLLM's engine as `WeightReceiver` calls it: workers, the guards of an update, and errors that arrive as text."""
 
     def __init__(self, name, transport, devices):
-        module, receiver = RECEIVERS[vllm_backend(transport)]
+        module, receiver = RECEIVERS[BACKENDS[transport]]
         make = getattr(importlib.import_module(module), receiver)
         self._threads = [
             ThreadPoolExecutor(1, f"{name}/{rank}", initializer=use, initargs=(device,))

@@ -23,7 +23,7 @@ from ray_rl.training.objectives.policy import PolicyObjective
 from ray_rl.training.objectives.value import ValueObjective
 from ray_rl.training.process_group import Member
 from ray_rl.training.settings import TrainSettings
-from ray_rl.weight_sync.transports import transport_of, vllm_backend
+from ray_rl.weight_sync.transports import BACKENDS, transport_of
 
 
 def build_actor(config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1) -> Policy:
@@ -140,7 +140,7 @@ def policy_engine(config: RunConfig, folder: str, *, threads: int) -> EngineSett
         enforce_eager=rollout.enforce_eager,
         trust_remote_code=config.model.trust_remote_code,
         threads=threads,
-        transfer_backend=vllm_backend(transport_of(config.weight_sync, config.cluster)),
+        transfer_backend=BACKENDS[transport_of(config.weight_sync, config.cluster)],
         on_publish=rollout.on_publish,
         timeout_s=rollout.timeout_s,
     )

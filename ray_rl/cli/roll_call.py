@@ -13,7 +13,8 @@ from ray_rl.exit_codes import FAILED
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Waits for all nodes, writes the file that says so, and returns 1 when a node is lost or does not come."""
-    from ray_rl.cluster.roll_call import await_nodes, joined, living, lost_of
+    from ray_rl.cluster.roll_call import await_nodes, living, lost_of
+    from ray_rl.cluster.session import joined
 
     parser = argparse.ArgumentParser(description="Waits for the nodes of a Ray cluster, then watches them.")
     parser.add_argument("nodes", type=int)
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ready", type=Path, required=True, help="file to make when they have")
     arguments = parser.parse_args(argv)
     try:
-        with joined():
+        with joined("auto"):
             await_nodes(arguments.nodes, timeout_s=arguments.timeout_s, note=lambda text: print(text, flush=True))
             arguments.ready.touch()
             lost = lost_of(living())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import ray
 
@@ -15,23 +13,6 @@ POLL_S = 1.0
 """Pause between checks while nodes join."""
 WATCH_S = 5.0
 """Pause between checks once all nodes have joined."""
-
-
-@contextmanager
-def joined() -> Iterator[None]:
-    """Connects to the cluster at RAY_ADDRESS within the block.
-
-    Raises:
-        ClusterError: no cluster answers.
-    """
-    try:
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, OSError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"no Ray cluster answers: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def await_nodes(nodes: int, *, timeout_s: float, note: Callable[[str], None]) -> None:

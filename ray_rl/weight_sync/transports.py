@@ -13,6 +13,9 @@ from ray_rl.weight_sync.senders.shared_memory import SharedMemorySender
 
 Transport = Literal["shared_memory", "gloo", "nccl"]
 
+BACKENDS: dict[Transport, str] = {"shared_memory": SHARED_MEMORY, "gloo": GLOO, "nccl": NCCL}
+"""vLLM's names of the transports."""
+
 
 def transport_of(settings: WeightSyncConfig, cluster: ClusterConfig) -> Transport:
     """Returns `weight_sync.backend`; auto is nccl on GPUs, shared memory in a cluster of one host, else gloo."""
@@ -34,19 +37,6 @@ def build_sender(transport: Transport, stream: ParameterStream, *, is_sender: bo
             from ray_rl.weight_sync.senders.nccl import NcclSender
 
             return NcclSender(stream, is_sender=is_sender)
-        case _:
-            assert_never(transport)
-
-
-def vllm_backend(transport: Transport) -> str:
-    """Returns vLLM's name of the transport."""
-    match transport:
-        case "shared_memory":
-            return SHARED_MEMORY
-        case "gloo":
-            return GLOO
-        case "nccl":
-            return NCCL
         case _:
             assert_never(transport)
 

@@ -128,14 +128,17 @@ class GlooSender:
             for _ in parameters:  # as above
                 pass
             raise WeightSyncError(f"sending weights failed: {error}") from error
-        sent = bucket_bytes(self._specs)
-        self._specs = self._stream.trained_specs
-        seconds = time.perf_counter() - start_s
-        return Sent([Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)], digests)
+        return self._sent(digests, start_s)
 
     def close(self) -> None:
         """Closes the sockets."""
         self._group = None
+
+    def _sent(self, digests: Digests, start_s: float) -> Sent:
+        """Ends a publish that succeeded, and measures it."""
+        sent, seconds = bucket_bytes(self._specs), time.perf_counter() - start_s
+        self._specs = self._stream.trained_specs
+        return Sent([Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)], digests)
 
     def _parts(self) -> list[int]:
         """Returns the elements of a part, by parameter: rank 0 has every parameter whole."""

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 
 from ray_rl.errors import WeightSyncError
-from ray_rl.metrics.metric import Last, Total
 from ray_rl.weight_sync.buckets import bucket_bytes, plan_buckets, unpack
 from ray_rl.weight_sync.proof import Digests, digest
 from ray_rl.weight_sync.segment import Segment
@@ -54,10 +53,7 @@ class SharedMemorySender(GlooSender):
             return Sent([], digests)
         assert self._segment is not None
         self._segment.forget_name()  # all have joined, or there would be no publish
-        sent = bucket_bytes(self._specs)
-        self._specs = self._stream.trained_specs
-        seconds = time.perf_counter() - start_s
-        return Sent([Total("sync/bytes", sent), Last("sync/gb_per_s", sent / seconds / 1e9)], digests)
+        return self._sent(digests, start_s)
 
     def close(self) -> None:
         """Leaves the group and the memory."""
