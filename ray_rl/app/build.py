@@ -264,17 +264,7 @@ def build_session(
     since: Checkpoint | None,
     models: Models,
 ) -> Session:
-    """Builds the session of the driver over started roles.
-
-    Args:
-        config: the configuration of the run.
-        folder: the folder of the run.
-        run: counters, clock and records.
-        roles: the started roles.
-        stop: the requests to stop.
-        since: the checkpoint that the run continues from; None at its start.
-        models: digests of the models that the run loads.
-    """
+    """Builds the session of the driver over started roles, from a checkpoint or, if `since` is None, from the start."""
     credit = Crediting(config.algorithm, max_tokens=config.rollout.max_tokens)
     guard = Guard(config.train, run)
     parts: dict[str, Saved] = {ACTOR: roles.actor}

@@ -53,16 +53,7 @@ class Policy(SavedTrainer):
         transport: Transport,
         chat_template: Callable[[], str | None],
     ) -> None:
-        """Loads the model, as `Trainer`.
-
-        Args:
-            objective: the policy and its loss.
-            settings: the optimizer and the layout of batches.
-            member: this rank.
-            threads: the number of threads of this process on CPU.
-            transport: how weights reach the engines.
-            chat_template: returns the chat template of an export; None keeps the model's own.
-        """
+        """Loads the model, as `Trainer`. `chat_template` returns that of an export; None keeps the model's own."""
         super().__init__(objective, settings, member, threads=threads)
         self._source, self._chat_template = objective.network.folder, chat_template
         self._sender = build_sender(transport, self.stream, is_sender=member.rank == 0)

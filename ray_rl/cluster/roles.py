@@ -154,13 +154,7 @@ class RayEngine:
     """One engine. Its methods are those of `Engine`, run in the current process of this engine."""
 
     def __init__(self, process: EngineProcess, *, rollout_s: float, publish_s: float) -> None:
-        """Makes the handle of an engine.
-
-        Args:
-            process: its first process.
-            rollout_s: the limit of a request, `rollout.timeout_s`.
-            publish_s: the limit of each other call, `weight_sync.timeout_s`.
-        """
+        """Makes the handle of an engine: requests have the limit `rollout_s`, other calls `publish_s`."""
         self.name = process.name
         self.process = process
         """The current process; `RayWeights.admit` replaces it."""

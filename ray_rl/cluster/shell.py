@@ -111,12 +111,7 @@ class Worker(Generic[T]):
     """The driver's handle of one shell. It wraps Ray's handle, which does not know the type of the object."""
 
     def __init__(self, name: str, actor: Any) -> None:
-        """Wraps a shell.
-
-        Args:
-            name: the name of the worker, such as "actor-0".
-            actor: Ray's handle of a `Shell` or an `AsyncShell`.
-        """
+        """Wraps Ray's handle of a `Shell` or an `AsyncShell`; a name is, for example, "actor-0"."""
         self.name = name
         self._actor = actor
 

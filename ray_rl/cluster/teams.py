@@ -150,13 +150,7 @@ class Heartbeats:
     """
 
     def __init__(self, teams: Iterable[Team[Any]], *, every_s: float, limit_s: float) -> None:
-        """Makes a watcher; `watching` starts it.
-
-        Args:
-            teams: the teams to watch.
-            every_s: the pause between heartbeats, `cluster.heartbeat_s`.
-            limit_s: the limit of an answer, `cluster.heartbeat_timeout_s`.
-        """
+        """Makes a watcher: heartbeats have a pause of `every_s`, and answers a limit of `limit_s`."""
         self._every_s, self._limit_s = every_s, limit_s
         self._teams = list(teams)
 
@@ -204,15 +198,7 @@ class StatelessTeam(Team[T]):
     def __init__(
         self, role: str, size: int, *, max_restarts: int, tell: Callable[[str], None], **arguments: Any
     ) -> None:
-        """Starts the workers, as `Team`.
-
-        Args:
-            role: the name of the role.
-            size: the number of workers.
-            max_restarts: how often calls may restart the workers, `cluster.max_restarts`.
-            tell: called with a line for every such restart.
-            arguments: the other arguments of `Team`.
-        """
+        """Starts the workers, as `Team`. Calls may restart them `max_restarts` times, each with a line to `tell`."""
         super().__init__(role, size, **arguments)
         self._max_restarts, self._tell = max_restarts, tell
         self._restarts = 0
@@ -271,11 +257,8 @@ async def _keeps(team: Team[Any]) -> bool:
 def silence_of(wait_s: float, *, every_s: float) -> float:
     """Returns the seconds of a wait for a worker that count as silence of this worker.
 
-    The driver may have been suspended during the wait, by Ctrl-Z or with the machine: that time does not count.
-
-    Args:
-        wait_s: the duration of the wait.
-        every_s: the duration that it should have had.
+    The wait should have taken `every_s`. The driver may have been suspended in it, by Ctrl-Z or with the machine: that
+    time does not count.
     """
     return min(wait_s, 2 * every_s)
 

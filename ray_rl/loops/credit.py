@@ -36,22 +36,13 @@ class Crediting:
     """Turns rewards into advantages, and adapts the KL coefficient to the measured divergence."""
 
     def __init__(self, settings: Algorithm, *, max_tokens: int) -> None:
-        """Starts with the configured KL coefficient.
-
-        Args:
-            settings: the estimator, its shaping and its KL penalty.
-            max_tokens: the limit of a completion, for length penalties.
-        """
+        """Starts with the configured KL coefficient. Length penalties need `max_tokens`, the limit of a completion."""
         self._credit = credit_fn(settings, max_tokens=max_tokens)
         self._estimate = kl_of(settings.kl)
         self._kl = kl_control(settings.kl)
 
     def __call__(self, batch: TrainBatch) -> tuple[TrainBatch, list[Metric]]:
-        """Returns the batch with advantages, and its metrics before the update.
-
-        Args:
-            batch: the batch with rewards and the numbers of all models.
-        """
+        """Returns the batch with advantages, and its metrics. It needs rewards and the numbers of all models."""
         credited = self._credit(batch, self._kl.coefficient)
         return credited, [*_of_critic(credited), *self._of_kl(credited)]
 

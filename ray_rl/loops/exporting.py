@@ -14,12 +14,6 @@ from ray_rl.metrics.run import Run
 async def export(actor: Actor, run: Run, *, checkpoints: Checkpoints, to: Path) -> None:
     """Writes the policy after the last step. If that fails, saves a checkpoint of this step.
 
-    Args:
-        actor: the policy.
-        run: counters and clock.
-        checkpoints: saves the step if it has no checkpoint yet.
-        to: `export/` of the run folder.
-
     Raises:
         WorkerLost: a worker died; the caller restarts it and repeats the export.
         RayRLError: the export failed; the message has the commands that repeat it.

@@ -35,11 +35,7 @@ class Stop:
     """
 
     def __init__(self, *, grace_s: float) -> None:
-        """Makes a handler; `listen` installs it.
-
-        Args:
-            grace_s: time from the signal to the end of the process.
-        """
+        """Makes a handler; `listen` installs it. The process ends `grace_s` after a signal."""
         self._grace_s = grace_s
         self._asked = asyncio.Event()
         self._task: asyncio.Task[Any] | None = None
@@ -80,11 +76,7 @@ class Stop:
         self.listen()
 
     def finish_steps(self, note: Callable[[str], None]) -> None:
-        """Lets a signal finish the current step and save, instead of cancelling the task at once.
-
-        Args:
-            note: called with a text when a signal comes.
-        """
+        """Lets a signal finish the current step and save, instead of cancelling the task; tells `note` about it."""
         self._note = note
 
     async def unless_asked(self, call: Coroutine[Any, Any, Result]) -> Result:

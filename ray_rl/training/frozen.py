@@ -39,13 +39,7 @@ class FrozenModel:
     """One worker of a frozen model. All workers are called with the same batch; each computes its share."""
 
     def __init__(self, network: Network, settings: FrozenSettings, member: Member, *, threads: int = 1) -> None:
-        """Loads the model; a collective if it is shared.
-
-        Args:
-            network: the model.
-            settings: sharing and the layout of batches.
-            member: this worker.
-            threads: the number of threads of this process on CPU.
+        """Loads the model; a collective if it is shared. `threads` of this process work on CPU.
 
         Raises:
             DataError: the model cannot be loaded whole.

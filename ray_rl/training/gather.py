@@ -38,12 +38,7 @@ class ParameterStream:
     """
 
     def __init__(self, policy: nn.Module, *, dtype: str) -> None:
-        """Reads names and shapes, and gathers nothing.
-
-        Args:
-            policy: the model inside the DeepSpeed engine.
-            dtype: the type in which parameters are sent.
-        """
+        """Reads names and shapes of the model in the DeepSpeed engine. Parameters are sent as `dtype`."""
         # named_parameters() lists a tied embedding once, as a checkpoint does.
         # Any: what ZeRO-3 adds to a parameter (ds_shape, ds_tensor, ds_numel) is not in its type.
         self._parameters: dict[str, Any] = {name.removeprefix(WRAPPED): p for name, p in policy.named_parameters()}

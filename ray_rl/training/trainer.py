@@ -25,13 +25,7 @@ class Trainer:
     """One rank of a model under training. All ranks are called with the same batch; each computes its share."""
 
     def __init__(self, objective: Objective, settings: TrainSettings, member: Member, *, threads: int = 1) -> None:
-        """Loads the model and its optimizer; a collective.
-
-        Args:
-            objective: the model and its loss.
-            settings: the optimizer and the layout of batches.
-            member: this rank.
-            threads: the number of threads of this process on CPU.
+        """Loads the model and its optimizer; a collective. `threads` of this process work on CPU.
 
         Raises:
             DataError: the model cannot be loaded whole.
@@ -57,9 +51,6 @@ class Trainer:
     def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch: `update_epochs` passes of `minibatches` optimizer steps; a collective.
 
-        Args:
-            batch: the batch, with the arrays that the objective reads.
-
         Raises:
             TrainingError: a loss or gradient is not finite and `train.on_nonfinite` is stop; raised on every rank, with
                 weights and moments as they were before the optimizer step.
@@ -78,11 +69,7 @@ class Trainer:
         """Leaves the gradient of the loss over some rows in the engine; a collective.
 
         Sums over this rank's tokens, divided by a count over all rows: neither the number of workers nor the
-        micro-batches change the gradient.
-
-        Args:
-            batch: the batch, with the arrays that the objective reads.
-            rows: rows of the batch, with at least one loss token.
+        micro-batches change the gradient. The rows must have at least one loss token.
 
         Raises:
             TrainingError: the loss of a rank is not finite; raised on every rank.

@@ -116,15 +116,9 @@ class AuditedWeights:
         prompt: tuple[int, ...],
         sampling: Sampling,
     ) -> None:
-        """Makes a publisher with audits.
+        """Makes a publisher with audits of the live engines.
 
-        Args:
-            settings: when to audit, and what a difference may come from.
-            weights: publishes the weights.
-            actor: the trainer of the weights.
-            engines: returns the live engines.
-            prompt: the tokens of the canary.
-            sampling: the sampling of rollouts; the trainer computes log-probabilities at its temperature.
+        The canary is sampled as rollouts are, because the trainer computes log-probabilities at their temperature.
         """
         self._settings = settings
         self._weights = weights

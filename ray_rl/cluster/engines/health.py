@@ -47,17 +47,7 @@ class Health:
         launch: Callable[[int], EngineProcess],
         tell: Callable[[str], None],
     ) -> None:
-        """Makes a watcher; `watching` starts it.
-
-        Args:
-            engines: the started engines.
-            rollout: the limits of heartbeats.
-            max_restarts: how often an engine may be restarted, `cluster.max_restarts`.
-            router: chooses the engine of each request.
-            weights: sends the current version to a restarted engine.
-            launch: launches a new process of the engine with an index.
-            tell: called with a line for every loss and every return.
-        """
+        """Makes a watcher of started engines. `launch` makes a new process of the engine with an index."""
         self._rollout, self._max_restarts = rollout, max_restarts
         self._engines = engines
         self._router = router

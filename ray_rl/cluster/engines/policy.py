@@ -84,12 +84,7 @@ Decision = Wait | Restart | Abandon | EndRun
 
 
 def decide(fault: Fault, standing: Standing) -> Decision:
-    """Decides what to do about a fault.
-
-    Args:
-        fault: the fault of an engine.
-        standing: the state of this engine and the others.
-    """
+    """Decides what to do about a fault of an engine."""
     match fault:
         case Silent(seconds) if seconds <= standing.heartbeat_timeout_s:
             return Wait()

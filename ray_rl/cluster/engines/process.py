@@ -35,14 +35,7 @@ class EngineProcess:
     def __init__(
         self, worker: Worker[Engine], build: Callable[[], Awaitable[Engine]], *, start_timeout_s: float, logs: Path
     ) -> None:
-        """Wraps a worker that holds no engine yet; `start` loads it.
-
-        Args:
-            worker: the worker, launched by `Worker.launch_async`.
-            build: starts the engine in its process.
-            start_timeout_s: the limit of each step of `start`.
-            logs: the folder of the log files.
-        """
+        """Wraps a worker of `Worker.launch_async`; `start` builds its engine, each step within `start_timeout_s`."""
         self.name = worker.name
         self.fault: Fault | None = None
         """Why the engine is lost; None while it is not."""
@@ -75,13 +68,9 @@ class EngineProcess:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Runs a function on the engine, and returns its result. The call ends when the engine is written off.
+        """Runs a coroutine function, such as a method of `Engine`, on the engine, and returns its result.
 
-        Args:
-            timeout_s: the limit of the call.
-            method: a coroutine function, such as a method of `Engine`.
-            args: its other arguments.
-            kwargs: its other arguments by name.
+        The call ends when the engine is written off.
 
         Raises:
             EngineLost: the engine is lost, and is written off from now on.

@@ -49,14 +49,7 @@ class RayWeights:
         *,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Makes a publisher; `join` connects it.
-
-        Args:
-            settings: the transport and its limits.
-            actor: the policy, which sends its weights.
-            engines: the engines that receive them.
-            tell: called with a line for every publish that failed.
-        """
+        """Makes a publisher; `join` connects it. Calls `tell` with a line for every publish that failed."""
         self._settings = settings
         self._actor = actor
         self._engines = engines

@@ -67,12 +67,7 @@ class GlooSender:
     """Sends flat buckets over gloo: bucket k + 1 is gathered and filled while bucket k is sent."""
 
     def __init__(self, stream: ParameterStream, *, is_sender: bool) -> None:
-        """Makes a sender; `join` opens its group.
-
-        Args:
-            stream: the parameters of this rank's trainer.
-            is_sender: whether this is rank 0, which sends.
-        """
+        """Makes a sender of this rank's parameters; `join` opens its group. Rank 0 is the one that sends."""
         self._stream = stream
         self._is_sender = is_sender
         self._ring = BufferRing()
