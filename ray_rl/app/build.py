@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,6 @@ from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.metrics.sinks import RolloutRecords
 from ray_rl.models.packaged import cached_folder, resolve_model
 from ray_rl.planner.hardware import resolve_dtype
-from ray_rl.planner.plan import plan
 from ray_rl.rewards.combine import Rewards, build_rewards
 from ray_rl.rollout.collected import Collected
 from ray_rl.rollout.collector import Collector
@@ -134,8 +133,13 @@ async def _train(
             source = _source(config, run, model, tokenizer, checked, stack)
             if since is not None:
                 source.compare(Collected.read(since.folder).source)
-            workers = await _start_workers(config, folder, run, folders, stop, stack)
-            rewards = stack.enter_context(closing(_rewards(config, run, workers)))
+            run.note("importing Ray")
+            # Ray reads its environment when it is imported: not before run_training has prepared it.
+            from ray_rl.app.workers import reward_models_over, start_workers
+
+            workers = await start_workers(config, run, folders, stop=stop, stack=stack, logs=folder.logs)
+            judges, save = reward_models_over(workers, config), partial(_save_unscored, run)
+            rewards = stack.enter_context(closing(build_rewards(config.rewards, models=judges, save=save)))
         beginning = source.state()
 
         def session(since: Checkpoint | None) -> Session:
@@ -152,46 +156,6 @@ async def _train(
             max_restarts=config.cluster.max_restarts,
         )
         run.note("ending the workers")
-
-
-async def _start_workers(
-    config: RunConfig,
-    folder: RunFolder,
-    run: Run,
-    folders: Mapping[str, Sequence[str]],
-    stop: Stop,
-    stack: AsyncExitStack,
-) -> Workers:
-    """Starts or joins Ray, and starts all workers, which end with `stack`."""
-    run.note("importing Ray")
-    # Ray reads its environment when it is imported: not before run_training has prepared it.
-    from ray_rl.app.workers import engines_of, teams_of
-    from ray_rl.cluster.session import ray_session
-    from ray_rl.cluster.start import started_workers
-
-    layout, address = plan(config), config.cluster.address
-    run.note(f"joining Ray at {address}" if address else "starting Ray")
-    with stop.others_listen():
-        scratch = stack.enter_context(ray_session(address, layout, logs=folder.logs, note=run.note))
-    return await stack.enter_async_context(
-        started_workers(
-            layout,
-            teams_of(config, layout, folders),
-            engines_of(config, layout, folders),
-            cluster=config.cluster,
-            logs=folder.logs,
-            note=run.note,
-            tell=run.tell,
-            scratch=scratch,
-        )
-    )
-
-
-def _rewards(config: RunConfig, run: Run, workers: Workers) -> Rewards:
-    from ray_rl.app.workers import reward_models_over
-
-    models = reward_models_over(workers, config)
-    return build_rewards(config.rewards, models=models, save=partial(_save_unscored, run))
 
 
 def _save_unscored(run: Run, groups: Sequence[RolloutGroup]) -> Path:

@@ -1,20 +1,25 @@
-"""Describes the workers of a run to `cluster.start`, and turns the started ones into the roles of the driver."""
+"""Describes the workers of a run, starts them, and turns them into the roles of the driver. Imports Ray."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ray_rl.app.models import build_actor, build_critic, build_reference, build_reward_models, policy_engine
 from ray_rl.cluster.engines.weights import TransferSettings
 from ray_rl.cluster.roles import RayCritic, RayReference, RayRewardModels
-from ray_rl.cluster.start import EnginesSpec, TeamSpec, Workers
+from ray_rl.cluster.session import ray_session
+from ray_rl.cluster.start import EnginesSpec, TeamSpec, Workers, started_workers
 from ray_rl.config import RunConfig
 from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT, roles_of
 from ray_rl.loops.roles import Roles, Rollouts, Weights
-from ray_rl.planner.plan import Plan
+from ray_rl.loops.stopping import Stop
+from ray_rl.metrics.run import Run
+from ray_rl.planner.plan import Plan, plan
 from ray_rl.sizes import MIB
 from ray_rl.weight_sync.transports import transport_of
 
@@ -34,6 +39,34 @@ CONCURRENT = {
     ACTOR: (ACTOR, CRITIC),
 }
 """The roles that compute during the longest work of a role."""
+
+
+async def start_workers(
+    config: RunConfig,
+    run: Run,
+    folders: Mapping[str, Sequence[str]],
+    *,
+    stop: Stop,
+    stack: AsyncExitStack,
+    logs: Path,
+) -> Workers:
+    """Starts or joins Ray and starts all workers; both end with `stack`. `folders` has the models of each role."""
+    layout, address = plan(config), config.cluster.address
+    run.note(f"joining Ray at {address}" if address else "starting Ray")
+    with stop.others_listen():
+        scratch = stack.enter_context(ray_session(address, layout, logs=logs, note=run.note))
+    return await stack.enter_async_context(
+        started_workers(
+            layout,
+            teams_of(config, layout, folders),
+            engines_of(config, layout, folders),
+            cluster=config.cluster,
+            logs=logs,
+            note=run.note,
+            tell=run.tell,
+            scratch=scratch,
+        )
+    )
 
 
 def teams_of(config: RunConfig, plan: Plan, folders: Mapping[str, Sequence[str]]) -> list[TeamSpec]:
