@@ -278,9 +278,11 @@ def _explained(path: str | Path, *, key: str) -> Iterator[None]:
         if isinstance(error, DataError):
             raise
         said = " ".join(str(error).split()).rstrip(".")
+        problem = "no tokenizer could be loaded"
+        if not Path(path).exists():
+            problem = f"no such folder, and {problem} from the Hugging Face hub"
         raise DataError(
-            f"{key}={path}: no tokenizer could be loaded: {said}; "
-            "name a folder with tokenizer.json, or a model of the hub"
+            f"{key}={path}: {problem}: {said}; name a folder with tokenizer.json, or a model on the hub"
         ) from error
 
 

@@ -215,7 +215,8 @@ def parse(text: str, name: str) -> Located:
         node = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(
-            f"{origin.at(error.problem_mark)}: not valid YAML ({problem_of(error)}); correct it"
+            f"{origin.at(error.problem_mark)}: not valid YAML ({problem_of(error)}); check the colons, quotes, "
+            "brackets and indentation of this line"
         ) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, int(error.position)) + 1

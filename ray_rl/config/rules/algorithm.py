@@ -45,8 +45,8 @@ def _batch(config: RunConfig) -> Iterator[str]:
     algorithm = config.algorithm
     if algorithm.group_size < 2 and _compares(algorithm):
         yield (
-            f"algorithm.group_size={algorithm.group_size}: a completion without peers has no advantage; "
-            "set algorithm.group_size to 2 or more"
+            f"algorithm.group_size={algorithm.group_size}: algorithm.advantage.kind={algorithm.advantage.kind} "
+            "compares the completions of a prompt with each other; set algorithm.group_size to 2 or more"
         )
     prompts, minibatches = algorithm.prompts_per_step, algorithm.minibatches
     if prompts % minibatches:

@@ -118,7 +118,8 @@ def test_a_malformed_row_is_named_by_file_and_line(place, row, words):
 
 def test_a_group_of_one_is_refused(place):
     assert train(place, "algorithm.group_size=1") == (
-        "algorithm.group_size=1: a completion without peers has no advantage; set algorithm.group_size to 2 or more"
+        "algorithm.group_size=1: algorithm.advantage.kind=group compares the completions of a prompt with "
+        "each other; set algorithm.group_size to 2 or more"
     )
 
 

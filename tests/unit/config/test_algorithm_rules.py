@@ -9,19 +9,13 @@ KL = "algorithm.kl.coefficient=0.1"
 
 
 class TestBatch:
-    @pytest.mark.parametrize(
-        "overrides",
-        [
-            (),
-            ("algorithm.advantage={kind: leave_one_out}",),
-            ("algorithm.advantage={kind: reinforce_plus_plus_baseline}",),
-            ("algorithm.advantage={kind: gpg}",),
-        ],
-    )
-    def test_a_group_of_one_has_no_advantage_where_completions_are_compared(self, refused, passes, overrides):
-        passes("algorithm.group_size=2", *overrides)
-        assert refused("algorithm.group_size=1", *overrides) == (
-            "algorithm.group_size=1: a completion without peers has no advantage; set algorithm.group_size to 2 or more"
+    @pytest.mark.parametrize("kind", ["group", "leave_one_out", "reinforce_plus_plus_baseline", "gpg"])
+    def test_a_group_of_one_is_refused_where_completions_are_compared(self, refused, passes, kind):
+        advantage = f"algorithm.advantage={{kind: {kind}}}"
+        passes("algorithm.group_size=2", advantage)
+        assert refused("algorithm.group_size=1", advantage) == (
+            f"algorithm.group_size=1: algorithm.advantage.kind={kind} compares the completions of a prompt with "
+            "each other; set algorithm.group_size to 2 or more"
         )
 
     @pytest.mark.parametrize(

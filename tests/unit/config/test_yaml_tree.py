@@ -63,7 +63,7 @@ def test_an_anchor_may_be_used_again(write):
         ("- 1\n", "run.yaml:1: the file is a list; write a mapping of sections such as `run:` and `model:`"),
         ("\nabc\n", "run.yaml:2: the file is the single value 'abc'; write a mapping of sections such as `run:` and"),
         ("# nothing\n", "run.yaml:1: the file is empty; write a mapping of sections such as `run:` and `model:`"),
-        ("a: 1\n b: 2\n", "run.yaml:2: not valid YAML (mapping values are not allowed here); correct it"),
+        ("a: 1\n b: 2\n", "run.yaml:2: not valid YAML (mapping values are not allowed here); check the colons, "),
         ("a: [1\n", "run.yaml:2: not valid YAML (while parsing a flow sequence, "),
         ("a: 1\n---\nb: 2\n", "run.yaml:2: not valid YAML (expected a single document in the stream, "),
         ("1: a\n", "run.yaml:1: the key '1' is not text; put it in quotes"),
