@@ -23,6 +23,17 @@ _SURE = 0.8
 _PERHAPS = 0.6
 """difflib's own default."""
 
+_PLAINER = {
+    "a valid (integer|number|boolean|dictionary)": r"a \1",
+    ", (unable to|got a number with) .*": "",
+    "a integer": "an integer",
+    "dictionary": "mapping",
+    "a boolean": "true or false",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
+"""Patterns in the sentences of pydantic, and plainer words; applied in this order."""
+
 MOST_FOREIGN = 40
 """The most keys of another system that are explained: a whole configuration of verl has hundreds."""
 
@@ -142,7 +153,7 @@ def _unknown_kind(seen: str, kinds: list[str]) -> str:
 
 
 def _requirement(detail: ErrorDetails) -> str:
-    """Returns what the value must be, in the words of pydantic."""
+    """Returns what the value must be, from the sentence of pydantic."""
     if detail["type"] in ("model_type", "model_attributes_type"):
         return "must be a mapping of options"
     if detail["type"] == "string_type" and detail["input"] is None:
@@ -150,9 +161,10 @@ def _requirement(detail: ErrorDetails) -> str:
     if detail["type"] == "string_type" and isinstance(detail["input"], int | float):
         return "must be text; put it in quotes, because YAML reads it as a number or a truth value"
     text = detail["msg"].removeprefix("Value error, ")
-    return re.sub(r"^(Input|String|List|Tuple|Dictionary) should ", "must ", text).replace(
-        " valid dictionary", " mapping"
-    )
+    text = re.sub(r"^(Input|String|List|Tuple|Dictionary) should ", "must ", text)
+    for words, plain in _PLAINER.items():
+        text = re.sub(words, plain, text)
+    return text
 
 
 def _meaning(spot: _Spot) -> str:

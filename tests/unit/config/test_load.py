@@ -68,7 +68,7 @@ class TestOverrides:
 
     def test_a_wrong_value_names_its_override(self, write):
         assert error_of(write(BASE), "train.workers=0") == (
-            "override 'train.workers=0': must be greater than or equal to 1 (Number of data-parallel workers.)"
+            "override 'train.workers=0': must be at least 1 (Number of data-parallel workers.)"
         )
 
     def test_an_index_past_the_end_says_how_many_there_are(self, write):

@@ -174,7 +174,7 @@ def test_a_choice_and_a_number_may_have_blanks_around_them(load):
 
 
 def test_a_comment_behind_a_number_is_refused_and_not_dropped(load):
-    with pytest.raises(ConfigError, match=r"override 'run.steps=3 # short': must be a valid integer"):
+    with pytest.raises(ConfigError, match=r"override 'run.steps=3 # short': must be an integer"):
         load("run.steps=3 # short")
 
 
