@@ -278,11 +278,10 @@ def _explained(path: str | Path, *, key: str) -> Iterator[None]:
         if isinstance(error, DataError):
             raise
         said = " ".join(str(error).split()).rstrip(".")
-        problem = "no tokenizer could be loaded"
-        if not Path(path).exists():
-            problem = f"no such folder, and {problem} from the Hugging Face hub"
+        missing, hub = ("", "") if Path(path).exists() else ("no such folder, and ", " from the Hugging Face hub")
         raise DataError(
-            f"{key}={path}: {problem}: {said}; name a folder with tokenizer.json, or a model on the hub"
+            f"{key}={path}: {missing}no tokenizer could be loaded{hub}: {said}; "
+            "name a folder with tokenizer.json, or a model on the hub"
         ) from error
 
 
