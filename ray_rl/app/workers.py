@@ -16,11 +16,12 @@ from ray_rl.cluster.session import ray_session
 from ray_rl.cluster.start import EnginesSpec, TeamSpec, Workers, started_workers
 from ray_rl.config import RunConfig
 from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT, roles_of
-from ray_rl.loops.roles import Roles, Rollouts, Weights
+from ray_rl.loops.roles import Roles, Rollouts
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.run import Run
 from ray_rl.planner.plan import Plan, plan
 from ray_rl.sizes import MIB
+from ray_rl.weight_sync.audit import Publisher
 from ray_rl.weight_sync.transports import transport_of
 
 BUILDERS: Mapping[str, Callable[..., Any]] = {
@@ -118,7 +119,7 @@ def threads_of(role: str, config: RunConfig, plan: Plan) -> int:
     return max(1, len(os.sched_getaffinity(0)) // busy)
 
 
-def roles_over(workers: Workers, *, rollouts: Rollouts, weights: Weights) -> Roles:
+def roles_over(workers: Workers, *, rollouts: Rollouts, weights: Publisher) -> Roles:
     """Returns the roles of the driver over started workers."""
     teams = workers.teams
     return Roles(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ray_rl.metrics.metric import Metric
 from ray_rl.types import RolloutGroup, TrainBatch
+from ray_rl.weight_sync.audit import Publisher, Scorer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,13 +57,6 @@ class Saved(Protocol):
         """Restores the state in the files of `folder`."""
 
 
-class Scorer(Protocol):
-    """A model that gives log-probabilities."""
-
-    async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
-        """Returns the log-probabilities of the loss tokens, float32 [R, T]; 0 elsewhere."""
-
-
 class Actor(Scorer, Saved, Protocol):
     """The policy under training."""
 
@@ -83,19 +77,12 @@ class Critic(Saved, Protocol):
         """Trains on a batch with old values and returns."""
 
 
-class Weights(Protocol):
-    """Brings the weights of the actor to the engines."""
-
-    async def publish(self, version: int) -> list[Metric]:
-        """Returns when every engine serves `version`."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roles:
     """All roles of a run; None for a role that the run does not have."""
 
     rollouts: Rollouts
     actor: Actor
-    weights: Weights
+    weights: Publisher
     critic: Critic | None = None
     reference: Scorer | None = None

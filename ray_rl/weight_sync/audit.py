@@ -76,10 +76,10 @@ class AuditedEngine(Protocol):
 
 
 class Scorer(Protocol):
-    """The method of the trainer that an audit needs."""
+    """A model that gives log-probabilities."""
 
     async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
-        """Returns the log-probabilities of the loss tokens, float32 [R, T]."""
+        """Returns the log-probabilities of the loss tokens, float32 [R, T]; 0 elsewhere."""
 
 
 class Publisher(Protocol):
