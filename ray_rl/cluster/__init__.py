@@ -1,1 +1,1 @@
-"""Ray: placement, actor shells, and bounded calls. Nothing outside this folder imports it."""
+"""Places workers on a Ray cluster, calls them with limits, and restarts them."""

@@ -42,7 +42,7 @@ def await_nodes(nodes: int, *, timeout_s: float, note: Callable[[str], None]) ->
 
 
 def lost_of(nodes: set[str]) -> set[str]:
-    """Blocks until some of the nodes are lost, and returns them. If none is lost, the caller is ended from outside."""
+    """Blocks until some of the nodes are lost, and returns them. It has no limit: launchers stop this process."""
     while not (lost := nodes - living()):
         time.sleep(WATCH_S)
     return lost

@@ -184,7 +184,7 @@ class Heartbeats:
                 team.unanswered_s = {name: silent_s for name in running if not beats[name].done()}
                 if team.unanswered_s and silent_s > self._limit_s:
                     limit = f"cluster.heartbeat_timeout_s={self._limit_s:g}"
-                    team.lose(f"{described(team.unanswered_s)} ({limit}) and is ended.")
+                    team.lose(f"{described(team.unanswered_s)} ({limit}) and is killed.")
         finally:
             for beat in beats.values():
                 beat.cancel()

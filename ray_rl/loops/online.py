@@ -37,7 +37,7 @@ async def train(s: Session) -> None:
     """Trains up to step `run.steps`, then exports the policy.
 
     Raises:
-        Preempted: it was asked to stop, and everything is saved.
+        Preempted: someone asked the run to stop, and everything is saved.
     """
     with s.run.phase("start"):
         await s.checkpoints.restore()

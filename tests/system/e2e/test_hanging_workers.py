@@ -37,7 +37,7 @@ class Harm:
     struck_at: datetime | None = None
 
 
-SILENT = rf"NAME has not answered for 1[2-9]\.\d s \(cluster\.heartbeat_timeout_s={LIMIT_S:g}\) and is ended\."
+SILENT = rf"NAME has not answered for 1[2-9]\.\d s \(cluster\.heartbeat_timeout_s={LIMIT_S:g}\) and is killed\."
 DIED = r"NAME died on [\d.]+ \(process \d+: SYSTEM_ERROR.*"
 
 

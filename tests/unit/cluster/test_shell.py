@@ -135,6 +135,6 @@ async def test_the_first_answers_for_its_team_and_the_others_are_not_asked():
 
 async def test_a_team_that_is_written_off_fails_its_next_call():
     team = team_of(Worker("actor-0", LocalActor(Shell, Held())))
-    team.lose("actor-0 has not answered for 60.0 s and is ended.")
-    with pytest.raises(ClusterError, match=r"^update: actor-0 has not answered for 60\.0 s and is ended\.$"):
+    team.lose("actor-0 has not answered for 60.0 s and is killed.")
+    with pytest.raises(ClusterError, match=r"^update: actor-0 has not answered for 60\.0 s and is killed\.$"):
         await team.all(Held.update, "batch")
