@@ -13,16 +13,20 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
+EXAMPLES = "run.steps=3, rewards.0.weight=2, 'data={kind: jsonl, path: train.jsonl}'"
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Adds CONFIG and the overrides."""
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
-    parser.add_argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        default=[],  # Without a default argparse says that it is required.
-        help="sets one value, in YAML: run.steps=3, rewards.0.weight=2, 'data={kind: jsonl, path: train.jsonl}'",
-    )
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser, examples: str = EXAMPLES) -> None:
+    """Adds the overrides."""
+    # Without a default, argparse says that they are required.
+    text = f"sets one value, in YAML: {examples}"
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
 
 
 def remember(arguments: argparse.Namespace, config: RunConfig) -> None:
@@ -37,7 +41,7 @@ def remember(arguments: argparse.Namespace, config: RunConfig) -> None:
 def _auto(word: str) -> str:
     if word != "auto":
         folder = shlex.quote(word)
-        raise argparse.ArgumentTypeError(f"{word} is not auto; a run folder is continued by: ray-rl resume {folder}")
+        raise argparse.ArgumentTypeError(f"{word} is not auto; to continue a run folder: ray-rl resume {folder}")
     return word
 
 
@@ -47,8 +51,8 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
         "--resume",
         type=_auto,
         metavar="auto",
-        help="auto: if the run folder exists already, continue from its newest checkpoint; for jobs that are started "
-        "again after exit code 75 or a crash",
+        help="auto: if the run folder exists, continue from its newest checkpoint; for jobs that are restarted after "
+        "exit code 75 or a crash",
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ray_rl.cli.arguments import add_overrides
 from ray_rl.errors import ConfigError, UserError
 from ray_rl.exit_codes import DONE, FAILED
 from ray_rl.sizes import MIB
@@ -33,7 +34,7 @@ def add_to(commands: Commands) -> None:
         description="Checks versions and hardware and prints one line per check. Exit code 1 if a check fails.",
         epilog="example: ray-rl doctor --cluster configs/ppo_math_llama3.3-70b_48xh100.yaml cluster.address=auto",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead: a list, with --cluster an object")
+    parser.add_argument("--json", action="store_true", help="print JSON: a list, or with --cluster an object")
     parser.add_argument(
         "--cluster",
         metavar="CONFIG",
@@ -42,10 +43,10 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="instead remove files of your killed runs from the folder for temporary files and from /dev/shm; "
-        "files that a live process uses are kept",
+        help="check nothing, but remove files of your killed runs from the folder for temporary files and from "
+        "/dev/shm; files that a live process uses are kept",
     )
-    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="sets one value of CONFIG")
+    add_overrides(parser, "cluster.address=auto; with --cluster")
     parser.set_defaults(command=doctor)
 
 

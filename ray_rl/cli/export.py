@@ -20,14 +20,14 @@ def add_to(commands: Commands) -> None:
         epilog="example: ray-rl export runs/grpo-addition --step 40 --to my-model --dtype bfloat16",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
-    parser.add_argument("--step", metavar="N", type=int, help="of this step's checkpoint; default: the newest there is")
+    parser.add_argument("--step", metavar="N", type=int, help="use the checkpoint of step N; default: the newest")
     parser.add_argument(
         "--to",
         metavar="DIR",
         type=Path,
-        help="folder to make; never overwritten. Default: RUN/export_step_N, for a model made from a checkpoint",
+        help="new folder for the model; an existing one is refused. Default for a checkpoint: RUN/export_step_N",
     )
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="convert the weights; default: as they are")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="type of the weights; default: unchanged")
     parser.set_defaults(command=export)
 
 

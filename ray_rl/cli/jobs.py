@@ -28,8 +28,9 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "status",
         help="print the state of a run: `ray-rl status RUN`, or of a submitted one",
-        description="Prints for a run folder: state, step, reward, newest checkpoint and the next command; for a "
-        "submitted run: the state and, after its end, the exit code. Exit code 2 if there is no such run.",
+        description="Prints the state of a run. For a run folder, it prints the step, the reward, the newest "
+        "checkpoint and the next command; for a submitted run that has ended, its exit code. Exit code 2 if there is "
+        "no such run.",
         epilog="example: ray-rl status runs/grpo-addition",
     )
     _add_backends(parser)
@@ -41,18 +42,20 @@ def add_to(commands: Commands) -> None:
         description="Prints the output of a submitted run, or `logs/driver.log` of a run folder.",
     )
     for own in _add_backends(parser):
-        own.add_argument("--follow", action="store_true", help="go on until it has ended")
+        own.add_argument("--follow", action="store_true", help="print new lines until the run has ended")
     parser.set_defaults(command=logs)
 
     parser = commands.add_parser(
         "stop",
         help="ask a run to save and end: `ray-rl stop RUN`, or a submitted one",
-        description="Asks a run to finish its step, save and end, within its run.grace_s, waits for that and says how "
-        "it ended. `ray-rl resume`, or submitting it again, continues from there.",
+        description="Asks a run to finish its step, save and end within its run.grace_s, waits until it has ended, "
+        "and prints how. To continue the run, use `ray-rl resume`, or submit it again.",
         epilog="example: ray-rl stop runs/grpo-addition",
     )
     for own in _add_backends(parser):
-        own.add_argument("--dry-run", action="store_true", help="look at the job, and print what would happen")
+        own.add_argument(
+            "--dry-run", action="store_true", help="print the state of the run and what would happen; do nothing"
+        )
     parser.set_defaults(command=stop)
 
 
@@ -71,14 +74,14 @@ def _add_backends(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
     parsers = []
     for name, what in _BACKENDS.items():
         own = backends.add_parser(name, help=what)
-        metavar, what = ("RUN", "run folder") if name == "run" else ("ID", "as `ray-rl submit` printed it")
+        metavar, what = ("RUN", "run folder") if name == "run" else ("ID", "name that `ray-rl submit` printed")
         own.add_argument("id", metavar=metavar, help=what)
         match name:
             case "ray-job":
-                own.add_argument("--address", metavar="URL", help="of the dashboard; default RAY_API_SERVER_ADDRESS")
-                own.add_argument("--token-path", metavar="FILE", help="with the token; default RAY_AUTH_TOKEN_PATH")
+                own.add_argument("--address", metavar="URL", help="the dashboard; default: RAY_API_SERVER_ADDRESS")
+                own.add_argument("--token-path", metavar="FILE", help="the token; default: RAY_AUTH_TOKEN_PATH")
             case "kuberay":
-                own.add_argument("--namespace", metavar="NAME", default="default", help="of the RayJob")
+                own.add_argument("--namespace", metavar="NAME", default="default", help="default: default")
         parsers.append(own)
     return parsers
 

@@ -33,8 +33,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "render",
         help="print what would run: a command, an sbatch script, a RayJob manifest",
-        description="Prints exactly what would run, and contacts no cluster. The launch section of the configuration, "
-        "or a launch file, has the settings.",
+        description="Prints exactly what would run, and contacts no cluster. Its settings come from the launch section "
+        "of the configuration, or from a launch file.",
         epilog="example: ray-rl render slurm configs/grpo_math_qwen2.5-7b_16xh100.yaml launch.queue=h100",
     )
     backends = parser.add_subparsers(title="back ends", metavar="BACKEND", dest="backend", required=True)
@@ -69,7 +69,7 @@ def add_to(commands: Commands) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument(
-        "--launch", metavar="FILE", help="YAML file with the content of a launch section; goes before the one in CONFIG"
+        "--launch", metavar="FILE", help="YAML file with the content of a launch section; overrides the one in CONFIG"
     )
 
 
@@ -186,18 +186,15 @@ def rendered(job: Job, backend: Backend) -> str:
 
 def _require_room(job: Job) -> None:
     """Refuses runs that `ray-rl plan` refuses. Accepts models of unknown shape without planning their memory."""
-    from ray_rl.planner.advice import propose
     from ray_rl.planner.assess import assess, unknown_models
     from ray_rl.planner.gpus import ClusterShape
-    from ray_rl.planner.report import refusal
+    from ray_rl.planner.report import require_fit
 
     unknown = unknown_models(job.config)
     if unknown:
         print(f"ray-rl: note: the shape of {', '.join(unknown)} is not known: memory was not planned", file=sys.stderr)
         return
-    assessment = assess(job.config, ClusterShape.of(job.config))
-    if not assessment.fits:
-        raise ConfigError(refusal(assessment, propose(job.config, assessment)))
+    require_fit(job.config, assess(job.config, ClusterShape.of(job.config)))
 
 
 def _submit_ray_job(job: Job, *, follow: bool) -> int:

@@ -17,8 +17,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "migrate",
         help="rewrite a configuration of an older version for this one",
-        description="Renames the keys of older versions in YAML files, config.yaml of run folders included. Comments "
-        "and layout stay, and what changes is printed. Each file of a chain of `extends` is rewritten on its own.",
+        description="Renames the keys of older versions in YAML files, also in config.yaml of run folders, and prints "
+        "the changes. Comments and layout stay. Files that a file extends must be rewritten, too.",
         epilog="example: ray-rl migrate --dry-run my_run.yaml",
     )
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="YAML file")
@@ -27,8 +27,8 @@ def add_to(commands: Commands) -> None:
         "--from",
         dest="version",
         choices=["0.1"],
-        help="the version that the files were written for: its defaults are written out where those of this version "
-        "differ. Without it, that happens only in files that cannot be of this version",
+        help="version for which the files were written: adds its defaults where those of this version differ. Without "
+        "this option, they are added only to files that are certainly older",
     )
     parser.set_defaults(command=migrate)
 

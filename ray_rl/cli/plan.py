@@ -11,6 +11,7 @@ from ray_rl.errors import ConfigError
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
     from ray_rl.config import RunConfig
+    from ray_rl.planner.assess import Assessment
 
 
 def add_to(commands: Commands) -> None:
@@ -25,12 +26,16 @@ def add_to(commands: Commands) -> None:
     )
     add_config(parser)
     parser.add_argument("--nodes", type=int, metavar="N", help="plan for N nodes instead of cluster.nodes")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="instead of cluster.gpus_per_node")
+    parser.add_argument(
+        "--gpus-per-node", type=int, metavar="N", help="plan for N GPUs per node instead of cluster.gpus_per_node"
+    )
     parser.add_argument(
         "--gpu", metavar="NAME", help="kind of GPU, or the start of its name: h100-80gb (default), 4090, a100-40gb, ..."
     )
-    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="memory of a GPU; of any kind without --gpu")
-    parser.add_argument("--host-memory", type=float, metavar="GB", help="memory of a node; without it, not checked")
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GB", help="memory of a GPU; without --gpu, of an unknown kind"
+    )
+    parser.add_argument("--host-memory", type=float, metavar="GB", help="memory of a node; checked only if given")
     parser.set_defaults(command=print_plan)
 
 
@@ -41,10 +46,8 @@ def print_plan(arguments: argparse.Namespace) -> int:
         ConfigError: the message has every problem, and changes that make the run fit.
     """
     from ray_rl.config.loading.load import load_config
-    from ray_rl.planner.advice import propose
     from ray_rl.planner.assess import assess
     from ray_rl.planner.gpus import ClusterShape
-    from ray_rl.planner.report import refusal, report, verdict
 
     sizes = (("nodes", arguments.nodes), ("gpus_per_node", arguments.gpus_per_node))
     overrides = [f"cluster.{key}={value}" for key, value in sizes if value is not None]
@@ -55,11 +58,7 @@ def print_plan(arguments: argparse.Namespace) -> int:
         config, gpu=arguments.gpu, gpu_memory_gb=arguments.gpu_memory, host_memory_gb=arguments.host_memory
     )
     _check_all_but_nodes(config)
-    assessment = assess(config, cluster)
-    print(f"{arguments.config}: {verdict(assessment)}")
-    print("\n".join(report(config, assessment)))
-    if not assessment.fits:
-        raise ConfigError(refusal(assessment, propose(config, assessment)))
+    _print(config, assess(config, cluster), name=arguments.config)
     return 0
 
 
@@ -69,20 +68,22 @@ def print_plan_of(config: RunConfig) -> None:
     Raises:
         ConfigError: the run does not fit.
     """
-    from ray_rl.planner.advice import propose
     from ray_rl.planner.assess import assess, unknown_models
     from ray_rl.planner.gpus import ClusterShape
-    from ray_rl.planner.report import refusal, report, verdict
 
     unknown = unknown_models(config)
     if unknown:
         print(f"no plan: the shape of {', '.join(unknown)} is not known, so that memory cannot be counted")
-        return
-    assessment = assess(config, ClusterShape.of(config))
-    print(f"plan: {verdict(assessment)}")
+    else:
+        _print(config, assess(config, ClusterShape.of(config)), name="plan")
+
+
+def _print(config: RunConfig, assessment: Assessment, *, name: str) -> None:
+    from ray_rl.planner.report import report, require_fit, verdict
+
+    print(f"{name}: {verdict(assessment)}")
     print("\n".join(report(config, assessment)))
-    if not assessment.fits:
-        raise ConfigError(refusal(assessment, propose(config, assessment)))
+    require_fit(config, assessment)
 
 
 def _check_asks_for_gpus(config: RunConfig, arguments: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_rl.cli.arguments import remember
+from ray_rl.cli.arguments import add_overrides, remember
 from ray_rl.cli.train import start
 from ray_rl.config.run import RunConfig
 
@@ -20,9 +20,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "resume",
         help="continue a run from its newest checkpoint, or from an earlier one",
-        description="Continues a run from its newest complete checkpoint, or from that of --step. Values "
-        "that are set here and differ from those of the run are listed; what would make nonsense of the checkpoint is "
-        "refused.",
+        description="Continues a run from its newest complete checkpoint, or from that of --step. Prints the "
+        "values that differ from those of the run, and refuses changes that do not fit the checkpoint.",
         epilog="examples: ray-rl resume runs/grpo-addition run.steps=60; ray-rl resume runs/grpo-addition --step 40",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
@@ -31,11 +30,9 @@ def add_to(commands: Commands) -> None:
         type=int,
         metavar="N",
         help="continue from the checkpoint of step N instead of the newest one; later checkpoints, records and exports "
-        "are moved aside inside the run folder",
+        "are kept in a subfolder of the run folder",
     )
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", default=[], help="sets one value, in YAML: run.steps=60"
-    )
+    add_overrides(parser, "run.steps=60")
     parser.set_defaults(command=resume, only_shows=True)
 
 

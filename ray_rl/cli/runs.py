@@ -28,11 +28,13 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "runs",
         help="list the run folders under a folder, with the state of each and its next command",
-        description="Lists run folders: state, steps, mean reward of the last step, time since something was written, "
-        "and the command to run next. A run whose lock is held is running.",
+        description="Lists run folders with their state, steps, mean reward of the last step, time since the last "
+        "write, and the command to run next.",
         epilog="example: ray-rl runs runs",
     )
-    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, default=Path("runs"), help="default: runs")
+    parser.add_argument(
+        "dir", metavar="DIR", nargs="?", type=Path, default=Path("runs"), help="folder to search; default: runs"
+    )
     parser.set_defaults(command=runs)
 
 

@@ -23,8 +23,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "train",
         help="train; the run folder is <run.dir>/<run.name>",
-        description="Trains. Wrong input ends with exit code 2 before anything is started or written. A terminal that "
-        "is closed does not end a run: `ray-rl stop RUN` does.",
+        description="Runs every check and trains. If the input is wrong, the exit code is 2, and nothing was started "
+        "or written. Closing the terminal does not end a run; `ray-rl stop RUN` does.",
         epilog="example: ray-rl train configs/grpo_addition_smollm2-135m_cpu.yaml run.name=first run.steps=3",
     )
     add_config(parser)

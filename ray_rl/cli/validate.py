@@ -18,8 +18,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "validate",
         help="check a configuration, its data and its functions, without torch",
-        description="Checks a configuration as `train` does before it starts Ray. The GPUs it asks for need not be in "
-        "this machine. Without --full it reads the rows and imports your functions; with --full it also loads "
+        description="Checks a configuration as `train` does before it starts Ray. This machine "
+        "needs no GPUs for it. Without --full it reads the rows and imports your functions; with --full it also loads "
         "the tokenizer and the configuration of every model, and looks for the packages that a run needs.",
         epilog="example: ray-rl validate configs/grpo_addition_smollm2-135m_cpu.yaml train.workers=2",
     )

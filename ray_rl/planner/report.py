@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from ray_rl.config import RunConfig
-from ray_rl.planner.advice import Proposal
+from ray_rl.errors import ConfigError
+from ray_rl.planner.advice import Proposal, propose
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import USABLE, Assessment, known_shape
 from ray_rl.planner.gpus import ClusterShape
@@ -56,6 +57,16 @@ def verdict(assessment: Assessment) -> str:
     if assessment.offloads and assessment.cluster.host_bytes is None:
         return f"fits, if every node has {assessment.host_bytes / GIB:.0f} GiB of memory for it (--host-memory)"
     return "fits"
+
+
+def require_fit(config: RunConfig, assessment: Assessment) -> None:
+    """Refuses a run that does not fit.
+
+    Raises:
+        ConfigError: the message has every problem, and changes that make the run fit.
+    """
+    if not assessment.fits:
+        raise ConfigError(refusal(assessment, propose(config, assessment)))
 
 
 def refusal(assessment: Assessment, proposals: Sequence[Proposal]) -> str:
