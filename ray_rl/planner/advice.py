@@ -17,6 +17,7 @@ from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig, Trained
 from ray_rl.planner.assess import DTYPE, Assessment, assess
 from ray_rl.planner.gpus import ClusterShape
+from ray_rl.planner.memory import Bounds
 
 Changes = dict[str, Any]
 """Values by dotted key, as on the command line."""
@@ -42,9 +43,6 @@ class Proposal:
     def words(self) -> list[str]:
         """One word per change, quoted for a shell."""
         return [shlex.quote(f"{key}={_written(value)}") for key, value in self.changes.items()]
-
-    def __str__(self) -> str:
-        return " ".join(self.words)
 
 
 def propose(config: RunConfig, assessment: Assessment) -> list[Proposal]:
@@ -182,7 +180,7 @@ def _role_remedies(config: RunConfig, role: Role) -> Iterator[Changes]:
             yield {f"{role.key}.zero_stage": 3}
             yield {f"{role.key}.zero_stage": 3, f"{role.key}.offload": True}
         case ModelReward():
-            yield {f"{role.key}.micro_batch_tokens": _longest(config)}
+            yield {f"{role.key}.micro_batch_tokens": Bounds(config).longest}
             yield {f"{role.key}.workers": len(role.models)}
         case _:
             pass  # the engines' remedies depend on the cluster
@@ -192,8 +190,8 @@ def _trained_remedies(config: RunConfig, key: str, trained: Trained) -> Iterator
     yield {f"{key}.gradient_checkpointing": True}
     yield from ({f"{key}.zero_stage": stage} for stage in range(trained.zero_stage + 1, 4))
     tokens = trained.micro_batch_tokens
-    while tokens > _longest(config):
-        tokens = max(tokens // 2, _longest(config))
+    while tokens > Bounds(config).longest:
+        tokens = max(tokens // 2, Bounds(config).longest)
         yield {f"{key}.micro_batch_tokens": tokens}
     if key == "train" and config.logit_chunk_tokens > SMALLEST_CHUNK:
         yield {"train.logit_chunk_tokens": SMALLEST_CHUNK}
@@ -226,10 +224,6 @@ def _without_offloading(config: RunConfig) -> Changes:
 
 def _offloads(remedy: Changes) -> bool:
     return any("offload" in key and value for key, value in remedy.items())
-
-
-def _longest(config: RunConfig) -> int:
-    return config.data.max_prompt_tokens + config.rollout.max_tokens
 
 
 def _written(value: Any) -> str:

@@ -177,14 +177,14 @@ def _arithmetic(config: RunConfig) -> Iterator[str]:
     for role, share in step.shares.items():
         batches, rows = _count(share.micro_batches, "micro-batch"), _count(share.rows, "sequence")
         yield (
-            f"  {role}: at most {share.rollouts} rollouts a worker, in at most {batches} ({rows} of full length each)"
+            f"  {role}: at most {share.rollouts} rollouts per worker, in at most {batches} ({rows} of full length)"
         )
 
 
 def _memory(assessment: Assessment) -> Iterator[str]:
     memories = assessment.memories
     terms = {role: memory.terms() for role, memory in memories.items()}
-    yield "memory of a worker, GiB (peak: what stays, and the largest of what comes and goes)"
+    yield "memory of a worker, GiB (peak: permanent memory, and the largest phase)"
     yield "  " + "".ljust(12) + "".join(role.rjust(11) for role in memories)
     for name in TERMS:
         if any(name in found for found in terms.values()):
@@ -212,7 +212,7 @@ def _row(name: str, bytes_by_role: Sequence[float | None]) -> str:
 def _cache(config: RunConfig, assessment: Assessment) -> Iterator[str]:
     cache = assessment.cache
     yield (
-        f"  KV cache: {cache.token * config.rollout.tensor_parallel / 1024:.0f} KiB a token and engine, room for "
+        f"  KV cache: {cache.token * config.rollout.tensor_parallel / 1024:.0f} KiB per token and engine, room for "
         f"{cache.sequences} sequences of {cache.longest} tokens (rollout.max_sequences={config.rollout.max_sequences})"
     )
 
@@ -221,7 +221,7 @@ def _sync(config: RunConfig, assessment: Assessment) -> Iterator[str]:
     policy = known_shape("model.path", config.model.path)
     receivers = config.rollout.engines * config.rollout.tensor_parallel
     yield (
-        f"sync: {sync_bytes(config, policy) / GIB:.2f} GiB a publish, to {_count(receivers, 'worker')} of "
+        f"sync: {sync_bytes(config, policy) / GIB:.2f} GiB per publish, to {_count(receivers, 'worker')} of "
         f"{_count(config.rollout.engines, 'engine')}"
     )
 
@@ -231,7 +231,7 @@ def _time(config: RunConfig, assessment: Assessment) -> Iterator[str]:
     if not (assessment.layout.gpus and assessment.fits):
         return
     if assessment.cluster.gpu.speed is None:
-        yield "time: not known, as only the GPU's memory is; with --gpu NAME too, its speed is that of a known one"
+        yield "time: unknown, because only the GPU's memory is known; add --gpu NAME for the speed of a known one"
         return
     times, steps = estimate(config, assessment), config.run.steps
     yield (

@@ -20,7 +20,7 @@ def test_plan_prints_the_layout_and_the_arithmetic_of_a_step(capsys):
     assert "node 1: rollout 1 on GPU 0-2" in out
     assert "8 prompts x 8 completions = 64 rollouts of at most 88 tokens, at most 32 on each of 2 engines" in out
     assert "2 optimizer steps of 32 rollouts" in out
-    assert "actor: at most 8 rollouts a worker" in out
+    assert "actor: at most 8 rollouts per worker" in out
 
 
 def test_plan_prints_every_term_of_memory_and_what_a_publish_sends(capsys):
@@ -28,7 +28,7 @@ def test_plan_prints_every_term_of_memory_and_what_a_publish_sends(capsys):
     out = capsys.readouterr().out
     for term in ("weights", "gradients", "optimizer", "activations", "logits", "KV cache"):
         assert term in out
-    assert "sync: 131.42 GiB a publish, to 12 workers of 3 engines" in out
+    assert "sync: 131.42 GiB per publish, to 12 workers of 3 engines" in out
 
 
 def test_a_plan_that_does_not_fit_exits_2_and_says_by_how_much_and_what_would(capsys):

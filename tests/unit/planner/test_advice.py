@@ -23,7 +23,7 @@ def advice(make):
         for proposal in proposals:
             larger = ClusterShape(proposal.nodes, gpus_per_node, GPUS[gpu], host_bytes)
             assert assess(changed(config, proposal.changes), larger).fits
-        return [str(proposal) for proposal in proposals]
+        return [" ".join(proposal.words) for proposal in proposals]
 
     return of
 

@@ -47,10 +47,10 @@ def test_nodes_that_are_missing_are_marked(lines):
 def test_a_step_is_counted_down_to_the_micro_batches(lines):
     text = "\n".join(lines(train={"workers": 4, "zero_stage": 3, "micro_batch_tokens": 4096, **CHECKPOINTING}))
     assert ("step: 8 prompts x 8 completions = 64 rollouts of at most 2048 tokens, at most 64 on the engine\n") in text
-    share = "actor: at most 16 rollouts a worker, in at most 8 micro-batches (2 sequences of full length each)"
+    share = "actor: at most 16 rollouts per worker, in at most 8 micro-batches (2 sequences of full length)"
     assert share in text
     alone = "\n".join(lines(train={"workers": 4, "zero_stage": 3, "micro_batch_tokens": 16, **CHECKPOINTING}))
-    assert "in at most 16 micro-batches (1 sequence of full length each)" in alone
+    assert "in at most 16 micro-batches (1 sequence of full length)" in alone
 
 
 def test_memory_is_a_table_of_terms_with_what_is_on_the_host(lines):
@@ -63,7 +63,7 @@ def test_memory_is_a_table_of_terms_with_what_is_on_the_host(lines):
     assert on_host[2:] == [f"{offloaded / 4 / 2**30:.2f}", "-"]
     text = "\n".join(found)
     assert f"  host: {offloaded / 2**30 + 12:.1f} GiB on the node that takes the most" in text
-    assert "sync: 14.19 GiB a publish, to 1 worker of 1 engine" in text
+    assert "sync: 14.19 GiB per publish, to 1 worker of 1 engine" in text
     assert "time of a step, if every completion has full length: " in text
 
 
@@ -125,7 +125,7 @@ def test_the_time_of_the_run_is_that_of_its_steps(make):
 def test_a_gpu_of_unknown_speed_has_no_time(make):
     config = make(train={"workers": 4, "zero_stage": 3, **CHECKPOINTING})
     shown = report(config, assess(config, ClusterShape(1, 8, Gpu("96 GB GPU", 96 * GIB))))
-    assert shown[-1].startswith("time: not known, as only the GPU's memory is; ")
+    assert shown[-1].startswith("time: unknown, because only the GPU's memory is known; ")
 
 
 def test_the_memory_of_a_node_is_part_of_the_verdict(make):
