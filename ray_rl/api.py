@@ -79,13 +79,13 @@ def plan(config: RunConfig) -> Planned:
     Raises:
         ConfigError: the rules between fields are broken, or the shape of a model is not known.
     """
-    from ray_rl.config.gpus import asked_gpus
+    from ray_rl.config.gpus import needed_gpus
     from ray_rl.config.rules.check import check
     from ray_rl.planner.assess import assess
     from ray_rl.planner.gpus import ClusterShape
     from ray_rl.planner.report import report, verdict
 
-    check(config, visible_gpus=sum(ask.gpus for ask in asked_gpus(config)))
+    check(config, visible_gpus=needed_gpus(config))
     assessment = assess(config, ClusterShape.of(config))
     return Planned(assessment, "\n".join([verdict(assessment), *report(config, assessment)]))
 

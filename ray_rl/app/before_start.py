@@ -1,13 +1,12 @@
 """The list of all checks of a run before Ray starts; `train`, `resume` and `validate` run it.
 
-A check raises a `UserError` (exit code 2) and writes nothing. To add one, write a function of the configuration and add
-it to `CHECKS`, before slower ones, and to `QUICK_CHECKS` if it needs no torch and no network.
+A check raises a `UserError` (exit code 2) and writes nothing. To add one, write a function and add it to `CHECKS`,
+before slower ones, and to `QUICK_CHECKS` if it needs no torch and no network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,23 +19,15 @@ if TYPE_CHECKING:
     from ray_rl.loops.resuming import Resume
 
 Note = Callable[[str], None]
+Check = Callable[["RunConfig", Note], "CheckedRows | None"]
+"""Raises a UserError if the run cannot start, and returns the rows of the run if it has checked them. Its second
+argument is called with the progress of a long check."""
 
 NEEDED = ("torch", "transformers", "ray", "deepspeed", "vllm")
 """Modules that a run imports and the base install lacks."""
 
 READS = {"parquet": "pyarrow", "csv": "pyarrow", "hub": "datasets", "reasoning_gym": "reasoning_gym"}
 """Module that reads each kind of data; the other kinds need none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that is checked before a run starts."""
-
-    what: str
-    """Name of the check, shown while it runs."""
-    run: Callable[[RunConfig, Note], CheckedRows | None]
-    """Raises a UserError if the run cannot start. Returns the rows of the run, if it has checked them. Calls its second
-    argument with the progress of a long check."""
 
 
 def check_before_start(
@@ -55,7 +46,7 @@ def check_before_start(
         resume: None requires a run folder that does not exist yet; other values accept an existing one.
         visible_gpus: GPUs of the machine that will run it; None counts those of this machine.
         is_full: False runs `QUICK_CHECKS` instead of `CHECKS`.
-        note: called with the name of a check before it starts, if it may take longer than a second.
+        note: called once, with the run and what comes next.
         progress: called with the progress of a long check.
 
     Returns:
@@ -75,14 +66,14 @@ def check_before_start(
     quiet_libraries(on_cpu=config.cluster.accelerator == "cpu")
     note(_first_line(config, continued=continues(config, resume)))
     for one in CHECKS if is_full else QUICK_CHECKS:
-        checked = one.run(config, progress) or checked
+        checked = one(config, progress) or checked
     return checked
 
 
 def _first_line(config: RunConfig, *, continued: bool) -> str:
-    from ray_rl.config.gpus import asked_gpus
+    from ray_rl.config.gpus import needed_gpus
 
-    gpus, steps = sum(ask.gpus for ask in asked_gpus(config)), config.run.steps
+    gpus, steps = needed_gpus(config), config.run.steps
     where = "CPU" if config.cluster.accelerator == "cpu" else f"{gpus} GPU{'s' if gpus > 1 else ''}"
     return (
         f"{config.run.name}: {'continuing' if continued else 'training'} {config.model.path} on {where}, "
@@ -115,7 +106,7 @@ def unreadable_data(config: RunConfig) -> str | None:
     return module if module is not None and find_spec(module) is None else None
 
 
-def _check_functions(config: RunConfig) -> None:
+def _check_functions(config: RunConfig, progress: Note) -> None:
     from ray_rl.preflight.functions import check_functions
 
     check_functions(config.algorithm)
@@ -139,7 +130,7 @@ def _check_data(config: RunConfig, progress: Note) -> CheckedRows | None:
         return check_data(config, model_folder=_folder_of(config.model.path), row_checks=row_checks, say=progress)
 
 
-def _check_models(config: RunConfig) -> None:
+def _check_models(config: RunConfig, progress: Note) -> None:
     """Loads configurations and tokenizers like the workers, and compares checkpoints with their models.
 
     Packaged models need no check. Weights that must be downloaded from the hub are checked by the workers.
@@ -173,7 +164,7 @@ def _check_models(config: RunConfig) -> None:
             check_checkpoint(folder, trust_remote_code=trusts, key=key)
 
 
-def _check_export(config: RunConfig) -> None:
+def _check_export(config: RunConfig, progress: Note) -> None:
     """Writes an export without its weights into a temporary folder, so that it does not fail after the last step.
 
     Packaged models need no check.
@@ -205,18 +196,13 @@ def _folder_of(path: str) -> Path | str:
     return folder if folder.is_dir() else path
 
 
-_FUNCTIONS = Check("functions of the algorithm", lambda config, progress: _check_functions(config))
-
 CHECKS: tuple[Check, ...] = (
-    Check("installed packages", lambda config, progress: check_installed()),
-    _FUNCTIONS,
-    Check("data and reward functions", _check_data),
-    Check("models", lambda config, progress: _check_models(config)),
-    Check("files of the export", lambda config, progress: _check_export(config)),
+    lambda config, progress: check_installed(),
+    _check_functions,
+    _check_data,
+    _check_models,
+    _check_export,
 )
 """The checks of `train`, in this order: the cheapest first."""
-QUICK_CHECKS: tuple[Check, ...] = (
-    _FUNCTIONS,
-    Check("data and reward functions", _check_rows),
-)
+QUICK_CHECKS: tuple[Check, ...] = (_check_functions, _check_rows)
 """The default checks of `validate`, which need no torch, no transformers and no network."""

@@ -118,15 +118,14 @@ def checked_job(arguments: argparse.Namespace) -> Job:
     Raises:
         ConfigError: the configuration is wrong; the message has every problem.
     """
-    from ray_rl.config.gpus import asked_gpus
+    from ray_rl.config.gpus import needed_gpus
     from ray_rl.config.loading.load import load_config
     from ray_rl.config.rules.check import check
     from ray_rl.config.rules.launch import check_launch
     from ray_rl.metrics.environment import git_state
 
     config = load_config(arguments.config, arguments.overrides, launch=arguments.launch)
-    asked = sum(ask.gpus for ask in asked_gpus(config))
-    check(config, visible_gpus=asked, is_elsewhere=arguments.backend != "local")
+    check(config, visible_gpus=needed_gpus(config), is_elsewhere=arguments.backend != "local")
     check_launch(config, arguments.backend, arguments.overrides)
     git = git_state(Path.cwd())
     commit = None if git is None else git["commit"] + ("-dirty" if git["dirty"] else "")

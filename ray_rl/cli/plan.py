@@ -98,9 +98,9 @@ def _check_asks_for_gpus(config: RunConfig, arguments: argparse.Namespace) -> No
 
 def _check_all_but_nodes(config: RunConfig) -> None:
     """Checks the rules with more nodes than needed, because the plan checks the number of nodes."""
-    from ray_rl.config.gpus import asked_gpus
+    from ray_rl.config.gpus import needed_gpus
     from ray_rl.config.rules.check import check
 
-    asked = sum(ask.gpus for ask in asked_gpus(config))
+    asked = needed_gpus(config)
     cluster = config.cluster.model_copy(update={"nodes": max(asked, config.cluster.nodes)})
     check(config.model_copy(update={"cluster": cluster}), visible_gpus=asked)

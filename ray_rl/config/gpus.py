@@ -57,6 +57,11 @@ def asked_gpus(config: RunConfig) -> list[Ask]:
     return asks
 
 
+def needed_gpus(config: RunConfig) -> int:
+    """Returns the GPUs of all groups of roles."""
+    return sum(ask.gpus for ask in asked_gpus(config))
+
+
 def visible_gpu_count() -> int:
     """Returns how many GPUs CUDA may use here: /dev/nvidia0, 1, ..., without those that CUDA_VISIBLE_DEVICES hides."""
     devices = sum(1 for device in DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia[0-9]+", device.name))

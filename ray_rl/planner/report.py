@@ -176,9 +176,7 @@ def _arithmetic(config: RunConfig) -> Iterator[str]:
     yield f"update: {_count(step.optimizer_steps, 'optimizer step')} of {step.per_update} rollouts"
     for role, share in step.shares.items():
         batches, rows = _count(share.micro_batches, "micro-batch"), _count(share.rows, "sequence")
-        yield (
-            f"  {role}: at most {share.rollouts} rollouts per worker, in at most {batches} ({rows} of full length)"
-        )
+        yield (f"  {role}: at most {share.rollouts} rollouts per worker, in at most {batches} ({rows} of full length)")
 
 
 def _memory(assessment: Assessment) -> Iterator[str]:

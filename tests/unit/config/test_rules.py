@@ -123,7 +123,7 @@ class TestDataAndRewards:
     @pytest.mark.parametrize("key", ["data", "rewards.0", "algorithm.advantage", "algorithm.loss"])
     def test_an_import_path_is_made_of_names(self, load, key, path):
         section = f"{{kind: custom, function: '{path}'}}"
-        message = f"{key}.function={path}: must name a module and a function in it with a colon between"
+        message = f"{key}.function={path}: must be the path of a module, a colon, and the name of a function"
         with pytest.raises(ConfigError, match=re.escape(message)):
             load(f"rewards=[{section}]" if key == "rewards.0" else f"{key}={section}")
 
