@@ -197,22 +197,15 @@ class ChatTokenizer:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        from ray_rl.data.template import ChatTemplate
+        from ray_rl.data.template import ChatTemplate, default_template
 
         text = self._own_template
         if text is None:
-            templates = self._tokenizer.templates
-            text = templates.get("default")
-            if text is None and templates:
-                raise DataError(
-                    f"model.path={self._owner}: the tokenizer has the chat templates {', '.join(sorted(templates))}, "
-                    "and none of them is called default; set model.chat_template to the name of one, or to your own"
-                )
-        if text is None:
-            raise DataError(
-                f"model.path={self._owner}: the tokenizer has no chat template; use an instruct model, "
-                "or set model.chat_template, or a text source with data.chat: false"
+            remedy = (
+                "set model.chat_template to one of its names or to your own template, use an instruct model, or give "
+                "text with data.chat: false"
             )
+            text = default_template(self._tokenizer, place=f"model.path={self._owner}", remedy=remedy)
         return ChatTemplate(
             text, special_tokens=self._tokenizer.special_tokens, owner=str(self._owner), options=self._options
         )

@@ -11,7 +11,7 @@ import jinja2
 from jinja2 import meta
 
 from ray_rl.data.bounded_jinja import TooMuchWork, environment, rendered
-from ray_rl.data.tokenizer import squeezed
+from ray_rl.data.tokenizer import ModelTokenizer, squeezed
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
 
@@ -172,6 +172,24 @@ class ChatTemplate:
                     f"data.template_options.{name}: the chat template of {self._owner} does not read it; "
                     f"it reads {', '.join(own) or 'no variables of its own'}"
                 )
+
+
+def default_template(tokenizer: ModelTokenizer, *, place: str, remedy: str) -> str:
+    """Returns the chat template of a model: the only one, or the one called `default`.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+        place: the key and the path of the model, for the error.
+        remedy: what the user can do without such a template.
+
+    Raises:
+        DataError: there is no such template.
+    """
+    templates = tokenizer.templates
+    if "default" in templates:
+        return templates["default"]
+    named = f"the chat templates {', '.join(sorted(templates))}, and none of them is called default"
+    raise DataError(f"{place}: the tokenizer has {named if templates else 'no chat template'}; {remedy}")
 
 
 def with_options(template: str, options: Mapping[str, Any]) -> str:

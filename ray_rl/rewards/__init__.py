@@ -1,1 +1,1 @@
-"""What a completion is worth."""
+"""Judges completions: reward functions, reward models, and the sum of their scores."""

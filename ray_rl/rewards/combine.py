@@ -1,4 +1,4 @@
-"""Rewards of a prompt's rollouts: the score of every judge, and their weighted sum."""
+"""Computes the rewards of a prompt's rollouts: the score of every judge, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ray_rl.rewards.model.judge import ModelJudge, Models
 from ray_rl.types import RolloutGroup
 
 Save = Callable[[Sequence[RolloutGroup]], Path]
-"""Writes samples that could not be scored and returns their file; from any thread."""
+"""Writes samples that could not be scored, and returns their file. Any thread may call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ class Rewards:
         self._save = save
 
     async def score(self, group: RolloutGroup) -> tuple[RolloutGroup, list[Metric]]:
-        """Returns the group with its rewards, and what the judges count. The judges work concurrently.
+        """Returns the group with its rewards, and the metrics of the judges. The judges work concurrently.
 
         Raises:
-            RewardError: a judge failed or returned something that is neither a finite number nor None, and its part
-                does not say `on_error: skip`.
+            RewardError: a judge failed, or returned something that is neither a finite number nor None, and its part
+                is not set to `on_error: skip`.
             ConfigError: a part needs a column that the prompt does not have.
         """
         try:
@@ -86,8 +86,8 @@ class Rewards:
         return replace(group, rollouts=rollouts), metrics
 
     def close(self) -> None:
-        """Ends the worker processes, and calls in flight with them. No call may follow."""
-        self._save = None  # nobody asks any more for what these calls were about
+        """Ends the worker processes, and with them the calls in flight. No call may follow."""
+        self._save = None  # the calls that fail now are not errors of the run
         for close in self._close:
             close()
 

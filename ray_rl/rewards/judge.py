@@ -14,9 +14,9 @@ class Judgement:
     """The opinion of one judge on one rollout."""
 
     score: float | None
-    """Finite and unweighted; None for no opinion."""
+    """Finite, without the weight; None for no opinion."""
     metrics: tuple[Metric, ...] = ()
-    """What the judge counts. Metrics of a whole group come with its first judgement."""
+    """The metrics of the judge. Those of a whole group come with its first judgement."""
 
 
 class Judge(Protocol):

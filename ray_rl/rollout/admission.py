@@ -1,4 +1,4 @@
-"""How far sampling may run ahead of training."""
+"""Limits how far sampling may run ahead of training."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The bound on prompts in flight: no rollout that is taken in order is ever older than `max_staleness` steps.
+    """The bound on prompts in flight. Rollouts that are taken in order are never older than `max_staleness` steps.
 
     Prompt number i is trained on at step i // prompts_per_step at the latest. It is admitted only if that step is at
-    most `max_staleness` after the trainer's version now, which is the oldest version that will sample it.
+    most `max_staleness` steps after the current version of the trainer, the oldest version that will sample it.
     """
 
     prompts_per_step: int

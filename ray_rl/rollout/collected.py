@@ -1,4 +1,4 @@
-"""The position of a collector: of its prompts, and the rollouts that are not trained on yet; in memory and on disk."""
+"""The position of a collector, in memory and on disk: its prompts, and the rollouts that are not trained on yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray_rl.metrics.metric import EffectiveFraction, Last, Maximum, Mean, Metric
 from ray_rl.types import Prompt, RolloutGroup
 
 FOLDER = "rollouts"
-"""In the folder of a checkpoint."""
+"""Name of its folder in a checkpoint."""
 KINDS = {kind.__name__: kind for kind in (Mean, Total, Maximum, Last, EffectiveFraction)}
 
 
@@ -23,21 +23,21 @@ class Finished:
     """A group that is complete and scored."""
 
     number: int
-    """Of the prompt, in the order of admission."""
+    """Number of the prompt, in the order of admission."""
     group: RolloutGroup
     metrics: list[Metric]
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """Everything that a collector needs to resume where another one stopped."""
+    """Everything that a collector needs to continue at this position."""
 
     source: Mapping[str, Any]
     """Position of the prompt source."""
     admitted: int
     accepted: int
-    under_way: tuple[tuple[int, Prompt], ...]
-    """Number and prompt of each group in flight: it is sampled again, with the same seeds."""
+    in_flight: tuple[tuple[int, Prompt], ...]
+    """Number and prompt of each group in flight, which is sampled again with the same seeds."""
     waiting: tuple[Finished, ...]
     refused: tuple[Finished, ...]
     stale: int
@@ -46,7 +46,7 @@ class Collected:
         """Writes three files into a checkpoint.
 
         Raises:
-            CheckpointError: the file system refuses, or a prompt has a column that JSON cannot hold.
+            CheckpointError: the file system refuses, or JSON cannot represent a column of a prompt.
         """
         inner = folder / FOLDER
         write_json(
@@ -56,7 +56,7 @@ class Collected:
                 "admitted": self.admitted,
                 "accepted": self.accepted,
                 "stale": self.stale,
-                "under_way": [[number, prompt_to_json(prompt)] for number, prompt in self.under_way],
+                "under_way": [[number, prompt_to_json(prompt)] for number, prompt in self.in_flight],
                 "waiting": _finished_to_json(self.waiting),
                 "refused": _finished_to_json(self.refused),
             },
@@ -65,10 +65,10 @@ class Collected:
 
     @classmethod
     def read(cls, folder: Path) -> Collected:
-        """Reads what `write` wrote into a checkpoint.
+        """Reads the files of `write` from a checkpoint.
 
         Raises:
-            CheckpointError: the checkpoint does not hold the position of a collector.
+            CheckpointError: the checkpoint does not have the position of a collector.
         """
         inner = folder / FOLDER
         found = read_json(inner / "collector.json")
@@ -83,7 +83,7 @@ class Collected:
                 source=found["source"],
                 admitted=found["admitted"],
                 accepted=found["accepted"],
-                under_way=tuple((number, prompt_from_json(prompt)) for number, prompt in found["under_way"]),
+                in_flight=tuple((number, prompt_from_json(prompt)) for number, prompt in found["under_way"]),
                 waiting=tuple(finished[: len(waiting)]),
                 refused=tuple(finished[len(waiting) :]),
                 stale=found["stale"],

@@ -1,4 +1,4 @@
-"""Prompts -> completions -> rewards, in the background of training as far as the schedule allows."""
+"""Samples and scores completions of prompts, in the background of training as far as the schedule allows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ray_rl.rollout.schedule import Schedule
 from ray_rl.types import Prompt, RolloutGroup
 
 CANCEL_S = 5.0
-"""Bound for requests that were dropped to end."""
+"""How long cancelled requests may take to end."""
 
 
 class Collector:
@@ -43,7 +43,7 @@ class Collector:
             episodes: makes rollouts of a prompt, with the engines of the pool.
             rewards: the judges; the caller closes them.
             schedule: a schedule at the start of a run.
-            group_size: rollouts of each prompt.
+            group_size: number of rollouts of each prompt.
         """
         self._source = source
         self._pool = pool
@@ -54,12 +54,12 @@ class Collector:
         self._running: dict[int, asyncio.Task[Finished]] = {}
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
-        """Something finished or failed: for `take`."""
+        """Set when something finished or failed; `take` waits for it."""
         self._room = asyncio.Event()
-        """The same, or a newer version: for the admission of prompts."""
+        """Set then and for a new version, when there may be room for prompts; `_admit` waits for it."""
         self._admitting: asyncio.Task[None] | None = None
         self._batch_began: Collected | None = None
-        """Where a collector that samples in waves was before the batch that is being taken."""
+        """The position before the batch that is being taken, if it samples in waves."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -73,14 +73,14 @@ class Collector:
                 await asyncio.wait(left, timeout=CANCEL_S)
 
     async def take(self, *, step: int, progress: Callable[[str], None]) -> tuple[list[RolloutGroup], list[Metric]]:
-        """Returns the groups of a batch, in the order of their prompts, and makes room for the next ones.
+        """Returns the groups of a batch in the order of their prompts, with its metrics. Makes room for the next ones.
 
         Args:
             step: the number of the batch, which is the trainer's version.
-            progress: called with a text that says how many completions are done.
+            progress: called with the number of completions that are done, as text.
 
         Raises:
-            RayRLError: an engine or a reward failed; the requests in flight are dropped.
+            RayRLError: an engine or a reward failed; the requests in flight are cancelled.
         """
         schedule, count = self._schedule, self._schedule.prompts_per_step
         schedule.version = step
@@ -91,7 +91,7 @@ class Collector:
         while True:
             self._changed.clear()
             ready = schedule.ready()
-            self._room.set()  # for a newer version, and in place of groups that were too old
+            self._room.set()  # the version may be new, and stale groups may have been dropped
             progress(f"{min(len(ready), count) * self._group_size} of {count * self._group_size} completions")
             if self._failure is not None:
                 self._cancel()
@@ -104,10 +104,10 @@ class Collector:
             await self._changed.wait()  # bound: requests in flight end within rollout.timeout_s, which is a change
 
     def position(self) -> Collected:
-        """Returns where it is now, between two batches, whatever is in flight.
+        """Returns the current position between two batches. Requests may be in flight.
 
-        In waves, that is the position before a batch whose `take` was cancelled: its rollouts are sampled again, as
-        their bits depend on what was sampled in the same forward passes.
+        A collector that samples in waves returns the position before a batch whose `take` was cancelled: all its
+        rollouts are sampled again, because their last bits depend on the other sequences in a forward pass.
         """
         return self._batch_began or self._now()
 
@@ -136,7 +136,7 @@ class Collector:
 
     async def _admit(self) -> None:
         """Starts prompts whenever there is room, until it is cancelled or the source fails."""
-        for number, prompt in self._schedule.in_flight.items():  # those of a collector before this one
+        for number, prompt in self._schedule.in_flight.items():  # of the run before it was resumed
             self._start(number, prompt)
         while True:
             await self._room.wait()  # bound: runs concurrently with `take`, which cancels it

@@ -21,49 +21,49 @@ from ray_rl.sizes import GIB
 from ray_rl.types import Completion
 
 ARRIVAL_POLL_S = 0.005
-"""Between looks whether all of a wave have arrived."""
+"""Seconds between two checks whether all requests of a wave have arrived."""
 DEATH_POLL_S = 0.2
-"""Between looks whether vLLM's processes are alive: a call that they were to answer ends in no other way."""
+"""Seconds between two checks whether vLLM's processes are alive: a call to a dead process never ends."""
 
 CPU_BLOCK_TOKENS = 32
 CPU_BATCH_TOKENS = 8192
-"""Of a KV block (the kernel takes multiples of 32) and of a forward pass on CPU."""
+"""Tokens of a KV block (the kernel needs a multiple of 32) and of a forward pass on CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """What an engine loads, and what it may use for it. Nothing here says whose model it is."""
+    """The model and the resources of an engine, for a model of any role."""
 
     model: str
-    """Folder of the model, whose weights are served until the first publish."""
+    """Folder of the model. Its weights are served until the first publish."""
     dtype: Literal["auto", "bfloat16", "float32"]
     context_tokens: int
-    """Limit of prompt and completion together."""
+    """The most tokens of prompt and completion together."""
     on_cpu: bool
     tensor_parallel: int = 1
     max_sequences: int = 256
-    """Sequences in one forward pass."""
+    """The most sequences in one forward pass."""
     gpu_memory_fraction: float = 0.9
     kv_cache_gib: float = 1.0
-    """KV cache on CPU."""
+    """Size of the KV cache on CPU."""
     enforce_eager: bool | None = None
-    """Skip CUDA graphs and torch.compile. None: yes on CPU, no on GPU."""
+    """Whether to skip CUDA graphs and torch.compile. None: yes on CPU, no on GPU."""
     trust_remote_code: bool = False
     threads: int = 1
     """Threads of a worker on CPU."""
     transfer_backend: str | None = None
     """Name of vLLM's weight-transfer engine; None for a model whose weights never change."""
     on_publish: OnPublish = "keep"
-    """What becomes of completions in flight when weights are published."""
+    """What happens to completions in flight when weights are published."""
     timeout_s: float = 1800.0
-    """Limit for the requests of a wave to arrive."""
+    """How long the requests of a wave may take to arrive."""
 
 
 class Engine(WeightReceiver):
-    """Samples completions and takes new weights. Prompts go in as token ids; nothing is re-tokenised from text."""
+    """Samples completions and receives new weights. Prompts are token ids; no text is tokenised again."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        """Loads nothing: `start` does."""
+        """Makes an engine; `start` loads its model."""
         super().__init__(None, on_publish=settings.on_publish)
         self._settings = settings
         self._drops = 0
@@ -74,7 +74,7 @@ class Engine(WeightReceiver):
 
         Raises:
             EngineError: vLLM could not start.
-            DataError: vLLM reads the tokenizer otherwise than prompts were made with it.
+            DataError: vLLM's tokenizer differs from the one that tokenises prompts.
         """
         settings = self._settings
         self._tokenizer = load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
@@ -86,12 +86,12 @@ class Engine(WeightReceiver):
             os.environ["OMP_NUM_THREADS"] = str(settings.threads)
             # The sampler would compile small functions on first use, for half a minute.
             os.environ["TORCHDYNAMO_DISABLE"] = "1"
-            # Lets the CPU platform keep one worker inside the engine's process. In two processes, each polls shared
-            # memory for the other on the very cores that compute.
+            # Keeps the worker inside the engine's process. Two processes would poll shared memory for each other, on
+            # the same cores that compute.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # vLLM has read the tokenizer once it has started.
+        # The folder can be removed after the start: vLLM has read the tokenizer by then.
         with tempfile.TemporaryDirectory(prefix="ray_rl-tokenizer-") as folder:
             tokenizer = self._tokenizer.save_for_engine(Path(folder))
             try:
@@ -102,7 +102,7 @@ class Engine(WeightReceiver):
         difference = self._tokenizer.difference(self._llm.get_tokenizer())
         if difference is not None:
             self.stop()
-            raise DataError(f"{settings.model}: the engine reads the tokenizer otherwise: {difference}")
+            raise DataError(f"{settings.model}: vLLM's tokenizer differs from tokenizer.json: {difference} by vLLM")
 
     def _arguments(self, tokenizer: str) -> Any:
         from vllm.config import WeightTransferConfig
@@ -115,17 +115,17 @@ class Engine(WeightReceiver):
                 "kv_cache_memory_bytes": int(settings.kv_cache_gib * GIB),
                 # Blocks shorter than a short prompt, so that the completions of a group share its prefix.
                 "block_size": CPU_BLOCK_TOKENS,
-                # vLLM 0.32 winds back the generator of a seeded request whose prompt is computed in chunks, which
-                # CPU generators cannot do.
+                # vLLM 0.32 rewinds the generator of a seeded request whose prompt is computed in chunks, and CPU
+                # generators cannot do that.
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(CPU_BATCH_TOKENS, settings.context_tokens),
             }
         return AsyncEngineArgs(
             model=settings.model,
-            # Of a class that nothing replaces: AutoTokenizer changes tokenizers by the family of their model.
+            # A copy whose class is kept: AutoTokenizer would change the tokenizer by the family of its model.
             tokenizer=tokenizer,
             tokenizer_mode="hf",
-            # What ends a completion is said with every request, and by nothing else.
+            # Only the request says what ends a completion.
             generation_config="vllm",
             dtype=settings.dtype,
             tensor_parallel_size=settings.tensor_parallel,
@@ -133,9 +133,9 @@ class Engine(WeightReceiver):
             max_model_len=settings.context_tokens,
             max_num_seqs=settings.max_sequences,
             enforce_eager=settings.on_cpu if settings.enforce_eager is None else settings.enforce_eager,
-            # Every request has a seed of its own.
+            # Every request has its own seed.
             seed=0,
-            # The distribution that was sampled from: after temperature, and after top-p where there is one.
+            # Log-probabilities of the distribution that is sampled: after temperature and top-p.
             logprobs_mode="processed_logprobs",
             trust_remote_code=settings.trust_remote_code,
             load_format="safetensors",
@@ -146,10 +146,10 @@ class Engine(WeightReceiver):
         )
 
     async def generate(self, request: SampleRequest) -> list[Completion]:
-        """G completions with their log-probabilities and the version that sampled each token.
+        """Returns G completions with the log-probability of each token and the version that sampled it.
 
         Raises:
-            EngineError: the engine died, or its answer has not a log-probability and a version for every token.
+            EngineError: the engine died, or its answer lacks a log-probability or a version of a token.
         """
         drops = self._drops
         parts = await self._sample(request)
@@ -157,10 +157,10 @@ class Engine(WeightReceiver):
         return list(await asyncio.gather(*whole))  # bound: the driver's call has rollout.timeout_s
 
     async def _to_the_end(self, request: SampleRequest, sample: int, part: Completion, drops: int) -> Completion:
-        """A completion with its text, sampled on wherever a publish cut it short, each time under the weights of then.
+        """Returns a whole completion with its text. If a publish interrupts it, samples the rest with the new weights.
 
-        vLLM looks for the texts that end a completion in what it samples itself: one that began before a cut is found
-        here.
+        vLLM searches only the tokens of one request for texts that end a completion. A text that begins before an
+        interruption is found here.
         """
         tokenizer, texts = self._tokenizer, request.sampling.stop
         assert tokenizer is not None, "started"
@@ -186,7 +186,7 @@ class Engine(WeightReceiver):
             stop=list(sampling.stop) or None,
             stop_token_ids=list(sampling.stop_token_ids),
             include_stop_str_in_output=True,
-            # Text is needed to look for texts in it; what rewards read is decoded here, from all tokens.
+            # vLLM needs text only to find stop texts in it; the text for rewards is decoded here, from all tokens.
             detokenize=bool(sampling.stop),
             logprobs=0 if sampling.logprobs else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -203,19 +203,19 @@ class Engine(WeightReceiver):
         return [_completion(output, request) for output in sorted(final.outputs, key=lambda o: o.index)]
 
     async def drop(self) -> None:
-        """Ends all requests, as nobody waits for them any more; generation is paused until the next publish."""
+        """Cancels all requests, because nobody waits for them; generation is paused until the next publish."""
         self._drops += 1
         await self._llm.pause_generation(mode="abort", clear_cache=True)
 
     async def hold(self) -> None:
-        """Takes requests, and does not begin with them until `release`."""
+        """Accepts requests without starting them, until `release`."""
         await self._llm.pause_generation(mode="keep", clear_cache=False)
 
     async def release(self, sequences: int) -> None:
-        """Begins once so many sequences have been asked for.
+        """Starts the held requests once `sequences` sequences have arrived.
 
         Raises:
-            EngineError: they were not within `rollout.timeout_s`.
+            EngineError: they did not arrive within `rollout.timeout_s`.
         """
         limit_s = self._settings.timeout_s
         try:
@@ -227,9 +227,9 @@ class Engine(WeightReceiver):
         await self._llm.resume_generation()
 
     async def score(self, token_ids: list[int]) -> list[float]:
-        """Log-probability of every token but the first, given those before it, under the weights served now.
+        """Returns the log-probability of every token after the first, given those before it, with the current weights.
 
-        Of the model itself: vLLM does not divide by the temperature here.
+        It is that of the model: vLLM does not divide by the temperature here.
         """
         from vllm.sampling_params import SamplingParams
 
@@ -242,10 +242,10 @@ class Engine(WeightReceiver):
         return [entry[token].logprob for entry, token in zip(final.prompt_logprobs[1:], token_ids[1:], strict=True)]
 
     async def ping(self) -> None:
-        """Returns when every process that computes has answered: between two forward passes, or after an update.
+        """Waits until every process that computes has answered, which it does between forward passes and updates.
 
         Raises:
-            EngineLost: vLLM's processes are gone.
+            EngineLost: vLLM's processes have ended.
         """
         answer = asyncio.ensure_future(self._llm.collective_rpc("check_health"))
         try:
@@ -265,7 +265,7 @@ class Engine(WeightReceiver):
 
 
 def _completion(output: Any, request: SampleRequest) -> Completion:
-    """The completion, whose text is decoded once it is whole."""
+    """Converts vLLM's output to a completion; its text is decoded later, as a whole."""
     token_ids = np.asarray(output.token_ids, np.int32)
     entries = output.logprobs or []
     is_whole = len(entries) == len(token_ids) or not request.sampling.logprobs
@@ -275,7 +275,7 @@ def _completion(output: Any, request: SampleRequest) -> Completion:
     if not is_whole or (versions < 0).any():
         raise EngineError(
             f"request {request.id}: {len(token_ids)} tokens came with {len(entries)} log-probabilities and "
-            f"{int((versions >= 0).sum())} versions; this vLLM is not one that ray_rl was tested with"
+            f"{int((versions >= 0).sum())} versions; install the version of vLLM that ray_rl was tested with"
         )
     logprobs = np.full(len(token_ids), np.nan, np.float32)
     if request.sampling.logprobs:

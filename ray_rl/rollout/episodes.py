@@ -1,4 +1,4 @@
-"""How the rollouts of a prompt are made from completions."""
+"""Makes the rollouts of a prompt from completions."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ class Episodes(Protocol):
         Args:
             prompt: the prompt.
             samples: number of rollouts.
-            step: the step that the rollouts are for at the latest; for `sampling_seed`, as `index`.
-            index: of the prompt in the step.
+            step: the last step in which the rollouts can be trained on. With `index` it determines the seeds.
+            index: the index of the prompt in that step.
 
         Raises:
-            RayRLError: what ends the run.
+            RayRLError: an error that ends the run.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class SingleTurn:
-    """One completion is a whole rollout; those of a prompt are one request."""
+    """Makes a rollout of each completion. The completions of a prompt are one request."""
 
     pool: EnginePool
     sampling: Sampling
-    """How completions are drawn; its seed is that of the run, from which those of requests come."""
+    """How completions are sampled. Its seed is that of the run; the seeds of requests derive from it."""
 
     async def sample(self, prompt: Prompt, *, samples: int, step: int, index: int) -> RolloutGroup:
-        """Asks an engine for the completions of a prompt; see `Episodes`."""
+        """Requests the completions of a prompt from an engine; see `Episodes`."""
         seed = sampling_seed(run_seed=self.sampling.seed, step=step, index=index, prompt_id=prompt.id)
         request = SampleRequest(f"{step}/{index}", prompt.token_ids, samples, replace(self.sampling, seed=seed))
         completions = await self.pool.generate(request)

@@ -1,4 +1,4 @@
-"""The engines of one model, as everybody who wants completions sees them."""
+"""Distributes requests for completions over the engines of one model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ray_rl.rollout.router import Router
 from ray_rl.types import Completion
 
 MOST_KEYS = 65536
-"""Keys whose engine is remembered; the oldest are forgotten first."""
+"""The most keys whose engine is remembered; the oldest are forgotten first."""
 
 
 class Sampler(Protocol):
-    """One engine, as the pool sees it."""
+    """The interface of one engine."""
 
     async def generate(self, request: SampleRequest) -> list[Completion]:
         """Returns the completions of a prompt.
@@ -29,16 +29,16 @@ class Sampler(Protocol):
         """
 
     async def hold(self) -> None:
-        """Accepts requests from now on, and does not start them until `release`."""
+        """Accepts requests without starting them, until `release`."""
 
     async def release(self, sequences: int) -> None:
-        """Starts the requests that were held, once so many sequences have arrived."""
+        """Starts the held requests once `sequences` sequences have arrived."""
 
 
 class EnginePool:
-    """Routes each request to an engine, and retries it on another one when that is lost.
+    """Routes each request to an engine, and retries it on another one if that engine is lost.
 
-    An engine that is lost gets no more requests until somebody releases it in the router, after a restart.
+    A lost engine gets no requests until the router releases it, after a restart.
     """
 
     def __init__(self, engines: Sequence[Sampler], *, timeout_s: float, router: Router | None = None) -> None:
@@ -47,8 +47,8 @@ class EnginePool:
         Args:
             engines: engines that serve one model.
             timeout_s: limit for a request to find an engine that serves.
-            router: knows which engines serve; whoever restarts an engine releases it there. None: a router of its own,
-                so that an engine that is lost stays lost.
+            router: knows which engines serve; a restarted engine is released there. None makes a new router, in which
+                a lost engine stays lost.
         """
         self._engines = engines
         self._timeout_s = timeout_s
@@ -58,16 +58,17 @@ class EnginePool:
         self._engine_of: OrderedDict[str, int] = OrderedDict()
 
     async def generate(self, request: SampleRequest, *, sticky: str | None = None) -> list[Completion]:
-        """Returns the completions of the first engine that lives to give them; each is asked with the same seeds.
+        """Returns the completions of a prompt. If the engine is lost, retries on another one with the same seeds.
 
         Args:
-            request: a prompt, and how its completions are drawn.
-            sticky: requests with one key go to one engine while it serves, as its cache holds what they share: the
-                turns of an episode. None: to the engine with the fewest outstanding tokens.
+            request: a prompt, and how its completions are sampled.
+            sticky: requests with the same key go to the same engine while it serves, because its cache holds their
+                common prefix, for example the earlier turns of an episode. None: to the engine with the fewest
+                outstanding tokens.
 
         Raises:
-            EngineError: no engine served within the limit, or one gave a wrong answer.
-            RayRLError: no engine will serve, as the router was closed.
+            EngineError: no engine served within the limit, or one returned a wrong answer.
+            RayRLError: no engine will serve, because the router was closed.
         """
         while True:
             await self._router.available(timeout_s=self._timeout_s)
@@ -83,10 +84,10 @@ class EnginePool:
 
     @asynccontextmanager
     async def wave(self) -> AsyncIterator[None]:
-        """The requests of tasks that are started in the block are computed together from their first token on.
+        """Lets the engines start all requests of tasks that are created in the block at the same time.
 
-        What else is in a forward pass changes the last bits of a sequence's log-probabilities, so that deterministic
-        runs hold all requests of a wave and start them at the same time.
+        The other sequences in a forward pass change the last bits of a sequence's log-probabilities. Deterministic runs
+        therefore hold all requests of a wave and start them together.
         """
         self._placed = [0] * len(self._engines)
         serving = [i for i in range(len(self._engines)) if i not in self._router.quarantined]
@@ -96,7 +97,7 @@ class EnginePool:
         await _unless_lost(self._engines[i].release(self._placed[i]) for i in serving)
 
     def metrics(self) -> list[Metric]:
-        """Returns how many engines serve now, and how many came back since the last call."""
+        """Returns the metrics of the router."""
         return self._router.metrics()
 
     def _remember(self, key: str, engine: int) -> None:
@@ -107,7 +108,7 @@ class EnginePool:
 
 
 async def _unless_lost(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Waits for all calls. The requests of a lost engine go to others, and have other bits than without the loss."""
+    """Waits for all calls; ignores lost engines, whose requests are retried on others, with other last bits."""
     for result in await asyncio.gather(*calls, return_exceptions=True):  # bound: the calls to engines have limits
         if isinstance(result, BaseException) and not isinstance(result, EngineLost):
             raise result

@@ -1,4 +1,4 @@
-"""The receiving end of a publish in an engine."""
+"""Receives published weights in an engine."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ if TYPE_CHECKING:
 
 
 DIGESTS = "digests"
-"""Under which a receiver of weights is told what was sent, as a second update without parameters."""
+"""Key of the update, without parameters, that tells a receiver the digests of the weights that were sent."""
 MISMATCH = "what arrived is not what was sent"
-"""How every message begins of a receiver that has got something else."""
+"""Start of the error of a receiver whose weights differ from those that were sent."""
 
 PAUSES: Mapping[OnPublish, PauseMode] = {"keep": "keep", "finish": "wait", "abort_and_resume": "abort"}
-"""What vLLM calls each."""
+"""vLLM's names of the modes."""
 
 
 class WeightReceiver:
-    """vLLM's native weight transfer, in the steps of a publish: join once; then begin, receive, commit, resume."""
+    """Receives weights with vLLM's native transfer: join once; for each publish begin, receive, commit and resume."""
 
     def __init__(self, llm: Any, *, on_publish: OnPublish = "keep") -> None:
-        """Remembers the engine.
+        """Makes the receiver of an engine.
 
         Args:
             llm: vLLM's `AsyncLLM`, started with a weight-transfer backend; an `Engine` sets it when it has started.
-            on_publish: what becomes of completions in flight.
+            on_publish: what happens to completions in flight.
         """
         self._llm = llm
         self._pause = PAUSES[on_publish]
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
-        """Joins the trainer's transfer group; blocks until the trainer is there."""
+        """Joins the trainer's transfer group; blocks until the trainer has joined."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         # bound: the driver's call has weight_sync.timeout_s
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def begin_update(self) -> None:
-        """Pauses generation, as `on_publish` says with what is under way, and makes the model ready for new weights.
+        """Pauses generation and prepares the model for new weights. `on_publish` applies to completions in flight.
 
-        The caches are cleared: attention of later tokens must not mix keys of two versions.
+        The caches are cleared, because the attention of later tokens must not mix keys of two versions.
         """
         await self._llm.pause_generation(mode=self._pause, clear_cache=True)
         await self._llm.start_weight_update()
 
     async def receive_weights(self, update_info: dict[str, Any]) -> None:
-        """Receives and loads what the trainer sends."""
+        """Receives and loads the weights that the trainer sends."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
     async def prove(self, digests: Mapping[str, Mapping[int, str]]) -> None:
-        """Compares what arrived with the trainer's digests of what was sent; the update stays open.
+        """Compares the received weights with the trainer's digests of those that it sent; the update stays open.
 
         Raises:
-            WeightMismatch: they differ. Nothing may be served then.
+            WeightMismatch: they differ; the engine must not serve.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
@@ -68,33 +68,36 @@ class WeightReceiver:
         proving = asyncio.ensure_future(self._llm.update_weights(request))
         await asyncio.wait({proving})  # bound: the driver's call has weight_sync.timeout_s
         error = proving.exception()
-        _, found, details = str(error).partition(MISMATCH)  # vLLM passes on its text alone, between words of its own
+        _, found, details = str(error).partition(MISMATCH)  # vLLM passes on only the text, inside its own
         if found:
             raise WeightMismatch(MISMATCH + details.splitlines()[0].partition("'")[0]) from None
         proving.result()
 
     async def commit(self, version: int) -> int:
-        """Ends the update under its new version, which it returns as vLLM reports it. Generation stays paused."""
+        """Ends the update under its new version, and returns the version that vLLM reports. Generation stays paused."""
         await self._llm.finish_weight_update(str(version))
         return int(await self._llm.get_weight_version())
 
     async def checksums(self) -> list[dict[str, str]]:
-        """SHA-256 of every loaded weight by name, for each worker; of an empty tensor where only kernels have it."""
+        """Returns the SHA-256 of every loaded weight by name, for each worker.
+
+        A weight that only kernels hold, in their own layout, has the digest of an empty tensor.
+        """
         return list(await self._llm.compute_weight_checksums())
 
     async def resume(self) -> None:
-        """Generates again; what was kept goes on."""
+        """Starts generation again; kept requests continue."""
         await self._llm.resume_generation()
 
     async def abort_update(self) -> None:
-        """Ends an update that a failed publish left half done; generation stays paused.
+        """Ends an update that a failed publish left incomplete; generation stays paused.
 
-        The weights are then a mixture, and no better for it: only a whole update makes them a version. For that vLLM
-        must take a new one, which it refuses while one is open; and a layer that got some of its weights would count
-        them towards the next update. Finishing sets both right. A failed reception has closed the update already, and
-        left the layers as they were: it is opened again first.
+        After this call the engine holds a mix of old and new weights and must not serve. We still call
+        `finish_weight_update`, because vLLM rejects a new update while one is open, and half-filled layers would carry
+        over into the next one. A reception that failed has already closed the update without resetting its layers, so
+        we first open it again.
         """
         opening = asyncio.ensure_future(self._llm.start_weight_update())
         await asyncio.wait({opening})  # bound: the driver's call has weight_sync.timeout_s
-        opening.exception()  # it is open still
+        opening.exception()  # vLLM raises if the update is still open
         await self._llm.finish_weight_update()

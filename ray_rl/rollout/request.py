@@ -1,4 +1,4 @@
-"""A request to an engine, how its completions are drawn, and the one place where sampling seeds come from."""
+"""A request to an engine, the settings of its sampling, and the one place that computes seeds."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from ray_rl.types import Completion
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How completions are drawn, and what ends them."""
+    """How completions are sampled, and what ends them."""
 
     max_tokens: int
-    """Limit of each completion."""
+    """The most tokens of each completion."""
     seed: int
-    """Completion g of a request is drawn with seed + g."""
+    """Completion g of a request is sampled with seed + g."""
     temperature: float = 1.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
-    """A completion ends where the first of these texts is complete, and includes it."""
+    """A completion ends when the first of these texts is complete, and includes it."""
     stop_token_ids: tuple[int, ...] = ()
     """A completion ends with the first of these tokens, and includes it."""
     logprobs: bool = True
-    """Whether each token comes with its log-probability; without, they are nan."""
+    """Whether to return the log-probability of each token; if not, they are nan."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """G completions of one prompt."""
+    """A request for G completions of one prompt."""
 
     id: str
     """Unique in the run."""
@@ -42,20 +42,20 @@ class SampleRequest:
 
     @property
     def most_tokens(self) -> int:
-        """The tokens that it may cost: of the prompt, and of all completions at full length."""
+        """The most tokens that it may need: those of the prompt, and of all completions at full length."""
         return self.samples * self.sampling.max_tokens + len(self.token_ids)
 
 
 def sampling_seed(*, run_seed: int, step: int, index: int, prompt_id: str, sample: int = 0, turn: int = 0) -> int:
-    """Seed of one turn of one rollout in [0, 2^31): a hash, so that no two requests of a run share a stream.
+    """Returns the seed of one turn of one rollout, in [0, 2^31): a hash, so that two requests never share a stream.
 
-    The first turns of a group are one request, and their seeds follow one another (see `Sampling.seed`).
+    The first turns of a group are one request with consecutive seeds (see `Sampling.seed`).
 
     Args:
         run_seed: `run.seed`.
-        step: the step that the rollouts are for.
-        index: of the prompt in the step, as one prompt may come twice where two epochs meet.
-        prompt_id: of the prompt.
+        step: the step of the rollouts.
+        index: the index of the prompt in the step, because a step with the end of an epoch can have a prompt twice.
+        prompt_id: the id of the prompt.
         sample: number of the rollout in its group, from 0.
         turn: number of the turn in the rollout, from 0.
     """
@@ -64,15 +64,15 @@ def sampling_seed(*, run_seed: int, step: int, index: int, prompt_id: str, sampl
 
 
 def continuation(request: SampleRequest, *, sample: int, cut: int, sampled: Sequence[int]) -> SampleRequest:
-    """The request for the rest of one completion of `request`, after what was sampled of it.
+    """Returns a request for the rest of one completion of `request`.
 
-    Its seed is a hash of the completion's own and of the cut: a stream of random numbers cannot be resumed in the
-    middle, and from its start it would repeat the choices that led here.
+    Its seed is a hash of the completion's own seed and of the number of interruptions: a stream of random numbers
+    cannot be resumed in the middle, and from its start it would repeat the choices made so far.
 
     Args:
-        request: the request that was cut short.
-        sample: number of the completion in it.
-        cut: how often this completion has been cut short.
+        request: the request that was interrupted.
+        sample: number of the completion in the request.
+        cut: how often this completion has been interrupted.
         sampled: its tokens so far.
     """
     sampling = replace(
@@ -84,7 +84,7 @@ def continuation(request: SampleRequest, *, sample: int, cut: int, sampled: Sequ
 
 
 def joined(part: Completion, rest: Completion) -> Completion:
-    """Two parts of one completion as one, which ends as the second does. The text of both is decoded together."""
+    """Joins two parts of a completion, with the finish reason of the second. Its text is decoded later, as a whole."""
     return Completion(
         token_ids=np.concatenate([part.token_ids, rest.token_ids]),
         logprobs=np.concatenate([part.logprobs, rest.logprobs]),

@@ -1,4 +1,4 @@
-"""Which engine takes the next request."""
+"""Chooses the engine for the next request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Router:
         self._released = 0
 
     async def available(self, *, timeout_s: float) -> None:
-        """Returns when an engine serves; it still does when the caller continues.
+        """Waits until an engine serves. It still serves when the caller continues.
 
         Raises:
             EngineError: no engine served within `timeout_s`; the message names those in quarantine.
@@ -43,18 +43,18 @@ class Router:
                     await self._changed.wait()  # bound: inside asyncio.timeout_at
             except TimeoutError:
                 raise EngineError(
-                    f"no engine serves: a request has waited rollout.timeout_s={timeout_s:g} for one of "
-                    f"{', '.join(f'rollout-{engine}' for engine in self.quarantined)} to be restarted; see their logs"
+                    f"no engine serves: a request has waited rollout.timeout_s={timeout_s:g} s for a restart of "
+                    f"{', '.join(f'rollout-{engine}' for engine in self.quarantined)}; see their logs"
                 ) from None
         if self._end is not None:
             raise self._end
 
     @contextmanager
     def place(self, tokens: int, *, preferred: int | None = None) -> Iterator[int]:
-        """Yields the index of the engine for a request, whose tokens count in the block.
+        """Yields the index of the engine for a request, and counts its tokens for that engine during the block.
 
         Args:
-            tokens: that the request may cost at most.
+            tokens: the most tokens that the request may need.
             preferred: the engine to use if it serves.
         """
         engine = min(self._serving, key=lambda index: (index != preferred, self._outstanding[index], index))
@@ -75,12 +75,12 @@ class Router:
         self._changed.set()
 
     def close(self, error: BaseException) -> None:
-        """Ends every wait with `error`, as there will be no engine. Later calls do not replace the error."""
+        """Ends every wait with `error`, because no engine will serve. Later calls do not replace the error."""
         self._end = self._end or error
         self._changed.set()
 
     def metrics(self) -> list[Metric]:
-        """Returns how many engines serve now, and how many came back since the last call."""
+        """Returns the number of engines that serve now, and of those restarted since the last call."""
         released, self._released = self._released, 0
         return [Last("engines/alive", len(self._serving)), Total("engines/restarts", released)]
 

@@ -1,4 +1,4 @@
-"""Which prompts are sampled when, and which finished groups make the next batch."""
+"""Decides when prompts are sampled, and which finished groups form the next batch."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class ScheduleSettings:
     prompts_per_step: int
     max_staleness: int = 0
     max_running: int | None = None
-    """Prompts in flight at once. None: those of max_staleness + 1 steps."""
+    """The most prompts in flight. None: those of max_staleness + 1 steps."""
     order: Literal["admission", "completion"] = "admission"
-    """admission: batches come in the order of the prompts, so that quick completions do not come first and a straggler
-    is waited for. completion: as groups finish, and what has become older than max_staleness is dropped."""
+    """admission: groups are taken in the order of their prompts. Batches wait for slow completions, and do not prefer
+    quick ones. completion: groups are taken as they finish, and dropped once they are older than max_staleness."""
     max_draws: int | None = None
-    """Dynamic sampling: groups of equal rewards are refused, until so many times `prompts_per_step` prompts were drawn
+    """Dynamic sampling: groups with equal rewards are refused, until max_draws * prompts_per_step prompts were drawn
     for a batch. None: every group counts."""
     in_waves: bool = False
-    """Start prompts only when none is in flight, for deterministic runs."""
+    """Whether prompts start only when none is in flight, as in deterministic runs."""
 
 
 class Schedule:
-    """Counts prompts from their admission to their batch. It knows no engine and no task: see `Collector`.
+    """Tracks prompts from their admission to their batch. `Collector` connects it with engines and tasks.
 
-    Prompts are admitted as `Admission` allows: with `max_staleness: 0` those of one step, when it is taken; above,
-    those of the next steps too, so that engines sample while the trainer trains.
+    `Admission` limits the prompts. With `max_staleness: 0`, those of a step are admitted when its batch is requested;
+    with more, also those of the next steps, so that engines sample while the trainer trains.
     """
 
     def __init__(self, settings: ScheduleSettings) -> None:
@@ -44,20 +44,20 @@ class Schedule:
         self._settings = settings
         self._admission = Admission(per_step, ahead, settings.max_running or (ahead + 1) * per_step)
         self.version = 0
-        """Of the trainer, which is the number of the batch that is taken."""
+        """The version of the trainer, which is the number of the next batch."""
         self._admitted = 0
         self._accepted = 0
         self.in_flight: dict[int, Prompt] = {}
-        """Prompts that are being sampled, and those that a restored schedule has yet to start."""
+        """Prompts that are being sampled, and after `restore` those that must be started again, by their number."""
         self._waiting: list[Finished] = []
         self._refused: list[Finished] = []
-        """Groups of equal rewards since the last batch, under dynamic sampling."""
+        """Groups with equal rewards since the last batch, in dynamic sampling."""
         self._stale = 0
-        """Groups dropped as too old since the last batch."""
+        """Number of groups since the last batch that were dropped because they were too old."""
 
     @property
     def prompts_per_step(self) -> int:
-        """Groups of a batch."""
+        """Number of groups in a batch."""
         return self._settings.prompts_per_step
 
     @property
@@ -69,24 +69,24 @@ class Schedule:
         """Returns how many prompts may start now.
 
         Args:
-            running: prompts that are being sampled.
+            running: number of prompts that are being sampled.
         """
         if self._settings.in_waves and running:
             return 0
         return self._admission.capacity(version=self.version, accepted=self._accepted, running=running)
 
     def admit(self, prompt: Prompt) -> int:
-        """Returns the number of a prompt, which is in flight from now on."""
+        """Marks a prompt as in flight, and returns its number."""
         number, self._admitted = self._admitted, self._admitted + 1
         self.in_flight[number] = prompt
         return number
 
     def place_of(self, number: int) -> tuple[int, int]:
-        """Returns the step that a prompt is for at the latest, and its place in that step."""
+        """Returns the last step in which a prompt can be trained on, and its index in that step."""
         return divmod(number, self.prompts_per_step)
 
     def finish(self, finished: Finished) -> None:
-        """Takes in a group that is complete and scored."""
+        """Adds a group that is complete and scored."""
         del self.in_flight[finished.number]
         if self._is_wanted(finished.group):
             self._accepted += 1
@@ -95,7 +95,7 @@ class Schedule:
             self._refused.append(finished)
 
     def ready(self) -> list[Finished]:
-        """Returns the groups that may be taken now, in the order of their prompts; drops those that are too old."""
+        """Returns the groups that can be taken now, in the order of their prompts; drops those that are too old."""
         if self._settings.order == "admission":
             self._waiting.sort(key=lambda each: each.number)
             first_open = min(self.in_flight, default=self._admitted)
@@ -109,11 +109,11 @@ class Schedule:
         return sorted(fresh[: self.prompts_per_step], key=lambda each: each.number)
 
     def take(self, batch: list[Finished], *, running: int) -> list[Metric]:
-        """Hands out a batch of groups that are ready, and returns its metrics.
+        """Removes a batch of ready groups from the schedule, and returns its metrics.
 
         Args:
             batch: the groups.
-            running: prompts that are being sampled.
+            running: number of prompts that are being sampled.
         """
         numbers = {each.number for each in batch}
         self._waiting = [each for each in self._waiting if each.number not in numbers]
@@ -128,27 +128,27 @@ class Schedule:
         return metrics
 
     def position(self, source: Mapping[str, Any]) -> Collected:
-        """Returns where it is now, with the position of the prompt source."""
+        """Returns the current position, with that of the prompt source."""
         return Collected(
             source=source,
             admitted=self._admitted,
             accepted=self._accepted,
-            under_way=tuple(self.in_flight.items()),
+            in_flight=tuple(self.in_flight.items()),
             waiting=tuple(self._waiting),
             refused=tuple(self._refused),
             stale=self._stale,
         )
 
     def restore(self, state: Collected) -> None:
-        """Continues from a position of the same settings; before the first batch.
+        """Continues from a position with the same settings; before the first batch.
 
-        The counts are of the whole run, as the trainer's version is, so that the bound on staleness still holds.
+        Counts include the whole run, like the trainer's version, so that the bound on staleness still holds.
         """
         self._admitted, self._accepted, self._stale = state.admitted, state.accepted, state.stale
-        self.in_flight = dict(state.under_way)
+        self.in_flight = dict(state.in_flight)
         self._waiting, self._refused = list(state.waiting), list(state.refused)
 
     def _is_wanted(self, group: RolloutGroup) -> bool:
-        """Whether a group counts for a batch: under dynamic sampling, within the bound, not one of equal rewards."""
+        """Returns whether a group counts for a batch. Dynamic sampling refuses equal rewards, up to its bound."""
         most = self._settings.max_draws
         return most is None or is_informative(group) or len(self._refused) >= (most - 1) * self.prompts_per_step

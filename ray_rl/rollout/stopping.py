@@ -1,4 +1,4 @@
-"""Where the texts of `rollout.stop` end a completion."""
+"""Ends completions at the texts of `rollout.stop`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from ray_rl.types import Completion
 
 
 def ended_by_text(text: str, stops: Sequence[str]) -> str:
-    """The text up to the end of the stop that is complete first, as vLLM cuts it; the whole text without a stop."""
+    """Returns the text up to the end of the stop that is complete first, as vLLM does, or the whole text."""
     end = _end(text, stops)
     return text if end is None else text[:end]
 
 
 def up_to_a_stop(completion: Completion, stops: Sequence[str], decode: Callable[[Sequence[int]], str]) -> Completion:
-    """The completion up to the token that completes a stop, which is then why it ended; itself without a stop.
+    """Returns the completion up to the token that completes a stop, with finish reason "stop"; or all of it.
 
     Args:
-        completion: its text is not looked at.
+        completion: the completion; its text is not used.
         stops: texts that end a completion.
-        decode: tokens to text.
+        decode: turns tokens into text.
     """
     token_ids = completion.token_ids.tolist()
     if not stops or _end(decode(token_ids), stops) is None:
         return completion
-    # More tokens never have less text, so that the first number of tokens with a stop can be searched by halves.
+    # Text only grows with more tokens, so that a binary search finds the smallest number of tokens with a stop.
     count = bisect_left(
         range(len(token_ids)), True, key=lambda count: _end(decode(token_ids[:count]), stops) is not None
     )

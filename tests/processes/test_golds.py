@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.data.rows import Row
 from ray_rl.errors import ConfigError, DataError
-from ray_rl.rewards.functions.golds import finish_golds, gold_checks
+from ray_rl.rewards.functions.golds import golds_checked
 from ray_rl.rewards.functions.math_answers import math_verify
 from ray_rl.rewards.functions.plain import number, quick_math_verify
 
@@ -18,13 +18,10 @@ GSM8K = SHARED / "gsm8k/test.jsonl"
 
 
 def check(section, *golds, column="answer"):
-    checks = gold_checks(TypeAdapter(list[RewardConfig]).validate_python([section]))
-    try:
+    with golds_checked(TypeAdapter(list[RewardConfig]).validate_python([section])) as checks:
         for index, gold in enumerate(golds, start=1):
             for each in checks:
                 each(Row(f"train.jsonl:{index}", "?", {column: gold}))
-    finally:
-        finish_golds(checks)
 
 
 @pytest.mark.parametrize("kind", ["number", "math_verify", "choice"])

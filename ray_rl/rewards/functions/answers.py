@@ -1,4 +1,4 @@
-r"""Finds the final answer in a completion, and the answer that a data set's column holds. Linear in the text."""
+r"""Finds the final answer in a completion, and the answer in a column of a data set. Takes linear time."""
 
 import json
 import math
@@ -21,31 +21,32 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _JOINED = re.compile(
     r"(?:[\s$.,;:/&*]|\\[()\[\],;!]|\\q?quad\b|\\(?:text|mbox)\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)*+", re.IGNORECASE
 )
-"""What stands between boxes that are one answer together: "$\\boxed{5}$ or $\\boxed{6}$"."""
+"""The text between boxes that form one answer together: "$\\boxed{5}$ or $\\boxed{6}$"."""
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-"""The forms of ASCII that Chinese and Japanese texts use, with what they stand for."""
+"""The full-width characters of Chinese and Japanese texts, with their ASCII equivalents."""
 
 BOX_CHARACTERS = 16_384
-"""A longer box is no answer. It bounds the time that a text of many open boxes takes."""
+"""A longer box is not an answer. This bounds the time for a text with many open boxes."""
 _BOXES = 16
 _JOINT_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The place of a completion where its answer stands."""
+    """The part of a completion that contains its answer."""
 
     text: str
     is_boxed: bool
-    r"""The text is all that a \boxed{...} holds, or those of several boxes that are joined, with commas between."""
+    r"""Whether the text is the whole content of a \boxed{...}, or of several joined boxes, separated by commas."""
 
 
 def answer_of(completion: str) -> Answer:
-    r"""Where the answer of a completion stands: behind the thinking, in its last `<answer>` tag, in its last box.
+    r"""Returns the part of a completion that contains its answer, which comes after the thinking.
 
-    Boxes with nothing but "and", "or" or punctuation between them are one answer, a list. A box that is not closed
-    holds nothing.
+    It is the last box in the last `<answer>` tag, or the whole tag if it has no box; without a tag, the last box or the
+    whole text. Boxes with only "and", "or" or punctuation between them are one answer, a list. A box that is not closed
+    is empty.
     """
     text = _narrow(after_thinking(completion))
     end = text.rfind("</answer>")
@@ -57,9 +58,9 @@ def answer_of(completion: str) -> Answer:
 
 
 def after_thinking(text: str) -> str:
-    """The text behind the last marker that ends thinking, and before one that starts it again.
+    """Returns the text after the last marker that ends thinking, up to a marker that starts it again.
 
-    Thinking that does not end leaves what stands before it, most often nothing.
+    If the thinking does not end, this is the text before it, which is usually empty.
     """
     end = 0
     for match in _THINKING_ENDS.finditer(text):
@@ -70,9 +71,9 @@ def after_thinking(text: str) -> str:
 
 
 def last_box(text: str) -> str | None:
-    r"""What the last \boxed{...} or \fbox{...} holds; None when there is none.
+    r"""Returns the content of the last \boxed{...} or \fbox{...}; None if there is none.
 
-    The boxes before it belong to it where only connectives stand in between. Equal ones count once.
+    Earlier boxes belong to it if only connectives are between them. Equal ones count once.
     """
     matches = list(_outer_boxes(text))
     if not matches:
@@ -90,7 +91,7 @@ def last_box(text: str) -> str | None:
 
 
 def _outer_boxes(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and contents of the last boxes, without those inside of others."""
+    """Returns start, end and content of the last boxes, without those inside other boxes."""
     boxes: list[tuple[int, int, str]] = []
     for match in list(_BOX.finditer(text))[-_BOXES:]:
         if boxes and match.start() < boxes[-1][1]:
@@ -101,7 +102,7 @@ def _outer_boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def _box(text: str, match: re.Match[str]) -> tuple[int, str]:
-    """Where a box ends, and what it holds: nothing where it is not closed."""
+    """Returns the end of a box and its content, which is empty if the box is not closed."""
     start = match.end()
     if match["brace"] is None:  # "\boxed 5"
         word = text[start : start + BOX_CHARACTERS].split(maxsplit=1)
@@ -121,19 +122,20 @@ def _box(text: str, match: re.Match[str]) -> tuple[int, str]:
 
 
 def gold_of(value: Any) -> Any:
-    """The one answer that a column holds: text, or a number that is no boolean. None stays None: no answer is known.
+    """Returns the answer in a column: a text or a number. None stays None: the answer is unknown.
 
-    Of text with "####" (GSM8K) it is what follows the last one. A list of exactly one answer, or its JSON text (as in
-    Skywork-OR1), is that answer.
+    In a text with "####" (GSM8K) it is the part after the last one. From a list with exactly one answer, or the JSON
+    text of such a list (as in Skywork-OR1), it is that answer.
 
     Raises:
-        DataError: a mapping, a list of none or several, a boolean, nan, infinity, or text without an answer.
+        DataError: the value is a mapping, a list without or with several answers, a boolean, nan, infinity, or a text
+            without an answer.
     """
     if isinstance(value, Mapping):
         keys = ", ".join(map(str, value))
         raise DataError(
-            f"the answer is a mapping with the keys {keys[:80]}; name one of its entries as the "
-            f"reward's column, such as column: reward_model.ground_truth"
+            f"the answer is a mapping with the keys {keys[:80]}; set the column of the reward to one of its entries, "
+            "for example column: reward_model.ground_truth"
         )
     if isinstance(value, str):
         return _gold_text(value)
@@ -164,7 +166,7 @@ def _gold_text(value: str) -> str:
 
 
 def _narrow(text: str) -> str:
-    """The text with digits, letters and signs of full width written as ASCII."""
+    """Returns the text with full-width digits, letters and signs as ASCII."""
     return text if text.isascii() else text.translate(_FULL_WIDTH)
 
 

@@ -1,14 +1,14 @@
-"""Calls of the reward functions over the completions of a prompt: in this process, or in worker processes."""
+"""Calls reward functions on the completions of a prompt: in this process, or in worker processes."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 from ray_rl.config.loading.redact import hide, secrets_of
@@ -32,33 +32,16 @@ from ray_rl.rewards.judge import Judgement
 from ray_rl.types import Prompt, Rollout, RolloutGroup, column_value
 
 Verdict = float | None | RewardError
-"""What one part says of one completion; the error is raised or counted, as the part is configured."""
+"""The result of one part for one completion. The setting `on_error` decides whether an error is raised or counted."""
 
 _SHOWN_CHARACTERS = 200
 
 
-@dataclass(frozen=True)
-class Group:
-    """The rollouts of a prompt, and what reward functions get of them by name."""
-
-    prompt: Prompt
-    completions: Sequence[Rollout]
-
-    @cached_property
-    def columns(self) -> Mapping[str, list[Any]]:
-        """One entry a completion: the columns of the row, and those of the completions."""
-        columns = {name: [value] * len(self.completions) for name, value in self.prompt.columns.items()}
-        columns["prompts"] = [self.prompt.text] * len(self.completions)
-        columns["finish_reasons"] = [completion.stop for completion in self.completions]
-        columns["lengths"] = [completion.sampled_tokens for completion in self.completions]
-        return columns
-
-
 class PartCalls:
-    """One part of the reward with its worker processes. Safe to call from several threads."""
+    """One part of the reward with its worker processes. Thread-safe."""
 
     def __init__(self, part: RewardPart) -> None:
-        """Prepares the worker processes; the first call starts one."""
+        """Makes the pool of worker processes; the first call starts one."""
         self.part = part
         make = Worker if part.users else partial(Worker, memory_bytes=VERIFIER_BYTES)
         self._pool = Pool(part.processes, make=make) if part.processes else None
@@ -70,9 +53,9 @@ class PartCalls:
 
     async def judge(self, group: RolloutGroup) -> list[Judgement]:
         """Calls the function in a thread, so that the event loop continues; see `Judge`."""
-        return await asyncio.to_thread(self._judge, Group(group.prompt, group.rollouts))
+        return await asyncio.to_thread(self._judge, group)
 
-    def _judge(self, group: Group) -> list[Judgement]:
+    def _judge(self, group: RolloutGroup) -> list[Judgement]:
         verdicts, metrics = self._verdicts(group)
         errors = [verdict for verdict in verdicts if isinstance(verdict, RewardError)]
         if self.part.on_error == "skip":
@@ -82,35 +65,37 @@ class PartCalls:
         first, *others = [Judgement(None if isinstance(verdict, RewardError) else verdict) for verdict in verdicts]
         return [Judgement(first.score, tuple(metrics)), *others]
 
-    def _verdicts(self, group: Group) -> tuple[list[Verdict], list[Metric]]:
-        """What the part says of each completion, and what it counts and logs.
+    def _verdicts(self, group: RolloutGroup) -> tuple[list[Verdict], list[Metric]]:
+        """Returns the verdict on each completion, and the metrics of the part.
 
         Raises:
-            ConfigError: it needs a column that the prompt does not have.
+            ConfigError: the part needs a column that the prompt does not have.
         """
         if self.part.users:
             return self._of_users(group)
         if self._pool is None:
-            return [verdict for index in range(len(group.completions)) for verdict in self._here(group, index)], []
+            return [self._here(self.part.function, group, index) for index in range(len(group.rollouts))], []
         return self._of_verifier(group, self._pool)
 
-    def _here(self, group: Group, index: int) -> list[Verdict]:
-        keywords = verifier_keywords(self.part, group, [index])
+    def _here(self, function: str, group: RolloutGroup, index: int) -> Any:
+        """Returns what a function of ours returns for one completion, called in this process; or its error."""
+        keywords = _verifier_keywords(self.part, group, index)
         try:
-            returned = import_function(self.part.function)([group.completions[index].text], **keywords)
+            (verdict,) = import_function(function)([group.rollouts[index].text], **keywords)
         except DataError as cause:
-            return [self._error(group, [index], str(cause), cause)]
-        return list(returned)
+            return self._error(group, [index], str(cause), cause)
+        return verdict
 
-    # A verifier of ours: what the policy wrote can neither end the run nor lose the scores of the others.
+    # The next three methods call a verifier of ours. The text of a completion must not end the run, nor lose the
+    # scores of the other completions.
 
-    def _of_verifier(self, group: Group, pool: Pool) -> tuple[list[Verdict], list[Metric]]:
+    def _of_verifier(self, group: RolloutGroup, pool: Pool) -> tuple[list[Verdict], list[Metric]]:
         verdicts: dict[int, Verdict] = {}
         calls: dict[int, Future[Any]] = {}
         unverified = 0
         try:
-            for index in range(len(group.completions)):
-                quick = self._quick(group, index)
+            for index in range(len(group.rollouts)):
+                quick = "undecided" if self.part.quick is None else self._here(self.part.quick, group, index)
                 if quick == "undecided":
                     calls[index] = self._submit(group, index, pool)
                 else:
@@ -123,28 +108,20 @@ class PartCalls:
             for call in calls.values():
                 call.cancel()
         counted = Total(f"reward/{self.part.name}_unverified", unverified)
-        return [verdicts[index] for index in range(len(group.completions))], [counted]
+        return [verdicts[index] for index in range(len(group.rollouts))], [counted]
 
-    def _quick(self, group: Group, index: int) -> Verdict | Literal["undecided"]:
-        if self.part.quick is None:
-            return "undecided"
-        keywords = verifier_keywords(self.part, group, [index])
-        try:
-            (verdict,) = import_function(self.part.quick)([group.completions[index].text], **keywords)
-        except DataError as cause:
-            return self._error(group, [index], str(cause), cause)
-        return verdict  # type: ignore[no-any-return]
-
-    def _submit(self, group: Group, index: int, pool: Pool) -> Future[Any]:
+    def _submit(self, group: RolloutGroup, index: int, pool: Pool) -> Future[Any]:
         return pool.submit(
             self.part.function,
             timeout_s=self.part.timeout_s,
-            args=[[group.completions[index].text]],
-            kwargs=verifier_keywords(self.part, group, [index]),
+            args=[[group.rollouts[index].text]],
+            kwargs=_verifier_keywords(self.part, group, index),
         )
 
-    def _verified(self, group: Group, index: int, call: Future[Any], pool: Pool) -> Verdict | Literal["unverified"]:
-        """The verdict of a call. A process that was killed, whoever did it, is asked once more."""
+    def _verified(
+        self, group: RolloutGroup, index: int, call: Future[Any], pool: Pool
+    ) -> Verdict | Literal["unverified"]:
+        """Returns the verdict of a call. If its process was killed, for any reason, repeats the call once."""
         try:
             try:
                 (verdict,) = call.result()  # bound: a call of a worker process, which has a limit
@@ -157,35 +134,36 @@ class PartCalls:
             return "unverified"
         return verdict if _is_opinion(verdict) else "unverified"
 
-    # A user's function.
+    # The next three methods call a user's function.
 
-    def _of_users(self, group: Group) -> tuple[list[Verdict], list[Metric]]:
-        everyone = range(len(group.completions))
+    def _of_users(self, group: RolloutGroup) -> tuple[list[Verdict], list[Metric]]:
+        everyone = range(len(group.rollouts))
         logged: list[Metric] = []
         together = self._call(group, everyone, logged)
         failure = together[0]
         if isinstance(failure, RewardError) and isinstance(failure.__cause__, ProcessDied):
-            together = self._call(group, everyone, logged)  # somebody else may have killed it
+            together = self._call(group, everyone, logged)  # the process may have been killed from outside
             failure = together[0]
         is_together = len(together) > 1 and isinstance(failure, RewardError) and failure.__cause__ is not None
         if is_together and self.part.on_error == "stop":
             return [self._culprit(group) or failure], logged
         return together, logged
 
-    def _culprit(self, group: Group) -> RewardError | None:
-        """The error of the first completion that fails alone, after a call over all failed, or None."""
+    def _culprit(self, group: RolloutGroup) -> RewardError | None:
+        """Returns the error of the first completion that fails alone, after a call on all of them failed, or None."""
         until_s = math.inf
-        for index in range(len(group.completions)):
+        for index in range(len(group.rollouts)):
             (verdict,) = self._call(group, [index], [])
             if isinstance(verdict, RewardError):
                 return verdict
             if time.monotonic() > until_s:
                 break
-            until_s = min(until_s, time.monotonic() + self.part.timeout_s)  # not with the import before the first
+            # The limit starts after the first call, because that one may import the module.
+            until_s = min(until_s, time.monotonic() + self.part.timeout_s)
         return None
 
-    def _call(self, group: Group, indices: Sequence[int], logged: list[Metric]) -> list[Verdict]:
-        """One call of a user's function over some completions of the group."""
+    def _call(self, group: RolloutGroup, indices: Sequence[int], logged: list[Metric]) -> list[Verdict]:
+        """Calls a user's function once, on some completions of the group, and adds what it logs to `logged`."""
         part, pool = self.part, self._pool
         assert pool is not None, "a user's function runs in a process of its own"
         given = _users_call(part, group, indices)
@@ -211,12 +189,12 @@ class PartCalls:
         ]
 
     def _error(
-        self, group: Group, indices: Sequence[int], what: str, cause: BaseException | None = None
+        self, group: RolloutGroup, indices: Sequence[int], what: str, cause: BaseException | None = None
     ) -> RewardError:
         part = self.part
-        text = group.completions[indices[0]].text
+        text = group.rollouts[indices[0]].text
         shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
-        count = len(group.completions)
+        count = len(group.rollouts)
         which = (
             f"completion {indices[0]} of {count}: " if len(indices) == 1 else f"all {count} completions, the first: "
         )
@@ -229,38 +207,41 @@ class PartCalls:
         return error
 
 
-def verifier_keywords(part: RewardPart, group: Group, indices: Sequence[int]) -> dict[str, Any]:
-    """The keywords of a verifier of ours for some completions.
+def _columns_of(prompt: Prompt, rollout: Rollout) -> dict[str, Any]:
+    """Returns the columns of the row, and what reward functions get about a rollout by name."""
+    own = {"prompts": prompt.text, "finish_reasons": rollout.stop, "lengths": rollout.sampled_tokens}
+    return {**prompt.columns, **own}
+
+
+def _verifier_keywords(part: RewardPart, group: RolloutGroup, index: int) -> dict[str, Any]:
+    """Returns the keywords for a call of a verifier of ours on one completion.
 
     Raises:
         ConfigError: the prompt lacks a column.
     """
-    keywords: dict[str, Any] = {}
+    columns = _columns_of(group.prompt, group.rollouts[index])
+    keywords: dict[str, Any] = dict(part.options)
     for keyword, column in part.needs.items():
-        if column in group.columns:
-            keywords[keyword] = [group.columns[column][index] for index in indices]
-            continue
         try:
-            value = column_value(group.prompt.columns, column)
+            keywords[keyword] = [column_value(columns, column)]
         except KeyError:
             existing = ", ".join(sorted(group.prompt.columns)) or "none"
             raise ConfigError(
                 f"reward {part.name!r} needs a column {column!r}; prompt {group.prompt.id} has {existing}; "
                 "name one of them in the reward, or rename one with data.columns"
             ) from None
-        keywords[keyword] = [value] * len(indices)
-    return keywords | dict(part.options)
+    return keywords
 
 
-def _users_call(part: RewardPart, group: Group, indices: Sequence[int]) -> Call:
-    taken = sorted(group.columns.keys() & part.options.keys())
+def _users_call(part: RewardPart, group: RolloutGroup, indices: Sequence[int]) -> Call:
+    prompt, completions = group.prompt, [group.rollouts[index] for index in indices]
+    rows = [_columns_of(prompt, completion) for completion in completions]
+    taken = sorted(rows[0].keys() & part.options.keys())
     if taken:
         raise ConfigError(f"reward {part.name!r}: options {', '.join(taken)} are columns too; rename the options")
-    completions = [group.completions[index] for index in indices]
-    prompt = group.prompt
     return Call(
         completions=[completion.text for completion in completions],
-        columns={name: [column[index] for index in indices] for name, column in group.columns.items()},
+        columns={name: [row[name] for row in rows] for name in rows[0]},
         options=part.options,
         conversation=[asdict(message) for message in prompt.messages] if prompt.is_conversation else None,
         replies=[[asdict(message) for message in completion.messages] for completion in completions],

@@ -22,25 +22,25 @@ _ANCHOR = re.compile(
 )
 _BRACKETED = re.compile(r"[(\[]\s*(?P<letter>[A-Z])\s*[)\]](?=(?P<behind>[^\n]{0,24}))")
 _ANOTHER = re.compile(r"\s*(?:,|/|&|;|\bor\b|\band\b)+\s*(?:\bor\b|\band\b)?\s*[(\[]?\s*[A-Z]\s*(?:[)\].,;:]|$)")
-"""A second letter behind the first: the completion does not choose."""
+"""A second letter after the first: then the completion does not choose one."""
 
 _WHOLE_CHARACTERS = 200
 
 SEARCHED_CHARACTERS = 4_000
-"""The end of a completion in which its choice is looked for."""
+"""How much of the end of a completion is searched for its choice."""
 
 
 def choice_gold(value: Any, *, letters: str) -> str | None:
-    r"""The letter that a column holds, a capital; None where the column is None: no opinion.
+    r"""Returns the letter in a column, as a capital; None if the column is None, which means no opinion.
 
-    It may stand in brackets or \text{...}, and the choice's own text may follow it: "B", "(B)", "B. Paris".
+    The letter may be in brackets or \text{...}, and the text of the choice may follow it: "B", "(B)", "B. Paris".
 
     Args:
         value: the value of the column.
-        letters: those that are choices.
+        letters: the letters of the choices.
 
     Raises:
-        DataError: not exactly one of the letters.
+        DataError: the value is not exactly one of the letters.
     """
     gold = gold_of(value)
     if gold is None:
@@ -60,11 +60,11 @@ def choice_gold(value: Any, *, letters: str) -> str | None:
 
 
 def choice_answer(completion: str) -> str | None:
-    """The letter that a completion chooses; None where it chooses none, or several.
+    """Returns the letter that a completion chooses; None if it chooses none or several.
 
-    Of its last box or `<answer>` tag, or else what follows the last "answer is", "option" or "choice", or else the last
-    letter in brackets. A text that is nothing but the letter chooses it. Small letters count only where they are all
-    that the place holds.
+    It is the letter in the last box or `<answer>` tag, or else the one after the last "answer is", "option" or
+    "choice", or else the last one in brackets. A completion that is only a letter chooses that letter. A small letter
+    counts only if its place contains nothing else.
     """
     answer = answer_of(completion)
     text = answer.text[-SEARCHED_CHARACTERS:]
@@ -88,7 +88,7 @@ def choice_answer(completion: str) -> str | None:
 
 
 def _whole(text: str) -> str | None:
-    """The one letter that a short text is, with at most the choice's own text behind it."""
+    """Returns the letter of a short text that is one letter, possibly with the text of the choice after it; or None."""
     plain = _MARKUP.sub("", text).strip()
     match = _WHOLE.fullmatch(plain)
     if match is None or _ANOTHER.match(match["rest"]):

@@ -1,4 +1,4 @@
-"""Calls a user's reward function in the way that its parameters ask for. Runs in a worker process.
+"""Calls a user's reward function with the arguments that its parameters name. Runs in a worker process.
 
 Three signatures are known:
 
@@ -6,7 +6,7 @@ Three signatures are known:
     trl     (prompts, completions, **columns) -> list
     verl    (data_source, solution_str, ground_truth, extra_info=None) -> number or {"score": number, ...}
 
-Each may be `async`. docs/rewards.md is the contract.
+Each may be `async`. docs/rewards.md describes the contract.
 """
 
 from __future__ import annotations
@@ -30,52 +30,53 @@ Signature = Literal["ray_rl", "trl", "verl"]
 TRL_ONLY = frozenset({"completion_ids", "trainer_state", "log_extra", "log_metric"})
 """Parameters that only TRL passes."""
 GROUND_TRUTHS = ("reward_model.ground_truth", "ground_truth", "answer", "solution", "label")
-"""Where verl's ground truth is looked for, in this order: verl's own place first."""
+"""Columns that may hold verl's ground truth, in the order in which they are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What is known of the completions of one prompt. Sequences have one entry a completion."""
+    """The completions of one prompt, and everything that a function may ask about them. One entry per completion."""
 
     completions: Sequence[str]
     columns: Mapping[str, Sequence[Any]]
     """Columns of the row, with `prompts`, `finish_reasons` and `lengths`."""
     options: Mapping[str, Any]
     conversation: Sequence[Mapping[str, str]] | None
-    """The prompt's messages, where the row holds messages."""
+    """The messages of the prompt; None if the row has text."""
     replies: Sequence[Sequence[Mapping[str, str]]]
-    """Each completion as messages; one of the assistant unless an environment answered."""
+    """Each completion as messages: one message of the assistant, unless an environment answered."""
     token_ids: Sequence[bytes]
     """int32 tokens of each completion."""
     version: int
-    """Optimizer steps behind the policy that sampled."""
+    """Number of optimizer steps of the policy that sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """What TRL's functions may know of the training."""
+    """The training state that functions for TRL can read."""
 
     global_step: int
 
 
 Returned = tuple[list[float | str | None], int, dict[str, float]]
-"""Scores, how many the function returned, and what it logged."""
+"""Scores, the number of values that the function returned, and what it logged."""
 
 
 def call_users(path: str, *, signature: Signature | None, call: Call) -> Returned:
-    """Scores of the completions, and what the function logged by `log_metric`.
+    """Returns the scores of the completions, and what the function logged with `log_metric`.
 
     Args:
-        path: import path of the function.
-        signature: how to call it; None: as its parameters say.
-        call: what to pass.
+        path: the import path of the function.
+        signature: how to call it; None derives it from its parameters.
+        call: the values to pass.
 
     Returns:
-        A float or None a completion, or the repr of what is neither; how many there were; and {name: value}.
+        For each completion a float or None, or the repr of a value that is neither; the number of values that the
+        function returned; and {name: value} for what it logged.
 
     Raises:
-        ConfigError: the function needs a parameter that is not known.
-        TypeError: it returned no list, or of verl no number.
+        ConfigError: the function needs an unknown parameter.
+        TypeError: it did not return a list, or for verl a number.
     """
     function = import_function(path)
     logged: dict[str, float] = {}
@@ -99,13 +100,13 @@ def check_users(path: str, *, signature: Signature | None, columns: Sequence[str
     """Checks that every parameter without a default is known.
 
     Args:
-        path: import path of the function.
-        signature: how it will be called; None: as its parameters say.
+        path: the import path of the function.
+        signature: how it will be called; None derives it from its parameters.
         columns: names of the columns of a row.
         options: names of the options.
 
     Raises:
-        ConfigError: a parameter is not known.
+        ConfigError: a parameter is unknown.
     """
     function = import_function(path)
     known = {"prompts", "finish_reasons", "lengths", *columns, *options}
@@ -126,7 +127,7 @@ def check_users(path: str, *, signature: Signature | None, columns: Sequence[str
 
 
 def signature_of(function: Callable[..., Any]) -> Signature:
-    """How a function is called, by its parameters."""
+    """Derives from the parameters of a function how it is called."""
     names = list(_parameters(function))
     if {"solution_str", "ground_truth"} <= set(names):
         return "verl"
@@ -138,7 +139,7 @@ def signature_of(function: Callable[..., Any]) -> Signature:
 
 
 def _takes_by_position(function: Callable[..., Any]) -> bool:
-    """Whether the completions can be the first argument; else they are passed by name, as to `(**kwargs)`."""
+    """Returns whether the completions can be the first argument; if not, they are passed by name."""
     first = next(iter(_parameters(function).values()), None)
     return first is not None and first.kind not in (first.KEYWORD_ONLY, first.VAR_KEYWORD)
 
@@ -146,7 +147,7 @@ def _takes_by_position(function: Callable[..., Any]) -> bool:
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # of native code, which does not say
+    except (TypeError, ValueError):  # native code may not tell its parameters
         return {
             "completions": inspect.Parameter("completions", inspect.Parameter.POSITIONAL_ONLY),
             "columns": inspect.Parameter("columns", inspect.Parameter.VAR_KEYWORD),
@@ -156,17 +157,17 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 def _accepted(
     function: Callable[..., Any], path: str, keywords: Mapping[str, Any], *, positional: int = 0
 ) -> dict[str, Any]:
-    """Those of the keywords that a function takes.
+    """Returns the keywords that a function takes.
 
     Raises:
-        ConfigError: it needs another one.
+        ConfigError: it needs another keyword.
     """
     parameters = list(_parameters(function).values())
     by_name = [each for each in parameters[positional:] if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     missing = [each.name for each in by_name if each.default is each.empty and each.name not in keywords]
     if missing:
         raise ConfigError(
-            f"{path} needs {', '.join(missing)}, which is neither a column nor an option; there are "
+            f"{path} needs {', '.join(missing)}, which is neither a column nor an option; known names are "
             f"{', '.join(sorted(keywords)) or 'none'}; rename a column with data.columns, or add it to options"
         )
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
@@ -177,7 +178,7 @@ def _accepted(
 
 
 def _trl_keywords(call: Call, logged: dict[str, float]) -> dict[str, Any]:
-    """Messages where the row's prompt is messages, as TRL passes them."""
+    """Returns the keywords as TRL passes them: prompts and completions are messages if the row has messages."""
     completions: list[Any] = list(call.completions)
     prompts: list[Any] = list(call.columns["prompts"])
     if call.conversation is not None:
@@ -188,7 +189,7 @@ def _trl_keywords(call: Call, logged: dict[str, float]) -> dict[str, Any]:
         logged[name] = float(value)
 
     def log_extra(column: str, values: Sequence[Any]) -> None:
-        """Accepted, and not recorded: every sample is on disk with its columns already."""
+        """Does nothing: every sample is already on disk with its columns."""
 
     return {
         **call.columns,
@@ -239,7 +240,7 @@ def _ground_truth(row: Mapping[str, Any], path: str) -> Any:
 
 
 def _verl_score(returned: Any) -> Any:
-    """The number of what a function of verl returns."""
+    """Returns the score in the result of a function for verl."""
     if isinstance(returned, Mapping):
         if "score" not in returned:
             raise TypeError(f"returned {shorten(dict(returned))}, a mapping without 'score'")

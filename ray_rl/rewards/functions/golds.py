@@ -1,4 +1,4 @@
-"""Parses the gold answers of a data set before the start, by the code that scores with them."""
+"""Parses the gold answers of a data set before the start, with the code that will score with them."""
 
 from __future__ import annotations
 
@@ -23,46 +23,24 @@ from ray_rl.rewards.functions.parts import VERIFIER_BYTES
 from ray_rl.types import column_value
 
 GOLD_S = 5.0
-"""Limit for one gold: an expression that takes longer to parse would take it again with every completion."""
+"""Limit for one gold: an expression that takes longer would take as long for every completion."""
 
 IN_FLIGHT = 256
-"""Golds that may wait for a worker process."""
+"""The most golds that wait for a worker process."""
 
 
-def gold_checks(rewards: Sequence[RewardConfig]) -> list[Callable[[Row], None]]:
-    """Checks of a row for each reward that compares with a column, and for each user's function.
+@contextmanager
+def golds_checked(rewards: Sequence[RewardConfig]) -> Iterator[Sequence[Callable[[Row], None]]]:
+    """Yields a check of rows for each reward that compares with a column, and for each user's function.
 
-    A check raises DataError with the row and the value. Golds that take algebra are parsed in worker processes: the
-    error of one may be raised at a later row, and names its own; `finish_golds` waits for those that are left.
-
-    Args:
-        rewards: the configured rewards.
+    A check raises DataError with the row and the value. Golds that need algebra are parsed in worker processes, so the
+    error of one may be raised at a later row or at the end of the block. It names its own row.
     """
-    checks: list[Callable[[Row], None]] = []
-    for index, reward in enumerate(rewards):
-        match reward:
-            case Number():
-                checks.append(GoldCheck(reward.column, number_gold, f"rewards[{index}] (number)"))
-            case Choice():
-                parse = partial(choice_gold, letters=reward.letters)
-                checks.append(GoldCheck(reward.column, parse, f"rewards[{index}] (choice)"))
-            case MathVerify():
-                checks.append(AlgebraCheck(reward.column, f"rewards[{index}] (math_verify)"))
-            case CustomReward():
-                checks.append(FunctionCheck(reward, f"rewards[{index}].function"))
-            case _:
-                pass
-    return checks
-
-
-def finish_golds(checks: Sequence[Callable[[Row], None]]) -> None:
-    """Waits for the golds that are still parsed in worker processes, and ends those.
-
-    Raises:
-        DataError: the first of them that is wrong.
-    """
+    found = [_check_of(reward, f"rewards[{index}]") for index, reward in enumerate(rewards)]
+    checks = [check for check in found if check is not None]
     algebra = [check for check in checks if isinstance(check, AlgebraCheck)]
     try:
+        yield checks
         for check in algebra:
             check.finish()
     finally:
@@ -70,29 +48,30 @@ def finish_golds(checks: Sequence[Callable[[Row], None]]) -> None:
             check.close()
 
 
-@contextmanager
-def golds_checked(rewards: Sequence[RewardConfig]) -> Iterator[Sequence[Callable[[Row], None]]]:
-    """The checks of `gold_checks`, and `finish_golds` at the end of the block if nothing was wrong before."""
-    checks = gold_checks(rewards)
-    try:
-        yield checks
-        finish_golds(checks)
-    finally:
-        for check in checks:
-            if isinstance(check, AlgebraCheck):
-                check.close()
+def _check_of(reward: RewardConfig, key: str) -> Callable[[Row], None] | None:
+    match reward:
+        case Number():
+            return GoldCheck(reward.column, number_gold, f"{key} (number)")
+        case Choice():
+            return GoldCheck(reward.column, partial(choice_gold, letters=reward.letters), f"{key} (choice)")
+        case MathVerify():
+            return AlgebraCheck(reward.column, f"{key} (math_verify)")
+        case CustomReward():
+            return FunctionCheck(reward, f"{key}.function")
+        case _:
+            return None
 
 
 class GoldCheck:
-    """Parses the column of a row."""
+    """Parses the gold answer of a row."""
 
     def __init__(self, column: str, parse: Callable[[Any], Any], who: str) -> None:
-        """Prepares the check.
+        """Makes the check.
 
         Args:
-            column: name or dotted path.
-            parse: raises DataError for a value that is not one answer.
-            who: names the reward in errors.
+            column: the name or the dotted path of the column.
+            parse: raises DataError for a value that is not exactly one answer.
+            who: the name of the reward in errors.
         """
         self._column = column
         self._parse = parse
@@ -102,27 +81,34 @@ class GoldCheck:
         """Checks a row.
 
         Raises:
-            DataError: naming the row, the reward, the column and its value.
+            DataError: the gold is wrong; the message names the row, the reward, the column and its value.
+        """
+        self._read(row)
+
+    def _read(self, row: Row) -> tuple[Any, Any]:
+        """Returns the value of the column and the parsed gold; (None, None) without the column: another check says so.
+
+        Raises:
+            DataError: see `__call__`.
         """
         try:
             value = column_value(row.columns, self._column)
         except KeyError:
-            return  # the check of columns says so
+            return None, None
         try:
-            self._parse(value)
+            return value, self._parse(value)
         except DataError as error:
-            raise self.error(row.id, str(error)) from error
+            raise self._error(row.id, str(error)) from error
 
-    def error(self, row_id: str, what: str) -> DataError:
-        """What is wrong with a row."""
+    def _error(self, row_id: str, what: str) -> DataError:
         return DataError(f"{row_id}: column {self._column!r}, which {self._who} compares with: {what}")
 
 
 class AlgebraCheck(GoldCheck):
-    """Parses the column of a row as mathematics; what takes sympy in worker processes, each value once."""
+    """Parses the gold answer of a row as mathematics. Values that need sympy go to worker processes, each once."""
 
     def __init__(self, column: str, who: str) -> None:
-        """Prepares the check; the first gold that takes algebra starts a worker process."""
+        """Makes the check; the first gold that needs algebra starts a worker process."""
         super().__init__(column, math_gold, who)
         self._seen: set[str] = set()
         self._waiting: list[tuple[str, Any, Future[Any]]] = []
@@ -131,13 +117,12 @@ class AlgebraCheck(GoldCheck):
         self._lock = threading.Lock()
 
     def __call__(self, row: Row) -> None:
-        """Checks a row, and takes in what the worker processes have found of earlier ones."""
-        super().__call__(row)
-        try:
-            value = column_value(row.columns, self._column)
-        except KeyError:
-            return
-        gold = math_gold(value)
+        """Checks a row, and collects the results of earlier rows from the worker processes.
+
+        Raises:
+            DataError: this gold or an earlier one is wrong.
+        """
+        value, gold = self._read(row)
         with self._lock:
             if gold is not None and needs_algebra(gold) and gold not in self._seen:
                 self._seen.add(gold)
@@ -148,13 +133,13 @@ class AlgebraCheck(GoldCheck):
         """Waits for all golds that are parsed in worker processes.
 
         Raises:
-            DataError: of the first row that is wrong.
+            DataError: a gold is wrong; the message names the first such row.
         """
         with self._lock:
             self._collect(most=0)
 
     def close(self) -> None:
-        """Ends the worker processes. Rows that are checked later, in the background of training, take one at most."""
+        """Ends the worker processes. Rows that are checked later, during training, start at most one."""
         with self._lock:
             pool, self._pool, self._processes = self._pool, None, 1
             self._waiting.clear()
@@ -164,29 +149,29 @@ class AlgebraCheck(GoldCheck):
     def _submit(self, value: Any) -> Future[Any]:
         if self._pool is None:
             self._pool = Pool(self._processes, make=partial(Worker, memory_bytes=VERIFIER_BYTES))
-        return self._pool.submit("ray_rl.rewards.functions.math_answers:check_golds", timeout_s=GOLD_S, args=[[value]])
+        return self._pool.submit("ray_rl.rewards.functions.math_answers:check_gold", timeout_s=GOLD_S, args=[value])
 
     def _collect(self, *, most: int) -> None:
-        """Takes in what is done, and waits until at most so many are left."""
+        """Collects the results that are ready, and waits until at most `most` golds are in flight."""
         while self._waiting and (len(self._waiting) > most or self._waiting[0][2].done()):
             row_id, value, call = self._waiting.pop(0)
             try:
-                (problem,) = call.result()  # bound: a call of a worker process, which has a limit
+                problem = call.result()  # bound: a call of a worker process, which has a limit
             except (SandboxError, TimeoutError) as error:
-                raise self.error(
+                raise self._error(
                     row_id,
                     f"the answer {shorten(value)} cannot be parsed as an expression within {GOLD_S:g} s ({error}); "
                     "simplify it, or remove the row",
                 ) from error
             if problem is not None:
-                raise self.error(row_id, problem)
+                raise self._error(row_id, problem)
 
 
 class FunctionCheck:
-    """Checks at the first row that a user's function gets every parameter that it needs."""
+    """Checks with the columns of the first row that a user's function gets every parameter that it needs."""
 
     def __init__(self, reward: CustomReward, key: str) -> None:
-        """Prepares the check; the first row imports the function."""
+        """Makes the check; the first row imports the function."""
         self._reward = reward
         self._key = key
         self._is_done = False
@@ -195,7 +180,7 @@ class FunctionCheck:
         """Checks the function with the columns of a row.
 
         Raises:
-            ConfigError: it needs another parameter, or cannot be imported.
+            ConfigError: the function needs another parameter or cannot be imported, or an option is a column too.
         """
         if self._is_done:
             return

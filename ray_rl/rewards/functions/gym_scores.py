@@ -1,4 +1,4 @@
-"""Scores by the verifiers of `reasoning_gym`. Some evaluate what the policy wrote: only for a worker process."""
+"""Scores with the verifiers of `reasoning_gym`. Some execute text of the policy: use only in a worker process."""
 
 import functools
 import json
@@ -13,13 +13,13 @@ from reasoning_gym.utils import extract_answer
 def reasoning_gym_score(
     completions: Sequence[str], *, entry: Sequence[Mapping[str, Any]], task: Sequence[Mapping[str, Any]]
 ) -> list[float | None]:
-    """Score in [0, 1] by the verifier of the task that made the prompt.
+    """Returns scores in [0, 1], from the verifier of the task that made the prompt.
 
-    The answer is what the last <answer>...</answer> holds, or else the whole completion, stripped.
+    The answer is the content of the last <answer>...</answer>, or else the whole completion, stripped.
 
     Args:
         completions: decoded text.
-        entry: what the task made, as it made it: some verifiers tell a tuple from a list.
+        entry: the entries as the task made them: some verifiers distinguish tuples from lists.
         task: name and options of the task.
     """
     scores: list[float | None] = []

@@ -1,4 +1,4 @@
-"""Equality of mathematical answers by the `math-verify` library. Loads sympy and may hang: for a worker process."""
+"""Compares mathematical answers with the `math-verify` library. It can hang: use it only in a worker process."""
 
 import functools
 import logging
@@ -20,27 +20,27 @@ from ray_rl.rewards.functions.math_text import (
 )
 from ray_rl.types import FinishReason
 
-# It warns at every call that its own time limit is off. It is: that one needs the main thread and signals, ours kills.
+# It warns at every call that its own time limit is off. That limit needs signals and the main thread; ours kills.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 EXPRESSION_CHARACTERS = 2000
-"""A longer expression is no answer: its grammar takes seconds for a thousand terms."""
+"""A longer expression is not an answer: the library takes seconds for a thousand terms."""
 _LATEX = (LatexExtractionConfig(),)
 
 
 def math_verify(
     completions: Sequence[str], *, answer: Sequence[Any], finish_reasons: Sequence[FinishReason], require_stop: bool
 ) -> list[float | None]:
-    r"""1 if the completion's answer equals the column's, else 0; None where the answer is None.
+    r"""Returns 1 if the answer of the completion equals that of the column, else 0; None if the column is None.
 
     Args:
         completions: decoded text.
-        answer: LaTeX, a word or a number; of "... #### 42" (GSM8K) what follows the hashes.
+        answer: LaTeX, words or numbers; in "... #### 42" (GSM8K), the part after the hashes.
         finish_reasons: how each completion ended.
-        require_stop: 0 for a completion that did not end by itself: its last expression need not be its answer.
+        require_stop: return 0 for a completion that was cut off, because its last expression may not be its answer.
 
     Raises:
-        DataError: an answer that is not exactly one expression: the ground truth is wrong, not the completion.
+        DataError: the value of the column is not exactly one expression, so the data is wrong.
     """
     return [
         _score(text if reason == "stop" or not require_stop else "", truth)
@@ -48,31 +48,20 @@ def math_verify(
     ]
 
 
-def check_golds(golds: Sequence[Any]) -> list[str | None]:
-    """What is wrong with each gold; None for those that are one expression. Hangs on what cannot be compared."""
-    problems: list[str | None] = []
-    for gold in golds:
-        try:
-            _check_parses(gold)
-            _score(r"\boxed{1}", gold)  # some can be parsed, and not be compared: 9^{9^{9^{9}}}
-        except DataError as error:
-            problems.append(str(error))
-        else:
-            problems.append(None)
-    return problems
+def check_gold(value: Any) -> str | None:
+    """Returns what is wrong with a gold; None if it is one expression. Hangs if it cannot be compared."""
+    try:
+        gold = math_gold(value)
+        if gold is not None and needs_algebra(gold) and not is_compared_as_text(gold) and not _is_read(_parsed(gold)):
+            raise _not_read(value)
+        _score(r"\boxed{1}", value)  # some can be parsed but not compared: 9^{9^{9^{9}}}
+    except DataError as error:
+        return str(error)
+    return None
 
 
-def _check_parses(value: Any) -> None:
-    """Checks that the library finds an expression in a gold that takes algebra.
-
-    Raises:
-        DataError: not exactly one expression.
-    """
-    gold = math_gold(value)
-    if gold is None or not needs_algebra(gold) or is_compared_as_text(gold):
-        return
-    if not _is_read(_parsed(gold)):
-        raise DataError(f"math-verify finds no expression in the answer {shorten(value)}; correct the data")
+def _not_read(value: Any) -> DataError:
+    return DataError(f"math-verify finds no expression in the answer {shorten(value)}; correct the data")
 
 
 def _score(text: str, answer: Any) -> float | None:
@@ -87,7 +76,7 @@ def _score(text: str, answer: Any) -> float | None:
     if not _is_read(parsed):
         if is_compared_as_text(gold) or not needs_algebra(gold):
             return float(same_text(gold, spelled(candidate.text)))
-        raise DataError(f"math-verify finds no expression in the answer {shorten(answer)}; correct the data")
+        raise _not_read(answer)
     if len(candidate.text) > EXPRESSION_CHARACTERS:
         return 0.0
     given = _parsed(spelled(candidate.text)) if candidate.is_exact else _found(candidate.text)
@@ -96,20 +85,20 @@ def _score(text: str, answer: Any) -> float | None:
 
 
 def _is_read(parsed: Sequence[Any]) -> bool:
-    """Whether the library made an expression of a text, and did not only keep the text."""
+    """Returns whether the library found an expression in a text, and not only the text itself."""
     return any(not isinstance(each, str) for each in parsed)
 
 
 @functools.lru_cache(maxsize=4096)
 def _parsed(text: str) -> tuple[Any, ...]:
-    """All of a text as one expression, and its spelling."""
+    """Returns a whole text as one expression, and its spelling."""
     return tuple(parse(f"${text}$", _LATEX, parsing_timeout=None))
 
 
-# What the libraries load at their first use is loaded now: the time limit of a call is for the call alone.
+# The libraries load more modules at their first use. Do it now, so that it does not use up the time limit of a call.
 verify(list(_parsed("x^2")), list(_parsed(r"x \cdot x")), timeout_seconds=None)
 
 
 def _found(text: str) -> list[Any]:
-    """The last expression that the library finds in a text."""
+    """Returns the last expression that the library finds in a text."""
     return list(parse(text, parsing_timeout=None))

@@ -1,4 +1,4 @@
-"""Mathematical answers as text: one spelling for each, and the verdicts that need no algebra. Loads no sympy."""
+"""Compares mathematical answers as text: gives each one spelling, and decides what needs no algebra, without sympy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray_rl.rewards.functions.answers import answer_of, gold_of, last_box
 from ray_rl.rewards.functions.choices import choice_answer, choice_gold
 
 CHOICES = "ABCDEFGHIJ"
-"""A capital that is all of a gold is taken for a choice; as a variable it compares the same way."""
+"""A gold that is one of these capitals is treated as a choice. As a variable it would compare the same way."""
 
 _SPELLINGS = (
     (re.compile(r"\\!|\\left(?![a-z])|\\right(?![a-z])|\\(?:display|text)style(?![a-z])"), ""),
@@ -65,13 +65,13 @@ _NO_EXPRESSION = re.compile(
     r"""[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]{1,2}/[0-9]{1,2}/[0-9]{2,4}|0x[0-9a-fA-F]+|[0-9]+'\s*[0-9]+(?:"|'')?"""
     r"|[0-9]+(?:[.][0-9]+){2,}|[0-9]{1,3}(?:[ .][0-9]{3})+,[0-9]+|[0-9]{1,3}(?:_[0-9]{3})+"
 )
-"""Dates, versions, feet with inches, and numbers in other notations: the library makes other numbers of them."""
+"""Dates, versions, feet with inches, and numbers in other notations: the library would read other numbers."""
 _NAMED_POINTS = re.compile(r"\\(?:angle|triangle|overline|overrightarrow|square|widehat)\s*\{?\s*[A-Z]{2,6}")
 _AS_TEXT = re.compile(
     r"\\(?:mid|cup|cap|pmod|bmod|equiv|geq?|leq?|[cl]?dots|angle|triangle|wedge|vee|neg|parallel|perp|subset|subseteq|to|"
     r"in|approx|sim|overline|dot)(?![a-zA-Z])|\\begin\{cases\}"
 )
-"""What mathematics is written with and the library does not always read."""
+"""Mathematical notation that the library does not always read."""
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:[.][0-9]*)?|[.][0-9]+)")
 _FRACTION = re.compile(
     r"(?P<sign>[-+]?)\s*(?:\\frac\s*\{\s*(?P<a>-?[0-9]+)\s*\}\s*\{\s*(?P<b>[0-9]+)\s*\}|(?P<c>[0-9]+)\s*/\s*(?P<d>[0-9]+))"
@@ -82,7 +82,7 @@ _WITH_UNIT = re.compile(
 )
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s,'.-]+[^\W\d_]+)*[.!]?")
 _PRODUCT = re.compile(r"[xyzabc]{2,3}")
-"""Letters that are read as a product of variables, and not as a word."""
+"""Letters that are a product of variables, not a word."""
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _NAMED = re.compile(r"\s*[a-zA-Z]\s*=(?!=)\s*")
 _COLONS = re.compile(r"[0-9]+(?:\s*:\s*[0-9]+)+")
@@ -125,10 +125,10 @@ _UNITS = {
     )
     for unit in names
 }
-"""Two of these that differ make two answers differ; other units are not looked at."""
+"""Answers with two different units of this table differ. Other units are ignored."""
 
 TAIL_CHARACTERS = 2000
-"""Where no box and no tag says where the answer stands, it is looked for at the end of the completion."""
+"""How much of the end of a completion is searched for an answer that is neither in a box nor in a tag."""
 SHORT_CHARACTERS = 300
 _LONG_NUMBER = 20_000
 _LONG_FRACTION = 4000
@@ -136,15 +136,15 @@ _LONG_FRACTION = 4000
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a completion answers."""
+    """The answer of a completion."""
 
     text: str
     is_exact: bool
-    """All of it is the answer. Otherwise the answer is somewhere in it."""
+    """Whether the whole text is the answer; if not, the answer is somewhere in it."""
 
 
 def spelled(text: str) -> str:
-    """One spelling of what is written in many ways: delimiters, spaces, fractions, thousands, signs of Unicode."""
+    """Returns one spelling for text that can be written in many ways: delimiters, spaces, fractions, Unicode signs."""
     text = text.strip()
     boxed = last_box(text)
     text = text if boxed is None else boxed
@@ -157,18 +157,18 @@ def spelled(text: str) -> str:
 
 
 def _written_out(match: re.Match[str]) -> str:
-    """1.5e-3 as 0.0015."""
+    """Returns 0.0015 for 1.5e-3."""
     return format(Decimal(f"{match['number']}e{match['e'] or match['power']}"), "f")
 
 
 def _improper(match: re.Match[str]) -> str:
-    """2 1/2 as 5/2. A whole number before a fraction that is none of a mixed number multiplies it."""
+    """Returns 5/2 for 2 1/2. Before an improper fraction, a whole number is a factor and stays."""
     whole, above, below = int(match["whole"]), int(match["a"] or match["c"]), int(match["b"] or match["d"])
     return rf"\frac{{{whole * below + above}}}{{{below}}}" if above < below else match[0]
 
 
 def _period(match: re.Match[str]) -> str:
-    """0.1666..., with its period under a line, as 1/6."""
+    """Returns 1/6 for 0.1666..., written with a line over its period."""
     fixed, period = match["fixed"], match["period"]
     nines = 10 ** len(period) - 1
     value = Fraction(int((match["whole"] or "0") + fixed) * nines + int(period), 10 ** len(fixed) * nines)
@@ -176,59 +176,59 @@ def _period(match: re.Match[str]) -> str:
 
 
 def math_gold(value: Any) -> str | None:
-    """The one expression, word or choice that a column holds, in one spelling; None where the column is None.
+    """Returns the expression, the words or the choice in a column, in one spelling; None if the column is None.
 
     Raises:
-        DataError: none, several, or words mixed with an expression.
+        DataError: the value is not exactly one of these: it is empty, several, or an expression mixed with words.
     """
     gold = gold_of(value)
     if gold is None:
         return None
     text = spelled(_digits_of(gold))
     if not text:
-        raise DataError(f"the answer {shorten(value)} is no answer; correct the data")
+        raise DataError(f"the answer {shorten(value)} is empty; correct the data")
     if _NO_EXPRESSION.fullmatch(text):
         raise DataError(
-            f"the answer {shorten(value)} is not exactly one expression: it is a date, or a number in a notation that "
-            "is not read; write it as a plain number, or correct the data"
+            f"the answer {shorten(value)} is not exactly one expression: it is a date, or a number in an unknown "
+            "notation; write it as a plain number, or correct the data"
         )
     if needs_algebra(text):
         outside = _NAMED_POINTS.sub(" ", _TEXT.sub(" ", text))
         words = [word for word in _SENTENCE.findall(outside) if word.casefold() not in _FUNCTIONS]
         if words:
             raise DataError(
-                f"the answer {shorten(value)} is not exactly one expression: it holds the words "
+                f"the answer {shorten(value)} is not exactly one expression: it contains the words "
                 f"{', '.join(words[:3])[:60]}; correct the data"
             )
     return text
 
 
 def needs_algebra(gold: str) -> bool:
-    """Whether a gold in one spelling is neither a number, with or without a unit, nor words, a ratio or a choice."""
+    """Returns whether a gold, in one spelling, is not a number (with or without unit), words, a ratio or a choice."""
     return not (_number_of(gold) is not None or _words(gold) is not None or _choice(gold) or _ratio(gold))
 
 
 def is_compared_as_text(gold: str) -> bool:
-    """Whether a gold that the library cannot read is one expression all the same, such as a set by its condition."""
+    """Returns whether a gold that the library cannot read is still one expression, such as a set with a condition."""
     return _AS_TEXT.search(gold) is not None or _ratio(gold) is not None
 
 
 def same_text(gold: str, answer: str) -> bool:
-    """Whether two expressions are written the same way, but for space."""
+    """Returns whether two expressions are written in the same way, ignoring space."""
     return "".join(gold.split()) == "".join(answer.split())
 
 
 def candidate_of(completion: str) -> Candidate:
-    """What a completion answers.
+    """Returns the answer of a completion.
 
-    That is its last box, or its last line behind "####", or what follows its last "answer is", or else something in its
-    end.
+    It is the last box, or the last line after "####", or the text after the last "answer is", or else somewhere in the
+    end of the completion.
     """
     answer = answer_of(completion)
     if answer.is_boxed:
         return Candidate(answer.text, is_exact=True)
     text = answer.text.strip()
-    if len(text) > TAIL_CHARACTERS:  # from the next word on: the end of a number or a formula is another one
+    if len(text) > TAIL_CHARACTERS:  # starts at a whole word: the end of a number would be another number
         text = text[-TAIL_CHARACTERS:]
         text = "".join(text.split(maxsplit=1)[1:])
     hashes = text.rpartition("####")
@@ -260,7 +260,7 @@ def _anchored(rest: str) -> Candidate:
 
 
 def _is_bare(text: str) -> bool:
-    """Whether a text is a number, words, a choice or a formula, and no sentence with something like that in it."""
+    """Returns whether a text is only a number, words, a choice or a formula, and not a sentence with one of these."""
     plain = spelled(text)
     if not needs_algebra(plain):
         return True
@@ -269,11 +269,11 @@ def _is_bare(text: str) -> bool:
 
 
 def quick_verdict(completion: str, gold: str) -> float | None:
-    """1 or 0 where the texts alone decide; None where it takes algebra.
+    """Returns 1 or 0 if the texts alone decide; None if the decision needs algebra.
 
     Args:
         completion: decoded text.
-        gold: as `math_gold` returns it.
+        gold: a result of `math_gold`.
     """
     candidate = candidate_of(completion)
     if not candidate.text.strip():
@@ -317,12 +317,12 @@ def _same(gold: str, answer: str) -> float | None:
         return float(any(abs(a - b) < Fraction(1, 1_000_000) for a, b in meant))
     if right == given:
         return 1.0
-    # The library takes numbers that agree in six decimals for equal.
+    # For the library, numbers that agree in six decimals are equal.
     return 0.0 if abs(right - given) > Fraction(1, 100_000) else None
 
 
 def _percent(value: Fraction, text: str) -> tuple[Fraction, ...]:
-    """What a number may mean: of 12%, 12 and 0.12."""
+    """Returns the possible values of a number: 12 and 0.12 for 12%."""
     return (value, value / 100) if "%" in text else (value,)
 
 
@@ -354,7 +354,7 @@ def _bare_number(text: str) -> str:
 
 
 def _ratio(text: str) -> str | None:
-    """The numbers with colons between them that are all of a text but for a unit: a ratio, or a time of day."""
+    """Returns the numbers and colons of a text that is only a ratio or a time, possibly with a unit; None otherwise."""
     bare = _bare_number(text)
     return bare if _COLONS.fullmatch(bare) else None
 
@@ -389,7 +389,7 @@ def _choice(text: str) -> str | None:
 
 
 def _words(text: str) -> str | None:
-    """Words in small letters without punctuation; None for what is no word. Letters in a row are not multiplied."""
+    """Returns the words of a text in small letters, without punctuation; None if it is not only words."""
     if len(text) > SHORT_CHARACTERS:
         return None
     plain = _TEXT.sub(r" \1 ", text).strip()

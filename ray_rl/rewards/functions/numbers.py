@@ -1,4 +1,4 @@
-"""Reads numbers exactly. Linear in the text: it may be megabytes that a policy wrote to be slow."""
+"""Reads numbers exactly, in linear time: a policy may write megabytes of text."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PLAIN = re.compile(
 )
 """1,234,567 or 1234567, with decimals, or .5; with an exponent."""
 _TOKEN = re.compile(r"(?:[0-9]|[.](?=[0-9]))(?:[0-9.,:/+-]|[eE](?=[+-]?[0-9])|\^(?=\{?[0-9a-zA-Z\\-])|_(?=\{?[0-9]))*+")
-"""A digit with all that may make one number, or something that is none, of it and what stands next to it."""
+"""A digit with everything next to it that can be part of a number, or that shows that it is not one (a date)."""
 _BEHIND_A_POWER = re.compile(r"(?:\^|(?<=\w)_)\{?-?$")
 _SIGN = re.compile(r"(?<![\w.)\]}])(?P<sign>[-+])[$]?$")
-"""A sign belongs to the number unless it follows a word, a digit or a bracket: "x = -5", but "17-25"."""
+"""A sign belongs to the number ("x = -5") unless it follows a word, a digit or a bracket ("17-25")."""
 
 _TIDIED = (
     (re.compile(r"\\!|\\left|\\right(?!arrow)"), ""),
@@ -53,17 +53,17 @@ _GOLD_UNIT = re.compile(
     r"(?!.*\b(?:and|or|to|hundred|thousand|million|billion|trillion|dozen|[kKM])\b)"
     r"(?:[ ~.%$\u20ac\u00a3]|\\(?:text|mathrm|textrm|textbf|mbox)[ ]?\{[^{}0-9]*\}|\b[mgslhKCFVWJN]\b|[^\W\d_]{2,})*+"
 )
-"""What may stand behind the number of a column: a unit in words, that is not part of the number."""
+"""What may follow the number in a column: a unit in words that is not part of the number."""
 _GOLD_NAME = re.compile(r"[^\W\d_][ ]?=")
 _FRACTION_DIGITS = 50
 _CONTEXT_CHARACTERS = 64
 
 
 def last_number(text: str) -> Value | None:
-    r"""The last number in the text, exactly; None when there is none, or what stands last is no single number.
+    r"""Returns the exact value of the last number in the text; None if there is none, or the last one is not a number.
 
-    Thousands may be separated by commas. Fractions and mixed numbers have their value. Ratios, times, dates, powers and
-    lists without spaces ("2:3", "10:30", "2024-01-05", "2^10", "1,2,3") are no numbers.
+    Commas may separate thousands. Fractions and mixed numbers are numbers. Ratios, times, dates, powers and lists
+    without spaces ("2:3", "10:30", "2024-01-05", "2^10", "1,2,3") are not.
     """
     text = tidied(_around_last_digit(text))
     last = None
@@ -73,7 +73,7 @@ def last_number(text: str) -> Value | None:
 
 
 def _around_last_digit(text: str) -> str:
-    """The part of a text that decides what its last number is: the word of its last digit with what stands around."""
+    """Returns the part of a text that determines its last number: the word with its last digit, and the text around."""
     last = max(text.rfind(digit) for digit in "0123456789")
     if last < 0:
         return ""
@@ -82,7 +82,7 @@ def _around_last_digit(text: str) -> str:
 
 
 def only_number(text: str) -> Value | None:
-    """The number of a text that has exactly one, with whatever units and words; None for none and for several."""
+    """Returns the number of a text that has exactly one, with any units and words; None for no number or several."""
     text = tidied(text.rpartition("=")[2])
     tokens = _TOKEN.finditer(text)
     token, second = next(tokens, None), next(tokens, None)
@@ -97,18 +97,18 @@ def only_number(text: str) -> Value | None:
 
 
 def number_answer(completion: str) -> Value | None:
-    """The number that a completion answers with: that of its last box, or else the last one behind its thinking."""
+    """Returns the number in the answer of a completion: in its last box, or else the last one after its thinking."""
     answer = answer_of(completion)
     return only_number(_without_spaces(answer.text)) if answer.is_boxed else last_number(answer.text)
 
 
 def number_gold(value: Any) -> Decimal | None:
-    """The number that a column holds; None where the column is None: no opinion.
+    """Returns the number in a column; None if the column is None, which means no opinion.
 
-    A currency, a percent sign and units may stand with it; signs of LaTeX and separators of thousands are read.
+    It may have a currency, a percent sign, units, LaTeX, and separators of thousands.
 
     Raises:
-        DataError: not exactly one number. A fraction is none: it takes `math_verify`.
+        DataError: the value is not exactly one number. A fraction is refused, because it needs `math_verify`.
     """
     gold = gold_of(value)
     if gold is None or isinstance(gold, Decimal):
@@ -133,14 +133,14 @@ def number_gold(value: Any) -> Decimal | None:
 
 
 def tidied(text: str) -> str:
-    """The text with signs of LaTeX and of typography that belong to numbers written as ASCII."""
+    """Returns the text with the parts of numbers that are LaTeX or typographic signs written in ASCII."""
     for pattern, replacement in _TIDIED:
         text = pattern.sub(replacement, text)
     return text
 
 
 def _without_spaces(text: str) -> str:
-    """1 000 000 as 1000000, where it is all of the text."""
+    """Returns 1000000 for 1 000 000, if the text has nothing else."""
     match = re.fullmatch(r"\s*([-+]?[0-9]{1,3}(?:[ ~][0-9]{3})+)\s*", text)
     return text if match is None else re.sub("[ ~]", "", match[1])
 
@@ -150,7 +150,7 @@ def _value(text: str, token: re.Match[str]) -> Value | None:
     if _BEHIND_A_POWER.search(text[max(0, start - 4) : start]):
         return None
     if found.count("-") < 2 and "/" not in found and ":" not in found:
-        # Of "17-25" the last number is 25; two signs make a date.
+        # The last number of "17-25" is 25. With two signs it is a date.
         offset = max((i for i, c in enumerate(found) if c in "+-" and found[i - 1] not in "eE"), default=-1) + 1
         start, found = start + offset, found[offset:]
     match = _PLAIN.fullmatch(found)

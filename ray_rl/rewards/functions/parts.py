@@ -1,4 +1,4 @@
-"""How each kind of reward is called: one `case` per kind."""
+"""Says how each kind of reward is called: one `case` per kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ray_rl.isolation.pool import default_processes
 from ray_rl.rewards.functions.custom import Signature
 
 VERIFIER_BYTES = 4 << 30
-"""Memory of a process in which a verifier of ours reads a completion or a gold: a power of powers takes all it gets."""
+"""Memory limit of a process in which a verifier of ours reads a completion or a gold. A power of powers in it would
+otherwise use up all memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +37,15 @@ class RewardPart:
     """{keyword of the function: column}."""
     options: Mapping[str, Any] = field(default_factory=dict)
     processes: int = 0
-    """Worker processes, where a hang is killed. 0: the function runs in this process, and is linear in the text."""
+    """Number of worker processes, in which a call that hangs can be killed. 0: the function runs in this process; its
+    time must be linear in the length of the text."""
     quick: str | None = None
-    """Import path of a function that takes the same arguments, is linear in the text, and returns "undecided" for what
-    the worker process has to score."""
+    """Import path of a function with the same arguments and linear time, which runs in this process. It returns
+    "undecided" for completions that the worker process must score."""
     users: bool = False
-    """A user's function: gets all columns, and all completions of a prompt in one call."""
+    """Whether it is a user's function, which gets all columns, and all completions of a prompt in one call."""
     signature: Signature | None = None
-    """How a user's function is called; None: as its parameters say."""
+    """How a user's function is called; None derives it from its parameters."""
 
 
 def build_part(config: FunctionConfig) -> RewardPart:

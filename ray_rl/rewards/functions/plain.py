@@ -1,6 +1,6 @@
-"""Reward functions: `(completions, **columns) -> list[float | None]`, None = no opinion.
+"""Reward functions: `(completions, **columns) -> list[float | None]`, where None is no opinion.
 
-Columns arrive as lists, one entry a completion. Each function judges every completion on its own.
+Columns are lists with one entry for each completion. Each function judges every completion on its own.
 """
 
 import re
@@ -18,18 +18,18 @@ from ray_rl.types import FinishReason
 def number(
     completions: Sequence[str], *, answer: Sequence[Any], finish_reasons: Sequence[FinishReason], require_stop: bool
 ) -> list[float | None]:
-    """1 if the number that the completion answers with equals the column's, else 0; None where the column is None.
+    """Returns 1 if the answer of the completion is the number in the column, else 0; None if the column is None.
 
-    The completion's number is that of its last box, or else the last one behind its thinking.
+    The answer is the number in the last box, or else the last number after the thinking.
 
     Args:
         completions: decoded text.
-        answer: numbers, or text with exactly one; of "... #### 42" (GSM8K) what follows the hashes.
+        answer: numbers, or texts with exactly one number; in "... #### 42" (GSM8K), the part after the hashes.
         finish_reasons: how each completion ended.
-        require_stop: 0 for a completion that did not end by itself: its last number need not be its answer.
+        require_stop: return 0 for a completion that was cut off, because its last number may not be its answer.
 
     Raises:
-        DataError: an answer that is not exactly one number: the ground truth is wrong, not the completion.
+        DataError: the value of the column is not exactly one number, so the data is wrong.
     """
     scores: list[float | None] = []
     for text, truth, reason in zip(completions, answer, finish_reasons, strict=True):
@@ -47,17 +47,17 @@ def choice(
     require_stop: bool,
     letters: str,
 ) -> list[float | None]:
-    """1 if the completion chooses the column's letter, else 0; None where the column is None.
+    """Returns 1 if the completion chooses the letter in the column, else 0; None if the column is None.
 
     Args:
         completions: decoded text.
         answer: letters, also as "(B)" or "B. Paris".
         finish_reasons: how each completion ended.
-        require_stop: 0 for a completion that did not end by itself.
-        letters: those that are choices.
+        require_stop: return 0 for a completion that was cut off.
+        letters: the letters of the choices.
 
     Raises:
-        DataError: an answer that is not exactly one of the letters.
+        DataError: the value of the column is not exactly one of the letters.
     """
     scores: list[float | None] = []
     for text, truth, reason in zip(completions, answer, finish_reasons, strict=True):
@@ -70,10 +70,10 @@ def choice(
 def quick_math_verify(
     completions: Sequence[str], *, answer: Sequence[Any], finish_reasons: Sequence[FinishReason], require_stop: bool
 ) -> list[float | Literal["undecided"] | None]:
-    """The verdicts of `math_verify` that need no algebra, and "undecided" for the others. Safe in the driver.
+    """Returns the verdicts of `math_verify` that need no algebra, and "undecided" for the others. Safe in the driver.
 
     Raises:
-        DataError: an answer that is not exactly one expression, as far as its text tells.
+        DataError: the text of the column shows that it is not exactly one expression.
     """
     verdicts: list[float | Literal["undecided"] | None] = []
     for text, truth, reason in zip(completions, answer, finish_reasons, strict=True):
@@ -87,39 +87,38 @@ def quick_math_verify(
 
 
 def regex(completions: Sequence[str], *, pattern: str) -> list[float | None]:
-    """1 if the pattern is found in the completion (`re.search`, DOTALL), else 0.
+    """Returns 1 if the pattern is found in the completion (`re.search`, DOTALL), else 0.
 
-    Some patterns take exponential time: run it where it can be killed.
+    Some patterns take exponential time: call it in a process that can be killed.
     """
     compiled = re.compile(pattern, re.DOTALL)
     return [float(compiled.search(text) is not None) for text in completions]
 
 
 def length(completions: Sequence[str], *, lengths: Sequence[int], target: int) -> list[float | None]:
-    """-max(0, tokens - target) / target: 0 up to `target` tokens, -1 at twice that.
+    """Returns -max(0, tokens - target) / target: 0 for at most `target` tokens, -1 for twice as many.
 
     Args:
-        completions: not looked at.
-        lengths: tokens of each completion, the end-of-sequence token included.
-        target: tokens that cost nothing.
+        completions: not used.
+        lengths: the number of tokens of each completion, including the end-of-sequence token.
+        target: the largest length without a penalty.
     """
     del completions
     return [-max(0, tokens - target) / target for tokens in lengths]
 
 
 def plain_scores(returned: Any, *, expected: int) -> tuple[list[float | str | None], int]:
-    """What a user's function returned, as plain floats: a tensor would drag its library into the caller's process.
+    """Converts the result of a user's function to plain floats: a tensor would load its library in the driver, too.
 
     Args:
-        returned: whatever it is.
-        expected: number of scores that are wanted; at most one more is read of what has no length.
+        returned: any value.
+        expected: the number of completions. If `returned` has no length, at most one value more is read.
 
     Returns:
-        A float or None for as many as are expected, the repr of what is neither, for the caller to name; and how many
-        the function returned.
+        For each completion a float or None, or the repr of a value that is neither; and the number of values returned.
 
     Raises:
-        TypeError: not a list: text, bytes and what has no order would give numbers that mean something else.
+        TypeError: it is not a list. Text, bytes, mappings and sets are refused, because their items are not scores.
     """
     if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | bytearray | Mapping | Set):
         raise TypeError(f"returned {shorten(returned)}, not a list with a number or None for each completion")

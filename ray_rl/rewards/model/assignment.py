@@ -1,4 +1,4 @@
-"""Which reward worker holds which models and scores which rollouts, and their parts as one array. Axis M is models."""
+"""Assigns models and rollouts to the reward workers, and joins their scores in one array. Axis M is models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Assignment:
     models: tuple[int, ...]
     """Indexes into the reward's `paths`, ascending."""
     share: int
-    """Which share of the rollouts: 0 <= share < shares."""
+    """Number of the worker's share of the rollouts, 0 <= share < shares."""
     shares: int
-    """Into how many the rollouts are split."""
+    """Number of shares into which the rollouts are split."""
 
     @property
     def rows(self) -> slice:
@@ -27,15 +27,15 @@ class Assignment:
 
 
 def assignment(models: int, workers: int, worker: int) -> Assignment:
-    """What a worker holds and scores.
+    """Returns the part of a worker.
 
-    No more workers than models: worker w holds the models m with m % workers == w, and scores all rollouts. A multiple
-    of the models: worker w holds model w % models, and scores every (workers / models)-th rollout.
+    With at most as many workers as models, worker w holds the models m with m % workers == w, and scores all rollouts.
+    With a multiple of the models, worker w holds model w % models, and scores every (workers / models)-th rollout.
 
     Args:
         models: M, at least 1.
-        workers: at least 1, and at most M or a multiple of M (a rule of the configuration).
-        worker: 0 <= worker < workers.
+        workers: the number of workers: at most M, or a multiple of M (a rule of the configuration).
+        worker: the index of the worker, 0 <= worker < workers.
 
     Raises:
         ValueError: the models cannot be held equally often, or there is no such worker.
@@ -50,18 +50,15 @@ def assignment(models: int, workers: int, worker: int) -> Assignment:
 
 
 def assembled(parts: Sequence[NDArray[np.float32]], *, models: int, rows: int) -> NDArray[np.float32]:
-    """The scores of all models for all rollouts.
+    """Returns the scores of all models for all rollouts, float32 [M, R].
 
     Args:
-        parts: of each worker in order, float32 [models that it holds, rollouts of its share].
+        parts: the scores of each worker in order, float32 [models that it holds, rollouts of its share].
         models: M.
         rows: R.
 
-    Returns:
-        float32 [M, R].
-
     Raises:
-        ValueError: as `assignment`, or a part has another shape than its worker's assignment.
+        ValueError: the parts do not fit the assignment of their workers, or there is none (see `assignment`).
     """
     scores_MR = np.full((models, rows), np.nan, np.float32)
     for worker, part in enumerate(parts):

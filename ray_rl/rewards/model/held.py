@@ -1,4 +1,4 @@
-"""The reward models of one worker: those that its assignment gives it."""
+"""Holds the reward models of one worker."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ray_rl.types import Message
 
 
 class RewardModels:
-    """One worker of the role. All are called with the same conversations; each scores its share with its models."""
+    """A worker with reward models. All workers are called with the same conversations, and each scores its share."""
 
     def __init__(self, scorers: Sequence[ModelScorer], rows: slice) -> None:
-        """Takes the models of this worker, and the conversations of each call that it scores."""
+        """Makes a worker from its models, and from the rows of each call that it scores."""
         self._scorers = scorers
         self._rows = rows
 
     def scores(self, conversations: Sequence[tuple[Message, ...]]) -> tuple[NDArray[np.float32], list[Metric]]:
-        """Returns float32 [models of this worker, conversations of its share]."""
+        """Returns float32 [models of this worker, conversations of its share], and the metrics of its models."""
         share = conversations[self._rows]
         scores = np.stack([scorer.scores(share) for scorer in self._scorers])
         return scores, [metric for scorer in self._scorers for metric in scorer.metrics()]

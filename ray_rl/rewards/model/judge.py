@@ -1,4 +1,4 @@
-"""Reward models as a judge."""
+"""Judges rollouts with reward models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ModelJudge:
         Raises:
             RewardError: a score is nan or infinite, and `on_error` is stop.
         """
-        # numpy and torch are for those who have models
+        # Imported here: a run without reward models needs no torch for its rewards.
         from ray_rl.algorithms.ensemble import combined
 
         conversations = [(*group.prompt.messages, *rollout.messages) for rollout in group.rollouts]
@@ -59,16 +59,16 @@ class ModelJudge:
         scores = zip(self._config.paths, scores_MR[:, index].tolist(), strict=True)
         path, score = next(((path, score) for path, score in scores if not math.isfinite(score)), ("all", math.inf))
         return (
-            f"the reward model {path} scored prompt {group.prompt.id}, completion {index} of {len(group.rollouts)}, "
-            f"with {score}; it reads {group.rollouts[index].text[:200]!r}. Try model.dtype=float32 or another "
-            "model, or set on_error: skip to continue without an opinion"
+            f"the reward model {path} gave completion {index} of {len(group.rollouts)} of prompt {group.prompt.id} "
+            f"the score {score}. The completion is {group.rollouts[index].text[:200]!r}. Try model.dtype=float32 or "
+            "another model, or set on_error: skip to continue without a score"
         )
 
 
 def disagreement(scores_MR: NDArray[np.float32]) -> list[Metric]:
     """Returns reward/model_std of an ensemble: the standard deviation over the models (ddof 0), a mean over rollouts.
 
-    Where it grows, the policy has left what the models were trained on (arXiv:2310.02743).
+    It grows when the policy leaves the distribution on which the models were trained (arXiv:2310.02743).
     """
     if len(scores_MR) < 2:
         return []

@@ -26,14 +26,14 @@ class _Request:
 
 
 class ScoreQueue:
-    """Scores everything that waits in one call at a time.
+    """Scores all waiting conversations in one call. The next call starts when that one has ended.
 
     Groups finish one by one, and a forward pass over a single group would leave most of a GPU idle. One call at a time
     also means that a lost worker fails a single call, which is then repeated.
     """
 
     def __init__(self, call: Callable[[Sequence[Conversation]], Coroutine[Any, Any, Scored]]) -> None:
-        """Takes the function that scores conversations: float32 [M, R], and metrics of the whole call."""
+        """Makes a queue. `call` scores conversations: it returns float32 [M, R], and metrics of the whole call."""
         self._call = call
         self._waiting: list[_Request] = []
         self._working: asyncio.Task[None] | None = None
@@ -56,7 +56,7 @@ class ScoreQueue:
             if not requests:
                 continue
             call = self._call([each for request in requests for each in request.conversations])
-            # Whatever ends the call, also its cancellation, answers its requests: they have no limit of their own.
+            # Every end of the call, including its cancellation, answers its requests: they have no limit of their own.
             # bound: the call has a limit
             found: Scored | BaseException = (await asyncio.gather(call, return_exceptions=True))[0]
             if not isinstance(found, BaseException):
@@ -68,7 +68,7 @@ class ScoreQueue:
 
 
 def _answer(requests: Sequence[_Request], scores_MR: NDArray[np.float32], metrics: list[Metric]) -> None:
-    """Gives each request its columns; one that was cancelled meanwhile takes none."""
+    """Gives each request its columns, unless the request was cancelled in the meantime."""
     start = 0
     for request in requests:
         end = start + len(request.conversations)

@@ -1,4 +1,4 @@
-"""A reward model as a judge of conversations."""
+"""Scores conversations with one reward model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ray_rl.data.template import ChatTemplate
+from ray_rl.data.template import ChatTemplate, default_template
 from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer
-from ray_rl.errors import ConfigError, DataError
+from ray_rl.errors import DataError
 from ray_rl.metrics.metric import Mean, Metric
 from ray_rl.models.reward_model import load_reward_model, reads_last_token, sequence_scores
 from ray_rl.types import Message
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
-"""What config.json calls the longest sequence; others have no such limit."""
+"""Keys of config.json for the longest sequence. Models without such a key have no limit."""
 
 
 class ModelScorer:
     """One reward model with its own tokenizer and chat template.
 
-    A conversation becomes tokens by the model's chat template, without a generation prompt, and by nothing else: the
-    template writes the first token (BOS) if the model wants one. What is too long loses tokens at its start, but for
-    that first token.
+    The model's chat template alone turns a conversation into tokens, without a generation prompt: the template writes
+    the first token (BOS) if the model needs one. A conversation that is too long loses tokens at its start, after that
+    first token.
     """
 
     def __init__(
@@ -41,38 +41,28 @@ class ModelScorer:
         max_tokens: int | None = None,
         device: str = "cpu",
     ) -> None:
-        """Takes a loaded model; `ModelScorer.load` loads it.
+        """Makes the scorer of a loaded model; `ModelScorer.load` also loads it.
 
         Args:
-            model: from `load_reward_model`.
-            tokenizer: with a chat template.
-            path: what errors call the model.
-            micro_batch_tokens: of one forward pass, padding included; a longer conversation has a pass of its own.
-            max_tokens: of a conversation, at most the model's context. None: the model's context.
-            device: where the model goes, as torch names it.
+            model: the result of `load_reward_model`.
+            tokenizer: the tokenizer of the model, with a chat template.
+            path: the name of the model in errors.
+            micro_batch_tokens: the most tokens of a forward pass, padding included. A longer conversation has its own.
+            max_tokens: the most tokens of a conversation, within the model's context; None is the model's context.
+            device: torch's name of the device for the model.
 
         Raises:
-            ConfigError: there is no chat template. A format made up here would give scores that mean nothing.
-            DataError: the tokenizer has tokens that the model does not know.
+            DataError: there is no chat template, or the tokenizer has tokens that the model does not know.
         """
-        template = tokenizer.templates.get("default")
-        if template is None and tokenizer.templates:
-            raise ConfigError(
-                f"rewards.paths: the tokenizer of {path} has the chat templates "
-                f"{', '.join(sorted(tokenizer.templates))}, and none of them is called default; "
-                "put the one to use beside it as chat_template.jinja"
-            )
-        if template is None:
-            raise ConfigError(
-                f"rewards.paths: the tokenizer of {path} has no chat template; put the one that the model was trained "
-                "with beside it as chat_template.jinja, or name another model"
-            )
+        # A template made up here would give scores that mean nothing.
+        remedy = "save the template of its training in its folder as chat_template.jinja, or use another model"
+        template = default_template(tokenizer, place=f"rewards.paths={path}", remedy=remedy)
         known = model.get_input_embeddings().get_parameter("weight").shape[0]
         largest = max(tokenizer.vocabulary.values(), default=0)
         if largest >= known:
             raise DataError(
-                f"rewards.paths: the tokenizer of {path} has a token {largest}, and its model knows {known}; "
-                "name a model that was saved with its own tokenizer"
+                f"rewards.paths={path}: the tokenizer has a token {largest}, and the model {known} embeddings; "
+                "use a model that was saved with its own tokenizer"
             )
         self._model = model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
         self._tokenizer = tokenizer
@@ -84,10 +74,10 @@ class ModelScorer:
         self._budget = micro_batch_tokens
         limits = [max_tokens, _context_tokens(model.config)]
         if not reads_last_token(model):
-            # Encoders may count positions from beyond the padding token: their tokenizers know the true limit.
+            # Encoders may start to count positions after the padding token: their tokenizers know the true limit.
             limits.append(tokenizer.max_tokens)
         self._limit = min((limit for limit in limits if limit is not None), default=None)
-        # Some models with a forward pass of their own look for the end by this token. Elsewhere any token will do.
+        # Some models with their own forward pass find the end by this token. For others any token works.
         pad = None if reads_last_token(model) else model.config.pad_token_id
         self._pad = 0 if pad is None else pad
         self._truncated, self._count = 0, 0
@@ -104,11 +94,11 @@ class ModelScorer:
         trust_remote_code: bool,
         device: str = "cpu",
     ) -> ModelScorer:
-        """Loads the scorer of a model; settings as in the constructor.
+        """Loads a model with its tokenizer; the settings are those of the constructor.
 
         Raises:
-            ConfigError: as `load_reward_model`, or there is no chat template.
-            DataError: as `load_reward_model`, or there is no tokenizer.
+            ConfigError: see `load_reward_model`.
+            DataError: the model or its tokenizer cannot be loaded, or there is no chat template.
         """
         model = load_reward_model(path, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code, key="rewards.paths")
@@ -122,16 +112,16 @@ class ModelScorer:
         )
 
     def scores(self, conversations: Sequence[Sequence[Message]]) -> NDArray[np.float32]:
-        """The score of each conversation, whatever else is scored with it (in float32 to 1e-5).
+        """Returns the score of each conversation, which does not depend on the others (in float32 to 1e-5).
 
         Args:
-            conversations: n of them, the answer to be judged included.
+            conversations: n conversations that include the answer to judge.
 
         Returns:
-            float32 [n]; nan or infinite where the numbers of the model overflow.
+            float32 [n]; nan or infinite if the numbers of the model overflow.
 
         Raises:
-            DataError: the chat template refuses a conversation, or makes nothing of it.
+            DataError: the chat template refuses a conversation, or gives no tokens for it.
         """
         sequences = [self._tokens(index, conversation) for index, conversation in enumerate(conversations)]
         self._count = len(sequences)
@@ -143,7 +133,7 @@ class ModelScorer:
         return scores_n
 
     def metrics(self) -> list[Metric]:
-        """Of the last call of `scores`: the share of conversations that were cut."""
+        """Returns the share of conversations that were cut in the last call of `scores`."""
         return [Mean("reward/model_truncated_fraction", self._truncated, self._count)]
 
     def _tokens(self, index: int, conversation: Sequence[Message]) -> list[int]:
@@ -151,14 +141,17 @@ class ModelScorer:
             text = self._template.render(conversation, generation_prompt=False)
         except DataError as error:
             raise DataError(f"conversation {index}: {error}") from error
-        # The template writes the first token (BOS) if the model wants one: the tokenizer adds none of its own.
+        # The tokenizer adds no special tokens: the template writes the first token (BOS) if the model needs one.
         tokens = self._tokenizer.encode(text, special=False)
         if not tokens:
-            raise DataError(f"the chat template of the reward model {self._path} makes nothing of conversation {index}")
+            raise DataError(
+                f"the chat template of the reward model {self._path} gives no tokens for conversation {index}; "
+                "correct the template"
+            )
         return tokens
 
     def _cut(self, tokens: list[int]) -> list[int]:
-        """The last tokens that fit; the first stays if it is the token that every sequence starts with."""
+        """Returns the last tokens that fit. The first token stays if it is the one with which every sequence starts."""
         if self._limit is None or len(tokens) <= self._limit:
             return tokens
         starts = (self._tokenizer.id_of("bos_token"), self._tokenizer.id_of("cls_token"))
@@ -167,7 +160,7 @@ class ModelScorer:
 
     @torch.inference_mode()
     def _forward(self, sequences: Sequence[list[int]]) -> NDArray[np.float32]:
-        """Scores of one micro-batch, padded on the right."""
+        """Returns the scores of one micro-batch, which is padded on the right."""
         width = max(map(len, sequences))
         tokens_BL = torch.tensor([tokens + [self._pad] * (width - len(tokens)) for tokens in sequences])
         lengths_B = torch.tensor([len(tokens) for tokens in sequences])
@@ -178,9 +171,9 @@ class ModelScorer:
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Rows in micro-batches of at most `budget` tokens, padding included: longest first, so that memory fails early.
+    """Yields rows in micro-batches of at most `budget` tokens, padding included.
 
-    A row that is alone over the budget is a micro-batch of its own.
+    The longest come first, so that too little memory fails early. A row over the budget is its own micro-batch.
     """
     rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     while rows:

@@ -44,7 +44,7 @@ def test_messages_without_chat_are_refused(tokenizer):
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path, write_tokenizer):
     tokenizer = ChatTokenizer(write_tokenizer(tmp_path, chat_template=None))
-    with pytest.raises(DataError, match=r"no chat template; use an instruct model, or .* data.chat: false"):
+    with pytest.raises(DataError, match=r"no chat template; set model.chat_template .* data.chat: false"):
         tokenizer.encode("What", chat=True)
 
 

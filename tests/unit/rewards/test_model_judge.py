@@ -61,7 +61,7 @@ def test_a_score_of_nan_names_the_model_the_prompt_and_the_completion():
     with pytest.raises(RewardError) as raised:
         judged(Models(1), completion(), completion(3, "it is 9"))
     assert str(raised.value).startswith(
-        "the reward model b scored prompt p/1, completion 1 of 2, with nan; it reads 'it is 9'. Try model.dtype=float32"
+        "the reward model b gave completion 1 of 2 of prompt p/1 the score nan. The completion is 'it is 9'. Try "
     )
 
 

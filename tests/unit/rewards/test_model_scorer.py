@@ -15,7 +15,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from ray_rl.errors import ConfigError, DataError
+from ray_rl.errors import DataError
 from ray_rl.metrics.metric import Mean
 from ray_rl.rewards.model.scorer import ModelScorer, micro_batches
 from ray_rl.types import Message
@@ -153,11 +153,11 @@ class TestTemplate:
     def test_a_model_without_a_template_is_refused(self, tmp_path):
         write_tiny_reward_model(tmp_path)
         write_tiny_tokenizer(tmp_path, chat_template=None)
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(DataError) as caught:
             load(tmp_path)
         assert str(caught.value) == (
-            f"rewards.paths: the tokenizer of {tmp_path} has no chat template; put the one that the model was trained "
-            "with beside it as chat_template.jinja, or name another model"
+            f"rewards.paths={tmp_path}: the tokenizer has no chat template; save the template of its training in its "
+            "folder as chat_template.jinja, or use another model"
         )
 
     def test_the_remedy_for_a_missing_template_works(self, folder, tmp_path):
@@ -173,12 +173,12 @@ class TestTemplate:
     def test_a_conversation_that_becomes_nothing_is_refused(self, tmp_path):
         write_tiny_reward_model(tmp_path)
         write_tiny_tokenizer(tmp_path, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
-        with pytest.raises(DataError, match="makes nothing of conversation 1"):
+        with pytest.raises(DataError, match="gives no tokens for conversation 1"):
             load(tmp_path).scores([conversation("42"), [Message("user", "")]])
 
     def test_a_tokenizer_with_more_tokens_than_its_model_is_refused(self, tmp_path):
         write_tiny_reward_model(tmp_path, vocab_size=8)
-        with pytest.raises(DataError, match=r"has a token \d+, and its model knows 8; name a model"):
+        with pytest.raises(DataError, match=r"has a token \d+, and the model 8 embeddings; use a model"):
             load(tmp_path)
 
     def test_a_missing_tokenizer_is_named(self, tmp_path):

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.tokenizer import load_tokenizer
-from ray_rl.errors import ConfigError, DataError
+from ray_rl.errors import DataError
 from ray_rl.rewards.model.scorer import ModelScorer
 from ray_rl.types import Message
 from tests.tokenizer_shapes import CORPUS, SHAPES, TEXTS, Shape, in_hub_cache, offline_hub, reference
@@ -97,7 +97,7 @@ def test_a_reward_model_whose_template_drops_the_question_is_refused(model, tmp_
 
 def test_a_reward_model_with_several_templates_needs_a_default(model, tmp_path):
     path = with_template(tmp_path, [{"name": "rag", "template": "{{ messages }}"}])
-    with pytest.raises(ConfigError, match="has the chat templates rag, and none of them is called default"):
+    with pytest.raises(DataError, match="has the chat templates rag, and none of them is called default"):
         scorer(model, path)
 
 

@@ -2,7 +2,7 @@ r"""Golds and completions in notations that libraries read as other numbers, or 
 
 import pytest
 
-from ray_rl.rewards.functions.math_answers import check_golds, math_verify
+from ray_rl.rewards.functions.math_answers import check_gold, math_verify
 from ray_rl.rewards.functions.numbers import number_answer, number_gold
 
 EQUAL = [
@@ -56,7 +56,7 @@ def score(completion: str, gold: str) -> float | None:
 
 @pytest.mark.parametrize(("gold", "answer"), EQUAL)
 def test_one_value_in_two_notations_is_right(gold: str, answer: str) -> None:
-    assert check_golds([gold]) == [None]
+    assert check_gold(gold) is None
     assert score(rf"So it is $\boxed{{{answer}}}$.", gold) == 1.0
 
 
@@ -69,7 +69,7 @@ def test_another_value_in_a_like_notation_is_wrong(gold: str, answer: str) -> No
     "gold", ["2024-01-05", "1/5/2024", "1.000.000", "1 000,5", "1.234,50", "1_000", "0x1F", "5'11\"", "1.2.3"]
 )
 def test_a_gold_that_the_library_takes_for_another_number_is_refused(gold: str) -> None:
-    (problem,) = check_golds([gold])
+    problem = check_gold(gold)
     assert problem is not None and "is not exactly one expression" in problem
 
 
@@ -95,7 +95,7 @@ def test_digits_of_full_width_are_digits() -> None:
 
 @pytest.mark.parametrize("gold", ["-,-", "???", ">"])
 def test_signs_alone_are_no_gold(gold: str) -> None:
-    (problem,) = check_golds([gold])
+    problem = check_gold(gold)
     assert problem is not None
 
 

@@ -22,7 +22,7 @@ def state():
         source={"epoch": 1, "index": 3},
         admitted=9,
         accepted=6,
-        under_way=((7, Prompt("p/7", (4, 5), "??", {"answer": "1"})), (8, Prompt("p/8", (4,), "?", {}))),
+        in_flight=((7, Prompt("p/7", (4, 5), "??", {"answer": "1"})), (8, Prompt("p/8", (4,), "?", {}))),
         waiting=(Finished(6, group(6), METRICS),),
         refused=(Finished(4, group(4), []), Finished(5, group(5), METRICS[:1])),
         stale=2,
@@ -32,7 +32,7 @@ def state():
 def test_everything_comes_back(tmp_path):
     state().write(tmp_path)
     found, expected = Collected.read(tmp_path), state()
-    for name in ("source", "admitted", "accepted", "under_way", "stale"):
+    for name in ("source", "admitted", "accepted", "in_flight", "stale"):
         assert getattr(found, name) == getattr(expected, name)
     for ours, theirs in zip((*found.waiting, *found.refused), (*expected.waiting, *expected.refused), strict=True):
         assert (ours.number, ours.metrics) == (theirs.number, theirs.metrics)

@@ -431,7 +431,7 @@ class Interleaved:
         """Every prompt that was drawn was trained on, waits, is under way, or was dropped as too old: once each."""
         state = self.taker.position()
         waiting = ids(each.group for each in state.waiting)
-        under_way = [int(prompt.id.removeprefix("p/")) for _, prompt in state.under_way]
+        under_way = [int(prompt.id.removeprefix("p/")) for _, prompt in state.in_flight]
         known = [*self.trained, *waiting, *under_way]
         assert len(known) == len(set(known))
         assert state.source["taken"] == len(known) + self.dropped + state.stale
