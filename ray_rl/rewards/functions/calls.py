@@ -95,7 +95,7 @@ class PartCalls:
         unverified = 0
         try:
             for index in range(len(group.rollouts)):
-                quick = "undecided" if self.part.quick is None else self._here(self.part.quick, group, index)
+                quick: Any = "undecided" if self.part.quick is None else self._here(self.part.quick, group, index)
                 if quick == "undecided":
                     calls[index] = self._submit(group, index, pool)
                 else:
