@@ -84,7 +84,7 @@ async def test_the_wait_is_bounded_and_its_error_says_for_what_it_was():
         await router.available(timeout_s=0.05)
     assert str(raised.value) == (
         "no engine serves: a request has waited rollout.timeout_s=0.05 s for a restart of rollout-0, rollout-1; "
-        "restarted; see their logs"
+        "see their logs"
     )
 
 
