@@ -37,8 +37,9 @@ def load_model_config(folder: str, *, trust_remote_code: bool, key: str = "model
     """
     from transformers import AutoConfig
 
+    place = os.path.expanduser(folder)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise DataError(f"{key}={folder}: cannot be loaded ({error}); give a folder or a hub name") from error
     return config
@@ -111,7 +112,7 @@ def load_causal_lm(
         key: the key of the run's configuration, for messages.
 
     Raises:
-        DataError: no such model, no safetensors, or a checkpoint that does not fit the model (see `require_whole`).
+        DataError: no such model, no safetensors, or a checkpoint that does not fit the model (see `load_whole`).
     """
     model_config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code, key=key))
     settings = {"config": model_config, "dtype": getattr(torch, dtype), "attn_implementation": attention}
@@ -148,16 +149,34 @@ def checkpoint_skeleton(folder: str, *, trust_remote_code: bool, key: str = "mod
 
 
 def _from_checkpoint(folder: str, *, trust_remote_code: bool, key: str, **settings: Any) -> PreTrainedModel:
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    model_config = settings.get("config") or load_model_config(folder, trust_remote_code=trust_remote_code, key=key)
-    _refuse_quantized(folder, model_config, key=key)
+    config = settings.pop("config", None) or load_model_config(folder, trust_remote_code=trust_remote_code, key=key)
+    remedy = "use a complete checkpoint of the model, with the config.json that was saved with it"
+    settings |= {"config": config, "trust_remote_code": trust_remote_code}
+    return load_whole(AutoModelForCausalLM, folder, key=key, remedy=remedy, **settings)
+
+
+def load_whole(auto_class: Any, folder: str, *, key: str, remedy: str, **settings: Any) -> PreTrainedModel:
+    """Loads a model from safetensors, without the output of transformers, every weight from its checkpoint.
+
+    Args:
+        auto_class: transformers' class with `from_pretrained`.
+        folder: the folder of the model, or its hub name.
+        key: the key of the run's configuration, for messages.
+        remedy: what the user should do about a checkpoint that does not fit the model, for messages.
+        settings: further keywords of `from_pretrained`, with the model's `config`.
+
+    Raises:
+        DataError: no safetensors, quantised weights, or a checkpoint that does not fit the model: see `_require_whole`.
+    """
+    from safetensors import SafetensorError
+
+    _refuse_quantized(folder, settings["config"], key=key)
     try:
-        with quiet_loading():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+        with _quiet_loading():
+            loaded: Any = auto_class.from_pretrained(
                 os.path.expanduser(folder),
-                trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # reported below, with what is missing
                 output_loading_info=True,
@@ -172,8 +191,7 @@ def _from_checkpoint(folder: str, *, trust_remote_code: bool, key: str, **settin
         ) from error
     model: PreTrainedModel
     model, report = loaded
-    remedy = "use a complete checkpoint of the model, with the config.json that was saved with it"
-    require_whole(folder, report, model, key=key, remedy=remedy)
+    _require_whole(folder, report, model, key=key, remedy=remedy)
     return model
 
 
@@ -217,7 +235,7 @@ def _damaged_file(folder: str) -> str:
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
+def _quiet_loading() -> Iterator[None]:
     """Hides transformers' progress bar and its table of missing weights; our errors say the same."""
     from transformers.utils import logging
 
@@ -230,7 +248,7 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def require_whole(
+def _require_whole(
     folder: str, report: Mapping[str, set[Any]], model: PreTrainedModel, *, key: str, remedy: str
 ) -> None:
     """Refuses a checkpoint that lacks weights of the model; transformers would initialise them and only log it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -35,6 +35,21 @@ class ModelInputs:
     """int64, index into the flattened [B * L] hidden states: the position before each loss token."""
     labels_N: Tensor
     """int64, the loss tokens."""
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The keywords for the forward pass of a model of transformers."""
+        keywords = {
+            "input_ids": self.tokens_BL,
+            "position_ids": self.positions_BL,
+            "attention_mask": self.attention_mask_BL,
+            "use_cache": False,
+        }
+        return keywords if self.layout is None else {**keywords, "layout": self.layout}
+
+    def predicting(self, hidden_BLD: Tensor) -> Tensor:
+        """Returns [N, D], the rows of hidden states (or logits) at the positions that predict loss tokens."""
+        return hidden_BLD.flatten(0, 1).index_select(0, self.predict_N)
 
     def to(self, device: str) -> ModelInputs:
         """Returns a copy on another device. Trees stay on CPU: shared prefixes are implemented for CPU only."""
@@ -80,24 +95,10 @@ class PolicyModel(nn.Module):
             own_logits: instead return the float32 logits [N, V] of the model's own forward pass, divided by the
                 temperature, for a comparison. All of them are in memory at the same time.
         """
-        extra = {} if inputs.layout is None else {"layout": inputs.layout}
         if own_logits:
-            logits_BLV = self.causal_lm(
-                input_ids=inputs.tokens_BL,
-                position_ids=inputs.positions_BL,
-                attention_mask=inputs.attention_mask_BL,
-                use_cache=False,
-                **extra,
-            ).logits
-            return logits_BLV.flatten(0, 1).index_select(0, inputs.predict_N).float() / self._temperature, None
-        hidden_BLD = self.causal_lm.base_model(
-            input_ids=inputs.tokens_BL,
-            position_ids=inputs.positions_BL,
-            attention_mask=inputs.attention_mask_BL,
-            use_cache=False,
-            **extra,
-        ).last_hidden_state
-        hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, inputs.predict_N)
+            logits_BLV = self.causal_lm(**inputs.keywords).logits
+            return inputs.predicting(logits_BLV).float() / self._temperature, None
+        hidden_ND = inputs.predicting(self.causal_lm.base_model(**inputs.keywords).last_hidden_state)
         logprobs: tuple[Tensor, Tensor | None] = self._head(
             hidden_ND, inputs.labels_N, with_entropy=with_entropy, entropy_grad=entropy_grad
         )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ray_rl.errors import ConfigError, DataError
-from ray_rl.models.loading import quiet_loading, require_whole, without_dropout
+from ray_rl.errors import ConfigError
+from ray_rl.models.loading import load_model_config, load_whole, without_dropout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+KEY = "rewards.paths"
+"""The key of reward models in the configuration, for errors."""
 HEAD = "score"
 """transformers' name for the head of decoder classifiers. It reads one position; encoders pool in other ways."""
 
@@ -34,23 +35,16 @@ def load_reward_model(folder: str, *, dtype: str, attention: str, trust_remote_c
     """
     from transformers import AutoModelForSequenceClassification
 
-    model_config = _model_config(folder, trust_remote_code)
-    try:
-        with quiet_loading():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                os.path.expanduser(folder),
-                config=model_config,
-                dtype=getattr(torch, dtype),
-                attn_implementation=attention,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # reported below, with what is missing
-                output_loading_info=True,
-            )
-    except (OSError, ValueError) as error:
-        raise DataError(f"rewards.paths: {folder} cannot be loaded as a sequence classifier ({error})") from error
-    remedy = "name a model that was trained and saved as a sequence classifier with one label"
-    require_whole(folder, report, model, key="rewards.paths", remedy=remedy)
+    model = load_whole(
+        AutoModelForSequenceClassification,
+        folder,
+        key=KEY,
+        remedy="use a model that was trained and saved as a sequence classifier with one label",
+        config=_model_config(folder, trust_remote_code),
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+        trust_remote_code=trust_remote_code,
+    )
     model.config.get_text_config().use_cache = False
     frozen: PreTrainedModel = model.eval().requires_grad_(False)
     return frozen
@@ -89,20 +83,15 @@ def sequence_scores(model: PreTrainedModel, tokens_BL: Tensor, mask_BL: Tensor) 
 
 
 def _model_config(folder: str, trust_remote_code: bool) -> PretrainedConfig:
-    from transformers import AutoConfig
-
-    try:
-        model_config = AutoConfig.from_pretrained(os.path.expanduser(folder), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise DataError(f"rewards.paths: {folder} cannot be loaded ({error}); give a folder or a hub name") from error
+    model_config = load_model_config(folder, trust_remote_code=trust_remote_code, key=KEY)
     if model_config.num_labels != 1:
         raise ConfigError(
-            f"rewards.paths: {folder} has {model_config.num_labels} labels, but a reward is one number; "
-            "name a sequence classification model with num_labels 1"
+            f"{KEY}={folder}: the model has {model_config.num_labels} labels, but a reward is one number; use a "
+            "sequence classification model with num_labels 1"
         )
     if model_config.is_encoder_decoder:
         raise ConfigError(
-            f"rewards.paths: {folder} is an encoder-decoder ({model_config.model_type}), whose classifier looks for "
-            "its end token by value; name a decoder or an encoder"
+            f"{KEY}={folder}: the model is an encoder-decoder ({model_config.model_type}), whose classifier finds its "
+            "end token by value; use a decoder or an encoder"
         )
     return without_dropout(model_config)

@@ -43,15 +43,7 @@ class ValueModel(nn.Module):
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         """Returns float32 [N], the value of the state in which each loss token was chosen."""
-        extra = {} if inputs.layout is None else {"layout": inputs.layout}
-        hidden_BLD = self.backbone(
-            input_ids=inputs.tokens_BL,
-            position_ids=inputs.positions_BL,
-            attention_mask=inputs.attention_mask_BL,
-            use_cache=False,
-            **extra,
-        ).last_hidden_state
-        values_N: Tensor = self.head(hidden_BLD.flatten(0, 1).index_select(0, inputs.predict_N))
+        values_N: Tensor = self.head(inputs.predicting(self.backbone(**inputs.keywords).last_hidden_state))
         return values_N
 
 
