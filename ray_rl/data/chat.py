@@ -143,8 +143,8 @@ class ChatTokenizer:
         for token in stop_token_ids:
             if token not in known:
                 raise ConfigError(
-                    f"rollout.stop_token_ids={token}: the tokenizer of {self._owner} has no such token, its largest is "
-                    f"{max(known)}; name one of its own"
+                    f"rollout.stop_token_ids={token}: the tokenizer of {self._owner} has no such token; its largest is "
+                    f"{max(known)}; use one of its tokens"
                 )
         for text in stop:
             as_token = self._as_one_token(text)
@@ -223,8 +223,8 @@ class ChatTokenizer:
         end = _OPENED_THINKING.sub("", content[-SHOWN_CHARACTERS:]).rstrip()
         if end.endswith(BEGINS_ANSWERS):
             raise DataError(
-                f"the prompt ends with what a chat template writes before an answer, {end[-40:]!r}: it has "
-                "gone through one already; set data.chat: false, or give the question alone"
+                f"the prompt ends with the text that a chat template writes before an answer, {end[-40:]!r}, so it has "
+                "already gone through a template; set data.chat: false, or give only the question"
             )
 
     def _check_embedded(self, token_ids: Sequence[int]) -> None:
@@ -233,8 +233,8 @@ class ChatTokenizer:
         if beyond is not None:
             text = self._tokenizer.decode([beyond], skip_special_tokens=False)
             raise DataError(
-                f"the prompt holds the token {text!r} ({beyond}), and the model of {self._owner} has {self._rows} rows "
-                "of embeddings; remove it from the text"
+                f"the prompt contains the token {text!r} ({beyond}), and the model of {self._owner} has {self._rows} "
+                "rows of embeddings; remove it from the text"
             )
 
     @cached_property
@@ -286,8 +286,8 @@ class ChatTokenizer:
         for token, index in self._tokenizer.added.items():
             if token in text and index in self._tokenizer.special_ids:
                 raise ConfigError(
-                    f"rollout.stop={text!r}: holds the special token {token!r}, which is in no decoded text, so that "
-                    f"nothing would ever stop; name the token alone, {token!r}"
+                    f"rollout.stop={text!r}: contains the special token {token!r}, which decoded text never contains, "
+                    f"so that it would never stop a completion; give the token alone, {token!r}"
                 )
 
 
@@ -306,7 +306,7 @@ def template_text(value: str, templates: Mapping[str, str]) -> str:
     text = without_file(value)
     if not _is_jinja(text) and text == value:
         raise ConfigError(
-            f"model.chat_template={value}: is no Jinja text, no file, and no name of a template of the model, "
+            f"model.chat_template={value}: neither Jinja text, nor a file, nor the name of a template of the model, "
             f"which has {', '.join(sorted(templates)) or 'none'}"
         )
     return text
@@ -373,7 +373,7 @@ def _eos_token_ids(tokenizer: ModelTokenizer) -> tuple[int, ...]:
             raise DataError(f"{file}: is not a JSON object ({error}); restore the file") from error
         listed = declared if isinstance(declared, list) else [] if declared is None else [declared]
         if not all(isinstance(token, int) for token in listed):
-            raise DataError(f"{file}: eos_token_id={declared!r} is no token id; write a number or a list of numbers")
+            raise DataError(f"{file}: eos_token_id={declared!r} is not a token id; write a number or a list of numbers")
         token_ids += listed
         break
     return tuple(dict.fromkeys(token_ids))

@@ -95,7 +95,7 @@ def check_text(text: str, *, where: str) -> None:
     except UnicodeEncodeError as error:
         raise DataError(
             f"{where}: character {error.start + 1} is {text[error.start]!a}, half of a surrogate pair, which no "
-            f"tokenizer takes; it is text that was cut inside of an emoji: remove it, or write U+FFFD (\\ufffd)"
+            f"tokenizer accepts; the text was probably cut inside an emoji: remove it, or write U+FFFD (\\ufffd)"
         ) from error
 
 

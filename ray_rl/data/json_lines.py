@@ -48,7 +48,7 @@ class JsonlRows:
         for lines in self._files:
             self._starts.append(self._starts[-1] + len(lines))
         if not len(self):
-            raise DataError(f"{config.path}: no lines; write one JSON object a line, or correct data.path")
+            raise DataError(f"{config.path}: no lines; write one JSON object per line, or correct data.path")
         self._layout = self._layout_of_first()
         self.notes = notes(self._layout, self.digests)
 
@@ -69,7 +69,7 @@ class JsonlRows:
         where = f"{lines.file.shown}:{number}"
         record = _parsed(line, where=where)
         if not isinstance(record, Mapping):
-            raise DataError(f"{where}: {shorten(record)} is no row; write one JSON object a line{_hint(record)}")
+            raise DataError(f"{where}: {shorten(record)} is not a row; write one JSON object per line{_hint(record)}")
         return layout_of(self._config, record, where=where, first=record)
 
 
@@ -155,11 +155,11 @@ def _parsed(line: bytes, *, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: not JSON: {error.msg} at column {error.pos + 1} of {shorten(text.strip())}; "
-            f"write one JSON object a line{_hint(text)}"
+            f"write one JSON object per line{_hint(text)}"
         ) from error
     except (ValueError, RecursionError) as error:
         _refuse_fault(text, where=where)
-        raise DataError(f"{where}: not JSON: {error}; write one JSON object a line") from error
+        raise DataError(f"{where}: not JSON: {error}; write one JSON object per line") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _hint(seen: object) -> str:
@@ -201,10 +201,10 @@ def _fault(token: str, previous: str, open_: list[set[str]]) -> tuple[str, str] 
         del open_[-1:]
     elif token == ":" and open_:
         if previous in open_[-1]:
-            return f"the key {previous} a second time in its object", "leave one of them"
+            return f"the key {previous} a second time in its object", "keep one of them"
         open_[-1].add(previous)
     elif token.lstrip("-") in {"NaN", "Infinity"}:
-        return f"{token}, which is no JSON", "write null, or leave the key out"
+        return f"{token}, which is not JSON", "write null, or leave the key out"
     elif token.lstrip("-").isdigit() and len(token) > MOST_DIGITS:
         return f"an integer of {len(token.lstrip('-'))} digits", "write it as text, in quotes"
     return None

@@ -53,9 +53,11 @@ def make_row(record: object, *, id: str, where: str, layout: Layout = Layout()) 
         DataError: the record is not a mapping, a column is missing or its name in use, or text or prompt is invalid.
     """
     if not isinstance(record, Mapping):
-        raise DataError(f"{where}: {shorten(record)} is no row; write an object with a column {layout.prompt_column!r}")
+        raise DataError(
+            f"{where}: {shorten(record)} is not a row; write an object with a column {layout.prompt_column!r}"
+        )
     if not all(isinstance(name, str) for name in record):
-        raise DataError(f"{where}: the columns {shorten(list(record))} are not all named by text; correct the names")
+        raise DataError(f"{where}: the names of the columns {shorten(list(record))} are not all text; correct them")
     check_columns(record, layout, where=where)
     moved = {layout.prompt_column, *layout.renames.values()}
     columns = {name: value for name, value in record.items() if name not in moved}

@@ -266,7 +266,9 @@ class PromptSource:
         if at.filtered + at.skipped < len(self._rows):
             return
         if not at.filtered:
-            raise DataError(f"data.on_bad_row=skip: all {at.skipped} rows are wrong; correct them, or see why: stop")
+            raise DataError(
+                f"data.on_bad_row=skip: all {at.skipped} rows are wrong; set data.on_bad_row=stop to see why"
+            )
         limit = self._config.max_prompt_tokens
         raise DataError(f"data.max_prompt_tokens={limit}: all {at.filtered} prompts are longer; {_needed(at)}")
 
@@ -304,7 +306,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _needed(at: _Position) -> str:
     if at.shortest is None:
-        return "all of them very much so; shorten them, or set it higher"
+        return "so much that they were not tokenised; shorten them, or raise the limit"
     return f"the shortest has {at.shortest} tokens with the chat template; set it to {at.shortest} or more"
 
 

@@ -179,7 +179,7 @@ def _from_disk(name: str, split: str) -> datasets.Dataset:
         saved = datasets.load_from_disk(str(Path(name).expanduser()))
     except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
         raise DataError(
-            f"{name}: a data set that save_to_disk wrote, and that cannot be read: {type(error).__name__}: "
+            f"{name}: this data set of save_to_disk cannot be read: {type(error).__name__}: "
             f"{reason(error)}; write it again"
         ) from error
     if isinstance(saved, datasets.Dataset):

@@ -100,7 +100,7 @@ def copy_tokenizer(source: str | Path, to: Path, *, chat_template: str | None = 
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, copy)
     if not any(next(folder.glob(pattern), None) for pattern in VOCABULARIES):
-        raise DataError(f"model.path={source}: no file holds a vocabulary; name a folder with tokenizer.json")
+        raise DataError(f"model.path={source}: no file contains a vocabulary; use a folder with tokenizer.json")
     if chat_template is not None:
         _set_template(to, chat_template)
     return [str(file.relative_to(folder)) for file in files]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TextIO
 
 from rich import box
@@ -40,20 +41,12 @@ class RunConsole:
         """
         is_standard = stream is None or stream is sys.stdout
         self._stream = unbreakable(sys.stdout if stream is None else stream)
-        self._console = Console(file=self._stream, highlight=False, markup=False, emoji=False, force_jupyter=False)
+        make = partial(Console, file=self._stream, highlight=False, markup=False, emoji=False, force_jupyter=False)
+        self._console = make()
         self.is_live = self._stream.isatty() and not self._console.is_dumb_terminal
         """Whether this is a terminal that can redraw a line."""
         if not self.is_live:
-            self._console = Console(
-                file=self._stream,
-                width=PLAIN_WIDTH,
-                force_terminal=False,
-                force_jupyter=False,
-                color_system=None,
-                highlight=False,
-                markup=False,
-                emoji=False,
-            )
+            self._console = make(width=PLAIN_WIDTH, force_terminal=False, color_system=None)
         self._redirects = is_standard
         self._live: Live | None = None
 

@@ -252,7 +252,7 @@ def config_file(run: Path) -> Path:
     """
     file = RunFolder(run.expanduser()).last_config
     if file is None:
-        raise UserError(f"{run}: not a run folder, it has no config.yaml; give the folder that `ray-rl train` left")
+        raise UserError(f"{run}: not a run folder, it has no config.yaml; give the folder that `ray-rl train` made")
     return file
 
 

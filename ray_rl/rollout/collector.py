@@ -82,9 +82,9 @@ class Collector:
         Raises:
             RayRLError: an engine or a reward failed; the requests in flight are cancelled.
         """
-        schedule, count = self._schedule, self._schedule.prompts_per_step
+        schedule, count = self._schedule, self._schedule.settings.prompts_per_step
         schedule.version = step
-        self._batch_began = self._now() if schedule.in_waves else None
+        self._batch_began = self._now() if schedule.settings.in_waves else None
         if self._admitting is None:
             self._admitting = asyncio.ensure_future(self._admit())
             self._admitting.add_done_callback(lambda _: self._changed.set())
@@ -142,7 +142,7 @@ class Collector:
             await self._room.wait()  # bound: runs concurrently with `take`, which cancels it
             self._room.clear()
             free = self._schedule.room(running=len(self._running))
-            if free and self._schedule.in_waves:
+            if free and self._schedule.settings.in_waves:
                 async with self._pool.wave():
                     self._start_new(free)
             elif free:

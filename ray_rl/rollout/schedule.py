@@ -41,7 +41,7 @@ class Schedule:
     def __init__(self, settings: ScheduleSettings) -> None:
         """Makes a schedule at the start of a run."""
         per_step, ahead = settings.prompts_per_step, settings.max_staleness
-        self._settings = settings
+        self.settings = settings
         self._admission = Admission(per_step, ahead, settings.max_running or (ahead + 1) * per_step)
         self.version = 0
         """The version of the trainer, which is the number of the next batch."""
@@ -55,23 +55,13 @@ class Schedule:
         self._stale = 0
         """Number of groups since the last batch that were dropped because they were too old."""
 
-    @property
-    def prompts_per_step(self) -> int:
-        """Number of groups in a batch."""
-        return self._settings.prompts_per_step
-
-    @property
-    def in_waves(self) -> bool:
-        """Whether prompts start only when none is in flight."""
-        return self._settings.in_waves
-
     def room(self, *, running: int) -> int:
         """Returns how many prompts may start now.
 
         Args:
             running: number of prompts that are being sampled.
         """
-        if self._settings.in_waves and running:
+        if self.settings.in_waves and running:
             return 0
         return self._admission.capacity(version=self.version, accepted=self._accepted, running=running)
 
@@ -83,7 +73,7 @@ class Schedule:
 
     def place_of(self, number: int) -> tuple[int, int]:
         """Returns the last step in which a prompt can be trained on, and its index in that step."""
-        return divmod(number, self.prompts_per_step)
+        return divmod(number, self.settings.prompts_per_step)
 
     def finish(self, finished: Finished) -> None:
         """Adds a group that is complete and scored."""
@@ -96,17 +86,17 @@ class Schedule:
 
     def ready(self) -> list[Finished]:
         """Returns the groups that can be taken now, in the order of their prompts; drops those that are too old."""
-        if self._settings.order == "admission":
+        if self.settings.order == "admission":
             self._waiting.sort(key=lambda each: each.number)
             first_open = min(self.in_flight, default=self._admitted)
             return [each for each in self._waiting if each.number < first_open]
-        bound = self._settings.max_staleness
+        bound = self.settings.max_staleness
         fresh = [each for each in self._waiting if staleness([each.group], version=self.version) <= bound]
         dropped = len(self._waiting) - len(fresh)
         self._waiting = fresh
         self._stale += dropped
         self._accepted -= dropped
-        return sorted(fresh[: self.prompts_per_step], key=lambda each: each.number)
+        return sorted(fresh[: self.settings.prompts_per_step], key=lambda each: each.number)
 
     def take(self, batch: list[Finished], *, running: int) -> list[Metric]:
         """Removes a batch of ready groups from the schedule, and returns its metrics.
@@ -118,10 +108,10 @@ class Schedule:
         numbers = {each.number for each in batch}
         self._waiting = [each for each in self._waiting if each.number not in numbers]
         metrics = [metric for each in (*batch, *self._refused) for metric in each.metrics]
-        if self._settings.max_draws is not None:
+        if self.settings.max_draws is not None:
             drawn = len(batch) + len(self._refused)
             metrics.append(Mean("rollout/groups_dropped_fraction", len(self._refused), drawn))
-        if self._settings.max_staleness > 0:
+        if self.settings.max_staleness > 0:
             metrics.append(Last("rollout/groups_ahead", len(self._waiting) + running))
             metrics.append(Last("rollout/groups_stale", self._stale))
         self._refused, self._stale = [], 0
@@ -150,5 +140,7 @@ class Schedule:
 
     def _is_wanted(self, group: RolloutGroup) -> bool:
         """Returns whether a group counts for a batch. Dynamic sampling refuses equal rewards, up to its bound."""
-        most = self._settings.max_draws
-        return most is None or is_informative(group) or len(self._refused) >= (most - 1) * self.prompts_per_step
+        most = self.settings.max_draws
+        return (
+            most is None or is_informative(group) or len(self._refused) >= (most - 1) * self.settings.prompts_per_step
+        )

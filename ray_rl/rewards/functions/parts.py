@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, assert_never
 
 from ray_rl.config.rewards import (
@@ -19,6 +20,7 @@ from ray_rl.config.rewards import (
 from ray_rl.isolation.pool import default_processes
 from ray_rl.rewards.functions.custom import Signature
 
+FUNCTIONS = "ray_rl.rewards.functions"
 VERIFIER_BYTES = 4 << 30
 """Memory limit of a process in which a verifier of ours reads a completion or a gold. A power of powers in it would
 otherwise use up all memory."""
@@ -50,56 +52,34 @@ class RewardPart:
 
 def build_part(config: FunctionConfig) -> RewardPart:
     """Returns the reward function of an entry of `rewards:`, and how to call it."""
-    common: dict[str, Any] = {
-        "name": config.label,
-        "timeout_s": config.timeout_s,
-        "on_error": config.on_error,
-    }
+    part = partial(RewardPart, name=config.label, timeout_s=config.timeout_s, on_error=config.on_error)
     processes = config.workers or default_processes()
     match config:
         case Number():
-            return RewardPart(
-                **common,
-                function="ray_rl.rewards.functions.plain:number",
-                needs=_compared(config),
-                options={"require_stop": config.require_stop},
-            )
+            options: dict[str, Any] = {"require_stop": config.require_stop}
+            return part(function=f"{FUNCTIONS}.plain:number", needs=_compared(config), options=options)
         case Choice():
-            return RewardPart(
-                **common,
-                function="ray_rl.rewards.functions.plain:choice",
-                needs=_compared(config),
-                options={"require_stop": config.require_stop, "letters": config.letters},
-            )
+            options = {"require_stop": config.require_stop, "letters": config.letters}
+            return part(function=f"{FUNCTIONS}.plain:choice", needs=_compared(config), options=options)
         case Length():
             needs, options = {"lengths": "lengths"}, {"target": config.target}
-            return RewardPart(**common, function="ray_rl.rewards.functions.plain:length", needs=needs, options=options)
+            return part(function=f"{FUNCTIONS}.plain:length", needs=needs, options=options)
         case Regex():
-            return RewardPart(
-                **common,
-                processes=processes,
-                function="ray_rl.rewards.functions.plain:regex",
-                options={"pattern": config.pattern},
-            )
+            options = {"pattern": config.pattern}
+            return part(function=f"{FUNCTIONS}.plain:regex", options=options, processes=processes)
         case MathVerify():
-            return RewardPart(
-                **common,
-                function="ray_rl.rewards.functions.math_answers:math_verify",
+            return part(
+                function=f"{FUNCTIONS}.math_answers:math_verify",
+                quick=f"{FUNCTIONS}.plain:quick_math_verify",
                 needs=_compared(config),
                 options={"require_stop": config.require_stop},
                 processes=processes,
-                quick="ray_rl.rewards.functions.plain:quick_math_verify",
             )
         case ReasoningGymScore():
-            return RewardPart(
-                **common,
-                function="ray_rl.rewards.functions.gym_scores:reasoning_gym_score",
-                needs={"entry": "entry", "task": "task"},
-                processes=processes,
-            )
+            needs = {"entry": "entry", "task": "task"}
+            return part(function=f"{FUNCTIONS}.gym_scores:reasoning_gym_score", needs=needs, processes=processes)
         case CustomReward():
-            return RewardPart(
-                **common,
+            return part(
                 function=config.function,
                 options=config.options,
                 processes=config.workers or 1,

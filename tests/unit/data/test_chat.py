@@ -142,7 +142,7 @@ class TestEnds:
         assert without_end(ends, model="tiny", max_tokens=512) is None
 
     @pytest.mark.parametrize(
-        ("text", "told"), [("{", "is not a JSON object"), ('{"eos_token_id": "x"}', "is no token id")]
+        ("text", "told"), [("{", "is not a JSON object"), ('{"eos_token_id": "x"}', "is not a token id")]
     )
     def test_a_damaged_generation_config_is_named(self, tmp_path, write_tokenizer, text, told):
         (write_tokenizer(tmp_path) / "generation_config.json").write_text(text)
@@ -240,7 +240,7 @@ class TestOwnTemplate:
     def test_what_is_neither_text_nor_file_nor_name_is_refused(self, tmp_path, write_tokenizer):
         folder = write_tokenizer(tmp_path, chat_template=self.NAMED)
         with pytest.raises(
-            ConfigError, match=r"^model.chat_template=chatml: is no Jinja text, no file, and no name of a"
+            ConfigError, match=r"^model.chat_template=chatml: neither Jinja text, nor a file, nor the name of a"
         ):
             ChatTokenizer(folder, chat_template="chatml")
 
@@ -276,7 +276,7 @@ class TestOwnTemplate:
 )
 def test_a_prompt_that_went_through_a_template_before_is_refused(tokenizer, rendered):
     for prompt in (rendered, [Message("user", rendered)]):
-        with pytest.raises(DataError, match=r"gone through one already; set data\.chat: false"):
+        with pytest.raises(DataError, match=r"already gone through a template; set data\.chat: false"):
             tokenizer.encode(prompt, chat=True)
 
 

@@ -30,13 +30,13 @@ def rows_of(path, **settings):
             r"an integer of 5000 digits at column 22 of .* as text, in quotes",
         ),
         ('{"prompt": "a", "n": -' + "9" * 5000 + "}", "an integer of 5000 digits at column 22 of"),
-        ('{"prompt": "a", "n": NaN}', "NaN, which is no JSON at column 22 of .* write null"),
-        ('{"prompt": "a", "n": [-Infinity]}', "-Infinity, which is no JSON at column 23 of"),
+        ('{"prompt": "a", "n": NaN}', "NaN, which is not JSON at column 22 of .* write null"),
+        ('{"prompt": "a", "n": [-Infinity]}', "-Infinity, which is not JSON at column 23 of"),
         ('{"prompt": "a", "x": {"prompt": 1}, "prompt": "b"}', 'the key "prompt" a second time .* at column 45 of'),
         ('{"prompt": "a", "n": ' + "[" * 100_000 + "}", "nested deeper than 200 levels at column 221 of"),
         ('{"prompt": "a", "n": ' + '{"a":' * 300 + "1" + "}" * 301, "nested deeper than 200 levels at column 1017 of"),
-        ('["a"]', r"\['a'\] is no row; write an object"),
-        ("7", "7 is no row"),
+        ('["a"]', r"\['a'\] is not a row; write an object"),
+        ("7", "7 is not a row"),
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])

@@ -56,7 +56,7 @@ def test_a_prompt_may_be_a_conversation():
 @pytest.mark.parametrize(
     ("record", "changes", "message"),
     [
-        (["hi"], {}, r"t:3: \['hi'\] is no row; write an object with a column 'prompt'"),
+        (["hi"], {}, r"t:3: \['hi'\] is not a row; write an object with"),
         ({"question": "hi"}, {}, "t:3: no column 'prompt'; the columns are question; set data.prompt_column"),
         ({"promt": "hi", "x": 1}, {}, r"the columns are promt, x \(nearest: promt\)"),
         ({"prompt": "  "}, {}, "t:3: prompt is empty"),

@@ -183,7 +183,7 @@ class TestExport:
     def test_a_folder_without_a_vocabulary_is_refused(self, tmp_path):
         (tmp_path / "tokenizer_config.json").write_text("{}")
         (tmp_path / "to").mkdir()
-        with pytest.raises(DataError, match="no file holds a vocabulary"):
+        with pytest.raises(DataError, match="no file contains a vocabulary"):
             copy_tokenizer(tmp_path, tmp_path / "to")
 
 

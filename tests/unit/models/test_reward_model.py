@@ -173,7 +173,7 @@ class TestLoading:
         write_tiny_reward_model(tmp_path)
         torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
-        with pytest.raises(DataError, match="cannot be loaded .*safetensors"):
+        with pytest.raises(DataError, match=r"cannot be loaded .*safetensors"):
             load(tmp_path)
 
     def test_a_folder_that_is_not_a_model_is_named(self, tmp_path):
