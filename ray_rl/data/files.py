@@ -50,9 +50,7 @@ def data_files(config: Files) -> list[DataFile]:
         root = _before_the_pattern(path)
         found, wanted = [Path(each) for each in glob.glob(str(path), recursive=True)], "file matches the pattern"
     else:
-        raise DataError(
-            f"data.path={config.path} does not exist (in the working directory {Path.cwd()}); correct data.path"
-        )
+        raise DataError(f"data.path={config.path} does not exist (working directory: {Path.cwd()}); correct data.path")
     named = sorted((each.relative_to(root).as_posix(), each) for each in found if each.is_file())
     # Hidden files are remains of downloads and editors.
     named = [(name, each) for name, each in named if not any(part.startswith(".") for part in name.split("/"))]

@@ -91,7 +91,7 @@ class TestEnds:
 
     @pytest.mark.parametrize("text", ["<|user|>\n", "\n<|user|>", "a<|user|>"])
     def test_a_stop_text_around_a_special_token_would_never_appear_and_is_refused(self, tokenizer, text):
-        with pytest.raises(ConfigError, match=r"holds the special token '<\|user\|>', .*name the token alone"):
+        with pytest.raises(ConfigError, match=r"contains the special token '<\|user\|>', .*give the token alone"):
             tokenizer.ends([text], [], chat=False)
 
     @pytest.mark.parametrize(
