@@ -95,7 +95,7 @@ def _clean(arguments: argparse.Namespace) -> int:
     if removed:
         print(f"{len(removed)} removed, {sum(leftover.size_bytes for leftover in removed) / MIB:.1f} MiB in all")
     elif not resists:
-        print("nothing to remove: no killed run of yours has left anything behind")
+        print("nothing to remove: there are no files of killed runs")
     return FAILED if resists else DONE
 
 

@@ -124,9 +124,9 @@ def _remedy(error: BaseException) -> str:
         case FileNotFoundError() | NotADirectoryError() | IsADirectoryError():
             return "; check that it exists and is what its name says"
         case MemoryError():
-            return "; free memory, or let the run have less (train.micro_batch_tokens, rollout.max_tokens, workers)"
+            return "; free memory, or let the run use less (train.micro_batch_tokens, rollout.max_tokens, workers)"
         case RecursionError():
-            return "; check whether the file or the value named last has lists in lists in lists"
+            return "; check whether the file or value in this message has too deeply nested lists"
         case _:
             return ""
 

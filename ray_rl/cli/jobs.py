@@ -78,10 +78,16 @@ def _add_backends(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
         own.add_argument("id", metavar=metavar, help=what)
         match name:
             case "ray-job":
-                own.add_argument("--address", metavar="URL", help="the dashboard; default: RAY_API_SERVER_ADDRESS")
-                own.add_argument("--token-path", metavar="FILE", help="the token; default: RAY_AUTH_TOKEN_PATH")
+                own.add_argument(
+                    "--address", metavar="URL", help="URL of the dashboard; default: RAY_API_SERVER_ADDRESS"
+                )
+                own.add_argument(
+                    "--token-path", metavar="FILE", help="file with the token; default: RAY_AUTH_TOKEN_PATH"
+                )
             case "kuberay":
-                own.add_argument("--namespace", metavar="NAME", default="default", help="default: default")
+                own.add_argument(
+                    "--namespace", metavar="NAME", default="default", help="namespace of the RayJob; default: default"
+                )
         parsers.append(own)
     return parsers
 

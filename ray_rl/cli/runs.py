@@ -112,7 +112,7 @@ def logs(folder: Path, *, follow: bool) -> Iterator[str]:
     run_state(folder)
     log = folder / "logs" / "driver.log"
     if not log.is_file():
-        raise UserError(f"{log}: no such file: nothing unusual has happened so far; see metrics.jsonl of the same run")
+        raise UserError(f"{log}: no such file: nothing unusual has happened yet; see metrics.jsonl of the same run")
     with log.open(encoding="utf-8", errors="backslashreplace") as file:
         while True:
             is_last = not follow or owner_of(folder) is None
@@ -137,7 +137,9 @@ def stop(folder: Path, *, dry_run: bool = False) -> int:
         print(f"{folder}: not running; {_headline(state)}\n  next: {state.next}")
         return 0
     if owner.pid is None:
-        raise UserError(f"{folder}: it runs, and its lock does not say where; send SIGTERM to its `ray-rl` process")
+        raise UserError(
+            f"{folder}: it is running, but its lock does not say where; send SIGTERM to its `ray-rl` process"
+        )
     if not is_here(owner):
         raise UserError(
             f"{folder}: its process is {owner.pid} on {owner.host}, which is not this machine or container; run "

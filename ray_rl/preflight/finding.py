@@ -26,7 +26,7 @@ def disk_room(name: str, free_gib: float, *, at: str, node: str = "") -> Finding
     """Checks that a disk has room for the files of a run."""
     detail = f"{free_gib:.1f} GiB free at {at}"
     if free_gib < 1:
-        return Finding(name, "fail", detail, "free 1 GiB at the least: an export holds the whole model", node)
+        return Finding(name, "fail", detail, "free at least 1 GiB: an export contains the whole model", node)
     if free_gib < 10:
         return Finding(name, "warn", detail, "free 10 GiB, or as much as the model's exports and logs need", node)
     return Finding(name, "ok", detail, node=node)

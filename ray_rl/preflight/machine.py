@@ -106,7 +106,7 @@ def memory(total_gib: float, available_gib: float) -> Finding:
     """Checks the memory for trainer, engine and Ray, which take about 8 GiB with a 135M model on CPU."""
     detail = f"{available_gib:.1f} GiB available of {total_gib:.1f}"
     if available_gib < 4:
-        return Finding("memory", "fail", detail, "free memory: Ray, a trainer and an engine need 4 GiB at the least")
+        return Finding("memory", "fail", detail, "free memory: Ray, a trainer and an engine need at least 4 GiB")
     if available_gib < 8:
         return Finding("memory", "warn", detail, "free memory, or keep to the smallest model: 8 GiB are comfortable")
     return Finding("memory", "ok", detail)
@@ -129,9 +129,11 @@ def shared_memory(folder: Path) -> Finding:
 def left_behind(sizes_bytes: Sequence[int]) -> Finding:
     """Reports files of killed runs in the folder for temporary files and in shared memory."""
     if not sizes_bytes:
-        return Finding("left behind", "ok", "nothing by killed runs")
-    detail = f"{sum(sizes_bytes) / MIB:.1f} MiB in {len(sizes_bytes)} files and folders by killed runs"
-    return Finding("left behind", "warn", detail, "ray-rl doctor --clean, or the next start of a run, removes it")
+        return Finding("left behind", "ok", "no files of killed runs")
+    detail = f"{sum(sizes_bytes) / MIB:.1f} MiB in {len(sizes_bytes)} files and folders of killed runs"
+    return Finding(
+        "left behind", "warn", detail, "run ray-rl doctor --clean; the next start of a run removes them, too"
+    )
 
 
 def gpus() -> Finding:

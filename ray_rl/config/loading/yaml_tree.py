@@ -168,8 +168,8 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a readable YAML file") from None
     if len(content) > MOST_BYTES:
         raise ConfigError(
-            f"{path}: more than {MOST_BYTES // MIB} MiB, which no configuration has; give the path of the run's YAML "
-            "file, and keep data in files of its own"
+            f"{path}: more than {MOST_BYTES // MIB} MiB, and no configuration is so large; give the path of the run's "
+            "YAML file"
         )
     return text
 

@@ -99,9 +99,9 @@ def _missing(job: Job) -> list[str]:
     if launch.image is None:
         found.append("launch.image=null: pods are made from an image; set launch.image, best by digest")
     if launch.cpus_per_node is None:
-        found.append("launch.cpus_per_node=null: a pod asks for a number of CPUs; set launch.cpus_per_node")
+        found.append("launch.cpus_per_node=null: a pod must request CPUs; set launch.cpus_per_node")
     if launch.memory_gib_per_node is None:
-        found.append("launch.memory_gib_per_node=null: a pod asks for memory; set launch.memory_gib_per_node")
+        found.append("launch.memory_gib_per_node=null: a pod must request memory; set launch.memory_gib_per_node")
     if launch.kuberay.scheduler != "none" and launch.queue is None:
         found.append(
             f"launch.queue=null: launch.kuberay.scheduler={launch.kuberay.scheduler} admits jobs by queue; "
@@ -118,8 +118,8 @@ def _unfit(job: Job) -> list[str]:
         found.append(f"launch.kuberay.runs_path={claim}: must be an absolute path, for example /runs")
     elif not folder.is_relative_to(claim) or ".." in folder.parts:
         found.append(
-            f"run.dir={folder}: is on no volume that outlives a pod, so that no attempt could resume from another's "
-            f"checkpoint; set run.dir={claim}, where the claim {kuberay.claim} is mounted"
+            f"run.dir={folder}: is not on a persistent volume, so that a retry would find no checkpoint; set "
+            f"run.dir={claim}, where the claim {kuberay.claim} is mounted"
         )
     if not PurePosixPath(workdir(job)).is_absolute():
         found.append(

@@ -49,7 +49,7 @@ def _check(job: Job) -> None:
     if taken:
         raise ConfigError(
             f"launch.environment.{taken[0]}: the script for Slurm sets or removes a variable of this name, so yours "
-            "would not arrive; choose another name, or leave it out"
+            "would have no effect; choose another name, or leave it out"
         )
     if slurm.container == "pyxis":
         _check_container(job)
@@ -75,14 +75,14 @@ def _own_variables() -> set[str]:
 
 def _check_container(job: Job) -> None:
     if job.launch.image is None:
-        raise ConfigError("launch.slurm.container=pyxis without launch.image: name the image, best a squashfs file")
+        raise ConfigError("launch.slurm.container=pyxis: needs an image; set launch.image, best to a squashfs file")
     runs = PurePosixPath(job.launch.workdir or WORKSPACE) / job.config.run.dir
     # "/lustre/me:/workspace/runs:rw", or one path that is the same inside and outside.
     inside = [PurePosixPath((mount.split(":") * 2)[1]) for mount in job.launch.mounts]
     if not any(runs.is_relative_to(folder) for folder in inside):
         raise ConfigError(
             f"run folders would be in {runs}, which is in no launch.mounts ({', '.join(job.launch.mounts) or 'none'}): "
-            "they would end with the container, and no attempt could resume; mount a folder that all nodes see, or set "
+            "they would be lost with the container, and no attempt could resume; mount a folder of all nodes, or set "
             "run.dir to one that is mounted"
         )
 

@@ -188,7 +188,7 @@ class TestClean:
         assert main(["doctor", "--clean"]) == 0
         capsys.readouterr()
         assert main(["doctor", "--clean"]) == 0
-        assert capsys.readouterr().out == "nothing to remove: no killed run of yours has left anything behind\n"
+        assert capsys.readouterr().out == "nothing to remove: there are no files of killed runs\n"
 
     def test_json_is_a_list(self, place, capsys):
         assert main(["doctor", "--clean", "--json"]) == 0
@@ -207,8 +207,8 @@ class TestClean:
         assert checks.left_behind([leftover.size_bytes for leftover in scratch.leftovers()]) == Finding(
             "left behind",
             "warn",
-            "2.0 MiB in 1 files and folders by killed runs",
-            "ray-rl doctor --clean, or the next start of a run, removes it",
+            "2.0 MiB in 1 files and folders of killed runs",
+            "run ray-rl doctor --clean; the next start of a run removes them, too",
         )
         assert place.exists()
 

@@ -42,7 +42,7 @@ def log(tmp_path):
         (KeyError("bug"), r"internal error: KeyError: 'bug' \(at .*test_ending.py:\d+, in command\)"),
         (AssertionError(), r"internal error: AssertionError \(at "),
         (RecursionError("maximum recursion depth exceeded"), "something is nested too deeply to be read"),
-        (MemoryError(), "out of memory .*; free memory, or let the run have less"),
+        (MemoryError(), "out of memory .*; free memory, or let the run use less"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), r"/x/y: No space left on device; make room \("),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), r"Disk quota exceeded .*; make room \("),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied; check that you may read"),

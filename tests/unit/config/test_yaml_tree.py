@@ -111,7 +111,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "{a: " * 5000, "a configuration has at most 50 levels"),
         ("".join("  " * n + "a:\n" for n in range(400)), "a configuration has at most 50 levels"),
         ("a: [" + "1, " * 30_000 + "1]", "a configuration has at most 20000 values"),
-        ("a: " + "x" * 2_000_000, "more than 1 MiB, which no configuration has"),
+        ("a: " + "x" * 2_000_000, "more than 1 MiB, and no configuration is so large"),
         ("a: " + "9" * 5000, "a number of 5000 digits; whole numbers have at most 300"),
         ("a:\n\tb: 1\n", "YAML indents by spaces"),
         ("a: \x00", "character 0 is not allowed in YAML; remove it"),

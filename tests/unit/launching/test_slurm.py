@@ -140,7 +140,7 @@ def test_containers_have_image_folder_and_mounts():
 
 
 def test_a_container_needs_an_image():
-    with pytest.raises(ConfigError, match=r"without launch\.image"):
+    with pytest.raises(ConfigError, match=r"needs an image; set launch\.image"):
         render(job(slurm={"container": "pyxis"}))
 
 
