@@ -35,11 +35,12 @@ def import_function(path: str) -> Callable[..., Any]:
             ) from error
         raise ConfigError(
             f"{path}: no module named {error.name!r} on the import path, which starts at {folder}"
-            f"{f' (imported at {place})' if place else ''}; start from the folder that holds it, or install its package"
+            f"{f' (imported at {place})' if place else ''}; run from the folder with the module, or install its package"
         ) from error
     if name not in vars(module):
         functions = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise ConfigError(f"{path}: {module_name} has no {name!r}; it has {', '.join(functions) or 'no functions'}")
+        found = ", ".join(functions) or "no functions"
+        raise ConfigError(f"{path}: {module_name} has no {name!r}; it has {found}; correct the name")
     function = vars(module)[name]
     if not callable(function):
         raise ConfigError(f"{path}: a {type(function).__name__}, which cannot be called; name a function")
