@@ -118,7 +118,7 @@ def test_a_function_whose_parameters_are_known_passes(tmp_path, monkeypatch, par
 def test_a_function_that_needs_what_there_is_not_is_refused_with_the_columns(tmp_path, monkeypatch):
     section = users_module(tmp_path, monkeypatch, "def judge(completions, solution, **kwargs):\n    pass\n")
     message = (
-        r"^rewards\[0\]\.function=users_signatures:judge needs solution, .* answer, finish_reasons, lengths, prompts"
+        r"^rewards\[0\]\.function=users_signatures:judge: the parameter solution .* finish_reasons, lengths, prompts"
     )
     with pytest.raises(ConfigError, match=message):
         check(section, "5")

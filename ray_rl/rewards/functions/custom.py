@@ -167,7 +167,7 @@ def _accepted(
     missing = [each.name for each in by_name if each.default is each.empty and each.name not in keywords]
     if missing:
         raise ConfigError(
-            f"{path} needs {', '.join(missing)}, which is neither a column nor an option; known names are "
+            f"{path}: the parameter {', '.join(missing)} is neither a column nor an option; known names are "
             f"{', '.join(sorted(keywords)) or 'none'}; rename a column with data.columns, or add it to options"
         )
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
