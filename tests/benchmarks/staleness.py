@@ -23,10 +23,12 @@ LAST = 7
 LIMIT_S = 3600
 
 
-def trained(folder: Path, name: str, *, seed: int, overrides: tuple[str, ...]) -> list[dict[str, float]]:
-    """The records of a run of the demo."""
-    command = [str(Path(sys.executable).with_name("ray-rl")), "train", str(CONFIG), f"run.dir={folder}"]
-    command += [f"run.name={name}", f"run.seed={seed}", "checkpoint.export=false", *overrides]
+def trained(
+    config: Path, folder: Path, name: str, *, seed: int, overrides: tuple[str, ...] = ()
+) -> list[dict[str, float]]:
+    """The records of a run that keeps no weights."""
+    command = [str(Path(sys.executable).with_name("ray-rl")), "train", str(config), f"run.dir={folder}"]
+    command += [f"run.name={name}", f"run.seed={seed}", "checkpoint={every_steps: null, export: false}", *overrides]
     subprocess.run(command, check=True, timeout=LIMIT_S, stdout=subprocess.DEVNULL)
     return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
 
@@ -40,7 +42,7 @@ def main() -> None:
         rows: dict[str, list[list[dict[str, float]]]] = {mode: [] for mode in MODES}
         for seed in SEEDS:
             for i, (mode, overrides) in enumerate(MODES.items()):
-                records = trained(Path(scratch), f"{i}-{seed}", seed=seed, overrides=overrides)
+                records = trained(CONFIG, Path(scratch), f"{i}-{seed}", seed=seed, overrides=overrides)
                 rows[mode].append(records)
                 console.print(f"{mode}, seed {seed}:", " ".join(f"{r['reward/mean']:.2f}" for r in records))
     for mode, runs in rows.items():
