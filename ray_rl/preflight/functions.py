@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from ray_rl.config.advantages import CustomAdvantage
 from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.losses import CustomLoss
-from ray_rl.isolation.checking import check_call
+from ray_rl.isolation.checking import check_function
 
 
 def uncalled_functions(algorithm: Algorithm) -> list[str]:
@@ -31,17 +31,17 @@ def check_functions(algorithm: Algorithm) -> None:
         return
     advantage, loss = algorithm.advantage, algorithm.loss
     if isinstance(advantage, CustomAdvantage):
-        check_call(
+        check_function(
             advantage.function,
-            "ray_rl.training.custom:check_advantages",
             key="algorithm.advantage.function",
+            check="ray_rl.training.custom:check_advantages",
             kwargs={"options": advantage.options, "group_size": algorithm.group_size},
         )
     if isinstance(loss, CustomLoss):
         bound = math.inf if algorithm.max_log_ratio is None else algorithm.max_log_ratio
-        check_call(
+        check_function(
             loss.function,
-            "ray_rl.training.custom:check_surrogate",
             key="algorithm.loss.function",
+            check="ray_rl.training.custom:check_surrogate",
             kwargs={"options": loss.options, "clip": algorithm.clip, "max_log_ratio": bound},
         )

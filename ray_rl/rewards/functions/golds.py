@@ -13,7 +13,7 @@ from ray_rl.config.rewards import Choice, CustomReward, MathVerify, Number, Rewa
 from ray_rl.data.columns import shorten
 from ray_rl.data.rows import Row
 from ray_rl.errors import ConfigError, DataError, SandboxError
-from ray_rl.isolation.checking import check_call
+from ray_rl.isolation.checking import check_function
 from ray_rl.isolation.pool import Pool, default_processes
 from ray_rl.isolation.worker import Worker
 from ray_rl.rewards.functions.choices import choice_gold
@@ -191,9 +191,9 @@ class FunctionCheck:
             raise ConfigError(
                 f"{self._key}={reward.function}: options {', '.join(taken)} are columns too; rename the options"
             )
-        check_call(
+        check_function(
             reward.function,
-            "ray_rl.rewards.functions.custom:check_users",
             key=self._key,
+            check="ray_rl.rewards.functions.custom:check_users",
             kwargs={"signature": reward.signature, "columns": list(row.columns), "options": list(reward.options)},
         )
