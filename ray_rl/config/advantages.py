@@ -53,6 +53,7 @@ class ReinforcePlusPlus(Config):
     gamma: float = Field(1.0, ge=0, le=1)
     """Discount of a reward one token later."""
     whiten: Whiten = Whiten()
+    """Normalisation of the advantages over the batch."""
 
 
 class ReinforcePlusPlusBaseline(Config):
@@ -60,6 +61,7 @@ class ReinforcePlusPlusBaseline(Config):
 
     kind: Literal["reinforce_plus_plus_baseline"] = "reinforce_plus_plus_baseline"
     whiten: Whiten = Whiten()
+    """Normalisation of the advantages over the batch."""
 
 
 class GpgAdvantage(Config):

@@ -16,7 +16,9 @@ class ClusterConfig(Config):
     accelerator: Literal["cpu", "gpu"] = "gpu"
     """cpu: DeepSpeed and weight transport use gloo, and vLLM its CPU build. Everything else is the same."""
     nodes: int = Field(1, ge=1)
+    """Number of nodes."""
     gpus_per_node: int = Field(8, ge=1)
+    """Number of GPUs of each node."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs that Ray reserves for each worker. A local CPU cluster declares as many CPUs as its workers need."""
     threads: int | None = Field(None, ge=1)

@@ -43,6 +43,7 @@ class MaskSequences(Config):
 
     kind: Literal["mask_sequences"] = "mask_sequences"
     low: float = Field(0.0, ge=0)
+    """Smallest w that is not replaced by 0."""
     high: float = Field(3.0, gt=0)
     """TRL: 3."""
     over: Literal["sum", "mean"] = "sum"

@@ -114,8 +114,11 @@ class Hub(Table):
     name: str
     """Name for `datasets.load_dataset`: owner/name, or a folder."""
     subset: str | None = None
+    """Configuration of the data set, as in `load_dataset(name, subset)`. None: its only or default one."""
     split: str = "train"
+    """Split to read."""
     revision: str | None = None
+    """Branch, tag or commit on the hub. None: the newest commit."""
 
 
 class CustomSource(Source):

@@ -21,7 +21,9 @@ class SlurmLaunch(Config):
     """An sbatch script that starts Ray on its nodes, trains, and stops Ray."""
 
     account: str | None = None
+    """Account that is charged."""
     qos: str | None = None
+    """Quality of service."""
     container: Literal["none", "pyxis"] = "none"
     """pyxis: every step runs in a container of `launch.image`, made by pyxis and enroot."""
     cpu_nodes: int = Field(0, ge=0)
@@ -50,6 +52,7 @@ class KubeRayLaunch(Config):
     """A RayJob (ray.io/v1) for KubeRay 1.7."""
 
     namespace: str = "default"
+    """Namespace of the RayJob."""
     service_account: str | None = None
     """Account of the head's pod, where the driver runs. It needs the right to patch this RayJob; otherwise KubeRay
     retries a run that ended with exit code 2. None creates an account that has only this right."""
@@ -62,6 +65,7 @@ class KubeRayLaunch(Config):
     claim: str = "ray-rl-runs"
     """PersistentVolumeClaim (ReadWriteMany) for run folders; mounted at `runs_path`."""
     runs_path: str = "/runs"
+    """Where the claim is mounted in the pods; `run.dir` must be in it."""
     scheduler: Literal["none", "kueue", "volcano"] = "none"
     """The scheduler that admits all pods of the job together; `launch.queue` names its queue."""
     environment_from: str | None = None

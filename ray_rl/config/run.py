@@ -35,6 +35,7 @@ class RunSection(Config):
     steps: int = Field(ge=1)
     """Number of training steps; each trains on one batch of rollouts."""
     seed: int = Field(0, ge=0)
+    """Seed of the order of prompts and of the sampling."""
     heartbeat_s: float = Field(30.0, gt=0)
     """Interval between two messages while the run waits for something."""
     samples: int = Field(3, ge=0)

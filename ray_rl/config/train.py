@@ -41,6 +41,7 @@ class Trained(Config):
     learning_rate: float = Field(1e-6, gt=0)
     """Peak of the learning rate."""
     schedule: Schedule = Schedule()
+    """How the learning rate changes during the run."""
     betas: tuple[float, float] = (0.9, 0.999)
     """The two decay rates of AdamW."""
     eps: float = Field(1e-8, gt=0)
@@ -62,6 +63,7 @@ class Trained(Config):
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the gradients of several micro-batches are summed if the model is in bfloat16."""
     offload: Offload = Offload()
+    """What is kept in the memory of the CPU, to save memory of the GPU."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """DeepSpeed options that have no field here; they override the generated DeepSpeed configuration."""
     timeout_s: float = Field(1800.0, gt=0)
