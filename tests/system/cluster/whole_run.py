@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from ray_rl.config import RunConfig
 
 if TYPE_CHECKING:
-    from ray_rl.cluster.start import Workers
+    from ray_rl.cluster.start import TeamSpec, Workers
+    from ray_rl.data.source import PromptSource
     from ray_rl.loops.roles import Roles
     from ray_rl.metrics.run import Run
     from ray_rl.metrics.run_folder import RunFolder
+    from ray_rl.rollout.pool import EnginePool
+    from ray_rl.rollout.request import Sampling
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class Started:
     run: Run
     workers: Workers
     roles: Roles
+    source: PromptSource
+    pool: EnginePool
+    sampling: Sampling
 
     async def train(self, roles: Roles | None = None, *, export_to: Path | None = None) -> None:
         """All steps; `roles` may have something between the driver and its roles."""
@@ -50,8 +56,11 @@ class Started:
 
 
 @asynccontextmanager
-async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
-    """The workers of a run, within the block; every model is `model`."""
+async def started(config: RunConfig, model: Path, *, beside: Sequence[TeamSpec] = ()) -> AsyncIterator[Started]:
+    """The workers of a run, within the block; every model is `model`.
+
+    Roles in `beside` have a worker each on a device of its own.
+    """
     from ray_rl.app.build import build_collector, sampling_of
     from ray_rl.app.records import open_run
     from ray_rl.app.workers import engines_of, roles_over, teams_of
@@ -60,7 +69,8 @@ async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
     from ray_rl.data.chat import ChatTokenizer
     from ray_rl.data.source import build_source
     from ray_rl.metrics.console import RunConsole
-    from ray_rl.planner.plan import plan
+    from ray_rl.planner.layout import Place
+    from ray_rl.planner.plan import DeviceGroup, plan
     from ray_rl.rewards.combine import build_rewards
     from ray_rl.rollout.episodes import SingleTurn
     from ray_rl.rollout.pool import EnginePool
@@ -68,6 +78,9 @@ async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
 
     check(config)
     folder, layout = new_run_folder(config), plan(config)
+    for spec in beside:
+        group = DeviceGroup((spec.role,), (Place(0, ()),), gpus=0, cpus=config.cluster.cpus_per_worker)
+        layout = replace(layout, groups=(*layout.groups, group), workers=layout.workers | {spec.role: 1})
     async with AsyncExitStack() as stack:
         run = stack.enter_context(open_run(config, folder, RunConsole()))
         rewards = stack.enter_context(closing(build_rewards(config.rewards)))
@@ -75,7 +88,7 @@ async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
         workers = await stack.enter_async_context(
             started_workers(
                 layout,
-                teams_of(config, layout, folders),
+                [*teams_of(config, layout, folders), *beside],
                 engines_of(config, layout, folders),
                 cluster=config.cluster,
                 logs=folder.logs,
@@ -89,7 +102,7 @@ async def started(config: RunConfig, model: Path) -> AsyncIterator[Started]:
         sampling = sampling_of(config, tokenizer.ends_of(config.rollout, config.data))
         rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards)
         roles = roles_over(workers, rollouts=rollouts, weights=workers.weights)
-        yield Started(config, folder, run, workers, roles)
+        yield Started(config, folder, run, workers, roles, source, pool, sampling)
 
 
 async def whole_run(
