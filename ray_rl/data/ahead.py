@@ -122,4 +122,5 @@ def _as_one(faults: dict[int, DataError], *, is_complete: bool) -> DataError:
         return DataError(first)
     # A message starts with the place of its row.
     places = ", ".join(other.partition(": ")[0] for other in others)
-    return DataError(f"{first}\n{'' if is_complete else 'at least '}{len(others)} more rows are wrong: {places}")
+    number = "1 more row is" if len(others) == 1 else f"{len(others)} more rows are"
+    return DataError(f"{first}\n{'' if is_complete else 'at least '}{number} wrong: {places}")
