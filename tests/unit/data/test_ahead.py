@@ -24,7 +24,7 @@ def test_the_first_wrong_row_of_the_source_is_told_in_full_and_the_others_by_pla
     with pytest.raises(DataError) as caught:
         check_rows(wrong(2, 5, 7), [7, 3, 2, 5], until=FOREVER, say=print, what="checked")
     assert str(caught.value) == "t:2: wrong\n2 more rows are wrong: t:5, t:7"
-    with pytest.raises(DataError, match="^t:2: wrong\n1 more row is wrong: t:5$"):
+    with pytest.raises(DataError, match=r"^t:2: wrong\n1 more row is wrong: t:5$"):
         check_rows(wrong(2, 5), [5, 2], until=FOREVER, say=print, what="checked")
     with pytest.raises(DataError, match="at least 4 more rows are wrong: t:1, t:2, t:3, t:4"):
         check_rows(wrong(*range(9)), range(9), until=FOREVER, say=print, what="checked")
