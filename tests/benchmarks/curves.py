@@ -1,7 +1,7 @@
 """The curve of an example, as its README shows it: rewards over some seeds.
 
-`python -m tests.benchmarks.curves examples/custom_reward` trains the example once for each seed. Not part of
-`make bench`: it takes two to five minutes a seed on two cores.
+`python -m tests.benchmarks.curves examples/custom_reward` trains the example once for each seed. Further words
+are metrics, or overrides with a `=`. Not part of `make bench`: it takes two to five minutes a seed on two cores.
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ def table(runs: Sequence[Sequence[dict[str, float]]], key: str) -> str:
     return "\n".join(f"| {' | '.join(row)} |".replace(" --- ", "---") for row in rows)
 
 
-def main(example: Path, keys: Sequence[str]) -> None:
+def main(example: Path, keys: Sequence[str], overrides: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        runs = [trained(example / "run.yaml", Path(scratch), f"seed-{seed}", seed=seed) for seed in SEEDS]
+        runs = [
+            trained(example / "run.yaml", Path(scratch), f"seed-{seed}", seed=seed, overrides=overrides)
+            for seed in SEEDS
+        ]
     for key in keys:
         print(table(runs, key))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or ["reward/mean"])
+    changes = tuple(word for word in sys.argv[2:] if "=" in word)
+    main(Path(sys.argv[1]), [word for word in sys.argv[2:] if word not in changes] or ["reward/mean"], changes)
