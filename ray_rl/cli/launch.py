@@ -12,7 +12,7 @@ from ray_rl.cli.arguments import add_config
 from ray_rl.errors import ConfigError, Preempted, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from ray_rl.cli.arguments import Commands
     from ray_rl.cluster.ray_jobs import Jobs
@@ -37,9 +37,7 @@ def add_to(commands: Commands) -> None:
         "of the configuration, or from a launch file.",
         epilog="example: ray-rl render slurm configs/grpo_math_qwen2.5-7b_16xh100.yaml launch.queue=h100",
     )
-    backends = parser.add_subparsers(title="back ends", metavar="BACKEND", dest="backend", required=True)
-    for name, what in BACKENDS.items():
-        _add_run(backends.add_parser(name, help=what, description=f"Prints it for {what}."))
+    _add_backends(parser, BACKENDS, "Prints what would run for")
     parser.set_defaults(command=render)
 
     parser = commands.add_parser(
@@ -49,12 +47,8 @@ def add_to(commands: Commands) -> None:
         "the commands to follow it. Exit code 2 if something is wrong; then nothing is submitted.",
         epilog="example: ray-rl submit ray-job configs/grpo_math_qwen2.5-7b_16xh100.yaml run.dir=/shared/runs --follow",
     )
-    backends = parser.add_subparsers(title="back ends", metavar="BACKEND", dest="backend", required=True)
-    for name, what in BACKENDS.items():
-        if name == "local":
-            continue
-        own = backends.add_parser(name, help=what, description=f"Submits {what}.")
-        _add_run(own)
+    others = [name for name in BACKENDS if name != "local"]
+    for name, own in _add_backends(parser, others, "Submits").items():
         own.add_argument("--dry-run", action="store_true", help="check, plan, and print what would be submitted")
         if name == "ray-job":
             own.add_argument(
@@ -66,11 +60,18 @@ def add_to(commands: Commands) -> None:
     parser.set_defaults(command=submit)
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
-    parser.add_argument(
-        "--launch", metavar="FILE", help="YAML file with the content of a launch section; overrides the one in CONFIG"
-    )
+def _add_backends(
+    parser: argparse.ArgumentParser, names: Iterable[str], verb: str
+) -> dict[str, argparse.ArgumentParser]:
+    backends = parser.add_subparsers(title="back ends", metavar="BACKEND", dest="backend", required=True)
+    parsers = {}
+    for name in names:
+        what = BACKENDS[name]
+        own = parsers[name] = backends.add_parser(name, help=what, description=f"{verb} {what}.")
+        add_config(own)
+        text = "YAML file with the content of a launch section; overrides the one in CONFIG"
+        own.add_argument("--launch", metavar="FILE", help=text)
+    return parsers
 
 
 def render(arguments: argparse.Namespace) -> int:
