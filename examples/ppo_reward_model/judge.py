@@ -48,6 +48,7 @@ def main(base: str) -> None:
     logging.disable_progress_bar()
     path = resolve_model(base)
     tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.bfloat16).eval()
     turns, scores = conversations()
     texts = [str(tokenizer.apply_chat_template(one, tokenize=False)) for one in turns]

@@ -29,7 +29,7 @@ from tests.system.e2e.command import steps_done
 from tests.test_architecture import ROOT
 from tests.tiny_model import write_tiny_model
 
-DEMO = ROOT / "configs" / "grpo_addition_smollm2-135m_cpu.yaml"
+EXAMPLE = "examples/slurm/run.yaml"
 HEARD_S = 5.0
 """In which the controller has heard what the daemons of steps said last; Slurm's own wait is two minutes."""
 ATTEMPT_S = 150.0
@@ -56,7 +56,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualCluster
 
 @dataclass
 class Submitted:
-    """A job of the demo's configuration under Slurm."""
+    """A job of the example's configuration under Slurm."""
 
     job: Job
     number: str
@@ -129,15 +129,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def demo(cluster: VirtualCluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Submit]:
-    """Submits the demo's configuration for a tiny model, on hosts that have one CPU each for it."""
-    shutil.copy(DEMO, tmp_path / "demo.yaml")
+def example(cluster: VirtualCluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Submit]:
+    """Submits the example for Slurm with a tiny model, on hosts that have one CPU each for it."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     # What runs is this copy of the project.
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     submitted: list[str] = []
 
-    def submit_demo(name: str, *overrides: str) -> Submitted:
+    def submit_example(name: str, *overrides: str) -> Submitted:
         cluster.await_idle()
         values = [
             f"run.name={name}",
@@ -154,18 +154,20 @@ def demo(cluster: VirtualCluster, model: Path, tmp_path: Path, monkeypatch: pyte
             "cluster.threads=1",
             "cluster.start_timeout_s=90",
             "checkpoint.every_steps=1",
+            "launch.queue=null",
             "launch.cpus_per_node=1",
+            "launch.memory_gib_per_node=null",
             "launch.slurm.ready_timeout_s=90",
             "launch.slurm.warn_s=60",
             f'launch.slurm.setup=["PATH={Path(sys.executable).parent}:$PATH"]',
             'launch.environment={"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000"}',
             *overrides,
         ]
-        job = job_of(load_config("demo.yaml", values), "demo.yaml", values)
+        job = job_of(load_config(EXAMPLE, values), EXAMPLE, values)
         number = submit(job, render(job))
         submitted.append(number)
         return Submitted(job, number, tmp_path, cluster)
 
-    yield submit_demo
+    yield submit_example
     for number in submitted:
         cluster.command("scancel", "--quiet", number)

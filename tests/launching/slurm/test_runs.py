@@ -1,4 +1,4 @@
-"""The demo's configuration under a real Slurm, across three virtual hosts with one CPU each for Ray.
+"""The example for Slurm, with a tiny model, under a real Slurm, across three virtual hosts with one CPU each for Ray.
 
 A job costs half a minute before its first step, so that a job shows several facts.
 """
@@ -33,8 +33,8 @@ def goes_on_behind(text: str) -> int:
     return int(found[1])
 
 
-def test_a_killed_host_ends_the_attempt_at_once_and_the_next_one_finishes(demo, cluster):
-    job = demo("plain", "run.steps=60", "train.workers=2", "run.grace_s=4")
+def test_a_killed_host_ends_the_attempt_at_once_and_the_next_one_finishes(example, cluster):
+    job = example("plain", "run.steps=60", "train.workers=2", "run.grace_s=4")
     job.wait(lambda: job.checkpoints != [], "the first checkpoint")
     placed = roles_on(cluster)
     assert sorted(role for roles in placed.values() for role in roles) == sorted([*ROLES, "actor"])
@@ -59,10 +59,10 @@ def test_a_killed_host_ends_the_attempt_at_once_and_the_next_one_finishes(demo, 
     assert "restarts: 1" in status(job.number)
 
 
-def test_usr1_saves_and_queues_again_and_a_stop_saves_and_does_not(demo, cluster, tmp_path):
+def test_usr1_saves_and_queues_again_and_a_stop_saves_and_does_not(example, cluster, tmp_path):
     mounts = f'launch.mounts=["{tmp_path}:{tmp_path}"]'
     containers = ["launch.slurm.container=pyxis", "launch.image=registry/image:1", f"launch.workdir={tmp_path}", mounts]
-    job = demo("pyxis", f"run.steps={FOR_EVER}", *containers)
+    job = example("pyxis", f"run.steps={FOR_EVER}", *containers)
     job.wait(lambda: job.steps >= 2, "two steps")
     assert "fake-pyxis: opt 1=registry/image:1" in job.of_attempt(0, "workers.log")
     assert f"fake-pyxis: opt 2={tmp_path}:{tmp_path},{job.logs}/attempt-0:" in job.of_attempt(0, "head.log")
@@ -86,9 +86,9 @@ def test_usr1_saves_and_queues_again_and_a_stop_saves_and_does_not(demo, cluster
         stop(job.number)
 
 
-def test_a_group_of_cpu_nodes_takes_the_driver_and_gives_its_cpus(demo, cluster):
+def test_a_group_of_cpu_nodes_takes_the_driver_and_gives_its_cpus(example, cluster):
     """On CPU all nodes are equal for Ray: the group of one and the group of two are one cluster of three."""
-    job = demo("mixed", "run.steps=2", "train.workers=2", "cluster.nodes=2", "launch.slurm.cpu_nodes=1")
+    job = example("mixed", "run.steps=2", "train.workers=2", "cluster.nodes=2", "launch.slurm.cpu_nodes=1")
     job.wait(lambda: job.steps >= 1, "a step")
     assert job.wait_for_end() == "COMPLETED", job.everything()
     nodes = job.of_attempt(0, "nodes.log")
@@ -97,8 +97,8 @@ def test_a_group_of_cpu_nodes_takes_the_driver_and_gives_its_cpus(demo, cluster)
     assert cluster.command("scontrol", "show", "job", "--oneliner", job.number).count("HetJobOffset=") == 2
 
 
-def test_a_wrong_configuration_is_not_queued_again(demo):
-    job = demo("wrong", "run.steps=2", "cluster.nodes=1", "model.path=./nowhere")
+def test_a_wrong_configuration_is_not_queued_again(example):
+    job = example("wrong", "run.steps=2", "cluster.nodes=1", "model.path=./nowhere")
     assert job.wait_for_end() == "FAILED"
     assert "exit code: 2:0" in status(job.number)
     assert "restarts: 0" in status(job.number)

@@ -1,0 +1,103 @@
+"""Each example is run by the command of its README, for one step, and mostly with a model that starts fast.
+
+The examples for Slurm and Ray jobs run in `make test-launch`: tests/launching/slurm/, tests/system/e2e/test_ray_job.py.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from examples.custom_data.data import comparisons
+from examples.custom_reward.rewards import score
+from tests.tiny_model import write_tiny_model
+
+ROOT = Path(__file__).parents[3]
+BIN = Path(sys.executable).parent
+LIMIT_S = 300
+TINY = "model={path: ./model, dtype: float32}"
+SMALL = [
+    "run.dir=runs",
+    "run.steps=1",
+    "algorithm.prompts_per_step=4",
+    "algorithm.group_size=8",
+    "rollout={max_tokens: 16, max_sequences: 32, kv_cache_gib: 0.05}",
+    "checkpoint={every_steps: null, export: false}",
+]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An example that has trained one step."""
+
+    metrics: dict[str, float]
+    samples: list[dict]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the examples, as in the root of a clone, with a tiny model."""
+    place = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "examples", place / "examples", ignore=shutil.ignore_patterns("judge", "__pycache__"))
+    write_tiny_model(place / "model")
+    return place
+
+
+def command(place: Path, example: str, program: str) -> list[str]:
+    """The first command of the example's README that starts a program of .venv/bin."""
+    page = (place / "examples" / example / "README.md").read_text()
+    line = re.search(rf"^\.venv/bin/({program} .*)$", page, re.MULTILINE)
+    assert line is not None, f"no command of {program}"
+    name, *words = shlex.split(line[1])
+    return [str(BIN / name), *words]
+
+
+def run(place: Path, words: list[str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+    done = subprocess.run(
+        words, cwd=place, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def train(place: Path, example: str, *overrides: str) -> Trained:
+    """Runs the command of the README with smaller numbers."""
+    run(place, [*command(place, example, "ray-rl"), f"run.name={example}", *SMALL, *overrides])
+    folder = place / "runs" / example
+    (record,) = (folder / "metrics.jsonl").read_text().splitlines()
+    samples = (folder / "rollouts" / "step_000001.jsonl").read_text().splitlines()
+    return Trained(json.loads(record), [json.loads(line) for line in samples])
+
+
+def test_custom_reward_scores_with_the_function_of_its_file(place):
+    trained = train(place, "custom_reward")
+    given = [sample["reward_parts"]["right_equation"] for sample in trained.samples]
+    assert given == [score(sample["completion"].strip(), sample["columns"]["answer"]) for sample in trained.samples]
+    assert set(given) > {0.0}, "a random model would write no equation"
+    assert trained.metrics["reward/mean"] == pytest.approx(sum(given) / 32)
+
+
+def test_custom_data_asks_the_questions_of_its_function(place):
+    trained = train(place, "custom_data", TINY)
+    rows = {(row["prompt"], row["answer"]) for row in comparisons(1000, 99)}
+    asked = {(sample["prompt"], sample["columns"]["answer"]) for sample in trained.samples}
+    assert len(asked) == 4
+    assert asked <= rows
+
+
+def test_ppo_reward_model_trains_on_the_scores_of_the_model_that_it_makes(place):
+    python, script = command(place, "ppo_reward_model", "python")
+    run(place, [python, script, "./model"])
+    trained = train(place, "ppo_reward_model", TINY)
+    scores = [sample["reward_parts"]["model"] for sample in trained.samples]
+    assert len(set(scores)) > 4
+    assert all(sample["reward"] == sample["reward_parts"]["model"] for sample in trained.samples)
+    assert trained.metrics["reward/mean"] == pytest.approx(trained.metrics["reward/model_mean"])
+    assert "critic/explained_variance" in trained.metrics
