@@ -124,7 +124,7 @@ def test_an_option_that_is_a_key_gets_it_as_it_is_written_here(words, advice, ca
         (["help"], "help: no such command; did you mean --help?"),
         (["resume", "runs/a", "--steps", "60"], "instead of --steps write run.steps=60"),
         (["resume", "runs/a", "--stp", "60"], "did you mean --step?"),
-        (["train", "a.yaml", "--resume", "runs/a b"], "a run folder is continued by: ray-rl resume 'runs/a b'"),
+        (["train", "a.yaml", "--resume", "runs/a b"], "to continue a run folder: ray-rl resume 'runs/a b'"),
     ],
 )
 def test_words_of_other_programs_get_the_command_that_does_it_here(words, advice, capsys):
