@@ -131,7 +131,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def example(cluster: VirtualCluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Submit]:
     """Submits the example for Slurm with a tiny model, on hosts that have one CPU each for it."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("judge"))
     monkeypatch.chdir(tmp_path)
     # What runs is this copy of the project.
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
