@@ -6,6 +6,7 @@ Axes are suffixes of array names:
     R  rollouts, R = P * G, ordered by prompt
     T  tokens of a rollout after its prompt, padded to the longest of the batch
     V  vocabulary
+    J  pairs of a chosen and a rejected completion of one prompt, in a micro-batch
 
 Loads without torch and numpy: the arrays are numpy's, named only for type checkers.
 """

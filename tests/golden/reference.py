@@ -96,3 +96,49 @@ def by_row(values_RT, mask_RT):
         [float(v) for v, m in zip(values, mask, strict=True) if m]
         for values, mask in zip(values_RT.tolist(), mask_RT.tolist(), strict=True)
     ]
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
+
+
+def dpo_pair(m, beta, smoothing=0.0, robust=False):
+    """DPO's loss of a pair; m is how much more the policy prefers the chosen completion than the reference does."""
+    right, wrong = -log_sigmoid(beta * m), -log_sigmoid(-beta * m)
+    if robust:
+        return ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing)
+    return (1 - smoothing) * right + smoothing * wrong
+
+
+def ipo_pair(gap, beta):
+    return (gap - 1 / (2 * beta)) ** 2
+
+
+def simpo_pair(chosen, rejected, chosen_tokens, rejected_tokens, beta, margin):
+    return -log_sigmoid(beta / chosen_tokens * chosen - beta / rejected_tokens * rejected - margin)
+
+
+def log_odds(x):
+    return math.log(math.exp(x) / -math.expm1(x))
+
+
+def orpo_pair(chosen, rejected, chosen_tokens, rejected_tokens, beta):
+    """The part of the odds ratio alone, without the likelihood."""
+    return -beta * log_sigmoid(log_odds(chosen / chosen_tokens) - log_odds(rejected / rejected_tokens))
+
+
+def kto_row(log_ratio, desirable, baseline, beta, desirable_weight, undesirable_weight):
+    gap = log_ratio - baseline
+    if desirable:
+        return desirable_weight * (1 - math.exp(log_sigmoid(beta * gap)))
+    return undesirable_weight * (1 - math.exp(log_sigmoid(-beta * gap)))
+
+
+def bradley_terry_pair(chosen, rejected, margin=0.0, centering=0.0):
+    return -log_sigmoid(chosen - rejected - margin) + centering * (chosen + rejected) ** 2
+
+
+def step(good_logit, bad_logit, label):
+    """Cross-entropy of the softmax over two labels."""
+    total = math.exp(good_logit) + math.exp(bad_logit)
+    return -label * math.log(math.exp(good_logit) / total) - (1 - label) * math.log(math.exp(bad_logit) / total)

@@ -1,0 +1,33 @@
+"""What a loss over a part of an optimizer step returns: sums and counts, which add up over the parts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summed:
+    """Sums over a micro-batch. Those of all micro-batches of all ranks add up to those of the optimizer step."""
+
+    loss_sum: Tensor
+    """Scalar, differentiable, to be divided by the count of the whole optimizer step."""
+    means: dict[str, tuple[float, float]]
+    """Total and count by name; total / count is the mean. Names have no prefix: training and evaluation add theirs."""
+
+
+def summed(loss_sum: Tensor, terms: Mapping[str, tuple[Tensor, Tensor | int]]) -> Summed:
+    """Returns the loss with its metrics, copied to the host in one transfer: several would each wait for the device.
+
+    Args:
+        loss_sum: scalar, differentiable.
+        terms: by name, the values that are added up and what their mean is over: numbers that are added up (a mask, or
+            lengths), or a number.
+    """
+    with torch.no_grad():
+        totals = [values.sum() for values, _ in terms.values()]
+        counts = [torch.as_tensor(count, device=loss_sum.device).sum() for _, count in terms.values()]
+        numbers = torch.stack([number.double() for number in (*totals, *counts)]).tolist()
+    pairs = zip(numbers[: len(terms)], numbers[len(terms) :], strict=True)
+    return Summed(loss_sum=loss_sum, means=dict(zip(terms, pairs, strict=True)))
