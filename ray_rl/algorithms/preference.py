@@ -237,7 +237,8 @@ def mismatched_rows(prompts: Sequence[Hashable]) -> NDArray[np.int64]:
 
     Rows are ordered by prompt and rotated by the size of the largest group. So every completion is used once, and never
     with its own prompt, unless more than half of the rows have the same prompt; then rows without a partner are left
-    out. TRL and LLaMA-Factory rotate by one, which pairs a prompt with its own completion where rows share a prompt.
+    out. If all prompts differ these are TRL's pairs, with the completion of the row before; TRL rotates by one in any
+    case, which pairs a prompt with its own completion where rows share a prompt.
 
     Args:
         prompts: the prompt of every row of an optimizer step, in any form that tells them apart.
@@ -255,7 +256,7 @@ def mismatched_rows(prompts: Sequence[Hashable]) -> NDArray[np.int64]:
         )
     ordered = [row for rows in groups.values() for row in rows]
     shift = max(len(rows) for rows in groups.values())
-    found = [(row, ordered[(i + shift) % len(ordered)]) for i, row in enumerate(ordered)]
+    found = [(row, ordered[i - shift]) for i, row in enumerate(ordered)]
     return np.array([(row, other) for row, other in found if prompts[row] != prompts[other]], np.int64)
 
 

@@ -22,8 +22,8 @@ def summed(loss_sum: Tensor, terms: Mapping[str, tuple[Tensor, Tensor | int]]) -
 
     Args:
         loss_sum: scalar, differentiable.
-        terms: by name, the values that are added up and what their mean is over: numbers that are added up (a mask, or
-            lengths), or a number.
+        terms: the values of each metric, and what their mean is over: a mask or lengths, which are added up as well, or
+            a number.
     """
     with torch.no_grad():
         totals = [values.sum() for values, _ in terms.values()]

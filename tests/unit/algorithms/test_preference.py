@@ -274,6 +274,16 @@ def test_without_a_reference_the_error_says_what_is_missing(kind):
         loss_of(kind, replace(pairs_of(), reference_J=None))
 
 
+def test_a_setting_that_does_not_exist_is_an_error():
+    for function, settings in (
+        (dpo_loss, replace(DPO, smoothing="brave")),
+        (dpo_loss, replace(DPO, likelihood=Likelihood(coefficient=1.0, over="word"))),
+        (ipo_loss, Ipo(beta=0.1, over="word")),
+    ):
+        with pytest.raises(AssertionError):
+            function(settings, pairs_of())
+
+
 @pytest.mark.parametrize("kind", ["reference_free", "simpo", "orpo_pair"])
 def test_a_loss_without_a_reference_does_not_read_it(kind):
     with_one, without = (
@@ -358,8 +368,8 @@ def test_the_baseline_is_the_mean_log_ratio_and_never_negative():
     assert math.isnan(kto_baseline(np.array([1.0, math.nan])))
 
 
-def test_each_prompt_is_paired_with_the_completion_of_the_next_one():
-    assert mismatched_rows(["a", "b", "c"]).tolist() == [[0, 1], [1, 2], [2, 0]]
+def test_each_prompt_is_paired_with_the_completion_of_the_row_before():
+    assert mismatched_rows(["a", "b", "c"]).tolist() == [[0, 2], [1, 0], [2, 1]]
 
 
 def test_rows_of_one_prompt_are_paired_with_those_of_others():
@@ -367,7 +377,7 @@ def test_rows_of_one_prompt_are_paired_with_those_of_others():
 
 
 def test_rows_without_a_partner_are_left_out():
-    assert mismatched_rows(["a", "a", "b", "a"]).tolist() == [[0, 2], [2, 3]]
+    assert mismatched_rows(["a", "a", "b", "a"]).tolist() == [[3, 2], [2, 0]]
 
 
 @pytest.mark.parametrize("prompts", [["a"], ["a", "a", "a"]])

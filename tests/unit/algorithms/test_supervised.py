@@ -53,3 +53,8 @@ def test_no_tokens_are_a_loss_of_zero_that_can_be_differentiated(kind):
     assert sums.loss_sum.item() == 0.0
     assert sums.means == {"loss": (0.0, 0.0), "cross_entropy": (0.0, 0.0)}
     assert logprobs_N.grad.shape == (0,)
+
+
+def test_a_kind_that_does_not_exist_is_an_error():
+    with pytest.raises(AssertionError):
+        supervised_loss(torch.zeros(1), "hinge")
