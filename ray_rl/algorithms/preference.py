@@ -25,8 +25,8 @@ LikelihoodOver = Literal["token", "pair"]
 (OpenRLHF, LLaMA-Factory), so that each pair weighs the same."""
 
 MOST_LIKELY = -(2.0**-24)
-"""Bound of an average log-probability where its odds are taken. e^x is 1 in float32 above it, and the odds infinite.
-Beyond the bound there is no gradient; nor has the softmax of such tokens one."""
+"""Bound of an average log-probability where its odds are taken, which are infinite at 0. Float32 has no number between
+1 and 1 - 2^-24, so that a probability beyond the bound is one that was rounded. There is no gradient beyond it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
