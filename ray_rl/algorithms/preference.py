@@ -6,6 +6,10 @@ and r0 the same under the reference, |c| and |r| the numbers of tokens, and c' =
 
 Every loss over pairs has the number of pairs of the whole optimizer step as its count, KTO's has that of its rows; the
 reference implementations average over micro-batches instead, which is the same only if all of them are full.
+
+Every loss over pairs has the same metrics. Means over pairs: loss, accuracy (the chosen reward is the larger one; equal
+rewards are wrong), margin (the difference of the rewards), chosen_reward, rejected_reward, where a reward is what the
+loss compares. Means over tokens: chosen_logprob, rejected_logprob.
 """
 
 from collections.abc import Hashable, Sequence
@@ -122,7 +126,7 @@ def dpo_loss(settings: Dpo, pairs: Pairs) -> Summed:
     Sources: cDPO, Mitchell 2023, "A note on DPO with noisy preferences"; Chowdhury et al. 2024, arXiv:2403.00409. TRL
     1.16 ignores its `label_smoothing` under `loss_type="sigmoid"`.
 
-    Metrics: see `_summed`; a reward is beta * (c - c0).
+    A reward is beta * (c - c0).
 
     Raises:
         ValueError: there is no reference, and the settings need one.
@@ -138,7 +142,7 @@ def dpo_loss(settings: Dpo, pairs: Pairs) -> Summed:
         case _:
             assert_never(settings.smoothing)
     loss_J = _with_likelihood(loss_J, pairs, settings.likelihood)
-    return _summed(pairs, loss_J, settings.beta * chosen_J, settings.beta * rejected_J)
+    return _with_metrics(pairs, loss_J, settings.beta * chosen_J, settings.beta * rejected_J)
 
 
 def ipo_loss(settings: Ipo, pairs: Pairs) -> Summed:
@@ -148,7 +152,7 @@ def ipo_loss(settings: Ipo, pairs: Pairs) -> Summed:
     mean, which TRL says its authors meant. Betas do not transfer: the optimum is a gap of 1 / (2 * beta) nats a token
     in one and between whole completions in the other.
 
-    Metrics: see `_summed`; a reward is beta times its side of D, where TRL takes beta * (c - c0).
+    A reward is beta times its side of D, where TRL logs beta * (c - c0).
 
     Raises:
         ValueError: there is no reference.
@@ -162,7 +166,7 @@ def ipo_loss(settings: Ipo, pairs: Pairs) -> Summed:
         case _:
             assert_never(settings.over)
     loss_J = (chosen_J - rejected_J - 1.0 / (2.0 * settings.beta)).square()
-    return _summed(pairs, loss_J, settings.beta * chosen_J, settings.beta * rejected_J)
+    return _with_metrics(pairs, loss_J, settings.beta * chosen_J, settings.beta * rejected_J)
 
 
 def simpo_loss(settings: SimPo, pairs: Pairs) -> Summed:
@@ -171,12 +175,12 @@ def simpo_loss(settings: SimPo, pairs: Pairs) -> Summed:
     Source: Meng et al. 2024, arXiv:2405.14734, section 2. The margin comes after beta, as the paper and TRL have it
     (TRL computes beta * (c' - r' - margin / beta)).
 
-    Metrics: see `_summed`; a reward is beta * c', and accuracy does not ask for the margin.
+    A reward is beta * c': accuracy does not ask for the margin.
     """
     chosen_J = settings.beta * pairs.chosen_J / pairs.chosen_tokens_J
     rejected_J = settings.beta * pairs.rejected_J / pairs.rejected_tokens_J
     loss_J = -logsigmoid(chosen_J - rejected_J - settings.margin)
-    return _summed(pairs, _with_likelihood(loss_J, pairs, settings.likelihood), chosen_J, rejected_J)
+    return _with_metrics(pairs, _with_likelihood(loss_J, pairs, settings.likelihood), chosen_J, rejected_J)
 
 
 def orpo_loss(settings: Orpo, pairs: Pairs) -> Summed:
@@ -185,13 +189,13 @@ def orpo_loss(settings: Orpo, pairs: Pairs) -> Summed:
     Here odds(x) = e^x / (1 - e^x). Has no reference. Source: Hong et al. 2024, arXiv:2403.07691, equations 6 and 7.
     The likelihood is that of the completion; TRL's is that of the prompt as well.
 
-    Metrics: see `_summed`; a reward is beta * c', as in TRL.
+    A reward is beta * c', as in TRL.
     """
     chosen_J = pairs.chosen_J / pairs.chosen_tokens_J
     rejected_J = pairs.rejected_J / pairs.rejected_tokens_J
     loss_J = -settings.beta * logsigmoid(_log_odds(chosen_J) - _log_odds(rejected_J))
     loss_J = _with_likelihood(loss_J, pairs, Likelihood(coefficient=1.0, over=settings.over))
-    return _summed(pairs, loss_J, settings.beta * chosen_J, settings.beta * rejected_J)
+    return _with_metrics(pairs, loss_J, settings.beta * chosen_J, settings.beta * rejected_J)
 
 
 def kto_loss(
@@ -199,11 +203,11 @@ def kto_loss(
 ) -> Summed:
     """Returns the sum over rows of w_d * (1 - sigmoid(beta * (d - z))) or w_u * (1 - sigmoid(beta * (z - d))).
 
-    The first where the row is desirable; d is the log-ratio of its completion to the reference. The count is the number
-    of rows of the whole optimizer step, good and bad together.
+    The first is for desirable rows, the second for the others; d is the log-ratio of a row's completion to the
+    reference. The count is the number of rows of the whole optimizer step, good and bad together.
 
-    Source: Ethayarajh et al. 2024, arXiv:2402.01306, equation 7. Computed as sigmoid of the negative, which is exact
-    where it is small.
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, equation 7. It is computed as the sigmoid of the negative, which
+    is exact where it is small.
 
     Metrics: loss; chosen_reward and rejected_reward, the means of beta * d over good and over bad rows; accuracy, the
     share of rows on the right side of the baseline, d = z being wrong.
@@ -216,9 +220,10 @@ def kto_loss(
         baseline: z of the whole optimizer step, from `kto_baseline`.
     """
     log_ratio_R = logprobs_R - reference_R
-    sign_R = torch.where(is_desirable_R, 1.0, -1.0).to(log_ratio_R.dtype)
-    weight_R = torch.where(is_desirable_R, settings.desirable_weight, settings.undesirable_weight).to(sign_R.dtype)
-    ahead_R = sign_R * (log_ratio_R - baseline)
+    weight_R = torch.full_like(log_ratio_R, settings.undesirable_weight)
+    weight_R.masked_fill_(is_desirable_R, settings.desirable_weight)
+    gap_R = log_ratio_R - baseline
+    ahead_R = torch.where(is_desirable_R, gap_R, -gap_R)
     loss_R = weight_R * torch.sigmoid(-settings.beta * ahead_R)
     reward_R = settings.beta * log_ratio_R
     return summed(
@@ -307,12 +312,8 @@ def _log_odds(average_J: Tensor) -> Tensor:
     return x_J - torch.log(-torch.expm1(x_J))
 
 
-def _summed(pairs: Pairs, loss_J: Tensor, chosen_reward_J: Tensor, rejected_reward_J: Tensor) -> Summed:
-    """Returns the sum of the losses, and the metrics of all losses over pairs.
-
-    Means over pairs: loss, accuracy (the chosen reward is the larger one; equal rewards are wrong), margin,
-    chosen_reward, rejected_reward. Means over tokens: chosen_logprob, rejected_logprob.
-    """
+def _with_metrics(pairs: Pairs, loss_J: Tensor, chosen_reward_J: Tensor, rejected_reward_J: Tensor) -> Summed:
+    """Returns the sum of the losses with the metrics of every loss over pairs."""
     count = len(loss_J)
     return summed(
         loss_J.sum(),

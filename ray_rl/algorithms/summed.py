@@ -26,8 +26,9 @@ def summed(loss_sum: Tensor, terms: Mapping[str, tuple[Tensor, Tensor | int]]) -
             a number.
     """
     with torch.no_grad():
-        totals = [values.sum() for values, _ in terms.values()]
-        counts = [torch.as_tensor(count, device=loss_sum.device).sum() for _, count in terms.values()]
-        numbers = torch.stack([number.double() for number in (*totals, *counts)]).tolist()
-    pairs = zip(numbers[: len(terms)], numbers[len(terms) :], strict=True)
-    return Summed(loss_sum=loss_sum, means=dict(zip(terms, pairs, strict=True)))
+        sums = [values.sum() for values, _ in terms.values()]
+        sums += [count.sum() for _, count in terms.values() if isinstance(count, Tensor)]
+        numbers = torch.stack([number.double() for number in sums]).tolist()
+    totals, counted = dict(zip(terms, numbers, strict=False)), iter(numbers[len(terms) :])
+    counts = {name: next(counted) if isinstance(count, Tensor) else float(count) for name, (_, count) in terms.items()}
+    return Summed(loss_sum=loss_sum, means={name: (totals[name], counts[name]) for name in terms})

@@ -34,7 +34,7 @@ REJECTED_TOKENS_J = [3, 1, 2, 10, 9]
 TOKENS_PER_PAIR = sum(CHOSEN_TOKENS_J) / 5
 
 DPO = Dpo(beta=0.1, label_smoothing=0.0, smoothing="conservative", reference_free=False, likelihood=None)
-KTO = Kto(beta=0.1, desirable_weight=1.25, undesirable_weight=0.75)
+KTO = Kto(beta=0.1, desirable_weight=1.3, undesirable_weight=0.7)
 LOSSES = {
     "dpo": (dpo_loss, DPO, lambda c, r, c0, r0, n, k: slow.dpo_pair(c - c0 - r + r0, 0.1)),
     "conservative": (
@@ -319,12 +319,12 @@ def test_a_hand_worked_row_of_kto():
     # beta (d - z) = log 3: a good row lacks 1/4, a bad row has 3/4 too much.
     log_ratio_R, zeros_R = torch.tensor([0.5 + 10 * math.log(3)] * 2), torch.zeros(2)
     sums = kto_loss(KTO, log_ratio_R, zeros_R, torch.tensor([True, False]), baseline=0.5)
-    assert sums.means["loss"] == (pytest.approx(1.25 * 0.25 + 0.75 * 0.75), 2.0)
+    assert sums.means["loss"] == (pytest.approx(1.3 * 0.25 + 0.7 * 0.75), 2.0)
 
 
 def test_kto_agrees_with_the_slow_reference():
     expected = math.fsum(
-        slow.kto_row(d, desirable, 0.5, 0.1, 1.25, 0.75)
+        slow.kto_row(d, desirable, 0.5, 0.1, 1.3, 0.7)
         for d, desirable in zip(LOG_RATIOS_R, IS_DESIRABLE_R, strict=True)
     )
     assert kto(leaf(LOG_RATIOS_R)).loss_sum.item() == pytest.approx(expected, rel=1e-12)
@@ -359,7 +359,7 @@ def test_a_row_far_from_the_baseline_is_exact_in_float32():
     loss = kto_loss(KTO, logprobs_R, torch.zeros(2), torch.tensor([True, False]), baseline=0.0).loss_sum
     loss.backward()
     assert loss.item() == pytest.approx(2.0 * math.exp(-30), rel=1e-5)
-    assert logprobs_R.grad.tolist() == pytest.approx([-0.125 * math.exp(-30), 0.075 * math.exp(-30)], rel=1e-5)
+    assert logprobs_R.grad.tolist() == pytest.approx([-0.13 * math.exp(-30), 0.07 * math.exp(-30)], rel=1e-5)
 
 
 def test_the_baseline_is_the_mean_log_ratio_and_never_negative():

@@ -254,7 +254,7 @@ def test_orpo_is_that_of_trl_which_computes_it_in_float32(trl):
 
 
 def test_kto_and_its_baseline_are_those_of_trl(trl):
-    settings = Kto(beta=0.1, desirable_weight=1.25, undesirable_weight=0.75)
+    settings = Kto(beta=0.1, desirable_weight=1.3, undesirable_weight=0.7)
     is_desirable_R = torch.tensor(LABELS)
     mismatched = [(PROMPTS[row], CHOSEN[other]) for row, other in preference.mismatched_rows(PROMPTS)]
     new_M, frozen_M = (completion_logprobs(w, *zip(*mismatched, strict=True)) for w in (weights(0), REFERENCE))
@@ -275,8 +275,8 @@ def test_kto_and_its_baseline_are_those_of_trl(trl):
         args=SimpleNamespace(gradient_checkpointing_kwargs=None),
         loss_type="kto",
         beta=0.1,
-        desirable_weight=1.25,
-        undesirable_weight=0.75,
+        desirable_weight=1.3,
+        undesirable_weight=0.7,
         calculate_KL=True,
         precompute_ref_logps=False,
     )
