@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ray_rl.algorithms import surrogates
-from ray_rl.algorithms.surrogates import gspo_surrogate, probability_ratio
+from ray_rl.algorithms.surrogates import gspo_surrogate, probability_ratio, users_surrogate
+from ray_rl.errors import ConfigError
 from tests.golden import reference, tensors
 
 ROWS_N = tensors.flat_rows()
@@ -240,3 +241,21 @@ def test_gradients_are_those_of_finite_differences(surrogate):
     generator = torch.Generator().manual_seed(1)
     logprobs_N, old_N, advantages_N = torch.randn(3, 24, dtype=torch.float64, generator=generator)
     assert torch.autograd.gradcheck(lambda x: surrogate(x, old_N, advantages_N), leaf(logprobs_N))
+
+
+def test_the_surrogate_of_a_user_is_what_the_function_returns():
+    returned = (-ADVANTAGES_N * OLD_N, OLD_N > 0)
+    found = users_surrogate(
+        OLD_N, OLD_N, ADVANTAGES_N, ROWS_N, name="m:f", function=lambda new, old, advantages, rows: returned
+    )
+    assert found == returned
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [OLD_N, None, (OLD_N, None), (OLD_N.sum(), OLD_N > 0), (OLD_N, OLD_N), (ROWS_N, OLD_N > 0)],
+    ids=["no tuple", "nothing", "no tensor", "a sum", "no bool", "integers"],
+)
+def test_a_user_who_returns_anything_else_is_told_what(returned):
+    with pytest.raises(ConfigError, match=f"m:f: the loss returned .* for {len(OLD_N)} tokens"):
+        users_surrogate(OLD_N, OLD_N, ADVANTAGES_N, ROWS_N, name="m:f", function=lambda *given: returned)

@@ -2,10 +2,11 @@ import subprocess
 
 import pytest
 
+from ray_rl.errors import ConfigError
 from ray_rl.planner.advice import Proposal, propose
 from ray_rl.planner.assess import assess
 from ray_rl.planner.gpus import GPUS, ClusterShape, Gpu
-from ray_rl.planner.report import TERMS, refusal, report, verdict
+from ray_rl.planner.report import TERMS, refusal, report, require_fit, verdict
 from ray_rl.planner.throughput import estimate
 from ray_rl.sizes import GIB
 from tests.unit.planner.conftest import REWARD
@@ -88,6 +89,14 @@ def test_a_refusal_names_every_problem_and_what_helps(make):
         "  cluster.nodes=2",
     ]
     assert refusal(assessment, []).splitlines()[-1].startswith("set a smaller model.path, ")
+
+
+def test_only_a_run_that_does_not_fit_is_refused(make):
+    config = make(train={"workers": 7, "zero_stage": 3, **CHECKPOINTING})
+    require_fit(config, assess(config, ClusterShape(1, 8)))
+    config = make(train={"workers": 9, "zero_stage": 3, **CHECKPOINTING})
+    with pytest.raises(ConfigError, match="the roles need 10 GPUs on 2 nodes"):
+        require_fit(config, assess(config, ClusterShape(1, 8)))
 
 
 def test_no_line_is_wider_than_99_columns(make):
