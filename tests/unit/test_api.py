@@ -115,7 +115,9 @@ def test_an_interrupt_reaches_the_driver_once_and_is_waited_for(prepare):
     driver += (
         "while not n: time.sleep(0.01)\ntime.sleep(0.3); print('ray-rl: saved', len(n), file=sys.stderr); sys.exit(75)"
     )
-    program = f"import sys\nfrom ray_rl import api\n{prepare}\nprint(api._shown([sys.executable, '-c', {driver!r}]))"
+    # Whoever runs the tests in the background ignores the signal, and a process inherits that.
+    program = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom ray_rl import api\n"
+    program += f"{prepare}\nprint(api._shown([sys.executable, '-c', {driver!r}]))"
     caller = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
