@@ -1,4 +1,4 @@
-"""The demo configuration, with a model that starts fast, as jobs of a Ray cluster with a token."""
+"""The example for Ray jobs, with a model that starts fast, on a Ray cluster with a token."""
 
 import json
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.custom_reward.rewards import score
 from tests.system.e2e.command import steps_done
 from tests.system.e2e.ray_head import BIN, ROOT, Head, processes_with, ray_head, write_token
 from tests.tiny_model import write_tiny_model
@@ -19,7 +20,11 @@ from tests.tiny_model import write_tiny_model
 pytestmark = pytest.mark.launch
 
 LIMIT_S = 200
-REWARDS = "[{kind: number}, {kind: custom, function: 'my_rewards:short', name: short}]"
+EXAMPLE = "examples/ray_job/run.yaml"
+REWARDS = (
+    "[{kind: custom, function: 'examples.custom_reward.rewards:right_equation'}, "
+    "{kind: custom, function: 'my_rewards:short'}]"
+)
 MY_REWARDS = "def short(completions, **columns):\n    return [1.0 / (1 + len(text)) for text in completions]\n"
 
 
@@ -57,7 +62,8 @@ class User:
 
     def config(self, name: str, *overrides: str) -> list[str]:
         own = [f"run.name={name}", f"run.dir={self.runs}", "model.path=./model", "model.dtype=float32"]
-        return ["configs/demo.yaml", *own, "rollout.kv_cache_gib=0.05", f"rewards={REWARDS}", *overrides]
+        own.append(f"launch.ray_job.address={self.head.address}")
+        return [EXAMPLE, *own, "rollout.kv_cache_gib=0.05", f"rewards={REWARDS}", *overrides]
 
 
 def ended(process: subprocess.Popen) -> Answer:
@@ -86,8 +92,7 @@ def driver_of(run: str) -> int:
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     folder = tmp_path_factory.mktemp("cluster")
     project = folder / "project"
-    (project / "configs").mkdir(parents=True)
-    shutil.copy(ROOT / "configs" / "grpo_addition_smollm2-135m_cpu.yaml", project / "configs" / "demo.yaml")
+    shutil.copytree(ROOT / "examples", project / "examples", ignore=shutil.ignore_patterns("judge"))
     (project / "my_rewards.py").write_text(MY_REWARDS)
     write_tiny_model(project / "model")
     with ray_head(folder) as head:
@@ -182,6 +187,7 @@ def test_workers_find_the_code_of_the_project(story: Story):
     sample = json.loads((story.folder / "rollouts" / "step_000001.jsonl").read_text().splitlines()[0])
     assert sample["completion"]
     assert 0 < sample["reward_parts"]["short"] <= 1
+    assert sample["reward_parts"]["right_equation"] == score(sample["completion"].strip(), sample["columns"]["answer"])
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +201,7 @@ def failing(user: User) -> subprocess.Popen:
 def misconfigured(user: User, failing: subprocess.Popen) -> tuple[Answer, Answer, Answer]:
     """The rendered command run by bash, the same submitted, and where it stands."""
     config = user.config("wrong", "model.path=/only/on/the/cluster", "launch.retries=3")
-    text = user.run("render", "ray-job", *config, f"launch.ray_job.address={user.head.address}").stdout
+    text = user.run("render", "ray-job", *config).stdout
     return (
         user.run("/bin/bash", "-c", text),
         user.run("submit", "ray-job", *config, "--follow"),
@@ -215,7 +221,7 @@ def test_what_is_rendered_is_what_is_submitted(user: User, misconfigured):
     listed = user.run(str(BIN / "python"), "-c", LIST)
     by_command, by_us = (json.loads(listed.stdout)[f"wrong-{number}"] for number in (1, 2))
     assert by_command == by_us
-    assert by_us["entrypoint"].startswith("ray-rl train configs/demo.yaml run.name=wrong ")
+    assert by_us["entrypoint"].startswith(f"ray-rl train {EXAMPLE} run.name=wrong ")
     assert by_us["entrypoint"].endswith(" cluster.address=auto --resume auto")
     assert by_us["metadata"]["run"] == "wrong"
 
