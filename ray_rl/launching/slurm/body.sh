@@ -1,22 +1,27 @@
 # ---- the same for every run from here on -----------------------------------------------------------------------------
-# Ray's head and the driver run on the node of this script, Ray's workers on all others. The driver's exit code decides:
-#   0 done; 2 the configuration is wrong, never again; 75 saved, always again; else again, at most RETRIES times.
-# USR1 (the time limit is near, preemption): the driver saves, and the job is queued again. TERM (`ray-rl stop`): the
-# driver saves, and the job ends. Whatever ends a step of Ray ends the attempt.
+# Ray's head and the driver run on the node of this script, Ray's workers on all other nodes. The driver's exit code
+# decides what happens to the job:
+#   0      the run is done, and the job ends
+#   2      the configuration is wrong, and the job is not queued again
+#   75     the run is saved, and the job is always queued again
+#   other  the attempt failed, and the job is queued again at most RETRIES times
+# On USR1 (the time limit is near, or preemption) the driver saves, and the job is queued again. On TERM (`ray-rl stop`)
+# the driver saves, and the job ends. When a step of Ray ends, for whatever reason, the attempt ends, too.
 
 say() { printf '%(%F %T)T %s\n' -1 "$*"; }
 alive() { [ -n "$1" ] && kill -0 "$1" 2>/dev/null; }
-# A trap runs while bash waits, not while a command runs: all waiting is done here.
+# Sleeps for a second. Bash runs a trap during `wait`, but not while a command runs in the foreground. Every pause of
+# this script is therefore made here.
 pause() { sleep 1 & wait $! || true; }
 
 # ---- on the nodes ----------------------------------------------------------------------------------------------------
 
-# Ray until it ends. Arguments: GPUs, then those of `ray start`.
+# Runs Ray in place of this shell, until Ray ends. Arguments: the number of GPUs, then the options of `ray start`.
 ray_node() {
     local gpus=$1 cpus=${RAY_RL_CPUS:-${SLURM_CPUS_ON_NODE:-$(nproc)}} port=$RAY_RL_PORT names
     shift
     ulimit -Sn "$(ulimit -Hn)" || true
-    # Libraries that see Slurm's variables believe that MPI has started them.
+    # Without this, libraries that find Slurm's variables assume that MPI has started them.
     mapfile -t names < <(compgen -e | grep -E '^(SLURM|SRUN|PMI)')
     unset "${names[@]}"
     exec ray start "$@" --log-color=false --num-gpus="$gpus" --num-cpus="$cpus" --block --disable-usage-stats \
@@ -25,7 +30,7 @@ ray_node() {
         --metrics-export-port=$((port + 6)) --node-manager-port=$((port + 7)) --object-manager-port=$((port + 8))
 }
 
-# The preflight, where one is asked for, then the driver, which takes the place of this shell.
+# Runs the preflight if one is configured, then the driver, which replaces this shell.
 driver_step() {
     preflight || exit
     echo $$ >"$ATTEMPT_DIR/driver.pid"
@@ -44,7 +49,7 @@ address_of() {
 prepare() {
     mkdir -p "$ATTEMPT_DIR"
     ln -sfn "${ATTEMPT_DIR##*/}" "$JOB_DIR/latest"
-    # A token for this attempt. Ray takes one of the environment before that of a file.
+    # Every attempt has its own token, in a file. Ray prefers a token in the environment, so that one is removed.
     unset RAY_AUTH_TOKEN RAY_ADDRESS
     (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$ATTEMPT_DIR/token")
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$ATTEMPT_DIR/token
@@ -68,7 +73,8 @@ start_head() {
 
 head_answers() { (exec 3<>"/dev/tcp/$head_address/$RAY_RL_PORT") 2>/dev/null; }
 
-# One step for all nodes of a group, whatever their number. Arguments: nodes, GPUs of each, then options of srun.
+# Starts Ray's workers on all nodes of a group, as one step. Without nodes it starts nothing.
+# Arguments: the number of nodes, the number of GPUs per node, then options of srun.
 start_group() {
     local nodes=$1 gpus=$2
     shift 2
@@ -93,7 +99,7 @@ start_workers() {
 }
 
 start_driver() {
-    say "all $ALL_NODES nodes are there; starting the driver"
+    say "all $ALL_NODES nodes have joined; starting the driver"
     export ATTEMPT_DIR
     srun "${ON_HEAD[@]}" --job-name=driver bash -c "$(declare -f preflight entrypoint driver_step); driver_step" \
         >>"$ATTEMPT_DIR/driver.log" 2>&1 &
@@ -102,64 +108,70 @@ start_driver() {
 
 # ---- watching --------------------------------------------------------------------------------------------------------
 
-# Whether all steps of Ray live; notes the first that does not.
+# Returns 0 if all steps of Ray are alive. Otherwise it notes and reports the first step that has ended, and returns 1.
 steps_live() {
     local pid
     for pid in "${workers[@]}"; do alive "$pid" || note_lost "a worker node" workers; done
     alive "$head" || note_lost "Ray's head" head
-    [ -z "$roll_call" ] || alive "$roll_call" || note_lost "a node, says the roll call," nodes
+    [ -z "$roll_call" ] || alive "$roll_call" || note_lost "a node (see nodes.log)" nodes
     [ -z "$lost" ]
 }
 
+# Notes in `lost` what is lost, and prints the last lines of its log. Only the first loss of an attempt counts.
+# Arguments: what is lost, and the name of its log.
 note_lost() {
     [ -z "$lost" ] || return 0
     lost="$1 is lost"
-    say "$lost; the end of $2.log:"
+    say "$lost; the last lines of $2.log:"
     tail -n 8 "$ATTEMPT_DIR/$2.log" | sed 's/^/    /' || true
 }
 
-# Until a test holds. False: not in time, a step is lost, or the attempt is told to end. Arguments: what for, the test.
+# Waits until a test succeeds. Returns 1 if READY_S seconds have passed since the script started, if a step of Ray is
+# lost, or if the attempt was told to end. Arguments: what must be ready, then the command of the test.
 wait_for() {
     local what=$1
     shift
     until "$@"; do
         [ -z "$asked" ] && steps_live || return 1
         if ((SECONDS >= READY_S)); then
-            lost="no $what within launch.slurm.ready_timeout_s=$READY_S"
-            say "$lost"
+            lost="$what: not ready within launch.slurm.ready_timeout_s=$READY_S"
+            say "$lost; see the logs in $ATTEMPT_DIR"
             return 1
         fi
         pause
     done
 }
 
-# USR1 to the driver alone: a signal to its step would reach the processes that it has started, too.
+# Tells the driver to save and end. Only the driver gets USR1: a signal to its step would also reach the processes that
+# the driver has started.
 tell_driver() {
     if [ -s "$ATTEMPT_DIR/driver.pid" ]; then
         kill -USR1 "$(<"$ATTEMPT_DIR/driver.pid")" 2>/dev/null || true
     elif alive "$driver"; then
-        kill -TERM "$driver" # in its preflight there is nothing to save
+        kill -TERM "$driver" # the preflight is still running, and there is nothing to save
     fi
 }
 
-# Arguments: what to do once the driver has saved, and why.
+# Tells the driver to save and end, and notes in `asked` what follows. Only the first request of an attempt counts.
+# Arguments: what follows once the driver has saved (requeue or stop), and the signal that the script received.
 ask() {
     [ -z "$asked" ] || return 0
     asked=$1
-    say "$2: telling the driver to save and end"
+    say "received $2: telling the driver to save and end"
     tell_driver
 }
 
-# The driver's exit code, in `code`. When Ray loses a node, the driver gets its time to save, and no more.
+# Waits until the driver has ended, and stores its exit code in `code`. If a step of Ray is lost, the driver has GRACE_S
+# seconds to save; after that its step is ended.
 watch_driver() {
-    local give_up=
+    local deadline=
     while alive "$driver"; do
-        if [ -z "$give_up" ] && ! steps_live; then
-            say "the driver may save for run.grace_s=$GRACE_S"
+        if [ -z "$deadline" ] && ! steps_live; then
+            say "the driver has run.grace_s=$GRACE_S seconds to save"
             tell_driver
-            give_up=$((SECONDS + GRACE_S))
+            deadline=$((SECONDS + GRACE_S))
         fi
-        if [ -n "$give_up" ] && ((SECONDS >= give_up)); then
+        if [ -n "$deadline" ] && ((SECONDS >= deadline)); then
             end_steps "$driver"
         fi
         pause
@@ -170,7 +182,9 @@ watch_driver() {
 
 # ---- ending ----------------------------------------------------------------------------------------------------------
 
-# At TERM srun ends its step, without a word to it: nothing of Ray outlives an attempt. What hangs goes with the job.
+# Ends steps and waits until they have ended, at most 20 s. Arguments: the process ids of their srun; empty ones are
+# skipped. On TERM, srun ends all processes of its step without asking them first, so nothing of Ray outlives an
+# attempt. If srun itself hangs, it is killed, and Slurm ends its step at the end of the job.
 end_steps() {
     local pid until=$((SECONDS + 20)) left
     for pid in "$@"; do alive "$pid" && kill -TERM "$pid"; done
@@ -189,10 +203,12 @@ clean_up() {
     rm -f "$ATTEMPT_DIR/token"
 }
 
-# How an attempt ended, for those after it.
+# Writes down how this attempt ended, for later attempts, which count the failures.
+# Argument: done, refused, stopped, saved or failed.
 record() { echo "$1" >"$ATTEMPT_DIR/outcome"; }
 
-# Attempts that failed so far. One without an outcome was cut off: its first node died.
+# Prints the number of attempts that have failed so far. An attempt without an outcome counts as failed: it was cut off,
+# for example because its first node died.
 failures() {
     local count=0 folder outcome
     for folder in "$JOB_DIR"/attempt-*; do
@@ -203,28 +219,37 @@ failures() {
     echo "$count"
 }
 
+# Queues the job again. Argument: why.
 queue_again() {
     say "$1; queued again"
     clean_up
-    scontrol requeue "$SLURM_JOB_ID" || say "Slurm refuses to queue it again; submit it anew, and the run goes on"
+    scontrol requeue "$SLURM_JOB_ID" ||
+        say "Slurm refused to queue the job again; submit it again to continue from the newest checkpoint"
 }
 
+# Says that the job is not queued again. Arguments: the number of failed attempts, and the folder of the logs.
+failed_too_often() {
+    say "failed $1 times, more than launch.retries=$RETRIES allows; not queued again." \
+        "See the logs in $2, then submit the job again"
+}
+
+# Ends the attempt with `code`, and queues the job again where that is due.
 finish() {
     local failed
-    # 138 is USR1 that came before the driver listened: nothing was begun.
+    # 138 means that USR1 ended the driver before it handled signals: no step was trained, and there is nothing to save.
     [ "$code" != 138 ] || [ -z "$asked$lost" ] || code=75
     if [ "$code" = 75 ] && [ -n "$lost" ]; then code=1; fi
     case $code in
         0) record "done" ;;
         2)
             record refused
-            say "the configuration is wrong, and would be again; the end of driver.log:"
+            say "the configuration is wrong, so the job is not queued again; the last lines of driver.log:"
             tail -n 8 "$ATTEMPT_DIR/driver.log" | sed 's/^/    /'
             ;;
         *)
             if [ "$asked" = stop ]; then
                 record stopped
-                say "stopped; submit it again to go on"
+                say "stopped; submit the job again to continue"
             elif [ "$code" = 75 ]; then
                 record saved
                 queue_again saved
@@ -232,9 +257,9 @@ finish() {
                 record failed
                 failed=$(failures)
                 if ((failed > RETRIES)); then
-                    say "failed $failed times: given up, as launch.retries=$RETRIES"
+                    failed_too_often "$failed" "$ATTEMPT_DIR"
                 else
-                    queue_again "failed $failed times, of launch.retries=$RETRIES"
+                    queue_again "failed: retry $failed of launch.retries=$RETRIES"
                 fi
             fi
             ;;
@@ -250,7 +275,7 @@ asked='' lost='' head='' workers=() roll_call='' driver='' code=1
 
 failed_before=$(failures)
 if ((failed_before > RETRIES)); then
-    say "failed $failed_before times: given up, as launch.retries=$RETRIES"
+    failed_too_often "$failed_before" "$JOB_DIR"
     exit 1
 fi
 prepare

@@ -76,7 +76,9 @@ def test_a_failure_is_tried_again_as_often_as_configured(scheduler):
     first, second = scheduler.run(train="exit 1\n"), scheduler.run(train="exit 1\n")
     assert (first.code, first.outcome, first.requeued) == (1, "failed", True)
     assert (second.code, second.outcome, second.requeued) == (1, "failed", False)
-    assert "failed 2 times: given up, as launch.retries=1" in second.log
+    assert "failed: retry 1 of launch.retries=1; queued again" in first.log
+    assert "failed 2 times, more than launch.retries=1 allows; not queued again. See the logs in " in second.log
+    assert "slurm-logs/run-7/attempt-1, then submit the job again" in second.log
 
 
 def test_an_attempt_that_saved_is_always_tried_again_and_does_not_count(scheduler):
@@ -97,6 +99,7 @@ def test_a_job_that_slurm_brings_back_too_often_does_not_begin(scheduler):
     scheduler.attempt = RETRIES + 1
     ended = scheduler.run(train="exit 0\n")
     assert (ended.code, ended.requeued) == (1, False)
+    assert f"See the logs in {scheduler.folder.parent}, then submit the job again" in ended.log
     assert scheduler.calls("srun") == []
 
 
@@ -145,7 +148,7 @@ def test_a_step_that_ends_ends_the_attempt_and_counts_though_the_driver_saved(sc
     dies = f"{ready}{wait}echo died; exit 1\n"
     ended = scheduler.run(train=UNTIL_USR1.format(code=75), **{step: dies})
     assert (ended.outcome, ended.requeued) == ("failed", True), ended.log
-    assert "is lost; the end of" in ended.log
+    assert "is lost; the last lines of" in ended.log
     assert "    died" in ended.log
     assert not scheduler.run(train="exit 1\n").requeued, "it counted"
 
@@ -155,14 +158,27 @@ def test_a_driver_that_hangs_when_a_node_is_lost_has_its_grace_and_no_more(sched
     hangs = 'trap "" USR1\ntouch "$SCRIPT/listens"\nexec /bin/sleep 60\n'
     ended = scheduler.run(train=hangs, ray_workers=dies)
     assert (ended.outcome, ended.requeued) == ("failed", True), ended.log
-    assert "may save for run.grace_s=2" in ended.log
+    assert "the driver has run.grace_s=2 seconds to save" in ended.log
 
 
 def test_nodes_that_do_not_come_end_the_attempt_at_the_time_limit(scheduler):
-    scheduler.text = scheduler.text.replace("READY_S=600", "READY_S=1")
+    # The clock of the script jumps once the head has answered, so that a slow machine cannot miss the limit before.
+    at_limit = "start_workers && SECONDS=$((READY_S - 1)) && wait_for"
+    assert scheduler.text.count("start_workers && wait_for") == 1
+    scheduler.text = scheduler.text.replace("start_workers && wait_for", at_limit)
     ended = scheduler.run(roll_call="exec /bin/sleep 60\n", train="exit 0\n")
     assert (ended.outcome, ended.requeued) == ("failed", True)
-    assert "no 2 nodes within launch.slurm.ready_timeout_s=1" in ended.log
+    assert "2 nodes: not ready within launch.slurm.ready_timeout_s=600; see the logs in /" in ended.log
+    assert scheduler.calls("ray-rl") == []
+
+
+def test_a_head_that_does_not_answer_ends_the_attempt_at_the_time_limit(scheduler):
+    assert scheduler.text.count("READY_S=600") == 1
+    scheduler.text = scheduler.text.replace("READY_S=600", "READY_S=1")
+    ended = scheduler.run(ray_head="exec /bin/sleep 60\n", train="exit 0\n")
+    assert (ended.outcome, ended.requeued) == ("failed", True)
+    assert "Ray head: not ready within launch.slurm.ready_timeout_s=1; see the logs in /" in ended.log
+    assert [call for call in scheduler.calls("srun") if "job-name=ray-workers" in call or "roll-call" in call] == []
     assert scheduler.calls("ray-rl") == []
 
 
