@@ -32,7 +32,7 @@ make_venv() {
     local other
     for other in cpu gpu; do
         if [ "$other" != "$accelerator" ] && [ -e "$venv/setup-$other" ]; then
-            fail "$venv holds the $other packages, which cannot live beside the $accelerator ones; remove it first: rm -r $venv"
+            fail "$venv holds the $other packages, which cannot be installed together with the $accelerator ones; remove it first: rm -r $venv"
         fi
     done
     if "$venv/bin/python" -m pip --version >/dev/null 2>&1; then return 0; fi

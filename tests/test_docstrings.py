@@ -23,7 +23,7 @@ AVOIDED = re.compile(
         [
             "under way",
             "goes on",
-            "go on with",
+            "go on",
             "anew",
             "beside",
             "stood",
@@ -135,6 +135,13 @@ def avoided_words_are_avoided(source: Source) -> Iterator[tuple[int, str]]:
                     yield token.start[0] + number, f"says {phrase!r}"
 
 
+def avoided_words_in(text: str) -> Iterator[tuple[int, str]]:
+    """In a whole text: every word of a script is code, a comment or a message, and code says none of them."""
+    for line, row in enumerate(text.splitlines(), start=1):
+        for phrase in AVOIDED.findall(row):
+            yield line, f"says {phrase!r}"
+
+
 Rule = Callable[[Source], Iterator[tuple[int, str]]]
 
 RULES: dict[Rule, tuple[list[tuple[str, int]], list[str]]] = {
@@ -192,6 +199,23 @@ def test_the_package_keeps_the_language():
     sources = [Source(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")) for file in files]
     offences = [f"{each.path}:{line}: {text}" for each in sources for rule in RULES for line, text in rule(each)]
     assert not offences, "\n" + "\n".join(offences)
+
+
+def test_the_scripts_avoid_the_same_words():
+    folders = [ROOT / PACKAGE, ROOT / "launch", ROOT / "docker", ROOT / ".ci"]
+    scripts = sorted(file for folder in folders for file in folder.rglob("*.sh"))
+    assert len(scripts) >= len(folders)
+    offences = [
+        f"{file.relative_to(ROOT)}:{line}: {text}"
+        for file in [*scripts, ROOT / ".ci/run"]
+        for line, text in avoided_words_in(file.read_text(encoding="utf-8"))
+    ]
+    assert not offences, "\n" + "\n".join(offences)
+
+
+def test_an_avoided_word_of_a_script_is_found_on_its_line():
+    script = 'say "submit it again"\nsay "submit it anew"  # and it goes on\n'
+    assert list(avoided_words_in(script)) == [(2, "says 'anew'"), (2, "says 'goes on'")]
 
 
 @pytest.mark.parametrize(("rule", "text", "line"), OFFENCES, ids=name_of)

@@ -27,8 +27,8 @@ def _word(path: Path) -> str:
     return shlex.quote(shown(path))
 
 
-NO_CHECKPOINT = "start again with the same command and --resume auto: there is no checkpoint yet"
-"""Advice if no step is saved. It is also right if the run folder, without a step, was removed."""
+NO_CHECKPOINT = "there is no checkpoint yet: run the same command again with --resume auto"
+"""Advice for a run without a checkpoint. It also holds if the run folder was removed because it contained no step."""
 
 
 def next_commands(
@@ -61,11 +61,12 @@ def _of_a_model(folder: RunFolder, saved: int | None) -> list[tuple[str, str]]:
 
 
 def _more_steps(folder: RunFolder, saved: int | None, steps: int) -> list[tuple[str, str]]:
-    return [] if saved is None else [("go on", f"{resume_command(folder.root)} run.steps={2 * steps}")]
+    return [] if saved is None else [("continue", f"{resume_command(folder.root)} run.steps={2 * steps}")]
 
 
 def _again(folder: RunFolder, failed: BaseException, saved: int | None) -> tuple[str, str]:
-    change = "correct the input, then " if isinstance(failed, UserError) else ""
+    is_input = isinstance(failed, UserError)
     if saved is None:
-        return ("again", f"{change}{NO_CHECKPOINT}")
-    return "go on", f"{resume_command(folder.root)}    ({change}from its newest checkpoint, of step {saved})"
+        return "retry", f"correct the input; {NO_CHECKPOINT}" if is_input else NO_CHECKPOINT
+    continues = "correct the input, then continue" if is_input else "continues"
+    return "continue", f"{resume_command(folder.root)}    ({continues} from the newest checkpoint, step {saved})"

@@ -20,43 +20,43 @@ def test_a_run_that_is_done_says_how_to_try_copy_watch_and_continue_the_model(fo
         ("try it", f"vllm serve '{folder.export}'"),
         ("copy it", f"ray-rl export {root} --to my-model"),
         ("curves", f"tensorboard --logdir '{folder.tensorboard}'"),
-        ("go on", f"ray-rl resume {root} run.steps=80"),
+        ("continue", f"ray-rl resume {root} run.steps=80"),
     ]
 
 
 def test_a_run_without_an_export_makes_one_from_its_checkpoint(folder):
     commands = dict(next_commands(folder, failed=None, saved=40, steps=40))
     assert commands["model"] == f"ray-rl export '{folder.root}' --to my-model"
-    assert "go on" not in dict(next_commands(folder, failed=None, saved=None, steps=40))
+    assert "continue" not in dict(next_commands(folder, failed=None, saved=None, steps=40))
 
 
 def test_a_failure_names_the_logs_and_the_checkpoint_to_continue_from(folder):
     commands = dict(next_commands(folder, failed=EngineError("gone"), saved=20, steps=23))
     assert commands["logs"] == f"{folder.logs}/"
-    assert commands["go on"] == f"ray-rl resume '{folder.root}'    (from its newest checkpoint, of step 20)"
+    assert commands["continue"] == f"ray-rl resume '{folder.root}'    (continues from the newest checkpoint, step 20)"
 
 
 def test_a_failure_before_the_first_checkpoint_says_that_there_is_none(folder):
     commands = dict(next_commands(folder, failed=EngineError("gone"), saved=None, steps=0))
-    assert commands["again"] == "start again with the same command and --resume auto: there is no checkpoint yet"
+    assert commands["retry"] == "there is no checkpoint yet: run the same command again with --resume auto"
     assert "curves" not in commands
 
 
 def test_wrong_input_is_corrected_before_the_run_is_continued(folder):
     commands = dict(next_commands(folder, failed=DataError("row 3"), saved=20, steps=20))
-    assert "(correct the input, then from its newest checkpoint" in commands["go on"]
+    assert "    (correct the input, then continue from the newest checkpoint, step 20)" in commands["continue"]
     commands = dict(next_commands(folder, failed=DataError("row 3"), saved=None, steps=0))
-    assert commands["again"].startswith("correct the input, then start again with the same command and --resume auto")
+    assert commands["retry"].startswith("correct the input; there is no checkpoint yet: run the same command")
 
 
 def test_a_run_that_was_stopped_has_nothing_in_its_logs_to_look_at(folder):
     commands = dict(next_commands(folder, failed=Preempted("stopped"), saved=7, steps=7))
     assert "logs" not in commands
-    assert commands["go on"].startswith(f"ray-rl resume '{folder.root}'")
+    assert commands["continue"].startswith(f"ray-rl resume '{folder.root}'")
 
 
 def test_paths_below_the_working_directory_are_short(folder, monkeypatch):
     monkeypatch.chdir(folder.root.parent)
     commands = dict(next_commands(folder, failed=Preempted("stopped"), saved=7, steps=7))
-    assert commands["go on"].startswith("ray-rl resume 'a run'    ")
+    assert commands["continue"].startswith("ray-rl resume 'a run'    ")
     assert commands["curves"] == "tensorboard --logdir 'a run/tensorboard'"
