@@ -1,4 +1,4 @@
-"""The functions of examples/new_algorithm by hand. tests/system/e2e/test_new_algorithm.py trains with them."""
+"""The functions of examples/new_algorithm by hand. tests/system/e2e/test_examples.py trains with them."""
 
 import math
 

@@ -35,7 +35,7 @@ def config(connected, make_config, model, tmp_path, request):
 
 
 KINDS = [
-    pytest.param(kind, marks=[] if kind in ("grpo", "dapo", "rloo", "ppo") else pytest.mark.long)
+    pytest.param(kind, marks=[] if kind in ("grpo", "dapo", "ppo") else pytest.mark.long)
     for kind in sections_of(AlgorithmConfig)
 ]
 

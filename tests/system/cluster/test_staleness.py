@@ -37,12 +37,11 @@ def make(connected, make_config, model, tmp_path):
 @pytest.mark.parametrize(
     "rollout",
     [
-        {"max_staleness": 1},
-        {"max_staleness": 2, "order": "completion"},
-        {"max_staleness": 1, "on_publish": "finish"},
-        {"max_staleness": 1, "on_publish": "abort_and_resume"},
+        pytest.param({"max_staleness": 1}, id="keep"),
+        pytest.param({"max_staleness": 2, "order": "completion"}, id="completion", marks=pytest.mark.long),
+        pytest.param({"max_staleness": 1, "on_publish": "finish"}, id="finish", marks=pytest.mark.long),
+        pytest.param({"max_staleness": 1, "on_publish": "abort_and_resume"}, id="abort_and_resume"),
     ],
-    ids=["keep", "completion", "finish", "abort_and_resume"],
 )
 async def test_tokens_sampled_ahead_have_their_version_and_the_trainers_probability(make, model, rollout):
     config = make(

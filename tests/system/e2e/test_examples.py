@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def test_custom_reward_scores_with_the_function_of_its_file(place):
     assert trained.metrics["reward/mean"] == pytest.approx(sum(given) / 32)
 
 
+@pytest.mark.long
 def test_custom_data_asks_the_questions_of_its_function(place):
     trained = train(place, "custom_data", TINY)
     rows = {(row["prompt"], row["answer"]) for row in comparisons(1000, 99)}
@@ -92,6 +94,7 @@ def test_custom_data_asks_the_questions_of_its_function(place):
     assert asked <= rows
 
 
+@pytest.mark.long
 def test_ppo_reward_model_trains_on_the_scores_of_the_model_that_it_makes(place):
     python, script = command(place, "ppo_reward_model", "python")
     run(place, [python, script, "./model"])
@@ -101,3 +104,29 @@ def test_ppo_reward_model_trains_on_the_scores_of_the_model_that_it_makes(place)
     assert all(sample["reward"] == sample["reward_parts"]["model"] for sample in trained.samples)
     assert trained.metrics["reward/mean"] == pytest.approx(trained.metrics["reward/model_mean"])
     assert "critic/explained_variance" in trained.metrics
+
+
+def test_new_algorithm_trains_with_the_advantage_and_the_loss_of_its_file(place):
+    trained = train(
+        place,
+        "new_algorithm",
+        TINY,
+        "rewards=[{kind: regex, pattern: '[0-4]'}]",
+        "algorithm.loss.options={largest: 0}",
+        "rollout.max_tokens=2",
+        "train={learning_rate: 1.0e-3}",
+    )
+    groups = defaultdict(list)
+    for sample in trained.samples:
+        groups[sample["prompt_id"]].append(sample)
+    assert [len(group) for group in groups.values()] == [8] * 4
+    for group in groups.values():
+        mean = sum(sample["reward"] for sample in group) / 8
+        expected = [(sample["reward"] - mean) / max(mean, 1e-6) for sample in group]
+        assert [sample["advantage"] for sample in group] == pytest.approx(expected, abs=1e-5)
+    assert len({sample["advantage"] for sample in trained.samples}) > 2
+    # Every ratio exceeds the option largest=0, so that the loss counts all tokens of bad completions. Completions with
+    # the advantage 0 are not in the update.
+    bad = sum(sample["length"] for sample in trained.samples if sample["advantage"] < 0)
+    updated = sum(sample["length"] for sample in trained.samples if sample["advantage"] != 0)
+    assert trained.metrics["policy/clip_fraction"] == pytest.approx(bad / updated)

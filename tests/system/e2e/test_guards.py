@@ -213,7 +213,11 @@ def test_a_reward_that_hangs_is_killed_at_its_limit_and_its_samples_are_saved(ba
     [
         ("returns_nan", "users:returns_nan returned nan. Correct the function or the data"),
         ("raises", "ValueError: no such answer"),
-        ("too_few", "users:too_few returned 3 values for 4 completions, not one for each. Correct the function"),
+        pytest.param(
+            "too_few",
+            "users:too_few returned 3 values for 4 completions, not one for each. Correct the function",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_reward_that_misbehaves_ends_the_run_with_its_samples_saved(tmp_path, name, complaint):
