@@ -7,7 +7,7 @@ from torch import Tensor
 def clipped_value_loss(
     values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, *, clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns half the pessimistic squared error: max((V - G)^2, (V_old + clip(V - V_old, +-clip) - G)^2) / 2.
+    """Returns half the pessimistic squared error: max((V - G)^2, (V_old + clamp(V - V_old, -clip, clip) - G)^2) / 2.
 
     Source: PPO's reference implementation, openai/baselines ppo2 (not in the paper).
 
@@ -15,7 +15,8 @@ def clipped_value_loss(
         values_N: float [N], differentiable.
         old_values_N: float [N], before the update.
         returns_N: float [N], the targets.
-        clip: how far a value may move. verl and OpenRLHF: 0.5; TRL: 0.2; None: the plain squared error.
+        clip: the most that a value may differ from its old one. None: the plain squared error. verl and
+            OpenRLHF: 0.5; TRL: 0.2.
 
     Returns:
         Loss [N], and bool [N]: the bound decides the loss, so that the token has no gradient.

@@ -85,7 +85,7 @@ def build_reward_models(config: RunConfig, folders: Sequence[str], member: Membe
 
 
 def policy_parts(config: RunConfig, folder: str) -> tuple[PolicyObjective, TrainSettings]:
-    """Returns the policy with its loss, and how it is trained."""
+    """Returns the policy with its loss, and the settings that train the policy."""
     algorithm, train = config.algorithm, config.train
     network = policy_network(config, folder, key="model.path")
     objective = PolicyObjective(
@@ -101,7 +101,7 @@ def policy_parts(config: RunConfig, folder: str) -> tuple[PolicyObjective, Train
 
 
 def value_parts(config: RunConfig, folder: str) -> tuple[ValueObjective, TrainSettings]:
-    """Returns the critic with its loss, and how it is trained."""
+    """Returns the critic with its loss, and the settings that train the critic. The run must have a critic."""
     role = config.critic
     assert role is not None, "the run has no critic"
     network = ValueNetwork(

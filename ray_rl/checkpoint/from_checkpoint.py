@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 
 def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> None:
-    """Writes the policy of a step, for any ZeRO stage and number of workers.
+    """Writes the policy of a step in Hugging Face format. Reads checkpoints of any ZeRO stage and number of workers.
 
-    The weights are bit for bit those of the engines at that step: the float32 master weights in `model.dtype`. Frozen
-    weights come from the source model.
+    Without `dtype`, the weights equal those of the engines at that step bit for bit: they are the float32 master
+    weights, converted to `model.dtype`. Frozen weights come from the model from which the run started.
 
     Args:
         run: a run folder with a checkpoint of this step.
         step: the step of the checkpoint.
-        to: see `new_folder`.
-        dtype: the type of the weights; None is that of the run.
+        to: the new folder; see `new_folder`.
+        dtype: the type of the weights; None for `model.dtype` of the run.
 
     Raises:
         UserError: the folder is not a run folder, or the model from which the run started no longer exists.

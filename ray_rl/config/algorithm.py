@@ -68,7 +68,7 @@ class Shaping(Config):
     """DAPO's soft punishment of long completions: over this last share of `rollout.max_tokens`, the reward falls
     linearly. The paper uses 0.2."""
     overlong_penalty: float = Field(1.0, ge=0)
-    """How much the reward is lower at the limit."""
+    """How much lower the reward is for a completion of `rollout.max_tokens` tokens."""
     clip: float | None = Field(None, gt=0)
     """Largest absolute value of a score, after the baseline of its group is subtracted if there is one. OpenRLHF:
     10."""

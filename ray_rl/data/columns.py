@@ -1,4 +1,4 @@
-"""Names and values of the columns of a row: what is there, in plain types, and how errors show it."""
+"""Finds the columns of a row, converts their values to plain types, and shows them in errors."""
 
 from __future__ import annotations
 

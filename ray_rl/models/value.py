@@ -42,7 +42,7 @@ class ValueModel(nn.Module):
         self.head = head
 
     def forward(self, inputs: ModelInputs) -> Tensor:
-        """Returns float32 [N], the value of the state in which each loss token was chosen."""
+        """Returns float32 [N]: for each loss token, the value of the prompt and the tokens before it."""
         values_N: Tensor = self.head(inputs.predicting(self.backbone(**inputs.keywords).last_hidden_state))
         return values_N
 
@@ -50,8 +50,8 @@ class ValueModel(nn.Module):
 def load_value_model(folder: str, *, dtype: str, attention: str, trust_remote_code: bool) -> ValueModel:
     """Loads a critic from a language model, with a head of zeros, or from a reward model with its head.
 
-    With a head of zeros the first advantages depend on the rewards alone. Source of the second: InstructGPT,
-    arXiv:2203.02155, section 3.5.
+    With a head of zeros the first advantages depend on the rewards alone. Source of the start from a reward model:
+    InstructGPT, arXiv:2203.02155, section 3.5.
 
     Raises:
         DataError: no such model, no safetensors, or a checkpoint without some of the weights.

@@ -51,7 +51,7 @@ class Measured:
     pairs: list[PairSpeed]
     points: list[SweepPoint]
     trouble: str
-    """Why there are no points; empty if there are, or if there is only one rank."""
+    """Why there are no points. Empty if there are points, or if there is only one rank."""
 
 
 @ray.remote

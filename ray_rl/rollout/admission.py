@@ -19,7 +19,7 @@ class Admission:
     """The largest number of prompts in flight."""
 
     def capacity(self, *, version: int, accepted: int, running: int) -> int:
-        """Returns how many prompts may be admitted now; not below 0.
+        """Returns how many prompts may be admitted now; at least 0.
 
         min(max_running - running, (max_staleness + version + 1) * prompts_per_step - (accepted + running))
 

@@ -56,10 +56,10 @@ class Collector:
         self._changed = asyncio.Event()
         """Set when something finished or failed; `take` waits for it."""
         self._room = asyncio.Event()
-        """Set then and for a new version, when there may be room for prompts; `_admit` waits for it."""
+        """Set when something finished or failed, and for each batch: there may be room for prompts. `_admit` waits."""
         self._admitting: asyncio.Task[None] | None = None
         self._batch_began: Collected | None = None
-        """The position before the batch that is being taken, if it samples in waves."""
+        """In waves: the position before the batch for which `take` is waiting. None: no batch, or not in waves."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -73,7 +73,7 @@ class Collector:
                 await asyncio.wait(left, timeout=CANCEL_S)
 
     async def take(self, *, step: int, progress: Callable[[str], None]) -> tuple[list[RolloutGroup], list[Metric]]:
-        """Returns the groups of a batch in the order of their prompts, with its metrics. Makes room for the next ones.
+        """Returns the groups of a batch in the order of their prompts, and its metrics. Later prompts can then start.
 
         Args:
             step: the number of the batch, which is the trainer's version.
@@ -112,11 +112,11 @@ class Collector:
         return self._batch_began or self._now()
 
     def resume(self, folder: Path) -> None:
-        """Continues from the position in a checkpoint of the same configuration; before the first batch."""
+        """Continues from the position in a checkpoint of the same configuration. Call it before the first `take`."""
         self.restore(Collected.read(folder))
 
     def restore(self, state: Collected) -> None:
-        """Continues from a position in memory."""
+        """Continues from a position in memory. Call it before the first `take`."""
         self._source.restore(state.source)
         self._schedule.restore(state)
 
@@ -136,7 +136,7 @@ class Collector:
 
     async def _admit(self) -> None:
         """Starts prompts whenever there is room, until it is cancelled or the source fails."""
-        for number, prompt in self._schedule.in_flight.items():  # of the run before it was resumed
+        for number, prompt in self._schedule.in_flight.items():  # in flight at the restored position
             self._start(number, prompt)
         while True:
             await self._room.wait()  # bound: runs concurrently with `take`, which cancels it

@@ -54,7 +54,7 @@ class EnginePool:
         self._timeout_s = timeout_s
         self._router = Router(len(engines)) if router is None else router
         self._placed = [0] * len(engines)
-        """Sequences that each engine got in the current wave, in a block of `wave`."""
+        """Number of sequences that each engine got since the last wave began."""
         self._engine_of: OrderedDict[str, int] = OrderedDict()
 
     async def generate(self, request: SampleRequest, *, sticky: str | None = None) -> list[Completion]:
@@ -84,7 +84,7 @@ class EnginePool:
 
     @asynccontextmanager
     async def wave(self) -> AsyncIterator[None]:
-        """Lets the engines start all requests of tasks that are created in the block at the same time.
+        """Holds the requests of tasks that are created in the block, and starts all of them together at its end.
 
         The other sequences in a forward pass change the last bits of a sequence's log-probabilities. Deterministic runs
         therefore hold all requests of a wave and start them together.
@@ -108,7 +108,7 @@ class EnginePool:
 
 
 async def _unless_lost(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Waits for all calls; ignores lost engines, whose requests are retried on others, with other last bits."""
+    """Waits for all calls. Ignores lost engines: others repeat their requests, whose last bits may then differ."""
     for result in await asyncio.gather(*calls, return_exceptions=True):  # bound: the calls to engines have limits
         if isinstance(result, BaseException) and not isinstance(result, EngineLost):
             raise result

@@ -47,14 +47,14 @@ class SampleRequest:
 
 
 def sampling_seed(*, run_seed: int, step: int, index: int, prompt_id: str, sample: int = 0, turn: int = 0) -> int:
-    """Returns the seed of one turn of one rollout, in [0, 2^31): a hash, so that two requests never share a stream.
+    """Returns the seed of one turn of a rollout: a hash, so that two requests do not use the same random numbers.
 
-    The first turns of a group are one request with consecutive seeds (see `Sampling.seed`).
+    The hash is in [0, 2^31). The first turns of a group are one request, with consecutive seeds (see `Sampling.seed`).
 
     Args:
         run_seed: `run.seed`.
         step: the step of the rollouts.
-        index: the index of the prompt in the step, because a step with the end of an epoch can have a prompt twice.
+        index: the index of the prompt in the step, because a step in which an epoch ends can have a prompt twice.
         prompt_id: the id of the prompt.
         sample: number of the rollout in its group, from 0.
         turn: number of the turn in the rollout, from 0.

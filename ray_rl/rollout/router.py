@@ -13,7 +13,7 @@ from ray_rl.metrics.metric import Last, Metric, Total
 class Router:
     """Gives each request to the engine with the fewest outstanding tokens; ties go to the first.
 
-    An engine in quarantine gets none until it is released.
+    An engine in quarantine gets no requests until it is released.
     """
 
     def __init__(self, engines: int) -> None:
@@ -80,7 +80,7 @@ class Router:
         self._changed.set()
 
     def metrics(self) -> list[Metric]:
-        """Returns the number of engines that serve now, and of those restarted since the last call."""
+        """Returns the number of engines that serve now, and of engines restarted since the last call."""
         released, self._released = self._released, 0
         return [Last("engines/alive", len(self._serving)), Total("engines/restarts", released)]
 

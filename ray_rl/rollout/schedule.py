@@ -118,7 +118,7 @@ class Schedule:
         return metrics
 
     def position(self, source: Mapping[str, Any]) -> Collected:
-        """Returns the current position, with that of the prompt source."""
+        """Returns the current position; `source` is the position of the prompt source."""
         return Collected(
             source=source,
             admitted=self._admitted,
@@ -130,7 +130,7 @@ class Schedule:
         )
 
     def restore(self, state: Collected) -> None:
-        """Continues from a position with the same settings; before the first batch.
+        """Continues from a position of a schedule with the same settings. Call it before the first batch.
 
         Counts include the whole run, like the trainer's version, so that the bound on staleness still holds.
         """
@@ -139,7 +139,7 @@ class Schedule:
         self._waiting, self._refused = list(state.waiting), list(state.refused)
 
     def _is_wanted(self, group: RolloutGroup) -> bool:
-        """Returns whether a group counts for a batch. Dynamic sampling refuses equal rewards, up to its bound."""
+        """Returns whether a group counts for a batch. Dynamic sampling refuses equal rewards until `max_draws`."""
         most = self.settings.max_draws
         return (
             most is None or is_informative(group) or len(self._refused) >= (most - 1) * self.settings.prompts_per_step

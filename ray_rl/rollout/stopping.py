@@ -9,13 +9,13 @@ from ray_rl.types import Completion
 
 
 def ended_by_text(text: str, stops: Sequence[str]) -> str:
-    """Returns the text up to the end of the stop that is complete first, as vLLM does, or the whole text."""
+    """Returns the text up to and with the stop text that is complete first, as vLLM does; without any, all of it."""
     end = _end(text, stops)
     return text if end is None else text[:end]
 
 
 def up_to_a_stop(completion: Completion, stops: Sequence[str], decode: Callable[[Sequence[int]], str]) -> Completion:
-    """Returns the completion up to the token that completes a stop, with finish reason "stop"; or all of it.
+    """Returns the tokens up to the first complete stop text, with finish reason "stop"; without any, all tokens.
 
     Args:
         completion: the completion; its text is not used.

@@ -77,7 +77,7 @@ def _names(config: RunConfig) -> Iterator[str]:
 
 
 def _values(config: RunConfig, backend: Backend) -> Iterator[str]:
-    """Checks that values of variables arrive unchanged with every launcher."""
+    """Yields an error for each value that would not arrive unchanged in the run."""
     for name, value in config.launch.environment.items():
         if re.search("[\0\ud800-\udfff]", value):
             yield f"launch.environment.{name}: has a null character or half of a surrogate pair; remove it"

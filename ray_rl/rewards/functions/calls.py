@@ -38,7 +38,7 @@ _SHOWN_CHARACTERS = 200
 
 
 class PartCalls:
-    """One part of the reward with its worker processes. Thread-safe."""
+    """Calls one entry of `rewards:`, with its worker processes if it has any. Thread-safe."""
 
     def __init__(self, part: RewardPart) -> None:
         """Makes the pool of worker processes; the first call starts one."""

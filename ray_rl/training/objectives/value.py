@@ -24,7 +24,7 @@ class ValueObjective:
     name: ClassVar[str] = CRITIC
     network: ValueNetwork
     clip: float | None
-    """How far a value may move from what it was before the update. None: no bound."""
+    """The most that a value may differ from the value computed before the update of this step. None: no bound."""
 
     def trained(self, batch: TrainBatch, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Metric]]:
         """Returns all rows."""

@@ -49,7 +49,7 @@ class NcclSender(GlooSender):
     """Sends packed, double-buffered broadcasts over NCCL."""
 
     def join(self, rendezvous: Rendezvous) -> None:
-        """Opens the communicator as rank 0; the other ranks only take part in the gather."""
+        """Joins the engines as rank 0. The trainer's other ranks do not join: they only take part in the gather."""
         self.close()
         self._specs = self._stream.specs
         if not self._is_sender:
