@@ -103,8 +103,8 @@ async def test_an_engine_that_received_something_else_is_named_and_nobody_serves
     await world.publish(1)
     world.trainer.learn(seed=1)
     world.tampering.order(harm, "rollout-1/1")
-    counts = rf"1 of {len(TRAINED)} parameters differ, {missing} never came \({TRAINED[0]}\)"
-    complaint = rf"publishing version 2, proving: rollout-1: {MISMATCH}: {counts}$"
+    counts = rf"1 of {len(TRAINED)} parameters differ, {missing} did not arrive \({TRAINED[0]}\)"
+    complaint = rf"publishing version 2 failed while verifying the weights: rollout-1: {MISMATCH}: {counts}$"
     with pytest.raises(WeightMismatch, match=complaint):
         await world.publish(2)
     assert world.serving() == []
@@ -130,7 +130,9 @@ async def test_an_engine_that_fails_to_load_ends_the_publish_and_after_meeting_a
     world.trainer.learn(seed=1)
     world.engines[0].vllm.models[0].before_load = failing_at("layers.1.norm.weight")
     start_s = time.monotonic()
-    with pytest.raises(WeightSyncError, match=r"publishing version 2, sending and receiving: .*rollout-0: .*no memory"):
+    with pytest.raises(
+        WeightSyncError, match=r"publishing version 2 failed while sending and receiving: .*rollout-0: .*no memory"
+    ):
         await world.publish(2)
     assert time.monotonic() - start_s < LIMIT_S / 2
     assert world.serving() == []
@@ -158,7 +160,9 @@ async def test_an_engine_that_does_not_go_on_is_named_when_the_time_is_up(scene)
     released = threading.Event()
     world.engines[1].vllm.models[0].before_load = lambda names: released.wait(LIMIT_S)
     try:
-        with pytest.raises(WeightSyncError, match=r"publishing version 1, .*rollout-1.* did not finish within .*=0.5"):
+        with pytest.raises(
+            WeightSyncError, match=r"publishing version 1 failed while .*rollout-1.* did not finish within .*=0.5"
+        ):
             await asyncio.wait_for(world.publish(1, timeout_s=0.5), LIMIT_S / 2)
         assert world.serving() == []
     finally:

@@ -60,7 +60,8 @@ class SliceReader:
                 self.states[path.stem] = json.loads(file.metadata()[STATE])
             except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
                 raise CheckpointError(
-                    f"{path}: not a file of slices: {error}; resume from another checkpoint"
+                    f"{path}: damaged, or not written by a checkpoint of ray_rl: {error}; resume from "
+                    "another checkpoint"
                 ) from error
             for key in list(file.keys()):
                 start, _, name = key.partition(":")

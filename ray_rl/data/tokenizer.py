@@ -239,11 +239,11 @@ class ModelTokenizer:
             ours = self.encode(text, special=False)
             theirs = [int(token) for token in other(text, add_special_tokens=False)["input_ids"]]
             if ours != theirs:
-                return f"{text!r} is {ours} by tokenizer.json, and {theirs}"
+                return f"{text!r} is {ours} in tokenizer.json, and {theirs}"
             for skip in (True, False):
                 ours_text, theirs_text = self.decode(ours, skip), other.decode(ours, skip_special_tokens=skip)
                 if ours_text != theirs_text:
-                    return f"the tokens {ours} are {ours_text!r} by tokenizer.json, and {theirs_text!r}"
+                    return f"the tokens {ours} are {ours_text!r} in tokenizer.json, and {theirs_text!r}"
         return None
 
 
@@ -375,8 +375,8 @@ def _add_declared(
         added.add(text)
         if library.token_to_id(text) != index:
             raise DataError(
-                f"{folder}: the token {text!r} is {index} by tokenizer_config.json, and would be "
-                f"{library.token_to_id(text)} by tokenizer.json; take both files from one save of the tokenizer"
+                f"{folder}: the token {text!r} has the id {index} in tokenizer_config.json, and would get "
+                f"{library.token_to_id(text)} in tokenizer.json: the two files differ; copy both from one tokenizer"
             )
     # These tokens have a name, but are split in a text: a template could not write them.
     library.add_special_tokens([t for t in special.values() if t not in added and library.token_to_id(t) is not None])

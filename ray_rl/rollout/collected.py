@@ -14,7 +14,7 @@ from ray_rl.metrics.metric import EffectiveFraction, Last, Maximum, Mean, Metric
 from ray_rl.types import Prompt, RolloutGroup
 
 FOLDER = "rollouts"
-"""Name of its folder in a checkpoint."""
+"""Name of the collector's folder in a checkpoint."""
 KINDS = {kind.__name__: kind for kind in (Mean, Total, Maximum, Last, EffectiveFraction)}
 
 
@@ -35,12 +35,17 @@ class Collected:
     source: Mapping[str, Any]
     """Position of the prompt source."""
     admitted: int
+    """Number of prompts admitted since the start of the run."""
     accepted: int
+    """Number of finished groups that count for a batch since the start of the run, with those already trained on."""
     in_flight: tuple[tuple[int, Prompt], ...]
     """Number and prompt of each group in flight, which is sampled again with the same seeds."""
     waiting: tuple[Finished, ...]
+    """Groups that count for a batch and are not in one yet."""
     refused: tuple[Finished, ...]
+    """Groups with equal rewards since the last batch, in dynamic sampling."""
     stale: int
+    """Number of groups since the last batch that were dropped because they were too old."""
 
     def write(self, folder: Path) -> None:
         """Writes three files into a checkpoint.
@@ -90,7 +95,8 @@ class Collected:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{inner}: no state of a collector: {error!r}; resume from another checkpoint"
+                f"{inner}: cannot be read as the saved position of the rollouts: {error!r}; resume from another "
+                "checkpoint"
             ) from error
 
 

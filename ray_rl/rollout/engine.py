@@ -102,7 +102,10 @@ class Engine(WeightReceiver):
         difference = self._tokenizer.difference(self._llm.get_tokenizer())
         if difference is not None:
             self.stop()
-            raise DataError(f"{settings.model}: vLLM's tokenizer differs from tokenizer.json: {difference} by vLLM")
+            raise DataError(
+                f"{settings.model}: vLLM's tokenizer differs from tokenizer.json: {difference} in vLLM; install the "
+                "versions of vLLM and transformers that ray_rl was tested with"
+            )
 
     def _arguments(self, tokenizer: str) -> Any:
         from vllm.config import WeightTransferConfig
@@ -122,7 +125,7 @@ class Engine(WeightReceiver):
             }
         return AsyncEngineArgs(
             model=settings.model,
-            # A copy whose class is kept: AutoTokenizer would change the tokenizer by the family of its model.
+            # A copy that names a generic class: for some model families, AutoTokenizer would change the tokenizer.
             tokenizer=tokenizer,
             tokenizer_mode="hf",
             # Only the request says what ends a completion.
@@ -146,10 +149,11 @@ class Engine(WeightReceiver):
         )
 
     async def generate(self, request: SampleRequest) -> list[Completion]:
-        """Returns G completions with the log-probability of each token and the version that sampled it.
+        """Returns the completions, with the log-probability of each token and the version that sampled it.
 
         Raises:
-            EngineError: the engine died, or its answer lacks a log-probability or a version of a token.
+            EngineLost: the engine died.
+            EngineError: its answer lacks a completion, or a log-probability or a version of a token.
         """
         drops = self._drops
         parts = await self._sample(request)
@@ -157,7 +161,7 @@ class Engine(WeightReceiver):
         return list(await asyncio.gather(*whole))  # bound: the driver's call has rollout.timeout_s
 
     async def _to_the_end(self, request: SampleRequest, sample: int, part: Completion, drops: int) -> Completion:
-        """Returns a whole completion with its text. If a publish interrupts it, samples the rest with the new weights.
+        """Returns a complete completion with its text. Samples the rest with new weights after each interruption.
 
         vLLM searches only the tokens of one request for texts that end a completion. A text that begins before an
         interruption is found here.
@@ -198,12 +202,15 @@ class Engine(WeightReceiver):
                 final = output
         except EngineDeadError as error:
             raise EngineLost(f"the engine died during request {request.id}; see its log") from error
-        if final is None or len(final.outputs) != request.samples:
-            raise EngineError(f"request {request.id} asked for {request.samples} completions and got {final}")
+        count = 0 if final is None else len(final.outputs)
+        if final is None or count != request.samples:
+            raise EngineError(
+                f"request {request.id}: vLLM returned {count} of {request.samples} completions; see the engine's log"
+            )
         return [_completion(output, request) for output in sorted(final.outputs, key=lambda o: o.index)]
 
     async def drop(self) -> None:
-        """Cancels all requests, because nobody waits for them; generation is paused until the next publish."""
+        """Cancels all requests, because their caller is gone. Generation is paused until the next publish."""
         self._drops += 1
         await self._llm.pause_generation(mode="abort", clear_cache=True)
 
@@ -223,13 +230,20 @@ class Engine(WeightReceiver):
                 while self._llm.output_processor.get_num_unfinished_requests() < sequences:
                     await asyncio.sleep(ARRIVAL_POLL_S)
         except TimeoutError:
-            raise EngineError(f"{sequences} sequences did not arrive within rollout.timeout_s={limit_s:g}") from None
+            arrived = self._llm.output_processor.get_num_unfinished_requests()
+            raise EngineError(
+                f"only {arrived} of {sequences} sequences arrived within rollout.timeout_s={limit_s:g}; see the logs, "
+                "or raise it"
+            ) from None
         await self._llm.resume_generation()
 
     async def score(self, token_ids: list[int]) -> list[float]:
-        """Returns the log-probability of every token after the first, given those before it, with the current weights.
+        """Returns the log-probability of each token after the first, given those before it, with the current weights.
 
-        It is that of the model: vLLM does not divide by the temperature here.
+        Logits are not divided by a temperature: vLLM does that only for sampled tokens.
+
+        Raises:
+            EngineError: vLLM returned nothing.
         """
         from vllm.sampling_params import SamplingParams
 
@@ -238,7 +252,7 @@ class Engine(WeightReceiver):
         async for output in self._llm.generate({"prompt_token_ids": token_ids}, parameters, f"score-{id(token_ids)}"):
             final = output
         if final is None:
-            raise EngineError("the engine gave no answer to a scoring request")
+            raise EngineError("vLLM returned nothing for a scoring request; see the engine's log")
         return [entry[token].logprob for entry, token in zip(final.prompt_logprobs[1:], token_ids[1:], strict=True)]
 
     async def ping(self) -> None:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 DIGESTS = "digests"
-"""Key of the update, without parameters, that tells a receiver the digests of the weights that were sent."""
-MISMATCH = "what arrived is not what was sent"
+"""Key of an update without parameters: its value is the digests of the weights that were sent."""
+MISMATCH = "the received weights differ from those that were sent"
 """Start of the error of a receiver whose weights differ from those that were sent."""
 
 PAUSES: Mapping[OnPublish, PauseMode] = {"keep": "keep", "finish": "wait", "abort_and_resume": "abort"}
@@ -45,7 +45,7 @@ class WeightReceiver:
     async def begin_update(self) -> None:
         """Pauses generation and prepares the model for new weights. `on_publish` applies to completions in flight.
 
-        The caches are cleared, because the attention of later tokens must not mix keys of two versions.
+        The caches are cleared, because the attention of later tokens must not mix keys and values of two versions.
         """
         await self._llm.pause_generation(mode=self._pause, clear_cache=True)
         await self._llm.start_weight_update()
@@ -57,7 +57,7 @@ class WeightReceiver:
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
     async def prove(self, digests: Mapping[str, Mapping[int, str]]) -> None:
-        """Compares the received weights with the trainer's digests of those that it sent; the update stays open.
+        """Compares the received weights with the digests of the weights that the trainer sent. The update stays open.
 
         Raises:
             WeightMismatch: they differ; the engine must not serve.
@@ -68,20 +68,20 @@ class WeightReceiver:
         proving = asyncio.ensure_future(self._llm.update_weights(request))
         await asyncio.wait({proving})  # bound: the driver's call has weight_sync.timeout_s
         error = proving.exception()
-        _, found, details = str(error).partition(MISMATCH)  # vLLM passes on only the text, inside its own
+        _, found, details = str(error).partition(MISMATCH)  # vLLM keeps only the text of our error, in its own error
         if found:
             raise WeightMismatch(MISMATCH + details.splitlines()[0].partition("'")[0]) from None
         proving.result()
 
     async def commit(self, version: int) -> int:
-        """Ends the update under its new version, and returns the version that vLLM reports. Generation stays paused."""
+        """Ends the update, sets the new version, and returns the version that vLLM reports. Generation stays paused."""
         await self._llm.finish_weight_update(str(version))
         return int(await self._llm.get_weight_version())
 
     async def checksums(self) -> list[dict[str, str]]:
         """Returns the SHA-256 of every loaded weight by name, for each worker.
 
-        A weight that only kernels hold, in their own layout, has the digest of an empty tensor.
+        A weight that exists only in the packed layout of a kernel has the digest of an empty tensor.
         """
         return list(await self._llm.compute_weight_checksums())
 

@@ -80,7 +80,9 @@ def require_equal(sent: Digests, arrived: Digests) -> None:
         return
     missing = sum(name not in arrived for name in sent)
     names = ", ".join(wrong[:SHOWN]) + (", ..." if len(wrong) > SHOWN else "")
-    raise WeightMismatch(f"{MISMATCH}: {len(wrong)} of {len(sent)} parameters differ, {missing} never came ({names})")
+    raise WeightMismatch(
+        f"{MISMATCH}: {len(wrong)} of {len(sent)} parameters differ, {missing} did not arrive ({names})"
+    )
 
 
 class Arrivals:

@@ -76,11 +76,13 @@ async def publish(origin: Origin, receivers: Sequence[Receiver], *, version: int
             # Report all failures: an engine that dies breaks the sender's connection, and the sender may fail first.
             reasons = "; ".join(str(error) for error in settled.failures.values())
             mismatch = any(isinstance(error, WeightMismatch) for error in settled.failures.values())
-            raise (WeightMismatch if mismatch else WeightSyncError)(f"publishing version {version}, {doing}: {reasons}")
+            raise (WeightMismatch if mismatch else WeightSyncError)(
+                f"publishing version {version} failed while {doing}: {reasons}"
+            )
         if settled.unfinished:
             raise WeightSyncError(
-                f"publishing version {version}, {doing}: {', '.join(settled.unfinished)} did not finish within "
-                f"weight_sync.timeout_s={timeout_s:g}; see the logs of the run"
+                f"publishing version {version} failed while {doing}: {', '.join(settled.unfinished)} did not finish "
+                f"within weight_sync.timeout_s={timeout_s:g}; see the logs of the run"
             )
         return settled.results
 
@@ -89,7 +91,7 @@ async def publish(origin: Origin, receivers: Sequence[Receiver], *, version: int
     receiving = {receiver.name: receiver.receive_weights(update_info) for receiver in receivers}
     # bound: `all_of` waits for it with weight_sync.timeout_s
     sent: Sent = (await all_of("sending and receiving", {ORIGIN: origin.send_weights(), **receiving}))[ORIGIN]
-    await all_of("proving", {receiver.name: receiver.prove(sent.digests) for receiver in receivers})
+    await all_of("verifying the weights", {receiver.name: receiver.prove(sent.digests) for receiver in receivers})
     _verify(version, await all_of("committing", {receiver.name: receiver.commit(version) for receiver in receivers}))
     await all_of("resuming", {receiver.name: receiver.resume() for receiver in receivers})
     return sent.metrics

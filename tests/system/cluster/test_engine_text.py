@@ -124,6 +124,6 @@ def test_an_engine_that_reads_the_tokenizer_otherwise_is_refused_with_both_value
     """As it would with the model's own folder."""
     monkeypatch.setattr(ModelTokenizer, "save_for_engine", lambda self, folder: self.folder)
     with pytest.raises(
-        DataError, match=r"vLLM's tokenizer differs from tokenizer.json: 'The answer is 42.* by tokenizer.js"
+        DataError, match=r"vLLM's tokenizer differs from tokenizer.json: 'The answer is 42.* in tokenizer.js"
     ):
         asyncio.run(engine(make_config, model).start())

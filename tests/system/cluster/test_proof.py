@@ -158,9 +158,12 @@ async def publishes(request, connected, make_config, model):
 WRONG = pytest.mark.parametrize(
     ("harm", "complaint"),
     [
-        ("flip", rf"proving: rollout-0: {MISMATCH}: 1 of \d+ parameters differ, 0 never came"),
-        ("drop", rf"proving: rollout-0: {MISMATCH}: [1-9]\d* of \d+ parameters differ, 0 never came"),
-        ("one engine only", rf"proving: rollout-1: {MISMATCH}: (\d+) of \1 parameters differ, \1 never came"),
+        ("flip", rf"verifying the weights: rollout-0: {MISMATCH}: 1 of \d+ parameters differ, 0 did not arrive"),
+        ("drop", rf"verifying the weights: rollout-0: {MISMATCH}: [1-9]\d* of \d+ parameters differ, 0 did not arrive"),
+        (
+            "one engine only",
+            rf"verifying the weights: rollout-1: {MISMATCH}: (\d+) of \1 parameters differ, \1 did not arrive",
+        ),
     ],
     ids=["bit-flipped", "bucket-dropped", "one-of-two-reached"],
 )

@@ -63,5 +63,5 @@ def test_a_folder_without_slices_and_a_file_that_is_none_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no \.safetensors files"):
         SliceReader(tmp_path)
     (tmp_path / "rank_0.safetensors").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match=r"rank_0\.safetensors: not a file of slices"):
+    with pytest.raises(CheckpointError, match=r"rank_0\.safetensors: damaged, or not written by a checkpoint"):
         SliceReader(tmp_path)

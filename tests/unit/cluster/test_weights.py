@@ -93,7 +93,7 @@ def test_an_engine_that_dies_in_a_publish_is_left_out_and_the_other_gets_all_aga
         assert isinstance(dead, Died)
         assert alive is None
         assert len(party.told) == 1
-        assert party.told[0].startswith("publishing version 1, ")
+        assert party.told[0].startswith("publishing version 1 failed while ")
         assert party.told[0].endswith("; sending again to rollout-1")
         assert not party.actor.is_ahead
 
@@ -121,7 +121,7 @@ def test_a_failure_that_killed_no_engine_is_tried_once_more_with_all(drive):
         # What the sockets still hold of the first attempt would be taken for the second.
         assert {"actor-0 join_transfer", "rollout-0 join_transfer", "rollout-1 join_transfer"} < set(journal)
         assert party.told == [
-            "publishing version 0, sending and receiving: actor-0: connection closed by peer; "
+            "publishing version 0 failed while sending and receiving: actor-0: connection closed by peer; "
             "sending again to rollout-0, rollout-1"
         ]
 
@@ -239,7 +239,7 @@ def test_an_engine_that_cannot_be_admitted_is_lost_again(drive):
 
 
 def test_a_mismatch_is_sent_again_once_and_the_second_ends_the_run_with_nobody_serving(drive):
-    mismatch = WeightMismatch("what arrived is not what was sent: 1 of 1 parameters differ")
+    mismatch = WeightMismatch("the received weights differ from those that were sent: 1 of 1 parameters differ")
 
     async def script(party):
         party.worker(1).plans["prove"] = mismatch
@@ -247,7 +247,7 @@ def test_a_mismatch_is_sent_again_once_and_the_second_ends_the_run_with_nobody_s
         assert metrics == SENT
         assert party.faults() == [None, None]
         assert journal.count("actor-0 send_weights") == 2
-        assert "is not what was sent" in party.told[0]
+        assert "differ from those that were sent" in party.told[0]
 
         async def always():
             while True:
@@ -256,7 +256,7 @@ def test_a_mismatch_is_sent_again_once_and_the_second_ends_the_run_with_nobody_s
 
         repeating = asyncio.ensure_future(always())
         party.journal.clear()
-        with pytest.raises(WeightMismatch, match="publishing version 1, proving"):
+        with pytest.raises(WeightMismatch, match="publishing version 1 failed while verifying the weights"):
             await party.weights.publish(1)
         repeating.cancel()
         assert not [entry for entry in party.journal if "commit" in entry or "resume" in entry]

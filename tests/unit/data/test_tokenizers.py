@@ -114,7 +114,7 @@ class TestSettings:
 
     def test_a_declared_id_that_the_vocabulary_contradicts_is_refused(self, tmp_path):
         write_words(tmp_path, added_tokens_decoder={"9": {"content": "<think>", "special": False}})
-        with pytest.raises(DataError, match=r"'<think>' is 9 by tokenizer_config.json, and would be 5 by tokenizer"):
+        with pytest.raises(DataError, match=r"'<think>' has the id 9 in tokenizer_config.json, and would get 5 in"):
             load_tokenizer(tmp_path)
 
     @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ class TestDifference:
         told = ours.difference(Spaceless())
         text = "The answer is 42.\n\nTherefore, 17 + 25 = 42;  two  spaces\tand a tab."
         both = (ours.encode(text, special=False), ours.encode(text.replace(" ", ""), special=False))
-        assert told == f"{text!r} is {both[0]} by tokenizer.json, and {both[1]}"
+        assert told == f"{text!r} is {both[0]} in tokenizer.json, and {both[1]}"
 
     def test_a_tokenizer_that_decodes_otherwise_is_told_with_both_values(self, cache):
         class Marked:

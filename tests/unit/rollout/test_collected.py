@@ -46,5 +46,5 @@ def test_everything_comes_back(tmp_path):
 def test_another_file_is_no_state(tmp_path, found):
     Collected({}, 0, 0, (), (), (), 0).write(tmp_path)
     write_json(tmp_path / "rollouts" / "collector.json", found)
-    with pytest.raises(CheckpointError, match="no state of a collector"):
+    with pytest.raises(CheckpointError, match="cannot be read as the saved position of the rollouts"):
         Collected.read(tmp_path)

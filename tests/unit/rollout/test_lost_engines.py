@@ -177,7 +177,7 @@ async def test_an_error_that_is_not_a_death_ends_the_run_and_is_not_tried_elsewh
     trial = Trial(completion, engines=2, prompts=1)
     taking = trial.take()
     await settled()
-    error = EngineError("request 0/0 asked for 2 completions and got None")
+    error = EngineError("request 0/0: vLLM returned 0 of 2 completions; see the engine's log")
     next(iter(trial.engines[0].waiting.values())).set_exception(error)
     with pytest.raises(EngineError) as raised:
         await taking

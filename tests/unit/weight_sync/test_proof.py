@@ -45,25 +45,25 @@ def test_parts_that_the_ranks_digested_are_those_that_an_engine_digests():
 @given(name=st.sampled_from(sorted(WEIGHTS)), place=st.integers(0, 47), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_seen_and_its_parameter_named(name, place, bit):
     wrong = flipped(WEIGHTS[name], place % (WEIGHTS[name].numel() * 4), bit)
-    with pytest.raises(WeightMismatch, match=rf"is not what was sent: 1 of 3 parameters differ, 0 .* \({name}\)"):
+    with pytest.raises(WeightMismatch, match=rf"from those that were sent: 1 of 3 parameters differ, 0 .* \({name}\)"):
         arrivals(WEIGHTS | {name: wrong}).prove(merged(sent_by_two_ranks()))
 
 
 def test_what_never_came_is_seen():
     left = {name: tensor for name, tensor in WEIGHTS.items() if name != "b"}
-    with pytest.raises(WeightMismatch, match=r"1 of 3 parameters differ, 1 never came \(b\)"):
+    with pytest.raises(WeightMismatch, match=r"1 of 3 parameters differ, 1 did not arrive \(b\)"):
         arrivals(left).prove(merged(sent_by_two_ranks()))
 
 
 def test_an_engine_that_got_nothing_proves_nothing():
-    with pytest.raises(WeightMismatch, match="3 of 3 parameters differ, 3 never came"):
+    with pytest.raises(WeightMismatch, match="3 of 3 parameters differ, 3 did not arrive"):
         Arrivals().prove(merged(sent_by_two_ranks()))
 
 
 def test_what_arrived_in_the_update_before_proves_nothing():
     found = arrivals()
     found.begin()
-    with pytest.raises(WeightMismatch, match="3 never came"):
+    with pytest.raises(WeightMismatch, match="3 did not arrive"):
         found.prove(merged(sent_by_two_ranks()))
 
 
@@ -76,7 +76,7 @@ def test_what_came_twice_is_seen():
 
 def test_what_was_never_sent_is_seen():
     sent = [{name: parts for name, parts in digests.items() if name != "c"} for digests in sent_by_two_ranks()]
-    with pytest.raises(WeightMismatch, match=r"1 of 2 parameters differ, 0 never came \(c\)"):
+    with pytest.raises(WeightMismatch, match=r"1 of 2 parameters differ, 0 did not arrive \(c\)"):
         arrivals().prove(merged(sent))
 
 

@@ -103,7 +103,7 @@ async def test_an_engine_that_fails_is_named_with_what_it_was_doing_and_nobody_r
 ):
     with pytest.raises(WeightSyncError) as raised:
         await run_publish(a={"errors": {call: ClusterError("rollout-0 died")}})
-    assert str(raised.value) == f"publishing version 7, {doing}: rollout-0 died"
+    assert str(raised.value) == f"publishing version 7 failed while {doing}: rollout-0 died"
     assert not [entry for entry in journal if entry.endswith("resumes")]
 
 
@@ -112,7 +112,7 @@ async def test_a_failure_to_send_and_the_engine_that_caused_it_are_both_told(run
     with pytest.raises(WeightSyncError) as raised:
         await run_publish(actor=actor, b={"errors": {"receives": ClusterError("rollout-1 died")}})
     assert str(raised.value) == (
-        "publishing version 7, sending and receiving: actor-0: connection closed by peer; rollout-1 died"
+        "publishing version 7 failed while sending and receiving: actor-0: connection closed by peer; rollout-1 died"
     )
 
 
@@ -124,7 +124,7 @@ async def test_an_engine_that_hangs_is_named_when_the_time_is_up(run_publish, ca
         async with asyncio.timeout(10):
             await run_publish(b={"hangs": call}, timeout_s=0.1)
     assert str(raised.value) == (
-        f"publishing version 7, {doing}: rollout-1 did not finish within weight_sync.timeout_s=0.1; "
+        f"publishing version 7 failed while {doing}: rollout-1 did not finish within weight_sync.timeout_s=0.1; "
         "see the logs of the run"
     )
 
@@ -142,7 +142,9 @@ async def test_a_defect_of_ours_is_raised_as_it_is(run_publish):
 
 
 async def test_an_engine_that_got_something_else_keeps_all_from_serving(run_publish, journal):
-    wrong = {"errors": {"proves": WeightMismatch("what arrived is not what was sent: ...")}}
-    with pytest.raises(WeightMismatch, match=r"publishing version 7, proving: what arrived is not what was sent"):
+    wrong = {"errors": {"proves": WeightMismatch("the received weights differ from those that were sent: ...")}}
+    with pytest.raises(
+        WeightMismatch, match="version 7 failed while verifying the weights: the received weights differ"
+    ):
         await run_publish(b=wrong)
     assert not [call for call in journal if "commits" in call or "resumes" in call]
