@@ -90,7 +90,7 @@ def plan(config: RunConfig) -> Planned:
     return Planned(assessment, "\n".join([verdict(assessment), *report(config, assessment)]))
 
 
-def train(config: RunConfig, *, resume: Literal["auto", "required"] | None = None) -> Trained:
+def train(config: RunConfig, *, resume: Literal["auto"] | None = None) -> Trained:
     """Trains as `ray-rl train` does, and shows what it prints.
 
     The driver is a process of its own: Ray, torch and vLLM read their settings when they are imported, which a notebook
@@ -99,14 +99,15 @@ def train(config: RunConfig, *, resume: Literal["auto", "required"] | None = Non
 
     Args:
         config: the configuration of the run. Relative paths in it start at the current folder.
-        resume: None requires a run folder that does not exist yet. "auto" continues the run if there is one,
-            "required" refuses if there is none.
+        resume: None requires a run folder that does not exist yet. "auto" continues the run if there is one.
 
     Raises:
-        UserError: the configuration or its data are wrong; nothing was started.
+        UserError: the configuration, its data or `resume` are wrong; nothing was started.
         Preempted: the run was interrupted and has saved; `resume="auto"` continues it.
         RayRLError: the run failed; the message says where its logs are.
     """
+    if resume not in (None, "auto"):
+        raise UserError(f"resume={resume!r} is not a way to resume; give 'auto' or None")
     with tempfile.TemporaryDirectory(prefix="ray_rl-") as private:  # mode 0700: the file has the secrets
         file = Path(private) / f"{config.run.name}.yaml"
         file.write_text(dump_config(config, with_secrets=True), encoding="utf-8")

@@ -123,7 +123,8 @@ def completion_advantages(estimator: OverGroup, scores_PG: Tensor, is_scored_PG:
             f"the reward of completion {completion} of prompt {prompt} is {scores_PG[prompt, completion].item()}; "
             "rewards must be finite, or None for no opinion"
         )
-    advantages_PG = estimator.advantages(scores_PG, is_scored_PG)
+    # A function of a user may write into its arguments, or return a value with a gradient.
+    advantages_PG = estimator.advantages(scores_PG.clone(), is_scored_PG.clone())
     if (
         not isinstance(advantages_PG, Tensor)
         or advantages_PG.shape != scores_PG.shape
@@ -133,7 +134,7 @@ def completion_advantages(estimator: OverGroup, scores_PG: Tensor, is_scored_PG:
             f"{estimator.name}: the estimator returned {described(advantages_PG)} for scores of the shape "
             f"{tuple(scores_PG.shape)}; return one floating-point number for each score, [P, G]"
         )
-    advantages_PG = advantages_PG.masked_fill(~is_scored_PG, 0.0)
+    advantages_PG = advantages_PG.detach().masked_fill(~is_scored_PG, 0.0)
     if not advantages_PG.isfinite().all():
         prompt, completion = (~advantages_PG.isfinite()).nonzero()[0].tolist()
         scored = zip(scores_PG[prompt].tolist(), is_scored_PG[prompt].tolist(), strict=True)

@@ -191,7 +191,8 @@ def users_surrogate(
     Raises:
         ConfigError: it did not return float [N] and bool [N].
     """
-    returned = function(logprobs_N, old_logprobs_N, advantages_N, row_N)
+    # `old_logprobs_N` may share its memory with `logprobs_N`, and the function may write into its arguments.
+    returned = function(logprobs_N, old_logprobs_N.clone(), advantages_N.clone(), row_N.clone())
     match returned:
         case Tensor() as loss_N, Tensor() as is_clipped_N:
             has_shapes = loss_N.shape == is_clipped_N.shape == logprobs_N.shape

@@ -10,6 +10,7 @@ import torch
 
 from ray_rl.cluster.held import Policy, SavedTrainer
 from ray_rl.config import RunConfig
+from ray_rl.config.losses import CustomLoss
 from ray_rl.config.train import Trained
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.rewards.model.assignment import assignment
@@ -96,6 +97,7 @@ def policy_parts(config: RunConfig, folder: str) -> tuple[PolicyObjective, Train
         reduction=algorithm.reduction,
         denominator=algorithm.reduction_denominator or float(config.rollout.max_tokens),
         has_kl_loss=algorithm.kl.place == "loss",
+        keeps_all_rows=isinstance(algorithm.loss, CustomLoss),
     )
     return objective, _train_settings(config, train)
 

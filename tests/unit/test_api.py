@@ -126,3 +126,9 @@ def test_an_interrupt_reaches_the_driver_once_and_is_waited_for(prepare):
     os.killpg(caller.pid, signal.SIGINT)
     out, _ = caller.communicate(timeout=20)
     assert out == "(75, 'saved 1')\n"
+
+
+@pytest.mark.parametrize("resume", ["required", True, "x"])
+def test_a_way_to_resume_that_does_not_exist_is_refused(config, resume):
+    with pytest.raises(UserError, match=f"resume={resume!r} is not a way to resume; give 'auto' or None"):
+        ray_rl.train(config, resume=resume)

@@ -109,6 +109,8 @@ def _preset_to_kind(file: YamlText, is_from_0_1: bool) -> None:
     tree = file.tree()
     preset, kind = tree.at("algorithm.preset"), tree.at("algorithm.kind")
     if preset is not None and preset.value is not None:
+        if not isinstance(preset.value, str):
+            raise ConfigError(f"{preset.where}: algorithm.preset={show(preset.plain())} is not a name; correct it")
         if kind is not None:
             file.remove("algorithm.kind")
         file.rename("algorithm.preset", "kind")
@@ -129,6 +131,8 @@ def _reward_to_rewards(file: YamlText, is_from_0_1: bool) -> None:
     if old is None:
         return
     settings = old.plain()
+    if not isinstance(settings, dict | None):
+        raise ConfigError(f"{old.where}: reward={show(settings)} is not a mapping; correct it")
     file.remove("reward")
     if settings is not None:
         file.append("rewards", {"kind": "model", **settings})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
 
+from ray_rl.config.loading.explain import show
 from ray_rl.config.loading.yaml_tree import Dumper, Loader, Located, parse
 from ray_rl.errors import ConfigError
 
@@ -38,11 +41,18 @@ class YamlText:
 
     def rename(self, key: str, name: str) -> None:
         """Renames an existing entry."""
-        parent, index = self._entry(key)
-        self._replace(parent.value[index][0].start_mark.index, parent.value[index][0].end_mark.index, name)
+        with self._verified(key) as below:
+            below[name] = below.pop(_last(key))
+            parent, index = self._entry(key)
+            self._replace(parent.value[index][0].start_mark.index, parent.value[index][0].end_mark.index, name)
 
     def remove(self, key: str) -> None:
         """Removes an existing entry, with the comment on its line."""
+        with self._verified(key) as below:
+            del below[_last(key)]
+            self._remove(key)
+
+    def _remove(self, key: str) -> None:
         parent, index = self._entry(key)
         entries = parent.value
         start, end = entries[index][0].start_mark.index, self._end(entries[index][1])
@@ -69,15 +79,19 @@ class YamlText:
             value: the plain value, which is written in flow style.
             first: whether a new entry becomes the first of its mapping, not the last.
         """
+        with self._verified(key) as below:
+            below[_last(key)] = value
+            self._set(key, value, first=first)
+
+    def _set(self, key: str, value: Any, *, first: bool) -> None:
         above, _, name = key.rpartition(".")
-        parent = self._node(above)
-        node = self._node(key)
+        parent, node = self._node(above), self._node(key)
         if node is not None:
             start = node.start_mark.index
             space = "" if self.text[start - 1 : start].isspace() else " "
             self._replace(start, self._end(node), space + _flow(value))
         elif not isinstance(parent, yaml.MappingNode):
-            self.set(above, {name: value})
+            self._set(above, {name: value}, first=False)
         else:
             self._add(parent, f"{name}: {_flow(value)}", first=first)
 
@@ -85,9 +99,34 @@ class YamlText:
         """Adds an item to the end of a list, and the list if it does not exist."""
         node = self._node(key)
         if isinstance(node, yaml.SequenceNode):
-            self._add(node, _flow(value) if node.flow_style else f"- {_flow(value)}", first=False)
+            with self._verified(key) as below:
+                below[_last(key)].append(value)
+                self._add(node, _flow(value) if node.flow_style else f"- {_flow(value)}", first=False)
         else:
             self.set(key, [value])
+
+    @contextmanager
+    def _verified(self, key: str) -> Iterator[dict[str, Any]]:
+        """Yields the values that contain an entry, to be changed as the text is; compares both at the end.
+
+        Raises:
+            ConfigError: the text would mean something else, or what contains the entry is not a mapping.
+        """
+        above, _, _ = key.rpartition(".")
+        expected = self.tree().plain() or {}
+        below = expected
+        for name in above.split(".") if above else ():
+            below[name] = {} if below.get(name) is None else below[name]
+            below = below[name]
+            if not isinstance(below, dict):
+                raise ConfigError(f"{self._name}: {above}={show(below)} is not a mapping; correct it")
+        yield below
+        try:
+            found = self.tree().plain()
+        except ConfigError:
+            found = None
+        if found != expected:
+            raise ConfigError(f"{self._name}: {key} cannot be rewritten in this layout of the file; change it by hand")
 
     def _add(self, parent: yaml.CollectionNode, entry: str, *, first: bool) -> None:
         """Writes an entry into a mapping or list in the style of the others."""
@@ -133,6 +172,10 @@ class YamlText:
 
     def _replace(self, start: int, end: int, text: str) -> None:
         self.text = self.text[:start] + text + self.text[end:]
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _flow(value: Any) -> str:

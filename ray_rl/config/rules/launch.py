@@ -93,7 +93,8 @@ def _secrets(config: RunConfig, backend: Backend, overrides: Sequence[str]) -> I
     where = _PLACES_OF_SECRETS[backend]
     for name, value in config.launch.environment.items():
         if is_secret(name) or without_credentials(value) != value:
-            yield f"launch.environment.{name}: looks like a secret, and others can read the job; put it {where}"
+            # "NAME: looks" would read as a secret with its value, of which the console shows three stars.
+            yield f"launch.environment: {name} looks like a secret, and others can read the job; put it {where}"
     for given, hidden in zip(overrides, without_arguments(overrides), strict=True):
         if given != hidden:
             yield f"override '{hidden}': looks like a secret, and others can read the job; put it {where}"

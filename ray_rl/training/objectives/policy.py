@@ -32,12 +32,19 @@ class PolicyObjective:
     """Divides the token losses under the reduction `constant`."""
     has_kl_loss: bool
     """Whether a KL to the reference is part of the loss."""
+    keeps_all_rows: bool = False
+    """Whether rows whose advantages are all 0 are trained on too: the loss of a user need not be 0 there."""
 
     def trained(self, batch: TrainBatch, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Metric]]:
-        """Returns all rows if there is a KL penalty or an entropy bonus, else those with an advantage other than 0."""
+        """Returns the rows that can have a gradient.
+
+        These are all rows if there is a KL penalty, an entropy bonus or a user's loss, else those with an advantage
+        other than 0.
+        """
         assert batch.advantages_RT is not None, "the batch has no advantages"
         found = rows
-        if batch.kl_coefficient <= 0 and self.settings.entropy_coefficient <= 0:
+        has_other_terms = batch.kl_coefficient > 0 or self.settings.entropy_coefficient > 0
+        if not (self.keeps_all_rows or has_other_terms):
             found = rows[informative_rows(batch.advantages_RT[rows])]
         return found, [Mean("train/skipped_fraction", len(rows) - len(found), len(rows))]
 

@@ -198,3 +198,19 @@ def test_the_example_of_contributing_leaves_out_what_was_not_scored():
     advantages_PG = completion_advantages(estimator, rewards_PG, ~rewards_PG.isnan())
     assert advantages_PG.tolist() == [[3.0, 0.0, -1.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0] * 4]
     assert estimator.name == "median"
+
+
+def test_what_an_estimator_writes_into_its_arguments_changes_nothing():
+    def writes(scores_PG, is_scored_PG):
+        is_scored_PG.fill_(False)
+        return scores_PG.mul_(2.0)
+
+    scores_PG, is_scored_PG = torch.tensor([[1.0, 3.0]]), torch.tensor([[True, True]])
+    assert completion_advantages(OverGroup("m:f", writes), scores_PG, is_scored_PG).tolist() == [[2.0, 6.0]]
+    assert (scores_PG.tolist(), is_scored_PG.tolist()) == ([[1.0, 3.0]], [[True, True]])
+
+
+def test_advantages_have_no_gradient():
+    estimator = OverGroup("m:f", lambda scores_PG, is_scored_PG: scores_PG.requires_grad_() * 2.0)
+    advantages_PG = completion_advantages(estimator, torch.tensor([[1.0, 3.0]]), torch.tensor([[True, True]]))
+    assert advantages_PG.numpy().tolist() == [[2.0, 6.0]]

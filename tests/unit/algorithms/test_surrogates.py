@@ -259,3 +259,15 @@ def test_the_surrogate_of_a_user_is_what_the_function_returns():
 def test_a_user_who_returns_anything_else_is_told_what(returned):
     with pytest.raises(ConfigError, match=f"m:f: the loss returned .* for {len(OLD_N)} tokens"):
         users_surrogate(OLD_N, OLD_N, ADVANTAGES_N, ROWS_N, name="m:f", function=lambda *given: returned)
+
+
+def test_what_a_users_loss_writes_into_its_constants_does_not_reach_the_policy():
+    def writes(logprobs_N, old_logprobs_N, advantages_N, row_N):
+        old_logprobs_N.clamp_(min=-3.0)
+        advantages_N.zero_()
+        row_N.zero_()
+        return -logprobs_N, logprobs_N > 0
+
+    logprobs_N, advantages_N, row_N = torch.tensor([-1.0, -5.0]), torch.ones(2), torch.tensor([0, 1])
+    users_surrogate(logprobs_N, logprobs_N.detach(), advantages_N, row_N, name="m:f", function=writes)
+    assert (logprobs_N.tolist(), advantages_N.tolist(), row_N.tolist()) == ([-1.0, -5.0], [1.0, 1.0], [0, 1])

@@ -108,3 +108,37 @@ def test_the_section_of_reward_models_is_refused_with_the_key_that_replaced_it(t
     assert "reward models are now an entry of rewards; move these settings to an entry with kind: model" in str(
         raised.value
     )
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        '{"algorithm": {"preset":"dapo","clip":[0.2,0.28]}}',
+        'algorithm: {kind: "grpo" # a, b, c\n  , preset: dapo}\n',
+        "? algorithm\n: preset: dapo\n? reward\n: paths: [a]\n",
+    ],
+    ids=["a key that would lose its space", "a comma in a comment", "an explicit key"],
+)
+def test_a_layout_that_an_edit_would_damage_is_refused(algorithm):
+    with pytest.raises(ConfigError, match=r"run\.yaml: \S+ cannot be rewritten in this layout of the file"):
+        migrated(algorithm, "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("reward: foo\n", "run.yaml:1: reward=foo is not a mapping; correct it"),
+        ("reward: [a]\n", "run.yaml:1: reward=['a'] is not a mapping; correct it"),
+        ("algorithm: {preset: {a: 1}}\n", "run.yaml:1: algorithm.preset={'a': 1} is not a name; correct it"),
+        ("model: {path: a}\nalgorithm: grpo\n", "run.yaml: algorithm=grpo is not a mapping; correct it"),
+    ],
+)
+def test_an_old_key_with_a_value_of_another_kind_is_refused(text, complaint):
+    with pytest.raises(ConfigError) as caught:
+        migrated(text, "run.yaml")
+    assert str(caught.value) == complaint
+
+
+def test_a_file_that_extends_another_gets_no_kind():
+    text = "extends: base.yaml\nmodel: {path: a}\n"
+    assert migrated(text, "run.yaml") == text

@@ -35,8 +35,8 @@ def test_where_the_project_itself_is_shared_a_relative_folder_is_right(job, back
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("launch.environment={HF_TOKEN: hf_123456}", "launch.environment.HF_TOKEN"),
-        ("launch.environment={http_proxy: 'http://me:hf_123456@proxy'}", "launch.environment.http_proxy"),
+        ("launch.environment={HF_TOKEN: hf_123456}", "launch.environment: HF_TOKEN looks"),
+        ("launch.environment={http_proxy: 'http://me:hf_123456@proxy'}", "launch.environment: http_proxy looks"),
         ("rewards.0={kind: custom, function: 'a:b', options: {api_key: hf_123456}}", "override 'rewards.0="),
     ],
 )
