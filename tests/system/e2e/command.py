@@ -134,8 +134,8 @@ def steps_done(folder: Path) -> int:
     return len(file.read_text().splitlines()) if file.is_file() else 0
 
 
-def place_for(folder: Path, name: str, *, steps: int, algorithm: dict | None = None, **sections: dict) -> Path:
-    """A folder with a tiny model and a `run.yaml` for it; sections are merged over those here."""
+def place_for(folder: Path, name: str, *, steps: int, algorithm: dict | None = None, **sections: dict | list) -> Path:
+    """A folder with a tiny model and a `run.yaml` for it; sections are merged over those here, lists replace them."""
     write_tiny_model(folder / "model")
     config = {
         "run": {"name": name, "steps": steps},
@@ -148,6 +148,6 @@ def place_for(folder: Path, name: str, *, steps: int, algorithm: dict | None = N
         "cluster": {"accelerator": "cpu"},
     }
     for section, values in sections.items():
-        config[section] = config.get(section, {}) | values
+        config[section] = values if isinstance(values, list) else config.get(section, {}) | values
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     return folder

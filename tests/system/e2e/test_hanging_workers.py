@@ -45,7 +45,7 @@ DIED = r"NAME died on [\d.]+ \(process \d+: SYSTEM_ERROR.*"
 def harms():
     return [
         Harm(
-            r"actor-\d\.update", STOP, rf"{SILENT} Going back to step \d+ of {STEPS}; restart 1 of 3", "actor started"
+            r"actor-\d\.update", STOP, rf"{SILENT} Going back to step \d+ of {STEPS}; restart 1 of 3", "actor restarted"
         ),
         Harm("reference", KILL, rf"{DIED} Restarting the reference; restart 1 of 3", "reference answers again"),
         Harm(
