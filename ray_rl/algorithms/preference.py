@@ -25,8 +25,8 @@ from torch.nn.functional import logsigmoid
 from ray_rl.algorithms.summed import Summed, summed
 
 LikelihoodOver = Literal["token", "pair"]
-"""What a likelihood is a mean of: of all chosen tokens of the optimizer step (TRL), or of the averages -c' of its pairs
-(OpenRLHF, LLaMA-Factory), so that each pair weighs the same."""
+"""How a likelihood is averaged. token: over all chosen tokens of the optimizer step (TRL). pair: over the averages -c'
+of its pairs, so that each pair weighs the same (OpenRLHF, LLaMA-Factory)."""
 
 MOST_LIKELY = -(2.0**-24)
 """Bound of an average log-probability where its odds are taken, which are infinite at 0. Float32 has no number between
@@ -69,7 +69,7 @@ class Dpo:
     """e in [0, 1/2): the share of pairs whose label is thought to be wrong. 0 is DPO."""
     smoothing: Literal["conservative", "robust"]
     reference_free: bool
-    """Whether c0 = r0 = 0."""
+    """True ignores the reference: c0 and r0 count as 0."""
     likelihood: Likelihood | None
 
 

@@ -1,4 +1,4 @@
-"""What a loss over a part of an optimizer step returns: sums and counts, which add up over the parts."""
+"""The result of a loss over a part of an optimizer step: sums and counts, which add up over the parts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

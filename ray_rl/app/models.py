@@ -1,4 +1,4 @@
-"""What the workers of each role hold, from the configuration of a run. The `build_*` functions run in the workers."""
+"""Builds the models that workers hold, from the configuration of a run. The `build_*` functions run in the workers."""
 
 from __future__ import annotations
 

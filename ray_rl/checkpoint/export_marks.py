@@ -1,4 +1,4 @@
-"""What an export says about itself: the step of its policy, and the type of its weights."""
+"""Reads and writes two facts about an export: the step of its policy, and the dtype of its weights."""
 
 from __future__ import annotations
 

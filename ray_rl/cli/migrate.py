@@ -1,4 +1,4 @@
-"""`ray-rl migrate`: rewrites configurations of older versions for this one, comments and layout kept."""
+"""`ray-rl migrate`: rewrites configurations of older versions for this one. Keeps the layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def add_to(commands: Commands) -> None:
         "migrate",
         help="rewrite a configuration of an older version for this one",
         description="Renames the keys of older versions in YAML files, also in config.yaml of run folders, and prints "
-        "the changes. Comments and layout stay. Files that a file extends must be rewritten, too.",
+        "the changes. Layout and comments stay, except comments of removed keys. Files that a file extends must be "
+        "rewritten, too.",
         epilog="example: ray-rl migrate --dry-run my_run.yaml",
     )
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="YAML file")

@@ -24,7 +24,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NODE = re.compile(r"^\s*ip: (\S+)", re.MULTILINE)
 PROCESS = re.compile(r"^\s*pid: (\d+)", re.MULTILINE)
 REASON = re.compile(r"Worker exit type: (\w+) Worker exit detail: (.*?)(?: Some common causes|\n|$)")
-"""What Ray knows about a death; only its message has it."""
+"""Finds why Ray believes that a worker died. Only the text of its error has the reason."""
 MEMORY = re.compile(r"Memory on the node \(IP: ([^,\s]+).*? was (\S+) used / (\S+) limit")
 USER = re.compile(r"^(\d+)\t([\d.]+)\t(.+)$", re.MULTILINE)
 """Id, GB and command of the processes that use most memory, the largest first."""
@@ -33,11 +33,11 @@ USERS = 4
 
 
 class Loss:
-    """Whether workers are written off. Every call to such workers fails."""
+    """Records that workers are lost. Every further call to them fails."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        """Why the workers are written off, for messages; None while they can be called."""
+        """Why the workers are lost, for messages; None while they can be called."""
         self.told = asyncio.Event()
 
     def tell(self, reason: str) -> None:

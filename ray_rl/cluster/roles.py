@@ -100,7 +100,7 @@ class RayActor(RaySaved):
         self.sending = asyncio.Lock()
         """Held while weights are sent to engines: they must not change then."""
         self.is_ahead = False
-        """Whether its weights may be newer than the last published version."""
+        """True if the weights may be newer than the last published version."""
 
     async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
         """Returns float32 [R, T], assembled from the shares of the workers."""

@@ -44,7 +44,7 @@ class TeamSpec:
     threads: int
     """Threads of a worker on CPU."""
     has_state: bool
-    """Whether its workers change, as under training: all such roles restart together when one loses a worker. A role
+    """True if the workers change, as under training: all such roles restart together when one loses a worker. A role
     without a state restarts alone, and its call is repeated."""
 
 

@@ -59,7 +59,7 @@ class Team(Generic[T]):
         self.workers = [launch(rank) for rank in range(size)]
         """The workers by rank; a restart replaces them."""
         self.loss = Loss()
-        """Whether these workers are written off; a restart replaces it."""
+        """Records that these workers are lost; a restart replaces the record."""
         self.is_loaded = False
         """Whether every worker holds its object and none is lost; only then do heartbeats count."""
         self.unanswered_s: dict[str, float] = {}

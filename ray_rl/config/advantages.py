@@ -41,7 +41,7 @@ class LeaveOneOut(Config):
 
     kind: Literal["leave_one_out"] = "leave_one_out"
     singleton: Literal["zero", "score"] = "zero"
-    """As in `group`."""
+    """Advantage of the only scored completion of a group: 0 (TRL), or its reward (verl)."""
     whiten: Whiten | None = None
     """Normalisation of the advantages over the batch."""
 

@@ -47,7 +47,8 @@ class MaskSequences(Config):
     high: float = Field(3.0, gt=0)
     """TRL: 3."""
     over: Literal["sum", "mean"] = "sum"
-    """As in `truncate_sequences`. OpenRLHF: mean."""
+    """How the log-ratios of tokens become that of the completion: sum (TRL), or mean (OpenRLHF), which does not depend
+    on length."""
 
 
 Correction = Annotated[TruncateTokens | MaskTokens | TruncateSequences | MaskSequences, Field(discriminator="kind")]

@@ -48,7 +48,7 @@ Fault = Died | Silent | Poisoned | NotStarted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """What a decision depends on, except the fault."""
+    """The state of an engine and of the others, on which a decision depends in addition to the fault."""
 
     restarts: int
     """Restarts of this engine so far."""

@@ -64,12 +64,18 @@ class TestAdvantages:
                 "return scores_PG / (is_scored_PG.sum(1, keepdim=True) - 1)",
                 r"returned -inf for completion 0 of prompt 3, .* \[-0\.536573, None, None, None",
             ),
+            ("return scores_PG / (is_scored_PG.sum(1, keepdim=True) != 3)", "for completion 0 of prompt 2, .* None, "),
         ],
-        ids=["reduced", "list", "equal scores", "one score"],
+        ids=["reduced", "list", "equal scores", "one score", "a missing score"],
     )
     def test_a_wrong_function_is_refused_with_what_it_returned(self, module, body, message):
         path = module(function("scores_PG, is_scored_PG", body))
         with pytest.raises(ConfigError, match=f"^{path}: .*{message}"):
+            check_advantages(path, options={}, group_size=4)
+
+    def test_it_is_called_with_a_group_without_scores(self, module):
+        path = module(function("scores_PG, is_scored_PG", "assert is_scored_PG.any(1).all(); return scores_PG"))
+        with pytest.raises(AssertionError):
             check_advantages(path, options={}, group_size=4)
 
 
@@ -127,11 +133,17 @@ class TestLoss:
                 "return -(advantages_N - advantages_N.mean()) * logprobs_N, NEVER",
                 "depends on other sequences: .* leave sums",
             ),
+            ("return -advantages_N * logprobs_N * (1 + (row_N == 0).any()), NEVER", "depends on other sequences"),
         ],
     )
     def test_a_wrong_function_is_refused_with_what_it_returned(self, module, body, message):
         path = module(function(self.ARGUMENTS, body.replace("NEVER", self.NEVER)))
         with pytest.raises(ConfigError, match=f"^{path}: .*{message}"):
+            check_surrogate(path, options={}, **SETTINGS)
+
+    def test_it_is_called_without_tokens(self, module):
+        path = module(function(self.ARGUMENTS, f"assert len(row_N); return -advantages_N * logprobs_N, {self.NEVER}"))
+        with pytest.raises(AssertionError):
             check_surrogate(path, options={}, **SETTINGS)
 
     def test_a_setting_of_the_algorithm_is_no_option(self):
