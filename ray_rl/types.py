@@ -3,16 +3,17 @@
 Axes are suffixes of array names:
     P  prompts of a step
     G  completions per prompt
-    R  rollouts, R = P * G, ordered by prompt
-    T  tokens of a rollout after its prompt, padded to the longest of the batch
+    R  rollouts, or rows of examples, R = P * G, ordered by prompt
+    T  tokens of a row after its prompt, padded to the longest of the batch
     V  vocabulary
-    J  pairs of a chosen and a rejected completion of one prompt, in a micro-batch
+    J  pairs of a chosen and a rejected completion of one prompt
 
 Loads without torch and numpy: the arrays are numpy's, named only for type checkers.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -25,6 +26,9 @@ Scalar = TypeVar("Scalar", bound="np.generic")
 FinishReason = Literal["stop", "length", "abort"]
 StopReason = FinishReason | Literal["turns", "tool", "environment", "time"]
 """Why an episode ended: as its last completion did, or by the limit of turns, a tool, its environment or its time."""
+LossAt = Literal["tokens", "end", "steps"]
+"""Where a model is trained on an example: at the tokens of its loss mask (a language model), after its end (a reward
+model), or after each token of its loss mask (a model of right and wrong steps, whose separators end there)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,22 +187,76 @@ class RolloutGroup:
     rollouts: Sequence[Rollout]
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What follows a prompt in an example, tokenised: one turn of the assistant, or several with turns between them."""
+
+    token_ids: NDArray[np.int32]
+    """[T_i] tokens, at least one."""
+    loss_mask: NDArray[np.bool_]
+    """[T_i] True on the tokens that are trained on, by position and never by token value."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainBatch:
-    """The rollouts of one step as arrays. Row r is rollout r % G of prompt r // G."""
+class Example:
+    """A row of data for training without rollouts: a demonstration, a pair, a judged answer, or a solution in steps."""
+
+    id: str
+    """Id, the same in all runs and epochs, for example "train.jsonl:42"."""
+    prompt_ids: tuple[int, ...]
+    """The tokens of the prompt, at least one."""
+    answers: tuple[Answer, ...]
+    """One answer, or the chosen and the rejected one."""
+    label: bool | None = None
+    """Whether a judged answer is desirable."""
+    margin: float | None = None
+    """By how much the chosen answer is better."""
+    step_labels: NDArray[np.float32] | None = None
+    """[S] how right each step is, in [0, 1], by the order of the loss tokens."""
+    prompt: str = ""
+    """The prompt, for people."""
+    texts: tuple[str, ...] = ()
+    """The answers, for people."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that a log-probability of the answers depends on besides the model."""
+        parts = [str(self.prompt_ids)]
+        parts += [f"{answer.token_ids.tolist()} {answer.loss_mask.tolist()}" for answer in self.answers]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Sequences as arrays, as far as a model reads them. Row r is number r % G of prompt r // G."""
 
     prompt_ids: tuple[NDArray[np.int32], ...]
-    """P prompts, each [L_p] tokens."""
+    """P prompts, each [L_p] tokens, at least one."""
     group_size: int
-    """G, the number of rollouts per prompt."""
+    """G, the number of rows per prompt."""
     tokens_RT: NDArray[np.int32]
     """Tokens after the prompt; 0 past the end."""
     lengths_R: NDArray[np.int32]
-    """All tokens of each rollout, observations included, 0 < length <= T."""
+    """All tokens of each row, observations included, 0 < length <= T."""
+    loss_mask_RT: NDArray[np.bool_]
+    """True on tokens that are trained on, by position and never by token value."""
+
+    @property
+    def rows(self) -> int:
+        """R, the number of rows."""
+        return len(self.lengths_R)
+
+
+Batch = TypeVar("Batch", bound=TokenBatch, contravariant=True)
+"""The batches that an objective reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch(TokenBatch):
+    """The rollouts of one step as arrays."""
+
     sampled_R: NDArray[np.int32]
     """Number of tokens of each rollout that the policy sampled; length penalties count these."""
-    loss_mask_RT: NDArray[np.bool_]
-    """True on sampled tokens that are trained on, by position and never by token value."""
     rollout_logprobs_RT: NDArray[np.float32]
     """Log-probabilities reported by the engine; 0 on observations and past the end."""
     rewards_R: NDArray[np.float32]
@@ -216,7 +274,23 @@ class TrainBatch:
     kl_coefficient: float = 0.0
     """Coefficient of the KL penalty in the loss at this step."""
 
-    @property
-    def rows(self) -> int:
-        """R, the number of rollouts."""
-        return len(self.lengths_R)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineBatch(TokenBatch):
+    """The examples of one optimizer step as arrays. A pair is a group of two, the chosen row before the rejected one.
+
+    Only pairs are groups: G is 2 for them and 1 for all others, whether or not examples have the same prompt.
+    """
+
+    ids: tuple[str, ...]
+    """[P] ids of the examples."""
+    reference_R: NDArray[np.float64] | None = None
+    """Sum of the reference's log-probabilities over the loss tokens of each row."""
+    margins_J: NDArray[np.float32] | None = None
+    """By how much the score of the chosen row should be the larger one, for each pair."""
+    labels_R: NDArray[np.bool_] | None = None
+    """Whether each row is desirable."""
+    labels_RT: NDArray[np.float32] | None = None
+    """How right the step that ends before each loss token is, in [0, 1]; 0 elsewhere."""
+    baseline: float | None = None
+    """KTO's estimate of the KL to the reference (see `kto_baseline`), of the whole optimizer step."""

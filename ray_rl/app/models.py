@@ -24,6 +24,7 @@ from ray_rl.training.objectives.policy import PolicyObjective
 from ray_rl.training.objectives.value import ValueObjective
 from ray_rl.training.process_group import Member
 from ray_rl.training.settings import TrainSettings
+from ray_rl.types import TrainBatch
 from ray_rl.weight_sync.transports import BACKENDS, transport_of
 
 
@@ -49,7 +50,9 @@ def build_actor(config: RunConfig, folders: Sequence[str], member: Member, *, th
     )
 
 
-def build_critic(config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1) -> SavedTrainer:
+def build_critic(
+    config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1
+) -> SavedTrainer[TrainBatch]:
     """Loads a rank of the critic; arguments as for `build_actor`."""
     return SavedTrainer(*value_parts(config, folders[0]), member, threads=threads)
 

@@ -13,7 +13,7 @@ from ray_rl.batching.micro_batches import MicroBatch, Sizes, Tree, plan_micro_ba
 from ray_rl.config.train import Packing
 from ray_rl.models.attention import tree_layout
 from ray_rl.models.policy import ModelInputs
-from ray_rl.types import TrainBatch
+from ray_rl.types import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Split:
     micro_batch_tokens: int
     packing: Packing
 
-    def encode(self, batch: TrainBatch, rows: NDArray[np.int64], *, rank: int) -> list[Encoded]:
+    def encode(self, batch: TokenBatch, rows: NDArray[np.int64], *, rank: int) -> list[Encoded]:
         """Returns one worker's micro-batches for some rows of the batch; every worker has the same number of them."""
         plans = plan_micro_batches(
             Sizes([len(prompt) for prompt in batch.prompt_ids], batch.lengths_R.tolist(), batch.group_size),
@@ -58,7 +58,7 @@ class Split:
         return [encode(batch, micro_batch, packing=self.packing) for micro_batch in plans[rank]]
 
 
-def encode(batch: TrainBatch, micro_batch: MicroBatch, *, packing: Packing) -> Encoded:
+def encode(batch: TokenBatch, micro_batch: MicroBatch, *, packing: Packing) -> Encoded:
     """Returns the tensors of a micro-batch. An empty one becomes two tokens without a loss."""
     if not micro_batch:
         return _nothing(packing)
@@ -82,11 +82,11 @@ def _nothing(packing: Packing) -> Encoded:
     return Encoded(inputs, empty, empty, tokens=0)
 
 
-def _loss_times(batch: TrainBatch, row: int) -> NDArray[np.int64]:
+def _loss_times(batch: TokenBatch, row: int) -> NDArray[np.int64]:
     return np.flatnonzero(batch.loss_mask_RT[row, : batch.lengths_R[row]])
 
 
-def _encode_row(batch: TrainBatch, micro_batch: MicroBatch, *, is_shared: bool) -> Encoded:
+def _encode_row(batch: TokenBatch, micro_batch: MicroBatch, *, is_shared: bool) -> Encoded:
     """Returns one row of trees: each prompt, followed by its completions (one completion if prompts are not shared).
 
     Without a layout, attention finds the start of each sequence by its position 0.
@@ -122,7 +122,7 @@ def _encode_row(batch: TrainBatch, micro_batch: MicroBatch, *, is_shared: bool) 
     return Encoded(inputs, rows, times, tokens=end)
 
 
-def _encode_padded(batch: TrainBatch, micro_batch: MicroBatch) -> Encoded:
+def _encode_padded(batch: TokenBatch, micro_batch: MicroBatch) -> Encoded:
     """Returns one row per sequence, padded on the right."""
     pairs = [(batch.prompt_ids[tree.prompt], row) for tree in micro_batch for row in tree.rows]
     lengths = [len(prompt) + int(batch.lengths_R[row]) for prompt, row in pairs]

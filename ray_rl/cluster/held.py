@@ -14,14 +14,15 @@ from ray_rl.training.objectives.policy import PolicyObjective
 from ray_rl.training.process_group import Member
 from ray_rl.training.settings import TrainSettings
 from ray_rl.training.trainer import Trainer
+from ray_rl.types import Batch, TrainBatch
 from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
 from ray_rl.weight_sync.transports import Transport, build_sender
 
 
-class SavedTrainer(Trainer):
+class SavedTrainer(Trainer[Batch]):
     """A rank of a model under training, which also writes and restores its part of checkpoints."""
 
-    def __init__(self, objective: Objective, settings: TrainSettings, member: Member, *, threads: int) -> None:
+    def __init__(self, objective: Objective[Batch], settings: TrainSettings, member: Member, *, threads: int) -> None:
         """Loads the model, as `Trainer`."""
         super().__init__(objective, settings, member, threads=threads)
         self._writer, self._file = SliceWriter(), f"rank_{member.rank}.safetensors"
@@ -40,7 +41,7 @@ class SavedTrainer(Trainer):
         self.zero.restore(reader.read, reader.states["rank_0"])
 
 
-class Policy(SavedTrainer):
+class Policy(SavedTrainer[TrainBatch]):
     """A rank of the actor, which also sends its weights to the engines and exports them."""
 
     def __init__(

@@ -22,7 +22,7 @@ from ray_rl.rollout.engine import Engine
 from ray_rl.training.frozen import FrozenModel
 from ray_rl.training.share import Scores
 from ray_rl.training.trainer import Trainer
-from ray_rl.types import TrainBatch
+from ray_rl.types import TokenBatch, TrainBatch
 from ray_rl.weight_sync.proof import merged
 from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
 
@@ -62,7 +62,7 @@ class RayRewardModels:
 class RaySaved:
     """A model under training, as checkpoints see it."""
 
-    def __init__(self, team: Team[SavedTrainer]) -> None:
+    def __init__(self, team: Team[SavedTrainer[TrainBatch]]) -> None:
         self._ranks = team
 
     async def save(self, folder: Path) -> None:
@@ -173,7 +173,7 @@ class RayEngine:
     checksums = in_process(Engine.checksums)
 
 
-def whole(batch: TrainBatch, shares: Iterable[Scores]) -> NDArray[np.float32]:
+def whole(batch: TokenBatch, shares: Iterable[Scores]) -> NDArray[np.float32]:
     """Returns the rows of all workers as one array, float32 [R, T]; 0 outside of their rows."""
     values_RT = np.zeros(batch.tokens_RT.shape, np.float32)
     for share in shares:

@@ -14,7 +14,7 @@ from ray_rl.training.deepspeed_config import frozen_config
 from ray_rl.training.networks import Network
 from ray_rl.training.process_group import Member, join_process_group
 from ray_rl.training.share import Scores, Share
-from ray_rl.types import TrainBatch
+from ray_rl.types import TokenBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class FrozenModel:
         self._model = _load(network, settings, self._share)
         network.verify(self._model, self._share)
 
-    def scores(self, batch: TrainBatch) -> Scores:
+    def scores(self, batch: TokenBatch) -> Scores:
         """Scores this worker's share of the batch; a collective if the model is shared."""
         return self._share.scores(batch, partial(self._network.score, self._model))
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_rl.batching.encoding import Encoded
 from ray_rl.errors import ConfigError
 from ray_rl.training.share import Share
-from ray_rl.types import TrainBatch
+from ray_rl.types import TokenBatch
 
 PROMPT_TOKENS, COMPLETION_TOKENS = 4, 8
 FLOAT32_GAP = 1e-4
@@ -80,22 +79,18 @@ def _require_same(logprobs_N: Tensor, own_N: Tensor, labels_N: Tensor, bound: fl
     )
 
 
-def _probe(model_config: Any, *, rows: int) -> TrainBatch:
+def _probe(model_config: Any, *, rows: int) -> TokenBatch:
     """Returns one prompt with a completion for each worker: tokens from the whole vocabulary, the same in every run."""
     settings = model_config.get_text_config()
     words = np.setdiff1d(np.arange(settings.vocab_size), [*_special_tokens(model_config.to_dict())])
     random = np.random.default_rng(0)
     shape = (rows, COMPLETION_TOKENS)
-    lengths_R: NDArray[np.int32] = np.full(rows, COMPLETION_TOKENS, np.int32)
-    return TrainBatch(
+    return TokenBatch(
         prompt_ids=(random.choice(words, PROMPT_TOKENS).astype(np.int32),),
         group_size=rows,
         tokens_RT=random.choice(words, shape).astype(np.int32),
-        lengths_R=lengths_R,
-        sampled_R=lengths_R,
+        lengths_R=np.full(rows, COMPLETION_TOKENS, np.int32),
         loss_mask_RT=np.ones(shape, np.bool_),
-        rollout_logprobs_RT=np.zeros(shape, np.float32),
-        rewards_R=np.zeros(rows, np.float32),
     )
 
 

@@ -16,7 +16,7 @@ from ray_rl.config.train import Trained
 from ray_rl.models.loading import attention_name, resolved_packing
 from ray_rl.models.policy import ModelInputs
 from ray_rl.training.process_group import Member
-from ray_rl.types import TrainBatch
+from ray_rl.types import TokenBatch
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -59,12 +59,12 @@ class Share:
             attention=attention_name(layout, packing=packing, accelerator=accelerator),
         )
 
-    def encode(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Encoded]:
+    def encode(self, batch: TokenBatch, rows: NDArray[np.int64]) -> list[Encoded]:
         """Returns this rank's micro-batches of some rows of the batch: the same number on each rank."""
         return self.split.encode(batch, rows, rank=self.rank)
 
     @torch.no_grad()
-    def scores(self, batch: TrainBatch, score: Callable[[ModelInputs], Tensor]) -> Scores:
+    def scores(self, batch: TokenBatch, score: Callable[[ModelInputs], Tensor]) -> Scores:
         """Returns what `score` computes for the loss tokens of this rank's share; a collective under ZeRO-3."""
         share = self.encode(batch, np.arange(batch.rows))
         values_RT = np.zeros(batch.tokens_RT.shape, np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -18,13 +18,15 @@ from ray_rl.training.process_group import Member, join_process_group
 from ray_rl.training.settings import TrainSettings
 from ray_rl.training.share import Scores, Share
 from ray_rl.training.zero import ZeroEngine
-from ray_rl.types import TrainBatch
+from ray_rl.types import Batch, TokenBatch
 
 
-class Trainer:
+class Trainer(Generic[Batch]):
     """One rank of a model under training. All ranks are called with the same batch; each computes its share."""
 
-    def __init__(self, objective: Objective, settings: TrainSettings, member: Member, *, threads: int = 1) -> None:
+    def __init__(
+        self, objective: Objective[Batch], settings: TrainSettings, member: Member, *, threads: int = 1
+    ) -> None:
         """Loads the model and its optimizer; a collective. `threads` of this process work on CPU.
 
         Raises:
@@ -48,7 +50,7 @@ class Trainer:
         """The model that the objective's network built; its parameters are shards under ZeRO-3."""
         return self.zero.module
 
-    def update(self, batch: TrainBatch) -> list[Metric]:
+    def update(self, batch: Batch) -> list[Metric]:
         """Trains on a batch: `update_epochs` passes of `minibatches` optimizer steps; a collective.
 
         Raises:
@@ -61,11 +63,11 @@ class Trainer:
                 metrics += self._optimizer_step(batch, rows)
         return metrics
 
-    def scores(self, batch: TrainBatch) -> Scores:
+    def scores(self, batch: TokenBatch) -> Scores:
         """Scores this rank's share of the batch with the current weights; a collective."""
         return self._share.scores(batch, partial(self._objective.network.score, self.zero.engine))
 
-    def accumulate(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Metric]:
+    def accumulate(self, batch: Batch, rows: NDArray[np.int64]) -> list[Metric]:
         """Leaves the gradient of the loss over some rows in the engine; a collective.
 
         Sums over this rank's tokens, divided by a count over all rows: neither the number of workers nor the
@@ -82,7 +84,7 @@ class Trainer:
         trained, _ = objective.trained(batch, rows)
         return self.zero.accumulate(self._share.encode(batch, trained), backward, count=objective.count(batch, rows))
 
-    def _optimizer_step(self, batch: TrainBatch, rows: NDArray[np.int64]) -> list[Metric]:
+    def _optimizer_step(self, batch: Batch, rows: NDArray[np.int64]) -> list[Metric]:
         """Takes one optimizer step on some rows of the batch."""
         trained, found = self._objective.trained(batch, rows)
         has_loss = len(trained) > 0 and bool(batch.loss_mask_RT[rows].any())

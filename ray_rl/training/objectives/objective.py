@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ray_rl.batching.encoding import Encoded
 from ray_rl.metrics.metric import Metric
 from ray_rl.training.networks import Network
-from ray_rl.types import TrainBatch
+from ray_rl.types import Batch
 
 
-class Objective(Protocol):
+class Objective(Protocol[Batch]):
     """A model and the loss that it is trained on. Holds settings and no weights, so that it can be sent to workers.
 
     The gradient of an optimizer step is that of (sum of `loss` over all micro-batches of all ranks) / `count`.
@@ -28,7 +28,7 @@ class Objective(Protocol):
     def network(self) -> Network:
         """The model."""
 
-    def trained(self, batch: TrainBatch, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Metric]]:
+    def trained(self, batch: Batch, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Metric]]:
         """Returns the rows that have a gradient, and metrics about them. The other rows still belong to `count`.
 
         Args:
@@ -36,10 +36,10 @@ class Objective(Protocol):
             rows: the rows of the optimizer step.
         """
 
-    def count(self, batch: TrainBatch, rows: NDArray[np.int64]) -> float:
+    def count(self, batch: Batch, rows: NDArray[np.int64]) -> float:
         """Returns what the sum of the losses of an optimizer step is divided by; the same on every rank."""
 
-    def loss(self, model: nn.Module, encoded: Encoded, batch: TrainBatch) -> tuple[Tensor, list[Metric]]:
+    def loss(self, model: nn.Module, encoded: Encoded, batch: Batch) -> tuple[Tensor, list[Metric]]:
         """Returns the sum of the losses of a micro-batch, never a mean, and its metrics.
 
         Args:

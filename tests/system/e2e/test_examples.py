@@ -125,8 +125,8 @@ def test_new_algorithm_trains_with_the_advantage_and_the_loss_of_its_file(place)
         expected = [(sample["reward"] - mean) / max(mean, 1e-6) for sample in group]
         assert [sample["advantage"] for sample in group] == pytest.approx(expected, abs=1e-5)
     assert len({sample["advantage"] for sample in trained.samples}) > 2
-    # Every ratio exceeds the option largest=0, so that the loss counts all tokens of bad completions. A loss of one's own
-    # is given all completions, those with the advantage 0 too.
+    # Every ratio exceeds the option largest=0, so that the loss counts all tokens of bad completions. A loss of one's
+    # own is given all completions, those with the advantage 0 too.
     bad = sum(sample["length"] for sample in trained.samples if sample["advantage"] < 0)
     updated = sum(sample["length"] for sample in trained.samples)
     assert trained.metrics["policy/clip_fraction"] == pytest.approx(bad / updated)
