@@ -73,7 +73,7 @@ def check_before_start(
 def _first_line(config: RunConfig, *, continued: bool) -> str:
     from ray_rl.config.gpus import needed_gpus
 
-    gpus, steps = needed_gpus(config), config.run.steps
+    gpus, steps = needed_gpus(config), config.steps
     where = "CPU" if config.cluster.accelerator == "cpu" else f"{gpus} GPU{'s' if gpus > 1 else ''}"
     return (
         f"{config.run.name}: {'continuing' if continued else 'training'} {config.model.path} on {where}, "
@@ -109,7 +109,7 @@ def unreadable_data(config: RunConfig) -> str | None:
 def _check_functions(config: RunConfig, progress: Note) -> None:
     from ray_rl.preflight.functions import check_functions
 
-    check_functions(config.algorithm)
+    check_functions(config.online)
 
 
 def _check_rows(config: RunConfig, progress: Note) -> CheckedRows | None:

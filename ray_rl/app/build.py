@@ -96,7 +96,7 @@ def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | Non
             if saved is None
             else f"the newest checkpoint is of step {saved}; resume with: {resume_command(folder.root)}"
         )
-        raise Preempted(f"stopped by {stop.name} after step {run.step} of {config.run.steps}; {found}") from None
+        raise Preempted(f"stopped by {stop.name} after step {run.step} of {config.steps}; {found}") from None
 
 
 def _resolved(config: RunConfig) -> RunConfig:
@@ -180,16 +180,16 @@ def build_collector(
     config: RunConfig, source: PromptSource, pool: EnginePool, episodes: Episodes, rewards: Rewards
 ) -> Collector:
     """Builds the rollout stage, at its start."""
-    dynamic = config.algorithm.dynamic_sampling
+    dynamic = config.online.dynamic_sampling
     settings = ScheduleSettings(
-        prompts_per_step=config.algorithm.prompts_per_step,
+        prompts_per_step=config.online.prompts_per_step,
         max_staleness=config.rollout.max_staleness,
         max_running=config.rollout.max_running,
         order=config.rollout.order,
         max_draws=None if dynamic is None else dynamic.max_draws,
         in_waves=config.run.deterministic,
     )
-    size = config.algorithm.group_size
+    size = config.online.group_size
     return Collector(source, pool, episodes, rewards, Schedule(settings), group_size=size)
 
 
@@ -229,7 +229,7 @@ def build_session(
     models: Models,
 ) -> Session:
     """Builds the session of the driver over started roles, from a checkpoint or, if `since` is None, from the start."""
-    credit = Crediting(config.algorithm, max_tokens=config.rollout.max_tokens)
+    credit = Crediting(config.online, max_tokens=config.rollout.max_tokens)
     guard = Guard(config.train, run)
     parts: dict[str, Saved] = {ACTOR: roles.actor}
     if roles.critic is not None:

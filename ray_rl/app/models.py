@@ -90,7 +90,7 @@ def build_reward_models(config: RunConfig, folders: Sequence[str], member: Membe
 
 def policy_parts(config: RunConfig, folder: str) -> tuple[PolicyObjective, TrainSettings]:
     """Returns the policy with its loss, and the settings that train the policy."""
-    algorithm, train = config.algorithm, config.train
+    algorithm, train = config.online, config.train
     network = policy_network(config, folder, key="model.path")
     objective = PolicyObjective(
         network=replace(
@@ -157,9 +157,9 @@ def _train_settings(config: RunConfig, role: Trained) -> TrainSettings:
         dtype=config.model.dtype,
         accelerator=config.cluster.accelerator,
         seed=config.run.seed,
-        run_steps=config.run.steps,
-        update_epochs=config.algorithm.update_epochs,
-        minibatches=config.algorithm.minibatches,
+        run_steps=config.steps,
+        update_epochs=config.online.update_epochs,
+        minibatches=config.online.minibatches,
         on_nonfinite=config.train.on_nonfinite,
     )
 

@@ -44,8 +44,8 @@ def validate(arguments: argparse.Namespace) -> int:
     check_before_start(
         config, resume=arguments.resume, visible_gpus=asked, is_full=arguments.full, progress=say_progress
     )
-    algorithm = config.algorithm
-    steps, updates = config.run.steps, config.run.steps * algorithm.optimizer_steps
+    algorithm = config.online
+    steps, updates = config.steps, config.steps * algorithm.optimizer_steps
     print(f"{arguments.config}: valid")
     print(
         f"  {steps} step{'s' if steps > 1 else ''} of {algorithm.prompts_per_step} prompts x {algorithm.group_size} "

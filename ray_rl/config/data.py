@@ -19,7 +19,20 @@ class Source(Config):
     """Values of variables that the chat template reads, for example {enable_thinking: false}, or {date_string: ...} for
     a template that writes today's date. The template of the exported model has them as defaults."""
     max_prompt_tokens: int = Field(1024, ge=1)
-    """Longer prompts are left out; their number is reported."""
+    """Longer prompts are left out; their number is reported. Only for algorithms that learn from rollouts."""
+    max_tokens: int = Field(2048, ge=1)
+    """Most tokens of a sequence, prompt and answer together, of algorithms that learn from examples. TRL: 1024;
+    OpenRLHF, LLaMA-Factory: 2048."""
+    too_long: Literal["drop", "cut_prompt_left", "error"] = "drop"
+    """What happens to an example with a sequence of more than `max_tokens`. drop: it is left out and counted.
+    cut_prompt_left: the start of the prompt is removed; an example whose answer alone is too long is left out. error:
+    the run ends before it starts."""
+    held_out: float = Field(0.0, ge=0, lt=1)
+    """Share of the prompts whose examples are not trained on, but evaluated. A hash of the prompt decides, so that the
+    same prompt is never on both sides. Only for algorithms that learn from examples."""
+    deduplicate: bool = False
+    """Keep only the first of several equal examples, and count the others. Only for algorithms that learn from
+    examples."""
     check_s: float = Field(60.0, ge=0)
     """Limit for checking rows before the start; the remaining rows are checked during training."""
     on_bad_row: Literal["stop", "skip"] = "stop"

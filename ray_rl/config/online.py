@@ -3,9 +3,7 @@
 A field that a class does not set keeps the default of `Algorithm`.
 """
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from ray_rl.config.advantages import (
     AdvantageConfig,
@@ -155,7 +153,7 @@ class GpgAlgorithm(Algorithm):
     reduction: Reduction = "token_mean"
 
 
-AlgorithmConfig = Annotated[
+OnlineKinds = (
     PpoAlgorithm
     | GrpoAlgorithm
     | DrGrpoAlgorithm
@@ -166,6 +164,5 @@ AlgorithmConfig = Annotated[
     | GspoAlgorithm
     | CispoAlgorithm
     | SapoAlgorithm
-    | GpgAlgorithm,
-    Field(discriminator="kind"),
-]
+    | GpgAlgorithm
+)

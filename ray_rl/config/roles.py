@@ -47,15 +47,17 @@ def roles_of(config: RunConfig) -> tuple[Role, ...]:
     """Returns the roles that the run has, in the order in which their workers are placed."""
     policy, train, rollout = ("model.path", config.model.path), config.train, config.rollout
     roles = [Role(ACTOR, "train", train, train.workers, "train.workers", (policy,))]
-    if config.critic is not None:
+    if config.critic is not None and not config.is_offline:
         models: tuple[tuple[str, str], ...] = (
             policy if config.critic.path is None else ("critic.path", config.critic.path),
         )
         roles.append(Role(CRITIC, "critic", config.critic, config.critic.workers, "critic.workers", models))
-    if config.reference is not None and config.algorithm.kl.coefficient > 0:
-        frozen = config.reference
+    frozen = config.reference
+    if frozen is not None and compares_with_reference(config) and not (config.is_offline and frozen.when == "before"):
         models = (policy if frozen.path is None else ("reference.path", frozen.path),)
         roles.append(Role(REFERENCE, "reference", frozen, frozen.workers, "reference.workers", models))
+    if config.is_offline:
+        return tuple(roles)
     judges = config.reward_models
     if judges is not None:
         key = config.reward_models_key
@@ -65,8 +67,13 @@ def roles_of(config: RunConfig) -> tuple[Role, ...]:
     return tuple(roles)
 
 
+def compares_with_reference(config: RunConfig) -> bool:
+    """Returns whether the loss or the reward compares the policy with a frozen reference."""
+    return config.offline.needs_reference if config.is_offline else config.online.kl.coefficient > 0
+
+
 def has_reference(config: RunConfig) -> bool:
-    """Returns whether the run loads a frozen reference, which a KL penalty needs."""
+    """Returns whether the run has workers with a frozen reference."""
     return any(role.name == REFERENCE for role in roles_of(config))
 
 

@@ -1,14 +1,17 @@
 """`RunConfig`, the whole configuration of a run, and its smaller sections."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config
 from ray_rl.config.cluster import ClusterConfig
 from ray_rl.config.data import DataConfig
 from ray_rl.config.launch import LaunchConfig
-from ray_rl.config.online import AlgorithmConfig, PpoAlgorithm
+from ray_rl.config.offline import OfflineAlgorithm, OfflineKinds
+from ray_rl.config.online import OnlineKinds
 from ray_rl.config.rewards import ModelReward, RewardConfig
 from ray_rl.config.roles import CRITIC
 from ray_rl.config.rollout import RolloutConfig, WeightSyncConfig
@@ -18,6 +21,16 @@ LOGIT_CHUNK_TOKENS = {"cpu": 256, "gpu": 1024}
 """On CPU, 256 rows make the log-softmax of [T, V] a tenth as large at T = 4096. On GPU, the gradient of the head's
 weights is read and written for every chunk; computed from an H100's peak rates, that takes longer than the product of
 256 rows."""
+
+ONLINE_SECTIONS = ("rollout", "rewards", "weight_sync", "critic")
+"""Sections that mean nothing for algorithms that learn from examples."""
+
+AlgorithmConfig = Annotated[OnlineKinds | OfflineKinds, Field(discriminator="kind")]
+
+OFFLINE: dict[str, type[OfflineAlgorithm]] = {
+    kind.model_fields["kind"].default: kind for kind in get_args(OfflineKinds)
+}
+"""The classes of algorithms that learn from examples, by kind."""
 
 
 class RunSection(Config):
@@ -32,8 +45,16 @@ class RunSection(Config):
     group_readable: bool = False
     """True lets the owner's group read the run folder and its files (mode 750). False restricts them to the owner
     (700). The files of checkpoints and of the export follow the umask."""
-    steps: int = Field(ge=1)
-    """Number of training steps; each trains on one batch of rollouts."""
+    steps: int | None = Field(None, ge=1)
+    """Number of training steps; each trains on one batch of rollouts, or of examples."""
+    epochs: int | None = Field(None, ge=1)
+    """Number of passes over the training data, for algorithms that learn from examples. They need this or `steps`;
+    without both, it is 1."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Steps between two evaluations on the held-out examples (`data.held_out`), for algorithms that learn from
+    examples. None: only after the last step."""
+    patience: int | None = Field(None, ge=1)
+    """End the run after this number of evaluations without a better value of `checkpoint.keep_best`. None: never."""
     seed: int = Field(0, ge=0)
     """Seed of the order of prompts and of the sampling."""
     heartbeat_s: float = Field(30.0, gt=0)
@@ -77,6 +98,9 @@ class CheckpointConfig(Config):
     """Checkpoints of steps that are multiples of this number are never deleted."""
     timeout_s: float = Field(1800.0, gt=0)
     """Limit for writing or reading a checkpoint."""
+    keep_best: str | None = None
+    """Metric of the held-out examples, such as `eval/loss`: the checkpoint with its best value is never
+    deleted. Only for algorithms that learn from examples, with `run.evaluate_every`."""
     export: bool = True
     """Write the final policy to `export/` in Hugging Face format."""
 
@@ -104,15 +128,55 @@ class RunConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _add_critic(cls, given: Any) -> Any:
-        """Adds the default critic for `algorithm.kind: ppo`, which cannot train without one."""
-        if not isinstance(given, dict) or given.get(CRITIC) is not None:
+    def _add_defaults_of_kind(cls, given: Any) -> Any:
+        """Adds what depends on `algorithm.kind`: PPO's critic; the learning rate and length of offline algorithms."""
+        if not isinstance(given, Mapping):
             return given
         match given.get("algorithm"):
-            case PpoAlgorithm() | {"kind": "ppo"}:
-                return {**given, CRITIC: {}}
+            case {"kind": kind} | Algorithm(kind=kind) | OfflineAlgorithm(kind=kind):
+                pass
             case _:
                 return given
+        if kind == "ppo":
+            return {CRITIC: {}, **given}
+        if not isinstance(kind, str) or kind not in OFFLINE:
+            return given
+        train, run = given.get("train", {}), given.get("run")
+        if isinstance(train, Mapping) and "learning_rate" not in train:
+            train = {**train, "learning_rate": OFFLINE[kind].learning_rate}
+        if isinstance(run, Mapping) and run.get("steps") is None and run.get("epochs") is None:
+            run = {**run, "epochs": 1}
+        return {**given, "train": train, "run": run}
+
+    @model_serializer(mode="wrap")
+    def _without_meaningless_sections(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out sections that an offline algorithm does not have, so that what is written can be loaded."""
+        fields: dict[str, Any] = write(self)
+        unread = ONLINE_SECTIONS if self.is_offline else ()
+        return {name: value for name, value in fields.items() if name not in unread}
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the algorithm learns from given examples, and not from rollouts."""
+        return isinstance(self.algorithm, OfflineAlgorithm)
+
+    @property
+    def online(self) -> Algorithm:
+        """The settings of an algorithm that learns from rollouts."""
+        assert isinstance(self.algorithm, Algorithm), f"algorithm.kind={self.algorithm.kind} has no rollouts"
+        return self.algorithm
+
+    @property
+    def offline(self) -> OfflineKinds:
+        """The settings of an algorithm that learns from examples."""
+        assert isinstance(self.algorithm, OfflineAlgorithm), f"algorithm.kind={self.algorithm.kind} has rollouts"
+        return self.algorithm
+
+    @property
+    def steps(self) -> int:
+        """`run.steps`, which is known once `run.epochs` has been resolved."""
+        assert self.run.steps is not None, "run.epochs has not been resolved to steps"
+        return self.run.steps
 
     @property
     def logit_chunk_tokens(self) -> int:

@@ -39,7 +39,7 @@ class Trained(Config):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What DeepSpeed shards: 1 optimizer state, 2 also gradients, 3 also parameters."""
     learning_rate: float = Field(1e-6, gt=0)
-    """Peak of the learning rate."""
+    """Peak of the learning rate. For algorithms that learn from examples, the default is that of the `kind`."""
     schedule: Schedule = Schedule()
     """How the learning rate changes during the run."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -101,8 +101,15 @@ class CriticConfig(Trained):
 
 
 class ReferenceConfig(Config):
-    """The frozen reference model, which is loaded only if `algorithm.kl.coefficient` is above 0."""
+    """The frozen reference model of algorithms that compare the policy with it.
 
+    Those that learn from rollouts do if `algorithm.kl.coefficient` is above 0; of the others, dpo, ipo and kto do.
+    """
+
+    when: Literal["before", "during"] = "before"
+    """When the reference's log-probabilities of examples are computed. before: once, by the policy before its first
+    step, so that no reference stays in memory; needs `path` to be None or `model.path`. during: with every batch, by
+    workers of their own. Algorithms that learn from rollouts always compute them during training."""
     workers: int = Field(1, ge=1)
     """Number of workers; the rollouts are divided among them."""
     path: str | None = None

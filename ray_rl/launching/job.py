@@ -56,7 +56,7 @@ class Job:
     @property
     def steps(self) -> int:
         """Steps of the whole run, over all attempts."""
-        return self.config.run.steps
+        return self.config.steps
 
     @property
     def entrypoint(self) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ async def step(s: Session) -> None:
     """
     with s.run.phase("rollout"):
         groups, sampled = await s.stop.unless_asked(s.roles.rollouts.take(step=s.run.step, progress=s.run.note))
-    batch = pack(groups, mask_truncated=s.config.algorithm.mask_truncated)
+    batch = pack(groups, mask_truncated=s.config.online.mask_truncated)
     try:
         batch = await with_baselines(s, batch)
         require_finite(batch, groups, sampled)

@@ -75,7 +75,7 @@ def opened(
     check_kinds(folder)
     since = newest_checkpoint(config, folder, note) if from_step is None else _of_step(config, folder, from_step)
     if is_finished(config, folder, since):
-        note(f"{folder.root}: all {config.run.steps} steps are done; raise run.steps to train on")
+        note(f"{folder.root}: all {config.steps} steps are done; raise run.steps to train on")
         return None
     if since is None:
         _check_start(folder, is_required=resume == "required")
@@ -83,7 +83,7 @@ def opened(
             note(f"{folder.root}: no checkpoint was completed; starting from step 0")
     else:
         changed = _changes(folder, config)
-        note(f"{folder.root}: resuming after step {since.step} of {config.run.steps}")
+        note(f"{folder.root}: resuming after step {since.step} of {config.steps}")
         for line in changed:
             note(f"changed: {line}")
         if from_step is not None:
@@ -131,12 +131,12 @@ def newest_checkpoint(config: RunConfig, folder: RunFolder, note: Callable[[str]
 
 def is_finished(config: RunConfig, folder: RunFolder, since: Checkpoint | None) -> bool:
     """Returns whether all steps are trained, and the export is that of the last step."""
-    if since is not None and since.step < config.run.steps:
+    if since is not None and since.step < config.steps:
         return False
     if not config.checkpoint.export:
         return since is not None
     exported = exported_step(folder.export)
-    return exported is not None and exported >= config.run.steps and (since is None or exported == since.step)
+    return exported is not None and exported >= config.steps and (since is None or exported == since.step)
 
 
 def _evidence(folder: RunFolder, passed: list[str]) -> str | None:

@@ -15,9 +15,9 @@ from ray_rl.types import TrainBatch
 async def with_baselines(s: Session, batch: TrainBatch) -> TrainBatch:
     """Adds old and reference log-probabilities and critic values to the batch. The models run concurrently."""
     calls: dict[str, Coroutine[Any, Any, Any]] = {}
-    if s.config.algorithm.old_policy == "rollout":
+    if s.config.online.old_policy == "rollout":
         batch = replace(batch, old_logprobs_RT=batch.rollout_logprobs_RT)
-    if s.config.algorithm.needs_old_logprobs:
+    if s.config.online.needs_old_logprobs:
         calls["old"] = s.roles.actor.logprobs(batch)
     if s.roles.reference is not None:
         calls["reference"] = s.roles.reference.logprobs(batch)

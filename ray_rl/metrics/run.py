@@ -61,6 +61,7 @@ class Run:
             saved: returns the step of the newest checkpoint, for the summary at the end.
             clock: returns seconds from any origin, never decreasing.
         """
+        assert settings.steps is not None, "run.epochs has not been resolved to steps"
         self.steps = settings.steps
         self.step = step
         self.version = version
@@ -72,7 +73,7 @@ class Run:
         self._console = console
         self._clock = clock
         self._start_s = clock()
-        self._summary = Summary(planned=settings.steps, before=step)
+        self._summary = Summary(planned=self.steps, before=step)
         self._shown: tuple[str, list[Sample]] | None = None
         self._is_closed = False
         self._has_lost_drawings = False
@@ -88,7 +89,7 @@ class Run:
             every_s=settings.heartbeat_s,
             clock=clock,
         )
-        console.watch(self._status, steps=settings.steps, left_s=self._left_s)
+        console.watch(self._status, steps=self.steps, left_s=self._left_s)
         self._heartbeat.start()
 
     def __enter__(self) -> Self:

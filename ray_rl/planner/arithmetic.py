@@ -42,7 +42,7 @@ class Step:
 
 def step_arithmetic(config: RunConfig) -> Step:
     """Returns the sizes of one step of a valid configuration."""
-    algorithm = config.algorithm
+    algorithm = config.online
     rollouts = algorithm.prompts_per_step * algorithm.group_size
     per_update = rollouts // algorithm.minibatches
     longest = config.data.max_prompt_tokens + config.rollout.max_tokens

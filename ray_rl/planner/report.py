@@ -231,7 +231,7 @@ def _time(config: RunConfig, assessment: Assessment) -> Iterator[str]:
     if assessment.cluster.gpu.speed is None:
         yield "time: unknown, because only the GPU's memory is known; add --gpu NAME for the speed of a known one"
         return
-    times, steps = estimate(config, assessment), config.run.steps
+    times, steps = estimate(config, assessment), config.steps
     yield (
         f"time of a step, if every completion has full length: {times.step_s:,.0f} s: rollouts {times.rollout_s:,.0f}, "
         f"scores {times.score_s:,.0f}, update {times.update_s:,.0f}, sync {times.sync_s:,.1f}; "

@@ -73,7 +73,7 @@ def sync_bytes(config: RunConfig, shape: ModelShape) -> int:
 
 def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
     """Returns the estimate for a run whose plan fits, on GPUs of known speed."""
-    algorithm, peak = config.algorithm, _Peak.of(config, assessment)
+    algorithm, peak = config.online, _Peak.of(config, assessment)
     policy = known_shape("model.path", config.model.path)
     step = step_arithmetic(config)
     tokens = step.rollouts * step.longest

@@ -42,7 +42,7 @@ def training_rules(config: RunConfig) -> Iterator[str]:
 
 
 def _batch(config: RunConfig) -> Iterator[str]:
-    algorithm = config.algorithm
+    algorithm = config.online
     if algorithm.group_size < 2 and _compares(algorithm):
         yield (
             f"algorithm.group_size={algorithm.group_size}: algorithm.advantage.kind={algorithm.advantage.kind} "
@@ -78,7 +78,7 @@ def _compares(algorithm: Algorithm) -> bool:
 
 
 def _critic(config: RunConfig) -> Iterator[str]:
-    algorithm = config.algorithm
+    algorithm = config.online
     has_gae, is_ppo = isinstance(algorithm.advantage, Gae), algorithm.kind == "ppo"
     if is_ppo and not has_gae:
         yield (
@@ -98,7 +98,7 @@ def _critic(config: RunConfig) -> Iterator[str]:
 
 
 def _kl(config: RunConfig) -> Iterator[str]:
-    kl = config.algorithm.kl
+    kl = config.online.kl
     if kl.coefficient > 0 and config.reference is None:
         yield (
             f"algorithm.kl.coefficient={kl.coefficient}: the KL penalty in the {kl.place} needs a frozen reference, "
@@ -115,7 +115,7 @@ def _kl(config: RunConfig) -> Iterator[str]:
                 "algorithm.kl.control.kind=adaptive: a coefficient of 0 stays 0; set algorithm.kl.coefficient to its "
                 "first value, for example 0.05"
             )
-        rollouts = config.algorithm.prompts_per_step * config.algorithm.group_size
+        rollouts = config.online.prompts_per_step * config.online.group_size
         if kl.control.horizon <= rollouts:
             yield (
                 f"algorithm.kl.control.horizon={kl.control.horizon:g}: shorter than a step of {rollouts} rollouts, so "
@@ -135,7 +135,7 @@ def _off_policy(config: RunConfig) -> Iterator[str]:
             "rollout.on_publish=abort_and_resume: a publish can cut a string of rollout.stop in two, which would then "
             "not end the completion; set rollout.on_publish=keep"
         )
-    if config.algorithm.old_policy == "rollout" and config.algorithm.correction is not None:
+    if config.online.old_policy == "rollout" and config.online.correction is not None:
         yield (
             "algorithm.correction: it compares the trainer's old log-probabilities with the engine's, and with "
             "algorithm.old_policy=rollout both are the engine's; set algorithm.correction=null, or "
@@ -161,12 +161,12 @@ def _reward_model(config: RunConfig) -> Iterator[str]:
 
 
 def _schedule(config: RunConfig, key: str, role: Trained) -> Iterator[str]:
-    steps = config.run.steps * config.algorithm.optimizer_steps
+    steps = config.steps * config.online.optimizer_steps
     warmup = role.schedule.warmup_steps
     if warmup >= steps:
         yield (
             f"{key}.schedule.warmup_steps={warmup}: the run has {steps} optimizer steps (run.steps "
-            f"{config.run.steps} * {config.algorithm.optimizer_steps} a step), so the learning rate would never reach "
+            f"{config.steps} * {config.online.optimizer_steps} a step), so the learning rate would never reach "
             f"its peak; set {key}.schedule.warmup_steps to {steps - 1} or less, or raise run.steps"
         )
 

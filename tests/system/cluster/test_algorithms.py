@@ -3,7 +3,7 @@
 import pytest
 
 from ray_rl.config.loading.schema import sections_of
-from ray_rl.config.online import AlgorithmConfig
+from ray_rl.config.online import OnlineKinds
 from tests.system.cluster.whole_run import whole_run
 from tests.tiny_model import write_tiny_model
 
@@ -36,7 +36,7 @@ def config(connected, make_config, model, tmp_path, request):
 
 KINDS = [
     pytest.param(kind, marks=[] if kind in ("grpo", "dapo", "ppo") else pytest.mark.long)
-    for kind in sections_of(AlgorithmConfig)
+    for kind in sections_of(OnlineKinds)
 ]
 
 

@@ -25,7 +25,7 @@ def problems(path, *overrides):
     [
         ("train: {lerning_rate: 1}", "train.learning_rate"),
         ("train: {zero-stage: 1}", "train.zero_stage"),
-        ("train: {max_tokens: 1}", "rollout.max_tokens"),
+        ("train: {max_tokens: 1}", "data.max_tokens or rollout.max_tokens"),
         ("rollout: {target: 1}", "rewards.1.target"),
         ("learning_rate: 1", "train.learning_rate or critic.learning_rate"),
         ("lerning_rate: 1", "train.learning_rate or critic.learning_rate"),
@@ -124,9 +124,9 @@ def test_a_key_is_suggested_among_those_of_the_chosen_kind(write):
 
 
 def test_a_missing_value_says_what_it_means(write):
-    assert problems(write(GOOD.replace(", steps: 10", ""))) == (
-        "run.yaml:1: run.steps: missing, and there is no default; add it (Number of training steps; each "
-        "trains on one batch of rollouts.)"
+    assert problems(write(GOOD.replace("{path: smollm2-135m-instruct}", "{dtype: float32}"))) == (
+        "run.yaml:2: model.path: missing, and there is no default; add it (A folder, a name on the Hugging Face hub, "
+        "or a packaged model (`smollm2-135m-instruct`).)"
     )
 
 
@@ -164,7 +164,7 @@ def test_all_problems_come_in_one_message(write):
     assert problems(path, "run.steps=1.5").splitlines() == [
         "3 problems in the configuration:",
         "  override 'run.steps=1.5': must be an integer "
-        "(Number of training steps; each trains on one batch of rollouts.)",
+        "(Number of training steps; each trains on one batch of rollouts, or of examples.)",
         "  run.yaml:8: train.workers=0: must be at least 1 (Number of data-parallel workers.)",
         "  run.yaml:8: train.lerning_rate: unknown key, its value is 1; did you mean train.learning_rate?",
     ]

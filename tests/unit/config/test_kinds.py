@@ -11,16 +11,16 @@ from ray_rl.config.loading.load import dump_config, load_config
 from ray_rl.config.loading.override_values import parse_value
 from ray_rl.config.loading.schema import sections_of
 from ray_rl.config.online import (
-    AlgorithmConfig,
     DapoAlgorithm,
     DrGrpoAlgorithm,
     GrpoAlgorithm,
+    OnlineKinds,
     PpoAlgorithm,
 )
 from ray_rl.config.train import CriticConfig
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "algorithms.md"
-KINDS = sections_of(AlgorithmConfig)
+KINDS = sections_of(OnlineKinds)
 
 
 def settings_of(section: Config, prefix: str = "") -> Iterator[tuple[str, str]]:
