@@ -65,13 +65,38 @@ class ReasoningGym(Source):
     """Options of the task itself, for example {min_terms: 2}."""
 
 
+OnlineFormat = Literal["plain", "verl", "trl", "openrlhf", "gsm8k", "math"]
+"""Names of the columns with prompt and answer, for algorithms that learn from rollouts."""
+OfflineFormat = Literal[
+    "prompt_completion",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "preference",
+    "openai_preference",
+    "hh_rlhf",
+    "ultrafeedback",
+    "helpsteer2",
+    "helpsteer2_preference",
+    "nectar",
+    "openassistant",
+    "kto",
+    "stepwise",
+    "prm800k",
+    "math_shepherd",
+]
+"""Forms of examples, which `ray_rl.data.formats` describes."""
+
+
 class Table(Source):
     """Settings of sources with columns: which columns have the prompt and the answer."""
 
-    format: Literal["auto", "plain", "verl", "trl", "openrlhf", "gsm8k", "math"] = "auto"
-    """Names of the columns with prompt and answer: `verl` (prompt, reward_model.ground_truth), `trl` (prompt,
-    solution), `openrlhf` (input, label), `gsm8k` (question, answer), `math` (problem, answer), `plain` (prompt,
-    answer). `auto` finds out from the columns and prints the result. `prompt_column` and `columns` have precedence."""
+    format: Literal["auto"] | OnlineFormat | OfflineFormat = "auto"
+    """Form of the rows. `auto` finds out from the columns and prints the result. For algorithms that learn from
+    rollouts, it names the columns with prompt and answer, before which `prompt_column` and `columns` have precedence:
+    `verl` (prompt, reward_model.ground_truth), `trl` (prompt, solution), `openrlhf` (input, label), `gsm8k` (question,
+    answer), `math` (problem, answer), `plain` (prompt, answer). For algorithms that learn from examples, the formats
+    are listed in docs/offline.md."""
     prompt_column: str | None = None
     """Column with the prompt, which is text or a list of {role, content} messages. A dotted path names a nested column.
     None: the column of the format."""

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ray_rl.config.base import Config
+from ray_rl.types import LossAt
 
 Wanted = Literal["demonstration", "comparison", "judged", "steps"]
 """What an example is: a conversation to imitate; a better and a worse answer; an answer that is good or bad; a solution
@@ -40,16 +41,21 @@ class OfflineAlgorithm(Config):
     """What the examples are."""
     learning_rate: ClassVar[float] = 1e-6
     """Default of `train.learning_rate`."""
-    is_scorer: ClassVar[bool] = False
-    """Whether the model gets a head that predicts one number, in place of the head that predicts tokens."""
+    loss_at: ClassVar[LossAt] = "tokens"
+    """Where the model is trained on an example."""
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
-    """Metrics of held-out examples that `checkpoint.keep_best` can name, after `eval/`. The best `loss` is the lowest;
-    the best value of the others is the highest."""
+    """Metrics of held-out examples that `checkpoint.keep_best` can name, after `eval/`. The best loss or error is the
+    lowest; the best value of the others is the highest."""
 
     @property
     def needs_reference(self) -> bool:
         """Whether the loss compares the policy with a frozen reference."""
         return False
+
+    @property
+    def is_scorer(self) -> bool:
+        """Whether the model gets a head that predicts one number, in place of the head that predicts tokens."""
+        return self.loss_at != "tokens"
 
     @property
     def rows_per_example(self) -> int:
@@ -93,7 +99,8 @@ class RewardModel(OfflineAlgorithm):
     Eisenstein et al.: 3 to 5. Their exports are the `paths` of a reward of kind `model`."""
 
     learning_rate: ClassVar[float] = 9e-6
-    is_scorer: ClassVar[bool] = True
+    loss_at: ClassVar[LossAt] = "end"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin", "calibration_error")
 
 
 class ProcessRewardModel(OfflineAlgorithm):
@@ -109,7 +116,7 @@ class ProcessRewardModel(OfflineAlgorithm):
 
     wanted: ClassVar[Wanted] = "steps"
     learning_rate: ClassVar[float] = 1e-5
-    is_scorer: ClassVar[bool] = True
+    loss_at: ClassVar[LossAt] = "steps"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "good_accuracy", "bad_accuracy")
 
 

@@ -152,7 +152,9 @@ class RunConfig(Config):
     def _without_meaningless_sections(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out sections that an offline algorithm does not have, so that what is written can be loaded."""
         fields: dict[str, Any] = write(self)
-        unread = ONLINE_SECTIONS if self.is_offline else ()
+        unread = (
+            (*ONLINE_SECTIONS, *(() if self.offline.needs_reference else ("reference",))) if self.is_offline else ()
+        )
         return {name: value for name, value in fields.items() if name not in unread}
 
     @property

@@ -16,6 +16,7 @@ from ray_rl.config.train import Trained
 def algorithm_rules(config: RunConfig) -> Iterator[str]:
     """Checks the batch, the estimator, the KL penalty and the rewards."""
     yield from _batch(config)
+    yield from _denominator(config.online)
     yield from _critic(config)
     yield from _kl(config)
     yield from _off_policy(config)
@@ -48,6 +49,12 @@ def _batch(config: RunConfig) -> Iterator[str]:
             f"algorithm.group_size={algorithm.group_size}: algorithm.advantage.kind={algorithm.advantage.kind} "
             "compares the completions of a prompt with each other; set algorithm.group_size to 2 or more"
         )
+    if algorithm.group_size < 2 and algorithm.dynamic_sampling is not None:
+        yield (
+            f"algorithm.group_size={algorithm.group_size}: algorithm.dynamic_sampling replaces groups whose rewards "
+            "are all equal, and one alone always is; set algorithm.group_size to 2 or more, or "
+            "algorithm.dynamic_sampling=null"
+        )
     prompts, minibatches = algorithm.prompts_per_step, algorithm.minibatches
     if prompts % minibatches:
         divisors = ", ".join(str(n) for n in range(1, prompts + 1) if prompts % n == 0)
@@ -77,6 +84,14 @@ def _compares(algorithm: Algorithm) -> bool:
             return True
 
 
+def _denominator(algorithm: Algorithm) -> Iterator[str]:
+    if algorithm.reduction_denominator is not None and algorithm.reduction != "constant":
+        yield (
+            f"algorithm.reduction_denominator={algorithm.reduction_denominator:g}: algorithm.reduction="
+            f"{algorithm.reduction} has no denominator of its own; remove it, or set algorithm.reduction=constant"
+        )
+
+
 def _critic(config: RunConfig) -> Iterator[str]:
     algorithm = config.online
     has_gae, is_ppo = isinstance(algorithm.advantage, Gae), algorithm.kind == "ppo"
@@ -89,6 +104,11 @@ def _critic(config: RunConfig) -> Iterator[str]:
         yield (
             f"algorithm.advantage.kind=gae: it needs the values of a critic, and algorithm.kind={algorithm.kind} has "
             "none; set algorithm.kind=ppo, or remove algorithm.advantage"
+        )
+    if config.critic is None and is_ppo:
+        yield (
+            "critic=null: algorithm.kind=ppo estimates advantages with a critic; remove critic: null, or set "
+            "algorithm.kind to an algorithm without a critic, such as grpo"
         )
     if config.critic is not None and not is_ppo:
         yield (
@@ -161,13 +181,16 @@ def _reward_model(config: RunConfig) -> Iterator[str]:
 
 
 def _schedule(config: RunConfig, key: str, role: Trained) -> Iterator[str]:
-    steps = config.steps * config.online.optimizer_steps
+    if config.run.steps is None:
+        return
+    each = 1 if config.is_offline else config.online.optimizer_steps
+    steps = config.run.steps * each
     warmup = role.schedule.warmup_steps
     if warmup >= steps:
         yield (
             f"{key}.schedule.warmup_steps={warmup}: the run has {steps} optimizer steps (run.steps "
-            f"{config.steps} * {config.online.optimizer_steps} a step), so the learning rate would never reach "
-            f"its peak; set {key}.schedule.warmup_steps to {steps - 1} or less, or raise run.steps"
+            f"{config.run.steps} * {each} a step), so the learning rate would never reach its peak; set "
+            f"{key}.schedule.warmup_steps to {steps - 1} or less, or raise run.steps"
         )
 
 

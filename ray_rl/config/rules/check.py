@@ -23,6 +23,8 @@ from ray_rl.config.roles import models_of, roles_of
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.determinism import determinism_rules
 from ray_rl.config.rules.hardware import hardware_rules
+from ray_rl.config.rules.modes import mode_rules
+from ray_rl.config.rules.offline import offline_rules
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
 
@@ -42,7 +44,8 @@ def check(config: RunConfig, *, visible_gpus: int | None = None, is_elsewhere: b
         ConfigError: the message has every violation with its remedy.
     """
     problems = [
-        *algorithm_rules(config),
+        *mode_rules(config),
+        *(offline_rules(config) if config.is_offline else algorithm_rules(config)),
         *training_rules(config),
         *_models(config, is_elsewhere=is_elsewhere),
         *_lengths(config),
@@ -130,8 +133,17 @@ def _looks_like_a_folder(path: str) -> bool:
 
 
 def _lengths(config: RunConfig) -> Iterator[str]:
-    prompt, completion = config.data.max_prompt_tokens, config.rollout.max_tokens
     context = _context_tokens(config.model.path)
+    if config.is_offline:
+        # A model that scores reads one more token, after the end.
+        most = None if context is None else context - config.offline.is_scorer
+        if most is not None and config.data.max_tokens > most:
+            yield (
+                f"data.max_tokens={config.data.max_tokens}: does not fit into the context of {config.model.path}, "
+                f"{context} tokens; set data.max_tokens to {most} or less"
+            )
+        return
+    prompt, completion = config.data.max_prompt_tokens, config.rollout.max_tokens
     if context is None or prompt + completion <= context:
         return
     remedies = [f"rollout.max_tokens to {context - prompt} or less"] if prompt < context else []
@@ -170,7 +182,7 @@ def _data(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
 
 
 def _rewards(config: RunConfig) -> Iterator[str]:
-    if not config.rewards:
+    if not config.rewards and not config.is_offline:
         yield "rewards=[]: nothing scores the completions; add a reward function, or a reward model with kind: model"
     names: dict[str, int] = {}
     for index, reward in enumerate(config.rewards):

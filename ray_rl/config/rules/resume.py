@@ -18,6 +18,10 @@ FIXED = {
     "data": "the saved position belongs to these prompts",
     "run.seed": "it determines the order of the prompts and the sampling",
     "algorithm.prompts_per_step": "the saved position in the data assumes it",
+    "algorithm.batch_size": "the saved position in the data assumes it",
+    "algorithm.train_on": "it decides which tokens of the examples are trained on",
+    "algorithm.separator": "it decides which tokens of the examples are trained on",
+    "algorithm.members": "the checkpoint has the weights of that many models",
 }
 """Keys and sections that must not change, with the reason."""
 
@@ -60,7 +64,7 @@ def _is_younger(key: str, before: Mapping[str, Any], now: RunConfig) -> bool:
     written: Any = before
     section: Any = now
     for name in key.split("."):
-        if not isinstance(written, Mapping) or not isinstance(section, Config):
+        if not isinstance(written, Mapping) or not isinstance(section, Config) or name not in vars(section):
             return False
         if name not in written:
             field = type(section).model_fields[name]
@@ -75,6 +79,10 @@ def _is_free(key: str) -> bool:
 
 def _fixed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     fixed = dict(FIXED)
+    if "rollout" not in before or "rollout" not in now:
+        fixed["algorithm.kind"] = "the data and the checkpoint are for that algorithm"
+        fixed["reference.when"] = "the reference must be the policy before its first step"
+        return fixed
     if before["rollout"]["max_staleness"] > 0:
         fixed["algorithm.group_size"] = "the checkpoint may contain groups of that size"
     if (before[CRITIC] is None) != (now[CRITIC] is None):

@@ -31,6 +31,21 @@ class TestBatch:
     def test_a_group_of_one_is_enough_elsewhere(self, passes, overrides):
         passes("algorithm.group_size=1", *overrides)
 
+    def test_groups_of_one_are_not_sampled_again(self, refused, passes):
+        alone = ("algorithm={kind: reinforce_plus_plus}", "algorithm.group_size=1")
+        passes(*alone)
+        assert refused(*alone, "algorithm.dynamic_sampling={}") == (
+            "algorithm.group_size=1: algorithm.dynamic_sampling replaces groups whose rewards are all equal, and one "
+            "alone always is; set algorithm.group_size to 2 or more, or algorithm.dynamic_sampling=null"
+        )
+
+    def test_a_denominator_needs_the_reduction_that_reads_it(self, refused, passes):
+        passes("algorithm.reduction_denominator=100", "algorithm.reduction=constant")
+        assert refused("algorithm.reduction_denominator=100", "algorithm.reduction=token_mean") == (
+            "algorithm.reduction_denominator=100: algorithm.reduction=token_mean has no denominator of its own; remove "
+            "it, or set algorithm.reduction=constant"
+        )
+
     def test_minibatches_divide_the_prompts(self, refused, passes):
         passes("algorithm.minibatches=4", "algorithm.prompts_per_step=8")
         assert refused("algorithm.minibatches=3", "algorithm.prompts_per_step=8") == (
@@ -49,6 +64,12 @@ class TestBatch:
 
 
 class TestCritic:
+    def test_ppo_needs_its_critic(self, refused):
+        assert refused(*PPO, "critic=null") == (
+            "critic=null: algorithm.kind=ppo estimates advantages with a critic; remove critic: null, or set "
+            "algorithm.kind to an algorithm without a critic, such as grpo"
+        )
+
     def test_ppo_alone_brings_the_default_critic(self, passes):
         assert passes("algorithm={kind: ppo}").critic == CriticConfig()
         assert passes("algorithm={kind: ppo}", "critic={workers: 2}").critic == CriticConfig(workers=2)

@@ -32,6 +32,7 @@ def test_every_change_is_listed_with_both_values(load):
             "model.path=other",
             "model.path=other: the run had smollm2-135m-instruct, and the checkpoint has the weights",
         ),
+        ("data={kind: reasoning_gym, task: chain_sum}", "data.kind=reasoning_gym: the run had addition, and the saved"),
         ("data.maximum=7", "data.maximum=7: the run had 50, and the saved position belongs to these prompts"),
         ("run.seed=1", "run.seed=1: the run had 0, and it determines the order of the prompts"),
         ("algorithm.prompts_per_step=3", "algorithm.prompts_per_step=3: the run had "),

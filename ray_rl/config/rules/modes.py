@@ -1,0 +1,95 @@
+"""Rules on what an algorithm that learns from rollouts, or from examples, can read. Loads without torch.
+
+Each yields one message per violation. What an algorithm does not read is refused, so that nobody believes it has an
+effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from ray_rl.config.base import Config
+from ray_rl.config.data import Addition, OfflineFormat, OnlineFormat, ReasoningGym, Table
+from ray_rl.config.loading.explain import show
+from ray_rl.config.run import RunConfig
+
+UNREAD_SECTIONS = {
+    "rollout": "samples nothing",
+    "rewards": "needs no scores",
+    "weight_sync": "publishes no weights",
+    "critic": "has no critic",
+}
+"""Sections that algorithms which learn from examples do not read, with the reason."""
+
+UNREAD_OFFLINE = {
+    "data.max_prompt_tokens": "remove it, and set data.max_tokens, the limit of prompt and answer together",
+    "data.drop_last_answer": "remove it, because the last answer is what is learnt",
+}
+"""Keys that algorithms which learn from examples do not read, with what to change."""
+
+UNREAD_ONLINE = {
+    "run.epochs": "remove it, and set run.steps",
+    "run.evaluate_every": "remove it",
+    "run.patience": "remove it",
+    "checkpoint.keep_best": "remove it",
+    "data.max_tokens": "remove it; data.max_prompt_tokens and rollout.max_tokens are the limits",
+    "data.too_long": "remove it; longer prompts than data.max_prompt_tokens are always left out",
+    "data.held_out": "remove it",
+    "data.deduplicate": "remove it",
+    "reference.when": "remove it, because the reference always works during training",
+}
+"""Keys that algorithms which learn from rollouts do not read, with what to change."""
+
+
+def mode_rules(config: RunConfig) -> Iterator[str]:
+    """Refuses sections, values and data that the algorithm does not read."""
+    kind = config.algorithm.kind
+    if config.is_offline:
+        for section, reason in UNREAD_SECTIONS.items():
+            if section in config.model_fields_set:
+                yield f"{section}: algorithm.kind={kind} {reason}; remove the section {section}"
+        yield from _unread(config, UNREAD_OFFLINE, f"algorithm.kind={kind} learns from examples and does not read it")
+    else:
+        yield from _unread(config, UNREAD_ONLINE, f"algorithm.kind={kind} learns from rollouts and does not read it")
+    yield from _length(config)
+    yield from _rows(config)
+
+
+def _unread(config: RunConfig, keys: dict[str, str], reason: str) -> Iterator[str]:
+    for key, remedy in keys.items():
+        name, _, field = key.partition(".")
+        section: Any = vars(config)[name]
+        if not isinstance(section, Config) or field not in type(section).model_fields:
+            continue
+        value = vars(section)[field]
+        # A file that a run wrote has every default.
+        if value != type(section).model_fields[field].get_default():
+            yield f"{key}={show(value)}: {reason}; {remedy}"
+
+
+def _length(config: RunConfig) -> Iterator[str]:
+    run = config.run
+    if not config.is_offline and run.steps is None:
+        yield f"run.steps: missing, and algorithm.kind={config.algorithm.kind} needs it; set the number of steps"
+    if config.is_offline and run.steps is not None and run.epochs is not None:
+        yield (
+            f"run.epochs={run.epochs}: run.steps={run.steps} sets the length of the run too, in batches of "
+            "algorithm.batch_size examples; remove one of them"
+        )
+
+
+def _rows(config: RunConfig) -> Iterator[str]:
+    kind = config.algorithm.kind
+    match config.data:
+        case Addition() | ReasoningGym() as generated if config.is_offline:
+            yield (
+                f"data.kind={generated.kind}: it has questions without answers to learn from, which algorithm.kind="
+                f"{kind} needs; set data.kind to jsonl, parquet, csv, hub or custom"
+            )
+        case Table(format=given) if given in get_args(OnlineFormat if config.is_offline else OfflineFormat):
+            formats = ", ".join(get_args(OfflineFormat if config.is_offline else OnlineFormat))
+            yield (
+                f"data.format={given}: not a format of the {'examples' if config.is_offline else 'prompts'} that "
+                f"algorithm.kind={kind} reads; set data.format to auto or one of {formats}"
+            )
