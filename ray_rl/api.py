@@ -14,7 +14,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -23,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, TextIO
 
-from ray_rl.config.loading.load import dump_config, load_config
+from ray_rl.app.own_process import train_command
+from ray_rl.config.loading.load import load_config
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import Preempted, RayRLError, UserError
 from ray_rl.exit_codes import BAD_INPUT, CHECKPOINTED, DONE
@@ -108,11 +108,8 @@ def train(config: RunConfig, *, resume: Literal["auto"] | None = None) -> Traine
     """
     if resume not in (None, "auto"):
         raise UserError(f"resume={resume!r} is not a way to resume; give 'auto' or None")
-    with tempfile.TemporaryDirectory(prefix="ray_rl-") as private:  # mode 0700: the file has the secrets
-        file = Path(private) / f"{config.run.name}.yaml"
-        file.write_text(dump_config(config, with_secrets=True), encoding="utf-8")
-        command = [sys.executable, "-m", "ray_rl.cli.main", "train", str(file)]
-        code, message = _shown([*command, "--resume", resume] if resume else command)
+    with train_command(config, resume=resume) as command:
+        code, message = _shown(command)
     if code == DONE:
         return Trained(Path(config.run.dir).expanduser() / config.run.name)
     error = {BAD_INPUT: UserError, CHECKPOINTED: Preempted}.get(code, RayRLError)
@@ -125,7 +122,6 @@ def _shown(command: Sequence[str]) -> tuple[int, str]:
     Returns:
         Its exit code, and its last message without "ray-rl: error: ".
     """
-    # A session of its own: Ctrl-C in a terminal would otherwise reach it twice, which ends a run without saving.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
     )

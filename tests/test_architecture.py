@@ -32,6 +32,7 @@ LAYERS = (
     ("loops",),
     ("preflight",),
     ("app",),
+    ("pipeline",),
     ("cli", "api"),
 )
 """A module imports from the layers before its own, and from its own folder; never sideways, never from a later one."""
@@ -42,7 +43,19 @@ ONLY_IN = {
     "vllm": {"rollout", "weight_sync"},
     "deepspeed": {"training", "checkpoint", "weight_sync"},
 }
-LIGHT = ("types", "errors", "exit_codes", "sizes", "catalog", "config", "planner", "launching", "cli", "api")
+LIGHT = (
+    "types",
+    "errors",
+    "exit_codes",
+    "sizes",
+    "catalog",
+    "config",
+    "planner",
+    "launching",
+    "pipeline",
+    "cli",
+    "api",
+)
 """Load in the base install, which has none of HEAVY."""
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "numpy")
 
@@ -215,7 +228,7 @@ def async_code_does_not_block(source: Source) -> Violations:
                     yield call.lineno, f"{name} blocks the event loop in {function.name}"
 
 
-TAKES_WHOLE_CONFIG = {"api", "app", "config", "planner", "cli", "loops"}
+TAKES_WHOLE_CONFIG = {"api", "app", "pipeline", "config", "planner", "cli", "loops"}
 """Folders whose functions are about a run as a whole. Everybody else takes small settings that say what he needs."""
 
 

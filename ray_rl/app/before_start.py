@@ -6,7 +6,7 @@ before slower ones, and to `QUICK_CHECKS` if it needs no torch and no network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ def check_before_start(
     resume: Resume | None,
     visible_gpus: int | None = None,
     is_full: bool = True,
+    stand_ins: Collection[str] = (),
     note: Note = lambda text: None,
     progress: Note = lambda text: None,
 ) -> CheckedRows | None:
@@ -46,6 +47,7 @@ def check_before_start(
         resume: None requires a run folder that does not exist yet; other values accept an existing one.
         visible_gpus: GPUs of the machine that will run it; None counts those of this machine.
         is_full: False runs `QUICK_CHECKS` instead of `CHECKS`.
+        stand_ins: models in `rewards` that stand for reward models which do not exist yet.
         note: called once, with the run and what comes next.
         progress: called with the progress of a long check.
 
@@ -58,7 +60,7 @@ def check_before_start(
     from ray_rl.cluster.environment import quiet_libraries
     from ray_rl.config.rules.check import check, check_run_folder_is_free
 
-    check(config, visible_gpus=visible_gpus)
+    check(config, visible_gpus=visible_gpus, stand_ins=stand_ins)
     if not continues(config, resume):
         check_run_folder_is_free(config)
     checked = None

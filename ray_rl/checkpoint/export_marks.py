@@ -25,6 +25,11 @@ def exported_step(folder: Path) -> int | None:
     return step if type(step) is int else None
 
 
+def model_folders(export: Path, members: int) -> tuple[Path, ...]:
+    """Returns the folders of the models in an export: the export itself, or one for each member of an ensemble."""
+    return (export,) if members == 1 else tuple(export / f"member_{index}" for index in range(members))
+
+
 def set_dtype(config: dict[str, Any], dtype: str) -> None:
     """Sets the type under the name in use, `dtype` or the older `torch_dtype`, also in nested parts."""
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype

@@ -56,6 +56,11 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def say_line(line: str) -> None:
+    """Prints a line to standard output, unbuffered."""
+    print(line, flush=True)
+
+
 def say_progress(line: str) -> None:
     """Prints the progress of a long check to standard error, unbuffered."""
     print(f"ray-rl: {line}", file=sys.stderr, flush=True)

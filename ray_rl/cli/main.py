@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray_rl import __version__
-from ray_rl.cli import doctor, export, jobs, launch, migrate, plan, resume, runs, train, validate
+from ray_rl.cli import doctor, export, jobs, launch, migrate, pipeline, plan, resume, runs, train, validate
 from ray_rl.cli.ending import ended
 from ray_rl.cli.unknown_words import check_command, commands_of, unrecognized
 from ray_rl.exit_codes import BAD_INPUT, DONE, FAILED
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ray-rl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (train, resume, runs, validate, migrate, plan, export, doctor, launch, jobs):
+    for module in (train, resume, pipeline, runs, validate, migrate, plan, export, doctor, launch, jobs):
         module.add_to(commands)
     return parser
 

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from ray_rl.app.before_start import check_before_start
-from ray_rl.cli.arguments import add_config, add_resume, remember, say_progress
+from ray_rl.cli.arguments import add_config, add_resume, remember, say_line, say_progress
 from ray_rl.cli.plan import print_plan_of
 from ray_rl.errors import Preempted
 
@@ -67,8 +67,8 @@ def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = N
     try:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, _stop_at_once)
-        checked = check_before_start(config, resume=resume, note=_say, progress=say_progress)
-        _say("importing torch and transformers")
+        checked = check_before_start(config, resume=resume, note=say_line, progress=say_progress)
+        say_line("importing torch and transformers")
 
         from ray_rl.app.build import run_training
 
@@ -84,8 +84,3 @@ class _StopAsked(KeyboardInterrupt):
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
     """Ends the process immediately. The run later installs its own handler, which saves."""
     raise _StopAsked(signal.Signals(number).name)
-
-
-def _say(text: str) -> None:
-    """Prints a line, unbuffered, before the console is imported."""
-    print(text, flush=True)

@@ -154,6 +154,8 @@ def _unknown_kind(seen: str, kinds: list[str]) -> str:
 
 def _requirement(detail: ErrorDetails) -> str:
     """Returns what the value must be, from the sentence of pydantic."""
+    if isinstance(detail["input"], dict) and list(detail["input"]) == ["stage"]:
+        return "refers to a stage, which only `ray-rl pipeline` knows; set it to the folder of a model"
     if detail["type"] in ("model_type", "model_attributes_type"):
         return "must be a mapping of options"
     if detail["type"] == "string_type" and detail["input"] is None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
+from ray_rl.config.base import Config
 from ray_rl.config.loading.explain import explain, override_place, show
 from ray_rl.config.loading.old_keys import refuse_old_keys
 from ray_rl.config.loading.override_values import parse_value
@@ -18,7 +19,13 @@ from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str | Path | None = None) -> RunConfig:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    launch: str | Path | None = None,
+    edit: Callable[[Located], None] = lambda tree: None,
+) -> RunConfig:
     """Returns the configuration in a file, merged with the files that it extends, the launch file and the overrides.
 
     The precedence rises from the file that `extends: other.yaml` names (relative to its own file) to the file, to the
@@ -27,7 +34,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str 
 
     An override is `dotted.key=value`, with the value in YAML: `rewards.0.weight=2` changes the first entry of a list,
     and `data={kind: jsonl, path: train.jsonl}` a whole section. Text is taken as it was typed, also with `#`: see
-    `ray_rl.config.loading.override_values`. A launch file has the content of the `launch` section.
+    `ray_rl.config.loading.override_values`. A launch file has the content of the `launch` section. `edit` changes the
+    merged values before they are validated.
 
     Rules between fields are not checked here, but by `ray_rl.config.rules.check`.
 
@@ -40,8 +48,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, launch: str 
     if launch is not None:
         tree = merge(tree, Located({"launch": _read(Path(launch), ())}, tree.where))
     for text in overrides:
-        _override(tree, text)
+        set_override(tree, text, RunConfig)
     refuse_old_keys(tree)
+    edit(tree)
     try:
         config = RunConfig.model_validate(tree.plain())
     except ValidationError as error:
@@ -90,8 +99,12 @@ def _read(path: Path, children: tuple[Path, ...]) -> Located:
     return merge(_read(base, chain), tree)
 
 
-def _override(tree: Located, text: str) -> None:
-    """Sets one `dotted.key=value` in the tree."""
+def set_override(tree: Located, text: str, model: type[Config]) -> None:
+    """Sets one `dotted.key=value` in the tree of a file that is validated as `model`.
+
+    Raises:
+        ConfigError: the text has another form, its value is not valid YAML, or the key is inside a single value.
+    """
     dotted, equals, written = text.partition("=")
     keys = dotted.strip().split(".")
     where = override_place(".".join(keys), written) if equals else f"override '{show(dotted)}'"
@@ -99,7 +112,7 @@ def _override(tree: Located, text: str) -> None:
         raise ConfigError(f"{where}: must have the form key=value, for example train.workers=2")
     if len(keys) > MOST_LEVELS:
         raise ConfigError(f"override of a key of {len(keys)} parts: a configuration has at most {MOST_LEVELS} levels")
-    value = parse_value(written, where, reading_at(RunConfig, keys, tree))
+    value = parse_value(written, where, reading_at(model, keys, tree))
     node = tree
     for depth, key in enumerate(keys):
         if node.value is None:

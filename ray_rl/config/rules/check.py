@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -32,13 +32,20 @@ TRANSFORMERS_LABELS = 2
 """Number of labels if config.json does not have it."""
 
 
-def check(config: RunConfig, *, visible_gpus: int | None = None, is_elsewhere: bool = False) -> None:
+def check(
+    config: RunConfig,
+    *,
+    visible_gpus: int | None = None,
+    is_elsewhere: bool = False,
+    stand_ins: Collection[str] = (),
+) -> None:
     """Checks every rule between fields, and that the named folders and files exist.
 
     Args:
         config: a configuration from `load_config`.
         visible_gpus: GPUs of this machine, for a run that starts its own cluster here; None counts them.
         is_elsewhere: whether the run uses other machines, whose absolute paths may not exist here.
+        stand_ins: models in `rewards` that stand for reward models which do not exist yet: they need no head.
 
     Raises:
         ConfigError: the message has every violation with its remedy.
@@ -47,7 +54,7 @@ def check(config: RunConfig, *, visible_gpus: int | None = None, is_elsewhere: b
         *mode_rules(config),
         *(offline_rules(config) if config.is_offline else algorithm_rules(config)),
         *training_rules(config),
-        *_models(config, is_elsewhere=is_elsewhere),
+        *_models(config, is_elsewhere=is_elsewhere, stand_ins=stand_ins),
         *_lengths(config),
         *_data(config, is_elsewhere=is_elsewhere),
         *_rewards(config),
@@ -77,12 +84,12 @@ def check_run_folder_is_free(config: RunConfig) -> None:
         )
 
 
-def _models(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
+def _models(config: RunConfig, *, is_elsewhere: bool, stand_ins: Collection[str]) -> Iterator[str]:
     for key, path in models_of(config):
         yield from _model(key, path, is_elsewhere=is_elsewhere)
     for role in roles_of(config):
         for key, path in role.models if isinstance(role.settings, ModelReward) else ():
-            yield from _labels(key, path)
+            yield from _labels(key, path) if path not in stand_ins else ()
 
 
 def _is_missing_here(path: str, *, is_elsewhere: bool) -> bool:

@@ -43,20 +43,34 @@ def changes(before: Mapping[str, Any], now: RunConfig) -> list[str]:
     Raises:
         ConfigError: a value differs that must not change.
     """
-    after = without_secrets(now.model_dump())
-    old, new = dict(_flat("", before)), dict(_flat("", after))
-    keys = [key for key in {**old, **new} if not _is_free(key) and old.get(key) != new.get(key)]
-    keys = [key for key in keys if not _is_younger(key, before, now)]
+    differing = differences(before, now)
     problems = [
-        f"{key}={show(new.get(key))}: the run had {show(old.get(key))}, and {reason}; keep that, or start another run"
-        for key in keys
-        for fixed, reason in _fixed(before, after).items()
+        f"{key}={show(new)}: the run had {show(old)}, and {reason}; keep that, or start another run"
+        for key, (old, new) in differing.items()
+        for fixed, reason in _fixed(before, now.model_dump()).items()
         if key not in CHANGEABLE
         if key == fixed or key.startswith(f"{fixed}.")
     ]
     if problems:
         raise ConfigError(as_one_message(problems))
-    return [f"{key}: {show(old.get(key))} -> {show(new.get(key))}" for key in keys]
+    return [changed(key, *values) for key, values in differing.items()]
+
+
+def changed(key: str, old: Any, new: Any) -> str:
+    """Returns the line of a value that differs."""
+    return f"{key}: {show(old)} -> {show(new)}"
+
+
+def differences(before: Mapping[str, Any], now: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Returns the old and the new value of every dotted key that differs; None where there is no value.
+
+    Args:
+        before: the content of a file that `dump_config` wrote, without secrets.
+        now: the configuration to compare.
+    """
+    old, new = dict(_flat("", before)), dict(_flat("", without_secrets(now.model_dump())))
+    keys = [key for key in {**old, **new} if not _is_free(key) and old.get(key) != new.get(key)]
+    return {key: (old.get(key), new.get(key)) for key in keys if not _is_younger(key, before, now)}
 
 
 def _is_younger(key: str, before: Mapping[str, Any], now: RunConfig) -> bool:

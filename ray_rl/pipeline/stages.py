@@ -1,0 +1,121 @@
+"""The stages of a pipeline as runs: the configuration of each, and the models that it takes from earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ray_rl.checkpoint.export_marks import model_folders
+from ray_rl.config.loading.load import load_config
+from ray_rl.config.offline import RewardModel
+from ray_rl.config.rewards import ModelReward
+from ray_rl.config.run import RunConfig
+from ray_rl.errors import ConfigError
+from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.pipeline.file import PipelineConfig, StageConfig
+from ray_rl.pipeline.references import resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage with its configuration, in which references to earlier stages are the folders of their models."""
+
+    settings: StageConfig
+    config: RunConfig
+    sources: tuple[str, ...]
+    """Names of the stages whose models it loads."""
+
+    @property
+    def name(self) -> str:
+        """The name of the stage."""
+        return self.settings.name
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder.of(self.config.run)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The folders of the models that the stage exports."""
+        algorithm = self.config.algorithm
+        members = algorithm.members if isinstance(algorithm, RewardModel) else 1
+        return tuple(map(str, model_folders(self.folder.export, members)))
+
+
+def load_stages(pipeline: PipelineConfig) -> list[Stage]:
+    """Loads the configuration of every stage.
+
+    Raises:
+        ConfigError: a configuration is wrong, or refers to a stage that is not an earlier one with an export.
+    """
+    stages: dict[str, Stage] = {}
+    for settings in pipeline.stages:
+        stages[settings.name] = _loaded(settings, pipeline, stages)
+    return list(stages.values())
+
+
+def with_stand_ins(config: RunConfig, makers: Mapping[str, RunConfig]) -> tuple[RunConfig, frozenset[str]]:
+    """Replaces models that do not exist yet by the models from which they will be trained, to check a later stage.
+
+    A model and what is trained from it have the same tokenizer and shape, except for the head of a reward model.
+
+    Args:
+        config: the configuration of a stage.
+        makers: the configuration of the stage that will make a model, by the model's folder.
+
+    Returns:
+        The configuration, and the models in it that stand for reward models.
+    """
+    changed: dict[str, Any] = {}
+    if config.model.path in makers:
+        start = _start_of(config.model.path, makers)
+        template = config.model.chat_template or start.model.chat_template
+        changed["model"] = config.model.model_copy(update={"path": start.model.path, "chat_template": template})
+    for name, role in (("critic", config.critic), ("reference", config.reference)):
+        if role is not None and role.path in makers:
+            changed[name] = role.model_copy(update={"path": None})
+    stand_ins = set()
+    for index, reward in enumerate(config.rewards):
+        if isinstance(reward, ModelReward) and makers.keys() & set(reward.paths):
+            paths = [_start_of(path, makers).model.path if path in makers else path for path in reward.paths]
+            stand_ins |= set(paths) - set(reward.paths)
+            entries = changed.setdefault("rewards", list(config.rewards))
+            entries[index] = reward.model_copy(update={"paths": paths})
+    return config.model_copy(update=changed), frozenset(stand_ins)
+
+
+def makers_of(stages: Sequence[Stage]) -> dict[str, RunConfig]:
+    """Returns the configuration of the stage that makes each model, by the model's folder."""
+    return {folder: stage.config for stage in stages for folder in stage.models}
+
+
+def _start_of(path: str, makers: Mapping[str, RunConfig]) -> RunConfig:
+    """Returns the configuration of the first stage in the chain that makes a model: it starts from one that exists."""
+    maker = makers[path]
+    return _start_of(maker.model.path, makers) if maker.model.path in makers else maker
+
+
+def _loaded(settings: StageConfig, pipeline: PipelineConfig, earlier: Mapping[str, Stage]) -> Stage:
+    used: list[str] = []
+
+    def folders_of(name: str) -> Sequence[str]:
+        if name not in earlier:
+            known = f"the earlier stages are {', '.join(earlier)}" if earlier else "this is the first stage"
+            raise ConfigError(f"there is no earlier stage {name}; {known}")
+        if not earlier[name].config.checkpoint.export:
+            raise ConfigError(f"stage {name} exports no model (checkpoint.export=false); set that to true")
+        used.append(name)
+        return earlier[name].models
+
+    # Values of text fields are taken as typed, without the surrounding quotes.
+    place = [f'run.dir="{pipeline.folder}"', f'run.name="{settings.name}"']
+    try:
+        config = load_config(
+            settings.config, [*settings.overrides, *place], edit=partial(resolve, folders_of=folders_of)
+        )
+    except ConfigError as error:
+        raise ConfigError(f"stage {settings.name}: {error}") from None
+    return Stage(settings, config, tuple(dict.fromkeys(used)))
