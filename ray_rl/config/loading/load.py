@@ -45,6 +45,9 @@ def load_config(
     if "=" in str(path) and not Path(path).exists():
         raise ConfigError(f"{path}: the YAML file of the run comes first, then values: CONFIG {show(str(path))}")
     tree = _read(Path(path), ())
+    stages = tree.child("stages")
+    if stages is not None:
+        raise ConfigError(f"{stages.where}: stages: this is the file of a pipeline, for `ray-rl pipeline {path}`")
     if launch is not None:
         tree = merge(tree, Located({"launch": _read(Path(launch), ())}, tree.where))
     for text in overrides:

@@ -146,6 +146,12 @@ def test_two_stages_of_one_name_are_refused(file):
         load_pipeline(file)
 
 
+def test_the_file_of_a_pipeline_is_not_that_of_a_run(file):
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value) == f"{file}:3: stages: this is the file of a pipeline, for `ray-rl pipeline {file}`"
+
+
 def test_a_reference_outside_of_a_pipeline_is_explained(file):
     with pytest.raises(ConfigError) as caught:
         load_config(file.parent / "reward.yaml")
