@@ -75,11 +75,11 @@ def check_before_start(
 def _first_line(config: RunConfig, *, continued: bool) -> str:
     from ray_rl.config.gpus import needed_gpus
 
-    gpus, steps = needed_gpus(config), config.steps
+    gpus = needed_gpus(config)
     where = "CPU" if config.cluster.accelerator == "cpu" else f"{gpus} GPU{'s' if gpus > 1 else ''}"
     return (
         f"{config.run.name}: {'continuing' if continued else 'training'} {config.model.path} on {where}, "
-        f"{steps} step{'s' if steps > 1 else ''}; checking data and models, then starting Ray"
+        f"{config.run.length}; checking data and models, then starting Ray"
     )
 
 
@@ -111,14 +111,15 @@ def unreadable_data(config: RunConfig) -> str | None:
 def _check_functions(config: RunConfig, progress: Note) -> None:
     from ray_rl.preflight.functions import check_functions
 
-    check_functions(config.online)
+    if not config.is_offline:
+        check_functions(config.online)
 
 
 def _check_rows(config: RunConfig, progress: Note) -> CheckedRows | None:
     from ray_rl.app.data_checks import check_data
     from ray_rl.rewards.functions.golds import golds_checked
 
-    if unreadable_data(config) is not None:
+    if unreadable_data(config) is not None or config.is_offline:
         return None
     with golds_checked(config.rewards) as row_checks:
         return check_data(config, row_checks=row_checks, with_tokenizer=False)
@@ -128,6 +129,8 @@ def _check_data(config: RunConfig, progress: Note) -> CheckedRows | None:
     from ray_rl.app.data_checks import check_data
     from ray_rl.rewards.functions.golds import golds_checked
 
+    if config.is_offline:
+        return None
     with golds_checked(config.rewards) as row_checks:
         return check_data(config, model_folder=_folder_of(config.model.path), row_checks=row_checks, say=progress)
 

@@ -11,6 +11,7 @@ from ray_rl.preflight.functions import uncalled_functions
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
+    from ray_rl.config import RunConfig
 
 
 def add_to(commands: Commands) -> None:
@@ -44,13 +45,8 @@ def validate(arguments: argparse.Namespace) -> int:
     check_before_start(
         config, resume=arguments.resume, visible_gpus=asked, is_full=arguments.full, progress=say_progress
     )
-    algorithm = config.online
-    steps, updates = config.steps, config.steps * algorithm.optimizer_steps
     print(f"{arguments.config}: valid")
-    print(
-        f"  {steps} step{'s' if steps > 1 else ''} of {algorithm.prompts_per_step} prompts x {algorithm.group_size} "
-        f"completions, {updates} optimizer step{'s' if updates > 1 else ''}"
-    )
+    print(f"  {_arithmetic(config)}")
     if config.cluster.accelerator == "cpu":
         print("  on CPU: " + ", ".join(f"{ask.role} {ask.gpus}" for ask in asks))
     else:
@@ -60,9 +56,22 @@ def validate(arguments: argparse.Namespace) -> int:
     missing = unreadable_data(config)
     if missing is not None:
         print(f"  note: the rows were not read, as {missing} is not installed here")
-    uncalled = uncalled_functions(algorithm)
+    uncalled = [] if config.is_offline else uncalled_functions(config.online)
     if uncalled:
         print(f"  note: {' and '.join(uncalled)} not called, as torch is not installed here")
     if not arguments.full:
         print("  not checked: tokenizer, models and installed packages; add --full")
     return 0
+
+
+def _arithmetic(config: RunConfig) -> str:
+    """Returns the length of the run and the sizes of a step, in words."""
+    if config.is_offline:
+        noun = "pairs" if config.offline.rows_per_example == 2 else "examples"
+        return f"{config.run.length}, in optimizer steps of {config.offline.batch_size} {noun}"
+    algorithm = config.online
+    updates = config.steps * algorithm.optimizer_steps
+    return (
+        f"{config.run.length} of {algorithm.prompts_per_step} prompts x {algorithm.group_size} completions, "
+        f"{updates} optimizer step{'s' if updates > 1 else ''}"
+    )

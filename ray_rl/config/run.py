@@ -69,6 +69,12 @@ class RunSection(Config):
     grace_s: float = Field(120.0, gt=0)
     """How long the run may take to finish its step and save after SIGTERM, SIGUSR1 or Ctrl-C; then it is ended."""
 
+    @property
+    def length(self) -> str:
+        """The length of the run in words: "10 steps", "1 epoch"."""
+        count, noun = (self.epochs, "epoch") if self.steps is None else (self.steps, "step")
+        return f"{count} {noun}{'' if count == 1 else 's'}"
+
 
 class ModelConfig(Config):
     """The model that training starts from."""

@@ -164,6 +164,8 @@ class _Search:
         yield DTYPE, {"model.dtype": "float32"}
         for role in roles_of(config):
             yield from ((role.name, remedy) for remedy in _role_remedies(config, role))
+        if config.is_offline:
+            return
         rollout, shape = config.rollout, find_shape(config.model.path)
         yield ROLLOUT, {"rollout.gpu_memory_fraction": max(MEMORY_FRACTION, rollout.gpu_memory_fraction)}
         gpus = rollout.engines * rollout.tensor_parallel
@@ -189,9 +191,9 @@ def _role_remedies(config: RunConfig, role: Role) -> Iterator[Changes]:
 def _trained_remedies(config: RunConfig, key: str, trained: Trained) -> Iterator[Changes]:
     yield {f"{key}.gradient_checkpointing": True}
     yield from ({f"{key}.zero_stage": stage} for stage in range(trained.zero_stage + 1, 4))
-    tokens = trained.micro_batch_tokens
-    while tokens > Bounds(config).longest:
-        tokens = max(tokens // 2, Bounds(config).longest)
+    tokens, least = trained.micro_batch_tokens, Bounds(config).micro_batch(0)
+    while tokens > least:
+        tokens = max(tokens // 2, least)
         yield {f"{key}.micro_batch_tokens": tokens}
     if key == "train" and config.logit_chunk_tokens > SMALLEST_CHUNK:
         yield {"train.logit_chunk_tokens": SMALLEST_CHUNK}

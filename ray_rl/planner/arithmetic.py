@@ -1,4 +1,4 @@
-"""Computes how the rollouts of a step divide over engines, optimizer steps, workers and micro-batches."""
+"""Computes how the rollouts or examples of a step divide over engines, optimizer steps, workers and micro-batches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from math import ceil
 from ray_rl.config import RunConfig
 from ray_rl.config.roles import roles_of
 from ray_rl.config.train import Trained
+from ray_rl.planner.memory import Bounds
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
     """What a worker of a trained role does in one optimizer step."""
 
-    rollouts: int
-    """The most rollouts."""
+    sequences: int
+    """The most sequences."""
     micro_batches: int
     """The most micro-batches, if every sequence has full length."""
     rows: int
@@ -27,13 +28,16 @@ class Step:
     """The sizes of one training step."""
 
     prompts: int
+    """Prompts, or examples."""
     group_size: int
-    rollouts: int
+    """Sequences of a prompt or an example."""
+    sequences: int
+    """Rollouts, or sequences of examples."""
     per_engine: int
-    """The most rollouts of one engine."""
+    """The most rollouts of one engine; 0 without engines."""
     optimizer_steps: int
     per_update: int
-    """Rollouts of an optimizer step."""
+    """Sequences of an optimizer step."""
     longest: int
     """Tokens of the longest sequence."""
     shares: dict[str, Share]
@@ -42,25 +46,32 @@ class Step:
 
 def step_arithmetic(config: RunConfig) -> Step:
     """Returns the sizes of one step of a valid configuration."""
-    algorithm = config.online
-    rollouts = algorithm.prompts_per_step * algorithm.group_size
-    per_update = rollouts // algorithm.minibatches
-    longest = config.data.max_prompt_tokens + config.rollout.max_tokens
+    if config.is_offline:
+        prompts, group_size = config.offline.batch_size, config.offline.rows_per_example
+        minibatches = optimizer_steps = 1
+        per_engine = 0
+    else:
+        algorithm = config.online
+        prompts, group_size, minibatches = algorithm.prompts_per_step, algorithm.group_size, algorithm.minibatches
+        optimizer_steps = algorithm.optimizer_steps
+        per_engine = ceil(prompts / config.rollout.engines) * group_size
+    bounds = Bounds(config)
+    per_update = prompts * group_size // minibatches
     trained = [(role.name, role.trained) for role in roles_of(config)]
-    shares = {name: _share(model, per_update, longest) for name, model in trained if model is not None}
     return Step(
-        prompts=algorithm.prompts_per_step,
-        group_size=algorithm.group_size,
-        rollouts=rollouts,
-        per_engine=ceil(algorithm.prompts_per_step / config.rollout.engines) * algorithm.group_size,
-        optimizer_steps=algorithm.optimizer_steps,
+        prompts=prompts,
+        group_size=group_size,
+        sequences=prompts * group_size,
+        per_engine=per_engine,
+        optimizer_steps=optimizer_steps,
         per_update=per_update,
-        longest=longest,
-        shares=shares,
+        longest=bounds.longest,
+        shares={name: _share(model, per_update, bounds) for name, model in trained if model is not None},
     )
 
 
-def _share(trained: Trained, per_update: int, longest: int) -> Share:
-    rollouts = ceil(per_update / trained.workers)
-    rows = max(1, trained.micro_batch_tokens // longest)
-    return Share(rollouts, ceil(rollouts / rows), rows)
+def _share(trained: Trained, per_update: int, bounds: Bounds) -> Share:
+    whole = bounds.whole_rows
+    sequences = ceil(per_update / whole / trained.workers) * whole
+    rows = max(1, trained.micro_batch_tokens // (whole * bounds.longest)) * whole
+    return Share(sequences, ceil(sequences / rows), rows)

@@ -46,7 +46,8 @@ class Assessment:
     """The plan, on as many nodes as it needs."""
     memories: Mapping[str, Memory]
     """Memory of the fullest worker, by role."""
-    cache: KvCache
+    cache: KvCache | None
+    """The KV cache of an engine, if the run has engines."""
     hosts: tuple[float, ...]
     """Bytes of host memory that the workers take, by node."""
     problems: tuple[Problem, ...]
@@ -92,8 +93,8 @@ def assess(config: RunConfig, cluster: ClusterShape) -> Assessment:
     return Assessment(cluster, layout, memories, cache, hosts, tuple(problems))
 
 
-def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, Memory], KvCache]:
-    """Returns the memory of a worker of every role, and the KV cache of an engine.
+def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, Memory], KvCache | None]:
+    """Returns the memory of a worker of every role, and the KV cache of an engine if there are engines.
 
     Raises:
         ConfigError: the shape of a model is not known.
@@ -114,7 +115,6 @@ def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, M
             case _:
                 assert isinstance(role.settings, RolloutConfig)
                 memories[role.name], cache = cpu_engine_memory(config, shapes[0])
-    assert cache is not None, "a run has engines"
     return memories, cache
 
 
@@ -168,7 +168,7 @@ def _host_problems(
 
 
 def _memory_problems(
-    layout: Plan, memories: Mapping[str, Memory], cache: KvCache, cluster: ClusterShape, config: RunConfig
+    layout: Plan, memories: Mapping[str, Memory], cache: KvCache | None, cluster: ClusterShape, config: RunConfig
 ) -> list[Problem]:
     problems = []
     limit = USABLE * cluster.gpu.memory_bytes
@@ -184,7 +184,7 @@ def _memory_problems(
                     f"{cluster.gpu.memory_bytes / GIB:.1f} GiB of {cluster.gpu.name} can be used",
                 )
             )
-    if cache.sequences < 1:
+    if cache is not None and cache.sequences < 1:
         problems.append(
             Problem(
                 ("rollout",),

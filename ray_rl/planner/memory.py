@@ -71,7 +71,20 @@ class Bounds:
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
+        if self.config.is_offline:
+            # A model that scores reads one more token, after the end.
+            return self.config.data.max_tokens + self.config.offline.is_scorer
         return self.config.data.max_prompt_tokens + self.config.rollout.max_tokens
+
+    @property
+    def whole_rows(self) -> int:
+        """Sequences that are never in different micro-batches: those of a pair."""
+        return self.config.offline.rows_per_example if self.config.is_offline else 1
+
+    @property
+    def scores(self) -> bool:
+        """Whether the actor has a head that predicts one number, in place of the head that predicts tokens."""
+        return self.config.is_offline and self.config.offline.is_scorer
 
     @property
     def element(self) -> int:
@@ -99,8 +112,8 @@ class Bounds:
         return {"context": CONTEXT_BYTES} if self.accelerator == "gpu" else {}
 
     def micro_batch(self, budget: int) -> int:
-        """Returns the tokens of a micro-batch: a sequence longer than the budget is a micro-batch of its own."""
-        return max(budget, self.longest)
+        """Returns the tokens of a micro-batch: what must stay whole is one of its own if it exceeds the budget."""
+        return max(budget, self.whole_rows * self.longest)
 
     def bucket(self, elements: int, parameters: float) -> float:
         """Returns the used elements of a communication buffer: on CPU no more than the number of gradients."""
@@ -110,8 +123,8 @@ class Bounds:
 def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelShape) -> Memory:
     """Returns the memory of a worker of the actor or the critic."""
     bounds = Bounds(config)
-    is_actor = isinstance(trained, TrainConfig)
-    parameters = shape.parameters if is_actor else shape.scorer_parameters
+    has_logits = isinstance(trained, TrainConfig) and not bounds.scores
+    parameters = shape.parameters if has_logits else shape.scorer_parameters
     stage, workers = trained.zero_stage, trained.workers
     zero = _zero_settings(trained)
     states = trained_states(stage=stage, dtype=bounds.dtype, gradient_dtype=trained.gradient_dtype)
@@ -136,7 +149,7 @@ def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelS
             checkpointing=trained.gradient_checkpointing,
         )
     }
-    if isinstance(trained, TrainConfig):
+    if has_logits:
         backward["logits"] = logits_bytes(
             shape,
             tokens=tokens,
@@ -146,7 +159,7 @@ def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelS
             is_trained=True,
         )
     phases = {"backward": backward, "step": {"step": 0.0 if trained.offload.optimizer else copy}}
-    if is_actor:
+    if isinstance(trained, TrainConfig) and not config.is_offline:
         phases["sync"] = {"sync": sync_workspace(config, shape, is_sharded=stage == 3)}
     loading = 0.0 if stage == 3 else float(bounds.element * parameters)
     return Memory(role, held, phases, offloaded, loading)

@@ -34,6 +34,9 @@ TERMS = (
 """Rows of the memory table; docs/planning.md has their formulas."""
 
 
+PER_EXAMPLES = 100_000
+"""Number of examples for which the time is printed if the length of the run is given in epochs."""
+
 WIDTH = 99
 """The most columns of a line."""
 
@@ -85,7 +88,8 @@ def refusal(assessment: Assessment, proposals: Sequence[Proposal]) -> str:
                     f"    (if every node has {proposal.host_bytes / GIB:.0f} GiB of memory for it: --host-memory)"
                 )
     else:
-        lines.append("set a smaller model.path, fewer tokens (rollout.max_tokens), or --gpu or --host-memory to more")
+        tokens = "rollout.max_tokens" if "rollout" in assessment.layout.workers else "data.max_tokens"
+        lines.append(f"set a smaller model.path, fewer tokens ({tokens}), or --gpu or --host-memory to more")
     return "\n".join(lines)
 
 
@@ -167,16 +171,22 @@ def _range(numbers: Sequence[int]) -> str:
 
 def _arithmetic(config: RunConfig) -> Iterator[str]:
     step = step_arithmetic(config)
-    engines = config.rollout.engines
-    where = "the engine" if engines == 1 else f"each of {engines} engines"
-    yield (
-        f"step: {step.prompts} prompts x {step.group_size} completions = {step.rollouts} rollouts of at most "
-        f"{step.longest} tokens, at most {step.per_engine} on {where}"
-    )
-    yield f"update: {_count(step.optimizer_steps, 'optimizer step')} of {step.per_update} rollouts"
+    if config.is_offline:
+        pairs = f" ({step.prompts} pairs)" if step.group_size > 1 else ""
+        noun = "sequences"
+        yield f"step: {step.sequences} sequences of at most {step.longest} tokens{pairs}"
+    else:
+        engines = config.rollout.engines
+        where = "the engine" if engines == 1 else f"each of {engines} engines"
+        noun = "rollouts"
+        yield (
+            f"step: {step.prompts} prompts x {step.group_size} completions = {step.sequences} rollouts of at most "
+            f"{step.longest} tokens, at most {step.per_engine} on {where}"
+        )
+    yield f"update: {_count(step.optimizer_steps, 'optimizer step')} of {step.per_update} {noun}"
     for role, share in step.shares.items():
         batches, rows = _count(share.micro_batches, "micro-batch"), _count(share.rows, "sequence")
-        yield (f"  {role}: at most {share.rollouts} rollouts per worker, in at most {batches} ({rows} of full length)")
+        yield (f"  {role}: at most {share.sequences} {noun} per worker, in at most {batches} ({rows} of full length)")
 
 
 def _memory(assessment: Assessment) -> Iterator[str]:
@@ -209,6 +219,8 @@ def _row(name: str, bytes_by_role: Sequence[float | None]) -> str:
 
 def _cache(config: RunConfig, assessment: Assessment) -> Iterator[str]:
     cache = assessment.cache
+    if cache is None:
+        return
     yield (
         f"  KV cache: {cache.token * config.rollout.tensor_parallel / 1024:.0f} KiB per token and engine, room for "
         f"{cache.sequences} sequences of {cache.longest} tokens (rollout.max_sequences={config.rollout.max_sequences})"
@@ -216,6 +228,8 @@ def _cache(config: RunConfig, assessment: Assessment) -> Iterator[str]:
 
 
 def _sync(config: RunConfig, assessment: Assessment) -> Iterator[str]:
+    if config.is_offline:
+        return
     policy = known_shape("model.path", config.model.path)
     receivers = config.rollout.engines * config.rollout.tensor_parallel
     yield (
@@ -231,16 +245,24 @@ def _time(config: RunConfig, assessment: Assessment) -> Iterator[str]:
     if assessment.cluster.gpu.speed is None:
         yield "time: unknown, because only the GPU's memory is known; add --gpu NAME for the speed of a known one"
         return
-    times, steps = estimate(config, assessment), config.steps
-    yield (
-        f"time of a step, if every completion has full length: {times.step_s:,.0f} s: rollouts {times.rollout_s:,.0f}, "
-        f"scores {times.score_s:,.0f}, update {times.update_s:,.0f}, sync {times.sync_s:,.1f}; "
-        f"{times.tokens / times.step_s:,.0f} tokens/s"
-    )
-    yield (
-        f"time of the run: {_hours(times.run_s(steps))} for {steps:,} steps, to a factor of two (assumptions: "
-        "docs/planning.md)"
-    )
+    times = estimate(config, assessment)
+    rate = f"{times.tokens / times.step_s:,.0f} tokens/s"
+    if config.is_offline:
+        reference = f": reference {times.score_s:,.0f}, update {times.update_s:,.0f}" if times.score_s else ""
+        yield f"time of a step, if every sequence has full length: {times.step_s:,.0f} s{reference}; {rate}"
+    else:
+        yield (
+            f"time of a step, if every completion has full length: {times.step_s:,.0f} s: rollouts "
+            f"{times.rollout_s:,.0f}, scores {times.score_s:,.0f}, update {times.update_s:,.0f}, "
+            f"sync {times.sync_s:,.1f}; {rate}"
+        )
+    if config.run.steps is not None:
+        what, length = "time of the run", f"{config.run.steps:,} steps"
+        steps = float(config.run.steps)
+    else:
+        what, length = "time of an epoch", f"every {PER_EXAMPLES:,} examples"
+        steps = PER_EXAMPLES / config.offline.batch_size
+    yield f"{what}: {_hours(times.run_s(steps))} for {length}, to a factor of two (assumptions: docs/planning.md)"
 
 
 def _hours(seconds: float) -> str:

@@ -17,6 +17,7 @@ from ray_rl.config.roles import roles_of
 from ray_rl.config.train import CriticConfig, ReferenceConfig, Trained
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import Assessment, known_shape
+from ray_rl.planner.engines import KvCache
 from ray_rl.planner.memory import Bounds
 
 TRAINING_SHARE = 0.35
@@ -31,7 +32,7 @@ SYNC_BYTES_PER_S = 20e9
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds of the phases of a step in which every completion has full length, and the bytes of a publish."""
+    """Seconds of the phases of a step in which every sequence has full length, and the bytes of a publish."""
 
     rollout_s: float
     score_s: float
@@ -40,14 +41,14 @@ class Estimate:
     sync_bytes: int
     """Bytes that rank 0 sends to every GPU of the engines: one copy of the weights."""
     tokens: int
-    """Prompt and completion tokens of the rollouts."""
+    """Tokens of the sequences."""
 
     @property
     def step_s(self) -> float:
         """Seconds of a step: the sum of its phases."""
         return self.rollout_s + self.score_s + self.update_s + self.sync_s
 
-    def run_s(self, steps: int) -> float:
+    def run_s(self, steps: float) -> float:
         """Returns the seconds of a run with this many steps, without its start, checkpoints and export."""
         return steps * self.step_s
 
@@ -73,12 +74,16 @@ def sync_bytes(config: RunConfig, shape: ModelShape) -> int:
 
 def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
     """Returns the estimate for a run whose plan fits, on GPUs of known speed."""
-    algorithm, peak = config.online, _Peak.of(config, assessment)
+    peak, bounds = _Peak.of(config, assessment), Bounds(config)
     policy = known_shape("model.path", config.model.path)
     step = step_arithmetic(config)
-    tokens = step.rollouts * step.longest
-    passes = [_scoring_s(policy.parameters, tokens, config.train.workers, peak) * algorithm.needs_old_logprobs]
-    update_s = _training_s(policy.parameters, tokens * algorithm.update_epochs, config.train, peak)
+    tokens = step.sequences * step.longest
+    epochs, needs_old = (
+        (1, False) if config.is_offline else (config.online.update_epochs, config.online.needs_old_logprobs)
+    )
+    parameters = policy.scorer_parameters if bounds.scores else policy.parameters
+    passes = [_scoring_s(parameters, tokens, config.train.workers, peak) * needs_old]
+    update_s = _training_s(parameters, tokens * epochs, config.train, peak)
     for role in roles_of(config):
         shapes = [known_shape(key, path) for key, path in role.models]
         match role.settings:
@@ -91,12 +96,12 @@ def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
                 parameters = shapes[0].scorer_parameters
                 passes.append(_scoring_s(parameters, tokens, role.workers, peak))
                 # The critic and the actor are trained concurrently.
-                update_s = max(update_s, _training_s(parameters, tokens * algorithm.update_epochs, critic, peak))
+                update_s = max(update_s, _training_s(parameters, tokens * epochs, critic, peak))
             case _:
                 pass
-    weights = sync_bytes(config, policy)
+    weights = 0 if config.is_offline else sync_bytes(config, policy)
     return Estimate(
-        rollout_s=_rollout_s(config, assessment, policy, peak),
+        rollout_s=0.0 if assessment.cache is None else _rollout_s(config, assessment.cache, policy, peak),
         score_s=max(passes),
         update_s=update_s,
         sync_s=weights / SYNC_BYTES_PER_S,
@@ -114,9 +119,9 @@ def _scoring_s(parameters: int, tokens: int, workers: int, peak: _Peak) -> float
     return 2 * parameters * tokens / (workers * peak.flops * SCORING_SHARE)
 
 
-def _rollout_s(config: RunConfig, assessment: Assessment, shape: ModelShape, peak: _Peak) -> float:
+def _rollout_s(config: RunConfig, cache: KvCache, shape: ModelShape, peak: _Peak) -> float:
     """Returns the seconds of the rollouts: the prefill of all prompts, and in each wave one decoding step per token."""
-    rollout, cache = config.rollout, assessment.cache
+    rollout = config.rollout
     step = step_arithmetic(config)
     together = max(1, min(step.per_engine, rollout.max_sequences, cache.sequences))
     waves = ceil(step.per_engine / together)

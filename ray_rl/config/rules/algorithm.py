@@ -9,12 +9,16 @@ from ray_rl.config.advantages import CustomAdvantage, Gae, GroupAdvantage, Leave
 from ray_rl.config.algorithm import AdaptiveKl, Algorithm
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import roles_of
+from ray_rl.config.rules.offline import offline_rules
 from ray_rl.config.run import RunConfig
 from ray_rl.config.train import Trained
 
 
 def algorithm_rules(config: RunConfig) -> Iterator[str]:
-    """Checks the batch, the estimator, the KL penalty and the rewards."""
+    """Checks the batch, the estimator, the KL penalty and the rewards; or the batch of examples and the reference."""
+    if config.is_offline:
+        yield from offline_rules(config)
+        return
     yield from _batch(config)
     yield from _denominator(config.online)
     yield from _critic(config)

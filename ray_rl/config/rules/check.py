@@ -24,7 +24,6 @@ from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.determinism import determinism_rules
 from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.rules.modes import mode_rules
-from ray_rl.config.rules.offline import offline_rules
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
 
@@ -52,7 +51,7 @@ def check(
     """
     problems = [
         *mode_rules(config),
-        *(offline_rules(config) if config.is_offline else algorithm_rules(config)),
+        *algorithm_rules(config),
         *training_rules(config),
         *_models(config, is_elsewhere=is_elsewhere, stand_ins=stand_ins),
         *_lengths(config),
