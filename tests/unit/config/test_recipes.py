@@ -9,20 +9,34 @@ from ray_rl.config.loading.load import load_config
 from ray_rl.planner.plan import plan
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-NAME = re.compile(r"(?P<kind>ppo|grpo)_math_(?P<model>[a-z0-9.]+-\d+b)_(?P<gpus>\d+)xh100")
+KINDS = {
+    "ppo_math": "ppo",
+    "grpo_math": "grpo",
+    "sft_ultrachat": "sft",
+    "dpo_ultrafeedback": "dpo",
+    "reward_ultrafeedback": "reward_model",
+}
+NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})_(?P<model>[a-z0-9.]+-\d+b)_(?P<gpus>\d+)xh100")
 RECIPES = sorted(path for path in CONFIGS.glob("*.yaml") if NAME.fullmatch(path.stem))
 SIZES = {7: {8, 16}, 14: {16}, 32: {24, 32}, 70: {16, 32, 48}}
+SIZES_OF_EXAMPLES = {7: {8}, 70: {32}}
+ONLINE = {"ppo", "grpo"}
 GPUS_PER_NODE = 8
 
 
 def test_there_is_a_recipe_for_every_size_of_model_and_cluster():
-    found = {(match["kind"], match["model"], int(match["gpus"])) for match in map(_match, RECIPES)}
+    found = {(_kind(path), _match(path)["model"], int(_match(path)["gpus"])) for path in RECIPES}
     billions = {(kind, int(model.rpartition("-")[2][:-1]), gpus) for kind, model, gpus in found}
-    assert billions == {(kind, n, gpus) for kind in ("ppo", "grpo") for n, all_ in SIZES.items() for gpus in all_}
+    sizes = {kind: SIZES if kind in ONLINE else SIZES_OF_EXAMPLES for kind in KINDS.values()}
+    assert billions == {(kind, n, gpus) for kind in sizes for n, all_ in sizes[kind].items() for gpus in all_}
 
 
 def _match(path):
     return NAME.fullmatch(path.stem)
+
+
+def _kind(path):
+    return KINDS[_match(path)["kind"]]
 
 
 @pytest.fixture(params=RECIPES, ids=[path.stem for path in RECIPES])
@@ -33,17 +47,16 @@ def recipe(request):
 def test_a_recipe_is_what_its_name_says_and_takes_every_gpu(recipe):
     config, match = load_config(recipe), _match(recipe)
     gpus = int(match["gpus"])
-    assert config.algorithm.kind == match["kind"]
+    assert config.algorithm.kind == _kind(recipe)
     name = config.model.path.rpartition("/")[2].lower().replace("llama-", "llama")
     assert name.startswith(match["model"])
     assert config.cluster.nodes * GPUS_PER_NODE == gpus == plan(config).gpus
     assert config.cluster.address == "auto"
 
 
-def test_ppo_has_four_models_and_grpo_a_reference(recipe):
-    workers = set(plan(load_config(recipe)).workers)
-    extra = {"critic", "reward"} if _match(recipe)["kind"] == "ppo" else set()
-    assert workers == {"actor", "reference", "rollout"} | extra
+def test_ppo_has_four_models_grpo_a_reference_and_what_learns_from_examples_one(recipe):
+    roles = {"ppo": {"actor", "reference", "rollout", "critic", "reward"}, "grpo": {"actor", "reference", "rollout"}}
+    assert set(plan(load_config(recipe)).workers) == roles.get(_kind(recipe), {"actor"})
 
 
 def test_all_models_of_a_recipe_are_known(recipe):
