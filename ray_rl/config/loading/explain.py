@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config
 from ray_rl.config.loading.foreign_words import our_word
 from ray_rl.config.loading.redact import HIDDEN, is_secret, without_arguments, without_secrets
@@ -222,7 +223,10 @@ def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
     prefix = "".join(f"{key}." for key in level)
     here = list(spot.owner.model_fields)
     elsewhere = {path: path.rpartition(".")[2] for path in _paths(model, tree, "")}
-    kinds = [kind for kind, sibling in spot.siblings.items() if name in sibling.model_fields]
+    # Settings of algorithms that learn from examples are no advice for one that learns from rollouts.
+    is_online = issubclass(spot.owner, Algorithm)
+    siblings = {kind: each for kind, each in spot.siblings.items() if issubclass(each, Algorithm) == is_online}
+    kinds = [kind for kind, sibling in siblings.items() if name in sibling.model_fields]
     word = our_word(f"{prefix}{name}")
     if word is not None and not kinds and name.replace("-", "_") not in here:
         return word

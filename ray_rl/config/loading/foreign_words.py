@@ -14,6 +14,9 @@ _KEYS = {
     "algorithm.advantage.divide_by_std": "scale_rewards norm_adv_by_std_in_grpo",
     "algorithm.advantage.gamma": "gamma",
     "algorithm.advantage.lam": "lam",
+    "algorithm.batch_size": "batch_size_per_step global_train_batch_size",
+    "algorithm.beta": "orpo_alpha pref_beta orpo_beta",
+    "algorithm.centering": "center_rewards_coefficient",
     "algorithm.clip": (
         "epsilon epsilon_high cliprange eps_clip eps_clip_low_high clip_ratio clip_ratio_low clip_ratio_high"
     ),
@@ -23,22 +26,29 @@ _KEYS = {
     "algorithm.group_size": "num_generations n_samples_per_prompt rollout.n",
     "algorithm.kind algorithm.advantage.kind": "advantage_estimator adv_estimator",
     "algorithm.kind algorithm.reduction": "loss_type",
-    "algorithm.kl.coefficient": "beta init_kl_coef kl_coef kl_loss_coef",
+    "algorithm.kl.coefficient": "init_kl_coef kl_coef kl_loss_coef",
+    "algorithm.kl.coefficient algorithm.beta": "beta",
     "algorithm.kl.control.horizon": "kl_horizon horizon",
     "algorithm.kl.control.kind": "kl_ctrl.type",
     "algorithm.kl.control.target": "kl_target target_kl",
     "algorithm.kl.estimator": "kl_estimator kl_penalty kl_loss_type",
     "algorithm.kl.place": "use_kl_loss use_kl_in_reward",
+    "algorithm.likelihood.coefficient": "rpo_alpha cpo_alpha nll_loss_coef pref_ftx",
     "algorithm.loss.dual_clip": "clip_ratio_c",
+    "algorithm.margin": "simpo_gamma gamma_beta_ratio",
     "algorithm.mask_truncated": "mask_truncated_completions",
     "algorithm.minibatches": "steps_per_generation num_mini_batches ppo_mini_batch_size",
     "algorithm.prompts_per_step": "train_batch_size generation_batch_size rollout_batch_size",
     "algorithm.reduction": "loss_agg_mode",
+    "algorithm.separator": "step_separator placeholder_token",
     "algorithm.shaping.overlong_penalty": "overlong_penalty_factor",
     "algorithm.shaping.overlong_share": "overlong_buffer_len",
     "algorithm.shaping.whiten": "whiten_rewards",
-    "algorithm.update_epochs": "num_iterations num_ppo_epochs max_epochs ppo_epochs",
+    "algorithm.train_on": "completion_only_loss assistant_only_loss train_on_prompt mask_history",
+    "algorithm.update_epochs": "num_iterations num_ppo_epochs ppo_epochs",
+    "algorithm.update_epochs run.epochs": "max_epochs",
     "checkpoint.every_steps": "save_steps save_strategy save_freq",
+    "checkpoint.keep_best": "load_best_model_at_end metric_for_best_model",
     "checkpoint.keep_last": "save_total_limit max_actor_ckpt_to_keep",
     "cluster.colocate": "colocate_all_models colocate_actor_ref",
     "cluster.gpus_per_node": "n_gpus_per_node",
@@ -49,7 +59,11 @@ _KEYS = {
     "critic.warmup_steps": "critic_warmup",
     "critic.workers": "critic_num_gpus_per_node",
     "data.chat": "apply_chat_template",
+    "data.columns": "chosen_key rejected_key output_key dataset_text_field",
+    "data.held_out": "val_size test_split_ratio eval_split_ratio",
     "data.max_prompt_tokens": "max_prompt_length prompt_max_len",
+    "data.max_tokens": "max_seq_length max_seq_len max_len cutoff_len",
+    "data.max_tokens data.max_prompt_tokens rollout.max_tokens": "max_length",
     "data.name": "dataset_name",
     "data.path": "train_files",
     "data.path data.name": "prompt_data",
@@ -57,11 +71,13 @@ _KEYS = {
     "data.split": "dataset_train_split",
     "data.subset": "dataset_config",
     "data.system_prompt": "input_template",
+    "data.too_long": "truncation_mode",
     "data.template_options": "enable_thinking chat_template_kwargs",
     "model.chat_template": "chat_template_path",
     "model.dtype": "bf16 fp16 torch_dtype",
     "model.path": "model_name_or_path model_name pretrain actor_rollout_ref.model.path",
-    "reference.path": "ref_model",
+    "reference.path": "ref_model ref_model_path",
+    "reference.when": "precompute_ref_log_probs",
     "reference.workers": "ref_num_gpus_per_node",
     "rewards": "reward_funcs reward_model.enable",
     "rewards.0.column": "label_key reward_fn_key",
@@ -75,13 +91,16 @@ _KEYS = {
     "rollout.max_sequences": "micro_rollout_batch_size max_num_seqs",
     "rollout.max_staleness": "async_train rollout.mode",
     "rollout.max_tokens": "max_completion_length max_new_tokens generate_max_len max_response_length response_length",
-    "rollout.max_tokens data.max_prompt_tokens": "max_length vllm_max_model_len max_model_len",
+    "rollout.max_tokens data.max_prompt_tokens": "vllm_max_model_len max_model_len",
     "rollout.stop_token_ids": "stop_token_ids",
     "rollout.temperature": "temperature",
     "rollout.tensor_parallel": "vllm_tensor_parallel_size tensor_parallel_size tensor_model_parallel_size",
     "rollout.top_p": "top_p",
     "run.dir": "logging_dir project_name",
     "run.dir run.name": "output_dir save_path ckpt_path default_local_dir",
+    "run.epochs": "epochs num_epochs num_train_epochs total_epochs",
+    "run.evaluate_every": "eval_steps eval_strategy evaluation_strategy",
+    "run.patience": "early_stopping_patience",
     "run.name": "run_name wandb_run_name experiment_name",
     "run.seed": "seed",
     "run.steps": "max_steps steps max_samples total_training_steps",
@@ -108,17 +127,19 @@ _REMARKS = {
     "rollout.temperature and rollout.top_p alone shape the sampling, because the trainer must compute the same; "
     "remove it": "top_k min_p repetition_penalty",
     "the length of a run is run.steps, in batches of algorithm.prompts_per_step prompts; set run.steps": (
-        "epochs num_epochs num_train_epochs num_episodes total_epochs"
+        "num_episodes"
     ),
     "micro-batches have a budget of tokens, train.micro_batch_tokens; the number of rollouts in an optimizer step "
-    "is algorithm.prompts_per_step * algorithm.group_size / algorithm.minibatches; remove it": (
+    "is algorithm.prompts_per_step * algorithm.group_size / algorithm.minibatches, and that of examples is "
+    "algorithm.batch_size; remove it": (
         "per_device_train_batch_size gradient_accumulation_steps micro_train_batch_size ppo_micro_batch_size "
         "ppo_micro_batch_size_per_gpu micro_batch_size micro_batch_size_per_gpu micro_batch_size_per_device "
         "log_prob_micro_batch_size_per_gpu"
     ),
-    "there is no evaluation during training; remove it": (
-        "per_device_eval_batch_size val_files test_freq val_before_train"
-    ),
+    "only algorithms that learn from examples are evaluated during training (run.evaluate_every, data.held_out); "
+    "remove it": "per_device_eval_batch_size val_files test_freq val_before_train",
+    "margins are used where the data has them; remove it": "margin_loss_enable margin_loss",
+    "nothing is added to embeddings; remove it": "neftune_noise_alpha",
     "a second limit of the ratio is set by `algorithm.loss`: {kind: clipped, ratio_cap: ...}": "delta",
     "completions always come from vLLM; remove it": "use_vllm rollout.name",
     "engines and trainers have GPUs of their own; remove it": "vllm_mode vllm_enable_sleep free_cache_engine",
@@ -150,6 +171,11 @@ FOREIGN: Mapping[str, Ours] = {
 """Our keys, or a remark, by the names of other systems, with underscores."""
 
 NOTES = {
+    "algorithm.batch_size": "examples of an optimizer step, over all workers",
+    "algorithm.beta": "of dpo, ipo, kto, orpo and simpo",
+    "algorithm.margin": "of simpo, subtracted after beta: gamma, not gamma / beta",
+    "data.max_tokens": "prompt and answer of an example",
+    "run.epochs": "of algorithms that learn from examples; rollouts have run.steps",
     "algorithm.clip": "a pair: [0.2, 0.28]",
     "algorithm.minibatches": "the number of minibatches, not their size",
     "algorithm.prompts_per_step": "prompts, not completions",
