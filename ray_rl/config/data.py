@@ -96,7 +96,7 @@ class Table(Source):
     rollouts, it names the columns with prompt and answer, before which `prompt_column` and `columns` have precedence:
     `verl` (prompt, reward_model.ground_truth), `trl` (prompt, solution), `openrlhf` (input, label), `gsm8k` (question,
     answer), `math` (problem, answer), `plain` (prompt, answer). For algorithms that learn from examples, the formats
-    are listed in docs/offline.md."""
+    are listed in docs/data.md."""
     prompt_column: str | None = None
     """Column with the prompt, which is text or a list of {role, content} messages. A dotted path names a nested column.
     None: the column of the format."""
