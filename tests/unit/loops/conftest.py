@@ -248,7 +248,7 @@ def loop(tmp_path: Path) -> Iterator[Callable[..., Loop]]:
                 "data": {"kind": "addition"},
                 "rewards": [{"kind": "number"}],
                 "algorithm": algorithm_section(**{"prompts_per_step": PROMPTS, "group_size": 2, **algorithm}),
-                "critic": critic,
+                **({} if critic is None else {"critic": critic}),
                 "cluster": {"max_restarts": max_restarts},
                 "checkpoint": {"every_steps": every_steps, "timeout_s": timeout_s, "export": export},
                 "train": train or {},
