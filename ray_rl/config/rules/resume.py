@@ -9,7 +9,7 @@ from ray_rl.config.base import Config
 from ray_rl.config.loading.explain import as_one_message, show
 from ray_rl.config.loading.redact import without_secrets
 from ray_rl.config.roles import CRITIC
-from ray_rl.config.run import RunConfig
+from ray_rl.config.run import OFFLINE, RunConfig
 from ray_rl.errors import ConfigError
 
 FIXED = {
@@ -93,7 +93,7 @@ def _is_free(key: str) -> bool:
 
 def _fixed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     fixed = dict(FIXED)
-    if "rollout" not in before or "rollout" not in now:
+    if before["algorithm"]["kind"] in OFFLINE or now["algorithm"]["kind"] in OFFLINE:
         fixed["algorithm.kind"] = "the data and the checkpoint are for that algorithm"
         fixed["reference.when"] = "the reference must be the policy before its first step"
         return fixed
