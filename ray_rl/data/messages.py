@@ -36,18 +36,22 @@ def read_prompt(value: object, *, where: str, drop_last_answer: bool = False) ->
         check_text(value, where=where)
         if not value.strip():
             raise DataError(f"{where} is empty; write a prompt, or remove the row")
-        stored = _stored(value, where=where)
+        stored = stored_messages(value, where=where)
         if stored is None:
             return value
         value = stored
     if not isinstance(value, list | tuple) or not value:
         raise DataError(f"{where} is {shorten(value)}; write text or a list of {{role, content}} messages")
-    messages = tuple(_message(turn, where=f"{where}[{number}]") for number, turn in enumerate(value))
+    messages = tuple(read_message(turn, where=f"{where}[{number}]") for number, turn in enumerate(value))
     return _without_answer(messages, where=where, drop=drop_last_answer)
 
 
-def _stored(text: str, *, where: str) -> list[object] | None:
-    """Returns the messages in a JSON text; None for other text."""
+def stored_messages(text: str, *, where: str) -> list[object] | None:
+    """Returns the messages in a JSON text; None for other text.
+
+    Raises:
+        DataError: the text holds messages in another written form, such as that of Python.
+    """
     start = _STORED_AS_TEXT.match(text)
     if start is None:
         return None
@@ -57,7 +61,7 @@ def _stored(text: str, *, where: str) -> list[object] | None:
         return None  # a question about JSON or Python code
     turns = value if isinstance(value, list) else [value]
     if not all(
-        isinstance(turn, Mapping) and ({"role", "content"} <= turn.keys() or _is_sharegpt(turn)) for turn in turns
+        isinstance(turn, Mapping) and ({"role", "content"} <= turn.keys() or is_sharegpt(turn)) for turn in turns
     ):
         return None
     if isinstance(value, list) and start[1] == '"':
@@ -67,13 +71,19 @@ def _stored(text: str, *, where: str) -> list[object] | None:
     )
 
 
-def _is_sharegpt(turn: Mapping[object, object]) -> bool:
+def is_sharegpt(turn: Mapping[object, object]) -> bool:
+    """Returns whether a turn has the keys `from` and `value` instead of `role` and `content`."""
     return {"from", "value"} <= turn.keys()
 
 
-def _message(turn: object, *, where: str) -> Message:
+def read_message(turn: object, *, where: str) -> Message:
+    """Returns a message of a conversation.
+
+    Raises:
+        DataError: it is no message, has an unknown role, keys that the template would not see, or no text.
+    """
     if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-        remedy = ", not {from: ..., value: ...}" if isinstance(turn, Mapping) and _is_sharegpt(turn) else ""
+        remedy = ", not {from: ..., value: ...}" if isinstance(turn, Mapping) and is_sharegpt(turn) else ""
         raise DataError(f"{where} is {shorten(turn)}; write a message {{role: ..., content: ...}}{remedy}")
     role = turn["role"]
     if role not in ROLES:

@@ -1,0 +1,115 @@
+"""All forms of data sets by name, and which of them a file has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ray_rl.data.columns import shorten
+from ray_rl.data.formats import (
+    alpaca,
+    conversations,
+    helpsteer2,
+    hh_rlhf,
+    kto,
+    math_shepherd,
+    nectar,
+    openai_preference,
+    openassistant,
+    preference,
+    prm800k,
+    prompt_completion,
+    stepwise,
+    ultrafeedback,
+)
+from ray_rl.data.formats.format import Format
+from ray_rl.data.formats.record import Wanted
+from ray_rl.data.records import SourceRecord
+from ray_rl.errors import ConfigError, DataError
+
+FORMATS: Mapping[str, Format] = {
+    each.name: each
+    for each in (
+        prompt_completion.FORMAT,
+        conversations.MESSAGES,
+        conversations.SHAREGPT,
+        alpaca.FORMAT,
+        preference.FORMAT,
+        hh_rlhf.FORMAT,
+        openai_preference.FORMAT,
+        ultrafeedback.FORMAT,
+        helpsteer2.RATED,
+        helpsteer2.PREFERRED,
+        nectar.FORMAT,
+        openassistant.FORMAT,
+        kto.FORMAT,
+        stepwise.FORMAT,
+        prm800k.FORMAT,
+        math_shepherd.FORMAT,
+    )
+}
+"""The forms of data sets for offline training, by `data.format`."""
+
+_KINDS: Mapping[Wanted, str] = {
+    "demonstration": "sft",
+    "comparison": "dpo, ipo, orpo, simpo or reward_model",
+    "judged": "kto",
+    "steps": "process_reward_model",
+}
+"""The algorithms that train on each kind of record."""
+
+
+def choose_format(name: str, first: Sequence[SourceRecord], *, wanted: Wanted) -> Format:
+    """Returns the form of a data set: the one that is named, or for "auto" the only one that its first rows have.
+
+    Args:
+        name: the value of `data.format`.
+        first: the first rows, at least one.
+        wanted: what the algorithm trains on.
+
+    Raises:
+        ConfigError: the named form has other records than the wanted ones, or is one of prompts alone.
+        DataError: no form fits, or several do, or one with other records.
+    """
+    if name != "auto":
+        if name not in FORMATS:
+            raise ConfigError(
+                f"data.format={name} is for prompts without answers, and {_KINDS[wanted]} needs {_described(wanted)}; "
+                "leave data.format out to detect the form"
+            )
+        if FORMATS[name].wanted != wanted:
+            raise ConfigError(f"data.format={name}: {_other(FORMATS[name], wanted)}")
+        return FORMATS[name]
+    where = first[0].where
+    fitting = [each for each in FORMATS.values() if any(each.fits(row.content) for row in first)]
+    if not fitting:
+        raise DataError(
+            f"{where}: {_seen(first)}, as in no known form of data; {_KINDS[wanted]} needs {_described(wanted)}; "
+            "rename columns, for example data.columns: {prompt: question, completion: answer}"
+        )
+    if len(fitting) > 1:
+        names = " or ".join(each.name for each in fitting)
+        raise DataError(f"{where}: {_seen(first)}, so the data can be {names}; set data.format to one of them")
+    (found,) = fitting
+    if found.wanted != wanted:
+        raise DataError(f"{where}: {_seen(first)}: {_other(found, wanted)}; or set data.format to what it is")
+    return found
+
+
+def _other(found: Format, wanted: Wanted) -> str:
+    return (
+        f"this is data for {_KINDS[found.wanted]} ({found.name}: {found.line}), and {_KINDS[wanted]} needs "
+        f"{_described(wanted)}; set algorithm.kind to {_KINDS[found.wanted]}, or give other data"
+    )
+
+
+def _described(wanted: Wanted) -> str:
+    """Returns the forms with the wanted records, each with its columns."""
+    forms = [f"{each.name} ({', '.join(each.columns)})" for each in FORMATS.values() if each.wanted == wanted]
+    return f"data in {'one of the forms' if len(forms) > 1 else 'the form'} {'; '.join(forms)}"
+
+
+def _seen(first: Sequence[SourceRecord]) -> str:
+    content = first[0].content
+    if not isinstance(content, Mapping):
+        return f"{shorten(content)} is not an object with columns"
+    return f"the columns are {', '.join(sorted(map(str, content))) or 'none'}"

@@ -1,0 +1,55 @@
+"""Finds what makes a record useless, whatever form it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ray_rl.data.formats.record import Comparison, Content, Record, Steps
+from ray_rl.types import Message
+
+NO_ANSWER = "no answer of the assistant at the end"
+NO_PROMPT = "an empty prompt"
+EMPTY = "an empty answer"
+OUT_OF_ORDER = "roles out of order"
+SAME = "chosen and rejected are the same"
+
+
+def defect(record: Record) -> str | None:
+    """Returns the reason to drop a record, or None.
+
+    Reasons are an empty prompt, answer or step; a conversation that does not end with the assistant; roles out of
+    order: a system message after the start, an assistant before the user, two turns of one role in a row; and two
+    answers that are the same.
+    """
+    if _is_empty(record.prompt):
+        return NO_PROMPT
+    if isinstance(record, Steps):
+        return "no steps" if not record.steps else "an empty step" if not all(map(str.strip, record.steps)) else None
+    if isinstance(record, Comparison):
+        faults = [_fault(record.prompt, answer) for answer in (record.chosen, record.rejected)]
+        return faults[0] or faults[1] or (SAME if record.chosen == record.rejected else None)
+    return _fault(record.prompt, record.completion)
+
+
+def _is_empty(content: Content) -> bool:
+    if isinstance(content, str):
+        return not content.strip()
+    return not any(message.role == "user" for message in content)
+
+
+def _fault(prompt: Content, answer: Content) -> str | None:
+    if isinstance(answer, str):
+        return None if answer.strip() else EMPTY
+    if not answer or answer[-1].role != "assistant":
+        return NO_ANSWER
+    if any(message.role == "assistant" and not message.content.strip() for message in answer):
+        return EMPTY
+    assert isinstance(prompt, tuple), "prompt and answer have the same type"
+    return None if _is_in_order([*prompt, *answer]) and answer[0].role == "assistant" else OUT_OF_ORDER
+
+
+def _is_in_order(messages: Sequence[Message]) -> bool:
+    roles = [message.role for message in messages]
+    while roles and roles[0] in ("system", "developer"):
+        roles = roles[1:]
+    return roles == (["user", "assistant"] * len(roles))[: len(roles)]

@@ -1,0 +1,55 @@
+"""Reads dialogues that are written as one text with markers before the turns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ray_rl.data.columns import shorten
+from ray_rl.data.formats.record import Unusable
+from ray_rl.errors import DataError
+from ray_rl.types import Message
+
+MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+"""Before a turn in Anthropic's dialogues, and those of Nectar."""
+ROLES: Mapping[str, str] = {"Human": "user", "Assistant": "assistant", "User": "user"}
+
+
+def turns(text: str, *, where: str) -> list[Message]:
+    """Returns the turns of a dialogue in their order, as they are marked: two of one role can follow each other.
+
+    Raises:
+        DataError: the text does not begin with a marker.
+    """
+    lead, *rest = MARKER.split(text)
+    if lead.strip() or not rest:
+        raise DataError(
+            f"{where} is {shorten(text)}; write a dialogue with a marker before every turn: "
+            "'\\n\\nHuman: ...\\n\\nAssistant: ...'"
+        )
+    return [Message(ROLES[name], said.strip()) for name, said in zip(rest[::2], rest[1::2], strict=True)]
+
+
+def joined(messages: list[Message]) -> tuple[Message, ...]:
+    """Returns the messages with those of one role in a row joined by an empty line.
+
+    A text that holds a marker itself is cut there, and most chat templates refuse two turns of one role.
+    """
+    kept: list[Message] = []
+    for message in messages:
+        if kept and kept[-1].role == message.role:
+            message = Message(message.role, f"{kept.pop().content}\n\n{message.content}")
+        kept.append(message)
+    return tuple(kept)
+
+
+def before_last_answer(messages: list[Message]) -> tuple[list[Message], Message]:
+    """Returns the turns before the last one, and that one, which is the assistant's.
+
+    Raises:
+        Unusable: the last turn is the human's.
+    """
+    *before, last = messages
+    if last.role != "assistant":
+        raise Unusable("no answer of the assistant at the end")
+    return before, last
