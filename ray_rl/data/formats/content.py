@@ -15,7 +15,7 @@ DIFFERENT = "the two dialogues differ before their last answers"
 TOOLS = "tools or calls of tools, which these records cannot hold"
 
 _CALLS = ("tool_calls", "function_call")
-_TOOL_ROLES = {"tool", "function", "function_call", "observation", "ipython"}
+_TOOL_ROLES = ("tool", "function", "function_call", "observation")
 
 
 def read_content(fields: Fields, name: str) -> Content:
@@ -139,10 +139,8 @@ def _message(turn: object, *, where: str) -> Message:
         if is_sharegpt(turn):
             role = turn["from"]
             turn = {"role": MEANT.get(role.lower(), role) if isinstance(role, str) else role, "content": turn["value"]}
-            if isinstance(role, str) and role.lower() in _TOOL_ROLES:
-                raise Unusable(TOOLS)
-        if any(turn.get(call) for call in _CALLS) or turn.get("role") in ("tool", "function"):
+        if turn.get("role") in _TOOL_ROLES or any(turn.get(call) for call in _CALLS):
             raise Unusable(TOOLS)
-        # The weight of OpenAI's form is read by the conversion of demonstrations; it means nothing elsewhere.
+        # The weight of OpenAI's form is read by the conversion of conversations; it means nothing elsewhere.
         turn = {key: value for key, value in turn.items() if key != "weight"}
     return read_message(turn, where=where)

@@ -9,6 +9,7 @@ from ray_rl.types import Message
 
 NO_ANSWER = "no answer of the assistant at the end"
 NO_PROMPT = "an empty prompt"
+NO_QUESTION = "no message of the user before the answer"
 EMPTY = "an empty answer"
 OUT_OF_ORDER = "roles out of order"
 SAME = "chosen and rejected are the same"
@@ -17,12 +18,14 @@ SAME = "chosen and rejected are the same"
 def defect(record: Record) -> str | None:
     """Returns the reason to drop a record, or None.
 
-    Reasons are an empty prompt, answer or step; a conversation that does not end with the assistant; roles out of
-    order: a system message after the start, an assistant before the user, two turns of one role in a row; and two
-    answers that are the same.
+    Reasons are an empty prompt, answer or step; a conversation that does not end with the assistant; an assistant that
+    speaks before the user; other roles out of order: a system message after the start, two turns of one role in a row;
+    and two answers that are the same.
     """
-    if _is_empty(record.prompt):
+    if isinstance(record.prompt, str) and not record.prompt.strip():
         return NO_PROMPT
+    if not isinstance(record.prompt, str) and not any(_says(message, "user") for message in record.prompt):
+        return NO_QUESTION
     if isinstance(record, Steps):
         return "no steps" if not record.steps else "an empty step" if not all(map(str.strip, record.steps)) else None
     if isinstance(record, Comparison):
@@ -31,10 +34,8 @@ def defect(record: Record) -> str | None:
     return _fault(record.prompt, record.completion)
 
 
-def _is_empty(content: Content) -> bool:
-    if isinstance(content, str):
-        return not content.strip()
-    return not any(message.role == "user" for message in content)
+def _says(message: Message, role: str) -> bool:
+    return message.role == role and bool(message.content.strip())
 
 
 def _fault(prompt: Content, answer: Content) -> str | None:

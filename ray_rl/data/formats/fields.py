@@ -97,5 +97,7 @@ class Fields:
 
 
 def is_number(value: object) -> bool:
-    """Returns whether a value is a finite number, and not a boolean."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Returns whether a value is a finite number, and not a boolean or an integer too large for a float."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() <= 1023
+    return isinstance(value, float) and math.isfinite(value)
