@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ray_rl.config.offline import Wanted
 from ray_rl.data.columns import shorten
 from ray_rl.data.formats import (
     alpaca,
@@ -22,7 +23,6 @@ from ray_rl.data.formats import (
     ultrafeedback,
 )
 from ray_rl.data.formats.format import Format
-from ray_rl.data.formats.record import Wanted
 from ray_rl.data.records import SourceRecord
 from ray_rl.errors import ConfigError, DataError
 
@@ -62,20 +62,15 @@ def choose_format(name: str, first: Sequence[SourceRecord], *, wanted: Wanted) -
     """Returns the form of a data set: the one that is named, or for "auto" the only one that its first rows have.
 
     Args:
-        name: the value of `data.format`.
+        name: the value of `data.format`, not one of prompts alone, which the rules of the configuration refuse.
         first: the first rows, at least one.
         wanted: what the algorithm trains on.
 
     Raises:
-        ConfigError: the named form has other records than the wanted ones, or is one of prompts alone.
+        ConfigError: the named form has other records than the wanted ones.
         DataError: no form fits, or several do, or one with other records.
     """
     if name != "auto":
-        if name not in FORMATS:
-            raise ConfigError(
-                f"data.format={name} is for prompts without answers, and {_KINDS[wanted]} needs {_described(wanted)}; "
-                "leave data.format out to detect the form"
-            )
         if FORMATS[name].wanted != wanted:
             raise ConfigError(f"data.format={name}: {_other(FORMATS[name], wanted)}")
         return FORMATS[name]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from ray_rl.config.offline import Wanted
 from ray_rl.data.columns import shorten
 from ray_rl.data.formats.defects import defect
 from ray_rl.data.formats.fields import Fields
-from ray_rl.data.formats.record import Dropped, Record, Unusable, Wanted
+from ray_rl.data.formats.record import Dropped, Record, Unusable
 from ray_rl.data.records import SourceRecord
 from ray_rl.errors import DataError
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from ray_rl.config.offline import Wanted
 from ray_rl.types import Message
 
-Wanted = Literal["demonstration", "comparison", "judged", "steps"]
-"""The kind of record that an algorithm trains on."""
 Content = str | tuple[Message, ...]
 """Plain text, or messages."""
 
@@ -60,12 +59,13 @@ class Steps:
 
 
 Record = Demonstration | Comparison | Judged | Steps
-WANTED: dict[Wanted, type[Record]] = {
+RECORDS: Mapping[Wanted, type[Record]] = {
     "demonstration": Demonstration,
     "comparison": Comparison,
     "judged": Judged,
     "steps": Steps,
 }
+"""The records with which each kind of algorithm is trained."""
 
 
 @dataclass(frozen=True, slots=True)

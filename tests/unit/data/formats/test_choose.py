@@ -4,7 +4,7 @@ import pytest
 
 from ray_rl.config.data import OfflineFormat
 from ray_rl.data.formats.choose import FORMATS, choose_format
-from ray_rl.data.formats.record import WANTED, Dropped, Record
+from ray_rl.data.formats.record import RECORDS, Dropped, Record
 from ray_rl.errors import ConfigError, DataError
 from tests.unit.data.formats.converting import convert, source_records, turn
 
@@ -46,7 +46,7 @@ def test_each_form_is_detected_and_gives_the_records_it_promises(name):
     found = choose_format("auto", source_records(ROWS[name]), wanted=FORMATS[name].wanted)
     assert found.name == name
     (record,) = convert(name, ROWS[name])
-    assert isinstance(record, WANTED[found.wanted])
+    assert isinstance(record, RECORDS[found.wanted])
 
 
 def test_forms_of_several_rows_are_detected_by_one():
@@ -101,11 +101,6 @@ def test_a_file_with_rows_of_two_forms_is_refused_until_one_is_named():
 def test_a_wrong_row_among_the_first_does_not_hide_the_form():
     rows = source_records(None, {}, ROWS["kto"])
     assert choose_format("auto", rows, wanted="judged").name == "kto"
-
-
-def test_a_form_of_prompts_alone_is_refused_by_name():
-    with pytest.raises(ConfigError, match=r"data.format=gsm8k is for prompts without answers, and sft needs data in"):
-        choose_format("gsm8k", source_records({"question": "1+1?"}), wanted="demonstration")
 
 
 def test_the_configuration_names_all_forms():
