@@ -85,7 +85,7 @@ OfflineFormat = Literal[
     "prm800k",
     "math_shepherd",
 ]
-"""Forms of examples, which `ray_rl.data.formats` describes."""
+"""Forms of examples; `ray_rl/data/formats/choose.py` has their conversions."""
 
 
 class Table(Source):

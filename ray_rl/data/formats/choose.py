@@ -86,14 +86,16 @@ def choose_format(name: str, first: Sequence[SourceRecord], *, wanted: Wanted) -
         raise DataError(f"{where}: {_seen(first)}, so the data can be {names}; set data.format to one of them")
     (found,) = fitting
     if found.wanted != wanted:
-        raise DataError(f"{where}: {_seen(first)}: {_other(found, wanted)}; or set data.format to what it is")
+        raise DataError(
+            f"{where}: {_seen(first)}: {_other(found, wanted)}, or data.format if the rows have one of these forms too"
+        )
     return found
 
 
 def _other(found: Format, wanted: Wanted) -> str:
     return (
         f"this is data for {_KINDS[found.wanted]} ({found.name}: {found.line}), and {_KINDS[wanted]} needs "
-        f"{_described(wanted)}; set algorithm.kind to {_KINDS[found.wanted]}, or give other data"
+        f"{_described(wanted)}; set algorithm.kind to {_KINDS[found.wanted]}"
     )
 
 

@@ -66,7 +66,7 @@ def read_messages(fields: Fields, name: str) -> tuple[Message, ...]:
 def read_answers(fields: Fields, given: Content | None, names: Sequence[str]) -> tuple[Content, list[Content]]:
     """Returns the prompt and the answers to it: all text, or all messages.
 
-    Answers that are whole dialogues, which begin with the system or the user, hold the prompt: if it is given as
+    Answers that are whole dialogues, which do not begin with the assistant, hold the prompt: if it is given as
     messages, they are taken off their start; otherwise the prompt is what precedes the last message, and must be the
     same in all of them. Text is never compared by characters: answers to one prompt often begin with the same words.
 
@@ -90,7 +90,7 @@ def read_answers(fields: Fields, given: Content | None, names: Sequence[str]) ->
     if given is not None and is_text and not fields.optional_text("system").strip():
         return given, read
     dialogues = [as_messages(answer, "assistant") for answer in read]
-    if given is not None and not all(dialogue and dialogue[0].role in ("system", "user") for dialogue in dialogues):
+    if given is not None and not all(map(_is_dialogue, dialogues)):
         return _with_system(as_messages(given, "user"), fields), list(dialogues)
     before, after = _split(dialogues, given)
     return _with_system(before, fields), list(after)
@@ -104,6 +104,11 @@ def as_messages(content: Content, role: str) -> tuple[Message, ...]:
 def answer_to(prompt: Content, text: str) -> Content:
     """Returns the text of an answer as content of the same type as its prompt."""
     return text if isinstance(prompt, str) else (Message("assistant", text),)
+
+
+def _is_dialogue(answer: Sequence[Message]) -> bool:
+    roles = [message.role for message in answer]
+    return "assistant" in roles[1:] and roles[0] != "assistant"
 
 
 def _split(

@@ -13,8 +13,8 @@ from ray_rl.data.formats.record import Comparison, Unusable
 
 
 def looks(values: Mapping[str, Any]) -> bool:
-    """Returns whether both answers are text that begins with a marker."""
-    return all(isinstance(values[name], str) and MARKER.match(values[name]) for name in ("chosen", "rejected"))
+    """Returns whether one of the answers is text that begins with a marker: the other one may be damaged."""
+    return any(isinstance(values[name], str) and MARKER.match(values[name]) for name in ("chosen", "rejected"))
 
 
 def comparisons(rows: Sequence[Fields]) -> list[Comparison]:

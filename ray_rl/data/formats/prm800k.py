@@ -12,7 +12,7 @@ from ray_rl.data.formats.record import Steps, Unusable
 from ray_rl.errors import DataError
 
 _LABELS = {1: 1.0, 0: 1.0, -1: 0.0}
-"""Of the ratings. A neutral step counts as right, as in the final models of the paper (arXiv:2305.20050)."""
+"""The labels of ratings. A neutral step counts as right, as in the final models of the paper (arXiv:2305.20050)."""
 
 
 def looks(values: Mapping[str, Any]) -> bool:

@@ -53,7 +53,7 @@ class Steps:
 
     prompt: Content
     steps: tuple[str, ...]
-    """Without the separators between them, and without white space at their ends."""
+    """The texts, with neither separators between them nor white space at their ends."""
     labels: tuple[float | None, ...]
     """From 0 (wrong) to 1 (right), one per step; None for a step that is only context."""
 

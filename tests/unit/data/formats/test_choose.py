@@ -1,4 +1,6 @@
+import re
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -65,12 +67,10 @@ def test_data_of_another_kind_is_refused_with_the_algorithm_for_it():
         "t.jsonl:1: the columns are chosen, prompt, rejected: this is data for dpo, ipo, orpo, simpo or reward_model",
         "(preference: chosen and rejected answers",
         "and sft needs data in one of the forms prompt_completion (prompt, completion); messages (messages);",
-        "set algorithm.kind to dpo,",
+        "set algorithm.kind to dpo, ipo, orpo, simpo or reward_model, or data.format if the rows have one of these",
     ):
         assert part in str(refusal.value)
-    with pytest.raises(
-        ConfigError, match=r"data.format=kto: this is data for kto .* set algorithm.kind to kto, or give"
-    ):
+    with pytest.raises(ConfigError, match=r"data.format=kto: this is data for kto .* set algorithm.kind to kto$"):
         choose_format("kto", source_records(row), wanted="comparison")
 
 
@@ -105,6 +105,12 @@ def test_a_wrong_row_among_the_first_does_not_hide_the_form():
 
 def test_the_configuration_names_all_forms():
     assert set(typing.get_args(OfflineFormat)) == FORMATS.keys()
+
+
+def test_the_page_about_data_lists_all_forms():
+    page = (Path(__file__).parents[4] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|", page, re.MULTILINE))
+    assert rows.keys() == FORMATS.keys()
 
 
 JUNK = (None, True, 0, -1.5, float("nan"), 10**5000, "", "x", "\ud83d", b"x", [], [None], [[]], [{}], {}, {"steps": 1})

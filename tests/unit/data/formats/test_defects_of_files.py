@@ -1,4 +1,4 @@
-"""What goes wrong in real files: each defect ends in an error with its place and remedy, or is counted, or is harmless."""
+"""What goes wrong in real files: a defect ends in an error with place and remedy, or is counted, or is harmless."""
 
 import json
 from collections import Counter
