@@ -45,23 +45,20 @@ def _labels(row: Fields, texts: list[str]) -> tuple[float, ...]:
     labelled, place = row.text("label"), row.place("label")
     labels, position = [], 0
     for number, text in enumerate(texts, start=1):
-        end = position + len(text)
+        is_last = number == len(texts)
+        end = len(labelled) if is_last else position + len(text)
         if labelled[position:end] != text:
             raise DataError(
                 f"{place} differs from input in step {number}: {shorten(labelled[position:end])} instead of "
                 f"{shorten(text)}; apart from the labels it must be the same text"
             )
-        if number == len(texts):
-            break
-        if labelled[end : end + 1] not in _LABELS:
+        if not is_last and labelled[end : end + 1] not in _LABELS:
             raise DataError(
                 f"{place} has {shorten(labelled[end : end + 1])} at the end of step {number}; write + or - in place "
                 f"of {PLACEHOLDER!a}"
             )
-        labels.append(_LABELS[labelled[end]])
+        labels += [] if is_last else [_LABELS[labelled[end]]]
         position = end + 1
-    if labelled[position + len(texts[-1]) :]:
-        raise DataError(f"{place} is longer than input; apart from the labels it must be the same text")
     return tuple(labels)
 
 
