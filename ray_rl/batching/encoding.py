@@ -46,22 +46,36 @@ class Split:
     micro_batch_tokens: int
     packing: Packing
 
-    def encode(self, batch: TokenBatch, rows: NDArray[np.int64], *, rank: int) -> list[Encoded]:
-        """Returns one worker's micro-batches for some rows of the batch; every worker has the same number of them."""
+    def encode(
+        self, batch: TokenBatch, rows: NDArray[np.int64], *, rank: int, whole_groups: bool = False
+    ) -> list[Encoded]:
+        """Returns one worker's micro-batches for some rows of the batch; every worker has the same number of them.
+
+        Raises:
+            ValueError: a prompt has no tokens.
+        """
         plans = plan_micro_batches(
             Sizes([len(prompt) for prompt in batch.prompt_ids], batch.lengths_R.tolist(), batch.group_size),
             rows.tolist(),
             workers=self.workers,
             budget=self.micro_batch_tokens,
             packing=self.packing,
+            whole_groups=whole_groups,
         )
         return [encode(batch, micro_batch, packing=self.packing) for micro_batch in plans[rank]]
 
 
 def encode(batch: TokenBatch, micro_batch: MicroBatch, *, packing: Packing) -> Encoded:
-    """Returns the tensors of a micro-batch. An empty one becomes two tokens without a loss."""
+    """Returns the tensors of a micro-batch. An empty one becomes two tokens without a loss.
+
+    Raises:
+        ValueError: a prompt has no tokens: in a row of several sequences, the end of another would predict its answer.
+    """
     if not micro_batch:
         return _nothing(packing)
+    empty = [tree.prompt for tree in micro_batch if not len(batch.prompt_ids[tree.prompt])]
+    if empty:
+        raise ValueError(f"prompt {empty[0]} of the batch has no tokens, so nothing predicts its first answer token")
     if packing == "padded":
         return _encode_padded(batch, micro_batch)
     if packing == "packed":

@@ -59,9 +59,9 @@ class Share:
             attention=attention_name(layout, packing=packing, accelerator=accelerator),
         )
 
-    def encode(self, batch: TokenBatch, rows: NDArray[np.int64]) -> list[Encoded]:
+    def encode(self, batch: TokenBatch, rows: NDArray[np.int64], *, whole_groups: bool = False) -> list[Encoded]:
         """Returns this rank's micro-batches of some rows of the batch: the same number on each rank."""
-        return self.split.encode(batch, rows, rank=self.rank)
+        return self.split.encode(batch, rows, rank=self.rank, whole_groups=whole_groups)
 
     @torch.no_grad()
     def scores(self, batch: TokenBatch, score: Callable[[ModelInputs], Tensor]) -> Scores:

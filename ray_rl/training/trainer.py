@@ -82,7 +82,8 @@ class Trainer(Generic[Batch]):
             return objective.loss(self.zero.engine, encoded.to(device), batch)
 
         trained, _ = objective.trained(batch, rows)
-        return self.zero.accumulate(self._share.encode(batch, trained), backward, count=objective.count(batch, rows))
+        share = self._share.encode(batch, trained, whole_groups=objective.whole_groups)
+        return self.zero.accumulate(share, backward, count=objective.count(batch, rows))
 
     def _optimizer_step(self, batch: Batch, rows: NDArray[np.int64]) -> list[Metric]:
         """Takes one optimizer step on some rows of the batch."""

@@ -25,6 +25,10 @@ class Objective(Protocol[Batch]):
         """The name in messages and metrics: "policy" gives "policy/grad_norm"."""
 
     @property
+    def whole_groups(self) -> bool:
+        """Whether `loss` compares the rows of a prompt: then they are in one micro-batch."""
+
+    @property
     def network(self) -> Network:
         """The model."""
 

@@ -25,6 +25,7 @@ class PolicyObjective:
     """Minimises `policy_loss`. Batches need advantages, and old log-probabilities for more than one optimizer step."""
 
     name: ClassVar[str] = "policy"
+    whole_groups: ClassVar[bool] = False
     network: PolicyNetwork
     settings: PolicyLoss
     reduction: Reduction

@@ -14,21 +14,19 @@ from ray_rl.batching.encoding import Encoded
 from ray_rl.config.roles import CRITIC
 from ray_rl.metrics.metric import Mean, Metric
 from ray_rl.training.networks import ValueNetwork
+from ray_rl.training.objectives.rows import EveryRow
 from ray_rl.types import TrainBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ValueObjective:
+class ValueObjective(EveryRow):
     """Minimises the mean of `clipped_value_loss` over the loss tokens. Batches need old values and returns."""
 
     name: ClassVar[str] = CRITIC
+    whole_groups: ClassVar[bool] = False
     network: ValueNetwork
     clip: float | None
     """The most that a value may differ from the value computed before the update of this step. None: no bound."""
-
-    def trained(self, batch: TrainBatch, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Metric]]:
-        """Returns all rows."""
-        return rows, []
 
     def count(self, batch: TrainBatch, rows: NDArray[np.int64]) -> float:
         """Counts the loss tokens."""

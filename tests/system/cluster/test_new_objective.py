@@ -33,6 +33,7 @@ class SupervisedObjective:
     """Minimises the mean negative log-likelihood of the loss tokens."""
 
     name: ClassVar[str] = "supervised"
+    whole_groups: ClassVar[bool] = False
     network: PolicyNetwork
 
     def trained(self, batch: TrainBatch, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Metric]]:

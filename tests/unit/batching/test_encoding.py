@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,13 @@ def test_an_empty_micro_batch_has_tokens_but_no_loss(packing):
     encoded = encode(BATCH, (), packing=packing)
     assert encoded.inputs.tokens_BL.numel() == 2
     assert len(encoded.inputs.predict_N) == len(encoded.inputs.labels_N) == len(encoded.row_N) == encoded.tokens == 0
+
+
+@pytest.mark.parametrize("packing", ["padded", "packed", "shared_prefix"])
+def test_an_empty_prompt_is_refused_as_the_end_of_another_sequence_would_predict_its_answer(packing):
+    batch = replace(BATCH, prompt_ids=(*BATCH.prompt_ids[:2], np.zeros(0, np.int32)))
+    with pytest.raises(ValueError, match="prompt 2 of the batch has no tokens"):
+        encode(batch, MICRO, packing=packing)
 
 
 @pytest.mark.parametrize("packing", ["padded", "packed", "shared_prefix"])

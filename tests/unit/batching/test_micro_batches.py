@@ -20,7 +20,9 @@ def problems(draw: st.DrawFn) -> tuple[Sizes, list[int], int, int]:
 
 def cost(sizes: Sizes, micro: MicroBatch, *, packing: str) -> int:
     """Tokens that a micro-batch puts through the model, padding included."""
-    tokens = [sizes.tokens(tree) for tree in micro]
+    if packing == "shared_prefix":
+        return sum(sizes.tokens(tree) for tree in micro)
+    tokens = [sizes.prompts[tree.prompt] + sizes.completions[row] for tree in micro for row in tree.rows]
     return max(tokens, default=0) * len(tokens) if packing == "padded" else sum(tokens)
 
 
@@ -67,6 +69,21 @@ def test_no_worker_has_more_than_the_mean_and_one_tree(problem, packing):
 
 
 @settings(deadline=None)
+@given(problems(), st.sampled_from(["padded", "packed", "shared_prefix"]))
+def test_whole_groups_are_in_one_micro_batch_and_exceed_the_budget_only_alone(problem, packing):
+    sizes, rows, workers, budget = problem
+    plans = plan_micro_batches(sizes, rows, workers=workers, budget=budget, packing=packing, whole_groups=True)
+    trees = [tree for plan in plans for micro in plan for tree in micro]
+    assert len(plans) == workers
+    assert len({len(plan) for plan in plans}) == 1
+    assert Counter(row for tree in trees for row in tree.rows) == Counter(rows)
+    assert len({tree.prompt for tree in trees}) == len(trees)
+    assert sum(any(plan) for plan in plans) == min(workers, len(trees))
+    for micro in (micro for plan in plans for micro in plan):
+        assert len(micro) <= 1 or cost(sizes, micro, packing=packing) <= budget
+
+
+@settings(deadline=None)
 @given(problems())
 def test_no_worker_is_idle_while_there_are_rows_enough(problem):
     sizes, rows, workers, budget = problem
@@ -102,3 +119,36 @@ def test_padded_rows_cost_as_much_as_the_longest_beside_them():
 def test_workers_beyond_the_rows_get_empty_micro_batches():
     plans = plan_micro_batches(SIZES, [5], workers=3, budget=100, packing="padded")
     assert plans == [[(Tree(1, (5,)),)], [()], [()]]
+
+
+PAIRS = Sizes([4, 6, 2], [2, 8, 1, 1, 3, 1], group_size=2)
+
+
+def test_a_padded_group_costs_its_widest_row_for_each_of_its_rows():
+    # Rows of 6 and 12, 7 and 7, 5 and 3 tokens. Two pairs beside each other cost 4 * 12, or 4 * 7 without the first.
+    def planned(budget: int) -> list[list[MicroBatch]]:
+        return plan_micro_batches(PAIRS, range(6), workers=1, budget=budget, packing="padded", whole_groups=True)
+
+    first, second, third = Tree(0, (0, 1)), Tree(1, (2, 3)), Tree(2, (4, 5))
+    assert planned(27) == [[(first,), (second,), (third,)]]
+    assert planned(28) == [[(first,), (second, third)]]
+    assert planned(48) == [[(first, second), (third,)]]
+    assert planned(72) == [[(first, second, third)]]
+
+
+def test_a_packed_group_computes_its_prompt_for_each_of_its_rows():
+    # 18, 14 and 8 tokens; with shared prompts 14, 8 and 6.
+    def planned(budget: int, packing: str) -> list[int]:
+        (plan,) = plan_micro_batches(PAIRS, range(6), workers=1, budget=budget, packing=packing, whole_groups=True)
+        return [len(micro) for micro in plan]
+
+    assert planned(31, "packed") == [1, 2]
+    assert planned(32, "packed") == [2, 1]
+    assert planned(21, "shared_prefix") == [1, 2]
+    assert planned(22, "shared_prefix") == [2, 1]
+
+
+def test_one_pair_on_two_workers_leaves_one_of_them_empty():
+    for packing in ("padded", "packed", "shared_prefix"):
+        plans = plan_micro_batches(PAIRS, [2, 3], workers=2, budget=1, packing=packing, whole_groups=True)
+        assert plans == [[(Tree(1, (2, 3)),)], [()]], packing
