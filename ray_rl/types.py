@@ -26,9 +26,11 @@ Scalar = TypeVar("Scalar", bound="np.generic")
 FinishReason = Literal["stop", "length", "abort"]
 StopReason = FinishReason | Literal["turns", "tool", "environment", "time"]
 """Why an episode ended: as its last completion did, or by the limit of turns, a tool, its environment or its time."""
-LossAt = Literal["tokens", "end", "steps"]
-"""Where a model is trained on an example: at the tokens of its loss mask (a language model), after its end (a reward
-model), or after each token of its loss mask (a model of right and wrong steps, whose separators end there)."""
+ScoredAt = Literal["end", "steps"]
+"""Which states a model with a head for classes scores: that at the end of an answer (a reward model), or those at the
+ends of steps (a process reward model), where the loss mask of an answer is."""
+LossAt = Literal["tokens"] | ScoredAt
+"""Where a model is trained on an example: at the tokens of its loss mask (a language model), or at states."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> Tra
     if len(group_sizes) != 1:
         raise ValueError(f"a batch needs groups of one size, got sizes {sorted(group_sizes)}")
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    tokens_RT = _pad([rollout.token_ids for rollout in rollouts], np.int32)
-    is_sampled_RT = _pad([rollout.is_sampled for rollout in rollouts], np.bool_)
+    tokens_RT = pad([rollout.token_ids for rollout in rollouts], np.int32)
+    is_sampled_RT = pad([rollout.is_sampled for rollout in rollouts], np.bool_)
     is_trained_R = np.array([not (mask_truncated and rollout.stop == "length") for rollout in rollouts])
     dense = [_dense_rewards(rollout) for rollout in rollouts]
     nothing = np.zeros(0, np.float32)
@@ -43,9 +43,9 @@ def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> Tra
         lengths_R=np.array([len(rollout.token_ids) for rollout in rollouts], np.int32),
         sampled_R=np.array([rollout.sampled_tokens for rollout in rollouts], np.int32),
         loss_mask_RT=is_sampled_RT & is_trained_R[:, None],
-        rollout_logprobs_RT=_pad([rollout.logprobs for rollout in rollouts], np.float32),
+        rollout_logprobs_RT=pad([rollout.logprobs for rollout in rollouts], np.float32),
         rewards_R=rewards_of(groups),
-        token_rewards_RT=_pad([nothing if each is None else each for each in dense], np.float32, tokens_RT.shape[1])
+        token_rewards_RT=pad([nothing if each is None else each for each in dense], np.float32, tokens_RT.shape[1])
         if any(each is not None for each in dense)
         else None,
     )
@@ -88,7 +88,7 @@ def _dense_rewards(rollout: Rollout) -> NDArray[np.float32] | None:
     return rewards_T
 
 
-def _pad(rows: Sequence[NDArray[Scalar]], dtype: type[Scalar], width: int | None = None) -> NDArray[Scalar]:
+def pad(rows: Sequence[NDArray[Scalar]], dtype: type[Scalar], width: int | None = None) -> NDArray[Scalar]:
     """Returns [R, T] with zeros past the end of each row. Without a width, T is the longest row."""
     import numpy as np
 
