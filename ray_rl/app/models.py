@@ -90,19 +90,16 @@ def build_reward_models(config: RunConfig, folders: Sequence[str], member: Membe
 
 def policy_parts(config: RunConfig, folder: str) -> tuple[PolicyObjective, TrainSettings]:
     """Returns the policy with its loss, and the settings that train the policy."""
-    algorithm, train = config.online, config.train
-    network = policy_network(config, folder, key="model.path")
+    algorithm = config.online
     objective = PolicyObjective(
-        network=replace(
-            network, gradient_checkpointing=train.gradient_checkpointing, frozen_layers=train.frozen_layers
-        ),
+        network=trained_policy(config, folder),
         settings=policy_loss_of(algorithm),
         reduction=algorithm.reduction,
         denominator=algorithm.reduction_denominator or float(config.rollout.max_tokens),
         has_kl_loss=algorithm.kl.place == "loss",
         keeps_all_rows=isinstance(algorithm.loss, CustomLoss),
     )
-    return objective, _train_settings(config, train)
+    return objective, train_settings(config, config.train)
 
 
 def value_parts(config: RunConfig, folder: str) -> tuple[ValueObjective, TrainSettings]:
@@ -115,7 +112,16 @@ def value_parts(config: RunConfig, folder: str) -> tuple[ValueObjective, TrainSe
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=role.gradient_checkpointing,
     )
-    return ValueObjective(network=network, clip=role.value_clip), _train_settings(config, role)
+    return ValueObjective(network=network, clip=role.value_clip), train_settings(config, role)
+
+
+def trained_policy(config: RunConfig, folder: str) -> PolicyNetwork:
+    """Returns the language model that is trained."""
+    return replace(
+        policy_network(config, folder, key="model.path"),
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        frozen_layers=config.train.frozen_layers,
+    )
 
 
 def policy_network(config: RunConfig, folder: str, *, key: str) -> PolicyNetwork:
@@ -126,7 +132,7 @@ def policy_network(config: RunConfig, folder: str, *, key: str) -> PolicyNetwork
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
         chunk_tokens=config.logit_chunk_tokens,
-        temperature=config.rollout.temperature,
+        temperature=1.0 if config.is_offline else config.rollout.temperature,
     )
 
 
@@ -151,15 +157,19 @@ def policy_engine(config: RunConfig, folder: str, *, threads: int) -> EngineSett
     )
 
 
-def _train_settings(config: RunConfig, role: Trained) -> TrainSettings:
+def train_settings(config: RunConfig, role: Trained) -> TrainSettings:
+    """Returns how a model of the run is trained; `role` is its section. Without rollouts a batch is one step."""
+    update_epochs, minibatches = (
+        (1, 1) if config.is_offline else (config.online.update_epochs, config.online.minibatches)
+    )
     return TrainSettings(
         role=role,
         dtype=config.model.dtype,
         accelerator=config.cluster.accelerator,
         seed=config.run.seed,
         run_steps=config.steps,
-        update_epochs=config.online.update_epochs,
-        minibatches=config.online.minibatches,
+        update_epochs=update_epochs,
+        minibatches=minibatches,
         on_nonfinite=config.train.on_nonfinite,
     )
 

@@ -22,7 +22,7 @@ def pack_examples(examples: Sequence[Example], *, loss_at: LossAt) -> OfflineBat
     token of a state is the one after it; a dummy token is added for the state at the end.
 
     Args:
-        examples: at least one, with equally many answers each. A missing margin beside others counts as 0.
+        examples: at least one, with equally many answers each. A missing margin counts as 0 if others have one.
         loss_at: where the model is trained. Under `end` the loss masks of the answers have no meaning.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +25,18 @@ from ray_rl.config.run import ModelConfig
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.errors import CheckpointError
 from ray_rl.metrics.run_folder import config_file
+from ray_rl.models.classifier import WRAPPED_CLASSIFIER, classifier_skeleton, load_classifier
 from ray_rl.models.loading import checkpoint_skeleton, load_causal_lm
 from ray_rl.models.packaged import resolve_model
 from ray_rl.models.policy import MASTER, WRAPPED
+from ray_rl.types import LossAt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> None:
-    """Writes the policy of a step in Hugging Face format. Reads checkpoints of any ZeRO stage and number of workers.
+    """Writes the model of a step in Hugging Face format. Reads checkpoints of any ZeRO stage and number of workers.
 
     Without `dtype`, the weights equal those of the engines at that step bit for bit: they are the float32 master
     weights, converted to `model.dtype`. Frozen weights come from the model from which the run started.
@@ -54,11 +57,10 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
     checkpoint = _verified(run, step)
     reader = SliceReader(checkpoint / ACTOR)
     dtype = config.model.dtype if dtype is None else dtype
-    model = checkpoint_skeleton(source, trust_remote_code=config.model.trust_remote_code)
+    kind = _Kind(config.offline.loss_at if config.is_offline else "tokens", config.model, source)
+    model = kind.skeleton()
     has_frozen_layers = config.train.frozen_layers > 0
-    weights = _Weights(
-        config.model, source, model, reader, dtype=getattr(torch, dtype), may_be_frozen=has_frozen_layers
-    )
+    weights = _Weights(kind, model, reader, dtype=getattr(torch, dtype), may_be_frozen=has_frozen_layers)
     if weights.has_frozen:
         _require_same_source(checkpoint, source)
     with disk_errors_explained(to), new_folder(to) as partial:
@@ -77,13 +79,41 @@ def _verified(run: Path, step: int) -> Path:
         raise CheckpointError(f"{error}; {remedy}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What the model of a run is, a language model or a classifier, and the source from which it started."""
+
+    loss_at: LossAt
+    settings: ModelConfig
+    source: str
+
+    def skeleton(self) -> PreTrainedModel:
+        """Returns its modules, without weights."""
+        trust = self.settings.trust_remote_code
+        if self.loss_at == "tokens":
+            return checkpoint_skeleton(self.source, trust_remote_code=trust)
+        return classifier_skeleton(self.source, self.loss_at, trust_remote_code=trust)
+
+    def load(self, attention: str) -> PreTrainedModel:
+        """Loads the source."""
+        dtype, trust = self.settings.dtype, self.settings.trust_remote_code
+        if self.loss_at == "tokens":
+            return load_causal_lm(self.source, dtype=dtype, attention=attention, trust_remote_code=trust)
+        return load_classifier(
+            self.source, self.loss_at, head_seed=0, dtype=dtype, attention=attention, trust_remote_code=trust
+        )
+
+    def vector(self, name: str) -> str:
+        """Returns the name of a parameter's weights in a checkpoint."""
+        return f"{MASTER}/{WRAPPED if self.loss_at == 'tokens' else WRAPPED_CLASSIFIER}{name}"
+
+
 class _Weights:
     """The weights of a model: trained ones from the checkpoint, frozen ones from the source model."""
 
     def __init__(
         self,
-        settings: ModelConfig,
-        source: str,
+        kind: _Kind,
         model: PreTrainedModel,
         reader: SliceReader,
         *,
@@ -93,8 +123,7 @@ class _Weights:
         """Opens the checkpoint and compares it with the model, without reading weights.
 
         Args:
-            settings: the settings of the model from which the run started.
-            source: its folder, or a hub name.
+            kind: what the model is, and where it started.
             model: its modules, without weights.
             reader: reads the checkpoint.
             dtype: the type of the weights that are written.
@@ -103,11 +132,12 @@ class _Weights:
         Raises:
             CheckpointError: the checkpoint belongs to another model.
         """
-        self.dtype = dtype
+        self.dtype, source = dtype, kind.source
+        self._kind = kind
         self._reader = reader
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         kept = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
-        frozen = {name for name in self._shapes if _vector(name) not in reader}
+        frozen = {name for name in self._shapes if kind.vector(name) not in reader}
         self._of_the_source: dict[str, Tensor] = {}
         if frozen and not may_be_frozen:
             raise CheckpointError(
@@ -115,16 +145,10 @@ class _Weights:
                 "another model: restore the model from which the run started"
             )
         if frozen or kept:
-            loaded = load_causal_lm(
-                source,
-                dtype=settings.dtype,
-                attention="sdpa" if model._supports_sdpa else "eager",
-                trust_remote_code=settings.trust_remote_code,
-            )
-            state = loaded.state_dict()
+            state = kind.load("sdpa" if model._supports_sdpa else "eager").state_dict()
             self._of_the_source = {name: state[name] for name in sorted(frozen | kept)}
         for name in sorted(self._shapes.keys() - frozen):
-            if (size := reader.size(_vector(name))) != self._shapes[name].numel():
+            if (size := reader.size(kind.vector(name))) != self._shapes[name].numel():
                 raise CheckpointError(
                     f"model.path={source}: {name} has {self._shapes[name].numel()} elements in the model and {size} in "
                     "the checkpoint; restore the model from which the run started"
@@ -142,7 +166,7 @@ class _Weights:
         shape = self._shapes[name]
         if name in self._of_the_source:
             return self._of_the_source[name].to(self.dtype)
-        return self._reader.read(_vector(name), 0, shape.numel()).view(shape).to(self.dtype)
+        return self._reader.read(self._kind.vector(name), 0, shape.numel()).view(shape).to(self.dtype)
 
 
 def _require_same_source(checkpoint: Path, source: str) -> None:
@@ -155,10 +179,6 @@ def _require_same_source(checkpoint: Path, source: str) -> None:
             f"model.path={source}: its weights have changed since the checkpoint ({old} then, {now} now), and frozen "
             "layers are in no checkpoint; restore the weights with which the run started"
         )
-
-
-def _vector(name: str) -> str:
-    return f"{MASTER}/{WRAPPED}{name}"
 
 
 def _layer(name: str) -> str:

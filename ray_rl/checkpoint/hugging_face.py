@@ -1,4 +1,4 @@
-"""Writes the policy as a Hugging Face folder: its weights, and copies of all other files of the source model."""
+"""Writes a model as a Hugging Face folder: its weights, and copies of all other files of the source model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ray_rl.checkpoint.classifier_settings import CLASSIFIERS, describe_classifier
 from ray_rl.checkpoint.export_marks import STEP_FILE, set_dtype, write_step
 from ray_rl.checkpoint.new_folder import replaced_folder
 from ray_rl.checkpoint.weight_files import write_weights
@@ -86,7 +87,8 @@ def write_settings(
 
     Files are byte for byte those of the source, including `generation_config.json`, which transformers may load but
     refuse to save. `config.json` is the source's with the architecture and dtype of the weights: that of transformers
-    would have no dropout, and would look for the code of remote models on the hub.
+    would have no dropout, and would look for the code of remote models on the hub. For a classifier, it and the
+    tokenizer's settings also get labels and a padding token (see `describe_classifier`).
 
     Args:
         to: an existing folder.
@@ -106,6 +108,8 @@ def write_settings(
     if settings.get("model_type") != model.config.model_type:  # a part of the source's model was loaded
         settings = json.loads(model.config.to_json_string())
     settings["architectures"] = [type(model).__name__]
+    if type(model).__name__.endswith(CLASSIFIERS):
+        describe_classifier(settings, to, model)
     set_dtype(settings, str(dtype).removeprefix("torch."))
     (to / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -75,7 +75,7 @@ class Policy(SavedTrainer[TrainBatch]):
         """Writes the policy of a step in Hugging Face format; a collective of the ranks."""
         parameters = ((spec.name, tensor) for group in self.stream.groups() for spec, tensor in group)
         export_policy(
-            self.model.causal_lm,
+            self.model.exported,
             parameters,
             source=self._source,
             to=Path(folder),

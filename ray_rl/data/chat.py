@@ -78,7 +78,7 @@ class ChatTokenizer:
         self._tokenizer: ModelTokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         self._own_template = None if chat_template is None else template_text(chat_template, self._tokenizer.templates)
         self._options = template_options or {}
-        self._eos_token_ids = _eos_token_ids(self._tokenizer)
+        self._eos_token_ids = eos_token_ids(self._tokenizer)
         # Compiled now, because otherwise an invalid template would be found by the export after the last step.
         self._changed = self._template.text if self._own_template is not None or self._options else None
 
@@ -357,7 +357,7 @@ def _compared(text: str) -> str:
     return squeezed(text.replace("\u2581", " ")).casefold()
 
 
-def _eos_token_ids(tokenizer: ModelTokenizer) -> tuple[int, ...]:
+def eos_token_ids(tokenizer: ModelTokenizer) -> tuple[int, ...]:
     """Returns the tokens that end a text, as in transformers: from generation_config.json, or else config.json."""
     of_tokenizer = tokenizer.id_of("eos_token")
     token_ids = [] if of_tokenizer is None else [of_tokenizer]

@@ -83,6 +83,11 @@ class PolicyModel(nn.Module):
         self._temperature = temperature
         self._head = ChunkedHead(OwnLogits(causal_lm), chunk_tokens=chunk_tokens, temperature=temperature)
 
+    @property
+    def exported(self) -> PreTrainedModel:
+        """The model that an export writes."""
+        return self.causal_lm
+
     def forward(
         self, inputs: ModelInputs, *, with_entropy: bool, entropy_grad: bool = False, own_logits: bool = False
     ) -> tuple[Tensor, Tensor | None]:

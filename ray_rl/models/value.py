@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_rl.errors import ConfigError
+from ray_rl.models.float_head import FloatHead
 from ray_rl.models.loading import check_checkpoint, load_causal_lm, load_model_config
 from ray_rl.models.policy import ModelInputs
 from ray_rl.models.reward_model import HEAD, load_reward_model, reads_last_token
@@ -16,35 +17,21 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class ValueHead(nn.Module):
-    """Maps hidden states to values, in float32 for any dtype of the weights: bfloat16 is too coarse for values."""
-
-    def __init__(self, weight: nn.Parameter) -> None:
-        """Makes a head from a weight [1, D], which may be a shard; the bias starts at 0."""
-        super().__init__()
-        self.weight = weight
-        self.bias = nn.Parameter(torch.zeros(1, dtype=weight.dtype))
-
-    def forward(self, hidden_ND: Tensor) -> Tensor:
-        """Returns the values, float32 [N]."""
-        return nn.functional.linear(hidden_ND.float(), self.weight.float(), self.bias.float())[:, 0]
-
-
 class ValueModel(nn.Module):
     """A model that returns the values of the states before given tokens.
 
     It is a module, so that DeepSpeed's hooks run around everything that uses parameters.
     """
 
-    def __init__(self, backbone: Any, head: ValueHead) -> None:
+    def __init__(self, backbone: Any, head: FloatHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
 
     def forward(self, inputs: ModelInputs) -> Tensor:
         """Returns float32 [N]: for each loss token, the value of the prompt and the tokens before it."""
-        values_N: Tensor = self.head(inputs.predicting(self.backbone(**inputs.keywords).last_hidden_state))
-        return values_N
+        values_N1: Tensor = self.head(inputs.predicting(self.backbone(**inputs.keywords).last_hidden_state))
+        return values_N1[:, 0]
 
 
 def load_value_model(folder: str, *, dtype: str, attention: str, trust_remote_code: bool) -> ValueModel:
@@ -63,12 +50,12 @@ def load_value_model(folder: str, *, dtype: str, attention: str, trust_remote_co
         if not reads_last_token(model):
             raise ConfigError(f"critic.path={folder}: an encoder has no values for single tokens; name a decoder")
         model.requires_grad_(True)
-        return ValueModel(model.base_model, ValueHead(model.get_submodule(HEAD).get_parameter("weight")))
+        return ValueModel(model.base_model, _head(model.get_submodule(HEAD).get_parameter("weight")))
     causal_lm = load_causal_lm(
         folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, key="critic.path"
     )
     zeros = torch.zeros(1, config.get_text_config().hidden_size, dtype=getattr(torch, dtype))
-    return ValueModel(causal_lm.base_model, ValueHead(nn.Parameter(zeros)))
+    return ValueModel(causal_lm.base_model, _head(nn.Parameter(zeros)))
 
 
 def check_value_checkpoint(folder: str, *, trust_remote_code: bool) -> None:
@@ -82,6 +69,11 @@ def check_value_checkpoint(folder: str, *, trust_remote_code: bool) -> None:
     config = load_model_config(folder, trust_remote_code=trust_remote_code, key="critic.path")
     if not _is_reward_model(config):
         check_checkpoint(folder, trust_remote_code=trust_remote_code, key="critic.path")
+
+
+def _head(weight: nn.Parameter) -> FloatHead:
+    """Returns a head with a weight [1, D], which may be a shard; the bias starts at 0."""
+    return FloatHead(weight, nn.Parameter(torch.zeros(1, dtype=weight.dtype)))
 
 
 def _is_reward_model(config: PretrainedConfig) -> bool:

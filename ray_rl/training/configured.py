@@ -7,7 +7,7 @@ import math
 from functools import partial
 from typing import assert_never
 
-from ray_rl.algorithms import credit, surrogates
+from ray_rl.algorithms import credit, preference, surrogates
 from ray_rl.algorithms.advantages import center_by_group, gpg_advantages, leave_one_out
 from ray_rl.algorithms.importance import importance_weights
 from ray_rl.algorithms.kl import KlEstimate, kl_estimate
@@ -16,10 +16,14 @@ from ray_rl.algorithms.policy_loss import Correction, PolicyLoss
 from ray_rl.algorithms.returns import discounted_returns, gae
 from ray_rl.algorithms.shaping import shaped
 from ray_rl.algorithms.whiten import whiten
-from ray_rl.config import advantages, correction, losses
+from ray_rl.config import advantages, correction, losses, offline
 from ray_rl.config.algorithm import Algorithm, FixedKl, Kl
 from ray_rl.isolation.importing import import_function
 from ray_rl.training.custom import custom_surrogate
+from ray_rl.training.objectives.preference import PairLoss
+
+PairKinds = offline.Dpo | offline.Ipo | offline.Orpo | offline.SimPo
+"""The algorithms with a loss over pairs of answers."""
 
 
 def credit_fn(algorithm: Algorithm, *, max_tokens: int) -> credit.Credit:
@@ -83,6 +87,49 @@ def correction_of(settings: correction.Correction) -> Correction:
             return partial(importance_weights, over=over, low=low, high=high, outside="mask")
         case _:
             assert_never(settings)
+
+
+def pair_loss_of(algorithm: PairKinds) -> PairLoss:
+    """Returns the loss of pairs."""
+    match algorithm:
+        case offline.Dpo():
+            return partial(
+                preference.dpo_loss,
+                preference.Dpo(
+                    beta=algorithm.beta,
+                    label_smoothing=algorithm.label_smoothing,
+                    smoothing=algorithm.smoothing,
+                    reference_free=algorithm.reference_free,
+                    likelihood=_likelihood(algorithm.likelihood),
+                ),
+            )
+        case offline.Ipo():
+            return partial(preference.ipo_loss, preference.Ipo(beta=algorithm.beta, over=algorithm.over))
+        case offline.Orpo():
+            return partial(preference.orpo_loss, preference.Orpo(beta=algorithm.beta, over=algorithm.over))
+        case offline.SimPo():
+            likelihood = _likelihood(algorithm.likelihood)
+            return partial(
+                preference.simpo_loss,
+                preference.SimPo(beta=algorithm.beta, margin=algorithm.margin, likelihood=likelihood),
+            )
+        case _:
+            assert_never(algorithm)
+
+
+def kto_of(algorithm: offline.Kto) -> preference.Kto:
+    """Returns the settings of KTO's loss."""
+    return preference.Kto(
+        beta=algorithm.beta,
+        desirable_weight=algorithm.desirable_weight,
+        undesirable_weight=algorithm.undesirable_weight,
+    )
+
+
+def _likelihood(settings: offline.Likelihood | None) -> preference.Likelihood | None:
+    if settings is None:
+        return None
+    return preference.Likelihood(coefficient=settings.coefficient, over=settings.over)
 
 
 def _estimator(advantage: advantages.AdvantageConfig) -> credit.Estimator:

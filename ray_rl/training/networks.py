@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
+from ray_rl.models.classifier import ScoreModel, classifier_skeleton, load_classifier
 from ray_rl.models.freezing import freeze
 from ray_rl.models.loading import check_checkpoint, load_causal_lm, load_model_config
 from ray_rl.models.policy import ModelInputs, PolicyModel
 from ray_rl.models.value import ValueModel, check_value_checkpoint, load_value_model
 from ray_rl.training.logit_check import require_own_logprobs
 from ray_rl.training.share import Share
+from ray_rl.types import ScoredAt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -123,3 +125,46 @@ class ValueNetwork:
         """Returns the values of the states before the loss tokens."""
         values_N: Tensor = model(inputs)
         return values_N
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreNetwork:
+    """A decoder with a head for classes: a reward model, or a model of right and wrong steps."""
+
+    folder: str
+    """The folder of a classifier or of a language model, or its hub name."""
+    scored_at: ScoredAt
+    head_seed: int
+    """The seed of the head that a language model gets."""
+    dtype: str
+    trust_remote_code: bool
+    gradient_checkpointing: bool
+    frozen_layers: int
+
+    def check(self) -> PretrainedConfig:
+        """Checks names and shapes (see `classifier_skeleton`)."""
+        classifier_skeleton(self.folder, self.scored_at, trust_remote_code=self.trust_remote_code)
+        return load_model_config(self.folder, trust_remote_code=self.trust_remote_code)
+
+    def build(self, attention: str) -> ScoreModel:
+        """Loads the model (see `load_classifier`)."""
+        classifier = load_classifier(
+            self.folder,
+            self.scored_at,
+            head_seed=self.head_seed,
+            dtype=self.dtype,
+            attention=attention,
+            trust_remote_code=self.trust_remote_code,
+        )
+        if self.gradient_checkpointing:
+            classifier.gradient_checkpointing_enable({"use_reentrant": False})
+        freeze(classifier, layers=self.frozen_layers)
+        return ScoreModel(classifier)
+
+    def verify(self, model: nn.Module, share: Share) -> None:
+        """Does nothing: a head of its own has no other code to compare with."""
+
+    def score(self, model: nn.Module, inputs: ModelInputs) -> Tensor:
+        """Returns the scores of the states before the loss tokens."""
+        scores_N: Tensor = model(inputs)
+        return scores_N

@@ -1,0 +1,60 @@
+"""Builds what the workers of a run without rollouts hold: the model with its loss, from the configuration."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from ray_rl.app.models import train_settings, trained_policy
+from ray_rl.config import RunConfig
+from ray_rl.config import offline as kinds
+from ray_rl.training.configured import kto_of, pair_loss_of
+from ray_rl.training.networks import ScoreNetwork
+from ray_rl.training.objectives.objective import Objective
+from ray_rl.training.objectives.preference import KtoObjective, PairObjective
+from ray_rl.training.objectives.ranking import RewardObjective, StepObjective
+from ray_rl.training.objectives.supervised import SupervisedObjective
+from ray_rl.training.settings import TrainSettings
+from ray_rl.types import OfflineBatch, ScoredAt
+
+
+def offline_parts(config: RunConfig, folder: str, *, member: int = 0) -> tuple[Objective[OfflineBatch], TrainSettings]:
+    """Returns the model with its loss, and the settings that train it.
+
+    Args:
+        config: the configuration of the run, with `model.dtype` and the number of steps resolved.
+        folder: the folder of the model from which the run starts.
+        member: the index in an ensemble of reward models; each has a head of its own.
+    """
+    return _objective(config, folder, member), train_settings(config, config.train)
+
+
+def _objective(config: RunConfig, folder: str, member: int) -> Objective[OfflineBatch]:
+    algorithm = config.offline
+    match algorithm:
+        case kinds.Sft():
+            return SupervisedObjective(network=trained_policy(config, folder), kind=algorithm.loss)
+        case kinds.Kto():
+            return KtoObjective(network=trained_policy(config, folder), settings=kto_of(algorithm))
+        case kinds.RewardModel():
+            network = _scorer(config, folder, "end", head_seed=config.run.seed + member)
+            return RewardObjective(network=network, centering=algorithm.centering)
+        case kinds.ProcessRewardModel():
+            return StepObjective(network=_scorer(config, folder, "steps", head_seed=config.run.seed))
+        case kinds.Dpo() | kinds.Ipo() | kinds.Orpo() | kinds.SimPo():
+            return PairObjective(
+                name=algorithm.kind, network=trained_policy(config, folder), pair_loss=pair_loss_of(algorithm)
+            )
+        case _:
+            assert_never(algorithm)
+
+
+def _scorer(config: RunConfig, folder: str, scored_at: ScoredAt, *, head_seed: int) -> ScoreNetwork:
+    return ScoreNetwork(
+        folder=folder,
+        scored_at=scored_at,
+        head_seed=head_seed,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        frozen_layers=config.train.frozen_layers,
+    )

@@ -1,0 +1,173 @@
+"""Classifiers under training: reward models, which score the end of a text, and models of right and wrong steps.
+
+They are transformers' own classes, so that their exports load there, in engines, and as judges of this project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_rl.errors import ConfigError
+from ray_rl.models.attention import SHARED_PREFIX
+from ray_rl.models.float_head import FloatHead
+from ray_rl.models.loading import (
+    checkpoint_skeleton,
+    load_causal_lm,
+    load_model_config,
+    load_whole,
+    without_dropout,
+)
+from ray_rl.models.policy import ModelInputs
+from ray_rl.models.residual import keep_residual_in_float32
+from ray_rl.models.reward_model import HEAD
+from ray_rl.types import ScoredAt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LABELS: dict[ScoredAt, int] = {"end": 1, "steps": 2}
+"""Number of labels: the score of a text; or wrong and right, for the step that ends at a token."""
+HEAD_STD = 0.02
+"""Standard deviation of the weights of a new head: transformers' own for these classes."""
+WRAPPED_CLASSIFIER = "classifier."
+"""The prefix of the wrapped model's parameter names in `ScoreModel`."""
+
+
+class ScoreModel(nn.Module):
+    """A classifier whose forward returns a number for the state before each given token.
+
+    It is a module, so that DeepSpeed's hooks run around everything that uses parameters.
+    """
+
+    def __init__(self, classifier: PreTrainedModel) -> None:
+        """Makes a model that shares the parameters of a classifier from `load_classifier` under their own names."""
+        super().__init__()
+        self.classifier = classifier
+
+    @property
+    def exported(self) -> PreTrainedModel:
+        """The model that an export writes."""
+        return self.classifier
+
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        """Returns float32 [N]: the score of each state, or the log odds that the step which ends there is right."""
+        hidden_BLD = self.classifier.base_model(**inputs.keywords).last_hidden_state
+        scores: Tensor = self.classifier.get_submodule(HEAD)(inputs.predicting(hidden_BLD))
+        return scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]
+
+
+def load_classifier(
+    folder: str,
+    scored_at: ScoredAt,
+    *,
+    head_seed: int,
+    dtype: str,
+    attention: str,
+    trust_remote_code: bool,
+    key: str = "model.path",
+) -> PreTrainedModel:
+    """Loads a classifier whose head computes in float32: one with its own head, or a language model with a new head.
+
+    The weights of a new head are from N(0, 0.02), the same on every rank. Only a head for steps has a bias, of 0.
+
+    Args:
+        folder: the folder of such a classifier or of a language model, or its hub name.
+        scored_at: which states are scored.
+        head_seed: the seed of a new head.
+        dtype: the type of the weights, as torch names it.
+        attention: the name of the attention in transformers.
+        trust_remote_code: let the model bring its own code.
+        key: the key of the configuration, for errors.
+
+    Raises:
+        DataError: no such model, no safetensors, or a checkpoint that does not fit the model (see `load_whole`).
+        ConfigError: transformers has no such classifier for the model, or its head is not one linear layer.
+    """
+
+    def language_model() -> PreTrainedModel:
+        return load_causal_lm(folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, key=key)
+
+    settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    model = _loaded(folder, scored_at, language_model, trust_remote_code=trust_remote_code, key=key, **settings)
+    head: Any = model.get_submodule(HEAD)
+    weight, bias = head.weight, head.bias
+    if weight.is_meta:
+        # Drawn whole, outside of ZeRO-3's context, which shards it later.
+        random = torch.Generator().manual_seed(head_seed)
+        weight = nn.Parameter((torch.randn(weight.shape, generator=random) * HEAD_STD).to(settings["dtype"]))
+        bias = None if bias is None else nn.Parameter(torch.zeros(bias.shape, dtype=settings["dtype"]))
+    elif attention == SHARED_PREFIX and dtype == "bfloat16":
+        keep_residual_in_float32(model)
+    model.score = FloatHead(weight, bias)
+    model.config.get_text_config().use_cache = False
+    return model
+
+
+def classifier_skeleton(
+    folder: str, scored_at: ScoredAt, *, trust_remote_code: bool, key: str = "model.path"
+) -> PreTrainedModel:
+    """Returns the classifier on the meta device: with the names and shapes of its weights, but without their values.
+
+    Raises:
+        DataError, ConfigError: as `load_classifier`.
+    """
+
+    def language_model() -> PreTrainedModel:
+        return checkpoint_skeleton(folder, trust_remote_code=trust_remote_code, key=key)
+
+    return _loaded(folder, scored_at, language_model, trust_remote_code=trust_remote_code, key=key, device_map="meta")
+
+
+def _loaded(
+    folder: str,
+    scored_at: ScoredAt,
+    language_model: Callable[[], PreTrainedModel],
+    *,
+    trust_remote_code: bool,
+    key: str,
+    **settings: Any,
+) -> PreTrainedModel:
+    """Returns a classifier from its checkpoint, or one around a language model, with a head on the meta device."""
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    auto_class: Any = AutoModelForSequenceClassification if scored_at == "end" else AutoModelForTokenClassification
+    config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code, key=key))
+    suffix = "ForSequenceClassification" if scored_at == "end" else "ForTokenClassification"
+    if not any(name.endswith(suffix) for name in config.architectures or []):
+        return _around(language_model(), scored_at, auto_class, owner=f"{key}={folder}")
+    if config.num_labels != LABELS[scored_at]:
+        raise ConfigError(
+            f"{key}={folder}: the model has {config.num_labels} labels, and {LABELS[scored_at]} are trained; start "
+            "from a language model, or from a classifier with that number of labels"
+        )
+    remedy = "use a complete checkpoint of the model, with the config.json that was saved with it"
+    settings |= {"config": config, "trust_remote_code": trust_remote_code}
+    model = load_whole(auto_class, folder, key=key, remedy=remedy, **settings)
+    if not isinstance(dict(model.named_children()).get(HEAD), nn.Linear):
+        raise ConfigError(
+            f"{key}={folder}: the head of {type(model).__name__} is not one linear layer `{HEAD}` over the states of a "
+            "decoder; start from a decoder"
+        )
+    return model
+
+
+def _around(causal_lm: PreTrainedModel, scored_at: ScoredAt, auto_class: Any, *, owner: str) -> PreTrainedModel:
+    """Returns transformers' classifier around the backbone of a language model."""
+    config = causal_lm.config
+    model_class = auto_class._model_mapping.get(type(config), None)
+    if model_class is not None:
+        config.num_labels = LABELS[scored_at]
+        with torch.device("meta"):
+            model: PreTrainedModel = model_class(config)
+        is_same = type(model.base_model) is type(causal_lm.base_model)
+        if is_same and isinstance(dict(model.named_children()).get(HEAD), nn.Linear):
+            setattr(model, model.base_model_prefix, causal_lm.base_model)
+            return model
+    raise ConfigError(
+        f"{owner}: transformers has no classifier for {type(causal_lm).__name__} that is the same decoder with one "
+        "linear head; choose another model"
+    )
