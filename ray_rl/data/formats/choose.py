@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
-from ray_rl.config.offline import Wanted
+from ray_rl.config.offline import OfflineKinds, Wanted
 from ray_rl.data.columns import shorten
 from ray_rl.data.formats import (
     alpaca,
@@ -49,14 +50,6 @@ FORMATS: Mapping[str, Format] = {
 }
 """The forms of data sets for offline training, by `data.format`."""
 
-_KINDS: Mapping[Wanted, str] = {
-    "demonstration": "sft",
-    "comparison": "dpo, ipo, orpo, simpo or reward_model",
-    "judged": "kto",
-    "steps": "process_reward_model",
-}
-"""The algorithms that train on each kind of record."""
-
 
 def choose_format(name: str, first: Sequence[SourceRecord], *, wanted: Wanted) -> Format:
     """Returns the form of a data set: the one that is named, or for "auto" the only one that its first rows have.
@@ -78,7 +71,7 @@ def choose_format(name: str, first: Sequence[SourceRecord], *, wanted: Wanted) -
     fitting = [each for each in FORMATS.values() if any(each.fits(row.content) for row in first)]
     if not fitting:
         raise DataError(
-            f"{where}: {_seen(first)}, as in no known form of data; {_KINDS[wanted]} needs {_described(wanted)}; "
+            f"{where}: {_seen(first)}, as in no known form of data; {_kinds(wanted)} needs {_described(wanted)}; "
             "rename columns, for example data.columns: {prompt: question, completion: answer}"
         )
     if len(fitting) > 1:
@@ -94,9 +87,14 @@ def choose_format(name: str, first: Sequence[SourceRecord], *, wanted: Wanted) -
 
 def _other(found: Format, wanted: Wanted) -> str:
     return (
-        f"this is data for {_KINDS[found.wanted]} ({found.name}: {found.line}), and {_KINDS[wanted]} needs "
-        f"{_described(wanted)}; set algorithm.kind to {_KINDS[found.wanted]}"
+        f"this is data for {_kinds(found.wanted)} ({found.name}: {found.line}), and {_kinds(wanted)} needs "
+        f"{_described(wanted)}; set algorithm.kind to {_kinds(found.wanted)}"
     )
+
+
+def _kinds(wanted: Wanted) -> str:
+    """Returns the algorithms that are trained on these records."""
+    return " or ".join(each.model_fields["kind"].default for each in get_args(OfflineKinds) if each.wanted == wanted)
 
 
 def _described(wanted: Wanted) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from ray_rl.data.columns import shorten
+from ray_rl.data.formats.defects import EMPTY, NO_ANSWER
 from ray_rl.data.formats.record import Unusable
 from ray_rl.errors import DataError
 from ray_rl.types import Message
@@ -47,9 +48,11 @@ def before_last_answer(messages: list[Message]) -> tuple[list[Message], Message]
     """Returns the turns before the last one, and that one, which is the assistant's.
 
     Raises:
-        Unusable: the last turn is the human's.
+        Unusable: the last turn is the human's, or empty.
     """
     *before, last = messages
     if last.role != "assistant":
-        raise Unusable("no answer of the assistant at the end")
+        raise Unusable(NO_ANSWER)
+    if not last.content:
+        raise Unusable(EMPTY)
     return before, last

@@ -157,6 +157,7 @@ def test_two_turns_of_one_role_in_a_row_are_joined_also_before_the_answer():
     row = {"chosen": f"{start}\n\nAssistant: Yes.", "rejected": f"{start}\n\nAssistant: No."}
     expected = Comparison((user("Hi\n\nHello?"),), (assistant("Wait.\n\nYes."),), (assistant("Wait.\n\nNo."),))
     assert convert("hh_rlhf", row) == [expected]
+    assert reasons("hh_rlhf", row | {"rejected": f"{start}\n\nAssistant:"}) == ["an empty answer"]
 
 
 def test_text_without_markers_is_an_error_in_a_file_of_dialogues():
