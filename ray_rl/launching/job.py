@@ -54,9 +54,9 @@ class Job:
         return self.config.cluster.gpus_per_node if self.config.cluster.accelerator == "gpu" else 0
 
     @property
-    def steps(self) -> int:
-        """Steps of the whole run, over all attempts."""
-        return self.config.steps
+    def length(self) -> str:
+        """Length of the whole run, over all attempts: "200 steps"."""
+        return self.config.run.length
 
     @property
     def entrypoint(self) -> tuple[str, ...]:

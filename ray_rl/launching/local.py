@@ -16,7 +16,7 @@ def render(job: Job) -> str:
     where = f"{job.plan.gpus} GPUs" if job.plan.gpus else "CPU"
     lines = [
         "#!/usr/bin/env bash",
-        f"# {job.name}: {job.steps} steps on this machine, on {where}. Exit code 75: saved, run me again.",
+        f"# {job.name}: {job.length} on this machine, on {where}. Exit code 75: saved, run me again.",
         "set -euo pipefail",
         *exports(job.environment),
     ]

@@ -42,7 +42,7 @@ class Submission:
 
 def submission_of(job: Job, *, attempt: int = 1) -> Submission:
     """Returns an attempt of a run as a Ray job. Ray refuses known names, so no attempt is submitted twice."""
-    metadata = {"run": job.name, "steps": str(job.steps), "gpus": str(job.plan.gpus), "config_hash": job.config_hash}
+    metadata = {"run": job.name, "length": job.length, "gpus": str(job.plan.gpus), "config_hash": job.config_hash}
     if job.commit is not None:
         metadata["git_sha"] = job.commit
     return Submission(
@@ -57,7 +57,7 @@ def render(job: Job, *, attempt: int = 1) -> str:
     """Returns the bash command that submits an attempt. It contains the token's file, not the token."""
     submission = submission_of(job, attempt=attempt)
     section = job.launch.ray_job
-    lines = [f"# {submission.id}: {job.steps} steps, as a job of an existing Ray cluster."]
+    lines = [f"# {submission.id}: {job.length}, as a job of an existing Ray cluster."]
     if section.token_path is not None:
         path = str(Path(section.token_path).expanduser())
         lines += ["unset RAY_AUTH_TOKEN", f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={shlex.quote(path)}"]

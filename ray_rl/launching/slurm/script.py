@@ -147,7 +147,7 @@ def _further(options: list[str]) -> list[str]:
 
 def _note(job: Job) -> list[str]:
     return [
-        f"# {job.name}: {job.steps} steps of {job.config_path}",
+        f"# {job.name}: {job.length} of {job.config_path}",
         f"# Made by `ray-rl render slurm`. By hand, in the project's folder: mkdir -p {LOGS} && sbatch FILE",
         "# shellcheck disable=SC2329 # some functions are called by steps and traps",
     ]

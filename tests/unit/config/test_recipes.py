@@ -87,3 +87,14 @@ def test_every_recipe_says_what_it_is_for(recipe):
     lines = recipe.read_text(encoding="ascii").splitlines()
     assert lines[0].startswith("# ")
     assert all(len(line) <= 120 for line in lines)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "reward"])
+def test_a_recipe_that_learns_from_examples_on_two_cores_is_valid_and_fits(name, capsys, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    recipe = f"configs/{name}_smollm2-135m_cpu.yaml"
+    assert main(["validate", recipe]) == 0
+    assert main(["plan", recipe]) == 0
+    captured = capsys.readouterr()
+    assert f"{recipe}: fits\nlayout: 1 actor, on CPU\n" in captured.out
+    assert captured.err == ""

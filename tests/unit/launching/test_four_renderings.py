@@ -38,7 +38,7 @@ class Rendering:
 
     command: list[str]
     """Of the driver, word for word."""
-    steps: int
+    length: str
     gpus: int | None
     """None where the rendering asks nobody for any."""
     environments: list[dict[str, str]]
@@ -47,26 +47,26 @@ class Rendering:
 
 def read_local(text: str, folder: Path) -> Rendering:
     call = called("ray-rl", text, folder)
-    (steps,) = re.findall(r"(\d+) steps", text)
+    (length,) = re.findall(r"\d+ steps", text)
     (gpus,) = re.findall(r"on (\d+) GPUs", text)
-    return Rendering(["ray-rl", *call.words], int(steps), int(gpus), [call.environment])
+    return Rendering(["ray-rl", *call.words], length, int(gpus), [call.environment])
 
 
 def read_ray_job(text: str, folder: Path) -> Rendering:
     options, command = options_of(called("ray", text, folder).words)
     metadata = json.loads(options["--metadata-json"])
     environment = json.loads(options["--runtime-env-json"])["env_vars"]
-    return Rendering(command, int(metadata["steps"]), int(metadata["gpus"]), [environment])
+    return Rendering(command, metadata["length"], int(metadata["gpus"]), [environment])
 
 
 def read_slurm(text: str, folder: Path) -> Rendering:
     (command,) = re.findall(r"^entrypoint\(\) \{ exec (.*); \}$", text, re.MULTILINE)
-    (steps,) = re.findall(r"(\d+) steps", text)
+    (length,) = re.findall(r"\d+ steps", text)
     asked = dict(re.findall(r"^#SBATCH --(nodes|gpus-per-node)=(\d+)$", text, re.MULTILINE))
     exports = [shlex.split(line)[1] for line in re.findall(r"^export [A-Za-z_]\w*=.*$", text, re.MULTILINE)]
     environment = dict(export.split("=", 1) for export in exports)
     gpus = int(asked["nodes"]) * int(asked["gpus-per-node"])
-    return Rendering(shlex.split(command), int(steps), gpus, [environment])
+    return Rendering(shlex.split(command), length, gpus, [environment])
 
 
 def read_kuberay(text: str, folder: Path) -> Rendering:
@@ -80,8 +80,8 @@ def read_kuberay(text: str, folder: Path) -> Rendering:
         for group, container in zip(workers, containers[1:], strict=True)
     ]
     environments = [{entry["name"]: entry["value"] for entry in container["env"]} for container in containers]
-    steps = yaml.safe_load(config)["run"]["steps"]
-    return Rendering(shlex.split(spec["entrypoint"]), steps, sum(gpus), environments)
+    length = f"{yaml.safe_load(config)['run']['steps']} steps"
+    return Rendering(shlex.split(spec["entrypoint"]), length, sum(gpus), environments)
 
 
 BACKENDS: dict[str, tuple[Callable[[Job], str], Callable[[str, Path], Rendering]]] = {
@@ -119,7 +119,7 @@ def test_only_the_local_run_starts_its_own_cluster(made: Job, tmp_path: Path):
 
 
 def test_the_run_is_as_long(made: Job, rendering: Rendering):
-    assert rendering.steps == made.steps == 200
+    assert rendering.length == made.length == "200 steps"
 
 
 def test_it_is_on_as_many_gpus(made: Job, rendering: Rendering):

@@ -18,7 +18,7 @@ def test_bash_reads_the_rendering_as_the_submission(job, tmp_path):
     assert options.pop("--entrypoint-num-cpus") == "1"
     assert json.loads(options.pop("--metadata-json")) == {
         "run": "test",
-        "steps": "10",
+        "length": "10 steps",
         "gpus": "0",
         "config_hash": made.config_hash,
         "git_sha": "abc",
