@@ -11,10 +11,11 @@ from ray_rl.config.rewards import CustomReward
 from ray_rl.config.run import RunConfig
 from ray_rl.data.ahead import check_rows
 from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.opening import open_rows
+from ray_rl.data.order import epoch_order
 from ray_rl.data.procedural import check_task
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.rows import Row
-from ray_rl.data.source import epoch_order, open_rows
 from ray_rl.errors import ConfigError
 from ray_rl.isolation.checking import check_function
 

@@ -17,8 +17,7 @@ from typing import IO, Any, NoReturn
 from ray_rl.config.data import Jsonl
 from ray_rl.data.columns import DEEPEST, shorten
 from ray_rl.data.files import WHOLE_BYTES, DataFile, data_files, digests
-from ray_rl.data.layout import Layout, layout_of, notes
-from ray_rl.data.rows import Row, make_row
+from ray_rl.data.records import SourceRecord
 from ray_rl.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -30,7 +29,7 @@ MOST_DIGITS = 4300
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]|[^\s{}\[\],:"]+')
 
 
-class JsonlRows:
+class JsonlRecords:
     """The objects of files with one JSON object per line. Blank lines are skipped; a line is parsed when it is read."""
 
     def __init__(self, config: Jsonl) -> None:
@@ -39,7 +38,6 @@ class JsonlRows:
         Raises:
             DataError: a file is missing or cannot be read, or there are no lines, or the first line is not an object.
         """
-        self._config = config
         files = data_files(config)
         self.digests: Mapping[str, str] = digests(files)
         """The digest of each file, by its name."""
@@ -49,28 +47,27 @@ class JsonlRows:
             self._starts.append(self._starts[-1] + len(lines))
         if not len(self):
             raise DataError(f"{config.path}: no lines; write one JSON object per line, or correct data.path")
-        self._layout = self._layout_of_first()
-        self.notes = notes(self._layout, self.digests)
+        first = self[0]
+        if not isinstance(first.content, Mapping):
+            raise DataError(
+                f"{first.where}: {shorten(first.content)} is not a row; write one JSON object per line"
+                f"{_hint(first.content)}"
+            )
+        self.where = first.where
+        """The place of the first line."""
+        self.columns = list(first.content)
+        """The keys of the first line."""
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> SourceRecord:
         # There are few files and many rows, so a search through the starts of the files is fast enough.
         which = next(i for i in range(len(self._files)) if index < self._starts[i + 1])
         lines = self._files[which]
         number, line = lines[index - self._starts[which]]
         where = f"{lines.file.shown}:{number}"
-        return make_row(_parsed(line, where=where), id=f"{lines.file.name}:{number}", where=where, layout=self._layout)
-
-    def _layout_of_first(self) -> Layout:
-        lines = next(lines for lines in self._files if len(lines))
-        number, line = lines[0]
-        where = f"{lines.file.shown}:{number}"
-        record = _parsed(line, where=where)
-        if not isinstance(record, Mapping):
-            raise DataError(f"{where}: {shorten(record)} is not a row; write one JSON object per line{_hint(record)}")
-        return layout_of(self._config, record, where=where, first=record)
+        return SourceRecord(_parsed(line, where=where), f"{lines.file.name}:{number}", where)
 
 
 class _Lines:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray_rl.data.columns import column_names, plain, shorten
-from ray_rl.data.layout import Layout, check_columns
+from ray_rl.data.layout import Layout, check_columns, notes
 from ray_rl.data.messages import read_prompt
+from ray_rl.data.records import Records
 from ray_rl.errors import DataError
 from ray_rl.types import Message, column_value
 
@@ -38,6 +39,31 @@ class Rows(Protocol):
 
     def __getitem__(self, index: int) -> Row:
         """Returns the row with this index, the same at every call."""
+
+
+class TableRows:
+    """The rows of a source with columns: each is made from a record by one layout."""
+
+    def __init__(self, records: Records, layout: Layout) -> None:
+        """Makes the rows of these records.
+
+        Args:
+            records: the records of the source.
+            layout: the columns of the prompt and the answer.
+        """
+        self._records = records
+        self._layout = layout
+        self.digests = records.digests
+        """The digests of the records."""
+        self.notes = notes(layout, records.digests)
+        """Lines for the user about how the records are read."""
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Row:
+        record = self._records[index]
+        return make_row(record.content, id=record.id, where=record.where, layout=self._layout)
 
 
 def make_row(record: object, *, id: str, where: str, layout: Layout = Layout()) -> Row:  # noqa: B008 - frozen

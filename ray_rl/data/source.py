@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, assert_never
+from typing import Any
 
-from ray_rl.config.data import Addition, Csv, CustomSource, DataConfig, Files, Hub, Jsonl, Parquet, ReasoningGym
+from ray_rl.config.data import DataConfig
 from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer, uses_chat
-from ray_rl.data.json_lines import JsonlRows
-from ray_rl.data.procedural import AdditionRows, ReasoningGymRows
+from ray_rl.data.opening import open_rows
+from ray_rl.data.order import RowOrder
 from ray_rl.data.rows import Row, Rows
-from ray_rl.data.tables import ArrowRows, CustomRows, HubRows, is_saved
-from ray_rl.errors import ConfigError, DataError
+from ray_rl.errors import DataError
 from ray_rl.metrics.metric import Last, Metric
 from ray_rl.types import Message, Prompt
 
@@ -51,32 +49,6 @@ def build_source(
     return PromptSource(opened, config, seed=seed, tokenizer=tokenizer, ahead=ahead, note=note)
 
 
-def open_rows(config: DataConfig, *, seed: int) -> Rows:
-    """Returns the rows that `data:` describes.
-
-    Raises:
-        DataError: a file or a data set is missing, malformed or empty.
-        ConfigError: there is no such task, option or function.
-    """
-    match config:
-        case Addition():
-            return AdditionRows(config, seed=seed)
-        case ReasoningGym():
-            return ReasoningGymRows(config, seed=seed)
-        case Files() if is_saved(config.path):
-            return HubRows(config)
-        case Jsonl():
-            return JsonlRows(config)
-        case Parquet() | Csv():
-            return ArrowRows(config)
-        case Hub():
-            return HubRows(config)
-        case CustomSource():
-            return CustomRows(config)
-        case _:
-            assert_never(config)
-
-
 def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prompt | None:
     """Returns the prompt of a row; None for one so long that tokenising it would take too long.
 
@@ -92,15 +64,6 @@ def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prom
     except DataError as error:
         raise DataError(f"{row.id}: {error}") from error
     return Prompt(row.id, token_ids, _shown(row), row.columns, messages, not isinstance(row.prompt, str))
-
-
-def epoch_order(size: int, *, shuffle: bool, seed: int, epoch: int) -> range | list[int]:
-    """Returns the order of the rows in an epoch: a function of (seed, epoch)."""
-    if not shuffle:
-        return range(size)
-    order = list(range(size))
-    random.Random(f"epoch/{seed}/{epoch}").shuffle(order)
-    return order
 
 
 def _is_far_too_long(messages: Sequence[Message], limit: int, tokenizer: ChatTokenizer) -> bool:
@@ -161,10 +124,12 @@ class PromptSource:
         """Called with the note about a missing digest, at most once; None afterwards."""
         self._rows = rows
         self._config = config
-        self._seed = seed
         self._tokenizer = tokenizer
+        self._orders = RowOrder(
+            kind=config.kind, size=len(rows), seed=seed, shuffle=config.shuffle, digests=rows.digests
+        )
         self._position = _Position()
-        self._order = self._order_of(0)
+        self._order = self._orders.of_epoch(0)
 
     @property
     def epoch(self) -> int:
@@ -201,7 +166,7 @@ class PromptSource:
 
     def state(self) -> dict[str, Any]:
         """Returns the state for `restore`, as JSON values."""
-        return {"source": self._fingerprint(), **asdict(self._position)}
+        return {"source": self._orders.fingerprint(), **asdict(self._position)}
 
     def compare(self, state: Mapping[str, Any]) -> None:
         """Checks that a state belongs to this source and the same data.
@@ -209,18 +174,11 @@ class PromptSource:
         Raises:
             ConfigError: the state belongs to another source, or the data has changed.
         """
-        ours, theirs = self._fingerprint(), state["source"]
-        if "digests" not in theirs:
-            del ours["digests"]
-            if self._note is not None and self._rows.digests:
-                self._note("data: the checkpoint has no digest of the data; whether the data changed cannot be told")
-                self._note = None
-        changed = _changes(theirs, ours)
-        if changed:
-            raise ConfigError(
-                f"data: the saved position belongs to another source: {'; '.join(changed)}; "
-                "resume with the data and the run.seed that the run started with"
-            )
+        saved = state["source"]
+        if "digests" not in saved and self._note is not None and self._rows.digests:
+            self._note("data: the checkpoint has no digest of the data; whether the data changed cannot be told")
+            self._note = None
+        self._orders.compare(saved)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores the position of `state`, so that the same prompts follow.
@@ -230,7 +188,7 @@ class PromptSource:
         """
         self.compare(state)
         self._position = _Position(**{key: value for key, value in state.items() if key != "source"})
-        self._order = self._order_of(self._position.epoch)
+        self._order = self._orders.of_epoch(self._position.epoch)
 
     def _next(self) -> Prompt | None:
         """Returns the next prompt; None if it is too long, or its row is wrong and left out."""
@@ -241,7 +199,7 @@ class PromptSource:
                 filtered_before=at.filtered_before + at.filtered,
                 skipped_before=at.skipped_before + at.skipped,
             )
-            self._order = self._order_of(at.epoch)
+            self._order = self._orders.of_epoch(at.epoch)
         try:
             prompt = tokenize_row(self._rows[self._order[at.index]], self._config, self._tokenizer)
         except DataError:
@@ -276,32 +234,6 @@ class PromptSource:
         """Returns all rows in the order of their next use: the rest of this epoch, then its earlier rows."""
         index = self._position.index
         return [*self._order[index:], *self._order[:index]]
-
-    def _order_of(self, epoch: int) -> range | list[int]:
-        return epoch_order(len(self._rows), shuffle=self._config.shuffle, seed=self._seed, epoch=epoch)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        return {
-            "kind": self._config.kind,
-            "size": len(self._rows),
-            "seed": self._seed,
-            "shuffle": self._config.shuffle,
-            "digests": dict(self._rows.digests),
-        }
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describes the differences between two fingerprints."""
-    lines = [
-        f"{key} was {before.get(key)!r}, is {now[key]!r}"
-        for key in now
-        if key != "digests" and before.get(key) != now[key]
-    ]
-    old, new = before.get("digests", {}), now.get("digests", {})
-    lines += [f"{name} is new" for name in new if name not in old]
-    lines += [f"{name} is missing" for name in old if name not in new]
-    lines += [f"the content of {name} has changed" for name in new if name in old and old[name] != new[name]]
-    return lines
 
 
 def _needed(at: _Position) -> str:

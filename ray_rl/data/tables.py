@@ -1,4 +1,4 @@
-"""Reads rows of tables: parquet and CSV files, data sets of the `datasets` package, and users' own sequences."""
+"""Reads records of tables: parquet and CSV files, data sets of the `datasets` package, and users' own sequences."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ray_rl.config.data import Csv, CustomSource, Files, Hub, Parquet
 from ray_rl.data.columns import reason
 from ray_rl.data.files import WHOLE_BYTES, DataFile, data_files, digests
-from ray_rl.data.layout import layout_of, notes
-from ray_rl.data.rows import Row, make_row
+from ray_rl.data.records import SourceRecord
 from ray_rl.data.users_rows import users_rows
 from ray_rl.errors import DataError
 
@@ -26,7 +25,7 @@ DIGEST_ROWS = 16_384
 """Number of evenly spread rows that are hashed of a larger data set without files."""
 
 
-class ArrowRows:
+class ArrowRecords:
     """The rows of parquet or CSV files, as Arrow. Rows are counted from 1, in each file."""
 
     def __init__(self, config: Parquet | Csv) -> None:
@@ -54,36 +53,29 @@ class ArrowRows:
                     f"{file.shown}: the columns are {', '.join(sorted(table.column_names))}, and those of "
                     f"{self._files[0].shown} are {', '.join(sorted(names))}; give files of one kind in data.path"
                 )
-        self._layout = layout_of(config, names, where=self._files[0].shown, first=self._record(0, 0))
-        self.notes = notes(self._layout, self.digests)
+        self.where = self._files[0].shown
+        """The first file with rows."""
+        self.columns = names
+        """The columns of all files."""
 
     def __len__(self) -> int:
         return sum(table.num_rows for table in self._tables)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> SourceRecord:
         which = 0
         while index >= self._tables[which].num_rows:
             index -= self._tables[which].num_rows
             which += 1
         file = self._files[which]
-        return make_row(
-            self._record(which, index),
-            id=f"{file.name}:{index + 1}",
-            where=f"{file.shown}: row {index + 1}",
-            layout=self._layout,
-        )
-
-    def _record(self, which: int, index: int) -> dict[str, Any]:
+        where = f"{file.shown}: row {index + 1}"
         try:
             (record,) = self._tables[which].slice(index, 1).to_pylist()
         except ValueError as error:  # includes text that is not UTF-8, and times that Python cannot represent
-            raise DataError(
-                f"{self._files[which].shown}: row {index + 1}: cannot be read: {reason(error)}; correct the row"
-            ) from error
-        return dict(record)
+            raise DataError(f"{where}: cannot be read: {reason(error)}; correct the row") from error
+        return SourceRecord(record, f"{file.name}:{index + 1}", where)
 
 
-class HubRows:
+class HubRecords:
     """A split of a data set from the hub, or from a folder that `datasets` wrote. Rows are counted from 1."""
 
     def __init__(self, config: Hub | Files) -> None:
@@ -93,52 +85,51 @@ class HubRows:
             DataError: there is no such data set or split, it cannot be read, or it has no rows.
         """
         name = config.name if isinstance(config, Hub) else config.path
-        self._where = f"{name}/{config.split}"
+        self.where = f"{name}/{config.split}"
+        """The name of the data set and its split."""
         self._dataset = _from_disk(name, config.split) if is_saved(name) else _from_hub(config)
         if not len(self):
-            raise DataError(f"{self._where}: no rows; correct data.split")
-        self.digests: Mapping[str, str] = {self._where: rows_digest(self._dataset)}
+            raise DataError(f"{self.where}: no rows; correct data.split")
+        self.digests: Mapping[str, str] = {self.where: rows_digest(self._dataset)}
         """A digest of the rows, by the name of the data set."""
-        self._layout = layout_of(config, self._dataset.column_names, where=self._where, first=self._record(0))
-        self.notes = notes(self._layout, self.digests)
+        self.columns: Sequence[str] = self._dataset.column_names
+        """The columns of the data set."""
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> Row:
-        return make_row(
-            self._record(index),
-            id=f"{self._where}:{index + 1}",
-            where=f"{self._where}: row {index + 1}",
-            layout=self._layout,
-        )
-
-    def _record(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> SourceRecord:
+        where = f"{self.where}: row {index + 1}"
         try:
-            return self._dataset[index]
+            record = self._dataset[index]
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{self._where}: row {index + 1}: cannot be read: {reason(error)}; correct the row"
-            ) from error
+            raise DataError(f"{where}: cannot be read: {reason(error)}; correct the row") from error
+        return SourceRecord(record, f"{self.where}:{index + 1}", where)
 
 
-class CustomRows:
-    """The rows that the user's function returned, with the prompt in column `prompt`. Rows are counted from 0."""
+class CustomRecords:
+    """The rows that the user's function returned. Rows are counted from 0."""
 
     def __init__(self, config: CustomSource) -> None:
-        self._config = config
-        self._rows = users_rows(config)
+        """Reads the rows from the function, which runs in a process of its own.
 
+        Raises:
+            DataError, ConfigError: as in `users_rows`.
+        """
+        self._rows = users_rows(config)
+        self.where = config.function
+        """The import path of the function."""
+        self.columns: Sequence[str] = list(self._rows[0]) if isinstance(self._rows[0], Mapping) else []
+        """The columns of the first row."""
         self.digests: Mapping[str, str] = {config.function: rows_digest(self._rows)}
         """A digest of the rows, by the name of the function."""
-        self.notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Row:
-        where = f"{self._config.function}[{index}]"
-        return make_row(self._rows[index], id=where, where=where)
+    def __getitem__(self, index: int) -> SourceRecord:
+        place = f"{self.where}[{index}]"
+        return SourceRecord(self._rows[index], place, place)
 
 
 def rows_digest(rows: Any) -> str:

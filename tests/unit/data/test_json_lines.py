@@ -6,7 +6,7 @@ import pytest
 
 from ray_rl.config.data import Jsonl
 from ray_rl.data import json_lines
-from ray_rl.data.source import open_rows
+from ray_rl.data.opening import open_rows
 from ray_rl.errors import DataError
 
 FIRST = '{"prompt": "one"}\n'

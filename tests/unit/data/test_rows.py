@@ -7,8 +7,8 @@ import pytest
 
 from ray_rl.config.data import Addition, CustomSource, Hub, Jsonl, Parquet, ReasoningGym
 from ray_rl.data.layout import Layout
+from ray_rl.data.opening import open_rows
 from ray_rl.data.rows import Row, make_row
-from ray_rl.data.source import open_rows
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message, column_value
 

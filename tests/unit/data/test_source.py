@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_rl.config.data import Addition, Jsonl
-from ray_rl.data.source import Filtered, build_source, open_rows
+from ray_rl.data.opening import open_rows
+from ray_rl.data.source import Filtered, build_source
 from ray_rl.errors import ConfigError, DataError
 
 GSM8K = Path(__file__).parents[3] / "../shared/data/gsm8k/train.jsonl"

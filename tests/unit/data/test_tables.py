@@ -8,7 +8,7 @@ import pytest
 
 from ray_rl.config.data import Csv, CustomSource, Hub, Jsonl, Parquet
 from ray_rl.data import tables
-from ray_rl.data.source import open_rows
+from ray_rl.data.opening import open_rows
 from ray_rl.data.tables import rows_digest
 from ray_rl.errors import DataError
 

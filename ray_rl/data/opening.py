@@ -1,0 +1,55 @@
+"""Opens the source that `data:` describes."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from ray_rl.config.data import Addition, Csv, CustomSource, DataConfig, Files, Hub, Jsonl, Parquet, ReasoningGym, Table
+from ray_rl.data.json_lines import JsonlRecords
+from ray_rl.data.layout import Layout, layout_of
+from ray_rl.data.procedural import AdditionRows, ReasoningGymRows
+from ray_rl.data.records import Records
+from ray_rl.data.rows import Rows, TableRows
+from ray_rl.data.tables import ArrowRecords, CustomRecords, HubRecords, is_saved
+
+
+def open_rows(config: DataConfig, *, seed: int) -> Rows:
+    """Returns the prompts that `data:` describes, with their columns.
+
+    Raises:
+        DataError: a file or a data set is missing, malformed or empty.
+        ConfigError: there is no such task, option or function.
+    """
+    match config:
+        case Addition():
+            return AdditionRows(config, seed=seed)
+        case ReasoningGym():
+            return ReasoningGymRows(config, seed=seed)
+        case _:
+            records = open_records(config)
+    layout = Layout()
+    if isinstance(config, Table):
+        layout = layout_of(config, records.columns, where=records.where, first=records[0].content)
+    return TableRows(records, layout)
+
+
+def open_records(config: Jsonl | Parquet | Csv | Hub | CustomSource) -> Records:
+    """Returns the records of a source with columns.
+
+    Raises:
+        DataError: a file or a data set is missing, malformed or empty.
+        ConfigError: there is no such function.
+    """
+    match config:
+        case Files() if is_saved(config.path):
+            return HubRecords(config)
+        case Jsonl():
+            return JsonlRecords(config)
+        case Parquet() | Csv():
+            return ArrowRecords(config)
+        case Hub():
+            return HubRecords(config)
+        case CustomSource():
+            return CustomRecords(config)
+        case _:
+            assert_never(config)
