@@ -15,9 +15,10 @@ from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
 from ray_rl.config.roles import ACTOR, CRITIC, roles_of
-from ray_rl.data.chat import ChatTokenizer, Ends, without_end, without_file
+from ray_rl.data.chat import ChatTokenizer, Ends, without_end
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
+from ray_rl.data.template import without_file
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import Checkpoints, read_progress
 from ray_rl.loops.credit import Crediting

@@ -76,7 +76,11 @@ class ChatTokenizer:
         """
         self._owner = folder
         self._tokenizer: ModelTokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        self._own_template = None if chat_template is None else template_text(chat_template, self._tokenizer.templates)
+        self._own_template: str | None = None
+        if chat_template is not None:
+            from ray_rl.data.template import template_text
+
+            self._own_template = template_text(chat_template, self._tokenizer.templates)
         self._options = template_options or {}
         self._eos_token_ids = eos_token_ids(self._tokenizer)
         # Compiled now, because otherwise an invalid template would be found by the export after the last step.
@@ -122,6 +126,38 @@ class ChatTokenizer:
         # Space before the token belongs to the turn; a word there begins the next turn of this template only.
         spoken = [i for i in token_ids if i in added or self._tokenizer.decode([i], skip_special_tokens=False).strip()]
         return spoken[0] if spoken and spoken[0] in added else None
+
+    @cached_property
+    def answer_start(self) -> str:
+        """Space that the chat template writes between the generation prompt and an answer, and engines sample."""
+        question = Message("user", "1+1?")
+        start = self._template.render([question], generation_prompt=True)
+        whole = self._template.render([question, Message("assistant", ANSWER)], generation_prompt=False)
+        between = whole.removeprefix(start).partition(ANSWER)[0] if whole.startswith(start) else ""
+        return "" if between.strip() else between
+
+    @cached_property
+    def generation_prompt(self) -> str:
+        """The text that the chat template writes at the end of a prompt, before an answer."""
+        question = [Message("user", "1+1?")]
+        whole, start = (self._template.render(question, generation_prompt=on) for on in (True, False))
+        return whole.removeprefix(start) if whole.startswith(start) else ""
+
+    def answer_end(self, *, chat: bool) -> int:
+        """Returns the token that ends an answer: that of the chat template, or else the end of a text.
+
+        Raises:
+            DataError: there is none.
+        """
+        end = self.turn_end if chat else None
+        if end is None and self._eos_token_ids:
+            end = self._eos_token_ids[0]
+        if end is None:
+            raise DataError(
+                f"model.path={self._owner}: neither the tokenizer nor the chat template has a token that ends an "
+                "answer, so that no model could learn to stop; use a tokenizer with an eos_token"
+            )
+        return end
 
     def ends(self, stop: Sequence[str], stop_token_ids: Sequence[int], *, chat: bool) -> Ends:
         """Returns the ends of a completion: the model's tokens, the template's turn end, and the configured ones.
@@ -179,17 +215,41 @@ class ChatTokenizer:
             if not isinstance(prompt, str):
                 raise DataError("data.chat=false feeds text, but the prompt is a list of messages; set data.chat: true")
             token_ids = self._open_ended(prompt)
-            self._check_decodes([prompt], token_ids)
-            self._check_embedded(token_ids)
+            self.check([prompt], token_ids)
             return tuple(token_ids)
         messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
         self._check_not_rendered(messages[-1].content)
         text = self._template.render(messages, generation_prompt=True)
         token_ids = self._tokenizer.encode(text, special=False)
         written = squeezed(text)
-        self._check_decodes([m.content for m in messages if squeezed(m.content) in written], token_ids)
-        self._check_embedded(token_ids)
+        self.check([m.content for m in messages if squeezed(m.content) in written], token_ids)
         return tuple(token_ids)
+
+    def check(self, texts: Sequence[str], token_ids: Sequence[int]) -> None:
+        """Checks that tokens have all of the texts, apart from space and the tokenizer's normalization.
+
+        Raises:
+            DataError: a part of a text is lost, or a token has no embedding in the model, as an image token in a text
+                model.
+        """
+        beyond = next((token for token in token_ids if self._rows is not None and token >= self._rows), None)
+        if beyond is not None:
+            text = self._tokenizer.decode([beyond], skip_special_tokens=False)
+            raise DataError(
+                f"the text contains the token {text!r} ({beyond}), and the model of {self._owner} has {self._rows} "
+                "rows of embeddings; remove it from the text"
+            )
+        if self._tokenizer.library is None:
+            return  # A tokenizer in Python may rewrite text in ways of its own.
+        whole = _compared(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+        lost = next((text for text in texts if not self._is_in(text, whole)), None)
+        # The unknown token replaces words that are not in the vocabulary; such a model reads every text so.
+        if lost is not None and self._tokenizer.unknown.isdisjoint(token_ids):
+            raise DataError(
+                f"the tokenizer of {self._owner} loses text: {lost[:SHOWN_CHARACTERS]!r} becomes "
+                f"{self._tokenizer.decode(token_ids)[-SHOWN_CHARACTERS:]!r}; use text that the model can read, or "
+                "another tokenizer"
+            )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Returns the text without special tokens."""
@@ -227,16 +287,6 @@ class ChatTokenizer:
                 "already gone through a template; set data.chat: false, or give only the question"
             )
 
-    def _check_embedded(self, token_ids: Sequence[int]) -> None:
-        """Refuses tokens without an embedding in the model, such as image tokens in a text model."""
-        beyond = next((token for token in token_ids if self._rows is not None and token >= self._rows), None)
-        if beyond is not None:
-            text = self._tokenizer.decode([beyond], skip_special_tokens=False)
-            raise DataError(
-                f"the prompt contains the token {text!r} ({beyond}), and the model of {self._owner} has {self._rows} "
-                "rows of embeddings; remove it from the text"
-            )
-
     @cached_property
     def _rows(self) -> int | None:
         """Rows of the model's embedding, if config.json is in the folder of the tokenizer."""
@@ -244,20 +294,6 @@ class ChatTokenizer:
         settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         rows = settings.get("vocab_size", (settings.get("text_config") or {}).get("vocab_size"))
         return rows if isinstance(rows, int) else None
-
-    def _check_decodes(self, texts: Sequence[str], token_ids: Sequence[int]) -> None:
-        """Refuses tokens that lose parts of the texts, apart from space and the tokenizer's normalization."""
-        if self._tokenizer.library is None:
-            return  # A tokenizer in Python may rewrite text in ways of its own.
-        whole = _compared(self._tokenizer.decode(token_ids, skip_special_tokens=False))
-        lost = next((text for text in texts if not self._is_in(text, whole)), None)
-        # The unknown token replaces words that are not in the vocabulary; such a model reads every text so.
-        if lost is not None and self._tokenizer.unknown.isdisjoint(token_ids):
-            raise DataError(
-                f"the tokenizer of {self._owner} loses text: {lost[:SHOWN_CHARACTERS]!r} becomes "
-                f"{self._tokenizer.decode(token_ids)[-SHOWN_CHARACTERS:]!r}; use text that the model can read, or "
-                "another tokenizer"
-            )
 
     def _is_in(self, text: str, whole: str) -> bool:
         return _compared(text) in whole or _compared(self._tokenizer.normalized(text)) in whole
@@ -289,46 +325,6 @@ class ChatTokenizer:
                     f"rollout.stop={text!r}: contains the special token {token!r}, which decoded text never contains, "
                     f"so that it would never stop a completion; give the token alone, {token!r}"
                 )
-
-
-def template_text(value: str, templates: Mapping[str, str]) -> str:
-    """Returns the Jinja text for a value of `model.chat_template`.
-
-    Args:
-        value: Jinja text, a Jinja file, or a name.
-        templates: the templates of the model, by name.
-
-    Raises:
-        ConfigError: the value is none of these.
-    """
-    if value in templates:
-        return templates[value]
-    text = without_file(value)
-    if not _is_jinja(text) and text == value:
-        raise ConfigError(
-            f"model.chat_template={value}: neither Jinja text, nor a file, nor the name of a template of the model, "
-            f"which has {', '.join(sorted(templates)) or 'none'}"
-        )
-    return text
-
-
-def without_file(value: str) -> str:
-    """Returns the content of the file if `model.chat_template` is a path, and otherwise the value itself.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    file = Path(value).expanduser()
-    if _is_jinja(value) or not file.is_file():
-        return value
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.chat_template={value}: the file cannot be read: {error}") from error
-
-
-def _is_jinja(text: str) -> bool:
-    return "{{" in text or "{%" in text
 
 
 def without_end(ends: Ends, *, model: str, max_tokens: int) -> str | None:

@@ -139,3 +139,19 @@ def _without_answer(messages: tuple[Message, ...], *, where: str, drop: bool) ->
     if not any(message.role == "user" for message in kept):
         raise DataError(f"{where} has no message of the user; write one, or give the prompt as text")
     return kept
+
+
+def with_system_prompt(
+    prompt: str | tuple[Message, ...], system_prompt: str | None, *, where: str
+) -> str | tuple[Message, ...]:
+    """Returns the prompt with `data.system_prompt` as its first message; without one, the prompt itself.
+
+    Raises:
+        DataError: the prompt already starts with a system message.
+    """
+    if system_prompt is None:
+        return prompt
+    turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    if turns[0].role == "system":
+        raise DataError(f"{where}: starts with a system message, and data.system_prompt is set too; remove one of them")
+    return (Message("system", system_prompt), *turns)

@@ -9,6 +9,7 @@ from typing import Any
 from ray_rl.config.data import DataConfig
 from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer, uses_chat
+from ray_rl.data.messages import with_system_prompt
 from ray_rl.data.opening import open_rows
 from ray_rl.data.order import RowOrder
 from ray_rl.data.rows import Row, Rows
@@ -55,7 +56,7 @@ def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prom
     Raises:
         DataError: the chat template refuses the row, or it has a second system prompt; the message names the row.
     """
-    content = _with_system_prompt(row, config.system_prompt)
+    content = with_system_prompt(row.prompt, config.system_prompt, where=row.id)
     messages = (Message("user", content),) if isinstance(content, str) else content
     if _is_far_too_long(messages, config.max_prompt_tokens, tokenizer):
         return None
@@ -240,17 +241,6 @@ def _needed(at: _Position) -> str:
     if at.shortest is None:
         return "so much that they were not tokenised; shorten them, or raise the limit"
     return f"the shortest has {at.shortest} tokens with the chat template; set it to {at.shortest} or more"
-
-
-def _with_system_prompt(row: Row, system_prompt: str | None) -> str | tuple[Message, ...]:
-    if system_prompt is None:
-        return row.prompt
-    turns = (Message("user", row.prompt),) if isinstance(row.prompt, str) else row.prompt
-    if turns[0].role == "system":
-        raise DataError(
-            f"{row.id}: starts with a system message, and data.system_prompt is set too; remove one of them"
-        )
-    return (Message("system", system_prompt), *turns)
 
 
 def _shown(row: Row) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -190,6 +191,46 @@ def default_template(tokenizer: ModelTokenizer, *, place: str, remedy: str) -> s
         return templates["default"]
     named = f"the chat templates {', '.join(sorted(templates))}, and none of them is called default"
     raise DataError(f"{place}: the tokenizer has {named if templates else 'no chat template'}; {remedy}")
+
+
+def template_text(value: str, templates: Mapping[str, str]) -> str:
+    """Returns the Jinja text for a value of `model.chat_template`.
+
+    Args:
+        value: Jinja text, a Jinja file, or a name.
+        templates: the templates of the model, by name.
+
+    Raises:
+        ConfigError: the value is none of these.
+    """
+    if value in templates:
+        return templates[value]
+    text = without_file(value)
+    if not _is_jinja(text) and text == value:
+        raise ConfigError(
+            f"model.chat_template={value}: neither Jinja text, nor a file, nor the name of a template of the model, "
+            f"which has {', '.join(sorted(templates)) or 'none'}"
+        )
+    return text
+
+
+def without_file(value: str) -> str:
+    """Returns the content of the file if `model.chat_template` is a path, and otherwise the value itself.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    file = Path(value).expanduser()
+    if _is_jinja(value) or not file.is_file():
+        return value
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.chat_template={value}: the file cannot be read: {error}") from error
+
+
+def _is_jinja(text: str) -> bool:
+    return "{{" in text or "{%" in text
 
 
 def with_options(template: str, options: Mapping[str, Any]) -> str:
