@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from ray_rl.errors import DataError, UserError
 
@@ -53,7 +53,7 @@ def check_rows(check: Check, order: Iterable[int], *, until: float, say: Callabl
         except DataError as error:
             faults[index] = error
     if faults:
-        raise _as_one(faults, is_complete=is_complete)
+        raise as_one(faults, is_complete=is_complete)
     return is_complete
 
 
@@ -116,7 +116,13 @@ class Lookahead:
                 return
 
 
-def _as_one(faults: dict[int, DataError], *, is_complete: bool) -> DataError:
+def as_one(faults: Mapping[int, DataError], *, is_complete: bool) -> DataError:
+    """Returns one error for several wrong rows: the first with its error, the others by their place.
+
+    Args:
+        faults: the error of each wrong row, by its index.
+        is_complete: whether all rows were checked.
+    """
     first, *others = (str(faults[index]) for index in sorted(faults))
     if not others:
         return DataError(first)

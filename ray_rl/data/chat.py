@@ -131,8 +131,11 @@ class ChatTokenizer:
     def answer_start(self) -> str:
         """Space that the chat template writes between the generation prompt and an answer, and engines sample."""
         question = Message("user", "1+1?")
-        start = self._template.render([question], generation_prompt=True)
-        whole = self._template.render([question, Message("assistant", ANSWER)], generation_prompt=False)
+        try:
+            start = self._template.render([question], generation_prompt=True)
+            whole = self._template.render([question, Message("assistant", ANSWER)], generation_prompt=False)
+        except DataError:
+            return ""
         between = whole.removeprefix(start).partition(ANSWER)[0] if whole.startswith(start) else ""
         return "" if between.strip() else between
 
