@@ -10,7 +10,7 @@ import tempfile
 import weakref
 import zlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import IO, Any, NoReturn
 
@@ -55,7 +55,7 @@ class JsonlRecords:
             )
         self.where = first.where
         """The place of the first line."""
-        self.columns = list(first.content)
+        self.columns: Sequence[str] = list(first.content)
         """The keys of the first line."""
 
     def __len__(self) -> int:

@@ -55,7 +55,7 @@ class ArrowRecords:
                 )
         self.where = self._files[0].shown
         """The first file with rows."""
-        self.columns = names
+        self.columns: Sequence[str] = names
         """The columns of all files."""
 
     def __len__(self) -> int:
