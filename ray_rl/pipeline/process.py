@@ -6,7 +6,6 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ class StageProcess:
     """The process of the stage that trains. `listening` installs the handlers that pass signals on to it."""
 
     def __init__(self) -> None:
+        self._environment = dict(os.environ)  # later, the checks of another stage may have set variables
         self._process: subprocess.Popen[bytes] | None = None
         self.asked: signal.Signals | None = None
         """The first signal that arrived."""
@@ -49,16 +49,20 @@ class StageProcess:
 
         If this process is killed, the command gets SIGTERM: the stage saves and ends, as on any other request to stop.
         """
-        libc, pipeline = ctypes.CDLL(None), os.getpid()
+        # Looked up before the fork: another thread may hold the loader's lock in it.
+        prctl, pipeline = ctypes.CDLL(None).prctl, os.getpid()
 
         def end_with_pipeline() -> None:
-            if sys.platform == "linux":
-                libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != pipeline:  # it ended before we asked
                 os._exit(CHECKPOINTED)
 
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_pipeline
+            command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=end_with_pipeline,
         )
         try:
             return self._process.wait()  # bound: as long as the run; a signal ends it

@@ -34,6 +34,7 @@ stages:
 TRAIN = """
 import json, os, re, signal, sys, time
 from pathlib import Path
+assert "SET_BY_A_CHECK" not in os.environ
 config = Path(sys.argv[1])
 name, model = config.stem, re.search("^model: {path: ([^,]*)", config.read_text(), re.MULTILINE)[1]
 folder = Path("runs/two", name)
@@ -171,6 +172,12 @@ def test_a_problem_of_a_later_stage_is_found_before_the_first_one_starts(place, 
     assert capsys.readouterr().err == "ray-rl: error: stage second: run.seed=13: unlucky\n"
     assert place.trained() == []
     assert not (place.folder / "runs").exists()
+
+
+def test_what_a_check_sets_in_the_environment_does_not_reach_the_stages(place, monkeypatch):
+    monkeypatch.setattr(drive, "check_before_start", lambda *_, **options: monkeypatch.setenv("SET_BY_A_CHECK", "1"))
+    assert main(["pipeline", "two.yaml"]) == 0
+    assert os.environ["SET_BY_A_CHECK"] == "1"
 
 
 @pytest.mark.parametrize(
