@@ -1,0 +1,1 @@
+"""Tokenised examples for training without rollouts, from the records of any data set."""

@@ -1,0 +1,129 @@
+"""Tokenises answers as an engine would sample them: after the tokens of the prompt, up to the token that ends them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.formats.record import Unusable
+from ray_rl.data.tokenizer import squeezed
+from ray_rl.errors import DataError
+
+CONTEXT_TOKENS = 64
+"""The most tokens of a prompt that are tokenised again in front of an answer."""
+MOST_CONTEXTS = 10_000
+"""The most ends of prompts whose text is remembered: with a chat template there are one or two."""
+
+_THINK, _THOUGHT = "<think>", "</think>"
+
+
+class AnswerTokenizer:
+    """The tokens of answers.
+
+    No text of the template behind an answer is part of it. TRL's completions of ChatML templates end in
+    `<|im_end|>` and a line end, which no engine samples.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer, *, chat: bool) -> None:
+        """Makes the tokenizer of answers.
+
+        Args:
+            tokenizer: the tokenizer of the model.
+            chat: whether prompts go through the chat template.
+
+        Raises:
+            DataError: no token ends an answer.
+        """
+        self._tokenizer = tokenizer
+        self._model = tokenizer.model_tokenizer
+        self.end = tokenizer.answer_end(chat=chat)
+        """The token that ends an answer."""
+        self._end_text = self._model.decode([self.end], skip_special_tokens=False)
+        self._ends = frozenset(tokenizer.ends((), (), chat=chat).token_ids)
+        self._start = tokenizer.answer_start if chat else ""
+        opened = tokenizer.generation_prompt if chat else ""
+        self._thinks = opened.rstrip().endswith(_THINK)
+        self._added = frozenset(self._model.added.values())
+        self._contexts: dict[tuple[int, ...], tuple[str, list[int]]] = {}
+
+    def whole(self, prompt_ids: Sequence[int], text: str) -> list[int]:
+        """Returns the tokens of an answer to a prompt, with the token that ends it.
+
+        Raises:
+            DataError: the tokenizer loses text, or the answer lacks thoughts that the generation prompt begins.
+            Unusable: there is a token that ends a turn inside the answer.
+        """
+        text = self._bare(text)
+        token_ids = self.after(prompt_ids, self._start + text)
+        self._tokenizer.check([text], token_ids)
+        if not self._ends.isdisjoint(token_ids):
+            raise Unusable("an answer with the token that ends a turn inside it")
+        return [*token_ids, self.end]
+
+    def after(self, before: Sequence[int], text: str) -> list[int]:
+        """Returns the tokens of a text after other tokens, none of which changes.
+
+        The text is tokenised together with what precedes it, because many tokenizers write a space at the start of a
+        text, which is not there inside a sequence. If the two texts share a token, the text is tokenised alone: an
+        engine continues from the tokens of the prompt, and cannot take one of them back.
+        """
+        start = max((place for place, token in enumerate(before) if token in self._added), default=0)
+        context = tuple(before[max(start, len(before) - CONTEXT_TOKENS) :])
+        if context not in self._contexts:
+            if len(self._contexts) >= MOST_CONTEXTS:
+                self._contexts.clear()
+            self._contexts[context] = self._read(context)
+        read, again = self._contexts[context]
+        if again:
+            joint = self._model.encode(read + text, special=False)
+            if joint[: len(again)] == again:
+                return joint[len(again) :]
+        return self._model.encode(text, special=False)
+
+    def _read(self, context: tuple[int, ...]) -> tuple[str, list[int]]:
+        """Returns the text of the last tokens of a prompt, and its tokens; none if they end differently.
+
+        They may begin differently: SentencePiece writes a space at the start of a text, and after a special token.
+        """
+        read = self._model.decode(context, skip_special_tokens=False)
+        again = self._model.encode(read, special=False)
+        same = max(1, len(context) - 2)
+        return read, again if tuple(again[-same:]) == context[-same:] else []
+
+    def span(self, token_ids: Sequence[int], before: Sequence[int], text: str) -> tuple[int, int] | None:
+        """Returns where the answer to a prompt lies in a longer conversation, with the token that ends it.
+
+        Args:
+            token_ids: the tokens of the longer conversation.
+            before: the tokens of the prompt, as an engine gets it.
+            text: the answer.
+
+        Returns:
+            The first position and the one after the last; None if these tokens are not what an engine would sample
+            after `before`: the conversation does not begin with it, or shows the answer differently or without an end.
+        """
+        start = len(before)
+        if tuple(token_ids[:start]) != tuple(before):
+            return None
+        end = next((place for place in range(start, len(token_ids)) if token_ids[place] == self.end), None)
+        if end is None:
+            return None
+        answer = token_ids[start:end]
+        written, text = squeezed(self._model.decode(answer, skip_special_tokens=False)), self._bare(text)
+        is_same = written in {squeezed(text), squeezed(self._model.normalized(text))}
+        # The unknown token replaces words that are not in the vocabulary; such a model reads every text so.
+        return (start, end + 1) if is_same or not self._model.unknown.isdisjoint(answer) else None
+
+    def _bare(self, text: str) -> str:
+        """Returns the answer without what the generation prompt already has, and without an end that it may have."""
+        if self._thinks:
+            if _THOUGHT not in text:
+                raise DataError(
+                    f"the generation prompt of the chat template ends with {_THINK}, but the answer has no {_THOUGHT}, "
+                    "so that the model would learn to answer in its thoughts; write thoughts into the answers, or set "
+                    "data.template_options or model.chat_template so that the prompt does not begin them"
+                )
+            text = text.lstrip().removeprefix(_THINK).lstrip("\n")
+        # Data that was written for other programs often has the end of a turn in its answers.
+        ended = text.rstrip()
+        return ended.removesuffix(self._end_text) if ended.endswith(self._end_text) else text

@@ -1,0 +1,136 @@
+import random
+
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from ray_rl.config.data import Addition, Csv, Jsonl, Parquet
+from ray_rl.data.examples.load import Examples, load_examples
+from ray_rl.errors import ConfigError, DataError
+from tests.unit.data.examples.conftest import LLAMA3
+
+PAIR = {"prompt": "6*7?", "chosen": "42", "rejected": "41"}
+
+
+@pytest.fixture(scope="module")
+def small(bytes_tokenizer):
+    return bytes_tokenizer()
+
+
+def pairs(tokenizer, data, **changes) -> Examples:
+    return load_examples(data, **{"wanted": "comparison", "tokenizer": tokenizer, "note": print} | changes)
+
+
+def test_a_file_becomes_examples_and_the_user_sees_how_it_is_read(small, jsonl):
+    found = pairs(small, Jsonl(path=jsonl(PAIR, PAIR | {"rejected": "42"}, PAIR | {"prompt": "2+2?"}, PAIR)))
+    assert [example.id for example in found.train] == ["train.jsonl:1", "train.jsonl:3", "train.jsonl:4"]
+    assert found.held_out == []
+    assert found.train[0].prompt_ids == small.encode("6*7?", chat=True)
+    assert (found.train[0].prompt, found.train[0].texts) == ("6*7?", ("42", "41"))
+    text = "\n".join(found.lines)
+    assert "train.jsonl is read as preference: " in text
+    assert r"<|im_start|>user\n6*7?<|im_end|>\n<|im_start|>assistant\n'" in text
+    assert (
+        "  chosen: 3 tokens, 3 trained on: '42<|im_end|>'\n  rejected: 3 tokens, 3 trained on: '41<|im_end|>'" in text
+    )
+    assert "4 rows: 3 pairs to train on; " in text
+    assert "1 left out: chosen and rejected are the same (1)" in text
+    assert "1 are the same as an earlier one; data.deduplicate: true leaves them out" in text
+
+
+def test_kinds_of_files_give_the_same_examples(small, jsonl, tmp_path):
+    rows = [PAIR, PAIR | {"prompt": "2+2?"}]
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    pyarrow.csv.write_csv(table, tmp_path / "train.csv")
+    sources = [
+        Jsonl(path=jsonl(*rows)),
+        Parquet(path=str(tmp_path / "train.parquet")),
+        Csv(path=str(tmp_path / "train.csv")),
+    ]
+    found = [[example.digest for example in pairs(small, source).train] for source in sources]
+    assert len(found[0]) == 2
+    assert all(each == found[0] for each in found)
+
+
+def test_columns_are_renamed_before_the_format_is_detected(small, jsonl):
+    row = {"question": "6*7?", "given": {"good": "42"}, "bad": "41"}
+    data = Jsonl(path=jsonl(row), prompt_column="question", columns={"chosen": "given.good", "rejected": "bad"})
+    (example,) = pairs(small, data).train
+    assert (example.prompt, example.texts) == ("6*7?", ("42", "41"))
+    with pytest.raises(
+        DataError, match=r"train.jsonl:1: no column 'best'; the columns are .*; correct data.columns.ch"
+    ):
+        pairs(small, Jsonl(path=jsonl(row), columns={"chosen": "best"}))
+
+
+def test_wrong_rows_are_errors_with_the_places_of_the_others(small, jsonl):
+    path = jsonl(PAIR, "{", PAIR | {"chosen": None}, PAIR | {"rejected": 7}, PAIR)
+    with pytest.raises(DataError, match=r"^train.jsonl:2: not JSON: .*\n2 more rows are wrong: .*:3.*, .*:4") as raised:
+        pairs(small, Jsonl(path=path))
+    assert "at least" not in str(raised.value)
+    found = pairs(small, Jsonl(path=path, on_bad_row="skip"))
+    assert len(found.train) == 2
+    assert found.lines[-1].startswith("3 of 5 rows are wrong and left out; the first: train.jsonl:2: not JSON")
+    many = jsonl(PAIR, *["{"] * 9)
+    with pytest.raises(DataError, match=r"\nat least 4 more rows are wrong"):
+        pairs(small, Jsonl(path=many))
+
+
+def test_a_template_that_refuses_a_row_is_told_with_the_place_of_the_row(bytes_tokenizer, jsonl):
+    tokenizer = bytes_tokenizer("{{ raise_exception('no') if messages|length > 1 }}" + LLAMA3)
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    path = jsonl({"messages": turns[:2]}, {"messages": turns})
+    with pytest.raises(DataError, match=r"^train.jsonl:2: the chat template of .* refuses roles"):
+        pairs(tokenizer, Jsonl(path=path), wanted="demonstration")
+
+
+def test_data_of_which_nothing_is_left_is_refused_with_the_reasons(small, jsonl):
+    path = jsonl(PAIR | {"chosen": "41"}, PAIR)
+    with pytest.raises(
+        DataError, match=r"train.jsonl: none of 2 .* used: chosen and .* \(1\); more than data.max_tokens=9 \(1\)"
+    ):
+        pairs(small, Jsonl(path=path, max_tokens=9))
+    # A limit that the user wants to be kept is no wrong row that may be left out.
+    with pytest.raises(DataError, match=r"^train.jsonl:2: \d+ tokens, more than data.max_tokens=9"):
+        pairs(small, Jsonl(path=path, max_tokens=9, too_long="error", on_bad_row="skip"))
+
+
+def test_generated_questions_have_nothing_to_learn_from(small):
+    with pytest.raises(ConfigError, match=r"data.kind=addition generates questions without answers"):
+        pairs(small, Addition())
+
+
+def test_a_prompt_is_never_on_both_sides_and_the_sides_do_not_depend_on_the_order(small, jsonl):
+    rows = [PAIR | {"prompt": f"question {number % 40}", "chosen": str(number)} for number in range(120)]
+    found = pairs(small, Jsonl(path=jsonl(*rows), held_out=0.25))
+    sides = [{example.prompt for example in side} for side in (found.train, found.held_out)]
+    assert len(sides[0] | sides[1]) == 40
+    assert not sides[0] & sides[1]
+    again = pairs(small, Jsonl(path=jsonl(*random.Random(1).sample(rows, len(rows))), held_out=0.25))
+    assert {example.digest for example in again.held_out} == {example.digest for example in found.held_out}
+    assert any(f"{len(found.train)} pairs to train on, {len(found.held_out)} held out" in line for line in found.lines)
+
+
+def test_a_share_that_leaves_one_side_empty_is_refused(small, jsonl):
+    with pytest.raises(DataError, match=r"data.held_out=0.01: of 1 examples, none is held out; a hash of the prompt"):
+        pairs(small, Jsonl(path=jsonl(PAIR), held_out=0.01))
+
+
+def test_the_digest_of_the_examples_tells_another_template_and_other_limits(small, bytes_tokenizer, jsonl):
+    path = jsonl(PAIR, PAIR | {"prompt": "2+2?"})
+    name = "the tokenised examples"
+    usual = pairs(small, Jsonl(path=path)).digests
+    assert set(usual) == {"train.jsonl", name}
+    assert pairs(small, Jsonl(path=path)).digests == usual
+    assert pairs(bytes_tokenizer(LLAMA3), Jsonl(path=path)).digests[name] != usual[name]
+    cut = Jsonl(path=path, max_tokens=60, too_long="cut_prompt_left")
+    assert pairs(small, cut).digests[name] != usual[name]
+
+
+def test_long_work_tells_its_progress(small, jsonl, monkeypatch):
+    monkeypatch.setattr("ray_rl.data.examples.load.PROGRESS_S", 0.0)
+    told: list[str] = []
+    pairs(small, Jsonl(path=jsonl(PAIR, PAIR, PAIR)), note=told.append)
+    assert told[-1].startswith("data: 2 of 3 rows tokenised in ")
