@@ -1,42 +1,39 @@
-"""Runs a configuration from start to end. The composition root: the one place that puts the parts together."""
+"""Puts the parts of a run together that trains on rollouts of the policy."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, ExitStack, closing
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_rl.app.records import newest_saved, open_run
-from ray_rl.catalog.models import PACKAGED_MODELS
+from ray_rl.app.records import open_run
+from ray_rl.app.sources import folders_of, what_is_loaded
 from ray_rl.checkpoint.store import Checkpoint
-from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
-from ray_rl.config.roles import ACTOR, CRITIC, roles_of
+from ray_rl.config.roles import ACTOR, CRITIC
 from ray_rl.data.chat import ChatTokenizer, Ends, without_end
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
-from ray_rl.data.template import without_file
-from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import Checkpoints, read_progress
 from ray_rl.loops.credit import Crediting
+from ray_rl.loops.exporting import Export
 from ray_rl.loops.guard import Guard
 from ray_rl.loops.model_digests import Models, digests_of, require_same_models
+from ray_rl.loops.online import train
 from ray_rl.loops.recovery import train_on
-from ray_rl.loops.resuming import Resume, newest_checkpoint, opened, store_of
+from ray_rl.loops.resuming import newest_checkpoint, store_of
 from ray_rl.loops.roles import Roles, Saved
-from ray_rl.loops.session import Session
+from ray_rl.loops.session import OnlineSession
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
-from ray_rl.metrics.endings import NO_CHECKPOINT, resume_command
 from ray_rl.metrics.newest_checkpoint import write_newest
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.metrics.sinks import RolloutRecords
-from ray_rl.models.packaged import cached_folder, resolve_model
-from ray_rl.planner.hardware import resolve_dtype
+from ray_rl.models.packaged import resolve_model
 from ray_rl.rewards.combine import Rewards, build_rewards
 from ray_rl.rollout.collected import Collected
 from ray_rl.rollout.collector import Collector
@@ -51,112 +48,63 @@ if TYPE_CHECKING:
     from ray_rl.cluster.start import Workers
 
 
-def run_training(
-    config: RunConfig,
-    *,
-    resume: Resume | None = None,
-    from_step: int | None = None,
-    checked: CheckedRows | None = None,
-) -> None:
-    """Runs a checked configuration from start to end, or from a checkpoint to the end.
+@dataclass(frozen=True, slots=True)
+class OnlineTraining:
+    """A run that trains on rollouts of the policy."""
 
-    Args:
-        config: The configuration of the run.
-        resume: None for a new run. auto: continues if the folder has a checkpoint. required: refuses without one.
-        from_step: The checkpoint to continue from; None is the newest one.
-        checked: the rows of `data:`, some of them already checked. None opens them without checks.
+    config: RunConfig
+    """The configuration, resolved."""
+    checked: CheckedRows | None
+    """The rows of `data:`, some of them already checked. None opens them without checks."""
 
-    Raises:
-        Preempted: the run was told to stop; it can be resumed.
-        RayRLError: the run failed; the run folder has everything that was logged before.
-    """
-    prepare_environment(local=config.cluster.address is None)
-    config = _resolved(config)
-    console = RunConsole()
-    with ExitStack() as stack:
-        found = opened(config, stack, resume=resume, from_step=from_step, note=console.say)
-        if found is None:
-            return
-        folder, since = found.folder, found.since
-        done = None if since is None else read_progress(since)
-        step, version = (0, 0) if done is None else (done.step, done.version)
-        run = stack.enter_context(open_run(config, folder, console, step=step, version=version))
-        _run(config, folder, run, since, checked)
+    def open_run(self, folder: RunFolder, console: RunConsole, *, step: int, version: int) -> Run:
+        """Returns the counters, clock and records of the run."""
+        return open_run(self.config, folder, console, step=step, version=version)
 
+    async def train(self, folder: RunFolder, run: Run, since: Checkpoint | None, stop: Stop) -> None:
+        """Starts all workers, and trains from a checkpoint or from the start to the end."""
+        config = self.config
+        async with AsyncExitStack() as stack:
+            with run.phase("start"):
+                run.note(what_is_loaded(config, "the prompts"))
+                model = resolve_model(config.model.path)
+                folders = folders_of(config, model)
+                models = digests_of(folders)
+                if since is not None:
+                    require_same_models(config, read_progress(since).models, models, note=run.note)
+                tokenizer = ChatTokenizer.of_policy(config.model, config.data, model)
+                ends = tokenizer.ends_of(config.rollout, config.data)
+                endless = without_end(ends, model=config.model.path, max_tokens=config.rollout.max_tokens)
+                if endless is not None:
+                    run.note(endless)
+                source = _source(config, run, model, tokenizer, self.checked, stack)
+                if since is not None:
+                    source.compare(Collected.read(since.folder).source)
+                run.note("importing Ray")
+                # Ray reads its environment when it is imported: not before run_training has prepared it.
+                from ray_rl.app.workers import reward_models_over, start_workers
 
-def _run(config: RunConfig, folder: RunFolder, run: Run, since: Checkpoint | None, checked: CheckedRows | None) -> None:
-    stop = Stop(grace_s=config.run.grace_s)
-    try:
-        asyncio.run(_train(config, folder, run, since, checked, stop))
-    except asyncio.CancelledError:
-        if stop.is_immediate or stop.signal is None:
-            raise KeyboardInterrupt from None
-        saved = newest_saved(folder)
-        found = (
-            NO_CHECKPOINT
-            if saved is None
-            else f"the newest checkpoint is of step {saved}; resume with: {resume_command(folder.root)}"
-        )
-        raise Preempted(f"stopped by {stop.name} after step {run.step} of {config.steps}; {found}") from None
+                workers = await start_workers(config, run, folders, stop=stop, stack=stack, logs=folder.logs)
+                judges, save = reward_models_over(workers, config), partial(_save_unscored, run)
+                rewards = stack.enter_context(closing(build_rewards(config.rewards, models=judges, save=save)))
+            beginning, sampling = source.state(), sampling_of(config, ends)
+            canary = tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens]
 
+            def session(since: Checkpoint | None) -> OnlineSession:
+                source.restore(beginning)
+                roles = _roles(config, workers, source, rewards, sampling=sampling, canary=canary)
+                return build_session(config, folder, run, roles, stop=stop, since=since, models=models)
 
-def _resolved(config: RunConfig) -> RunConfig:
-    """Returns the configuration with the dtype and the chat template resolved, for the run folder."""
-    wanted = "float32" if config.run.deterministic else config.model.dtype
-    dtype = resolve_dtype(wanted, config.cluster.accelerator)
-    template = config.model.chat_template
-    changed = {"dtype": dtype, "chat_template": None if template is None else without_file(template)}
-    return config.model_copy(update={"model": config.model.model_copy(update=changed)})
-
-
-async def _train(
-    config: RunConfig,
-    folder: RunFolder,
-    run: Run,
-    since: Checkpoint | None,
-    checked: CheckedRows | None,
-    stop: Stop,
-) -> None:
-    stop.listen()
-    async with AsyncExitStack() as stack:
-        with run.phase("start"):
-            run.note(_what_is_loaded(config))
-            model = resolve_model(config.model.path)
-            folders = _folders(config, model)
-            models = digests_of(folders)
-            if since is not None:
-                require_same_models(config, read_progress(since).models, models, note=run.note)
-            tokenizer = ChatTokenizer.of_policy(config.model, config.data, model)
-            ends = tokenizer.ends_of(config.rollout, config.data)
-            endless = without_end(ends, model=config.model.path, max_tokens=config.rollout.max_tokens)
-            if endless is not None:
-                run.note(endless)
-            source = _source(config, run, model, tokenizer, checked, stack)
-            if since is not None:
-                source.compare(Collected.read(since.folder).source)
-            run.note("importing Ray")
-            # Ray reads its environment when it is imported: not before run_training has prepared it.
-            from ray_rl.app.workers import reward_models_over, start_workers
-
-            workers = await start_workers(config, run, folders, stop=stop, stack=stack, logs=folder.logs)
-            judges, save = reward_models_over(workers, config), partial(_save_unscored, run)
-            rewards = stack.enter_context(closing(build_rewards(config.rewards, models=judges, save=save)))
-        beginning = source.state()
-
-        def session(since: Checkpoint | None) -> Session:
-            source.restore(beginning)
-            roles = _roles(config, workers, source, tokenizer, rewards)
-            return build_session(config, folder, run, roles, stop=stop, since=since, models=models)
-
-        await train_on(
-            run,
-            session,
-            since=since,
-            restart=workers.restart,
-            newest=partial(newest_checkpoint, config, folder, run.tell),
-            max_restarts=config.cluster.max_restarts,
-        )
-        run.note("ending the workers")
+            await train_on(
+                run,
+                train,
+                session,
+                since=since,
+                restart=workers.restart,
+                newest=partial(newest_checkpoint, config, folder, run.tell),
+                max_restarts=config.cluster.max_restarts,
+            )
+            run.note("ending the workers")
 
 
 def _save_unscored(run: Run, groups: Sequence[RolloutGroup]) -> Path:
@@ -195,9 +143,14 @@ def build_collector(
 
 
 def _roles(
-    config: RunConfig, workers: Workers, source: PromptSource, tokenizer: ChatTokenizer, rewards: Rewards
+    config: RunConfig,
+    workers: Workers,
+    source: PromptSource,
+    rewards: Rewards,
+    *,
+    sampling: Sampling,
+    canary: tuple[int, ...],
 ) -> Roles:
-    sampling = sampling_of(config, tokenizer.ends_of(config.rollout, config.data))
     pool = EnginePool(workers.engines, timeout_s=config.rollout.timeout_s, router=workers.router)
     audit = AuditSettings(
         every=config.weight_sync.audit_every,
@@ -210,7 +163,7 @@ def _roles(
         workers.weights,
         actor=workers.actor,
         engines=workers.weights.living,
-        prompt=tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens],
+        prompt=canary,
         sampling=sampling,
     )
     from ray_rl.app.workers import roles_over
@@ -228,14 +181,14 @@ def build_session(
     stop: Stop,
     since: Checkpoint | None,
     models: Models,
-) -> Session:
+) -> OnlineSession:
     """Builds the session of the driver over started roles, from a checkpoint or, if `since` is None, from the start."""
     credit = Crediting(config.online, max_tokens=config.rollout.max_tokens)
     guard = Guard(config.train, run)
     parts: dict[str, Saved] = {ACTOR: roles.actor}
     if roles.critic is not None:
         parts[CRITIC] = roles.critic
-    return Session(
+    return OnlineSession(
         config=config,
         run=run,
         roles=roles,
@@ -251,16 +204,8 @@ def build_session(
             completed=partial(write_newest, folder.newest_checkpoint_json),
         ),
         stop=stop,
-        export_to=folder.export if config.checkpoint.export else None,
+        final=Export(roles.actor, folder.export) if config.checkpoint.export else None,
     )
-
-
-def _what_is_loaded(config: RunConfig) -> str:
-    model = config.model.path
-    text = f"loading the tokenizer of {model} and the prompts"
-    if model in PACKAGED_MODELS and not (cached_folder(model) / "config.json").is_file():
-        return f"converting {model} into {cached_folder(model)}, once; then {text}"
-    return text
 
 
 def _source(
@@ -279,12 +224,3 @@ def _source(
     if ahead is not None:
         stack.callback(ahead.close)
     return build_source(config.data, seed=seed, tokenizer=tokenizer, rows=checked.rows, ahead=ahead, note=run.note)
-
-
-def _folders(config: RunConfig, model: str) -> dict[str, tuple[str, ...]]:
-    """Returns the folders or hub names of the models of each role; `model` is where the policy's was found."""
-    found = {config.model.path: model}
-    return {
-        role.name: tuple(found[path] if path in found else resolve_model(path) for _, path in role.models)
-        for role in roles_of(config)
-    }

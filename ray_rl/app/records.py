@@ -15,6 +15,13 @@ from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.metrics.samples import answer_columns
 from ray_rl.metrics.text import Columns
 
+TRY_IT = {"try it": "vllm serve {}"}
+"""How a language model is used."""
+TRAIN_ON_IT = {"train on it": "model.path={}"}
+"""How the next stage of training uses a model."""
+USE_AS_JUDGE = {"use it": "rewards: [{{kind: model, paths: [{}]}}]"}
+"""How training on rollouts uses a reward model."""
+
 
 def open_run(
     config: RunConfig,
@@ -25,19 +32,55 @@ def open_run(
     version: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Run:
-    """Returns the counters, clock and records of a run; see `Run` for the arguments."""
+    """Returns the counters, clock and records of a run that trains on rollouts; see `Run` for the arguments."""
     return Run(
         config.run,
         folder,
         console,
         columns=columns_of(config),
+        records=folder.rollouts,
         answers=answer_columns(config.rewards),
+        uses=TRY_IT,
         step=step,
         version=version,
         gauges=gauges_of(config),
         saved=lambda: newest_saved(folder),
         clock=clock,
     )
+
+
+def open_offline_run(
+    config: RunConfig, folder: RunFolder, console: RunConsole, *, step: int = 0, version: int = 0
+) -> Run:
+    """Returns the counters, clock and records of a run that learns from examples; see `Run` for the arguments."""
+    return Run(
+        config.run,
+        folder,
+        console,
+        columns=offline_columns_of(config),
+        records=folder.examples,
+        uses=USE_AS_JUDGE if config.offline.is_scorer else TRY_IT | TRAIN_ON_IT,
+        step=step,
+        version=version,
+        gauges=gauges_of(config),
+        saved=lambda: newest_saved(folder),
+    )
+
+
+ROLLOUT_FIELDS = {
+    "reward": ("reward/mean", 6, ".3f"),
+    "length": ("rollout/length_mean", 6, ".1f"),
+    "cut off": ("rollout/truncated_fraction", 4, ".0%"),
+    "stale": ("rollout/staleness_max", 1, ".0f"),
+    "kl": ("policy/kl_reference", 6, ".4f"),
+    "entropy": ("policy/entropy", 5, ".3f"),
+    "gradient": ("policy/grad_norm", 6, ".2f"),
+}
+"""Key, width and format of each value in the line of a step that trains on rollouts, by label."""
+
+
+STEP_METRICS = {"loss": (7, ".4f"), "accuracy": (6, ".3f"), "margin": (7, ".3f")}
+"""Width and format of the metrics of a loss that have a column, by name."""
 
 
 def columns_of(config: RunConfig) -> Columns:
@@ -53,7 +96,23 @@ def columns_of(config: RunConfig) -> Columns:
         phases.insert(1, REFERENCE)
     if config.checkpoint.every_steps is not None:
         phases.append("checkpoint")
-    return Columns(frozenset(absent), tuple(phases))
+    fields = {label: field for label, field in ROLLOUT_FIELDS.items() if label not in absent}
+    return Columns(fields, tuple(phases), compared=("reward",))
+
+
+def offline_columns_of(config: RunConfig) -> Columns:
+    """Returns the columns of the line that each step prints: metrics of the loss, and of held-out examples."""
+    algorithm = config.offline
+    names = [name for name in algorithm.metrics if name in STEP_METRICS]
+    fields = {name: (f"{algorithm.kind}/{name}", *STEP_METRICS[name]) for name in names}
+    fields["gradient"] = (f"{algorithm.kind}/grad_norm", 6, ".2f")
+    has_held_out = config.data.held_out > 0
+    if has_held_out:
+        fields |= {f"held-out {name}": (f"eval/{name}", *STEP_METRICS[name]) for name in names}
+    phases = [*([REFERENCE] if has_reference(config) else []), "train", *(["evaluate"] if has_held_out else [])]
+    if config.checkpoint.every_steps is not None:
+        phases.append("checkpoint")
+    return Columns(fields, tuple(phases), compared=tuple(name for name in fields if name != "gradient"))
 
 
 def gauges_of(config: RunConfig) -> GaugeSink | None:

@@ -12,8 +12,10 @@ from typing import Any
 from ray_rl.app.models import build_actor, build_critic, build_reference, build_reward_models, policy_engine
 from ray_rl.cluster.engines.weights import TransferSettings
 from ray_rl.cluster.roles import RayCritic, RayReference, RayRewardModels
+from ray_rl.cluster.scratch import Scratch
 from ray_rl.cluster.session import ray_session
-from ray_rl.cluster.start import EnginesSpec, TeamSpec, Workers, started_workers
+from ray_rl.cluster.start import EnginesSpec, TeamSpec, Workers, started_teams, started_workers
+from ray_rl.cluster.teams import Team
 from ray_rl.config import RunConfig
 from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT, roles_of
 from ray_rl.loops.roles import Roles, Rollouts
@@ -52,10 +54,7 @@ async def start_workers(
     logs: Path,
 ) -> Workers:
     """Starts or joins Ray and starts all workers; both end with `stack`. `folders` has the models of each role."""
-    layout, address = plan(config), config.cluster.address
-    run.note(f"joining Ray at {address}" if address else "starting Ray")
-    with stop.others_listen():
-        scratch = stack.enter_context(ray_session(address, layout, logs=logs, note=run.note))
+    layout, scratch = _joined(config, run, stop=stop, stack=stack, logs=logs)
     return await stack.enter_async_context(
         started_workers(
             layout,
@@ -68,6 +67,33 @@ async def start_workers(
             scratch=scratch,
         )
     )
+
+
+async def start_teams(
+    config: RunConfig,
+    run: Run,
+    folders: Mapping[str, Sequence[str]],
+    *,
+    stop: Stop,
+    stack: AsyncExitStack,
+    logs: Path,
+) -> Mapping[str, Team[Any]]:
+    """Starts or joins Ray and starts all workers of a run without engines; arguments as for `start_workers`."""
+    layout, scratch = _joined(config, run, stop=stop, stack=stack, logs=logs)
+    teams = teams_of(config, layout, folders)
+    return await stack.enter_async_context(
+        started_teams(layout, teams, cluster=config.cluster, logs=logs, note=run.note, tell=run.tell, scratch=scratch)
+    )
+
+
+def _joined(
+    config: RunConfig, run: Run, *, stop: Stop, stack: AsyncExitStack, logs: Path
+) -> tuple[Plan, Scratch | None]:
+    """Starts or joins Ray, until `stack` ends; returns the plan of the run and the folder for temporary files."""
+    layout, address = plan(config), config.cluster.address
+    run.note(f"joining Ray at {address}" if address else "starting Ray")
+    with stop.others_listen():
+        return layout, stack.enter_context(ray_session(address, layout, logs=logs, note=run.note))
 
 
 def teams_of(config: RunConfig, plan: Plan, folders: Mapping[str, Sequence[str]]) -> list[TeamSpec]:

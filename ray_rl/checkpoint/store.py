@@ -90,11 +90,11 @@ class CheckpointStore:
             make_folder(writing)
         return writing
 
-    def commit(self, step: int) -> Checkpoint:
+    def commit(self, step: int, *, keep: int | None = None) -> Checkpoint:
         """Flushes everything written since `begin` to disk, gives it its name, and then removes old checkpoints.
 
-        A checkpoint of the same step is replaced: it is set aside before and deleted after, and a kill in between
-        leaves one of the two. After this call, `latest` finds this step or a later one.
+        That of step `keep` stays. A checkpoint of the same step is replaced: it is set aside before and deleted after,
+        and a kill in between leaves one of the two. After this call, `latest` finds this step or a later one.
 
         Raises:
             CheckpointError: nothing was written, or the file system refuses. The folder is removed, and earlier
@@ -108,7 +108,7 @@ class CheckpointStore:
             raise
         self._rejected.discard(step)
         with disk_errors_explained(self._folder):
-            for old in self._outdated(step):
+            for old in self._outdated(step, keep=keep):
                 self._remove(old)
         return Checkpoint(step, self._path(step))
 
@@ -168,7 +168,7 @@ class CheckpointStore:
             _flush(self._folder)
             self._clean()
 
-    def _outdated(self, newest: int) -> list[int]:
+    def _outdated(self, newest: int, *, keep: int | None) -> list[int]:
         """Returns the steps that can be removed after `newest` is committed.
 
         Later steps are kept: the run went back to before them, so some are corrupt. They do not count as the newest
@@ -177,7 +177,7 @@ class CheckpointStore:
         past = [step for step in self.steps() if step <= newest]
         kept = [step for step in past if step not in self._rejected][-self._keep_last :]
         milestones = [step for step in past if self._keep_every is not None and step % self._keep_every == 0]
-        return [step for step in past if step not in kept and step not in milestones]
+        return [step for step in past if step not in {*kept, *milestones, keep}]
 
     def _put_back(self) -> None:
         """Completes what a kill interrupted: a replaced checkpoint gets its name back, a removal is finished."""

@@ -70,7 +70,7 @@ def start(config: RunConfig, *, resume: Resume | None, from_step: int | None = N
         checked = check_before_start(config, resume=resume, note=say_line, progress=say_progress)
         say_line("importing torch and transformers")
 
-        from ray_rl.app.build import run_training
+        from ray_rl.app.run import run_training
 
         run_training(config, resume=resume, from_step=from_step, checked=checked)
     except _StopAsked as asked:

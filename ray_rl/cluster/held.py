@@ -41,8 +41,47 @@ class SavedTrainer(Trainer[Batch]):
         self.zero.restore(reader.read, reader.states["rank_0"])
 
 
-class Policy(SavedTrainer[TrainBatch]):
-    """A rank of the actor, which also sends its weights to the engines and exports them."""
+class ExportedTrainer(SavedTrainer[Batch]):
+    """A rank of the actor, which also exports its weights."""
+
+    def __init__(
+        self,
+        objective: Objective[Batch],
+        settings: TrainSettings,
+        member: Member,
+        *,
+        threads: int,
+        source: str,
+        chat_template: Callable[[], str | None],
+    ) -> None:
+        """Loads the model, as `Trainer`.
+
+        Args:
+            objective: the model and its loss.
+            settings: how the model is trained.
+            member: this rank.
+            threads: threads of this process on CPU.
+            source: the folder or hub name of the model, whose other files an export copies.
+            chat_template: returns that of an export; None keeps the model's own.
+        """
+        super().__init__(objective, settings, member, threads=threads)
+        self._source, self._chat_template = source, chat_template
+
+    def export(self, folder: str, step: int) -> None:
+        """Writes the model of a step in Hugging Face format; a collective of the ranks."""
+        parameters = ((spec.name, tensor) for group in self.stream.groups() for spec, tensor in group)
+        export_policy(
+            self.model.exported,
+            parameters,
+            source=self._source,
+            to=Path(folder),
+            step=step,
+            chat_template=self._chat_template(),
+        )
+
+
+class Policy(ExportedTrainer[TrainBatch]):
+    """A rank of the actor, which also sends its weights to the engines."""
 
     def __init__(
         self,
@@ -54,9 +93,9 @@ class Policy(SavedTrainer[TrainBatch]):
         transport: Transport,
         chat_template: Callable[[], str | None],
     ) -> None:
-        """Loads the model, as `Trainer`. `chat_template` returns that of an export; None keeps the model's own."""
-        super().__init__(objective, settings, member, threads=threads)
-        self._source, self._chat_template = objective.network.folder, chat_template
+        """Loads the model, as `ExportedTrainer`; `transport` carries its weights to the engines."""
+        source = objective.network.folder
+        super().__init__(objective, settings, member, threads=threads, source=source, chat_template=chat_template)
         self._sender = build_sender(transport, self.stream, is_sender=member.rank == 0)
 
     def announce(self) -> dict[str, Any]:
@@ -70,15 +109,3 @@ class Policy(SavedTrainer[TrainBatch]):
     def send_weights(self) -> Sent:
         """Sends the weights to the engines; a collective of the ranks."""
         return self._sender.send()
-
-    def export(self, folder: str, step: int) -> None:
-        """Writes the policy of a step in Hugging Face format; a collective of the ranks."""
-        parameters = ((spec.name, tensor) for group in self.stream.groups() for spec, tensor in group)
-        export_policy(
-            self.model.exported,
-            parameters,
-            source=self._source,
-            to=Path(folder),
-            step=step,
-            chat_template=self._chat_template(),
-        )

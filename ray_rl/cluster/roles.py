@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ray_rl.cluster.engines.process import EngineProcess
-from ray_rl.cluster.held import Policy, SavedTrainer
+from ray_rl.cluster.held import ExportedTrainer, Policy, SavedTrainer
 from ray_rl.cluster.shell import free_address
 from ray_rl.cluster.teams import Team
 from ray_rl.metrics.metric import Metric
@@ -22,7 +22,7 @@ from ray_rl.rollout.engine import Engine
 from ray_rl.training.frozen import FrozenModel
 from ray_rl.training.share import Scores
 from ray_rl.training.trainer import Trainer
-from ray_rl.types import TokenBatch, TrainBatch
+from ray_rl.types import Batch, OfflineBatch, TokenBatch, TrainBatch
 from ray_rl.weight_sync.proof import merged
 from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
 
@@ -36,7 +36,7 @@ class RayReference:
     def __init__(self, team: Team[FrozenModel]) -> None:
         self._team = team
 
-    async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
+    async def logprobs(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Returns float32 [R, T], assembled from the shares of the workers."""
         return whole(batch, await self._team.all(FrozenModel.scores, batch))
 
@@ -62,7 +62,7 @@ class RayRewardModels:
 class RaySaved:
     """A model under training, as checkpoints see it."""
 
-    def __init__(self, team: Team[SavedTrainer[TrainBatch]]) -> None:
+    def __init__(self, team: Team[SavedTrainer[Any]]) -> None:
         self._ranks = team
 
     async def save(self, folder: Path) -> None:
@@ -90,7 +90,35 @@ class RayCritic(RaySaved):
         return flat(await self._ranks.all(Trainer.update, batch))
 
 
-class RayActor(RaySaved):
+class RayTrained(RaySaved, Generic[Batch]):
+    """A model under training that scores, learns and is exported."""
+
+    def __init__(self, team: Team[ExportedTrainer[Batch]]) -> None:
+        super().__init__(team)
+        self._team = team
+
+    async def logprobs(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Returns float32 [R, T], assembled from the shares of the workers."""
+        return whole(batch, await self._team.all(Trainer.scores, batch))
+
+    async def update(self, batch: Batch) -> list[Metric]:
+        """Trains on a batch, and returns the metrics of all ranks."""
+        return flat(await self._team.all(Trainer.update, batch))
+
+    async def export(self, folder: Path, *, step: int) -> None:
+        """Writes the model. The path becomes absolute: workers may have another working directory."""
+        await self._team.all(ExportedTrainer.export, str(folder.absolute()), step)
+
+
+class RayLearner(RayTrained[OfflineBatch]):
+    """A model that learns from examples."""
+
+    async def evaluate(self, batch: OfflineBatch) -> list[Metric]:
+        """Returns the metrics of the loss on a batch, from all ranks. Trains nothing."""
+        return flat(await self._team.all(Trainer.evaluate, batch))
+
+
+class RayActor(RayTrained[TrainBatch]):
     """The policy under training."""
 
     def __init__(self, team: Team[Policy]) -> None:
@@ -102,23 +130,15 @@ class RayActor(RaySaved):
         self.is_ahead = False
         """True if the weights may be newer than the last published version."""
 
-    async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
-        """Returns float32 [R, T], assembled from the shares of the workers."""
-        return whole(batch, await self.team.all(Trainer.scores, batch))
-
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with advantages, and returns the metrics of all ranks."""
         await self.go_ahead()
-        return flat(await self.team.all(Trainer.update, batch))
+        return await super().update(batch)
 
     async def go_ahead(self) -> None:
         """Waits until no weights are being sent; from then on they may change, until the next publish."""
         async with self.sending:
             self.is_ahead = True
-
-    async def export(self, folder: Path, *, step: int) -> None:
-        """Writes the policy. The path becomes absolute: workers may have another working directory."""
-        await self.team.all(Policy.export, str(folder.absolute()), step)
 
     async def meeting_place(self) -> tuple[str, int]:
         """Returns the address of rank 0, and a port that is free there."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,24 @@ class Workers:
 
 
 @asynccontextmanager
+async def started_teams(
+    plan: Plan,
+    teams: Sequence[TeamSpec],
+    *,
+    cluster: ClusterConfig,
+    logs: Path,
+    note: Callable[[str], None],
+    tell: Callable[[str], None],
+    scratch: Scratch | None = None,
+) -> AsyncIterator[Mapping[str, Team[Any]]]:
+    """Places and starts the workers of a plan without engines, and ends them with the block; see `started_workers`."""
+    with _launched(plan, teams, cluster=cluster, logs=logs, note=note, tell=tell, scratch=scratch) as (_, started):
+        await together(team.load() for team in started.values())
+        async with _heartbeats(started, cluster).watching():
+            yield started
+
+
+@asynccontextmanager
 async def started_workers(
     plan: Plan,
     teams: Sequence[TeamSpec],
@@ -112,12 +130,9 @@ async def started_workers(
         tell: called with a line for every worker that is lost or restarted. None: `note`.
         scratch: the private folder of a cluster of this machine, for the workers' temporary files.
     """
-    note(f"placing {', '.join(f'{workers} {role}' for role, workers in plan.workers.items())}")
-    logs, tell = logs.absolute(), tell or note  # workers may have another working directory
-    with placed(plan, timeout_s=cluster.start_timeout_s) as slots:
-        note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
-        launcher = _Launcher(cluster, slots, logs, _environment(cluster, scratch), tell)
-        started = {spec.role: launcher.team(spec) for spec in teams}
+    tell = tell or note
+    launched = _launched(plan, teams, cluster=cluster, logs=logs, note=note, tell=tell, scratch=scratch)
+    with launched as (launcher, started):
         launch = partial(launcher.engine, engines)
         handles = [
             RayEngine(launch(index), rollout_s=engines.limits.timeout_s, publish_s=engines.transfer.timeout_s)
@@ -134,16 +149,42 @@ async def started_workers(
             launch=launch,
             tell=tell,
         )
-        beats = Heartbeats(started.values(), every_s=cluster.heartbeat_s, limit_s=cluster.heartbeat_timeout_s)
         try:
             await together([*(team.load() for team in started.values()), *(each.process.start() for each in handles)])
             await weights.join(*await actor.meeting_place())
-            async with health.watching(), beats.watching():
+            async with health.watching(), _heartbeats(started, cluster).watching():
                 yield Workers(teams=started, actor=actor, engines=handles, router=router, weights=weights)
         finally:
             await health.stop()
+
+
+@contextmanager
+def _launched(
+    plan: Plan,
+    teams: Sequence[TeamSpec],
+    *,
+    cluster: ClusterConfig,
+    logs: Path,
+    note: Callable[[str], None],
+    tell: Callable[[str], None],
+    scratch: Scratch | None,
+) -> Iterator[tuple[_Launcher, dict[str, Team[Any]]]]:
+    """Places all workers, launches those of teams, which hold no objects yet, and ends them with the block."""
+    note(f"placing {', '.join(f'{workers} {role}' for role, workers in plan.workers.items())}")
+    logs = logs.absolute()  # workers may have another working directory
+    with placed(plan, timeout_s=cluster.start_timeout_s) as slots:
+        note(f"loading the model into {sum(plan.workers.values())} workers (logs in {logs})")
+        launcher = _Launcher(cluster, slots, logs, _environment(cluster, scratch), tell)
+        started = {spec.role: launcher.team(spec) for spec in teams}
+        try:
+            yield launcher, started
+        finally:
             for team in started.values():
                 team.kill()
+
+
+def _heartbeats(teams: Mapping[str, Team[Any]], cluster: ClusterConfig) -> Heartbeats:
+    return Heartbeats(teams.values(), every_s=cluster.heartbeat_s, limit_s=cluster.heartbeat_timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

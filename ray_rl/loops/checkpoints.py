@@ -59,6 +59,7 @@ class Checkpoints:
         since: Checkpoint | None,
         models: Models,
         completed: Callable[[int], None],
+        best: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Makes the writer and reader of a run's checkpoints.
 
@@ -70,12 +71,14 @@ class Checkpoints:
             since: the checkpoint that the run continues from; None at its start.
             models: digests of the models that the run loads, compared when it is resumed.
             completed: called in a thread with the step of each checkpoint that is complete.
+            best: returns the step whose checkpoint is kept because it is the best so far; None for none.
         """
         self._parts = parts
         self._positions = positions
         self._settings = settings
         self._store = store
         self._completed = completed
+        self._best = best
         self._digests = models
         self._since = since
         self._step = None if since is None else since.step
@@ -111,15 +114,16 @@ class Checkpoints:
                 self._writing.cancel()
 
     async def save_if_due(self, run: Run) -> None:
-        """Saves every `checkpoint.every_steps` steps and after the last one.
+        """Saves every `checkpoint.every_steps` steps, the best step so far, and after the last step.
 
         Raises:
             CheckpointError: as `save`, or the checkpoint that was being written has failed.
         """
         if self._writing is not None and self._writing.done():
             self._writing.result()
-        every = self._settings.every_steps
-        if every is not None and (run.step % every == 0 or run.step == run.steps):
+        every, best = self._settings.every_steps, self._best()
+        is_last = run.step == run.steps and (every is not None or best is not None)
+        if is_last or run.step == best or (every is not None and run.step % every == 0):
             await self.save(run)
 
     async def save_now(self, run: Run) -> None:
@@ -147,7 +151,15 @@ class Checkpoints:
                 self._store.abandon(run.step)
                 raise
         self._step = run.step
-        self._writing = asyncio.ensure_future(self._complete(run.step))
+        self._writing = asyncio.ensure_future(self._complete(run.step, keep=self._best()))
+
+    async def of_step(self, step: int) -> Checkpoint:
+        """Returns the checkpoint of a step that was kept.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it does not verify.
+        """
+        return await asyncio.to_thread(self._store.load, step)
 
     async def settle(self) -> None:
         """Returns when no checkpoint is being written.
@@ -159,13 +171,13 @@ class Checkpoints:
             await self._writing
             self._writing = None
 
-    async def _complete(self, step: int) -> None:
+    async def _complete(self, step: int, *, keep: int | None) -> None:
         limit_s = self._settings.timeout_s
         try:
             async with asyncio.timeout(limit_s):
                 while not all(await together(part.is_saved() for part in self._parts.values())):
                     await asyncio.sleep(POLL_S)
-                await asyncio.to_thread(self._store.commit, step)
+                await asyncio.to_thread(self._store.commit, step, keep=keep)
                 await asyncio.to_thread(self._completed, step)
         except RayRLError:
             self._store.abandon(step)

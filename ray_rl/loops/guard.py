@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ray_rl.checkpoint.store import read_json, write_json
 from ray_rl.config.train import TrainConfig
@@ -19,10 +16,6 @@ from ray_rl.errors import CheckpointError, RewardError, TrainingError
 from ray_rl.metrics.metric import SKIPPED, Metric, Total
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.sinks import Records
-from ray_rl.types import RolloutGroup, TrainBatch
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 NONFINITE = (TrainingError, RewardError)
 """The errors about numbers that are not finite, which the guard handles."""
@@ -123,67 +116,3 @@ class Guard:
 
     def _save(self, error: BaseException, records: Records) -> None:
         error.args = (f"{error}. The step's samples are in {self._run.save_failed(records)}",)
-
-
-def require_finite(batch: TrainBatch, groups: Sequence[RolloutGroup], metrics: Sequence[Metric]) -> None:
-    """Refuses a batch with numbers that are not finite, from engines, models or rewards.
-
-    Args:
-        batch: the batch before its advantages are computed.
-        groups: the rollouts of the batch.
-        metrics: the metrics of the rollouts.
-
-    Raises:
-        TrainingError: a log-probability or a value of a loss token is nan or inf; the message names the first.
-        RewardError: a reward is too large for float32, or every reward failed.
-    """
-    for who, values_RT in (
-        ("the engine's log-probability", batch.rollout_logprobs_RT),
-        ("the trainer's log-probability", batch.old_logprobs_RT),
-        ("the reference's log-probability", batch.reference_logprobs_RT),
-        ("the critic's value", batch.old_values_RT),
-    ):
-        if values_RT is not None:
-            _require_finite_tokens(who, values_RT, batch, groups)
-    for row in np.flatnonzero(np.isinf(batch.rewards_R)):
-        reward = groups[row // batch.group_size].rollouts[row % batch.group_size].reward
-        raise RewardError(f"{_which(row, batch, groups)}: its reward {reward} is not finite in float32; scale it down")
-    failed = sum(m.value for m in metrics if isinstance(m, Total) and m.name.endswith("_errors"))
-    if failed and np.isnan(batch.rewards_R).all():
-        raise RewardError(
-            f"no completion of the step has a reward: functions with on_error: skip failed {failed:g} times on "
-            f"{batch.rows} completions"
-        )
-
-
-def _require_finite_tokens(
-    who: str, values_RT: NDArray[np.float32], batch: TrainBatch, groups: Sequence[RolloutGroup]
-) -> None:
-    bad_RT = batch.loss_mask_RT & ~np.isfinite(values_RT)
-    if not bad_RT.any():
-        return
-    row, time = np.argwhere(bad_RT)[0]
-    version = groups[row // batch.group_size].rollouts[row % batch.group_size].versions[time]
-    share = f"{int(bad_RT.sum())} of {int(batch.loss_mask_RT.sum())}"
-    raise TrainingError(
-        f"{_which(row, batch, groups)}: {who} of token {time}, sampled by version {version}, is "
-        f"{values_RT[row, time]}; of the step's tokens {share} are not finite. The step was not applied. In the first "
-        "step, the weights of the model are not finite; later, a lower learning_rate or model.dtype=float32 may help"
-    )
-
-
-def _which(row: int, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> str:
-    prompt, sample = divmod(int(row), batch.group_size)
-    return f"prompt {groups[prompt].prompt.id}, completion {sample} of {batch.group_size}"
-
-
-def without_loss(batch: TrainBatch) -> TrainBatch:
-    """Returns the batch without loss tokens: an update with it only advances the schedules."""
-    nothing_RT = np.zeros(batch.tokens_RT.shape, np.float32)
-    return replace(
-        batch,
-        loss_mask_RT=np.zeros(batch.tokens_RT.shape, np.bool_),
-        advantages_RT=nothing_RT,
-        old_values_RT=nothing_RT,
-        returns_RT=nothing_RT,
-    )

@@ -26,14 +26,15 @@ from __future__ import annotations
 
 from ray_rl.batching.pack import pack
 from ray_rl.loops.credit import mean_advantages
-from ray_rl.loops.guard import NONFINITE, require_finite, without_loss
-from ray_rl.loops.session import Session
+from ray_rl.loops.finite import require_finite, without_loss
+from ray_rl.loops.guard import NONFINITE
+from ray_rl.loops.session import OnlineSession
 from ray_rl.loops.stopping import StopAsked
 from ray_rl.loops.update import update, with_baselines
 from ray_rl.metrics.sinks import RolloutRecords
 
 
-async def train(s: Session) -> None:
+async def train(s: OnlineSession) -> None:
     """Trains up to step `run.steps`, then exports the policy.
 
     Raises:
@@ -54,7 +55,7 @@ async def train(s: Session) -> None:
     await s.export()
 
 
-async def step(s: Session) -> None:
+async def step(s: OnlineSession) -> None:
     """Trains on one batch of rollouts and publishes the new weights.
 
     A stop request cancels it only while it is still waiting for rollouts.

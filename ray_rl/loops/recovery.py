@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.errors import WorkerLost
 from ray_rl.loops.checkpoints import read_progress
-from ray_rl.loops.online import train
-from ray_rl.loops.session import Session
 from ray_rl.metrics.run import Run
+
+AnySession = TypeVar("AnySession")
 
 
 async def train_on(
     run: Run,
-    session: Callable[[Checkpoint | None], Session],
+    train: Callable[[AnySession], Coroutine[Any, Any, None]],
+    session: Callable[[Checkpoint | None], AnySession],
     *,
     since: Checkpoint | None,
     restart: Callable[[], Coroutine[Any, Any, Sequence[str]]],
@@ -29,6 +30,7 @@ async def train_on(
 
     Args:
         run: counters, clock and records.
+        train: the driver: `loops.online.train` or `loops.offline.train`.
         session: makes the session that continues from a checkpoint, or from the start of the run.
         since: the checkpoint that the run continues from; None at its start.
         restart: restarts the lost workers and returns the names of their roles.

@@ -17,6 +17,7 @@ from ray_rl.config.loading.old_keys import refuse_old_keys
 from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.config.rules.resume import changes
 from ray_rl.errors import CheckpointError, Preempted, UserError
+from ray_rl.loops.evaluation import exported_after, is_over
 from ray_rl.metrics.aside import new_aside
 from ray_rl.metrics.newest_checkpoint import read_newest, write_newest
 from ray_rl.metrics.run_folder import RunFolder, check_kinds
@@ -75,7 +76,10 @@ def opened(
     check_kinds(folder)
     since = newest_checkpoint(config, folder, note) if from_step is None else _of_step(config, folder, from_step)
     if is_finished(config, folder, since):
-        note(f"{folder.root}: all {config.steps} steps are done; raise run.steps to train on")
+        if since is not None and since.step < config.steps:
+            note(f"{folder.root}: the run ended early, after step {since.step}; raise run.patience to train on")
+        else:
+            note(f"{folder.root}: all {config.steps} steps are done; raise run.steps to train on")
         return None
     if since is None:
         _check_start(folder, is_required=resume == "required")
@@ -130,13 +134,13 @@ def newest_checkpoint(config: RunConfig, folder: RunFolder, note: Callable[[str]
 
 
 def is_finished(config: RunConfig, folder: RunFolder, since: Checkpoint | None) -> bool:
-    """Returns whether all steps are trained, and the export is that of the last step."""
-    if since is not None and since.step < config.steps:
+    """Returns whether all steps are trained, or the run has ended early, and the export is that of the right step."""
+    exported = exported_step(folder.export) if config.checkpoint.export else None
+    if since is None:
+        return exported is not None and exported >= config.steps
+    if not is_over(since, steps=config.steps, patience=config.run.patience):
         return False
-    if not config.checkpoint.export:
-        return since is not None
-    exported = exported_step(folder.export)
-    return exported is not None and exported >= config.steps and (since is None or exported == since.step)
+    return not config.checkpoint.export or exported == exported_after(since, best_by=config.checkpoint.keep_best)
 
 
 def _evidence(folder: RunFolder, passed: list[str]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ray_rl.metrics.metric import Metric
-from ray_rl.types import RolloutGroup, TrainBatch
+from ray_rl.types import OfflineBatch, RolloutGroup, TrainBatch
 from ray_rl.weight_sync.audit import Publisher, Scorer
 
 if TYPE_CHECKING:
@@ -57,14 +57,18 @@ class Saved(Protocol):
         """Restores the state in the files of `folder`."""
 
 
-class Actor(Scorer, Saved, Protocol):
+class Exported(Saved, Protocol):
+    """A model under training that the run writes at its end."""
+
+    async def export(self, folder: Path, *, step: int) -> None:
+        """Writes the model in Hugging Face format, with the step."""
+
+
+class Actor(Scorer, Exported, Protocol):
     """The policy under training."""
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with advantages."""
-
-    async def export(self, folder: Path, *, step: int) -> None:
-        """Writes the policy in Hugging Face format, with the step."""
 
 
 class Critic(Saved, Protocol):
@@ -75,6 +79,16 @@ class Critic(Saved, Protocol):
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with old values and returns."""
+
+
+class Learner(Scorer, Exported, Protocol):
+    """A model that learns from examples."""
+
+    async def update(self, batch: OfflineBatch) -> list[Metric]:
+        """Trains on a batch."""
+
+    async def evaluate(self, batch: OfflineBatch) -> list[Metric]:
+        """Returns the metrics of the loss on a batch. Trains nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,17 +1,16 @@
-"""The parts that the driver works with."""
+"""The parts that the drivers work with."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from ray_rl.config import RunConfig
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import Checkpoints
 from ray_rl.loops.credit import Crediting
-from ray_rl.loops.exporting import export
+from ray_rl.loops.exporting import Export
 from ray_rl.loops.guard import Guard
 from ray_rl.loops.roles import Roles
 from ray_rl.loops.stopping import Stop
@@ -21,27 +20,20 @@ from ray_rl.metrics.run import Run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A run from its start or a checkpoint to its end. `ray_rl.app.build` makes one, and a new one after a restart."""
+    """A run from its start or a checkpoint to its end. `ray_rl.app` makes one, and a new one after a restart.
+
+    The roles of a run start before the session, and stop after it.
+    """
 
     config: RunConfig
     run: Run
     """Counters, clock and records."""
-    roles: Roles
-    """The roles; they start before the session, and stop after it."""
-    credit: Crediting
     guard: Guard
     checkpoints: Checkpoints
     stop: Stop
     """Requests to stop, handled between steps and while the run waits for rollouts."""
-    export_to: Path | None
-    """The folder for the trained policy; None to write none."""
-
-    @asynccontextmanager
-    async def in_background(self) -> AsyncIterator[None]:
-        """Produces rollouts and writes checkpoints in the background within the block."""
-        async with self.checkpoints.in_background(), self.roles.rollouts.running():
-            yield
-            self.run.note("completing the last checkpoint")
+    final: Export | None
+    """Writes the trained model; None for a run that exports none."""
 
     async def preempted(self) -> Preempted:
         """Saves after a stop request, and returns the error that ends the run."""
@@ -52,8 +44,23 @@ class Session:
         )
 
     async def export(self) -> None:
-        """Writes the trained policy if the run exports it."""
-        if self.export_to is not None:
-            self.run.note(f"writing the model to {self.export_to}")
+        """Writes the trained model if the run exports it."""
+        if self.final is not None:
+            self.run.note(f"writing the model to {self.final.to}")
             with self.run.phase("export"):
-                await export(self.roles.actor, self.run, checkpoints=self.checkpoints, to=self.export_to)
+                await self.final.write(self.run, self.checkpoints)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineSession(Session):
+    """A run that trains on rollouts of the policy."""
+
+    roles: Roles
+    credit: Crediting
+
+    @asynccontextmanager
+    async def in_background(self) -> AsyncIterator[None]:
+        """Produces rollouts and writes checkpoints in the background within the block."""
+        async with self.checkpoints.in_background(), self.roles.rollouts.running():
+            yield
+            self.run.note("completing the last checkpoint")

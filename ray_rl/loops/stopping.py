@@ -47,6 +47,11 @@ class Stop:
         """Whether a second request came, by Ctrl-C."""
 
     @property
+    def is_asked(self) -> bool:
+        """Whether the run is asked to stop."""
+        return self._asked.is_set()
+
+    @property
     def name(self) -> str:
         """The name of the signal that asked the run to stop."""
         return "a request" if self.signal is None else self.signal.name

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from ray_rl.concurrency import together
-from ray_rl.loops.session import Session
+from ray_rl.loops.session import OnlineSession
 from ray_rl.metrics.metric import Metric
 from ray_rl.types import TrainBatch
 
 
-async def with_baselines(s: Session, batch: TrainBatch) -> TrainBatch:
+async def with_baselines(s: OnlineSession, batch: TrainBatch) -> TrainBatch:
     """Adds old and reference log-probabilities and critic values to the batch. The models run concurrently."""
     calls: dict[str, Coroutine[Any, Any, Any]] = {}
     if s.config.online.old_policy == "rollout":
@@ -35,7 +35,7 @@ async def with_baselines(s: Session, batch: TrainBatch) -> TrainBatch:
     )
 
 
-async def update(s: Session, batch: TrainBatch) -> list[Metric]:
+async def update(s: OnlineSession, batch: TrainBatch) -> list[Metric]:
     """Trains critic and actor concurrently; in the critic's warm-up, the critic alone."""
     calls: list[Coroutine[Any, Any, list[Metric]]] = []
     is_warming_up = s.config.critic is not None and s.run.step < s.config.critic.warmup_steps

@@ -12,6 +12,8 @@ from pathlib import Path
 from ray_rl.metrics.modes import make_folder
 from ray_rl.metrics.whole_pieces import write_whole
 
+ROLLOUTS, EXAMPLES = "rollouts", "examples"
+"""Folders of a run with one file per step, by what the run trains on."""
 ASIDE = "aside"
 """Folder of a run with one subfolder for each time that the run went back to an earlier step."""
 
@@ -19,8 +21,8 @@ ASIDE = "aside"
 def set_records_aside(root: Path, *, step: int, others: Sequence[Path] = ()) -> Path | None:
     """Moves the records of a run folder about later steps into a new folder, `aside/<time>_after_step_<step>`.
 
-    Those are lines of `metrics.jsonl`, damaged lines included, and files of `rollouts/`. A kill at any moment loses
-    none of them: lines are copied before they are removed, and files are renamed.
+    Those are lines of `metrics.jsonl`, damaged lines included, and files of `rollouts/` or `examples/`. A kill at any
+    moment loses none of them: lines are copied before they are removed, and files are renamed.
 
     Args:
         root: The run folder.
@@ -34,24 +36,24 @@ def set_records_aside(root: Path, *, step: int, others: Sequence[Path] = ()) -> 
         RecordError: The disk is full.
         OSError: The file system refuses.
     """
-    metrics, rollouts = root / "metrics.jsonl", root / "rollouts"
+    metrics = root / "metrics.jsonl"
     lines = metrics.read_bytes().splitlines(keepends=True) if metrics.is_file() else []
     kept: list[bytes] = []
     later: list[bytes] = []
     for line in lines:
         found = step_of(line)
         (kept if found is not None and found <= step else later).append(line)
-    samples = [file for file in sorted(rollouts.glob("step_*.jsonl")) if step_of_samples(file) > step]
+    files = [file for name in (ROLLOUTS, EXAMPLES) for file in sorted((root / name).glob("step_*.jsonl"))]
+    samples = [file for file in files if step_of_samples(file) > step]
     if not later and not samples:
         return None
     aside = new_aside(root, step=step)
     if later:
         write_whole(aside / "metrics.jsonl", iter(later), flush=True)
         write_whole(metrics, iter(kept), flush=True)
-    if samples:
-        make_folder(aside / "rollouts")
     for file in samples:
-        os.rename(file, aside / "rollouts" / file.name)
+        make_folder(aside / file.parent.name, exist_ok=True)
+        os.rename(file, aside / file.parent.name / file.name)
     for path in others:
         if os.path.lexists(path):
             os.rename(path, aside / path.name)
@@ -91,6 +93,6 @@ def step_of(line: bytes) -> int | None:
 
 
 def step_of_samples(file: Path) -> int:
-    """Returns the step of a file in `rollouts/`; -1 for a file that no run wrote."""
+    """Returns the step of a file in `rollouts/` or `examples/`; -1 for a file that no run wrote."""
     match = re.match(r"step_(\d+)\.", file.name)
     return -1 if match is None else int(match[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from ray_rl.errors import Preempted, UserError
@@ -32,7 +33,13 @@ NO_CHECKPOINT = "there is no checkpoint yet: run the same command again with --r
 
 
 def next_commands(
-    folder: RunFolder, *, failed: BaseException | None, saved: int | None, steps: int
+    folder: RunFolder,
+    *,
+    failed: BaseException | None,
+    saved: int | None,
+    steps: int,
+    uses: Mapping[str, str],
+    ended_early: bool = False,
 ) -> list[tuple[str, str]]:
     """Returns the label and command of each thing to do next.
 
@@ -41,27 +48,30 @@ def next_commands(
         failed: the exception that ended the run early; None if the run is done.
         saved: the step of the newest checkpoint; None if there is none.
         steps: number of steps that the run has trained.
+        uses: commands and settings that use the exported model, by label; {} stands for its folder.
+        ended_early: whether the run is done because its evaluations did not improve any more.
     """
     curves = ("curves", f"tensorboard --logdir {_word(folder.tensorboard)}")
     if failed is None:
-        return [*_of_a_model(folder, saved), curves, *_more_steps(folder, saved, steps)]
+        more = "run.patience=null" if ended_early else f"run.steps={2 * steps}"
+        return [*_of_a_model(folder, saved, uses), curves, *_more_steps(folder, saved, more)]
     logs = [] if isinstance(failed, Preempted | KeyboardInterrupt) else [("logs", f"{shown(folder.logs)}/")]
     return [*logs, _again(folder, failed, saved), *([curves] if steps else [])]
 
 
-def _of_a_model(folder: RunFolder, saved: int | None) -> list[tuple[str, str]]:
+def _of_a_model(folder: RunFolder, saved: int | None, uses: Mapping[str, str]) -> list[tuple[str, str]]:
     root = _word(folder.root)
     if folder.export.is_dir():
         return [
             ("model", shown(folder.export)),
-            ("try it", f"vllm serve {_word(folder.export)}"),
+            *((label, text.format(_word(folder.export))) for label, text in uses.items()),
             ("copy it", f"ray-rl export {root} --to my-model"),
         ]
     return [] if saved is None else [("model", f"ray-rl export {root} --to my-model")]
 
 
-def _more_steps(folder: RunFolder, saved: int | None, steps: int) -> list[tuple[str, str]]:
-    return [] if saved is None else [("continue", f"{resume_command(folder.root)} run.steps={2 * steps}")]
+def _more_steps(folder: RunFolder, saved: int | None, change: str) -> list[tuple[str, str]]:
+    return [] if saved is None else [("continue", f"{resume_command(folder.root)} {change}")]
 
 
 def _again(folder: RunFolder, failed: BaseException, saved: int | None) -> tuple[str, str]:

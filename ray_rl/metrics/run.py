@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ class Run:
     """The progress of one run: its counters, its clock, and everything that is logged."""
 
     steps: int
-    """Batches that the run trains on in all."""
+    """Batches that the run trains on in all. The driver lowers it to end the run early."""
     step: int
     """Batches trained so far. Records carry the number of the batch they are about, from 1."""
     version: int
@@ -40,7 +40,9 @@ class Run:
         console: RunConsole,
         *,
         columns: Columns,
-        answers: tuple[str, ...],
+        records: Path,
+        answers: tuple[str, ...] = (),
+        uses: Mapping[str, str],
         step: int = 0,
         version: int = 0,
         gauges: GaugeSink | None = None,
@@ -54,7 +56,9 @@ class Run:
             folder: the run folder.
             console: the console that shows the progress.
             columns: the columns of the line that each step prints.
+            records: the folder for the records of each step.
             answers: data columns that may hold the reference answer, the best first; see `answer_columns`.
+            uses: how the exported model is used; see `next_commands`.
             step: number of batches already trained, if the run continues.
             version: the version of the policy after these batches.
             gauges: the sink that exports the values of `metrics.jsonl`.
@@ -63,24 +67,22 @@ class Run:
         """
         assert settings.steps is not None, "run.epochs has not been resolved to steps"
         self.steps = settings.steps
-        self.step = step
-        self.version = version
+        self.step, self.version = step, version
         self._settings = settings
         self._columns = columns
-        self._answers = answers
+        self._answers, self._uses = answers, uses
         self._folder = folder
         self._saved = saved
         self._console = console
         self._clock = clock
         self._start_s = clock()
-        self._summary = Summary(planned=self.steps, before=step)
+        self._summary = Summary(planned=self.steps, before=step, compared=columns.compared_keys)
         self._shown: tuple[str, list[Sample]] | None = None
-        self._is_closed = False
-        self._has_lost_drawings = False
+        self._is_closed, self._has_lost_drawings = False, False
         self._jsonl = JsonlSink(folder.metrics_jsonl)
         self._tensorboard = TensorBoardSink(folder.tensorboard, first_step=step + 1)
         self._gauges = gauges
-        self._records = RecordSink(folder.rollouts)
+        self._records = RecordSink(records)
         self._trace = TraceWriter(folder.trace(first_step=step + 1), name=f"ray_rl {settings.name}")
         self._phases = Phases(clock, ended=self._trace_span)
         self._heartbeat = Heartbeat(
@@ -192,7 +194,14 @@ class Run:
             self._summary.title(total_s=self._clock() - self._start_s, failed=failed),
             [
                 *self._summary.rows(folder=shown(self._folder.root)),
-                *next_commands(self._folder, failed=failed, saved=self._saved(), steps=self.step),
+                *next_commands(
+                    self._folder,
+                    failed=failed,
+                    saved=self._saved(),
+                    steps=self.step,
+                    uses=self._uses,
+                    ended_early=self.steps < self._summary.planned,
+                ),
             ],
             failed=failed is not None and not isinstance(failed, Preempted),
         )

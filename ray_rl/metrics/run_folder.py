@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ray_rl.config.run import RunSection
 from ray_rl.errors import ConfigError, UserError
-from ray_rl.metrics.aside import ASIDE, set_records_aside
+from ray_rl.metrics.aside import ASIDE, EXAMPLES, ROLLOUTS, set_records_aside
 from ray_rl.metrics.environment import describe_environment
 from ray_rl.metrics.folder_lock import GUARD, LOCK, locked
 from ray_rl.metrics.modes import make_folder, set_readers
@@ -20,7 +20,7 @@ from ray_rl.metrics.newest_checkpoint import write_newest
 from ray_rl.metrics.whole_pieces import write_whole
 
 OF_A_START = {"config.yaml", "environment.json", "newest_checkpoint.json", "metrics.jsonl", "trace.json", LOCK, GUARD}
-OF_A_START |= {"rollouts", "tensorboard", "logs"}
+OF_A_START |= {ROLLOUTS, EXAMPLES, "tensorboard", "logs"}
 """Names in the folder of a run that has not trained a step."""
 
 
@@ -58,8 +58,7 @@ class RunFolder:
         check_kinds(self)
         try:
             set_readers(self.root, group=group_readable)
-            for part in (self.rollouts, self.logs):
-                make_folder(part, exist_ok=True)
+            make_folder(self.logs, exist_ok=True)
             self._remove_torn()
             # This comes first: no command could continue a run without its config.yaml.
             self._write_config(config.encode(), step)
@@ -133,7 +132,7 @@ class RunFolder:
 
     def _remove_torn(self) -> None:
         """Removes files that a kill left incomplete; their content still exists in its original place."""
-        for folder in (self.root, self.rollouts, *self.root.glob(f"{ASIDE}/*")):
+        for folder in (self.root, self.rollouts, self.examples, *self.root.glob(f"{ASIDE}/*")):
             for torn in folder.glob("*.partial"):
                 if torn.is_file():
                     torn.unlink()
@@ -192,7 +191,7 @@ class RunFolder:
     def has_records(self) -> bool:
         """Whether a step was trained, or samples of a failed step were kept."""
         has_metrics = self.metrics_jsonl.is_file() and self.metrics_jsonl.stat().st_size > 0
-        return has_metrics or any(self.rollouts.glob("step_*.jsonl"))
+        return has_metrics or any(any(part.glob("step_*.jsonl")) for part in (self.rollouts, self.examples))
 
     @property
     def config_yaml(self) -> Path:
@@ -216,8 +215,18 @@ class RunFolder:
 
     @property
     def rollouts(self) -> Path:
-        """One file of samples per step."""
-        return self.root / "rollouts"
+        """One file of samples per step, for a run that trains on rollouts."""
+        return self.root / ROLLOUTS
+
+    @property
+    def examples(self) -> Path:
+        """One file per step with the examples that it was trained on, for a run that learns from examples."""
+        return self.root / EXAMPLES
+
+    @property
+    def reference_jsonl(self) -> Path:
+        """The reference's log-probabilities of all examples; see `loops.reference`."""
+        return self.root / "reference.jsonl"
 
     @property
     def tensorboard(self) -> Path:
@@ -262,7 +271,8 @@ def check_kinds(folder: RunFolder) -> None:
     Raises:
         ConfigError: A name is of another kind, or a broken link; nothing is changed.
     """
-    folders = (folder.rollouts, folder.tensorboard, folder.checkpoints, folder.export, folder.logs, folder.root / ASIDE)
+    records = (folder.rollouts, folder.examples, folder.tensorboard, folder.logs, folder.root / ASIDE)
+    folders = (*records, folder.checkpoints, folder.export)
     files = (folder.config_yaml, folder.environment_json, folder.metrics_jsonl, folder.newest_checkpoint_json)
     for path in (*folders, *files):
         # For checkpoints it is a sign of a mount that is not available yet: see `resuming`.

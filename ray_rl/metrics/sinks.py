@@ -22,7 +22,7 @@ from ray_rl.metrics.modes import make_folder
 from ray_rl.metrics.samples import first_sample
 from ray_rl.metrics.text import Sample
 from ray_rl.metrics.whole_pieces import PieceFile, explained, write_whole
-from ray_rl.types import Rollout, RolloutGroup
+from ray_rl.types import Example, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,10 +138,48 @@ class RolloutRecords:
         return sum(rollout.sampled_tokens for group in self.groups for rollout in group.rollouts)
 
 
+@dataclass(frozen=True, slots=True)
+class ExampleRecords:
+    """The examples of a step, in their order."""
+
+    examples: Sequence[Example]
+
+    def lines(self, step: int) -> Iterator[bytes]:
+        """Yields one strict JSON object for each example."""
+        for example in self.examples:
+            record = {
+                "step": step,
+                "id": example.id,
+                "prompt": example.prompt,
+                "answers": example.texts,
+                "label": example.label,
+                "margin": example.margin,
+                "prompt_tokens": len(example.prompt_ids),
+                "tokens": [len(answer.token_ids) for answer in example.answers],
+                "trained_tokens": [int(answer.loss_mask.sum()) for answer in example.answers],
+            }
+            known = {name: value for name, value in record.items() if value is not None}
+            yield f"{strict_json(known)}\n".encode(errors="backslashreplace")
+
+    def samples(self, count: int, answers: tuple[str, ...]) -> tuple[str, list[Sample]]:
+        """Returns nothing: examples do not change during a run, which shows one before it starts."""
+        return "", []
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens of all prompts and answers."""
+        return sum(
+            len(example.prompt_ids) + sum(len(answer.token_ids) for answer in example.answers)
+            for example in self.examples
+        )
+
+
 class RecordSink:
-    """`rollouts/step_000012.jsonl`: the records of one step, one on each line."""
+    """`rollouts/step_000012.jsonl` or `examples/...`: the records of one step, one on each line."""
 
     def __init__(self, folder: Path) -> None:
+        with explained(folder):
+            make_folder(folder, exist_ok=True)
         self._folder = folder
         self._appending = threading.Lock()
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ray_rl.errors import Preempted
 from ray_rl.metrics.text import duration
 
 EDGE_STEPS = 5
-"""Number of first and last steps whose mean rewards are compared; fewer in runs shorter than twice that."""
+"""Number of first and last steps whose means are compared; fewer in runs shorter than twice that."""
 
 
 @dataclass(slots=True)
@@ -24,8 +24,10 @@ class Summary:
     steps: int = 0
     step_s: float = 0.0
     tokens: float = 0.0
-    rewards: list[float] = field(default_factory=list)
-    """Mean reward of each step that had one."""
+    compared: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the values whose first and last ones are compared, by label."""
+    seen: dict[str, list[float]] = field(default_factory=dict)
+    """These values of each step that had them, by label."""
     phases_s: dict[str, float] = field(default_factory=dict)
 
     def add(self, values: Mapping[str, float], *, tokens: int) -> None:
@@ -33,8 +35,9 @@ class Summary:
         self.steps += 1
         self.step_s += values["time/step_s"]
         self.tokens += tokens
-        if "reward/mean" in values:
-            self.rewards.append(values["reward/mean"])
+        for label, name in self.compared.items():
+            if name in values:
+                self.seen.setdefault(label, []).append(values[name])
         for key, value in values.items():
             if key.startswith("time/") and key != "time/step_s":
                 phase = key.removeprefix("time/").removesuffix("_s")
@@ -54,22 +57,12 @@ class Summary:
 
     def rows(self, *, folder: str) -> list[tuple[str, str]]:
         """Returns label and text of each line: what the run did, and where its files are."""
-        rows = []
-        if self.rewards:
-            rows.append(("reward", self._reward()))
+        rows = [(label, _ends(self.seen[label])) for label in self.compared if label in self.seen]
         if self.steps:
             rows.append(("speed", self._speed()))
             rows.append(("time", self._shares()))
         rows.append(("run folder", folder))
         return rows
-
-    def _reward(self) -> str:
-        count = min(EDGE_STEPS, len(self.rewards) // 2)
-        if count == 0:
-            return f"{self.rewards[0]:.3f}"
-        first, last = statistics.fmean(self.rewards[:count]), statistics.fmean(self.rewards[-count:])
-        ends = f"mean of the first {count} and the last {count} steps" if count > 1 else "first and last step"
-        return f"{first:.3f} -> {last:.3f} ({ends})"
 
     def _speed(self) -> str:
         rate = f", {self.tokens / self.step_s:,.0f} tokens/s" if self.step_s else ""
@@ -80,3 +73,12 @@ class Summary:
         shares = sorted(self.phases_s.items(), key=lambda item: -item[1])
         other = max(0.0, self.step_s - sum(self.phases_s.values()))
         return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in [*shares, ("other", other)])
+
+
+def _ends(values: Sequence[float]) -> str:
+    count = min(EDGE_STEPS, len(values) // 2)
+    if count == 0:
+        return f"{values[0]:.3f}"
+    first, last = statistics.fmean(values[:count]), statistics.fmean(values[-count:])
+    ends = f"mean of the first {count} and the last {count} steps" if count > 1 else "first and last step"
+    return f"{first:.3f} -> {last:.3f} ({ends})"

@@ -5,16 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_FIELDS = {
-    "reward": ("reward/mean", 6, ".3f"),
-    "length": ("rollout/length_mean", 6, ".1f"),
-    "cut off": ("rollout/truncated_fraction", 4, ".0%"),
-    "stale": ("rollout/staleness_max", 1, ".0f"),
-    "kl": ("policy/kl_reference", 6, ".4f"),
-    "entropy": ("policy/entropy", 5, ".3f"),
-    "gradient": ("policy/grad_norm", 6, ".2f"),
-}
-"""Key, width and format of each column in a step's line, by label."""
 NOTHING = "-"
 """Shown for a value that a step does not have."""
 
@@ -23,10 +13,17 @@ NOTHING = "-"
 class Columns:
     """The columns of the line that each step prints, in order: all lines of a run have the same columns."""
 
-    absent: frozenset[str]
-    """Labels of values that the run never has: "stale" in a synchronous run, "kl" without a reference."""
+    fields: Mapping[str, tuple[str, int, str]]
+    """Key in `metrics.jsonl`, width and format of each value, by label."""
     phases: tuple[str, ...]
     """Phases of a step whose seconds are shown."""
+    compared: tuple[str, ...]
+    """Labels of the values whose first and last ones the summary of the run compares."""
+
+    @property
+    def compared_keys(self) -> dict[str, str]:
+        """The keys of these values, by label."""
+        return {label: self.fields[label][0] for label in self.compared}
 
 
 def step_fields(values: Mapping[str, float], columns: Columns, *, steps: int) -> list[tuple[str, str]]:
@@ -38,9 +35,8 @@ def step_fields(values: Mapping[str, float], columns: Columns, *, steps: int) ->
         steps: number of steps of the run.
     """
     fields = [("step", f"{values['step']:{len(str(steps))}.0f}/{steps}")]
-    for label, (key, width, form) in _FIELDS.items():
-        if label not in columns.absent:
-            fields.append((label, (format(values[key], form) if key in values else NOTHING).rjust(width)))
+    for label, (key, width, form) in columns.fields.items():
+        fields.append((label, (format(values[key], form) if key in values else NOTHING).rjust(width)))
     fields.append(("tokens/s", f"{values['throughput/tokens_per_s']:,.0f}".rjust(6)))
     fields.append(("seconds", f"{values['time/step_s']:.1f}".rjust(5)))
     for phase in columns.phases:

@@ -67,6 +67,15 @@ class Trainer(Generic[Batch]):
         """Scores this rank's share of the batch with the current weights; a collective."""
         return self._share.scores(batch, partial(self._objective.network.score, self.zero.engine))
 
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> list[Metric]:
+        """Returns the metrics of the loss over this rank's share of the batch; a collective that trains nothing."""
+        metrics: list[Metric] = []
+        for encoded in self._share.encode(batch, np.arange(batch.rows)):
+            _, found = self._objective.loss(self.zero.engine, encoded.to(self._share.device), batch)
+            metrics += found
+        return metrics
+
     def accumulate(self, batch: Batch, rows: NDArray[np.int64]) -> list[Metric]:
         """Leaves the gradient of the loss over some rows in the engine; a collective.
 

@@ -28,7 +28,7 @@ from ray_rl.concurrency import together
 from ray_rl.errors import EngineLost, WeightMismatch
 from ray_rl.metrics.metric import Last, Metric
 from ray_rl.rollout.request import SampleRequest, Sampling
-from ray_rl.types import Completion, TrainBatch
+from ray_rl.types import Completion, TokenBatch, TrainBatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,7 +78,7 @@ class AuditedEngine(Protocol):
 class Scorer(Protocol):
     """A model that gives log-probabilities."""
 
-    async def logprobs(self, batch: TrainBatch) -> NDArray[np.float32]:
+    async def logprobs(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Returns the log-probabilities of the loss tokens, float32 [R, T]; 0 elsewhere."""
 
 

@@ -37,13 +37,13 @@ class Started:
     async def train(self, roles: Roles | None = None, *, export_to: Path | None = None) -> None:
         """All steps; `roles` may have something between the driver and its roles."""
         from ray_rl.app.build import build_session
+        from ray_rl.loops.exporting import Export
         from ray_rl.loops.online import train
         from ray_rl.loops.stopping import Stop
 
-        session = build_session(
-            self.config, self.folder, self.run, roles or self.roles, stop=Stop(grace_s=60), since=None, models={}
-        )
-        await train(replace(session, export_to=export_to))
+        roles = roles or self.roles
+        session = build_session(self.config, self.folder, self.run, roles, stop=Stop(grace_s=60), since=None, models={})
+        await train(replace(session, final=None if export_to is None else Export(roles.actor, export_to)))
 
     def records(self) -> list[dict[str, Any]]:
         """What `metrics.jsonl` says."""

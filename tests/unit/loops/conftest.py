@@ -16,7 +16,7 @@ from ray_rl.config import RunConfig
 from ray_rl.loops.checkpoints import read_progress
 from ray_rl.loops.online import train
 from ray_rl.loops.roles import Roles
-from ray_rl.loops.session import Session
+from ray_rl.loops.session import OnlineSession
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.metric import Last
@@ -201,7 +201,7 @@ class Loop:
         """What the console shows, on one line."""
         return " ".join(self.console.getvalue().split())
 
-    def session(self, since: Checkpoint | None) -> Session:
+    def session(self, since: Checkpoint | None) -> OnlineSession:
         roles = Roles(
             rollouts=self.script,
             actor=Actor(self.script),

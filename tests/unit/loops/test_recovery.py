@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 
 from ray_rl.errors import CheckpointError, TrainingError, WorkerLost
+from ray_rl.loops import online
 from ray_rl.loops.recovery import train_on
 from ray_rl.loops.resuming import newest_checkpoint
 
@@ -27,6 +28,7 @@ async def train(loop, *, errors):
 
     await train_on(
         loop.run,
+        online.train,
         session,
         since=None,
         restart=restart,

@@ -54,6 +54,7 @@ class Place:
         folder = self.open().folder
         folder.metrics_jsonl.write_text("".join(f'{{"step": {step}}}\n' for step in steps))
         for step in steps:
+            folder.rollouts.mkdir(exist_ok=True)
             (folder.rollouts / f"step_{step:06d}.jsonl").write_text(f"{step}")
         store = CheckpointStore(folder.checkpoints, keep_last=99, keep_every=None)
         for step in checkpoints:

@@ -4,6 +4,8 @@ from ray_rl.errors import DataError, EngineError, Preempted
 from ray_rl.metrics.endings import next_commands
 from ray_rl.metrics.run_folder import RunFolder
 
+USES = {"try it": "vllm serve {}"}
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -15,7 +17,7 @@ def folder(tmp_path):
 def test_a_run_that_is_done_says_how_to_try_copy_watch_and_continue_the_model(folder):
     folder.export.mkdir()
     root = f"'{folder.root}'"
-    assert next_commands(folder, failed=None, saved=40, steps=40) == [
+    assert next_commands(folder, failed=None, saved=40, steps=40, uses=USES) == [
         ("model", str(folder.export)),
         ("try it", f"vllm serve '{folder.export}'"),
         ("copy it", f"ray-rl export {root} --to my-model"),
@@ -25,38 +27,38 @@ def test_a_run_that_is_done_says_how_to_try_copy_watch_and_continue_the_model(fo
 
 
 def test_a_run_without_an_export_makes_one_from_its_checkpoint(folder):
-    commands = dict(next_commands(folder, failed=None, saved=40, steps=40))
+    commands = dict(next_commands(folder, failed=None, saved=40, steps=40, uses=USES))
     assert commands["model"] == f"ray-rl export '{folder.root}' --to my-model"
-    assert "continue" not in dict(next_commands(folder, failed=None, saved=None, steps=40))
+    assert "continue" not in dict(next_commands(folder, failed=None, saved=None, steps=40, uses=USES))
 
 
 def test_a_failure_names_the_logs_and_the_checkpoint_to_continue_from(folder):
-    commands = dict(next_commands(folder, failed=EngineError("gone"), saved=20, steps=23))
+    commands = dict(next_commands(folder, failed=EngineError("gone"), saved=20, steps=23, uses=USES))
     assert commands["logs"] == f"{folder.logs}/"
     assert commands["continue"] == f"ray-rl resume '{folder.root}'    (continues from the newest checkpoint, step 20)"
 
 
 def test_a_failure_before_the_first_checkpoint_says_that_there_is_none(folder):
-    commands = dict(next_commands(folder, failed=EngineError("gone"), saved=None, steps=0))
+    commands = dict(next_commands(folder, failed=EngineError("gone"), saved=None, steps=0, uses=USES))
     assert commands["retry"] == "there is no checkpoint yet: run the same command again with --resume auto"
     assert "curves" not in commands
 
 
 def test_wrong_input_is_corrected_before_the_run_is_continued(folder):
-    commands = dict(next_commands(folder, failed=DataError("row 3"), saved=20, steps=20))
+    commands = dict(next_commands(folder, failed=DataError("row 3"), saved=20, steps=20, uses=USES))
     assert "    (correct the input, then continue from the newest checkpoint, step 20)" in commands["continue"]
-    commands = dict(next_commands(folder, failed=DataError("row 3"), saved=None, steps=0))
+    commands = dict(next_commands(folder, failed=DataError("row 3"), saved=None, steps=0, uses=USES))
     assert commands["retry"].startswith("correct the input; there is no checkpoint yet: run the same command")
 
 
 def test_a_run_that_was_stopped_has_nothing_in_its_logs_to_look_at(folder):
-    commands = dict(next_commands(folder, failed=Preempted("stopped"), saved=7, steps=7))
+    commands = dict(next_commands(folder, failed=Preempted("stopped"), saved=7, steps=7, uses=USES))
     assert "logs" not in commands
     assert commands["continue"].startswith(f"ray-rl resume '{folder.root}'")
 
 
 def test_paths_below_the_working_directory_are_short(folder, monkeypatch):
     monkeypatch.chdir(folder.root.parent)
-    commands = dict(next_commands(folder, failed=Preempted("stopped"), saved=7, steps=7))
+    commands = dict(next_commands(folder, failed=Preempted("stopped"), saved=7, steps=7, uses=USES))
     assert commands["continue"].startswith("ray-rl resume 'a run'    ")
     assert commands["curves"] == "tensorboard --logdir 'a run/tensorboard'"

@@ -72,10 +72,8 @@ def test_gauges_say_what_metrics_jsonl_says(make_config, clock, make_group):
     config, gauges = make_config(), {}
     folder = new_run_folder(config)
     sink = GaugeSink(gauges.__setitem__)
-    columns = columns_of(config)
-    with Run(
-        config.run, folder, RunConsole(io.StringIO()), columns=columns, answers=(), gauges=sink, clock=clock
-    ) as run:
+    shown = {"columns": columns_of(config), "records": folder.rollouts, "uses": {}}
+    with Run(config.run, folder, RunConsole(io.StringIO()), **shown, gauges=sink, clock=clock) as run:
         do_step(run, clock, make_group([1.0, 0.0]))
     (written,) = [json.loads(line) for line in folder.metrics_jsonl.read_text().splitlines()]
     assert gauges == {"ray_rl_" + key.replace("/", "_"): value for key, value in written.items()}

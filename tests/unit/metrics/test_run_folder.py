@@ -16,6 +16,7 @@ from ray_rl.metrics.environment import (
     memory_gib,
     package_versions,
 )
+from ray_rl.metrics.modes import make_folder
 from ray_rl.metrics.whole_pieces import write_whole
 from tests.run_folders import new_run_folder, reopened
 
@@ -101,6 +102,7 @@ def ended(make_config):
     folder = new_run_folder(make_config())
     lines = [json.dumps({"step": step, "reward/mean": step / 7}) for step in (1, 2, 3)]
     folder.metrics_jsonl.write_text("\n".join(lines) + '\n{"step": 4, "rew')
+    make_folder(folder.rollouts)
     for step in (1, 2, 3, 4):
         (folder.rollouts / f"step_{step:06d}.jsonl").write_text(f"{step}\n")
     return folder
@@ -219,6 +221,7 @@ def started(make_config):
     """A folder as it is when Ray could not be started."""
     folder = new_run_folder(make_config())
     folder.tensorboard.mkdir()
+    folder.rollouts.mkdir()
     for name in ("metrics.jsonl", "trace.json", "lock", "logs/actor-0.log", "tensorboard/events", "a.partial"):
         (folder.root / name.replace("a.partial", "config.yaml.partial")).write_text("")
     return folder
@@ -269,6 +272,7 @@ def test_the_group_reads_a_run_folder_that_says_so_and_what_is_written_into_it_l
     before = os.umask(umask)
     try:
         folder = new_run_folder(make_config(group_readable=True))
+        make_folder(folder.rollouts)
         write_whole(folder.rollouts / "step_000001.jsonl", iter([b"{}\n"]))
         (folder.root / "trace.json").write_text("old")
         folder.root.joinpath("trace.json").chmod(0o600)
