@@ -10,6 +10,9 @@ from typing import Any
 from ray_rl.data.columns import check_text, column_names, shorten
 from ray_rl.errors import DataError
 
+UNQUOTED = "without quotes (CSV files have only text: use .jsonl or parquet)"
+"""The remedy for a number or a boolean that is text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:
@@ -60,7 +63,7 @@ class Fields:
         """
         value = self.value(name)
         if not is_number(value):
-            inside = " without quotes" if isinstance(value, str) else ""
+            inside = f" {UNQUOTED}" if isinstance(value, str) else ""
             raise DataError(f"{self.place(name)} is {shorten(value)}; write a number{inside}")
         return float(value)
 

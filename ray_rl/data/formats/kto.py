@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ray_rl.data.columns import shorten
 from ray_rl.data.formats.content import read_answers, read_content
-from ray_rl.data.formats.fields import Fields
+from ray_rl.data.formats.fields import UNQUOTED, Fields
 from ray_rl.data.formats.format import Format
 from ray_rl.data.formats.record import Judged
 from ray_rl.errors import DataError
@@ -19,7 +19,7 @@ def judged(rows: Sequence[Fields]) -> list[Judged]:
     if not isinstance(label, bool):
         raise DataError(
             f"{row.place('label')} is {shorten(label)}, a {type(label).__name__}; write true (desirable) or false "
-            "without quotes (CSV files have no booleans: use .jsonl or parquet)"
+            f"{UNQUOTED}"
         )
     prompt, (completion,) = read_answers(row, read_content(row, "prompt"), ["completion"])
     return [Judged(prompt, completion, label)]

@@ -5,10 +5,15 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from ray_rl.config.data import Jsonl, Parquet
 from ray_rl.data.formats.choose import FORMATS, choose_format
 from ray_rl.data.formats.record import RECORDS, Dropped
+from ray_rl.data.json_lines import JsonlRecords
+from ray_rl.data.tables import ArrowRecords
 from tests.unit.data.formats.converting import convert, source_records
 
 SHARED = Path(__file__).parents[5] / "shared" / "data"
@@ -61,6 +66,18 @@ def test_a_file_is_taken_for_its_form_and_every_row_gives_a_record_or_a_reason(s
     records = [each for each in found if not isinstance(each, Dropped)]
     assert len(records) == count
     assert {type(record) for record in records} == {RECORDS[FORMATS[name].wanted]}
+
+
+@needs_samples
+@pytest.mark.parametrize("stem", FILES)
+def test_a_table_gives_the_same_records_although_it_fills_missing_keys_with_null(stem: str, tmp_path: Path):
+    path = SHARED / "formats" / f"{stem}.jsonl"
+    lines = JsonlRecords(Jsonl(path=str(path)))
+    rows = [lines[index].content for index in range(len(lines))]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "table.parquet")
+    table = ArrowRecords(Parquet(path=str(tmp_path / "table.parquet")))
+    name = FILES[stem][0]
+    assert convert(name, *(table[index].content for index in range(len(table)))) == convert(name, *rows)
 
 
 @needs_hh
