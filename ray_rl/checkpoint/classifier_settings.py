@@ -58,14 +58,14 @@ def describe_classifier(settings: dict[str, Any], to: Path, model: PreTrainedMod
 def padding_token(tokenizer: ModelTokenizer, *, rows: int) -> str | None:
     """Returns a special token that cannot end a text: the tokenizer's padding token, or another; None without one.
 
-    A text may end in an end token, and in any token that the chat template writes after an answer.
+    A text may end in an end token, in any token that the chat template writes after an answer, and in an unknown word.
 
     Args:
         tokenizer: the tokenizer of the model, in a folder with the model's settings.
         rows: the number of embeddings of the model.
     """
-    ends = {*eos_token_ids(tokenizer), *_after_an_answer(tokenizer)}
-    named = [tokenizer.special_tokens.get(name) for name in ("pad_token", "bos_token", "unk_token")]
+    ends = {*eos_token_ids(tokenizer), *_after_an_answer(tokenizer), *tokenizer.unknown}
+    named = [tokenizer.special_tokens.get(name) for name in ("pad_token", "bos_token")]
     special = sorted((index, text) for text, index in tokenizer.added.items() if index in tokenizer.special_ids)
     for token in (*named, *(text for _, text in special)):
         index = None if token is None else tokenizer.vocabulary.get(token)

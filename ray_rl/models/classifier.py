@@ -5,7 +5,6 @@ They are transformers' own classes, so that their exports load there, in engines
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +13,7 @@ from torch import Tensor, nn
 from ray_rl.errors import ConfigError
 from ray_rl.models.attention import SHARED_PREFIX
 from ray_rl.models.float_head import FloatHead
-from ray_rl.models.loading import (
-    checkpoint_skeleton,
-    load_causal_lm,
-    load_model_config,
-    load_whole,
-    without_dropout,
-)
+from ray_rl.models.loading import load_model_config, load_whole, without_dropout
 from ray_rl.models.policy import ModelInputs
 from ray_rl.models.residual import keep_residual_in_float32
 from ray_rl.models.reward_model import HEAD
@@ -85,24 +78,21 @@ def load_classifier(
 
     Raises:
         DataError: no such model, no safetensors, or a checkpoint that does not fit the model (see `load_whole`).
-        ConfigError: transformers has no such classifier for the model, or its head is not one linear layer.
+        ConfigError: a classifier with other labels, or a model whose head is not one linear layer over its states.
     """
-
-    def language_model() -> PreTrainedModel:
-        return load_causal_lm(folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, key=key)
-
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-    model = _loaded(folder, scored_at, language_model, trust_remote_code=trust_remote_code, key=key, **settings)
+    model, is_new = _loaded(folder, scored_at, trust_remote_code=trust_remote_code, key=key, **settings)
     head: Any = model.get_submodule(HEAD)
     weight, bias = head.weight, head.bias
-    if weight.is_meta:
+    if is_new:
         # Drawn whole, outside of ZeRO-3's context, which shards it later.
         random = torch.Generator().manual_seed(head_seed)
-        weight = nn.Parameter((torch.randn(weight.shape, generator=random) * HEAD_STD).to(settings["dtype"]))
-        bias = None if bias is None else nn.Parameter(torch.zeros(bias.shape, dtype=settings["dtype"]))
-    elif attention == SHARED_PREFIX and dtype == "bfloat16":
-        keep_residual_in_float32(model)
+        labels, width = LABELS[scored_at], model.config.get_text_config().hidden_size
+        weight = nn.Parameter((torch.randn(labels, width, generator=random) * HEAD_STD).to(settings["dtype"]))
+        bias = None if bias is None else nn.Parameter(torch.zeros(labels, dtype=settings["dtype"]))
     model.score = FloatHead(weight, bias)
+    if attention == SHARED_PREFIX and dtype == "bfloat16":
+        keep_residual_in_float32(model)
     model.config.get_text_config().use_cache = False
     return model
 
@@ -115,59 +105,38 @@ def classifier_skeleton(
     Raises:
         DataError, ConfigError: as `load_classifier`.
     """
-
-    def language_model() -> PreTrainedModel:
-        return checkpoint_skeleton(folder, trust_remote_code=trust_remote_code, key=key)
-
-    return _loaded(folder, scored_at, language_model, trust_remote_code=trust_remote_code, key=key, device_map="meta")
+    return _loaded(folder, scored_at, trust_remote_code=trust_remote_code, key=key, device_map="meta")[0]
 
 
 def _loaded(
-    folder: str,
-    scored_at: ScoredAt,
-    language_model: Callable[[], PreTrainedModel],
-    *,
-    trust_remote_code: bool,
-    key: str,
-    **settings: Any,
-) -> PreTrainedModel:
-    """Returns a classifier from its checkpoint, or one around a language model, with a head on the meta device."""
+    folder: str, scored_at: ScoredAt, *, trust_remote_code: bool, key: str, **settings: Any
+) -> tuple[PreTrainedModel, bool]:
+    """Returns transformers' classifier, and whether its head is random because the checkpoint has none."""
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     auto_class: Any = AutoModelForSequenceClassification if scored_at == "end" else AutoModelForTokenClassification
-    config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code, key=key))
     suffix = "ForSequenceClassification" if scored_at == "end" else "ForTokenClassification"
-    if not any(name.endswith(suffix) for name in config.architectures or []):
-        return _around(language_model(), scored_at, auto_class, owner=f"{key}={folder}")
-    if config.num_labels != LABELS[scored_at]:
+    config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code, key=key))
+    is_new = not any(name.endswith(suffix) for name in config.architectures or [])
+    if not is_new and config.num_labels != LABELS[scored_at]:
         raise ConfigError(
             f"{key}={folder}: the model has {config.num_labels} labels, and {LABELS[scored_at]} are trained; start "
             "from a language model, or from a classifier with that number of labels"
         )
-    remedy = "use a complete checkpoint of the model, with the config.json that was saved with it"
-    settings |= {"config": config, "trust_remote_code": trust_remote_code}
-    model = load_whole(auto_class, folder, key=key, remedy=remedy, **settings)
+    config.num_labels = LABELS[scored_at]
+    model = load_whole(
+        auto_class,
+        folder,
+        key=key,
+        remedy="use a complete checkpoint of the model, with the config.json that was saved with it",
+        may_lack={f"{HEAD}.weight", f"{HEAD}.bias"} if is_new else frozenset(),
+        config=config,
+        trust_remote_code=trust_remote_code,
+        **settings,
+    )
     if not isinstance(dict(model.named_children()).get(HEAD), nn.Linear):
         raise ConfigError(
             f"{key}={folder}: the head of {type(model).__name__} is not one linear layer `{HEAD}` over the states of a "
             "decoder; start from a decoder"
         )
-    return model
-
-
-def _around(causal_lm: PreTrainedModel, scored_at: ScoredAt, auto_class: Any, *, owner: str) -> PreTrainedModel:
-    """Returns transformers' classifier around the backbone of a language model."""
-    config = causal_lm.config
-    model_class = auto_class._model_mapping.get(type(config), None)
-    if model_class is not None:
-        config.num_labels = LABELS[scored_at]
-        with torch.device("meta"):
-            model: PreTrainedModel = model_class(config)
-        is_same = type(model.base_model) is type(causal_lm.base_model)
-        if is_same and isinstance(dict(model.named_children()).get(HEAD), nn.Linear):
-            setattr(model, model.base_model_prefix, causal_lm.base_model)
-            return model
-    raise ConfigError(
-        f"{owner}: transformers has no classifier for {type(causal_lm).__name__} that is the same decoder with one "
-        "linear head; choose another model"
-    )
+    return model, is_new

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -157,7 +157,15 @@ def _from_checkpoint(folder: str, *, trust_remote_code: bool, key: str, **settin
     return load_whole(AutoModelForCausalLM, folder, key=key, remedy=remedy, **settings)
 
 
-def load_whole(auto_class: Any, folder: str, *, key: str, remedy: str, **settings: Any) -> PreTrainedModel:
+def load_whole(
+    auto_class: Any,
+    folder: str,
+    *,
+    key: str,
+    remedy: str,
+    may_lack: Collection[str] = frozenset(),
+    **settings: Any,
+) -> PreTrainedModel:
     """Loads a model from safetensors, without the output of transformers, every weight from its checkpoint.
 
     Args:
@@ -165,6 +173,7 @@ def load_whole(auto_class: Any, folder: str, *, key: str, remedy: str, **setting
         folder: the folder of the model, or its hub name.
         key: the key of the run's configuration, for messages.
         remedy: what the user should do about a checkpoint that does not fit the model, for messages.
+        may_lack: names of weights that need not be in the checkpoint.
         settings: further keywords of `from_pretrained`, with the model's `config`.
 
     Raises:
@@ -191,6 +200,7 @@ def load_whole(auto_class: Any, folder: str, *, key: str, remedy: str, **setting
         ) from error
     model: PreTrainedModel
     model, report = loaded
+    report["missing_keys"] -= set(may_lack)
     _require_whole(folder, report, model, key=key, remedy=remedy)
     return model
 

@@ -73,7 +73,7 @@ def batch_of(kind: str) -> OfflineBatch:
                 step_labels=random.random(made[0].loss_mask.sum()).astype(np.float32),
             )
         )
-    loss_at: LossAt = {"reward_model": "end", "process_reward_model": "steps"}.get(kind, "tokens")  # type: ignore[assignment]
+    loss_at: LossAt = {"reward_model": "end", "process_reward_model": "steps"}.get(kind, "tokens")
     batch = pack_examples(examples, loss_at=loss_at)
     if kind in ("dpo", "kto"):
         reference_R = random.normal(-3.0, 1.0, batch.rows) * batch.loss_mask_RT.sum(1)
@@ -205,7 +205,7 @@ def test_loss_and_gradient_are_those_of_single_sequences_in_every_layout(
     ranks: Ranks, make: Callable[..., RunConfig], folder: str, kind: str
 ) -> None:
     loss, gradient = expected(folder, kind)
-    for stage, packing, tokens in LAYOUTS:
+    for stage, packing, tokens in LAYOUTS if kind in ("dpo", "reward_model") else LAYOUTS[::2]:
         config = make(kind, zero_stage=stage, packing=packing, micro_batch_tokens=tokens)
         found = ranks.run(read_gradient, config, folder, batch_of(kind))
         metrics = reduce_metrics(metric for of_rank, _ in found for metric in of_rank)
@@ -239,12 +239,13 @@ def test_transformers_gives_the_scores_of_the_exported_reward_model(
     from tests.tiny_model import write_tiny_model
 
     source, batch = write_tiny_model(tmp_path / "source"), batch_of("reward_model")
-    # The vocabulary of this model is smaller; the last token of an answer is often its end token.
-    batch = replace(
-        batch,
-        tokens_RT=batch.tokens_RT % 5,
-        prompt_ids=tuple(prompt % 5 for prompt in batch.prompt_ids),
-    )
+
+    def of_model(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Tokens of this model, whose vocabulary is smaller; many are its end token."""
+        return np.where(tokens % 3 == 0, 1, 4 + tokens % 20).astype(np.int32)
+
+    prompts = tuple(of_model(prompt) for prompt in batch.prompt_ids)
+    batch = replace(batch, tokens_RT=of_model(batch.tokens_RT), prompt_ids=prompts)
     config = make("reward_model", zero_stage=stage, learning_rate=1e-2)
     shares = ranks.run(exported, config, str(source), batch, str(tmp_path / "export"))
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export", dtype=torch.float32)

@@ -17,7 +17,7 @@ from ray_rl.data.tokenizer import load_tokenizer
 from ray_rl.models.classifier import load_classifier
 from ray_rl.rewards.model.scorer import ModelScorer
 from ray_rl.types import Message
-from tests.tiny_model import SPECIAL, WORDS, write_tiny_model
+from tests.tiny_model import WORDS, write_tiny_model
 
 END = WORDS.index("<|end|>")
 CONVERSATIONS = [
@@ -97,7 +97,7 @@ def test_a_model_of_steps_scores_the_same_in_transformers(source, tmp_path):
 def test_the_padding_token_of_the_export_is_one_that_ends_no_text(source, tmp_path):
     export(source, tmp_path / "export", "end")
     config = json.loads((tmp_path / "export/config.json").read_text())
-    pad = WORDS.index("<|unk|>")
+    pad = WORDS.index("<|user|>")
     assert config["pad_token_id"] == pad
     assert config["eos_token_id"] == END
     assert config["architectures"] == ["LlamaForSequenceClassification"]
@@ -123,14 +123,13 @@ def test_a_padding_token_that_ends_no_text_is_kept(source):
     assert chosen(source, pad_token="<|user|>") == "<|user|>"
 
 
-def test_the_first_token_of_a_sequence_comes_before_the_unknown_one_and_other_special_ones(source):
+def test_the_first_token_of_a_sequence_comes_before_other_special_ones(source):
     assert chosen(source, bos_token="<|assistant|>") == "<|assistant|>"
-    assert chosen(source, bos_token="<|end|>") == "<|unk|>"
-    assert chosen(source, bos_token=None, unk_token=None) == SPECIAL[0]
+    assert chosen(source, bos_token="<|end|>") == "<|user|>"
 
 
 def test_a_token_that_the_template_writes_after_an_answer_is_no_padding(source):
-    template = "{% for m in messages %}{{ m.content }}<|unk|><|user|>{% endfor %}"
+    template = "{% for m in messages %}{{ m.content }}<|user|>.{% endfor %}"
     assert chosen(source, chat_template=template) == "<|assistant|>"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ray_rl.catalog.weight_files import weights_digest
 from ray_rl.checkpoint.export_folder import export_run
@@ -191,3 +191,30 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
     store.commit(1)
     with pytest.raises(UserError, match=r"not a run folder, it has no config.yaml"):
         export_run(tmp_path, to=tmp_path / "mine")
+
+
+def test_a_reward_model_is_exported_as_a_classifier_with_its_trained_head(tmp_path, source):
+    config = RunConfig.model_validate(
+        {
+            "run": {"name": "first", "dir": str(tmp_path), "steps": 5},
+            "model": {"path": str(source), "dtype": "float32"},
+            "data": {"kind": "jsonl", "path": "pairs.jsonl"},
+            "algorithm": {"kind": "reward_model"},
+        }
+    )
+    run = tmp_path / "first"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(config))
+    store = CheckpointStore(run / "checkpoints", keep_last=9, keep_every=None)
+    folder = store.begin(3)
+    trained = {name: weight for name, weight in masters(source, 3).items() if not name.startswith("lm_head")}
+    trained["score.weight"] = torch.arange(128.0)[None]
+    slices = [(f"master/classifier.{name}", 0, weight.flatten()) for name, weight in trained.items()]
+    write_slices(folder / "actor" / "rank_0.safetensors", slices, {"steps": 3})
+    write_json(folder / "run.json", {"step": 3, "models": {}})
+    store.commit(3)
+    loaded = AutoModelForSequenceClassification.from_pretrained(export_run(run, to=tmp_path / "mine"))
+    assert loaded.config.num_labels == 1
+    weights = dict(loaded.named_parameters())
+    assert weights.keys() == trained.keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in trained.items())
