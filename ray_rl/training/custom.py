@@ -15,6 +15,10 @@ from ray_rl.algorithms.surrogates import Surrogate, users_surrogate
 from ray_rl.errors import ConfigError
 from ray_rl.isolation.importing import import_function
 
+CHANGES = (1e-4, 0.4, 5.0, 20.0)
+"""Largest changes of a log-probability for which a loss is checked: within every clip, as in most runs, and as after a
+divergence or with a token that the engine and the trainer see very differently."""
+
 
 def custom_surrogate(
     path: str, options: Mapping[str, Any], *, clip: tuple[float, float], max_log_ratio: float
@@ -51,7 +55,7 @@ def check_advantages(path: str, *, options: Mapping[str, Any], group_size: int) 
 
 
 def check_surrogate(path: str, *, options: Mapping[str, Any], clip: tuple[float, float], max_log_ratio: float) -> None:
-    """Checks a user's loss on three short sequences: before and after the policy has moved, whole and in parts.
+    """Checks a user's loss on three short sequences: at ratio 1 and at ratios near and far from it, whole and in parts.
 
     Args:
         path: see `custom_surrogate`.
@@ -61,36 +65,63 @@ def check_surrogate(path: str, *, options: Mapping[str, Any], clip: tuple[float,
 
     Raises:
         ConfigError: it returned no loss for each token, or one that is not finite or without a gradient; or the loss of
-            a token depends on other sequences, so that micro-batches would change the gradient.
+            a token depends on other sequences or on how they are numbered, so that micro-batches would change the
+            gradient.
     """
     surrogate = custom_surrogate(path, options, clip=clip, max_log_ratio=max_log_ratio)
-    row_N = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
-    old_N, advantages_N = -0.1 - torch.arange(8.0), torch.tensor([1.0, -0.5, 0.25])[row_N]
-    logprobs_N = old_N.clone().requires_grad_()
-    loss_N, _ = surrogate(logprobs_N, old_N, advantages_N, row_N)
-    _check_finite(path, loss_N, "before the policy has changed, so at ratio 1")
-    gradient_N = torch.autograd.grad(loss_N.sum(), logprobs_N, allow_unused=True)[0] if loss_N.requires_grad else None
-    if gradient_N is None or not gradient_N.any():
+    _, gradient_N = _checked(path, surrogate, torch.zeros(8), "before the policy has changed, so at ratio 1")
+    if not gradient_N.any():
         raise ConfigError(
             f"{path}: the loss has no gradient with respect to logprobs_N at ratio 1; nothing would be learnt"
         )
-    _check_finite(path, gradient_N, "for the gradient at ratio 1")
-    moved_N = old_N + 0.4 * torch.arange(8.0).cos()
-    whole_N, _ = surrogate(moved_N, old_N, advantages_N, row_N)
-    _check_finite(path, whole_N, "after log-probabilities have changed by up to 0.4")
-    for is_in_N in (row_N == 0, row_N != 0, row_N < 0):
-        part_N, _ = surrogate(moved_N[is_in_N], old_N[is_in_N], advantages_N[is_in_N], row_N[is_in_N])
-        if not torch.allclose(part_N, whole_N[is_in_N], rtol=1e-4, atol=1e-6):
-            raise ConfigError(
-                f"{path}: the loss of a token depends on other sequences: {_numbers(whole_N[is_in_N])} with them and "
-                f"{_numbers(part_N)} without them; a micro-batch has only some sequences, so return the loss of each "
-                "token by itself, and leave sums and means to algorithm.reduction"
-            )
+    learns = False
+    for change in CHANGES:
+        for sign in (1.0, -1.0):
+            shift_N = sign * change * torch.tensor([0.6, -1.0, -0.2, 1.0, -0.4, 0.3, -0.7, 0.1])
+            when = f"after log-probabilities have changed by up to {change:g}"
+            learns |= bool(_checked(path, surrogate, shift_N, when)[1].any())
+    if not learns:
+        raise ConfigError(
+            f"{path}: the loss has a gradient with respect to logprobs_N only at ratio 1; of each batch, only the first "
+            "optimizer step would teach anything"
+        )
 
 
-def _check_finite(path: str, values_N: torch.Tensor, when: str) -> None:
-    if not values_N.isfinite().all():
-        raise ConfigError(f"{path}: the loss returned {_numbers(values_N)} {when}; return finite numbers")
+def _checked(path: str, surrogate: Surrogate, shift_N: torch.Tensor, when: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the loss and its gradient for log-probabilities that have changed by `shift_N`, in three sequences.
+
+    Raises:
+        ConfigError: they are not finite, or differ if the loss is called with only some of the sequences.
+    """
+    # As in a micro-batch: the numbers of sequences are those of the whole batch, with gaps and in any order.
+    row_N = torch.tensor([5, 5, 5, 2, 2, 9, 9, 9])
+    advantages_N = torch.tensor([1.0, 1.0, 1.0, -0.5, -0.5, 0.25, 0.25, 0.25])
+    lower_N = -0.1 - 0.5 * torch.arange(8.0)
+    logprobs_N, old_N = lower_N + shift_N.clamp(max=0), lower_N - shift_N.clamp(min=0)  # both are below 0
+    loss_N, gradient_N = _called(surrogate, logprobs_N, old_N, advantages_N, row_N)
+    for what, values_N in (("loss", loss_N), ("gradient", gradient_N)):
+        if not values_N.isfinite().all():
+            raise ConfigError(f"{path}: the {what} is {_numbers(values_N)} {when}; return finite numbers")
+    for is_in_N in (row_N == 5, row_N != 5, row_N < 0):
+        renumbered_N = row_N[is_in_N].unique(return_inverse=True)[1]
+        part = _called(surrogate, logprobs_N[is_in_N], old_N[is_in_N], advantages_N[is_in_N], renumbered_N)
+        for what, whole_N, part_N in zip(("loss", "gradient"), (loss_N, gradient_N), part, strict=True):
+            if not torch.allclose(part_N, whole_N[is_in_N], rtol=1e-4, atol=1e-6):
+                raise ConfigError(
+                    f"{path}: the {what} of a token depends on other sequences, or on how sequences are numbered: "
+                    f"{_numbers(whole_N[is_in_N])} with the others and {_numbers(part_N)} without them; a micro-batch "
+                    "has only some sequences, so return the loss of each token by itself, and leave sums and means to "
+                    "algorithm.reduction"
+                )
+    return loss_N, gradient_N
+
+
+def _called(surrogate: Surrogate, logprobs_N: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the loss of each token, and the gradient of their sum with respect to `logprobs_N`: 0 without one."""
+    logprobs_N = logprobs_N.clone().requires_grad_()
+    loss_N, _ = surrogate(logprobs_N, *others)
+    gradient_N = torch.autograd.grad(loss_N.sum(), logprobs_N, allow_unused=True)[0] if loss_N.requires_grad else None
+    return loss_N.detach(), torch.zeros_like(logprobs_N) if gradient_N is None else gradient_N.detach()
 
 
 def _numbers(values_N: torch.Tensor) -> list[float]:

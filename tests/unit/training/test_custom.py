@@ -124,22 +124,50 @@ class TestLoss:
             ("return -advantages_N * (logprobs_N - logprobs_N.detach() - old_logprobs_N) * 0, NEVER", "no gradient"),
             (
                 "return 0 * logprobs_N / (logprobs_N - old_logprobs_N), NEVER",
-                r"returned \[nan, .* so at ratio 1; return",
+                r"the loss is \[nan, .* so at ratio 1; return",
             ),
-            ("return advantages_N * (logprobs_N - old_logprobs_N).abs().sqrt(), NEVER", "for the gradient at ratio 1"),
+            (
+                "return advantages_N * (logprobs_N - old_logprobs_N).abs().sqrt(), NEVER",
+                r"the gradient is \[nan, .* at ratio 1; return",
+            ),
             ("return advantages_N * (1 + old_logprobs_N - logprobs_N).log().log1p().log(), NEVER", "at ratio 1"),
             ("return advantages_N * (logprobs_N - old_logprobs_N + 0.3).log(), NEVER", "have changed by up to 0.4"),
             (
                 "return -(advantages_N - advantages_N.mean()) * logprobs_N, NEVER",
-                "depends on other sequences: .* leave sums",
+                "the loss of a token depends on other sequences, .* leave sums",
             ),
             ("return -advantages_N * logprobs_N * (1 + (row_N == 0).any()), NEVER", "depends on other sequences"),
+            ("return -advantages_N * logprobs_N * (1 + row_N), NEVER", "or on how sequences are numbered: "),
+            (
+                "return -advantages_N * (logprobs_N - logprobs_N.mean() + logprobs_N.mean().detach()), NEVER",
+                "the gradient of a token depends on other sequences",
+            ),
+            (
+                "return -advantages_N * (logprobs_N - old_logprobs_N).exp().clamp(1, 1), NEVER",
+                "a gradient with respect to logprobs_N only at ratio 1; of each batch",
+            ),
+            (
+                "return -advantages_N * (2 - (logprobs_N - old_logprobs_N).exp()).sqrt(), NEVER",
+                r"the loss is \[nan, .*\] after log-probabilities have changed by up to 5; return",
+            ),
+            ("return -advantages_N * (logprobs_N - old_logprobs_N).exp().pow(5), NEVER", "changed by up to 20; return"),
         ],
     )
     def test_a_wrong_function_is_refused_with_what_it_returned(self, module, body, message):
         path = module(function(self.ARGUMENTS, body.replace("NEVER", self.NEVER)))
         with pytest.raises(ConfigError, match=f"^{path}: .*{message}"):
             check_surrogate(path, options={}, **SETTINGS)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "return -advantages_N * (1 - logprobs_N.exp() * old_logprobs_N.exp()).log()",
+            "return -advantages_N * (logprobs_N - old_logprobs_N).exp().clamp(0.999, 1.001)",
+        ],
+        ids=["of probabilities below 1", "clipped closely on both sides"],
+    )
+    def test_a_loss_may_need_probabilities_below_1_or_clip_closely(self, module, body):
+        check_surrogate(module(function(self.ARGUMENTS, f"{body}, {self.NEVER}")), options={}, **SETTINGS)
 
     def test_it_is_called_without_tokens(self, module):
         path = module(function(self.ARGUMENTS, f"assert len(row_N); return -advantages_N * logprobs_N, {self.NEVER}"))
