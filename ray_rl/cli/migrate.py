@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +20,8 @@ def add_to(commands: Commands) -> None:
         "migrate",
         help="rewrite a configuration of an older version for this one",
         description="Renames the keys of older versions in YAML files, also in config.yaml of run folders, and prints "
-        "the changes. Layout and comments stay, except comments of removed keys. Files that a file extends must be "
-        "rewritten, too.",
+        "the changes, without secrets. Layout and comments stay; those of a removed key are put above the next key. "
+        "Files that a file extends must be rewritten, too.",
         epilog="example: ray-rl migrate --dry-run my_run.yaml",
     )
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="YAML file")
@@ -51,8 +53,7 @@ def migrate(arguments: argparse.Namespace) -> int:
         if after == text:
             print(f"{file}: nothing to change")
         else:
-            lines = text.splitlines(), after.splitlines()
-            print(*difflib.unified_diff(*lines, str(file), str(file), lineterm=""), sep="\n")
+            print(_changes(text, after, str(file)))
             if not arguments.dry_run:
                 _replace(file, after.replace("\n", newline))
         question = doubt(text, str(file)) if arguments.version is None else None
@@ -61,10 +62,29 @@ def migrate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _changes(before: str, after: str, name: str) -> str:
+    """Returns the difference of two texts of a file, without secrets."""
+    from ray_rl.config.loading.redact import hide, secrets_of
+    from ray_rl.config.loading.yaml_tree import parse
+
+    secrets = secrets_of(parse(before, name).plain())
+    lines = {line.strip() for secret in secrets for line in secret.splitlines()}
+    changes = difflib.unified_diff(before.splitlines(), after.splitlines(), name, name, lineterm="")
+    return hide("\n".join(changes), secrets | lines)
+
+
 def _replace(file: Path, text: str) -> None:
     """Writes a file that keeps its mode; the old one stays until the new one is whole."""
     file = file.resolve()
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(text.encode())
-    shutil.copymode(file, partial)
-    partial.replace(file)
+    # Only its owner can read a new file of mkstemp, which has the same secrets.
+    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as partial:
+            partial.write(text.encode())
+            partial.flush()
+            os.fsync(partial.fileno())
+        shutil.copymode(file, name)
+        os.replace(name, file)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -82,8 +82,8 @@ def check_surrogate(path: str, *, options: Mapping[str, Any], clip: tuple[float,
             learns |= bool(_checked(path, surrogate, shift_N, when)[1].any())
     if not learns:
         raise ConfigError(
-            f"{path}: the loss has a gradient with respect to logprobs_N only at ratio 1; of each batch, only the first "
-            "optimizer step would teach anything"
+            f"{path}: the loss has a gradient with respect to logprobs_N only at ratio 1; of each batch, only the "
+            "first optimizer step would teach anything"
         )
 
 

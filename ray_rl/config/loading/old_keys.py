@@ -54,7 +54,7 @@ def _refusal(change: Change, node: Located, command: str) -> str:
 def migrated(text: str, name: str, *, is_from_0_1: bool = False) -> str:
     """Returns the text of a file with the keys of this version.
 
-    Layout and comments stay, except comments of removed keys.
+    Layout and comments stay. Comments on lines of a removed key are put above the next key.
 
     Args:
         text: YAML in which lines end with a single newline.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,7 +48,7 @@ class YamlText:
             self._replace(parent.value[index][0].start_mark.index, parent.value[index][0].end_mark.index, name)
 
     def remove(self, key: str) -> None:
-        """Removes an existing entry, with the comment on its line."""
+        """Removes an existing entry. Comments in its text and at its end stay, above the next entry."""
         with self._verified(key) as below:
             del below[_last(key)]
             self._remove(key)
@@ -60,16 +61,33 @@ class YamlText:
         line = self.text.rfind("\n", 0, start) + 1
         if parent.flow_style and following is not None:
             # A comment between two entries stays.
-            self._replace(start, self.text.index(",", end) + 1 if "#" in self.text[end:following] else following, "")
+            stop = self.text.index(",", end) + 1 if "#" in self.text[end:following] else following
+            self._replace(start, stop, self._comments(start, end, column=parent.start_mark.column + 1))
         elif parent.flow_style:
             before = self._end(entries[index - 1][1]) if index else start
-            self._replace(start if "#" in self.text[before:start] else before, end, "")
+            comments = self._comments(start, end, column=parent.start_mark.column + 1)
+            self._replace(start if "#" in self.text[before:start] else before, end, comments and f" {comments}")
         elif len(entries) == 1:
-            self._replace(start, end, "{}")
+            self._replace(start, end, self._comments(start, end, column=start - line) + "{}")
         elif self.text[line:start].strip():  # behind the "- " of a list
-            self._replace(start, following or end, "")
+            stop = following or end
+            self._replace(start, stop, self._comments(start, stop, column=start - line))
         else:
-            self._replace(line, self._end_of_line(end) + 1, "")
+            stop, indent = self._end_of_line(end), start - line
+            comments = self._comments(start, stop, column=indent)
+            self._replace(line, stop + 1, comments and " " * indent + comments[: len(comments) - indent])
+
+    def _comments(self, start: int, end: int, *, column: int) -> str:
+        """Returns the comments between two places of the text, one a line; what follows starts in this column."""
+        comments = []
+        at = start
+        for token in yaml.scan(self.text, Loader=Loader):
+            first, last = token.start_mark.index, token.end_mark.index
+            comments += re.findall("#.*", self.text[at : min(first, end)])
+            if isinstance(token, yaml.ScalarToken) and token.style in ("|", ">") and start <= first < end:
+                comments += re.findall("#.*", self.text[first : self._end_of_line(first)])
+            at = max(at, last)
+        return "".join(f"{comment}\n{' ' * column}" for comment in comments)
 
     def set(self, key: str, value: Any, *, first: bool = False) -> None:
         """Sets an entry. Adds it, and the mapping that contains it, if they do not exist.
