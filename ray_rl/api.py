@@ -25,7 +25,7 @@ from typing import IO, Literal, TextIO
 from ray_rl.app.own_process import train_command
 from ray_rl.config.loading.load import load_config
 from ray_rl.config.run import RunConfig
-from ray_rl.errors import Preempted, RayRLError, UserError
+from ray_rl.errors import ConfigError, Preempted, RayRLError, UserError
 from ray_rl.exit_codes import BAD_INPUT, CHECKPOINTED, DONE
 from ray_rl.planner.assess import Assessment
 
@@ -77,8 +77,10 @@ def plan(config: RunConfig) -> Planned:
     """Plans a run on the hardware that its configuration names, without starting anything.
 
     Raises:
-        ConfigError: the rules between fields are broken, or the shape of a model is not known.
+        ConfigError: the rules between fields are broken, or the shape of a model is not known; or the argument is not a
+            configuration.
     """
+    _require_config(config, "plan")
     from ray_rl.config.gpus import needed_gpus
     from ray_rl.config.rules.check import check
     from ray_rl.planner.assess import assess
@@ -106,6 +108,7 @@ def train(config: RunConfig, *, resume: Literal["auto"] | None = None) -> Traine
         Preempted: the run was interrupted and has saved; `resume="auto"` continues it.
         RayRLError: the run failed; the message says where its logs are.
     """
+    _require_config(config, "train")
     if resume not in (None, "auto"):
         raise UserError(f"resume={resume!r} is not a way to resume; give 'auto' or None")
     with train_command(config, resume=resume) as command:
@@ -114,6 +117,20 @@ def train(config: RunConfig, *, resume: Literal["auto"] | None = None) -> Traine
         return Trained(Path(config.run.dir).expanduser() / config.run.name)
     error = {BAD_INPUT: UserError, CHECKPOINTED: Preempted}.get(code, RayRLError)
     raise error(message or f"the driver ended with code {code} and said nothing")
+
+
+def _require_config(config: object, function: str) -> None:
+    """Checks that an argument is a configuration.
+
+    Raises:
+        ConfigError: it has another type, for example that of a path.
+    """
+    if not isinstance(config, RunConfig):
+        given = repr(str(config)) if isinstance(config, str | Path) else "FILE"
+        raise ConfigError(
+            f"{function} got an argument of the type {type(config).__name__}; pass what load_config returns: "
+            f"{function}(load_config({given}))"
+        )
 
 
 def _shown(command: Sequence[str]) -> tuple[int, str]:

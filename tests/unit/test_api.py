@@ -10,7 +10,7 @@ import pytest
 
 import ray_rl
 from ray_rl import api
-from ray_rl.errors import Preempted, RayRLError, UserError
+from ray_rl.errors import ConfigError, Preempted, RayRLError, UserError
 from tests.test_architecture import ROOT
 
 CONFIG = ROOT / "configs" / "grpo_addition_smollm2-135m_cpu.yaml"
@@ -132,3 +132,38 @@ def test_an_interrupt_reaches_the_driver_once_and_is_waited_for(prepare):
 def test_a_way_to_resume_that_does_not_exist_is_refused(config, resume):
     with pytest.raises(UserError, match=f"resume={resume!r} is not a way to resume; give 'auto' or None"):
         ray_rl.train(config, resume=resume)
+
+
+LIST = "pass a list of texts, for example ['run.steps=3']"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None,), "path has the type NoneType; pass the path of a YAML file, as text or as a Path"),
+        (({"run": {}},), "path has the type dict; pass the path of a YAML file, as text or as a Path"),
+        ((CONFIG, "run.steps=3"), f"overrides has the type str; {LIST}"),
+        ((CONFIG, {"run.steps": 3}), f"overrides has the type dict; {LIST}"),
+        ((CONFIG, None), f"overrides has the type NoneType; {LIST}"),
+        ((CONFIG, ["run.steps=3", ("run.steps", 3)]), f"overrides[1] has the type tuple; {LIST}"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_with_what_to_pass(arguments, message):
+    with pytest.raises(ConfigError) as caught:
+        ray_rl.load_config(*arguments)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("function", ["plan", "train"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("a.yaml", "got an argument of the type str; pass what load_config returns: {}(load_config('a.yaml'))"),
+        ({"run": {}}, "got an argument of the type dict; pass what load_config returns: {}(load_config(FILE))"),
+        (None, "got an argument of the type NoneType; pass what load_config returns: {}(load_config(FILE))"),
+    ],
+)
+def test_what_is_no_configuration_is_neither_planned_nor_trained(function, given, message):
+    with pytest.raises(ConfigError) as caught:
+        getattr(ray_rl, function)(given)
+    assert str(caught.value) == f"{function} {message.format(function)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 
 import yaml
@@ -40,8 +41,10 @@ def load_config(
     Rules between fields are not checked here, but by `ray_rl.config.rules.check`.
 
     Raises:
-        ConfigError: the message has every problem, with `file:line` or the override, the value and the remedy.
+        ConfigError: the message has every problem, with `file:line` or the override, the value and the remedy; or an
+            argument has another type.
     """
+    _check_types(path, overrides, launch)
     if "=" in str(path) and not Path(path).exists():
         raise ConfigError(f"{path}: the YAML file of the run comes first, then values: CONFIG {show(str(path))}")
     tree = _read(Path(path), ())
@@ -65,6 +68,27 @@ def load_config(
             "again, or let the function read it from the environment"
         )
     return config
+
+
+def _check_types(path: object, overrides: object, launch: object) -> None:
+    """Checks the types of what a script or a notebook passed.
+
+    Raises:
+        ConfigError: an argument has another type; the message says what to pass.
+    """
+    for name, value in (("path", path), ("launch", "" if launch is None else launch)):
+        if not isinstance(value, str | PathLike):
+            raise ConfigError(f"{name} has the type {_type(value)}; pass the path of a YAML file, as text or as a Path")
+    advice = "pass a list of texts, for example ['run.steps=3']"
+    if not isinstance(overrides, list | tuple):
+        raise ConfigError(f"overrides has the type {_type(overrides)}; {advice}")
+    for index, text in enumerate(overrides):
+        if not isinstance(text, str):
+            raise ConfigError(f"overrides[{index}] has the type {_type(text)}; {advice}")
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
 
 
 def dump_config(config: RunConfig, *, with_secrets: bool = False) -> str:
