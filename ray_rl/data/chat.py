@@ -266,7 +266,7 @@ class ChatTokenizer:
         if text is None:
             remedy = (
                 "set model.chat_template to one of its names or to your own template, use an instruct model, or give "
-                "text with data.chat: false"
+                "text with data.chat: false (for files and the hub)"
             )
             text = default_template(self._tokenizer, place=f"model.path={self._owner}", remedy=remedy)
         return ChatTemplate(
@@ -287,7 +287,8 @@ class ChatTokenizer:
         if end.endswith(BEGINS_ANSWERS):
             raise DataError(
                 f"the prompt ends with the text that a chat template writes before an answer, {end[-40:]!r}, so it has "
-                "already gone through a template; set data.chat: false, or give only the question"
+                "already gone through a template; give only the question, or set data.chat: false (for files and the "
+                "hub)"
             )
 
     @cached_property

@@ -24,6 +24,8 @@ class Layout:
     """{new name: column of the record}: the column also keeps its old name."""
     drop_last_answer: bool = False
     """Whether to leave out the assistant's messages at the end of a conversation."""
+    function: str | None = None
+    """The user's function that returns the rows and names their columns; None if the configuration can rename them."""
     detected: str | None = None
     """One line for the user about the detected columns; None if the names are the usual ones or the user's."""
 
@@ -70,7 +72,7 @@ def layout_of(config: Table, columns: Iterable[str], *, where: str, first: Mappi
     if config.format == "auto" and (aliases or prompt != (config.prompt_column or "prompt")):
         answer = f", the answer is column {aliases['answer']!r}" if aliases else ""
         found = f"the prompt is column {prompt!r}{answer}, as in data for {' or '.join(formats)}"
-    layout = Layout(prompt, renames, aliases, config.drop_last_answer, found)
+    layout = Layout(prompt, renames, aliases, config.drop_last_answer, detected=found)
     check_columns(names, layout, where=where)
     return layout
 
@@ -83,10 +85,9 @@ def check_columns(columns: Iterable[str], layout: Layout, *, where: str) -> None
     """
     existing = set(columns)
     if _outer(layout.prompt_column, existing) is None:
-        raise DataError(
-            f"{where}: no column {layout.prompt_column!r}; {_have(existing, layout.prompt_column)} "
-            "set data.prompt_column"
-        )
+        remedy = f"return it from {layout.function}" if layout.function else "set data.prompt_column"
+        have = _have(existing, layout.prompt_column)
+        raise DataError(f"{where}: no column {layout.prompt_column!r}; {have} {remedy}")
     for new, old in layout.renames.items():
         if _outer(old, existing) is None:
             raise DataError(f"{where}: no column {old!r}; {_have(existing, old)} correct data.columns.{new}")
@@ -94,9 +95,8 @@ def check_columns(columns: Iterable[str], layout: Layout, *, where: str) -> None
     for name in sorted(kept & layout.renames.keys()):
         raise DataError(f"{where}: data.columns.{name} gives a name that another column has; rename that one too")
     for name in sorted((kept | layout.renames.keys()) & RESERVED_COLUMNS):
-        raise DataError(
-            f"{where}: reward functions get their own {name!r}; rename the column with data.columns: {{other: {name}}}"
-        )
+        remedy = f"in {layout.function}" if layout.function else f"with data.columns: {{other: {name}}}"
+        raise DataError(f"{where}: reward functions get their own {name!r}; rename the column {remedy}")
 
 
 def notes(layout: Layout, digests: Mapping[str, str]) -> Sequence[str]:

@@ -134,7 +134,8 @@ def _without_answer(messages: tuple[Message, ...], *, where: str, drop: bool) ->
     if kept and kept[-1].role == "assistant":
         raise DataError(
             f"{where} ends with a message of the assistant, {shorten(kept[-1].content)}: the model would read the "
-            "answer instead of writing it; remove the message, or set data.drop_last_answer: true"
+            "answer instead of writing it; remove the message, or set data.drop_last_answer: true (for files and the "
+            "hub)"
         )
     if not any(message.role == "user" for message in kept):
         raise DataError(f"{where} has no message of the user; write one, or give the prompt as text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from ray_rl.config.data import Addition, Csv, CustomSource, DataConfig, Files, Hub, Jsonl, Parquet, ReasoningGym, Table
+from ray_rl.config.data import Addition, Csv, CustomSource, DataConfig, Files, Hub, Jsonl, Parquet, ReasoningGym
 from ray_rl.data.json_lines import JsonlRecords
 from ray_rl.data.layout import Layout, layout_of
 from ray_rl.data.procedural import AdditionRows, ReasoningGymRows
@@ -27,10 +27,9 @@ def open_rows(config: DataConfig, *, seed: int) -> Rows:
             return ReasoningGymRows(config, seed=seed)
         case _:
             records = open_records(config)
-    layout = Layout()
-    if isinstance(config, Table):
-        layout = layout_of(config, records.columns, where=records.where, first=records[0].content)
-    return TableRows(records, layout)
+    if isinstance(config, CustomSource):
+        return TableRows(records, Layout(function=config.function))
+    return TableRows(records, layout_of(config, records.columns, where=records.where, first=records[0].content))
 
 
 def open_records(config: Jsonl | Parquet | Csv | Hub | CustomSource) -> Records:

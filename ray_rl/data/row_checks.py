@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_rl.config.data import Addition, DataConfig, Files, ReasoningGym
+from ray_rl.config.data import Addition, CustomSource, DataConfig, Files, ReasoningGym, Table
 from ray_rl.config.rewards import Comparison, RewardConfig
 from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer
@@ -50,7 +50,7 @@ class CheckedRows:
         except DataError as error:
             self._left_out(index, error)
             return None
-        _check_reward_columns(self.rewards, row.columns, where=_place(self.data, row.id))
+        _check_reward_columns(self.data, self.rewards, row.columns, where=_place(self.data, row.id))
         return row
 
     def check(self, index: int) -> None:
@@ -119,17 +119,17 @@ class CheckedRows:
         return Lookahead(self.check, done=self.right | self.wrong.keys())
 
 
-def _check_reward_columns(rewards: Sequence[RewardConfig], columns: Mapping[str, Any], *, where: str) -> None:
+def _check_reward_columns(
+    data: DataConfig, rewards: Sequence[RewardConfig], columns: Mapping[str, Any], *, where: str
+) -> None:
     for index, reward in enumerate(rewards):
         if not isinstance(reward, Comparison):
             continue
         if not has_column(columns, reward.column):
-            others = possible_answers(columns)
-            remedy = f"columns: {{{reward.column}: {others[0] if len(others) == 1 else '...'}}}"
             raise DataError(
                 f"{where}: no column {reward.column!r}, which rewards[{index}] ({reward.kind}) compares with; "
                 f"the columns are {', '.join(column_names(columns)) or 'none'}; "
-                f"set rewards[{index}].column, or rename one: data.{remedy}"
+                f"set rewards[{index}].column{_naming(data, reward.column, columns)}"
             )
         value = column_value(columns, reward.column)
         if isinstance(value, Mapping) or (isinstance(value, list | tuple) and len(value) != 1):
@@ -138,6 +138,18 @@ def _check_reward_columns(rewards: Sequence[RewardConfig], columns: Mapping[str,
                 f"{where}: {reward.column} is {shorten(value)}, and rewards[{index}] ({reward.kind}) compares with one "
                 f"answer; set rewards[{index}].column to what holds it{inner}"
             )
+
+
+def _naming(data: DataConfig, column: str, columns: Mapping[str, Any]) -> str:
+    """Returns the second half of an advice: how a column gets a name. Empty if rows are computed."""
+    match data:
+        case Table():
+            others = possible_answers(columns)
+            return f", or rename one: data.columns: {{{column}: {others[0] if len(others) == 1 else '...'}}}"
+        case CustomSource():
+            return f", or let {data.function} return a column {column!r}"
+        case _:
+            return ""
 
 
 def _place(data: DataConfig, row_id: str) -> str:

@@ -181,7 +181,8 @@ def test_what_a_function_does_to_its_process_does_not_lose_its_scores(rewards, p
         ("def judge(completions, **columns):\n    return {1.0}\n", r"returned \{1.0\}, not a list"),
         (
             "def judge(completions, solution):\n    return [1.0]\n",
-            "judge: the parameter solution is neither a column nor",
+            "judge: the parameter solution is neither a column nor .*; add it to the options or the columns: "
+            "data.columns renames columns of files and of the hub; data.function names its own",
         ),
         ("\n\ndef judge(completions, **columns):\n    return 1 / 0\n", r"users_functions_of_others\.py:4 in judge"),
         (

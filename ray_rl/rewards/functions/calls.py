@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from ray_rl.config.loading.redact import hide, secrets_of
+from ray_rl.data.columns import NAMING
 from ray_rl.errors import (
     ConfigError,
     DataError,
@@ -228,7 +229,7 @@ def _verifier_keywords(part: RewardPart, group: RolloutGroup, index: int) -> dic
             existing = ", ".join(sorted(group.prompt.columns)) or "none"
             raise ConfigError(
                 f"reward {part.name!r} needs a column {column!r}; prompt {group.prompt.id} has {existing}; "
-                "name one of them in the reward, or rename one with data.columns"
+                f"name one of them in the reward, or give one this name: {NAMING}"
             ) from None
     return keywords
 

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ray_rl.data.columns import shorten
+from ray_rl.data.columns import NAMING, shorten
 from ray_rl.errors import ConfigError
 from ray_rl.isolation.importing import import_function
 from ray_rl.rewards.functions.plain import plain_scores
@@ -168,7 +168,7 @@ def _accepted(
     if missing:
         raise ConfigError(
             f"{path}: the parameter {', '.join(missing)} is neither a column nor an option; known names are "
-            f"{', '.join(sorted(keywords)) or 'none'}; rename a column with data.columns, or add it to options"
+            f"{', '.join(sorted(keywords)) or 'none'}; add it to the options or the columns: {NAMING}"
         )
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         taken = {each.name for each in parameters[:positional]}
@@ -234,8 +234,8 @@ def _ground_truth(row: Mapping[str, Any], path: str) -> Any:
         with contextlib.suppress(KeyError):
             return column_value(row, name)
     raise ConfigError(
-        f"{path} takes verl's ground_truth, and the row has none of {', '.join(GROUND_TRUTHS)}; rename a column with "
-        "data.columns: {ground_truth: ...}"
+        f"{path} takes verl's ground_truth, and the row has none of {', '.join(GROUND_TRUTHS)}; name a column "
+        f"ground_truth: {NAMING}"
     )
 
 

@@ -30,6 +30,28 @@ def test_a_row_without_the_column_of_a_reward_is_named(run_config, jsonl):
         check_data(run_config({"kind": "jsonl", "path": path}, NUMBER))
 
 
+@pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        ({"kind": "jsonl", "path": "train.jsonl"}, ", or rename one: data.columns: {sum: ...}"),
+        (
+            {"kind": "custom", "function": "users_rows_of_check:f"},
+            ", or let users_rows_of_check:f return a column 'sum'",
+        ),
+        ({"kind": "addition"}, ""),
+    ],
+)
+def test_the_advice_about_a_column_is_one_that_this_kind_of_data_can_follow(
+    run_config, jsonl, tmp_path, monkeypatch, data, advice
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "users_rows_of_check.py").write_text("def f():\n    return [{'prompt': 'What', 'answer': 1}]\n")
+    jsonl({"prompt": "What", "answer": 1})
+    with pytest.raises(DataError) as caught:
+        check_data(run_config(data, {"kind": "number", "column": "sum"}))
+    assert str(caught.value).endswith(f"; the columns are answer; set rewards[0].column{advice}")
+
+
 def test_the_schema_of_a_parquet_file_must_have_the_columns(run_config, tmp_path):
     path = str(tmp_path / "train.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"question": ["What"], "n": [1]}), path)
