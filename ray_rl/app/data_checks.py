@@ -69,7 +69,7 @@ def check_data(
         check_function(data.function, key="data.function")
     if isinstance(data, ReasoningGym):
         check_task(data.task)
-    if not with_tokenizer and _is_far(data):
+    if not with_tokenizer and are_far(data):
         return None
     start = time.monotonic()
     rows = open_rows(data, seed=config.run.seed)
@@ -114,8 +114,8 @@ def _report(checked: CheckedRows, *, is_complete: bool, say: Callable[[str], Non
         )
 
 
-def _is_far(data: DataConfig) -> bool:
-    """Returns whether rows come from the hub or from a user's function."""
+def are_far(data: DataConfig) -> bool:
+    """Returns whether the rows come from the hub or from a user's function."""
     return isinstance(data, CustomSource) or (isinstance(data, Hub) and not Path(data.name).expanduser().is_dir())
 
 

@@ -39,7 +39,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "logs",
         help="print the output of a submitted run, or logs/driver.log of a run folder",
-        description="Prints the output of a submitted run, or `logs/driver.log` of a run folder.",
+        description="Prints the output of a submitted run, or `logs/driver.log` of a run folder, which has what was "
+        "unusual: failures, restarts and requests to stop.",
     )
     for own in _add_backends(parser):
         own.add_argument("--follow", action="store_true", help="print new lines until the run has ended")

@@ -16,8 +16,10 @@ from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.config.run import RunSection
 from ray_rl.errors import ConfigError, UserError
-from ray_rl.metrics.folder_lock import holder_of, pid_space
+from ray_rl.metrics.folder_lock import holder_of, is_marked_failed, pid_space
 
+State = Literal["running", "done", "failed", "stopped", "unreadable"]
+"""A stopped run was asked to end, or killed."""
 TAIL_BYTES = 2**18
 """Bytes at the end of the records that are searched for the last record."""
 
@@ -37,7 +39,7 @@ class RunState:
     """The state of a run, from the files in its folder."""
 
     folder: Path
-    state: Literal["running", "done", "stopped", "unreadable"]
+    state: State
     owner: Owner | None
     """The process that trains; None if the run is not running."""
     step: int
@@ -66,9 +68,9 @@ class RunState:
                 return f"ray-rl export {folder} --to DIR"
             case "done":
                 return f"ray-rl resume {folder} run.steps=N"
-            case "stopped" if self.checkpoint is not None:
+            case "failed" | "stopped" if self.checkpoint is not None:
                 return f"ray-rl resume {folder}"
-            case "stopped":
+            case "failed" | "stopped":
                 return f"ray-rl train {shlex.quote(str(self.folder / 'config.yaml'))} --resume auto"
             case _:
                 return "see its config.yaml"
@@ -116,10 +118,12 @@ def run_state(folder: Path) -> RunState:
     export = folder / "export"
     exported = exported_step(export) if (export / "ray_rl.json").is_file() else (step if export.is_dir() else None)
     is_done = planned is not None and step >= planned and (not wants_export or exported == step)
+    ended: State = "done" if is_done else "failed" if is_marked_failed(folder) else "stopped"
+    state: State = "running" if owner else "unreadable" if problem else ended
     rewards = [record["reward/mean"] for record in last if isinstance(record.get("reward/mean"), int | float)]
     return RunState(
         folder=folder,
-        state="running" if owner else "unreadable" if problem else "done" if is_done else "stopped",
+        state=state,
         owner=owner,
         step=step,
         steps=planned,

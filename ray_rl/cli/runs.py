@@ -9,8 +9,10 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from ray_rl.errors import ClusterError, UserError
 
@@ -102,24 +104,31 @@ def _headline(state: RunState) -> str:
 
 
 def logs(folder: Path, *, follow: bool) -> Iterator[str]:
-    """Yields `logs/driver.log` in pieces; with `follow`, until the run has ended.
+    """Yields `logs/driver.log` in pieces, or a line that there is none; with `follow`, until the run has ended.
 
     Raises:
-        UserError: the folder is not a run folder, or has no such log.
+        UserError: the folder is not a run folder.
     """
     from ray_rl.cli.run_state import owner_of, run_state
 
     run_state(folder)
     log = folder / "logs" / "driver.log"
-    if not log.is_file():
-        raise UserError(f"{log}: no such file: nothing unusual has happened yet; see metrics.jsonl of the same run")
-    with log.open(encoding="utf-8", errors="backslashreplace") as file:
+    file: TextIO | None = None
+    with ExitStack() as stack:
         while True:
             is_last = not follow or owner_of(folder) is None
-            yield from iter(lambda: file.read(2**16), "")
+            if file is None and log.is_file():
+                file = stack.enter_context(log.open(encoding="utf-8", errors="backslashreplace"))
+            if file is not None:
+                yield from iter(partial(file.read, 2**16), "")
             if is_last:
-                return
+                break
             time.sleep(POLL_S)
+    if file is None:
+        others = (
+            f"the output of its workers is in {log.parent}/" if any(log.parent.glob("*")) else "no worker wrote any"
+        )
+        yield f"{folder}: no driver.log, because nothing unusual has happened; {others}\n"
 
 
 def stop(folder: Path, *, dry_run: bool = False) -> int:

@@ -20,8 +20,9 @@ def add_to(commands: Commands) -> None:
         "validate",
         help="check a configuration, its data and its functions, without torch",
         description="Checks a configuration as `train` does before it starts Ray. This machine "
-        "needs no GPUs for it. Without --full it reads the rows and imports your functions; with --full it also loads "
-        "the tokenizer and the configuration of every model, and looks for the packages that a run needs.",
+        "needs no GPUs for it. Without --full it reads the rows of files and imports your functions; with --full it "
+        "also reads the rows of the hub and of data.function, loads the tokenizer and the configuration of every "
+        "model, and looks for the packages that a run needs.",
         epilog="example: ray-rl validate configs/grpo_addition_smollm2-135m_cpu.yaml train.workers=2",
     )
     add_config(parser)
@@ -59,8 +60,7 @@ def validate(arguments: argparse.Namespace) -> int:
     uncalled = [] if config.is_offline else uncalled_functions(config.online)
     if uncalled:
         print(f"  note: {' and '.join(uncalled)} not called, as torch is not installed here")
-    if not arguments.full:
-        print("  not checked: tokenizer, models and installed packages; add --full")
+    _print_unchecked(config, is_full=arguments.full)
     return 0
 
 
@@ -75,3 +75,20 @@ def _arithmetic(config: RunConfig) -> str:
         f"{config.run.length} of {algorithm.prompts_per_step} prompts x {algorithm.group_size} completions, "
         f"{updates} optimizer step{'s' if updates > 1 else ''}"
     )
+
+
+def _print_unchecked(config: RunConfig, *, is_full: bool) -> None:
+    """Prints what was not checked, and what checks it."""
+    from ray_rl.app.data_checks import are_far
+    from ray_rl.config.data import CustomSource
+    from ray_rl.config.rewards import CustomReward
+
+    if not is_full:
+        rows = "rows of data.function, " if isinstance(config.data, CustomSource) else "rows of the hub, "
+        print(
+            f"  not checked: {rows if are_far(config.data) else ''}tokenizer, models and installed packages; add --full"
+        )
+    functions = [f"rewards[{i}].function" for i, each in enumerate(config.rewards) if isinstance(each, CustomReward)]
+    if functions:
+        pronoun = "it" if len(functions) == 1 else "them"
+        print(f"  not called: {', '.join(functions)}; the first step of `train` calls {pronoun}")

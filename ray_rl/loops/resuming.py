@@ -19,6 +19,7 @@ from ray_rl.config.rules.resume import changes
 from ray_rl.errors import CheckpointError, Preempted, UserError
 from ray_rl.loops.evaluation import exported_after, is_over
 from ray_rl.metrics.aside import new_aside
+from ray_rl.metrics.folder_lock import mark_failed
 from ray_rl.metrics.newest_checkpoint import read_newest, write_newest
 from ray_rl.metrics.run_folder import RunFolder, check_kinds
 
@@ -235,6 +236,8 @@ def _remove_if_in_vain(folder: RunFolder, note: Callable[[str], None]) -> Callab
     def remove(kind: object, error: BaseException | None, traceback: object) -> None:
         if error is None:
             return
+        if not isinstance(error, Preempted | KeyboardInterrupt):
+            mark_failed(folder.root)
         is_explained = isinstance(error, UserError | Preempted | KeyboardInterrupt) and not had_logs
         if folder.remove_unless_of_value(are_logs_of_value=not is_explained):
             note(f"{folder.root}: removed, since the run ended before its first step")

@@ -41,6 +41,8 @@ class Stop:
         self._task: asyncio.Task[Any] | None = None
         self._note: Callable[[str], None] | None = None
         self._grace_runs = False
+        self._awaits = False
+        """Whether a call is in flight that a request cancels."""
         self.signal: signal.Signals | None = None
         """The first signal that arrived."""
         self.is_immediate = False
@@ -93,6 +95,7 @@ class Stop:
         if self._asked.is_set():
             call.close()
             raise StopAsked
+        self._awaits = True
         working = asyncio.ensure_future(call)
         asked = asyncio.ensure_future(self._asked.wait())  # bound: cancelled when the wait below ends
         try:
@@ -102,6 +105,7 @@ class Stop:
                 raise StopAsked
             return working.result()
         finally:
+            self._awaits = False
             asked.cancel()
             working.cancel()
             await asyncio.wait({asked, working}, timeout=CANCEL_S)
@@ -125,8 +129,9 @@ class Stop:
         if self._note is None:
             self._task.cancel()
             return
+        what = "cancelling the step, which still waits for rollouts," if self._awaits else "finishing the step"
         self._note(
-            f"{number.name}: finishing the step and saving, within run.grace_s={self._grace_s:g}"
+            f"{number.name}: {what} and saving, within run.grace_s={self._grace_s:g}"
             + ("; Ctrl-C again ends now" if number == signal.SIGINT else "")
         )
         reserve_s = min(TEARDOWN_S, self._grace_s / 2)

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,21 @@ def holder_of(folder: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     return None
+
+
+def mark_failed(folder: Path) -> None:
+    """Notes in the lock file of a folder that this process holds that its run failed. The next holder overwrites it."""
+    with suppress(OSError):  # the disk may be full, which may be why it failed
+        (folder / LOCK).write_text(json.dumps(_myself() | {"failed": True}), encoding="utf-8")
+
+
+def is_marked_failed(folder: Path) -> bool:
+    """Returns whether the run of the last process that held a folder failed."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            return _holder(file.fileno()).get("failed") is True
+    except OSError:
+        return False
 
 
 def pid_space() -> str | None:

@@ -79,8 +79,8 @@ def test_told_to_stop_it_saves_ends_all_its_processes_and_asks_to_be_run_again(w
     stopped = interrupted[0]
     assert stopped.code == 75, stopped.stdout + stopped.stderr
     assert stopped.left_behind == []
-    assert f"{STOPS[whole[0]].name}: finishing the step and saving, within run.grace_s=120" in stopped.stdout
     name = STOPS[whole[0]].name
+    assert re.search(rf"^{name}: .* the step\b.* and saving, within run\.grace_s=120", stopped.stdout, re.MULTILINE)
     folder = stopped.folder.relative_to(stopped.place)
     ending = rf"ray-rl: stopped by {name} after step \d of 6, saved; resume with: ray-rl resume {folder}\n"
     assert re.fullmatch(ending, stopped.stderr), stopped.stderr

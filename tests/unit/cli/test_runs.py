@@ -11,6 +11,7 @@ import pytest
 from ray_rl.cli.main import main
 from ray_rl.cli.run_state import owner_of, run_state
 from ray_rl.config.loading.load import dump_config, load_config
+from ray_rl.metrics.folder_lock import mark_failed
 
 CONFIG = """\
 run: {name: test, dir: somewhere, steps: 4, grace_s: 5}
@@ -92,6 +93,9 @@ def test_the_list_has_state_steps_reward_and_what_comes_next(make, owned, tmp_pa
     new, saved = make("new", steps=0), make("saved", saved=[1, 2])
     done, live = make("done", steps=4, saved=[4], exported=4), make("deep/live", steps=3)
     extended = make("extended", steps=4, saved=[4], exported=2)
+    failed = make("failed", steps=0)
+    (failed / "lock").write_text("")
+    mark_failed(failed)
     (tmp_path / "runs" / "no-run").mkdir()
     owned(live)
     assert main(["runs", str(tmp_path / "runs")]) == 0
@@ -101,6 +105,7 @@ def test_the_list_has_state_steps_reward_and_what_comes_next(make, owned, tmp_pa
     assert {folder: row[1:4] for folder, row in rows.items()} == {
         str(new): ["stopped", "0/4", "-"],
         str(saved): ["stopped", "2/4", "0.250"],
+        str(failed): ["failed", "0/4", "-"],
         str(done): ["done", "4/4", "0.500"],
         str(live): ["running", "3/4", "0.375"],
         str(extended): ["stopped", "4/4", "0.500"],
@@ -108,6 +113,7 @@ def test_the_list_has_state_steps_reward_and_what_comes_next(make, owned, tmp_pa
     assert {folder: " ".join(row[row.index("ray-rl") :]) for folder, row in rows.items()} == {
         str(new): f"ray-rl train {new}/config.yaml --resume auto",
         str(saved): f"ray-rl resume {saved}",
+        str(failed): f"ray-rl train {failed}/config.yaml --resume auto",
         str(done): f"ray-rl export {done} --to DIR",
         str(live): f"ray-rl stop {live}",
         str(extended): f"ray-rl resume {extended}",
@@ -225,9 +231,13 @@ def test_a_lock_that_does_not_say_whose_it_is_signals_nobody(make, owned, capsys
 
 def test_logs_of_a_folder_are_those_of_its_driver(make, capsys):
     run = make("first")
-    assert main(["logs", str(run)]) == 2
-    assert "driver.log: no such file" in capsys.readouterr().err
+    assert main(["logs", str(run)]) == 0
+    nothing = f"{run}: no driver.log, because nothing unusual has happened; "
+    assert capsys.readouterr().out == f"{nothing}no worker wrote any\n"
     (run / "logs").mkdir()
+    (run / "logs" / "actor-0.log").write_text("loaded")
+    assert main(["logs", str(run), "--follow"]) == 0
+    assert capsys.readouterr().out == f"{nothing}the output of its workers is in {run}/logs/\n"
     (run / "logs" / "driver.log").write_bytes(b"engine 0 was lost\n\xff\n")
     assert main(["logs", str(run), "--follow"]) == 0
     assert capsys.readouterr().out == "engine 0 was lost\n\\xff\n"

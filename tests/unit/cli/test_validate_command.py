@@ -164,6 +164,23 @@ def test_a_right_configuration_passes_the_full_checks(place, capsys):
     assert not (place / "runs").exists()
 
 
+def test_the_last_lines_say_what_was_not_checked_and_what_checks_it(place, capsys):
+    (place / "validate_data.py").write_text("def rows():\n    raise RuntimeError\n")
+    reward = "rewards=[{kind: number}, {kind: custom, function: 'validate_rewards:brevity'}]"
+    assert main(["validate", "run.yaml", "data={kind: custom, function: 'validate_data:rows'}", reward]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "  not checked: rows of data.function, tokenizer, models and installed packages; add --full",
+        "  not called: rewards[1].function; the first step of `train` calls it",
+    ]
+    assert main(["validate", "run.yaml", "data={kind: hub, name: openai/gsm8k}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1:] == [
+        "  not checked: rows of the hub, tokenizer, models and installed packages; add --full"
+    ]
+    assert main(["validate", "run.yaml"]) == 0
+    last = "  not checked: tokenizer, models and installed packages; add --full"
+    assert capsys.readouterr().out.splitlines()[-1:] == [last]
+
+
 def test_a_run_that_may_be_continued_is_valid_with_resume(place):
     run_folder(place)
     assert main(["validate", "run.yaml", "--resume", "auto"]) == 0

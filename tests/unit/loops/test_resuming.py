@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from ray_rl.checkpoint.store import CheckpointStore, write_json
+from ray_rl.cli.run_state import run_state
 from ray_rl.config import RunConfig
 from ray_rl.config.loading.load import load_config
-from ray_rl.errors import CheckpointError, ClusterError, ConfigError, FolderHeld, UserError
+from ray_rl.errors import CheckpointError, ClusterError, ConfigError, FolderHeld, Preempted, UserError
 from ray_rl.loops.resuming import Opened, is_finished, newest_checkpoint, opened
 from ray_rl.metrics import run_folder
 from ray_rl.metrics.newest_checkpoint import Newest, read_newest, write_newest
@@ -122,7 +123,11 @@ def test_a_start_that_fails_keeps_the_logs_that_say_why(there):
     (folder.logs / "rollout-0.log").write_text("out of memory")
     there.fail(ClusterError("rollout-0 died"))
     assert there.said[-1].startswith(f"{there.root}: kept for its logs; `ray-rl train` with `--resume auto` starts")
+    assert run_state(there.root).state == "failed"
+    there.fail(Preempted("stopped"))
+    assert run_state(there.root).state == "stopped"
     there.fail(UserError("another reason"))
+    assert run_state(there.root).state == "failed"
     assert (folder.logs / "rollout-0.log").read_text() == "out of memory"
     assert there.open().since is None
 

@@ -28,7 +28,21 @@ async def test_a_signal_gives_up_what_is_waited_for_and_says_what_follows(number
     assert stop.signal == number
     assert not stop.is_immediate
     again = "; Ctrl-C again ends now" if number == signal.SIGINT else ""
-    assert said == [f"{number.name}: finishing the step and saving, within run.grace_s=60{again}"]
+    assert said == [
+        f"{number.name}: cancelling the step, which still waits for rollouts, and saving, within run.grace_s=60{again}"
+    ]
+
+
+async def test_a_signal_after_the_rollouts_says_that_the_step_is_finished():
+    stop, said = Stop(grace_s=60), []
+    stop.listen()
+    stop.finish_steps(said.append)
+    assert await stop.unless_asked(asyncio.sleep(0, "rollouts")) == "rollouts"
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(10):
+        while stop.signal is None:
+            await asyncio.sleep(0.01)
+    assert said == ["SIGTERM: finishing the step and saving, within run.grace_s=60"]
 
 
 async def test_the_second_ctrl_c_cancels_whatever_is_under_way():
