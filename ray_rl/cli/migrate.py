@@ -7,6 +7,7 @@ import difflib
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,6 @@ def _replace(file: Path, text: str) -> None:
             os.fsync(partial.fileno())
         shutil.copymode(file, name)
         os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
+    finally:
+        with suppress(FileNotFoundError):  # it is there only if it did not become the file
+            os.unlink(name)
