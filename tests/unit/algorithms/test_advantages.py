@@ -2,7 +2,7 @@ import math
 import re
 from functools import partial
 from types import SimpleNamespace
-from typing import Literal
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from ray_rl.algorithms.advantages import (
     leave_one_out,
 )
 from ray_rl.algorithms.credit import OverGroup, completion_advantages
-from ray_rl.config.base import Config
+from ray_rl.config import advantages as advantage_settings
 from ray_rl.errors import ConfigError
 from tests.golden import reference, tensors
 from tests.test_architecture import ROOT
@@ -188,9 +188,12 @@ class TestTheBoundary:
 def test_the_example_of_contributing_leaves_out_what_was_not_scored():
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     block = page.split("**An estimator**")[1].split("```python\n")[1].split("```")[0]
-    _, function, config, case = re.split(r"^# ray_rl/.*\n", block, flags=re.MULTILINE)
-    names = {"torch": torch, "Tensor": torch.Tensor, "Config": Config, "Literal": Literal, "credit": credit}
-    exec(function + config, names)
+    _, function, config, case, test = re.split(r"^# (?:ray_rl|tests)/.*\n", block, flags=re.MULTILINE)
+    names = dict(vars(advantage_settings)) | {"torch": torch, "Tensor": torch.Tensor, "credit": credit}
+    before = get_args(get_args(names["AdvantageConfig"])[0])
+    exec(function + config + test, names)
+    names["test_the_median_is_that_of_the_scored_completions_of_the_group"]()
+    assert get_args(get_args(names["AdvantageConfig"])[0]) == (*before, names["MedianAdvantage"])
     names["advantages"] = SimpleNamespace(MedianAdvantage=names["MedianAdvantage"])
     exec(f"def _estimator(advantage):\n    match advantage:\n{case}", names)
     estimator = names["_estimator"](names["MedianAdvantage"]())
