@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "ray_rl"
 
 LAYERS = (
-    ("types", "errors", "exit_codes", "sizes", "concurrency", "catalog"),
+    ("types", "errors", "exit_codes", "program", "sizes", "concurrency", "catalog"),
     ("config", "isolation", "algorithms"),
     ("planner", "metrics"),
     ("models", "data"),
@@ -47,6 +47,7 @@ LIGHT = (
     "types",
     "errors",
     "exit_codes",
+    "program",
     "sizes",
     "catalog",
     "config",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_rl.errors import UserError
+from ray_rl.program import program
 
 if TYPE_CHECKING:
     from ray_rl.config.run import RunConfig
@@ -98,7 +99,7 @@ def check_installed() -> None:
     if missing:
         raise UserError(
             f"training needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
-            "pip install -r docker/requirements-cpu.txt (or -gpu.txt), then see `ray-rl doctor`"
+            f"pip install -r docker/requirements-cpu.txt (or -gpu.txt), then see `{program()} doctor`"
         )
 
 

@@ -7,6 +7,8 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
+from ray_rl.program import program
+
 if TYPE_CHECKING:
     from ray_rl.config.run import RunConfig
 
@@ -41,7 +43,7 @@ def remember(arguments: argparse.Namespace, config: RunConfig) -> None:
 def _auto(word: str) -> str:
     if word != "auto":
         folder = shlex.quote(word)
-        raise argparse.ArgumentTypeError(f"{word} is not auto; to continue a run folder: ray-rl resume {folder}")
+        raise argparse.ArgumentTypeError(f"{word} is not auto; to continue a run folder: {program()} resume {folder}")
     return word
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ray_rl.cli.arguments import add_overrides
 from ray_rl.errors import ConfigError, UserError
 from ray_rl.exit_codes import DONE, FAILED
+from ray_rl.program import program
 from ray_rl.sizes import MIB
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _config(path: str, overrides: Sequence[str]) -> RunConfig:
     if config.cluster.address is None:
         raise ConfigError(
             "cluster.address=null: there is no cluster to check; set cluster.address=auto on one of its nodes, or "
-            "host:port of its head. For this machine alone: ray-rl doctor"
+            f"host:port of its head. For this machine alone: {program()} doctor"
         )
     return config
 

@@ -25,6 +25,7 @@ from types import TracebackType
 from ray_rl.config.loading.redact import hide, secrets_of
 from ray_rl.errors import FolderHeld, Preempted, RayRLError, UserError
 from ray_rl.exit_codes import BAD_INPUT, CHECKPOINTED, FAILED, INTERRUPTED
+from ray_rl.program import program
 from ray_rl.sizes import MIB
 
 LONGEST = 20_000
@@ -118,7 +119,8 @@ def _where(error: BaseException) -> str:
 def _remedy(error: BaseException) -> str:
     match error:
         case OSError() if error.errno in _FULL:
-            return f"; make room{_room(error)}, then start again: a run with a checkpoint is resumed by `ray-rl resume`"
+            resumed = f"a run with a checkpoint is resumed by `{program()} resume`"
+            return f"; make room{_room(error)}, then start again: {resumed}"
         case PermissionError():
             return "; check that you may read and write there"
         case FileNotFoundError() | NotADirectoryError() | IsADirectoryError():

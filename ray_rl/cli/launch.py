@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from ray_rl.cli.arguments import add_config
 from ray_rl.errors import ConfigError, Preempted, UserError
+from ray_rl.program import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -224,8 +225,9 @@ def _submit_attempt(jobs: Jobs, job: Job) -> str:
     last, running = jobs.attempts(job.name)
     if running is not None:
         raise UserError(
-            f"run.name={job.name}: {running} has not ended; follow it with `ray-rl logs ray-job {running} --follow`, "
-            f"stop it with `ray-rl stop ray-job {running}`, or set run.name to another name"
+            f"run.name={job.name}: {running} has not ended; follow it with "
+            f"`{program()} logs ray-job {running} --follow`, stop it with `{program()} stop ray-job {running}`, or set "
+            "run.name to another name"
         )
     return jobs.submit(submission_of(job, attempt=last + 1))
 
@@ -268,4 +270,5 @@ def show(text: str) -> None:
 def _say_how_to_follow(backend: str, name: str, *options: str) -> None:
     words = shlex.join([backend, name, *options])
     print(f"ray-rl: submitted {name}", file=sys.stderr)
-    print(f"  ray-rl logs {words} --follow\n  ray-rl status {words}\n  ray-rl stop {words}", file=sys.stderr)
+    for command in (f"logs {words} --follow", f"status {words}", f"stop {words}"):
+        print(f"  {program()} {command}", file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ray_rl import __version__
@@ -98,4 +99,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # The Python API starts this module; the commands that we print begin with the script.
+    sys.argv[0] = str(Path(sys.executable).with_name("ray-rl"))
     raise SystemExit(main())

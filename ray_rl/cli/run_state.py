@@ -17,6 +17,7 @@ from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.config.run import RunSection
 from ray_rl.errors import ConfigError, UserError
 from ray_rl.metrics.folder_lock import holder_of, is_marked_failed, pid_space
+from ray_rl.program import program
 
 State = Literal["running", "done", "failed", "stopped", "unreadable"]
 """A stopped run was asked to end, or killed."""
@@ -63,15 +64,15 @@ class RunState:
         folder = shlex.quote(str(self.folder))
         match self.state:
             case "running":
-                return f"ray-rl stop {folder}"
+                return f"{program()} stop {folder}"
             case "done" if self.is_exported:
-                return f"ray-rl export {folder} --to DIR"
+                return f"{program()} export {folder} --to DIR"
             case "done":
-                return f"ray-rl resume {folder} run.steps=N"
+                return f"{program()} resume {folder} run.steps=N"
             case "failed" | "stopped" if self.checkpoint is not None:
-                return f"ray-rl resume {folder}"
+                return f"{program()} resume {folder}"
             case "failed" | "stopped":
-                return f"ray-rl train {shlex.quote(str(self.folder / 'config.yaml'))} --resume auto"
+                return f"{program()} train {shlex.quote(str(self.folder / 'config.yaml'))} --resume auto"
             case _:
                 return "see its config.yaml"
 

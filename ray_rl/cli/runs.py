@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ray_rl.errors import ClusterError, UserError
+from ray_rl.program import program
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
@@ -126,7 +127,9 @@ def logs(folder: Path, *, follow: bool) -> Iterator[str]:
             time.sleep(POLL_S)
     if file is None:
         others = (
-            f"the output of its workers is in {log.parent}/" if any(log.parent.glob("*")) else "no worker wrote any"
+            f"the output of its workers is in {log.parent}/"
+            if any(log.parent.glob("*"))
+            else "its workers wrote no output"
         )
         yield f"{folder}: no driver.log, because nothing unusual has happened; {others}\n"
 
@@ -152,7 +155,7 @@ def stop(folder: Path, *, dry_run: bool = False) -> int:
     if not is_here(owner):
         raise UserError(
             f"{folder}: its process is {owner.pid} on {owner.host}, which is not this machine or container; run "
-            f"`ray-rl stop {shlex.quote(str(folder))}` there"
+            f"`{program()} stop {shlex.quote(str(folder))}` there"
         )
     if dry_run:
         print(

@@ -12,6 +12,7 @@ from ray_rl.errors import RayRLError, WorkerLost
 from ray_rl.loops.checkpoints import Checkpoints
 from ray_rl.loops.roles import Exported
 from ray_rl.metrics.run import Run
+from ray_rl.program import program
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,6 @@ class Export:
         folder = shlex.quote(str(self.to.parent))
         return type(error)(
             f"{error}\nThe model could not be exported, but nothing is lost: step {run.step} is saved. After removing "
-            f"the cause, `ray-rl export {folder}` exports the model from the checkpoint, without a GPU; `ray-rl resume "
-            f"{folder}` completes the run"
+            f"the cause, `{program()} export {folder}` exports the model from the checkpoint, without a GPU; "
+            f"`{program()} resume {folder}` completes the run"
         )

@@ -22,6 +22,7 @@ from ray_rl.metrics.aside import new_aside
 from ray_rl.metrics.folder_lock import mark_failed
 from ray_rl.metrics.newest_checkpoint import read_newest, write_newest
 from ray_rl.metrics.run_folder import RunFolder, check_kinds
+from ray_rl.program import program
 
 Resume = Literal["auto", "required"]
 """auto: continue if there is a checkpoint, else start. required: continue from a checkpoint."""
@@ -170,8 +171,8 @@ def _check_start(folder: RunFolder, *, is_required: bool) -> None:
     """
     if is_required:
         raise UserError(
-            f"{folder.checkpoints}: no complete checkpoint to resume from; `ray-rl train {folder.last_config} --resume "
-            "auto` starts the run from step 0"
+            f"{folder.checkpoints}: no complete checkpoint to resume from; `{program()} train {folder.last_config} "
+            "--resume auto` starts the run from step 0"
         )
     if folder.export.is_dir():
         raise UserError(
@@ -242,6 +243,8 @@ def _remove_if_in_vain(folder: RunFolder, note: Callable[[str], None]) -> Callab
         if folder.remove_unless_of_value(are_logs_of_value=not is_explained):
             note(f"{folder.root}: removed, since the run ended before its first step")
         elif not folder.has_records and not folder.beyond_a_start:
-            note(f"{folder.root}: kept for its logs; `ray-rl train` with `--resume auto` starts the run in it again")
+            note(
+                f"{folder.root}: kept for its logs; `{program()} train` with `--resume auto` starts the run in it again"
+            )
 
     return remove

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from ray_rl.errors import Preempted, UserError
 from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.program import program
 
 
 def resume_command(root: Path) -> str:
     """Returns the command that continues the run of a folder."""
-    return f"ray-rl resume {_word(root)}"
+    return f"{program()} resume {_word(root)}"
 
 
 def shown(path: Path) -> str:
@@ -65,9 +66,9 @@ def _of_a_model(folder: RunFolder, saved: int | None, uses: Mapping[str, str]) -
         return [
             ("model", shown(folder.export)),
             *((label, text.format(_word(folder.export))) for label, text in uses.items()),
-            ("copy it", f"ray-rl export {root} --to my-model"),
+            ("copy it", f"{program()} export {root} --to my-model"),
         ]
-    return [] if saved is None else [("model", f"ray-rl export {root} --to my-model")]
+    return [] if saved is None else [("model", f"{program()} export {root} --to my-model")]
 
 
 def _more_steps(folder: RunFolder, saved: int | None, change: str) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from ray_rl.cluster.scratch import leftovers
 from ray_rl.preflight import node_probe
 from ray_rl.preflight.finding import Finding, disk_room, no_shared_memory, shared_memory_room
 from ray_rl.preflight.node_probe import room, version_of
+from ray_rl.program import program
 from ray_rl.sizes import GIB, MIB
 
 
@@ -132,7 +133,7 @@ def left_behind(sizes_bytes: Sequence[int]) -> Finding:
         return Finding("left behind", "ok", "no files of killed runs")
     detail = f"{sum(sizes_bytes) / MIB:.1f} MiB in {len(sizes_bytes)} files and folders of killed runs"
     return Finding(
-        "left behind", "warn", detail, "run ray-rl doctor --clean; the next start of a run removes them, too"
+        "left behind", "warn", detail, f"run {program()} doctor --clean; the next start of a run removes them, too"
     )
 
 

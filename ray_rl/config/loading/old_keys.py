@@ -15,6 +15,7 @@ from ray_rl.config.loading.explain import as_one_message, show
 from ray_rl.config.loading.yaml_text import YamlText
 from ray_rl.config.loading.yaml_tree import Located
 from ray_rl.errors import ConfigError
+from ray_rl.program import program
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def refuse_old_keys(tree: Located, file: Path | None = None) -> None:
     Raises:
         ConfigError: there is an old key; the message has the new one and the command that rewrites the file.
     """
-    command = f", or rewrite the file with `ray-rl migrate {shlex.quote(str(file))}`" if file is not None else ""
+    command = f", or rewrite the file with `{program()} migrate {shlex.quote(str(file))}`" if file is not None else ""
     old = [(change, node) for change in CHANGES if (node := tree.at(change.old_key)) is not None]
     if old:
         raise ConfigError(as_one_message([_refusal(change, node, command) for change, node in old]))
@@ -80,7 +81,8 @@ def doubt(text: str, name: str) -> str | None:
     values = ", ".join(f"{key}={show(value)}" for key, value in missing.items())
     return (
         f"{kind.where}: algorithm.kind={show(kind.value)} without these keys meant {values} in version 0.1; if the "
-        "file was written for that version, run `ray-rl migrate --from 0.1`, which adds these values"
+        f"file was written for that version, run `{program()} migrate --from 0.1 {shlex.quote(name)}`, which adds "
+        "these values"
     )
 
 

@@ -26,6 +26,7 @@ from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.rules.modes import mode_rules
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
+from ray_rl.program import program
 
 TRANSFORMERS_LABELS = 2
 """Number of labels if config.json does not have it."""
@@ -74,7 +75,7 @@ def check_run_folder_is_free(config: RunConfig) -> None:
     if os.path.lexists(folder):
         raise ConfigError(
             f"run.name={config.run.name}: {folder} exists already, and a run folder is never overwritten; "
-            f"continue it with `ray-rl resume {shlex.quote(str(folder))}`, or set run.name to a new name"
+            f"continue it with `{program()} resume {shlex.quote(str(folder))}`, or set run.name to a new name"
         )
     parent = next(parent for parent in folder.parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

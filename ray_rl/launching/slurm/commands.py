@@ -11,6 +11,7 @@ from pathlib import Path
 from ray_rl.errors import OutsideError, UserError
 from ray_rl.launching.job import Job
 from ray_rl.launching.slurm.script import LOGS
+from ray_rl.program import program
 
 COMMAND_S = 60.0
 """Limit for one of Slurm's commands."""
@@ -124,7 +125,9 @@ def stop(job_id: str) -> str:
         raise UserError(f"job {job_id} has ended already: {state}")
     if state == "RUNNING":
         _call("scancel", "--batch", "--signal=TERM", job_id)
-        return f"job {job_id} was told to save and end, within run.grace_s; `ray-rl status slurm {job_id}` shows it"
+        return (
+            f"job {job_id} was told to save and end, within run.grace_s; `{program()} status slurm {job_id}` shows it"
+        )
     _call("scancel", job_id)
     return f"job {job_id} was {state}: it is cancelled"
 

@@ -233,7 +233,7 @@ def test_logs_of_a_folder_are_those_of_its_driver(make, capsys):
     run = make("first")
     assert main(["logs", str(run)]) == 0
     nothing = f"{run}: no driver.log, because nothing unusual has happened; "
-    assert capsys.readouterr().out == f"{nothing}no worker wrote any\n"
+    assert capsys.readouterr().out == f"{nothing}its workers wrote no output\n"
     (run / "logs").mkdir()
     (run / "logs" / "actor-0.log").write_text("loaded")
     assert main(["logs", str(run), "--follow"]) == 0

@@ -54,7 +54,7 @@ def test_a_file_that_is_only_a_part_gets_no_defaults(text):
 def test_a_file_that_may_mean_something_else_now_is_told_of():
     assert doubt(RUN + "algorithm: {kind: grpo, reduction: token_mean}\n", "run.yaml") == (
         "run.yaml:4: algorithm.kind=grpo without these keys meant algorithm.kl.coefficient=0.0 in version 0.1; if the "
-        "file was written for that version, run `ray-rl migrate --from 0.1`, which adds these values"
+        "file was written for that version, run `ray-rl migrate --from 0.1 run.yaml`, which adds these values"
     )
     assert doubt(RUN + OLD_GRPO, "run.yaml") is None
     assert doubt(RUN + "algorithm: {preset: grpo}\n", "run.yaml") is None
