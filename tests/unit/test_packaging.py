@@ -1,9 +1,11 @@
 """pyproject.toml, the locked requirements and the Makefile agree, and the base install is light."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import import_module
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
@@ -154,3 +156,19 @@ def test_the_package_ships_its_annotations():
     assert (ROOT / "ray_rl" / "py.typed").is_file()
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert "py.typed" in data["ray_rl"]
+
+
+def test_a_clone_named_ray_rl_does_not_hide_the_package_in_its_parent_folder(tmp_path):
+    clone, site = tmp_path / "ray_rl", tmp_path / "site"
+    (clone / "ray_rl").mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "ray_rl/__init__.py"):
+        shutil.copy(ROOT / name, clone / name)
+    build = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(site)], cwd=clone, capture_output=True, check=True, timeout=60)
+    (wheel,) = site.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    find = "import site, sys; site.addsitedir(sys.argv[1]); from ray_rl import __version__, __file__; print(__file__)"
+    # -S leaves out the installation of this clone.
+    command = [sys.executable, "-S", "-c", find, str(site)]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout == f"{clone / 'ray_rl' / '__init__.py'}\n"
