@@ -5,7 +5,7 @@
     trained = train(config)
     print(trained.metrics()[-1]["reward/mean"])
 
-Loads without torch and Ray.
+Loads without torch and Ray. docs/python_api.md describes it for users.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """The public interface: what it loads, plans and says. A real run through it is tests/system/e2e/test_examples.py."""
 
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,11 +11,14 @@ import sys
 import pytest
 
 import ray_rl
-from ray_rl import api
+from ray_rl import api, errors
 from ray_rl.errors import ConfigError, Preempted, RayRLError, UserError
 from tests.test_architecture import ROOT
 
 CONFIG = ROOT / "configs" / "grpo_addition_smollm2-135m_cpu.yaml"
+
+
+PAGE = (ROOT / "docs" / "python_api.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -167,3 +172,38 @@ def test_what_is_no_configuration_is_neither_planned_nor_trained(function, given
     with pytest.raises(ConfigError) as caught:
         getattr(ray_rl, function)(given)
     assert str(caught.value) == f"{function} {message.format(function)}"
+
+
+DRIVER = """
+import json, pathlib, sys
+from ray_rl.config.loading.load import load_config
+run = load_config(sys.argv[2]).run
+folder = pathlib.Path(run.dir) / run.name
+folder.mkdir(parents=True)
+lines = [json.dumps({"step": step, "reward/mean": step / 4}) for step in range(1, run.steps + 1)]
+(folder / "metrics.jsonl").write_text("\\n".join(lines))
+"""
+
+
+def test_the_program_of_the_page_prints_the_plan_and_what_was_trained(tmp_path, monkeypatch, capsys):
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    asked = driver(monkeypatch, DRIVER)
+    exec(program, {})
+    assert len(asked) == 1
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("fits")
+    assert last == "0.25 -> 0.75, the model is in runs/first/export"
+
+
+def test_the_page_lists_the_interface():
+    functions = dict(re.findall(r"^\| `(\w+)(\(.*?\))`", PAGE, re.MULTILINE))
+    listed = {*functions, *re.findall(r"\| (?:a|when .* a) `(\w+)`:", PAGE)}
+    assert listed == set(ray_rl.__all__) - {"__version__"}
+    for name, arguments in functions.items():
+        parameters = inspect.signature(getattr(ray_rl, name)).parameters.values()
+        for written in arguments.strip("()").split(", "):
+            assert written in [str(each.replace(annotation=inspect.Parameter.empty)) for each in parameters]
+    for name in re.findall(r"`(\w+Error|Preempted)`", PAGE):
+        assert issubclass(getattr(errors, name), RayRLError)
