@@ -203,7 +203,7 @@ def test_the_page_lists_the_interface():
     assert listed == set(ray_rl.__all__) - {"__version__"}
     for name, arguments in functions.items():
         parameters = inspect.signature(getattr(ray_rl, name)).parameters.values()
-        for written in arguments.strip("()").split(", "):
+        for written in arguments[1:-1].split(", "):
             assert written in [str(each.replace(annotation=inspect.Parameter.empty)) for each in parameters]
     for name in re.findall(r"`(\w+Error|Preempted)`", PAGE):
         assert issubclass(getattr(errors, name), RayRLError)
