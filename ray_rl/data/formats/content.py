@@ -12,7 +12,7 @@ from ray_rl.errors import DataError
 from ray_rl.types import Message
 
 DIFFERENT = "the two dialogues differ before their last answers"
-TOOLS = "tools or calls of tools, which these records cannot hold"
+TOOLS = "tools or calls of tools, which are not supported"
 
 _CALLS = ("tool_calls", "function_call")
 _TOOL_ROLES = ("tool", "function", "function_call", "observation")

@@ -124,7 +124,7 @@ def test_openais_pairs_have_their_prompt_in_the_input():
     }
     assert convert("openai_preference", row) == [AS_MESSAGES]
     with_tools = row | {"input": {"messages": [QUESTION], "tools": [{"type": "function"}]}}
-    assert reasons("openai_preference", with_tools) == ["tools or calls of tools, which these records cannot hold"]
+    assert reasons("openai_preference", with_tools) == ["tools or calls of tools, which are not supported"]
     with pytest.raises(DataError, match=r"t.jsonl:1: input is \[.*\]; write an object"):
         convert("openai_preference", row | {"input": [QUESTION]})
 

@@ -85,7 +85,7 @@ COUNTED: dict[str, tuple[bytes, Wanted, str]] = {
     "a call of a tool": (
         lines(CHAT, {"messages": [QUESTION, turn("assistant", None, tool_calls=[{"id": "c1"}])]}),
         "demonstration",
-        "tools or calls of tools, which these records cannot hold",
+        "tools or calls of tools, which are not supported",
     ),
 }
 """The text of a file whose first record is right, what is wanted, and why the other one is dropped."""

@@ -97,7 +97,7 @@ def test_tools_are_dropped_with_their_reason():
             {"messages": [QUESTION, ANSWER], "tools": [{"function": {"name": "weather"}}]},
         )
         + reasons("sharegpt", {"conversations": [{"from": "human", "value": "Weather?"}, told]})
-    ) == {"tools or calls of tools, which these records cannot hold"}
+    ) == {"tools or calls of tools, which are not supported"}
     # Tables fill missing keys with None, and OpenAI's own files have empty lists.
     rows = {"messages": [QUESTION, ANSWER | {"tool_calls": None}], "tools": []}
     assert convert("messages", rows) == [Demonstration((user("1+1?"),), (assistant("2"),))]

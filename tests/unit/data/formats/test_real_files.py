@@ -31,7 +31,7 @@ FILES = {
     "kto_text": ("kto", 5, {}),
     "math_shepherd": ("math_shepherd", 5, {}),
     "nectar": ("nectar", 5, {}),
-    "openai_messages": ("messages", 4, {"tools or calls of tools, which these records cannot hold": 1}),
+    "openai_messages": ("messages", 4, {"tools or calls of tools, which are not supported": 1}),
     "openai_preference": ("openai_preference", 5, {}),
     "openassistant": ("openassistant", 1, {}),
     "prm800k": ("prm800k", 8, {"a problem that the labeler found bad": 1}),
