@@ -42,7 +42,10 @@ class Examples:
     lines: Sequence[str]
     """Lines for the user: what the data is taken for, one example, and what was left out."""
     digests: Mapping[str, str]
-    """Digests of the files or data sets by their name, and one of the tokenised examples."""
+    """Digests of the files or data sets by their name, and one of which of their examples are trained on.
+
+    Tokens are not part of them: some templates write today's date, and a run may be resumed tomorrow.
+    """
 
 
 def load_examples(
@@ -87,7 +90,6 @@ def load_examples(
         note=note,
     )
     form = loading.load(wanted)
-    used = [*loading.train, *loading.held_out]
     first = (loading.train or loading.held_out)[:1]
     lines = [
         *notes(Layout(), records.digests),
@@ -96,9 +98,8 @@ def load_examples(
         *summary(loading.train, loading.held_out, loading.hygiene, wanted=wanted, rows=len(records)),
         *loading.wrong_rows(),
     ]
-    return Examples(
-        data.kind, loading.train, loading.held_out, lines, {**records.digests, "the tokenised examples": _digest(used)}
-    )
+    digests = {**records.digests, "the list of examples": _digest(loading.train)}
+    return Examples(data.kind, loading.train, loading.held_out, lines, digests)
 
 
 @dataclass(slots=True)
@@ -250,7 +251,5 @@ def _renamed(record: SourceRecord, data: DataConfig) -> SourceRecord:
 
 
 def _digest(examples: Iterable[Example]) -> str:
-    hashed = hashlib.blake2b(digest_size=16)
-    for example in examples:
-        hashed.update(f"{example.id} {example.digest} ".encode())
+    hashed = hashlib.blake2b("\n".join(example.id for example in examples).encode(), digest_size=16)
     return f"blake2b:{hashed.hexdigest()}"

@@ -34,9 +34,8 @@ def summary(
     train: Sequence[Example], held_out: Sequence[Example], hygiene: Hygiene, *, wanted: Wanted, rows: int
 ) -> Iterator[str]:
     """Yields lines with the numbers of examples, and of those that were left out or cut, by reason."""
-    of_rows = f"{rows:,} row{'' if rows == 1 else 's'}"
     held = f", {len(held_out):,} held out" if held_out else ""
-    yield f"{of_rows}: {len(train):,} {NAMES[wanted]} to train on{held}; {_lengths([*train, *held_out])}"
+    yield f"rows: {rows:,}; {NAMES[wanted]} to train on: {len(train):,}{held}; {_lengths([*train, *held_out])}"
     if hygiene.left_out:
         yield f"{hygiene.left_out.total():,} left out: {reasons(hygiene)}"
     if hygiene.longest > hygiene.max_tokens:

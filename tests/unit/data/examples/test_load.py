@@ -34,7 +34,7 @@ def test_a_file_becomes_examples_and_the_user_sees_how_it_is_read(small, jsonl):
     assert (
         "  chosen: 3 tokens, 3 trained on: '42<|im_end|>'\n  rejected: 3 tokens, 3 trained on: '41<|im_end|>'" in text
     )
-    assert "4 rows: 3 pairs to train on; " in text
+    assert "rows: 4; pairs to train on: 3; " in text
     assert "1 left out: chosen and rejected are the same (1)" in text
     assert "1 are the same as an earlier one; data.deduplicate: true leaves them out" in text
 
@@ -110,7 +110,7 @@ def test_a_prompt_is_never_on_both_sides_and_the_sides_do_not_depend_on_the_orde
     assert not sides[0] & sides[1]
     again = pairs(small, Jsonl(path=jsonl(*random.Random(1).sample(rows, len(rows))), held_out=0.25))
     assert {example.digest for example in again.held_out} == {example.digest for example in found.held_out}
-    assert any(f"{len(found.train)} pairs to train on, {len(found.held_out)} held out" in line for line in found.lines)
+    assert any(f"pairs to train on: {len(found.train)}, {len(found.held_out)} held out" in line for line in found.lines)
 
 
 def test_a_share_that_leaves_one_side_empty_is_refused(small, jsonl):
@@ -118,15 +118,16 @@ def test_a_share_that_leaves_one_side_empty_is_refused(small, jsonl):
         pairs(small, Jsonl(path=jsonl(PAIR), held_out=0.01))
 
 
-def test_the_digest_of_the_examples_tells_another_template_and_other_limits(small, bytes_tokenizer, jsonl):
-    path = jsonl(PAIR, PAIR | {"prompt": "2+2?"})
-    name = "the tokenised examples"
+def test_the_digests_tell_other_examples_but_not_another_date_in_the_template(small, bytes_tokenizer, jsonl):
+    path = jsonl(PAIR, PAIR | {"prompt": "a longer question?"})
+    name = "the list of examples"
     usual = pairs(small, Jsonl(path=path)).digests
     assert set(usual) == {"train.jsonl", name}
-    assert pairs(small, Jsonl(path=path)).digests == usual
-    assert pairs(bytes_tokenizer(LLAMA3), Jsonl(path=path)).digests[name] != usual[name]
-    cut = Jsonl(path=path, max_tokens=60, too_long="cut_prompt_left")
-    assert pairs(small, cut).digests[name] != usual[name]
+    assert pairs(bytes_tokenizer(LLAMA3), Jsonl(path=path)).digests == usual
+    fewer = pairs(small, Jsonl(path=path, max_tokens=110))
+    assert [example.id for example in fewer.train] == ["train.jsonl:1"]
+    assert fewer.digests[name] != usual[name]
+    assert fewer.digests["train.jsonl"] == usual["train.jsonl"]
 
 
 def test_long_work_tells_its_progress(small, jsonl, monkeypatch):

@@ -59,7 +59,7 @@ def test_a_restored_order_continues_exactly_where_it_was(size, shuffle, before, 
     [
         (examples(8), "size was 7, is 8"),
         (examples(7, **{"train.jsonl": "blake2b:2"}), "the content of train.jsonl has changed"),
-        (examples(7, **{"the tokenised examples": "x"}), "the tokenised examples is new"),
+        (examples(7, **{"the list of examples": "x"}), "the list of examples is new"),
     ],
 )
 def test_the_position_in_other_examples_is_refused(other, message):
