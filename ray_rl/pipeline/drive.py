@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from ray_rl.app.before_start import check_before_start
@@ -46,9 +47,14 @@ def check_stages(stages: Sequence[Stage], *, full_from: int = 0, progress: Say) 
     makers = makers_of(stages)
     for index, stage in enumerate(stages):
         config, stand_ins = with_stand_ins(stage.config, makers)
+        is_full = index >= full_from
         try:
             check_before_start(
-                config, resume="auto", is_full=index >= full_from, stand_ins=stand_ins, progress=progress
+                config,
+                resume="auto",
+                is_full=is_full,
+                stand_ins=stand_ins,
+                progress=partial(_of_stage, stage, progress),
             )
         except UserError as error:
             raise UserError(f"stage {stage.name}: {error}") from None
@@ -90,6 +96,10 @@ def run_pipeline(
         if process.asked == signal.SIGINT:
             raise
         raise Preempted(f"stopped by {asked}; `{again}` continues") from None
+
+
+def _of_stage(stage: Stage, progress: Say, line: str) -> None:
+    progress(f"stage {stage.name}: {line}")
 
 
 def _train(stage: Stage, process: StageProcess, *, again: str, say: Say) -> None:

@@ -90,9 +90,10 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place = Place(tmp_path)
 
-    def check(config, *, is_full, **options):
+    def check(config, *, is_full, progress, **options):
         place.checked.append((config.run.name, config.model.path, is_full))
         if config.run.seed == 13:
+            progress("data: 3 rows")
             raise ConfigError("run.seed=13: unlucky")
 
     monkeypatch.setattr(drive, "train_command", scripted_command)
@@ -169,7 +170,9 @@ def test_the_pipeline_ends_as_its_stage_did(place, capsys, code, exit_code, mess
 
 def test_a_problem_of_a_later_stage_is_found_before_the_first_one_starts(place, capsys):
     assert main(["pipeline", "two.yaml", "second.run.seed=13"]) == 2
-    assert capsys.readouterr().err == "ray-rl: error: stage second: run.seed=13: unlucky\n"
+    assert capsys.readouterr().err == (
+        "ray-rl: stage second: data: 3 rows\nray-rl: error: stage second: run.seed=13: unlucky\n"
+    )
     assert place.trained() == []
     assert not (place.folder / "runs").exists()
 
