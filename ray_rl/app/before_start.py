@@ -105,8 +105,12 @@ def check_installed() -> None:
 
 def unreadable_data(config: RunConfig) -> str | None:
     """Returns the package that reads this kind of data if it is not installed: a base install can check the rest."""
-    module = READS.get(config.data.kind)
-    return module if module is not None and find_spec(module) is None else None
+    from ray_rl.config.data import Mixture
+
+    data = config.data
+    sources = data.sources if isinstance(data, Mixture) else (data,)
+    modules = (READS.get(source.kind) for source in sources)
+    return next((module for module in modules if module is not None and find_spec(module) is None), None)
 
 
 def _check_functions(config: RunConfig, progress: Note) -> None:

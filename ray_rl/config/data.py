@@ -169,8 +169,37 @@ class CustomSource(Source):
     """Keyword arguments of the function."""
 
 
+RecordSource = Jsonl | Parquet | Csv | Hub | CustomSource
+"""The sources whose rows are records of a file, a data set or a function."""
+
+
+class Part(Config):
+    """A part of a mixture."""
+
+    weight: float = Field(1.0, gt=0)
+    """How often an example of this part occurs in an epoch: 2 means twice. A hash of its place decides about
+    a fraction: with 0.25, a quarter of the examples occurs once and the others never."""
+    source: RecordSource = Field(discriminator="kind")
+    """Where the rows of this part come from. All settings that the sources share, such as `max_tokens` and `held_out`,
+    are those of the mixture."""
+
+
+class Mixture(Source):
+    """Examples of several sources. Only for algorithms that learn from examples."""
+
+    kind: Literal["mixture"] = "mixture"
+    parts: list[Part] = Field(min_length=1)
+    """The sources with their weights."""
+
+    @property
+    def sources(self) -> tuple[RecordSource, ...]:
+        """The sources of the parts, with the settings of the mixture."""
+        shared = {name: vars(self)[name] for name in Source.model_fields}
+        return tuple(part.source.model_copy(update=shared) for part in self.parts)
+
+
 DataConfig = Annotated[
-    Addition | ReasoningGym | Jsonl | Parquet | Csv | Hub | CustomSource, Field(discriminator="kind")
+    Addition | ReasoningGym | Jsonl | Parquet | Csv | Hub | CustomSource | Mixture, Field(discriminator="kind")
 ]
 
 

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from ray_rl.config.data import Addition, Csv, CustomSource, DataConfig, Files, Hub, Jsonl, Parquet, ReasoningGym
+from ray_rl.config.data import (
+    Addition,
+    Csv,
+    CustomSource,
+    DataConfig,
+    Files,
+    Hub,
+    Jsonl,
+    Mixture,
+    Parquet,
+    ReasoningGym,
+    RecordSource,
+)
 from ray_rl.data.json_lines import JsonlRecords
 from ray_rl.data.layout import Layout, layout_of
 from ray_rl.data.procedural import AdditionRows, ReasoningGymRows
 from ray_rl.data.records import Records
 from ray_rl.data.rows import Rows, TableRows
 from ray_rl.data.tables import ArrowRecords, CustomRecords, HubRecords, is_saved
+from ray_rl.errors import ConfigError
 
 
 def open_rows(config: DataConfig, *, seed: int) -> Rows:
@@ -25,6 +38,8 @@ def open_rows(config: DataConfig, *, seed: int) -> Rows:
             return AdditionRows(config, seed=seed)
         case ReasoningGym():
             return ReasoningGymRows(config, seed=seed)
+        case Mixture():
+            raise ConfigError("data.kind=mixture: its parts have examples, and prompts come from one source")
         case _:
             records = open_records(config)
     if isinstance(config, CustomSource):
@@ -32,7 +47,7 @@ def open_rows(config: DataConfig, *, seed: int) -> Rows:
     return TableRows(records, layout_of(config, records.columns, where=records.where, first=records[0].content))
 
 
-def open_records(config: Jsonl | Parquet | Csv | Hub | CustomSource) -> Records:
+def open_records(config: RecordSource) -> Records:
     """Returns the records of a source with columns.
 
     Raises:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ray_rl.catalog.models import PACKAGED_MODELS
 from ray_rl.catalog.shapes import read_settings
 from ray_rl.catalog.weight_files import weight_file_problems
-from ray_rl.config.data import Files, ReasoningGym, is_pattern
+from ray_rl.config.data import Files, Mixture, ReasoningGym, Source, is_pattern
 from ray_rl.config.gpus import visible_gpu_count
 from ray_rl.config.loading.explain import as_one_message, show
 from ray_rl.config.rewards import ModelReward, ReasoningGymScore, Regex
@@ -178,14 +178,21 @@ def _context_tokens(path: str) -> int | None:
 
 
 def _data(config: RunConfig, *, is_elsewhere: bool) -> Iterator[str]:
-    data = config.data
-    match data:
-        case Files() if _is_missing_here(data.path, is_elsewhere=is_elsewhere) or is_pattern(data.path):
-            return
-        case Files():
-            file = Path(data.path).expanduser()
-            if not file.exists():
-                yield f"data.path={data.path}: no such file ({file.absolute()}); set data.path to a file that exists"
+    if isinstance(config.data, Mixture):
+        for index, part in enumerate(config.data.parts):
+            yield from _file(f"data.parts.{index}.source.path", part.source, is_elsewhere=is_elsewhere)
+    else:
+        yield from _file("data.path", config.data, is_elsewhere=is_elsewhere)
+
+
+def _file(key: str, source: Source, *, is_elsewhere: bool) -> Iterator[str]:
+    if not isinstance(source, Files):
+        return
+    if _is_missing_here(source.path, is_elsewhere=is_elsewhere) or is_pattern(source.path):
+        return
+    file = Path(source.path).expanduser()
+    if not file.exists():
+        yield f"{key}={source.path}: no such file ({file.absolute()}); set {key} to a file that exists"
 
 
 def _rewards(config: RunConfig) -> Iterator[str]:

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from ray_rl.config.base import Config
-from ray_rl.config.data import Addition, OfflineFormat, OnlineFormat, ReasoningGym, Table
+from ray_rl.config.data import (
+    Addition,
+    Mixture,
+    OfflineFormat,
+    OnlineFormat,
+    ReasoningGym,
+    RecordSource,
+    Source,
+    Table,
+)
 from ray_rl.config.loading.explain import show
 from ray_rl.config.run import RunConfig
 
@@ -82,14 +91,38 @@ def _length(config: RunConfig) -> Iterator[str]:
 def _rows(config: RunConfig) -> Iterator[str]:
     kind = config.algorithm.kind
     match config.data:
+        case Mixture() as mixture if config.is_offline:
+            for index, part in enumerate(mixture.parts):
+                yield from _part(config, f"data.parts.{index}.source", part.source)
+        case Mixture():
+            yield (
+                f"data.kind=mixture: algorithm.kind={kind} learns from rollouts, whose prompts come from one source; "
+                "set data.kind to another kind"
+            )
         case Addition() | ReasoningGym() as generated if config.is_offline:
             yield (
                 f"data.kind={generated.kind}: it has questions without answers to learn from, which algorithm.kind="
-                f"{kind} needs; set data.kind to jsonl, parquet, csv, hub or custom"
+                f"{kind} needs; set data.kind to jsonl, parquet, csv, hub, custom or mixture"
             )
-        case Table(format=given) if given in get_args(OnlineFormat if config.is_offline else OfflineFormat):
-            formats = ", ".join(get_args(OfflineFormat if config.is_offline else OnlineFormat))
+        case source:
+            yield from _format(config, "data", source)
+
+
+def _part(config: RunConfig, key: str, source: RecordSource) -> Iterator[str]:
+    yield from _format(config, key, source)
+    for name, field in Source.model_fields.items():
+        if vars(source)[name] != field.get_default(call_default_factory=True):
             yield (
-                f"data.format={given}: not a format of the {'examples' if config.is_offline else 'prompts'} that "
-                f"algorithm.kind={kind} reads; set data.format to auto or one of {formats}"
+                f"{key}.{name}={show(vars(source)[name])}: all parts of a mixture have the same value; remove it, and "
+                f"set data.{name}"
             )
+
+
+def _format(config: RunConfig, key: str, source: Source) -> Iterator[str]:
+    right, wrong = (OfflineFormat, OnlineFormat) if config.is_offline else (OnlineFormat, OfflineFormat)
+    if isinstance(source, Table) and source.format in get_args(wrong):
+        yield (
+            f"{key}.format={source.format}: not a format of the {'examples' if config.is_offline else 'prompts'} that "
+            f"algorithm.kind={config.algorithm.kind} reads; set {key}.format to auto or one of "
+            f"{', '.join(get_args(right))}"
+        )

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ray_rl.config.data import Source
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.errors import DataError
 from ray_rl.types import Example
@@ -33,7 +34,8 @@ class Hygiene:
     """Number of examples that are equal to an earlier one."""
     longest: int = 0
     """Tokens of the longest sequence, before anything was cut."""
-    _seen: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+    """What tells the examples that were used; the parts of a mixture share it."""
 
     def admitted(self, example: Example, *, where: str) -> Example | None:
         """Returns the example as it is used, perhaps with a shorter prompt; None if it is left out.
@@ -49,12 +51,12 @@ class Hygiene:
         if fitting is None:
             return None
         key = f"{fitting.digest} {fitting.label} {fitting.margin} {_labels(fitting)}"
-        if key in self._seen:
+        if key in self.seen:
             self.repeated += 1
             if self.deduplicate:
                 self.left_out["the same as an earlier one"] += 1
                 return None
-        self._seen.add(key)
+        self.seen.add(key)
         return fitting
 
     def _fitted(self, example: Example, *, where: str) -> Example | None:
@@ -81,18 +83,18 @@ class Hygiene:
         return replace(example, prompt_ids=example.prompt_ids[:first] + example.prompt_ids[prompt - room :])
 
 
-def hygiene_of(
-    tokenizer: ChatTokenizer,
-    *,
-    chat: bool,
-    max_tokens: int,
-    too_long: Literal["drop", "cut_prompt_left", "error"],
-    deduplicate: bool,
-) -> Hygiene:
-    """Returns the rules of a run with this tokenizer; the other arguments are those of the section `data`."""
+def hygiene_of(tokenizer: ChatTokenizer, data: Source, *, chat: bool, seen: set[str]) -> Hygiene:
+    """Returns the rules of a source.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+        data: the source.
+        chat: whether prompts go through the chat template.
+        seen: what tells the examples that other parts of a mixture have used.
+    """
     end = tokenizer.model_tokenizer.encode(tokenizer.generation_prompt, special=False) if chat else []
     special = tokenizer.model_tokenizer.special_ids
-    return Hygiene(max_tokens, too_long, deduplicate, kept_first=special, kept_end=len(end))
+    return Hygiene(data.max_tokens, data.too_long, data.deduplicate, kept_first=special, kept_end=len(end), seen=seen)
 
 
 def _labels(example: Example) -> list[float] | None:

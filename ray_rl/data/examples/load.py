@@ -1,32 +1,23 @@
-"""Loads the examples that `data:` describes: opens, converts, tokenises, cleans, and holds out a share."""
+"""Loads the examples that `data:` describes: reads, tokenises, cleans, and holds out a share."""
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
-from ray_rl.config.data import Addition, CustomSource, DataConfig, Files, Hub, ReasoningGym, Table
+from ray_rl.config.data import DataConfig, Mixture, RecordSource
 from ray_rl.config.offline import Wanted
-from ray_rl.data.ahead import PROGRESS_S, SHOWN_FAULTS, as_one
 from ray_rl.data.chat import ChatTokenizer, uses_chat
-from ray_rl.data.columns import column_names
 from ray_rl.data.examples.held_out import is_held_out
 from ray_rl.data.examples.hygiene import Hygiene, hygiene_of
+from ray_rl.data.examples.reading import Reading, name_of, sources_of
 from ray_rl.data.examples.report import reasons, shown_example, summary
 from ray_rl.data.examples.tokenize import ExampleTokenizer, TrainOn
-from ray_rl.data.formats.choose import choose_format
-from ray_rl.data.formats.format import Format
-from ray_rl.data.formats.record import Dropped, Record, Unusable
+from ray_rl.data.formats.record import Dropped, Unusable
 from ray_rl.data.layout import Layout, notes
-from ray_rl.data.opening import open_records
-from ray_rl.data.records import Records, SourceRecord
-from ray_rl.errors import ConfigError, DataError
-from ray_rl.types import Example, column_value
-
-FIRST_RECORDS = 8
-"""Number of records from which the format is detected."""
+from ray_rl.errors import DataError
+from ray_rl.types import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,183 +62,126 @@ def load_examples(
         DataError: a file, a data set or a row is wrong, with its place; or no example can be used.
         ConfigError: the source, the format or a column is wrong.
     """
-    if isinstance(data, Addition | ReasoningGym):
-        raise ConfigError(
-            f"data.kind={data.kind} generates questions without answers to learn from; set data.kind to jsonl, "
-            "parquet, csv, hub or custom"
+    weights = [part.weight for part in data.parts] if isinstance(data, Mixture) else [1.0]
+    seen: set[str] = set()
+    train: list[Example] = []
+    held_out: list[Example] = []
+    lines: list[str] = []
+    digests: dict[str, str] = {}
+    for number, (source, weight) in enumerate(zip(sources_of(data), weights, strict=True)):
+        loading = _Loading(
+            source,
+            tokens=ExampleTokenizer(
+                tokenizer,
+                chat=uses_chat(source),
+                system_prompt=source.system_prompt,
+                train_on=train_on,
+                separator=separator,
+            ),
+            hygiene=hygiene_of(tokenizer, source, chat=uses_chat(source), seen=seen),
         )
-    records = open_records(data)
-    chat = uses_chat(data)
-    loading = _Loading(
-        data,
-        records,
-        tokens=ExampleTokenizer(
-            tokenizer, chat=chat, system_prompt=data.system_prompt, train_on=train_on, separator=separator
-        ),
-        hygiene=hygiene_of(
-            tokenizer, chat=chat, max_tokens=data.max_tokens, too_long=data.too_long, deduplicate=data.deduplicate
-        ),
-        note=note,
-    )
-    form = loading.load(wanted)
-    first = (loading.train or loading.held_out)[:1]
-    lines = [
-        *notes(Layout(), records.digests),
-        f"{_name(data)} is read as {form.name}: {form.line}",
-        *(line for example in first for line in shown_example(example, tokenizer)),
-        *summary(loading.train, loading.held_out, loading.hygiene, wanted=wanted, rows=len(records)),
-        *loading.wrong_rows(),
-    ]
-    digests = {**records.digests, "the list of examples": _digest(loading.train)}
-    return Examples(data.kind, loading.train, loading.held_out, lines, digests)
+        part = loading.load(wanted, tokenizer, note)
+        if isinstance(data, Mixture):
+            part = _as_part(part, number, weight)
+        train += part.train
+        held_out += part.held_out
+        lines += part.lines
+        digests |= part.digests
+    _refuse_an_empty_side(train, held_out, share=data.held_out)
+    digests["the list of examples"] = _digest(train)
+    return Examples(data.kind, train, held_out, lines, digests)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Loading:
-    """The examples of a source while its rows are read."""
+    """How the examples of a source are made."""
 
-    data: DataConfig
-    records: Records
+    data: RecordSource
     tokens: ExampleTokenizer
     hygiene: Hygiene
-    note: Callable[[str], None]
-    train: list[Example] = field(default_factory=list)
-    held_out: list[Example] = field(default_factory=list)
-    faults: dict[int, DataError] = field(default_factory=dict)
-    """Errors of wrong rows, by the number of the row at which they were found."""
-    _row: int = -1
 
-    def load(self, wanted: Wanted) -> Format:
-        """Loads all rows, and returns their format.
+    def load(self, wanted: Wanted, tokenizer: ChatTokenizer, note: Callable[[str], None]) -> Examples:
+        """Loads all rows.
 
         Raises:
             DataError, ConfigError: as in `load_examples`.
         """
-        form = self._format(wanted)
-        for unit in form.units(self._readable()):
-            try:
-                converted = form.convert(unit)
-            except DataError as error:
-                self.faults[self._row] = error
-                continue
-            self._take(converted, unit[0])
-        if self.faults and self._stops:
-            raise as_one(self.faults, is_complete=self._row + 1 == len(self.records))
-        self._refuse_if_empty()
-        return form
+        reading = Reading(self.data, wanted=wanted, note=note)
+        sides: tuple[list[Example], list[Example]] = ([], [])
+        for example, is_held in self._examples(reading):
+            sides[is_held].append(example)
+        reading.refuse_wrong_rows()
+        train, held_out = sides
+        rows = len(reading.records)
+        if not train and not held_out:
+            why = "; ".join(filter(None, [reasons(self.hygiene), *reading.wrong_rows()]))
+            raise DataError(f"{name_of(self.data)}: none of {rows:,} rows can be used: {why}")
+        lines = [
+            *notes(Layout(), reading.records.digests),
+            f"{name_of(self.data)} is read as {reading.form.name}: {reading.form.line}",
+            *shown_example((train or held_out)[0], tokenizer),
+            *summary(train, held_out, self.hygiene, wanted=wanted, rows=rows),
+            *reading.wrong_rows(),
+        ]
+        return Examples(self.data.kind, train, held_out, lines, reading.records.digests)
 
-    def wrong_rows(self) -> list[str]:
-        """Returns a line about the rows that are wrong and left out, if there are any."""
-        if not self.faults:
-            return []
-        first = self.faults[min(self.faults)]
-        return [f"{len(self.faults):,} of {len(self.records):,} rows are wrong and left out; the first: {first}"]
-
-    @property
-    def _stops(self) -> bool:
-        return self.data.on_bad_row == "stop"
-
-    def _format(self, wanted: Wanted) -> Format:
-        first: list[SourceRecord] = []
-        faults: dict[int, DataError] = {}
-        for index in range(len(self.records)):
-            try:
-                first.append(_renamed(self.records[index], self.data))
-            except DataError as error:
-                faults[index] = error
-            if len(first) == FIRST_RECORDS or len(faults) == SHOWN_FAULTS:
-                break
-        if not first:
-            raise as_one(faults, is_complete=len(faults) == len(self.records))
-        name = self.data.format if isinstance(self.data, Table) else "auto"
-        return choose_format(name, first, wanted=wanted)
-
-    def _readable(self) -> Iterator[SourceRecord]:
-        """Yields the rows that can be read, until enough of them are wrong to end the run."""
-        start = told = time.monotonic()
-        for index in range(len(self.records)):
-            if self._stops and len(self.faults) >= SHOWN_FAULTS:
-                return
-            self._row = index
-            now = time.monotonic()
-            if now - told > PROGRESS_S:
-                self.note(f"data: {index:,} of {len(self.records):,} rows tokenised in {now - start:.0f} s")
-                told = now
-            try:
-                record = _renamed(self.records[index], self.data)
-            except DataError as error:
-                self.faults[index] = error
-                continue
-            yield record
-
-    def _take(self, converted: Sequence[Record | Dropped], row: SourceRecord) -> None:
-        for number, record in enumerate(converted, start=1):
-            if isinstance(record, Dropped):
-                self.hygiene.left_out[record.reason] += 1
-                continue
-            id = row.id if len(converted) == 1 else f"{row.id}/{number}"
-            try:
-                whole = self.tokens.example(record, id=id, where=row.where)
-            except Unusable as unusable:
-                self.hygiene.left_out[str(unusable)] += 1
-                continue
-            except DataError as error:
-                self.faults[self._row] = error
-                continue
-            example = self.hygiene.admitted(whole, where=row.where)
-            if example is not None:
-                side = self.held_out if is_held_out(record.prompt, share=self.data.held_out) else self.train
-                side.append(example)
-
-    def _refuse_if_empty(self) -> None:
-        """Refuses data of which nothing can be used, or of which one side has nothing.
-
-        Raises:
-            DataError: it is so; the message has the reasons.
-        """
-        if not self.train and not self.held_out:
-            why = "; ".join(filter(None, [reasons(self.hygiene), *self.wrong_rows()]))
-            raise DataError(f"{_name(self.data)}: none of {len(self.records):,} rows can be used: {why}")
-        empty = "to train on" if not self.train else "held out" if self.data.held_out and not self.held_out else None
-        if empty is not None:
-            count = len(self.train) + len(self.held_out)
-            raise DataError(
-                f"data.held_out={self.data.held_out:g}: of {count:,} examples, none is {empty}; a hash of the prompt "
-                "decides; set another share, or use data with more prompts"
-            )
+    def _examples(self, reading: Reading) -> Iterator[tuple[Example, bool]]:
+        """Yields the examples that are used, and whether they are held out."""
+        for row, converted in reading.units():
+            for number, record in enumerate(converted, start=1):
+                if isinstance(record, Dropped):
+                    self.hygiene.left_out[record.reason] += 1
+                    continue
+                id = row.id if len(converted) == 1 else f"{row.id}/{number}"
+                try:
+                    whole = self.tokens.example(record, id=id, where=row.where)
+                except Unusable as unusable:
+                    self.hygiene.left_out[str(unusable)] += 1
+                    continue
+                except DataError as error:
+                    reading.fail(error)
+                    continue
+                example = self.hygiene.admitted(whole, where=row.where)
+                if example is not None:
+                    yield example, is_held_out(record.prompt, share=self.data.held_out)
 
 
-def _name(data: DataConfig) -> str:
-    """Returns the source as the user named it."""
-    match data:
-        case Files():
-            return data.path
-        case Hub():
-            return data.name
-        case CustomSource():
-            return data.function
-        case _:
-            return data.kind
+def _as_part(part: Examples, number: int, weight: float) -> Examples:
+    """Returns the examples of a part of a mixture, as often as its weight says, with ids that no other part has."""
+    train = [
+        replace(example, id=f"{number}/{example.id}")
+        for example in part.train
+        for _ in range(_times(f"{number}/{example.id}", weight))
+    ]
+    lines = [*part.lines, f"weight {weight:g}: {len(train):,} examples in an epoch"]
+    held_out = [replace(example, id=f"{number}/{example.id}") for example in part.held_out]
+    return replace(
+        part,
+        train=train,
+        held_out=held_out,
+        lines=lines,
+        digests={f"{number}/{name}": digest for name, digest in part.digests.items()},
+    )
 
 
-def _renamed(record: SourceRecord, data: DataConfig) -> SourceRecord:
-    """Returns the record with the columns that `data.columns` and `data.prompt_column` name under their new names."""
-    if not isinstance(data, Table) or not isinstance(record.content, Mapping):
-        return record
-    renames = dict(data.columns)
-    if data.prompt_column is not None:
-        renames["prompt"] = data.prompt_column
-    content = {name: value for name, value in record.content.items() if name not in renames.values()}
-    for new, old in renames.items():
-        try:
-            content[new] = column_value(record.content, old)
-        except KeyError:
-            names = ", ".join(column_names(record.content))
-            key = "data.prompt_column" if old == data.prompt_column else f"data.columns.{new}"
-            raise DataError(
-                f"{record.where}: no column {old!r}; the columns are {names}; correct {key}, or the row"
-            ) from None
-    return SourceRecord(content, record.id, record.where)
+def _times(id: str, weight: float) -> int:
+    """Returns how often an example occurs in an epoch: a hash of its id decides about the fraction of the weight."""
+    place = int.from_bytes(hashlib.blake2b(id.encode(), digest_size=7).digest()) / 2**56
+    return int(weight) + (place < weight % 1)
+
+
+def _refuse_an_empty_side(train: Sequence[Example], held_out: Sequence[Example], *, share: float) -> None:
+    """Refuses examples of which none is trained on, or none is held out although a share should be.
+
+    Raises:
+        DataError: it is so.
+    """
+    empty = "to train on" if not train else "held out" if share and not held_out else None
+    if empty is not None:
+        raise DataError(
+            f"data.held_out={share:g}: of {len(train) + len(held_out):,} examples, none is {empty}; a hash of the "
+            "prompt decides; set another share, or use data with more prompts"
+        )
 
 
 def _digest(examples: Iterable[Example]) -> str:

@@ -4,6 +4,7 @@ from typing import get_args
 import pytest
 import yaml
 
+from ray_rl.config.data import Mixture
 from ray_rl.config.loading.load import dump_config, load_config
 from ray_rl.config.loading.schema import sections_of
 from ray_rl.config.offline import Dpo, Kto, OfflineKinds
@@ -148,7 +149,7 @@ def test_a_section_without_meaning_is_refused(refused, section, message):
         (
             "data={kind: addition}",
             "data.kind=addition: it has questions without answers to learn from, which algorithm.kind=dpo needs; set "
-            "data.kind to jsonl, parquet, csv, hub or custom",
+            "data.kind to jsonl, parquet, csv, hub, custom or mixture",
         ),
         (
             "train.workers=65",
@@ -273,6 +274,44 @@ def test_a_format_of_examples_is_refused_where_rollouts_are_learnt_from(load, wr
     config = load("data={kind: jsonl, path: run.yaml, format: kto}")
     with pytest.raises(ConfigError, match=r"^data.format=kto: not a format of the prompts"):
         check(config, visible_gpus=0)
+
+
+class TestMixture:
+    MIXTURE = "data={kind: mixture, max_tokens: 99, parts: [{source: {kind: jsonl, path: examples.jsonl}}, %s]}"
+
+    def test_its_sources_have_its_settings(self, offline):
+        config = offline(self.MIXTURE % "{weight: 0.5, source: {kind: hub, name: owner/name, format: kto}}")
+        check(config, visible_gpus=0)
+        assert isinstance(config.data, Mixture)
+        first, second = config.data.sources
+        assert (first.kind, first.max_tokens, second.kind, second.max_tokens) == ("jsonl", 99, "hub", 99)
+        assert [part.weight for part in config.data.parts] == [1.0, 0.5]
+
+    @pytest.mark.parametrize(
+        ("part", "message"),
+        [
+            (
+                "{source: {kind: hub, name: a/b, held_out: 0.1}}",
+                "data.parts.1.source.held_out=0.1: all parts of a mixture have the same value; remove it, and set "
+                "data.held_out",
+            ),
+            (
+                "{source: {kind: csv, path: absent.csv}}",
+                "data.parts.1.source.path=absent.csv: no such file (",
+            ),
+            (
+                "{source: {kind: hub, name: a/b, format: gsm8k}}",
+                "data.parts.1.source.format=gsm8k: not a format of the examples that algorithm.kind=dpo reads; set "
+                "data.parts.1.source.format to auto or one of prompt_completion",
+            ),
+        ],
+    )
+    def test_a_part_is_checked_like_a_source(self, refused, part, message):
+        assert refused(self.MIXTURE % part).startswith(message)
+
+    def test_it_is_refused_where_rollouts_are_learnt_from(self, load):
+        with pytest.raises(ConfigError, match=r"^data.kind=mixture: algorithm.kind=grpo learns from rollouts"):
+            check(load("data={kind: mixture, parts: [{source: {kind: hub, name: a/b}}]}"), visible_gpus=0)
 
 
 class TestResume:

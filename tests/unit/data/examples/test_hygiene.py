@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ray_rl.config.data import Source
 from ray_rl.data.examples.hygiene import Hygiene, hygiene_of
 from ray_rl.errors import DataError
 from ray_rl.types import Answer, Example
@@ -81,9 +82,9 @@ def test_equal_tokens_with_another_label_are_another_example():
 
 def test_the_generation_prompt_and_the_special_tokens_are_those_of_the_tokenizer(bytes_tokenizer):
     tokenizer = bytes_tokenizer()
-    hygiene = hygiene_of(tokenizer, chat=True, max_tokens=10, too_long="drop", deduplicate=False)
+    hygiene = hygiene_of(tokenizer, Source(max_tokens=10), chat=True, seen=set())
     # <|im_start|>, nine letters and a line end.
     assert hygiene.kept_end == 11
     vocabulary = tokenizer.model_tokenizer.vocabulary
     assert {vocabulary["<s>"], vocabulary["<|im_start|>"]} <= hygiene.kept_first
-    assert hygiene_of(tokenizer, chat=False, max_tokens=10, too_long="drop", deduplicate=False).kept_end == 0
+    assert hygiene_of(tokenizer, Source(), chat=False, seen=set()).kept_end == 0

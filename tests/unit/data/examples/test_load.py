@@ -131,7 +131,7 @@ def test_the_digests_tell_other_examples_but_not_another_date_in_the_template(sm
 
 
 def test_long_work_tells_its_progress(small, jsonl, monkeypatch):
-    monkeypatch.setattr("ray_rl.data.examples.load.PROGRESS_S", 0.0)
+    monkeypatch.setattr("ray_rl.data.examples.reading.PROGRESS_S", 0.0)
     told: list[str] = []
     pairs(small, Jsonl(path=jsonl(PAIR, PAIR, PAIR)), note=told.append)
-    assert told[-1].startswith("data: 2 of 3 rows tokenised in ")
+    assert told[-1].startswith("data: 2 of 3 rows read in ")
