@@ -41,8 +41,8 @@ class AnswerTokenizer:
         self._end_text = self._model.decode([self.end], skip_special_tokens=False)
         self._ends = frozenset(tokenizer.ends((), (), chat=chat).token_ids)
         self._start = tokenizer.answer_start if chat else ""
-        opened = tokenizer.generation_prompt if chat else ""
-        self._thinks = opened.rstrip().endswith(_THINK)
+        opened = tokenizer.generation_prompt.rstrip() if chat else ""
+        self._thinks, self._has_thought = opened.endswith(_THINK), opened.endswith(_THOUGHT)
         self._added = frozenset(self._model.added.values())
         self._contexts: dict[tuple[int, ...], tuple[str, list[int]]] = {}
 
@@ -124,6 +124,11 @@ class AnswerTokenizer:
                     "data.template_options or model.chat_template so that the prompt does not begin them"
                 )
             text = text.lstrip().removeprefix(_THINK).lstrip("\n")
+        if self._has_thought and text.lstrip().startswith(_THINK):
+            raise DataError(
+                f"the generation prompt of the chat template ends with an empty thought, and the answer begins with "
+                f"{_THINK}; remove the thoughts from the answers, or set data.template_options so that the model thinks"
+            )
         # Data that was written for other programs often has the end of a turn in its answers.
         ended = text.rstrip()
         return ended.removesuffix(self._end_text) if ended.endswith(self._end_text) else text

@@ -147,6 +147,11 @@ class TestThoughts:
         assert prompt_text(tokenizer, example).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
         assert parts(tokenizer, example) == [("42<|im_end|>", True)]
 
+    def test_thoughts_after_an_empty_thought_are_refused(self, bytes_tokenizer):
+        tokenizer = bytes_tokenizer(QWEN3, options={"enable_thinking": False})
+        with pytest.raises(DataError, match=r"^t.jsonl:1: .* ends with an empty thought, and the answer begins with"):
+            example_of(tokenizer, Demonstration("6*7?", "<think>7*6</think>42"))
+
     def test_thoughts_of_the_last_turn_are_trained_on(self, bytes_tokenizer):
         tokenizer = bytes_tokenizer(QWEN3)
         example = example_of(tokenizer, Demonstration("6*7?", "<think>\n7*6\n</think>\n\n42"))
@@ -193,6 +198,12 @@ class TestConversations:
         assert example.answers[0].loss_mask.all()
         tokens = [(*each.prompt_ids, *each.answers[0].token_ids) for each in (whole, example)]
         assert tokens[0] == tokens[1]
+
+    def test_all_of_plain_text_has_no_template(self, bytes_tokenizer):
+        tokenizer = bytes_tokenizer(None, eos="</s>")
+        example = example_of(tokenizer, Demonstration("6*7=", "42"), train_on="all", chat=False)
+        assert prompt_text(tokenizer, example) == "6"
+        assert parts(tokenizer, example) == [("*7=42</s>", True)]
 
     def test_a_turn_with_weight_0_is_only_context(self, bytes_tokenizer):
         tokenizer = bytes_tokenizer()
