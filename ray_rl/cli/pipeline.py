@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ray_rl.cli.arguments import say_line, say_progress
 from ray_rl.cli.plan import print_plan_of
+from ray_rl.program import program
 
 if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
@@ -68,7 +69,7 @@ def pipeline(arguments: argparse.Namespace) -> int:
             print_plan_of(config)
         print("dry run: every check passed; nothing was started or written")
         return 0
-    again = shlex.join(["ray-rl", "pipeline", str(arguments.file), *arguments.overrides])
+    again = f"{program()} {shlex.join(['pipeline', str(arguments.file), *arguments.overrides])}"
     run_pipeline(file.folder, stages, states, again=again, say=say_line, progress=say_progress)
     outcomes = {name: OUTCOMES[state] for name, state in states.items()}
     print("\n".join(summary(stages, outcomes, encoding=sys.stdout.encoding or "ascii")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -18,6 +19,7 @@ from ray_rl.config.loading.schema import reading_at
 from ray_rl.config.loading.yaml_tree import MOST_LEVELS, Dumper, Located, merge, read_yaml
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
+from ray_rl.program import program
 
 
 def load_config(
@@ -50,7 +52,8 @@ def load_config(
     tree = _read(Path(path), ())
     stages = tree.child("stages")
     if stages is not None:
-        raise ConfigError(f"{stages.where}: stages: this is the file of a pipeline, for `ray-rl pipeline {path}`")
+        command = f"{program()} pipeline {shlex.quote(str(path))}"
+        raise ConfigError(f"{stages.where}: stages: this is the file of a pipeline, for `{command}`")
     if launch is not None:
         tree = merge(tree, Located({"launch": _read(Path(launch), ())}, tree.where))
     for text in overrides:
