@@ -1,7 +1,8 @@
 """The list of all checks of a run before Ray starts; `train`, `resume` and `validate` run it.
 
 A check raises a `UserError` (exit code 2) and writes nothing. To add one, write a function and add it to `CHECKS`,
-before slower ones, and to `QUICK_CHECKS` if it needs no torch and no network.
+before slower ones, and to `QUICK_CHECKS` if it needs no torch and no network. Runs that learn from examples have lists
+of their own.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from ray_rl.program import program
 
 if TYPE_CHECKING:
     from ray_rl.config.run import RunConfig
+    from ray_rl.data.examples.load import Examples
     from ray_rl.data.row_checks import CheckedRows
     from ray_rl.loops.resuming import Resume
 
 Note = Callable[[str], None]
-Check = Callable[["RunConfig", Note], "CheckedRows | None"]
-"""Raises a UserError if the run cannot start, and returns the rows of the run if it has checked them. Its second
-argument is called with the progress of a long check."""
+Check = Callable[["RunConfig", Note], "CheckedRows | Examples | None"]
+"""Raises a UserError if the run cannot start, and returns the data of the run if it has read it. Its second argument
+is called with the progress of a long check."""
 
-NEEDED = ("torch", "transformers", "ray", "deepspeed", "vllm")
-"""Modules that a run imports and the base install lacks."""
+NEEDED = ("torch", "transformers", "ray", "deepspeed")
+"""Modules that a run imports and the base install lacks. Rollouts need vllm, too."""
 
 READS = {"parquet": "pyarrow", "csv": "pyarrow", "hub": "datasets", "reasoning_gym": "reasoning_gym"}
 """Module that reads each kind of data; the other kinds need none."""
@@ -40,20 +42,20 @@ def check_before_start(
     stand_ins: Collection[str] = (),
     note: Note = lambda text: None,
     progress: Note = lambda text: None,
-) -> CheckedRows | None:
+) -> CheckedRows | Examples | None:
     """Runs every check that needs no Ray.
 
     Args:
         config: the configuration to check.
         resume: None requires a run folder that does not exist yet; other values accept an existing one.
         visible_gpus: GPUs of the machine that will run it; None counts those of this machine.
-        is_full: False runs `QUICK_CHECKS` instead of `CHECKS`.
+        is_full: False runs the quick checks.
         stand_ins: models in `rewards` that stand for reward models which do not exist yet.
         note: called once, with the run and what comes next.
         progress: called with the progress of a long check.
 
     Returns:
-        The rows of the run, and which of them were checked.
+        The rows of the run, and which of them were checked; or its examples.
 
     Raises:
         UserError: the first check that fails.
@@ -68,7 +70,8 @@ def check_before_start(
     # The checks import libraries that read these variables at import.
     quiet_libraries(on_cpu=config.cluster.accelerator == "cpu")
     note(_first_line(config, continued=continues(config, resume)))
-    for one in CHECKS if is_full else QUICK_CHECKS:
+    full, quick = (OFFLINE_CHECKS, OFFLINE_QUICK_CHECKS) if config.is_offline else (CHECKS, QUICK_CHECKS)
+    for one in full if is_full else quick:
         checked = one(config, progress) or checked
     return checked
 
@@ -89,13 +92,14 @@ def continues(config: RunConfig, resume: Resume | None) -> bool:
     return resume is not None and (Path(config.run.dir).expanduser() / config.run.name).is_dir()
 
 
-def check_installed() -> None:
-    """Checks that the packages of a run are installed, without importing them.
+def check_installed(*, with_engines: bool = True) -> None:
+    """Checks that the packages of a run are installed, without importing them; vllm if the run has engines.
 
     Raises:
         UserError: a package is missing.
     """
-    missing = [module for module in NEEDED if find_spec(module) is None]
+    needed = (*NEEDED, "vllm") if with_engines else NEEDED
+    missing = [module for module in needed if find_spec(module) is None]
     if missing:
         raise UserError(
             f"training needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
@@ -138,6 +142,18 @@ def _check_data(config: RunConfig, progress: Note) -> CheckedRows | None:
         return None
     with golds_checked(config.rewards) as row_checks:
         return check_data(config, model_folder=_folder_of(config.model.path), row_checks=row_checks, say=progress)
+
+
+def _check_examples(config: RunConfig, progress: Note) -> Examples | None:
+    """Loads the examples, unless the model is a packaged one that is not converted yet: then the run loads them."""
+    from ray_rl.app.examples import load, resolved_steps
+
+    folder = _folder_of(config.model.path)
+    if isinstance(folder, Path) and not any(folder.glob("tokenizer*")):
+        return None
+    examples = load(config, folder=folder, say=progress)
+    resolved_steps(config, len(examples.train))
+    return examples
 
 
 def _check_models(config: RunConfig, progress: Note) -> None:
@@ -216,3 +232,12 @@ CHECKS: tuple[Check, ...] = (
 """The checks of `train`, in this order: the cheapest first."""
 QUICK_CHECKS: tuple[Check, ...] = (_check_functions, _check_rows)
 """The default checks of `validate`, which need no torch, no transformers and no network."""
+OFFLINE_CHECKS: tuple[Check, ...] = (
+    lambda config, progress: check_installed(with_engines=False),
+    _check_models,
+    _check_examples,
+    _check_export,
+)
+"""The checks of `train` for a run that learns from examples."""
+OFFLINE_QUICK_CHECKS: tuple[Check, ...] = ()
+"""The default checks of `validate` for such a run."""

@@ -46,7 +46,7 @@ def build_actor(config: RunConfig, folders: Sequence[str], member: Member, *, th
         member,
         threads=threads,
         transport=transport_of(config.weight_sync, config.cluster),
-        chat_template=partial(_changed_template, config, folders[0]),
+        chat_template=partial(changed_template, config, folders[0]),
     )
 
 
@@ -174,5 +174,6 @@ def train_settings(config: RunConfig, role: Trained) -> TrainSettings:
     )
 
 
-def _changed_template(config: RunConfig, folder: str) -> str | None:
+def changed_template(config: RunConfig, folder: str) -> str | None:
+    """Returns the chat template of an export; None keeps the model's own."""
     return ChatTokenizer.of_policy(config.model, config.data, folder).changed_template

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import assert_never
 
-from ray_rl.app.models import train_settings, trained_policy
+from ray_rl.app.models import changed_template, train_settings, trained_policy
+from ray_rl.cluster.held import ExportedTrainer
 from ray_rl.config import RunConfig
 from ray_rl.config import offline as kinds
 from ray_rl.training.configured import kto_of, pair_loss_of
@@ -13,6 +16,7 @@ from ray_rl.training.objectives.objective import Objective
 from ray_rl.training.objectives.preference import KtoObjective, PairObjective
 from ray_rl.training.objectives.ranking import RewardObjective, StepObjective
 from ray_rl.training.objectives.supervised import SupervisedObjective
+from ray_rl.training.process_group import Member
 from ray_rl.training.settings import TrainSettings
 from ray_rl.types import OfflineBatch, ScoredAt
 
@@ -57,4 +61,19 @@ def _scorer(config: RunConfig, folder: str, scored_at: ScoredAt, *, head_seed: i
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.train.gradient_checkpointing,
         frozen_layers=config.train.frozen_layers,
+    )
+
+
+def build_learner(
+    config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1
+) -> ExportedTrainer[OfflineBatch]:
+    """Loads a rank of the model that learns from examples; arguments as for `build_actor`."""
+    objective, settings = offline_parts(config, folders[0])
+    return ExportedTrainer(
+        objective,
+        settings,
+        member,
+        threads=threads,
+        source=folders[0],
+        chat_template=partial(changed_template, config, folders[0]),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,6 +23,7 @@ from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.planner.hardware import resolve_dtype
 
 if TYPE_CHECKING:
+    from ray_rl.data.examples.load import Examples
     from ray_rl.data.row_checks import CheckedRows
 
 
@@ -44,7 +46,7 @@ def run_training(
     *,
     resume: Resume | None = None,
     from_step: int | None = None,
-    checked: CheckedRows | None = None,
+    checked: CheckedRows | Examples | None = None,
 ) -> None:
     """Runs a checked configuration from start to end, or from a checkpoint to the end.
 
@@ -60,7 +62,7 @@ def run_training(
     """
     prepare_environment(local=config.cluster.address is None)
     console = RunConsole()
-    training = _training(_resolved(config), checked)
+    training = _training(_resolved(config), checked, console.say)
     with ExitStack() as stack:
         found = opened(training.config, stack, resume=resume, from_step=from_step, note=console.say)
         if found is None:
@@ -72,10 +74,18 @@ def run_training(
         _run(training, folder, run, since)
 
 
-def _training(config: RunConfig, checked: CheckedRows | None) -> Training:
+def _training(config: RunConfig, checked: CheckedRows | Examples | None, say: Callable[[str], None]) -> Training:
     """Returns the way to train that `algorithm.kind` asks for."""
+    from ray_rl.data.examples.load import Examples
+
+    if config.is_offline:
+        from ray_rl.app.build_offline import OfflineTraining
+
+        assert checked is None or isinstance(checked, Examples)
+        return OfflineTraining.of(config, checked, say=say)
     from ray_rl.app.build import OnlineTraining
 
+    assert not isinstance(checked, Examples)
     return OnlineTraining(config, checked)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_rl.app.models import build_actor, build_critic, build_reference, build_reward_models, policy_engine
+from ray_rl.app.models_offline import build_learner
 from ray_rl.cluster.engines.weights import TransferSettings
 from ray_rl.cluster.roles import RayCritic, RayReference, RayRewardModels
 from ray_rl.cluster.scratch import Scratch
@@ -33,6 +34,9 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
     REWARD: build_reward_models,
 }
 """The function that builds the object of a worker, by role."""
+
+OFFLINE_BUILDERS: Mapping[str, Callable[..., Any]] = {ACTOR: build_learner, REFERENCE: build_reference}
+"""The same for a run that learns from examples."""
 
 CONCURRENT = {
     ROLLOUT: (ROLLOUT,),
@@ -104,16 +108,17 @@ def teams_of(config: RunConfig, plan: Plan, folders: Mapping[str, Sequence[str]]
         plan: the plan of the run.
         folders: the folders of the models of each role.
     """
+    builders = OFFLINE_BUILDERS if config.is_offline else BUILDERS
     return [
         TeamSpec(
             role=role.name,
-            build=partial(BUILDERS[role.name], config, folders[role.name], threads=threads_of(role.name, config, plan)),
+            build=partial(builders[role.name], config, folders[role.name], threads=threads_of(role.name, config, plan)),
             timeout_s=role.settings.timeout_s,
             threads=threads_of(role.name, config, plan),
             has_state=role.trained is not None,
         )
         for role in roles_of(config)
-        if role.name in BUILDERS
+        if role.name in builders
     ]
 
 

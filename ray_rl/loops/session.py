@@ -10,9 +10,12 @@ from ray_rl.config import RunConfig
 from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import Checkpoints
 from ray_rl.loops.credit import Crediting
+from ray_rl.loops.evaluation import Evaluation
+from ray_rl.loops.examples import ExampleStream
 from ray_rl.loops.exporting import Export
 from ray_rl.loops.guard import Guard
-from ray_rl.loops.roles import Roles
+from ray_rl.loops.reference import Baseline, Pack, Reference
+from ray_rl.loops.roles import Learner, Roles
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.endings import resume_command
 from ray_rl.metrics.run import Run
@@ -64,3 +67,30 @@ class OnlineSession(Session):
         async with self.checkpoints.in_background(), self.roles.rollouts.running():
             yield
             self.run.note("completing the last checkpoint")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineSession(Session):
+    """A run that learns from examples."""
+
+    examples: ExampleStream
+    pack: Pack
+    actor: Learner
+    reference: Reference | None
+    """None for a loss without a reference."""
+    baseline: Baseline | None
+    """KTO's baseline; None for other losses."""
+    evaluation: Evaluation
+
+    @asynccontextmanager
+    async def in_background(self) -> AsyncIterator[None]:
+        """Writes checkpoints in the background within the block."""
+        async with self.checkpoints.in_background():
+            yield
+            self.run.note("completing the last checkpoint")
+
+    def end_if_stalled(self) -> None:
+        """Makes the current step the last one if the evaluations do not improve any more."""
+        if self.evaluation.has_stalled and self.run.step < self.run.steps:
+            self.run.tell(f"{self.evaluation.verdict}; the run ends after step {self.run.step} of {self.run.steps}")
+            self.run.steps = self.run.step

@@ -1,0 +1,452 @@
+"""The driver of training on examples, over a scripted learner."""
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_rl.app.build_offline import build_offline_session
+from ray_rl.app.records import open_offline_run
+from ray_rl.checkpoint.export_marks import write_step
+from ray_rl.checkpoint.store import Checkpoint
+from ray_rl.config import RunConfig
+from ray_rl.data.examples.load import Examples
+from ray_rl.data.examples.order import ExampleOrder
+from ray_rl.errors import DataError, Preempted, TrainingError
+from ray_rl.loops.checkpoints import read_progress
+from ray_rl.loops.offline import train
+from ray_rl.loops.reference import SCORED_AT_ONCE
+from ray_rl.loops.resuming import is_finished, store_of
+from ray_rl.loops.stopping import Stop
+from ray_rl.metrics.console import RunConsole
+from ray_rl.metrics.metric import Mean, Total
+from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.types import Answer, Example
+from tests.run_folders import new_run_folder, reopened
+
+NAN = float("nan")
+
+
+def answer(token: int, *, length: int = 2) -> Answer:
+    return Answer(np.full(length, token, np.int32), np.ones(length, np.bool_))
+
+
+def pair(index: int) -> Example:
+    """Its answers have the tokens 10 * index + 1 and 10 * index + 2."""
+    answers = (answer(10 * index + 1), answer(10 * index + 2, length=3))
+    return Example(id=f"row:{index}", prompt_ids=(1, index), answers=answers, prompt="?", texts=("yes", "no"))
+
+
+def judged(index: int) -> Example:
+    return Example(id=f"row:{index}", prompt_ids=(1, index), answers=(answer(index),), label=index % 2 == 0)
+
+
+class Learner:
+    """Writes down what it is asked. The log-probability of a token is a hundredth of its number, below 0."""
+
+    def __init__(self, *, evaluations: list[float]) -> None:
+        self.journal: list[str] = []
+        self.batches: list[Any] = []
+        self.scored: list[tuple[str, ...]] = []
+        self.errors: dict[str, Exception] = {}
+        self.meanwhile: dict[str, Callable[[], Any]] = {}
+        self.nonfinite: set[str] = set()
+        self._evaluations = iter(evaluations)
+
+    def enter(self, call: str) -> None:
+        self.journal.append(call)
+        self.meanwhile.get(call, lambda: None)()
+        if call in self.errors:
+            raise self.errors[call]
+
+    async def logprobs(self, batch: Any) -> Any:
+        self.enter(f"score {batch.ids[0]} to {batch.ids[-1]}")
+        self.scored.append(batch.ids)
+        values_RT = -batch.tokens_RT.astype(np.float32) / 100
+        for row in range(batch.rows):
+            if batch.ids[row // batch.group_size] in self.nonfinite:
+                values_RT[row] = NAN
+        return values_RT
+
+    async def update(self, batch: Any) -> list[Any]:
+        self.enter(f"update {len(self.batches) + 1}")
+        self.batches.append(batch)
+        return [Mean("dpo/loss", 1.0, 1), Total("train/tokens", 7)]
+
+    async def evaluate(self, batch: Any) -> list[Any]:
+        self.enter(f"evaluate {batch.ids[0]} to {batch.ids[-1]}")
+        return [Mean("dpo/loss", next(self._evaluations), 1), Total("train/tokens", 7)]
+
+    async def save(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "weights").write_text(f"after update {len(self.batches)}")
+
+    async def is_saved(self) -> bool:
+        return True
+
+    async def load(self, folder: Path) -> None:
+        self.enter(f"load {(folder / 'weights').read_text()}")
+
+    async def export(self, folder: Path, *, step: int) -> None:
+        self.enter(f"export step {step}")
+        folder.mkdir(exist_ok=True)
+        write_step(folder, step)
+
+
+class Loop:
+    """The driver of a run folder, from its newest checkpoint."""
+
+    def __init__(
+        self, config: RunConfig, examples: Examples, *, live: bool, evaluations: list[float], model: str
+    ) -> None:
+        self.config, self.examples = config, examples
+        self.actor, self.reference = Learner(evaluations=evaluations), Learner(evaluations=[]) if live else None
+        self.models = {"actor": [["tiny", model]]}
+        self.store = store_of(config, RunFolder.of(config.run))
+        self.since = self.store.latest(print)
+        self.console = io.StringIO()
+        step = None if self.since is None else read_progress(self.since).step
+        is_new = not RunFolder.of(config.run).root.exists()
+        self.folder = new_run_folder(config) if is_new else reopened(config, step=step)
+        self.run = open_offline_run(config, self.folder, RunConsole(self.console), step=step or 0, version=step or 0)
+        self.stop = Stop(grace_s=600)
+
+    def said(self) -> str:
+        return " ".join(self.console.getvalue().split())
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.folder.metrics_jsonl.read_text().splitlines()]
+
+    def is_finished(self) -> bool:
+        return is_finished(self.config, self.folder, self.store.latest(print))
+
+    async def train(self) -> None:
+        order = ExampleOrder(self.examples, shuffle=False, seed=0)
+        roles = (order, self.actor, self.reference)
+        await train(
+            build_offline_session(
+                self.config,
+                self.folder,
+                self.run,
+                self.examples,
+                *roles,
+                stop=self.stop,
+                since=self.since,
+                models=self.models,
+            )
+        )
+        self.run.close()
+
+
+Make = Callable[..., Loop]
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Make]:
+    loops: list[Loop] = []
+
+    def make(
+        *,
+        kind: str = "dpo",
+        rows: int = 4,
+        held_out: int = 0,
+        steps: int = 2,
+        name: str = "test",
+        live: bool = False,
+        evaluations: list[float] | None = None,
+        evaluate_every: int | None = None,
+        patience: int | None = None,
+        checkpoint: dict[str, object] | None = None,
+        train: dict[str, object] | None = None,
+        model: str = "blake2b:1",
+    ) -> Loop:
+        one = judged if kind == "kto" else pair
+        examples = Examples(
+            kind="jsonl",
+            train=[one(index) for index in range(rows)],
+            held_out=[one(index) for index in range(rows, rows + held_out)],
+            lines=[],
+            digests={},
+        )
+        config = RunConfig.model_validate(
+            {
+                "run": {
+                    "name": name,
+                    "dir": str(tmp_path),
+                    "steps": steps,
+                    "evaluate_every": evaluate_every,
+                    "patience": patience,
+                },
+                "model": {"path": "tiny"},
+                "data": {"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.1 if held_out else 0.0},
+                "algorithm": {"kind": kind, "batch_size": 2},
+                "reference": {"when": "during" if live else "before"},
+                "checkpoint": {"every_steps": None} if checkpoint is None else checkpoint,
+                "train": train or {},
+            }
+        )
+        loops.append(Loop(config, examples, live=live, evaluations=evaluations or [], model=model))
+        return loops[-1]
+
+    yield make
+    for each in loops:
+        each.run.close()
+
+
+def sums_of(*indices: int) -> list[float]:
+    return [value for index in indices for value in (-0.02 * (10 * index + 1), -0.03 * (10 * index + 2))]
+
+
+async def test_every_example_is_scored_by_the_first_weights_before_the_first_step_and_never_again(loop):
+    three = loop(steps=3, rows=4)
+    await three.train()
+    assert three.actor.journal == ["score row:0 to row:3", "update 1", "update 2", "update 3", "export step 3"]
+    first, second, third = three.actor.batches
+    np.testing.assert_allclose(first.reference_R, sums_of(0, 1), rtol=1e-6)
+    np.testing.assert_allclose(second.reference_R, sums_of(2, 3), rtol=1e-6)
+    assert third.ids == first.ids
+    assert first.baseline is None
+
+
+async def test_a_step_is_logged_with_its_examples_in_a_folder_of_that_name(loop):
+    one = loop(steps=1)
+    await one.train()
+    (line,) = one.lines()
+    assert (line["step"], line["version"], line["data/epoch"], line["dpo/loss"]) == (1, 1, 0, 1.0)
+    (file,) = one.folder.examples.iterdir()
+    records = [json.loads(text) for text in file.read_text().splitlines()]
+    assert [(r["id"], r["answers"], r["tokens"]) for r in records] == [
+        ("row:0", ["yes", "no"], [2, 3]),
+        ("row:1", ["yes", "no"], [2, 3]),
+    ]
+    assert not one.folder.rollouts.exists()
+
+
+async def test_a_loss_without_a_reference_needs_no_scores(loop):
+    two = loop(kind="simpo")
+    await two.train()
+    assert two.actor.journal == ["update 1", "update 2", "export step 2"]
+    assert two.actor.batches[0].reference_R is None
+
+
+async def test_a_live_reference_scores_each_batch_and_stores_nothing(loop):
+    two = loop(live=True)
+    await two.train()
+    assert two.reference.journal == ["score row:0 to row:1", "score row:2 to row:3"]
+    assert two.actor.journal == ["update 1", "update 2", "export step 2"]
+    np.testing.assert_allclose(two.actor.batches[1].reference_R, sums_of(2, 3), rtol=1e-6)
+    assert not two.folder.reference_jsonl.exists()
+
+
+async def test_killed_while_it_scores_a_run_scores_only_what_is_missing(loop):
+    rows = 2 * SCORED_AT_ONCE + 1
+    first = loop(rows=rows, steps=1)
+    killed = f"score row:{SCORED_AT_ONCE} to row:{2 * SCORED_AT_ONCE - 1}"
+    first.actor.errors[killed] = TrainingError("killed")
+    with pytest.raises(TrainingError):
+        await first.train()
+    first.run.close()
+    torn = first.folder.reference_jsonl.read_bytes() + b'{"id": "row:64", "dig'
+    first.folder.reference_jsonl.write_bytes(torn)
+
+    second = loop(rows=rows, steps=1)
+    await second.train()
+    assert second.actor.journal[:2] == [killed, f"score row:{rows - 1} to row:{rows - 1}"]
+    alone = loop(rows=rows, steps=1, name="alone")
+    await alone.train()
+    assert second.folder.reference_jsonl.read_bytes() == alone.folder.reference_jsonl.read_bytes()
+
+
+async def test_an_example_that_changed_is_scored_again_and_the_others_are_not(loop):
+    first = loop(rows=3)
+    await first.train()
+    again = loop(rows=3)
+    again.since = None
+    again.examples.train[1] = pair(7)
+    await again.train()
+    assert again.actor.scored == [("row:0", "row:7", "row:2")]
+    lines = [json.loads(line) for line in again.folder.reference_jsonl.read_text().splitlines()]
+    assert [line.get("id") for line in lines] == [None, "row:0", "row:2", "row:7"]
+
+
+async def test_another_model_scores_everything_again_and_says_so_where_nothing_was_trained(loop):
+    first = loop(rows=2)
+    await first.train()
+    again = loop(rows=2, model="blake2b:2")
+    again.since = None
+    await again.train()
+    assert again.actor.scored == [("row:0", "row:1")]
+    assert (
+        "computing all log-probabilities of the reference again (model blake2b:1 then, blake2b:2 now)" in again.said()
+    )
+
+
+SAVES = {"every_steps": 1}
+
+
+async def test_a_resumed_run_keeps_the_reference_with_which_it_started(loop):
+    first = loop(rows=2, steps=1, checkpoint=SAVES)
+    await first.train()
+    changed = loop(rows=2, steps=2, checkpoint=SAVES, model="blake2b:2")
+    await changed.train()
+    assert changed.actor.scored == []
+    assert "keeping the reference with which the run started (model blake2b:1 then, blake2b:2 now)" in changed.said()
+
+
+async def test_a_resumed_run_whose_reference_is_lost_and_whose_model_changed_is_refused(loop):
+    first = loop(rows=2, steps=1, checkpoint=SAVES)
+    await first.train()
+    lines = first.folder.reference_jsonl.read_bytes().splitlines(keepends=True)
+    first.folder.reference_jsonl.write_bytes(b"".join(lines[:-1]))
+    changed = loop(rows=2, steps=2, checkpoint=SAVES, model="blake2b:2")
+    with pytest.raises(DataError, match=r"it lacks 1 of 2 examples; put back the weights of model\.path"):
+        await changed.train()
+
+
+async def test_a_reference_that_is_not_finite_ends_the_run_with_the_example_and_is_not_stored(loop):
+    one = loop(rows=2)
+    one.actor.nonfinite.add("row:1")
+    with pytest.raises(TrainingError, match="example row:1: the reference's log-probability of its answer is nan"):
+        await one.train()
+    assert len(one.folder.reference_jsonl.read_bytes().splitlines()) == 1
+
+
+async def test_a_step_that_is_skipped_is_trained_on_nothing(loop):
+    two = loop(live=True, train={"on_nonfinite": "skip", "max_skips": 1})
+    two.reference.nonfinite.add("row:0")
+    await two.train()
+    first, second = two.actor.batches
+    assert not first.loss_mask_RT.any()
+    assert second.loss_mask_RT.any()
+    assert [line["guard/skipped_steps"] for line in two.lines()] == [1, 0]
+
+
+async def test_the_baseline_of_kto_is_that_of_mismatched_rows_of_the_step(loop):
+    """Row i has the token i twice, and its partner is the row before it; policy and reference differ by 0.5 a token."""
+    two = loop(kind="kto", live=True, rows=4)
+    scores = two.reference.logprobs
+
+    async def less_likely(batch: Any) -> Any:
+        return await scores(batch) - np.float32(0.5)
+
+    two.reference.logprobs = less_likely
+    await two.train()
+    assert two.actor.scored[0] == ("row:0 with row:3", "row:1 with row:0")
+    assert [batch.baseline for batch in two.actor.batches] == pytest.approx([1.0, 1.0])
+
+
+async def test_the_reference_scores_the_mismatched_rows_of_kto_before_the_first_step_too(loop):
+    one = loop(kind="kto", rows=3, held_out=1, steps=1, evaluations=[1.0])
+    await one.train()
+    (before, *_), policy = one.actor.scored[:1], one.actor.scored[1]
+    assert before == ("row:0", "row:1", "row:2", "row:3", "row:0 with row:2", "row:1 with row:0", "row:2 with row:1")
+    assert policy == ("row:0 with row:2", "row:1 with row:0")
+    assert one.actor.batches[0].baseline == 0.0
+
+
+async def test_prompts_that_are_all_the_same_have_no_baseline(loop):
+    one = loop(kind="kto", rows=1)
+    with pytest.raises(DataError, match="has 1 different prompts, but KTO's baseline pairs prompts"):
+        await one.train()
+
+
+async def test_told_to_stop_the_step_is_finished_and_saved_and_the_next_start_continues_there(loop):
+    first = loop(steps=4, rows=3)
+    first.actor.meanwhile["update 2"] = first.stop._asked.set
+    with pytest.raises(Preempted, match="after step 2 of 4, saved; resume with: ray-rl resume "):
+        await first.train()
+    first.run.close()
+    second = loop(steps=4, rows=3)
+    await second.train()
+    assert second.actor.journal == ["load after update 2", "update 1", "update 2", "export step 4"]
+    assert [batch.ids for batch in (*first.actor.batches, *second.actor.batches)] == [
+        ("row:0", "row:1"),
+        ("row:2", "row:0"),
+        ("row:1", "row:2"),
+        ("row:0", "row:1"),
+    ]
+    assert [(line["step"], line["version"]) for line in second.lines()] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+
+
+async def test_held_out_examples_are_evaluated_every_so_many_steps_and_after_the_last_one(loop):
+    five = loop(kind="simpo", steps=5, held_out=3, evaluate_every=2, evaluations=[9, 8, 7, 6, 5, 4])
+    await five.train()
+    assert [line.get("eval/loss") for line in five.lines()] == [None, 8.5, None, 6.5, 4.5]
+    assert five.actor.journal[2:4] == ["evaluate row:4 to row:5", "evaluate row:6 to row:6"]
+    assert "eval/tokens" not in five.lines()[1]
+
+
+async def test_the_best_checkpoint_is_kept_and_exported(loop):
+    settings = {"keep_best": "eval/loss", "every_steps": 1, "keep_last": 1}
+    run = {"kind": "simpo", "held_out": 1, "evaluate_every": 1, "checkpoint": settings}
+    four = loop(steps=4, evaluations=[0.5, 0.3, 0.4, NAN], **run)
+    await four.train()
+    assert four.store.steps() == [2, 4]
+    assert four.actor.journal[-2:] == ["load after update 2", "export step 2"]
+    assert four.is_finished()
+
+    further = loop(steps=5, evaluations=[0.1], **run)
+    assert not further.is_finished()
+    further.folder.export.rename(further.folder.root / "export_before")
+    await further.train()
+    assert further.actor.journal[-1] == "export step 5"
+    assert further.store.steps() == [5]
+
+
+async def test_the_best_step_is_saved_even_if_no_checkpoint_is_due(loop):
+    settings = {"keep_best": "eval/margin", "every_steps": 100}
+    three = loop(kind="simpo", steps=3, held_out=1, evaluate_every=1, checkpoint=settings)
+    margins = iter([0.1, 0.4, 0.2])
+
+    async def evaluate(batch: Any) -> list[Any]:
+        return [Mean("simpo/loss", 1.0, 1), Mean("simpo/margin", next(margins), 1)]
+
+    three.actor.evaluate = evaluate
+    await three.train()
+    assert three.store.steps() == [2, 3]
+    assert three.actor.journal[-1] == "export step 2"
+
+
+async def test_a_run_whose_evaluations_do_not_improve_ends_early_and_stays_ended(loop):
+    run = {"kind": "simpo", "held_out": 1, "evaluate_every": 1, "checkpoint": SAVES}
+    nine = loop(steps=9, patience=2, evaluations=[0.5, 0.4, 0.4, 0.6, 0.1], **run)
+    await nine.train()
+    assert len(nine.lines()) == 4
+    assert nine.store.latest(print).step == 4
+    assert nine.actor.journal[-1] == "export step 4"
+    assert nine.is_finished()
+    assert "eval/loss was best after step 2, 0.4, and 2 evaluations since then were not better" in nine.said()
+    assert "Done: 4 of 9 steps" in nine.said()
+    assert "run.patience=null" in nine.said()
+
+    longer = loop(steps=9, patience=3, evaluations=[0.7], **run)
+    assert not longer.is_finished()
+    longer.folder.export.rename(longer.folder.root / "export_before")
+    await longer.train()
+    assert [line["step"] for line in longer.lines()] == [1, 2, 3, 4, 5]
+
+
+async def test_an_evaluation_that_is_nan_is_never_the_best_one(loop):
+    settings = {"keep_best": "eval/loss", "every_steps": None}
+    two = loop(kind="simpo", steps=2, held_out=1, evaluate_every=1, evaluations=[NAN, math.inf], checkpoint=settings)
+    await two.train()
+    assert two.actor.journal[-1] == "export step 2"
+    assert not two.folder.checkpoints.exists()
+
+
+async def test_a_checkpoint_to_go_back_to_has_the_best_step_of_its_own_time(loop):
+    settings = {"keep_best": "eval/loss", "every_steps": 1, "keep_last": 9}
+    run = {"kind": "simpo", "held_out": 1, "evaluate_every": 1, "checkpoint": settings}
+    three = loop(steps=3, evaluations=[0.5, 0.6, 0.1], **run)
+    await three.train()
+    back = loop(steps=3, evaluations=[0.7], **run)
+    back.since = Checkpoint(2, back.folder.checkpoints / "step_2")
+    back.run.rewind(step=2, version=2)
+    back.folder.export.rename(back.folder.root / "export_before")
+    await back.train()
+    assert back.actor.journal[-2:] == ["load after update 1", "export step 1"]
