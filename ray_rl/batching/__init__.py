@@ -1,1 +1,1 @@
-"""Packs rollouts into arrays, and divides the arrays into micro-batches for each worker."""
+"""Packs rollouts and examples into arrays, and divides the arrays into micro-batches for each worker."""

@@ -1,1 +1,1 @@
-"""The update of the policy over DeepSpeed, and frozen models that score."""
+"""Updates of models over DeepSpeed, and frozen models that score."""
