@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ray_rl.config import RunConfig
 from ray_rl.config.loading.explain import as_one_message
-from ray_rl.config.offline import ProcessRewardModel, Sft
+from ray_rl.config.offline import ProcessRewardModel, RewardModel, Sft
 from ray_rl.config.rules.algorithm import training_rules
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.examples.load import Examples, load_examples
@@ -33,6 +33,8 @@ def load(config: RunConfig, *, folder: Path | str, say: Callable[[str], None]) -
     match algorithm:
         case Sft():
             examples = loaded(train_on=algorithm.train_on)
+        case RewardModel():
+            examples = loaded(rendered=True)
         case ProcessRewardModel():
             examples = loaded(separator=algorithm.separator)
         case _:

@@ -201,7 +201,7 @@ class ChatTokenizer:
         """
         return self.ends(rollout.stop, rollout.stop_token_ids, chat=uses_chat(data))
 
-    def encode(self, prompt: str | Sequence[Message], *, chat: bool) -> tuple[int, ...]:
+    def encode(self, prompt: str | Sequence[Message], *, chat: bool, answered: bool = False) -> tuple[int, ...]:
         """Returns the tokens of a prompt.
 
         Args:
@@ -209,6 +209,7 @@ class ChatTokenizer:
             chat: apply the chat template with the generation prompt; text becomes one user message. If False, text is
                 tokenised as it is, after the special tokens that the tokenizer adds at the start. Special tokens at
                 the end are left out, because they would end the completion before it begins.
+            answered: the conversation ends with its answer, as a reward model reads it: there is no generation prompt.
 
         Raises:
             DataError: the model has no chat template, the template refuses or loses text, the tokenizer loses text, or
@@ -222,7 +223,7 @@ class ChatTokenizer:
             return tuple(token_ids)
         messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
         self._check_not_rendered(messages[-1].content)
-        text = self._template.render(messages, generation_prompt=True)
+        text = self._template.render(messages, generation_prompt=not answered)
         token_ids = self._tokenizer.encode(text, special=False)
         written = squeezed(text)
         self.check([m.content for m in messages if squeezed(m.content) in written], token_ids)

@@ -129,6 +129,9 @@ class AnswerTokenizer:
                 f"the generation prompt of the chat template ends with an empty thought, and the answer begins with "
                 f"{_THINK}; remove the thoughts from the answers, or set data.template_options so that the model thinks"
             )
-        # Data that was written for other programs often has the end of a turn in its answers.
+        return self.without_end(text)
+
+    def without_end(self, text: str) -> str:
+        """Returns the answer without an end of a turn, which data that was written for other programs often has."""
         ended = text.rstrip()
         return ended.removesuffix(self._end_text) if ended.endswith(self._end_text) else text

@@ -47,6 +47,7 @@ def load_examples(
     note: Callable[[str], None],
     train_on: TrainOn = "assistant",
     separator: str = "\n",
+    rendered: bool = False,
 ) -> Examples:
     """Returns the examples that `data:` describes.
 
@@ -57,6 +58,7 @@ def load_examples(
         note: called with the progress of long work.
         train_on: the tokens of demonstrations with a loss.
         separator: the text after each step of a solution.
+        rendered: comparisons are whole conversations (see `ExampleTokenizer`).
 
     Raises:
         DataError: a file, a data set or a row is wrong, with its place; or no example can be used.
@@ -77,6 +79,7 @@ def load_examples(
                 system_prompt=source.system_prompt,
                 train_on=train_on,
                 separator=separator,
+                rendered=rendered,
             ),
             hygiene=hygiene_of(tokenizer, source, chat=uses_chat(source), seen=seen),
         )

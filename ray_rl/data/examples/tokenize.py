@@ -33,6 +33,7 @@ class ExampleTokenizer:
         system_prompt: str | None = None,
         train_on: TrainOn = "assistant",
         separator: str = "\n",
+        rendered: bool = False,
     ) -> None:
         """Makes the tokenizer of a run's examples.
 
@@ -42,6 +43,8 @@ class ExampleTokenizer:
             system_prompt: `data.system_prompt`.
             train_on: the tokens of demonstrations with a loss.
             separator: the text after each step of a solution, whose last token has the label of the step.
+            rendered: comparisons are whole conversations of the chat template, with the text that it writes after an
+                answer: so the reward `kind: model` reads them.
 
         Raises:
             DataError: no token ends an answer.
@@ -52,6 +55,7 @@ class ExampleTokenizer:
         self._train_on = train_on
         self._answers = AnswerTokenizer(tokenizer, chat=chat)
         self._separator = separator
+        self._rendered = rendered and chat
 
     def example(self, record: Record, *, id: str, where: str) -> Example:
         """Returns the tokens of a record.
@@ -112,9 +116,12 @@ class ExampleTokenizer:
         return Answer(np.asarray(token_ids, np.int32), loss_mask)
 
     def _comparison(self, record: Comparison, prompt: Content, *, id: str) -> Example:
-        prompt_ids = self._encode(prompt)
         completions = (record.chosen, record.rejected)
-        chosen, rejected = (self._answer(prompt, prompt_ids, completion) for completion in completions)
+        if self._rendered:
+            prompt_ids, (chosen, rejected) = _split([self._conversation(prompt, each) for each in completions])
+        else:
+            prompt_ids = self._encode(prompt)
+            chosen, rejected = (self._answer(prompt, prompt_ids, completion) for completion in completions)
         if np.array_equal(chosen.token_ids, rejected.token_ids):
             raise Unusable("chosen and rejected have the same tokens")
         return Example(
@@ -125,6 +132,11 @@ class ExampleTokenizer:
             prompt=_shown(prompt),
             texts=(_shown(record.chosen), _shown(record.rejected)),
         )
+
+    def _conversation(self, prompt: Content, completion: Content) -> tuple[int, ...]:
+        *before, last = (Message("assistant", completion),) if isinstance(completion, str) else completion
+        answer = Message(last.role, self._answers.without_end(last.content))
+        return self._tokenizer.encode((*_messages(prompt), *before, answer), chat=True, answered=True)
 
     def _judged(self, record: Judged, prompt: Content, *, id: str) -> Example:
         prompt_ids = self._encode(prompt)
@@ -205,6 +217,15 @@ class ExampleTokenizer:
 
     def _encode(self, prompt: Content) -> tuple[int, ...]:
         return self._tokenizer.encode(prompt, chat=self._chat)
+
+
+def _split(conversations: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], list[Answer]]:
+    """Returns the common beginning of two conversations, and what follows it in each, at least one token."""
+    first, second = conversations
+    most = min(len(first), len(second)) - 1
+    same = next((i for i in range(most) if first[i] != second[i]), most)
+    rest = [np.asarray(conversation[same:], np.int32) for conversation in conversations]
+    return first[:same], [Answer(token_ids, np.ones(len(token_ids), np.bool_)) for token_ids in rest]
 
 
 def _rewritten(text: str) -> DataError:

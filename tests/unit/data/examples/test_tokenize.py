@@ -58,6 +58,32 @@ class TestAnswers:
         assert all(answer.loss_mask.all() for answer in example.answers)
         assert prompt_text(tokenizer, example).endswith("<|im_start|>user\n6*7?<|im_end|>\n<|im_start|>assistant\n")
 
+    def test_a_reward_model_reads_whole_conversations_of_the_template_and_their_common_beginning_is_the_prompt(
+        self, bytes_tokenizer
+    ):
+        """So the judge of a run reads them: to the line end that ChatML writes after <|im_end|>."""
+        tokenizer = bytes_tokenizer()
+        record = Comparison(said("6*7?"), answered("42"), answered("4 1<|im_end|>"), margin=0.5)
+        example = example_of(tokenizer, record, rendered=True)
+        prompt = prompt_text(tokenizer, example)
+        assert prompt.endswith("<|im_start|>user\n6*7?<|im_end|>\n<|im_start|>assistant\n4")
+        assert [parts(tokenizer, example, side)[0][0] for side in (0, 1)] == ["2<|im_end|>\n", " 1<|im_end|>\n"]
+        assert example.margin == 0.5
+        as_text = Comparison("6*7?", "42", "4 1")
+        assert example_of(tokenizer, as_text, rendered=True).digest == example.digest
+
+    def test_an_answer_that_begins_another_keeps_a_token_of_its_own(self, bytes_tokenizer):
+        template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+        tokenizer = bytes_tokenizer(template)
+        example = example_of(tokenizer, Comparison(said("6*7?"), answered("42"), answered("421")), rendered=True)
+        assert prompt_text(tokenizer, example) == "6*7?4"
+        assert [parts(tokenizer, example, side)[0][0] for side in (0, 1)] == ["2", "21"]
+
+    def test_plain_text_has_no_template_to_render(self, bytes_tokenizer):
+        tokenizer = bytes_tokenizer(None, eos="</s>")
+        example = example_of(tokenizer, Comparison("6*7=", "42", "41"), chat=False, rendered=True)
+        assert [parts(tokenizer, example, side)[0][0] for side in (0, 1)] == ["42</s>", "41</s>"]
+
     def test_text_and_messages_give_the_same_tokens(self, bytes_tokenizer):
         tokenizer = bytes_tokenizer()
         of_text = example_of(tokenizer, Judged("6*7?", "42", True))
