@@ -22,8 +22,13 @@ LOGIT_CHUNK_TOKENS = {"cpu": 256, "gpu": 1024}
 weights is read and written for every chunk; computed from an H100's peak rates, that takes longer than the product of
 256 rows."""
 
-ONLINE_SECTIONS = ("rollout", "rewards", "weight_sync", "critic")
-"""Sections that mean nothing for algorithms that learn from examples."""
+ONLINE_SECTIONS = {
+    "rollout": "samples nothing",
+    "rewards": "needs no scores",
+    "weight_sync": "publishes no weights",
+    CRITIC: "has no critic",
+}
+"""Sections that mean nothing for algorithms that learn from examples, and why."""
 
 AlgorithmConfig = Annotated[OnlineKinds | OfflineKinds, Field(discriminator="kind")]
 

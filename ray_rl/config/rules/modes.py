@@ -21,15 +21,7 @@ from ray_rl.config.data import (
     Table,
 )
 from ray_rl.config.loading.explain import show
-from ray_rl.config.run import RunConfig
-
-UNREAD_SECTIONS = {
-    "rollout": "samples nothing",
-    "rewards": "needs no scores",
-    "weight_sync": "publishes no weights",
-    "critic": "has no critic",
-}
-"""Sections that algorithms which learn from examples do not read, with the reason."""
+from ray_rl.config.run import ONLINE_SECTIONS, RunConfig
 
 UNREAD_OFFLINE = {
     "data.max_prompt_tokens": "remove it, and set data.max_tokens, the limit of prompt and answer together",
@@ -55,7 +47,7 @@ def mode_rules(config: RunConfig) -> Iterator[str]:
     """Refuses sections, values and data that the algorithm does not read."""
     kind = config.algorithm.kind
     if config.is_offline:
-        for section, reason in UNREAD_SECTIONS.items():
+        for section, reason in ONLINE_SECTIONS.items():
             if section in config.model_fields_set:
                 yield f"{section}: algorithm.kind={kind} {reason}; remove the section {section}"
         yield from _unread(config, UNREAD_OFFLINE, f"algorithm.kind={kind} learns from examples and does not read it")
