@@ -42,8 +42,7 @@ demo: ## train a 135M model on two CPU cores and see it improve (5 to 10 minutes
 test: setup-test ## run unit tests, then tests with real Ray, vLLM and DeepSpeed (25 minutes)
 	@trap 'exit 130' INT; failed=; started=$$SECONDS; \
 	run() { echo "pytest $$*"; $(BIN)/python -m pytest "$$@" || failed="$$failed $$1"; }; \
-	run $(COVERED_TESTS) $(COVERED); \
-	run tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %) -n auto --dist loadfile; \
+	$(MAKE) --no-print-directory test-unit || failed=" tests/unit"; \
 	run tests/processes -n auto --dist loadfile; \
 	run tests/launching/scripts; \
 	run tests/system/cluster -m "not faults and not launch and not long"; \
@@ -52,8 +51,10 @@ test: setup-test ## run unit tests, then tests with real Ray, vLLM and DeepSpeed
 
 .PHONY: test-unit
 test-unit: setup-test ## run only the unit tests (90 seconds)
-	$(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED)
-	$(BIN)/python -m pytest tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %) -n auto --dist loadfile
+	@covered=$$(mktemp); trap 'kill $$!; rm "$$covered"; exit 130' INT; failed=; \
+	$(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED) >"$$covered" 2>&1 & \
+	$(BIN)/python -m pytest tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %) -n auto --dist loadfile || failed=1; \
+	wait $$! || failed=1; cat "$$covered"; rm "$$covered"; [ -z "$$failed" ]
 
 .PHONY: test-docs
 test-docs: setup-test ## check links and file names in the pages, and run the commands of docs/first_hour.md (5 minutes)

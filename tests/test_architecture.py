@@ -8,9 +8,9 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -86,13 +86,26 @@ class Source:
         return "" if first == "__init__" else first
 
 
+@cache
+def package_sources() -> tuple[Source, ...]:
+    """Every file of the package, read and parsed once for all rules."""
+    files = sorted((ROOT / PACKAGE).rglob("*.py"))
+    return tuple(Source(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")) for file in files)
+
+
+@cache
+def walk(tree: ast.AST) -> tuple[ast.AST, ...]:
+    """The nodes of a tree: most rules read all of them."""
+    return tuple(ast.walk(tree))
+
+
 Violations = Iterator[tuple[int, str]]
 Rule = Callable[[Source], Violations]
 
 
 def imported(source: Source) -> Iterator[tuple[int, str]]:
     """Every module or name imported anywhere: in functions, under TYPE_CHECKING, and by `import_module("...")`."""
-    for node in ast.walk(source.tree):
+    for node in walk(source.tree):
         match node:
             case ast.Import(names=names):
                 yield from ((node.lineno, alias.name) for alias in names)
@@ -103,17 +116,14 @@ def imported(source: Source) -> Iterator[tuple[int, str]]:
                     yield node.lineno, module
 
 
-def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
+@cache
+def calls(tree: ast.AST) -> list[tuple[ast.Call, str]]:
     """Every call with the dotted name of what is called."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield node, ast.unparse(node.func)
+    return [(node, ast.unparse(node.func)) for node in walk(tree) if isinstance(node, ast.Call)]
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
+    return (node for node in walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def imports_point_down(source: Source) -> Violations:
@@ -139,7 +149,7 @@ def libraries_stay_in_their_folders(source: Source) -> Violations:
 
 
 def imports_are_absolute(source: Source) -> Violations:
-    for node in ast.walk(source.tree):
+    for node in walk(source.tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             yield node.lineno, "relative import"
 
@@ -160,7 +170,7 @@ def functions_are_short(source: Source) -> Violations:
 
 
 def classes_are_small(source: Source) -> Violations:
-    for node in ast.walk(source.tree):
+    for node in walk(source.tree):
         if not isinstance(node, ast.ClassDef):
             continue
         public = [
@@ -187,7 +197,7 @@ def nothing_catches_everything(source: Source) -> Violations:
     if source.path in BOUNDARIES:
         return
     broad = {"Exception", "BaseException"}
-    for node in ast.walk(source.tree):
+    for node in walk(source.tree):
         if isinstance(node, ast.ExceptHandler):
             caught = {"BaseException"} if node.type is None else {ast.unparse(part) for part in parts(node.type)}
             if caught & broad:
@@ -353,9 +363,8 @@ INNOCENTS = [(rule, *innocent) for rule, (_, innocents) in RULES.items() for inn
 
 
 @pytest.fixture(scope="module")
-def package() -> list[Source]:
-    files = sorted((ROOT / PACKAGE).rglob("*.py"))
-    return [Source(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")) for file in files]
+def package() -> tuple[Source, ...]:
+    return package_sources()
 
 
 def name_of(value: object) -> str | None:
@@ -363,7 +372,7 @@ def name_of(value: object) -> str | None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=name_of)
-def test_the_package_keeps_the_rule(rule: Rule, package: list[Source]):
+def test_the_package_keeps_the_rule(rule: Rule, package: tuple[Source, ...]):
     violations = [f"{source.path}:{line}: {message}" for source in package for line, message in rule(source)]
     assert not violations, "\n" + "\n".join(violations)
 
@@ -380,12 +389,12 @@ def test_the_rule_lets_the_innocent_pass(rule: Rule, path: str, text: str):
 
 def executed(source: Source) -> Iterator[str]:
     """What a source imports when it runs: not what stands under TYPE_CHECKING."""
-    branches = [n for n in ast.walk(source.tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    branches = [n for n in walk(source.tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
     skipped = {line for branch in branches for line in range(branch.lineno, (branch.end_lineno or 0) + 1)}
     yield from (name for line, name in imported(source) if line not in skipped)
 
 
-def circle(sources: list[Source]) -> list[str]:
+def circle(sources: Sequence[Source]) -> list[str]:
     """Modules that import each other in a circle, function-level imports included; [] if there is none."""
     modules = {
         source.path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): source for source in sources
@@ -402,7 +411,7 @@ def circle(sources: list[Source]) -> list[str]:
     return []
 
 
-def test_no_modules_import_each_other_in_a_circle(package: list[Source]):
+def test_no_modules_import_each_other_in_a_circle(package: tuple[Source, ...]):
     assert circle(package) == []
 
 
@@ -418,7 +427,7 @@ ROLE_FILES = 8
 
 def names_a_role(source: Source) -> Violations:
     """Names of roles as text, and their sections of a `config`. "reward" as text has other meanings."""
-    for node in ast.walk(source.tree):
+    for node in walk(source.tree):
         if isinstance(node, ast.Constant) and node.value in ("actor", "critic", "reference"):
             yield node.lineno, f"names the role {node.value}"
         if isinstance(node, ast.Attribute) and node.attr in ("critic", "reference", "reward"):
@@ -427,7 +436,7 @@ def names_a_role(source: Source) -> Violations:
                 yield node.lineno, f"reads the section {node.attr}"
 
 
-def test_roles_are_written_in_few_files(package: list[Source]):
+def test_roles_are_written_in_few_files(package: tuple[Source, ...]):
     naming = {source.path: next(names_a_role(source), None) for source in package}
     found = [f"{path}:{first[0]}: {first[1]}" for path, first in naming.items() if first is not None]
     assert len(found) <= ROLE_FILES, "\n" + "\n".join(found)
@@ -446,7 +455,7 @@ def loaded_by(modules: list[str], libraries: tuple[str, ...]) -> list[str]:
     return sorted(done.stdout.split())
 
 
-def test_the_light_modules_load_without_any_heavy_library(package: list[Source]):
+def test_the_light_modules_load_without_any_heavy_library(package: tuple[Source, ...]):
     light = [source.path for source in package if source.folder in LIGHT and not source.path.endswith("__main__.py")]
     modules = [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in light]
     assert loaded_by(modules, HEAVY) == []

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from ray_rl.config.run import ModelConfig
-from tests.test_architecture import PACKAGE, ROOT, Source, calls
+from tests.test_architecture import PACKAGE, Source, calls, package_sources, walk
 
 LIMITS = {"timeout", "timeout_s", "deadline_s"}
 """Keywords that bound a call."""
@@ -93,7 +93,7 @@ def unbounded(source: Source) -> Iterator[tuple[int, str]]:
                 yield call.lineno, name
         elif last in COLLECTIVES or (last in ON_A_GROUP and called.removesuffix(f".{last}").endswith(OWNERS)):
             yield call.lineno, name
-    for node in ast.walk(source.tree):
+    for node in walk(source.tree):
         if isinstance(node, ast.Await) and source.folder == "cluster" and _is_reference(node.value):
             yield node.lineno, f"await {ast.unparse(node.value)}"
 
@@ -101,7 +101,7 @@ def unbounded(source: Source) -> Iterator[tuple[int, str]]:
 def _imports(tree: ast.AST) -> dict[str, str]:
     """Whole names of what is imported, by the name that it has here."""
     found = {}
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.asname: alias.name for alias in node.names if alias.asname}
             found |= {name: name for alias in node.names for name in [alias.name.partition(".")[0]] if not alias.asname}
@@ -136,11 +136,6 @@ def untrusted(source: Source) -> Iterator[tuple[int, str]]:
             yield call.lineno, name
 
 
-def package() -> list[Source]:
-    files = sorted((ROOT / PACKAGE).rglob("*.py"))
-    return [Source(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")) for file in files]
-
-
 def excused(source: Source, line: int, word: str) -> int | None:
     """The line of the comment that gives the reason for the call at `line`: that line, or the comment line above."""
     lines = source.text.splitlines()
@@ -159,7 +154,7 @@ WORDS = {unbounded: "bound", untrusted: "trusted"}
 def test_the_package_keeps_the_rule(rule):
     offences = [
         f"{source.path}:{line}: {name}"
-        for source in package()
+        for source in package_sources()
         for line, name in rule(source)
         if excused(source, line, WORDS[rule]) is None
     ]
@@ -168,7 +163,7 @@ def test_the_package_keeps_the_rule(rule):
 
 @pytest.mark.parametrize("rule", WORDS)
 def test_every_reason_is_that_of_a_call_which_needs_one(rule):
-    for source in package():
+    for source in package_sources():
         given = {n for n, text in enumerate(source.text.splitlines(), 1) if f"# {WORDS[rule]}: " in text}
         assert given == {excused(source, line, WORDS[rule]) for line, _ in rule(source)} - {None}, source.path
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import pytest
 
-from tests.test_architecture import PACKAGE, ROOT, Source, name_of
+from tests.test_architecture import PACKAGE, ROOT, Source, name_of, package_sources
 
 FIRST_WORDS = {"Of", "For", "Beside", "Besides", "But", "Under", "With", "Without", "Nothing"}
 """Words with which no docstring starts: what follows is a fragment of a sentence."""
@@ -195,9 +195,9 @@ INNOCENTS = [(rule, innocent) for rule, (_, innocents) in RULES.items() for inno
 
 
 def test_the_package_keeps_the_language():
-    files = sorted((ROOT / PACKAGE).rglob("*.py"))
-    sources = [Source(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")) for file in files]
-    offences = [f"{each.path}:{line}: {text}" for each in sources for rule in RULES for line, text in rule(each)]
+    offences = [
+        f"{each.path}:{line}: {text}" for each in package_sources() for rule in RULES for line, text in rule(each)
+    ]
     assert not offences, "\n" + "\n".join(offences)
 
 

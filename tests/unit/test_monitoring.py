@@ -4,6 +4,7 @@ import ast
 import itertools
 import json
 import re
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 
 from ray_rl.config import roles
 from ray_rl.metrics.prometheus import NAMESPACE, gauge_name
+from tests.test_architecture import package_sources, walk
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/monitoring"
@@ -20,13 +22,12 @@ READERS = {"text.py", "summary.py"}
 
 
 def sources():
-    files = sorted((ROOT / "ray_rl").rglob("*.py"))
-    return [ast.parse(file.read_text()) for file in files if file.name not in READERS]
+    return [source.tree for source in package_sources() if Path(source.path).name not in READERS]
 
 
 def first_arguments(tree, method):
     """The names given to calls of a method: `run.phase("train")`."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(attr=name), args=[ast.Constant(value=str(argument))]) if name == method:
                 yield argument
@@ -34,18 +35,19 @@ def first_arguments(tree, method):
 
 def objectives(tree):
     """The names under which trainers log: an objective's `name: ClassVar[str] = "policy"`, or a name of a role."""
-    for node in ast.walk(tree):
+    for node in walk(tree):
         match node:
             case ast.AnnAssign(target=ast.Name("name"), annotation=ast.Subscript(ast.Name("ClassVar")), value=value):
                 yield getattr(roles, value.id) if isinstance(value, ast.Name) else value.value
 
 
+@cache
 def logged():
     """Every key of metrics.jsonl that the code can write, but for those that hold a name of the user's."""
     trees = sources()
     phases = {phase for tree in trees for phase in first_arguments(tree, "phase")}
     named = {name for tree in trees for name in objectives(tree)}
-    whole = {node.value for tree in trees for node in ast.walk(tree) if is_key(node)}
+    whole = {node.value for tree in trees for node in walk(tree) if is_key(node)}
     ends = {"grad_norm", "learning_rate"}
     return {"step", "version"} | whole | {f"time/{p}_s" for p in phases} | {f"{n}/{e}" for n in named for e in ends}
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from functools import cache
 from importlib import import_module
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
@@ -104,6 +105,7 @@ def closure(names):
     return found
 
 
+@cache
 def base_modules():
     """Top-level modules that `pip install ray-rl` brings."""
     distributions = closure(requirement.name for requirement in wanted())

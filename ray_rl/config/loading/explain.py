@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ray_rl.config.algorithm import Algorithm
-from ray_rl.config.base import Config
+from ray_rl.config.base import Config, docstring_of
 from ray_rl.config.loading.foreign_words import our_word
 from ray_rl.config.loading.redact import HIDDEN, is_secret, without_arguments, without_secrets
 from ray_rl.config.loading.schema import bare, item_of, sections_of
@@ -173,8 +173,8 @@ def _requirement(detail: ErrorDetails) -> str:
 def _meaning(spot: _Spot) -> str:
     """Returns the docstring of the field; a kind that only sets another default inherits it from its base class."""
     name = next((name for name, field in spot.owner.model_fields.items() if field is spot.field), None)
-    owners = [owner for owner in spot.owner.__mro__ if issubclass(owner, Config) and name in owner.model_fields]
-    meanings = [owner.model_fields[name].description for owner in owners] if name is not None else []
+    owners = [owner for owner in spot.owner.__mro__ if issubclass(owner, Config)]
+    meanings = [docstring_of(owner, name) for owner in owners] if name is not None else []
     return next((" ".join(meaning.split()) for meaning in meanings if meaning), "")
 
 
