@@ -20,8 +20,8 @@ from ray_rl.types import Message
 if TYPE_CHECKING:
     from ray_rl.data.template import ChatTemplate
 
-ANSWER = "Zq42qZ"
-"""A unique answer in a rendered conversation: the text after it ends a turn."""
+QUESTION, ANSWER = "Qz1+1?", "Zq42qZ"
+"""Unique messages of a rendered conversation: what the template writes before and after them does not contain them."""
 SHOWN_CHARACTERS = 200
 BEGINS_ANSWERS = (
     "<|im_start|>assistant",
@@ -129,22 +129,27 @@ class ChatTokenizer:
 
     @cached_property
     def answer_start(self) -> str:
-        """Space that the chat template writes between the generation prompt and an answer, and engines sample."""
-        question = Message("user", "1+1?")
+        """Text that the chat template writes between the generation prompt and every answer, so that engines sample it.
+
+        A space in some templates of Mistral, the channel in that of gpt-oss. Text that only the last answer of a
+        conversation has, as the empty thought of Qwen3, is not part of it.
+        """
+        question, answer = Message("user", QUESTION), Message("assistant", ANSWER)
         try:
             start = self._template.render([question], generation_prompt=True)
-            whole = self._template.render([question, Message("assistant", ANSWER)], generation_prompt=False)
+            texts = [
+                self._template.render(turns, generation_prompt=False)
+                for turns in ([question, answer], [question, answer, question])
+            ]
         except DataError:
             return ""
-        between = whole.removeprefix(start).partition(ANSWER)[0] if whole.startswith(start) else ""
-        return "" if between.strip() else between
+        between = {text.removeprefix(start).partition(ANSWER)[0] for text in texts}
+        return between.pop() if len(between) == 1 and all(text.startswith(start) for text in texts) else ""
 
     @cached_property
-    def generation_prompt(self) -> str:
-        """The text that the chat template writes at the end of a prompt, before an answer."""
-        question = [Message("user", "1+1?")]
-        whole, start = (self._template.render(question, generation_prompt=on) for on in (True, False))
-        return whole.removeprefix(start) if whole.startswith(start) else ""
+    def prompt_end(self) -> str:
+        """The text that the chat template writes after the last message of a prompt, with the generation prompt."""
+        return self._template.render([Message("user", QUESTION)], generation_prompt=True).rpartition(QUESTION)[2]
 
     def answer_end(self, *, chat: bool) -> int:
         """Returns the token that ends an answer: that of the chat template, or else the end of a text.
@@ -305,7 +310,7 @@ class ChatTokenizer:
 
     def _after_an_answer(self) -> str | None:
         """Returns the text after an answer: up to the end, or if that is empty, up to the next turn."""
-        question, answer = Message("user", "1+1?"), Message("assistant", ANSWER)
+        question, answer = Message("user", QUESTION), Message("assistant", ANSWER)
         for messages in ([question, answer], [question, answer, question]):
             try:
                 text = self._template.render(messages, generation_prompt=False)

@@ -41,7 +41,7 @@ class AnswerTokenizer:
         self._end_text = self._model.decode([self.end], skip_special_tokens=False)
         self._ends = frozenset(tokenizer.ends((), (), chat=chat).token_ids)
         self._start = tokenizer.answer_start if chat else ""
-        opened = tokenizer.generation_prompt.rstrip() if chat else ""
+        opened = tokenizer.prompt_end.rstrip() if chat else ""
         self._thinks, self._has_thought = opened.endswith(_THINK), opened.endswith(_THOUGHT)
         self._added = frozenset(self._model.added.values())
         self._contexts: dict[tuple[int, ...], tuple[str, list[int]]] = {}
@@ -53,8 +53,8 @@ class AnswerTokenizer:
             DataError: the tokenizer loses text, or the answer lacks thoughts that the generation prompt begins.
             Unusable: there is a token that ends a turn inside the answer.
         """
-        text = self._bare(text)
-        token_ids = self.after(prompt_ids, self._start + text)
+        text = self._sampled(text)
+        token_ids = self.after(prompt_ids, text)
         self._tokenizer.check([text], token_ids)
         if not self._ends.isdisjoint(token_ids):
             raise Unusable("an answer with the token that ends a turn inside it")
@@ -109,27 +109,29 @@ class AnswerTokenizer:
         if end is None:
             return None
         answer = token_ids[start:end]
-        written, text = squeezed(self._model.decode(answer, skip_special_tokens=False)), self._bare(text)
+        written, text = squeezed(self._model.decode(answer, skip_special_tokens=False)), self._sampled(text)
         is_same = written in {squeezed(text), squeezed(self._model.normalized(text))}
         # The unknown token replaces words that are not in the vocabulary; such a model reads every text so.
         return (start, end + 1) if is_same or not self._model.unknown.isdisjoint(answer) else None
 
-    def _bare(self, text: str) -> str:
-        """Returns the answer without what the generation prompt already has, and without an end that it may have."""
-        if self._thinks:
-            if _THOUGHT not in text:
-                raise DataError(
-                    f"the generation prompt of the chat template ends with {_THINK}, but the answer has no {_THOUGHT}, "
-                    "so that the model would learn to answer in its thoughts; write thoughts into the answers, or set "
-                    "data.template_options or model.chat_template so that the prompt does not begin them"
-                )
-            text = text.lstrip().removeprefix(_THINK).lstrip("\n")
+    def _sampled(self, text: str) -> str:
+        """Returns the text that an engine would sample for an answer, without the token that ends it."""
+        has_thoughts = _THOUGHT in text
+        start = "" if has_thoughts and _THOUGHT in self._start else self._start
+        if self._thinks and _THOUGHT not in start + text:
+            raise DataError(
+                f"the generation prompt of the chat template ends with {_THINK}, but the answer has no {_THOUGHT}, "
+                "so that the model would learn to answer in its thoughts; write thoughts into the answers, or set "
+                "data.template_options or model.chat_template so that the prompt does not begin them"
+            )
         if self._has_thought and text.lstrip().startswith(_THINK):
             raise DataError(
                 f"the generation prompt of the chat template ends with an empty thought, and the answer begins with "
                 f"{_THINK}; remove the thoughts from the answers, or set data.template_options so that the model thinks"
             )
-        return self.without_end(text)
+        if self._thinks and has_thoughts:
+            text = text.lstrip().removeprefix(_THINK).lstrip("\n")
+        return start + self.without_end(text)
 
     def without_end(self, text: str) -> str:
         """Returns the answer without an end of a turn, which data that was written for other programs often has."""

@@ -25,7 +25,7 @@ class Hygiene:
     kept_first: frozenset[int]
     """Tokens that stay at the start of a prompt that is cut: special ones, such as bos."""
     kept_end: int
-    """Number of tokens at the end of a prompt that are never cut: those of the generation prompt."""
+    """Number of tokens at the end of a prompt that are never cut: the generation prompt, and the end of its message."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Number of examples that were left out, by reason."""
     cut: int = 0
@@ -92,7 +92,7 @@ def hygiene_of(tokenizer: ChatTokenizer, data: Source, *, chat: bool, seen: set[
         chat: whether prompts go through the chat template.
         seen: what tells the examples that other parts of a mixture have used.
     """
-    end = tokenizer.model_tokenizer.encode(tokenizer.generation_prompt, special=False) if chat else []
+    end = tokenizer.model_tokenizer.encode(tokenizer.prompt_end, special=False) if chat else []
     special = tokenizer.model_tokenizer.special_ids
     return Hygiene(data.max_tokens, data.too_long, data.deduplicate, kept_first=special, kept_end=len(end), seen=seen)
 

@@ -83,8 +83,8 @@ def test_equal_tokens_with_another_label_are_another_example():
 def test_the_generation_prompt_and_the_special_tokens_are_those_of_the_tokenizer(bytes_tokenizer):
     tokenizer = bytes_tokenizer()
     hygiene = hygiene_of(tokenizer, Source(max_tokens=10), chat=True, seen=set())
-    # <|im_start|>, nine letters and a line end.
-    assert hygiene.kept_end == 11
+    # <|im_end|>, a line end, <|im_start|>, nine letters and a line end.
+    assert hygiene.kept_end == 13
     vocabulary = tokenizer.model_tokenizer.vocabulary
     assert {vocabulary["<s>"], vocabulary["<|im_start|>"]} <= hygiene.kept_first
     assert hygiene_of(tokenizer, Source(), chat=False, seen=set()).kept_end == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib import util
 from itertools import pairwise
 from pathlib import Path
 
@@ -145,6 +146,19 @@ class TestAnswers:
         assert prompt_text(tokenizer, example) == "<s>[INST] 6*7? [/INST]"
         assert parts(tokenizer, example) == [(" 42</s>", True)]
 
+    def test_the_channel_that_a_template_writes_before_answers_is_sampled_with_them(self, bytes_tokenizer):
+        """As in gpt-oss: the prompt ends "<|start|>assistant", and the model chooses the channel."""
+        template = (
+            "{% for m in messages %}<s>{{ m.role }}{{ '</s>final' if m.role == 'assistant' }}<|im_start|>"
+            "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<s>assistant{% endif %}"
+        )
+        tokenizer = bytes_tokenizer(template)
+        example = example_of(tokenizer, Demonstration(said("6*7?"), answered("42", "Sure?", "Yes.")))
+        assert [text for text, is_trained in parts(tokenizer, example) if is_trained] == [
+            "</s>final<|im_start|>42<|im_end|>",
+            "</s>final<|im_start|>Yes.<|im_end|>",
+        ]
+
     def test_a_system_prompt_is_part_of_the_context(self, bytes_tokenizer):
         tokenizer = bytes_tokenizer()
         example = example_of(tokenizer, Demonstration("6*7?", "42"), system_prompt="Be brief.")
@@ -191,6 +205,46 @@ class TestThoughts:
         assert parts(tokenizer, example) == [("7*6\n</think>\n\n42<|im_end|>", True)]
         with pytest.raises(DataError, match="would learn to answer in its thoughts"):
             example_of(tokenizer, Demonstration("6*7?", "42"))
+
+
+TEMPLATES = Path(util.find_spec("trl").origin).parent / "chat_templates"
+
+
+class TestTemplatesOfModels:
+    """Templates of real models, which TRL ships: each as it is, and for some a copy that keeps earlier thoughts."""
+
+    @pytest.mark.parametrize(
+        ("name", "context", "trained"),
+        [
+            ("llama3_1", "assistant<|end_header_id|>\n\n", ["42", "Yes."]),
+            ("gemma3", "<start_of_turn>model\n", ["42", "Yes."]),
+            ("phi3", "<|assistant|>\n", ["42", "Yes."]),
+            ("qwen3", "<|im_start|>assistant\n", ["42", "Yes."]),
+            (
+                "qwen3_training",
+                "<|im_start|>assistant\n",
+                [f"<think>\n\n</think>\n\n{text}" for text in ("42", "Yes.")],
+            ),
+            ("qwen3_6_training", "<think>\n", [f"\n</think>\n\n{text}" for text in ("42", "Yes.")]),
+            ("qwen3_5_nothink", "</think>\n\n", None),
+            ("deepseek_r1_distill", "<think>\n", None),
+        ],
+    )
+    def test_turns_are_trained_on_where_the_template_shows_them_as_they_are_sampled(
+        self, bytes_tokenizer, name, context, trained
+    ):
+        tokenizer = bytes_tokenizer((TEMPLATES / f"{name}.jinja").read_text())
+        record = Demonstration(said("6*7?"), answered("42", "Sure?", "Yes."))
+        if trained is None:
+            with pytest.raises(DataError):
+                example_of(tokenizer, record)
+            return
+        example = example_of(tokenizer, record)
+        assert prompt_text(tokenizer, example).endswith(context)
+        end = tokenizer.model_tokenizer.decode([tokenizer.answer_end(chat=True)], skip_special_tokens=False)
+        assert [text for text, is_trained in parts(tokenizer, example) if is_trained] == [
+            text + end for text in trained
+        ]
 
 
 class TestConversations:
