@@ -71,7 +71,8 @@ class Trainer(Generic[Batch]):
     def evaluate(self, batch: Batch) -> list[Metric]:
         """Returns the metrics of the loss over this rank's share of the batch; a collective that trains nothing."""
         metrics: list[Metric] = []
-        for encoded in self._share.encode(batch, np.arange(batch.rows)):
+        share = self._share.encode(batch, np.arange(batch.rows), whole_groups=self._objective.whole_groups)
+        for encoded in share:
             _, found = self._objective.loss(self.zero.engine, encoded.to(self._share.device), batch)
             metrics += found
         return metrics

@@ -196,8 +196,9 @@ def read_gradient(
     from ray_rl.training.trainer import Trainer
 
     trainer = Trainer(*offline_parts(config, folder), member)
-    metrics = trainer.accumulate(batch, np.arange(batch.rows))
-    return metrics, np.concatenate([safe_get_full_grad(p).flatten().numpy() for p in trainer.model.parameters()])
+    evaluated = trainer.evaluate(batch)
+    trainer.accumulate(batch, np.arange(batch.rows))
+    return evaluated, np.concatenate([safe_get_full_grad(p).flatten().numpy() for p in trainer.model.parameters()])
 
 
 @pytest.mark.parametrize("kind", KINDS)
