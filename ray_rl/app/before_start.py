@@ -144,6 +144,13 @@ def _check_data(config: RunConfig, progress: Note) -> CheckedRows | None:
         return check_data(config, model_folder=_folder_of(config.model.path), row_checks=row_checks, say=progress)
 
 
+def _check_example_rows(config: RunConfig, progress: Note) -> None:
+    from ray_rl.app.data_checks import check_example_rows
+
+    if unreadable_data(config) is None:
+        check_example_rows(config, say=progress)
+
+
 def _check_examples(config: RunConfig, progress: Note) -> Examples | None:
     """Loads the examples, unless the model is a packaged one that is not converted yet: then the run loads them."""
     from ray_rl.app.examples import load, resolved_steps
@@ -239,5 +246,5 @@ OFFLINE_CHECKS: tuple[Check, ...] = (
     _check_export,
 )
 """The checks of `train` for a run that learns from examples."""
-OFFLINE_QUICK_CHECKS: tuple[Check, ...] = ()
+OFFLINE_QUICK_CHECKS: tuple[Check, ...] = (_check_example_rows,)
 """The default checks of `validate` for such a run."""

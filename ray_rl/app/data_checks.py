@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ray_rl.config.data import Addition, CustomSource, DataConfig, Hub, ReasoningGym, Table
+from ray_rl.config.data import Addition, CustomSource, DataConfig, Hub, Mixture, ReasoningGym, Table
 from ray_rl.config.rewards import CustomReward
 from ray_rl.config.run import RunConfig
 from ray_rl.data.ahead import check_rows
 from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.examples.reading import Reading, sources_of
 from ray_rl.data.opening import open_rows
 from ray_rl.data.order import epoch_order
 from ray_rl.data.procedural import check_task
@@ -114,8 +115,30 @@ def _report(checked: CheckedRows, *, is_complete: bool, say: Callable[[str], Non
         )
 
 
+def check_example_rows(config: RunConfig, *, say: Callable[[str], None]) -> None:
+    """Converts rows of a run that learns from examples, for a few seconds and without a tokenizer.
+
+    Asks neither the hub nor a user's function for rows.
+
+    Raises:
+        DataError: a file or a row is wrong; the message names the line or row.
+        ConfigError: a format, a column or an import path is wrong.
+    """
+    for source in sources_of(config.data):
+        if isinstance(source, CustomSource):
+            check_function(source.function, key="data.function")
+        if are_far(source):
+            continue
+        reading = Reading(source, wanted=config.offline.wanted, note=say)
+        for _ in reading.units(until=time.monotonic() + QUICK_S):
+            pass
+        reading.refuse_wrong_rows()
+
+
 def are_far(data: DataConfig) -> bool:
-    """Returns whether the rows come from the hub or from a user's function."""
+    """Returns whether the rows, or those of a part, come from the hub or from a user's function."""
+    if isinstance(data, Mixture):
+        return any(map(are_far, data.sources))
     return isinstance(data, CustomSource) or (isinstance(data, Hub) and not Path(data.name).expanduser().is_dir())
 
 

@@ -80,11 +80,17 @@ def _arithmetic(config: RunConfig) -> str:
 def _print_unchecked(config: RunConfig, *, is_full: bool) -> None:
     """Prints what was not checked, and what checks it."""
     from ray_rl.app.data_checks import are_far
-    from ray_rl.config.data import CustomSource
+    from ray_rl.config.data import CustomSource, Mixture
     from ray_rl.config.rewards import CustomReward
 
     if not is_full:
-        rows = "rows of data.function, " if isinstance(config.data, CustomSource) else "rows of the hub, "
+        match config.data:
+            case CustomSource():
+                rows = "rows of data.function, "
+            case Mixture():
+                rows = "rows of the hub and of functions, "
+            case _:
+                rows = "rows of the hub, "
         print(
             f"  not checked: {rows if are_far(config.data) else ''}tokenizer, models and installed packages; add --full"
         )

@@ -198,3 +198,21 @@ def test_a_base_install_says_which_functions_it_cannot_call(place, capsys, monke
     assert main(["validate", "run.yaml", f"algorithm.advantage={custom}", f"algorithm.loss={custom}"]) == 0
     said = "note: algorithm.advantage.function and algorithm.loss.function not called, as torch is not installed here"
     assert said in capsys.readouterr().out
+
+
+def test_examples_are_converted_without_a_tokenizer(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    pair = {"prompt": "6*7?", "chosen": "42", "rejected": "41"}
+    (place / "pairs.jsonl").write_text("\n".join(map(json.dumps, [pair, pair | {"chosen": None}])))
+    (place / "dpo.yaml").write_text(
+        "run: {name: dpo}\nmodel: {path: smollm2-135m-instruct}\nalgorithm: {kind: dpo}\n"
+        "data: {kind: jsonl, path: pairs.jsonl}\ncluster: {accelerator: cpu}\n"
+    )
+    assert main(["validate", "dpo.yaml"]) == 2
+    assert "pairs.jsonl:2: chosen is None; write text" in capsys.readouterr().err
+    assert main(["validate", "dpo.yaml", "data.on_bad_row=skip"]) == 0
+    assert "  1 epoch, in optimizer steps of 64 pairs\n  on CPU: actor 1\n" in capsys.readouterr().out
+    assert main(["validate", "dpo.yaml", "algorithm={kind: kto}"]) == 2
+    part = "{source: {kind: hub, name: a/b}}, {source: {kind: jsonl, path: pairs.jsonl, on_bad_row: stop}}"
+    assert main(["validate", "dpo.yaml", f"data={{kind: mixture, on_bad_row: skip, parts: [{part}]}}"]) == 0
+    assert "not checked: rows of the hub and of functions, tokenizer" in capsys.readouterr().out
