@@ -30,7 +30,7 @@ def summary(stages: Sequence[Stage], how: Mapping[str, str], *, encoding: str) -
         how: how each stage was done: "trained", "resumed", "done before".
         encoding: the encoding of the stream.
     """
-    rows: list[tuple[str, ...]] = [("STAGE", "", "STEPS", "TIME", "METRIC", "FIRST", "LAST", "COURSE")]
+    rows: list[tuple[str, ...]] = [("STAGE", "STATE", "STEPS", "TIME", "METRIC", "FIRST", "LAST", "COURSE")]
     for stage in stages:
         records = _records(stage.folder.metrics_jsonl)
         seconds = sum(record.get("time/step_s", 0.0) for record in records)

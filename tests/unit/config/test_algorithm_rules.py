@@ -2,6 +2,7 @@
 
 import pytest
 
+from ray_rl.config.rules.check import check
 from ray_rl.config.train import CriticConfig
 
 PPO = ("algorithm={kind: ppo}",)
@@ -164,6 +165,10 @@ class TestRewardModel:
     def test_a_model_with_one_label_passes(self, passes, write_model, settings):
         write_model("judge", settings)
         passes("rewards=[{kind: model, paths: [judge]}]")
+
+    def test_a_model_that_stands_for_one_that_is_trained_later_needs_no_head(self, load, write_model):
+        write_model("base", {})
+        check(load("rewards=[{kind: model, paths: [base]}]"), visible_gpus=0, stand_ins=["base"])
 
 
 class TestSchedule:

@@ -111,7 +111,7 @@ def test_stages_are_trained_in_order_once_and_the_summary_shows_their_course(pla
     out = capsys.readouterr().out.splitlines()
     assert out[:3] == ["two: 2 stages in runs/two", "  first: new", "  second: new"]
     table = [
-        "STAGE                STEPS  TIME         METRIC          FIRST   LAST  COURSE",
+        "STAGE   STATE        STEPS  TIME         METRIC          FIRST   LAST  COURSE",
         "first   trained      8      4 min 00 s   reward/mean     0.312  0.812  _.-=+*#@",
         "                                         policy/entropi                no such metric; policy/entropy?",
         "second  trained      8      4 min 00 s   reward/mean     0.312  0.812  _.-=+*#@",
