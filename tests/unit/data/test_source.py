@@ -74,6 +74,21 @@ def test_a_restored_source_goes_on_exactly_where_it_was(tokenizer, size, seed, s
         assert restored.state() == uninterrupted.state()
 
 
+def test_the_state_has_the_form_that_existing_checkpoints_have(tokenizer):
+    source = addition(tokenizer)
+    source.take(9)
+    assert source.state() == {
+        "source": {"kind": "addition", "size": 7, "seed": 0, "shuffle": True, "digests": {}},
+        "epoch": 1,
+        "index": 2,
+        "filtered": 0,
+        "filtered_before": 0,
+        "shortest": None,
+        "skipped": 0,
+        "skipped_before": 0,
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"size": 8}, "size was 7, is 8"), ({"seed": 1}, "seed was 0, is 1"), ({"shuffle": False}, "shuffle was True")],
