@@ -6,7 +6,7 @@ import json
 import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,8 @@ class RunState:
     """Number of steps of the run; None if its configuration does not have it."""
     reward: float | None
     """Mean reward of the last step that had one."""
+    loss: float | None
+    """Loss of the last step of a run that learns from examples."""
     checkpoint: int | None
     """Step of the newest checkpoint with a manifest, which is not verified."""
     is_exported: bool
@@ -79,7 +81,7 @@ class RunState:
 
 def is_run_folder(folder: Path) -> bool:
     """Returns whether a folder has a configuration and another file or folder that runs write."""
-    others = ("environment.json", "metrics.jsonl", "rollouts", "checkpoints", "lock")
+    others = ("environment.json", "metrics.jsonl", "rollouts", "examples", "checkpoints", "lock")
     return (folder / "config.yaml").exists() and any((folder / name).exists() for name in others)
 
 
@@ -118,18 +120,21 @@ def run_state(folder: Path) -> RunState:
     wants_export = _at(config, "checkpoint", "export") is not False
     export = folder / "export"
     exported = exported_step(export) if (export / "ray_rl.json").is_file() else (step if export.is_dir() else None)
-    is_done = planned is not None and step >= planned and (not wants_export or exported == step)
+    newest = _newest_checkpoint(folder / "checkpoints")
+    best, has_stalled = _evaluations(folder / "checkpoints" / f"step_{newest}", config)
+    is_over = planned is not None and (step >= planned or has_stalled)
+    is_done = is_over and (not wants_export or exported == (step if best is None else best))
     ended: State = "done" if is_done else "failed" if is_marked_failed(folder) else "stopped"
     state: State = "running" if owner else "unreadable" if problem else ended
-    rewards = [record["reward/mean"] for record in last if isinstance(record.get("reward/mean"), int | float)]
     return RunState(
         folder=folder,
         state=state,
         owner=owner,
         step=step,
         steps=planned,
-        reward=float(rewards[0]) if rewards else None,
-        checkpoint=_newest_checkpoint(folder / "checkpoints"),
+        reward=_last_value(last, "reward/mean"),
+        loss=_last_value(last, f"{_at(config, 'algorithm', 'kind')}/loss"),
+        checkpoint=newest,
         is_exported=exported is not None,
         age_s=max(0.0, time.time() - _last_change(folder)),
         grace_s=float(grace_s) if isinstance(grace_s, int | float) else RunSection.model_fields["grace_s"].default,
@@ -158,6 +163,23 @@ def is_here(owner: Owner) -> bool:
 def _at(config: Any, section: str, key: str) -> Any:
     inner = config.get(section) if isinstance(config, dict) else None
     return inner.get(key) if isinstance(inner, dict) else None
+
+
+def _last_value(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Returns the value of the newest record that has one."""
+    return next((float(record[key]) for record in records if isinstance(record.get(key), int | float)), None)
+
+
+def _evaluations(checkpoint: Path, config: Any) -> tuple[int | None, bool]:
+    """Returns the step whose model the run exports, None for the last one, and whether its evaluations have stalled."""
+    keeps_best, patience = _at(config, "checkpoint", "keep_best") is not None, _at(config, "run", "patience")
+    try:
+        found = json.loads((checkpoint / "evaluation.json").read_text(encoding="utf-8"))
+        best, since = found["step"], found["since"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None, False
+    has_stalled = type(patience) is int and type(since) is int and since >= patience
+    return (best if keeps_best and type(best) is int else None), has_stalled
 
 
 def _last_records(path: Path) -> Iterator[dict[str, Any]]:

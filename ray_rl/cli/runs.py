@@ -31,8 +31,8 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "runs",
         help="list the run folders under a folder, with the state of each and its next command",
-        description="Lists run folders with their state, steps, mean reward of the last step, time since the last "
-        "write, and the command to run next.",
+        description="Lists run folders with their state, steps, mean reward or loss of the last step, time since the "
+        "last write, and the command to run next.",
         epilog="example: ray-rl runs runs",
     )
     parser.add_argument(
@@ -68,7 +68,8 @@ def _row(state: RunState) -> tuple[str, str, str, str, str, str]:
     from ray_rl.metrics.text import duration, printable
 
     folder = printable(str(state.folder), encoding="utf-8", limit=200)
-    reward = "-" if state.reward is None else f"{state.reward:.3f}"
+    loss = "-" if state.loss is None else f"loss {state.loss:.3f}"
+    reward = loss if state.reward is None else f"{state.reward:.3f}"
     return folder, state.state, _steps(state), reward, duration(state.age_s), state.next
 
 
@@ -89,6 +90,8 @@ def status(folder: Path) -> str:
     lines = [f"{folder}: {_headline(state)}", f"  last written {duration(state.age_s)} ago"]
     if state.reward is not None:
         lines.append(f"  reward {state.reward:.3f} (mean of the last step)")
+    if state.loss is not None:
+        lines.append(f"  loss {state.loss:.3f} (mean of the last step)")
     saved = "none yet" if state.checkpoint is None else f"step {state.checkpoint}"
     lines.append(f"  newest checkpoint: {saved}")
     if state.problem:

@@ -258,3 +258,27 @@ def test_a_dry_run_checks_and_plans_and_leaves_nothing(tmp_path, monkeypatch, ca
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
     assert main(["train", "run.yaml", "--dry-run", "data={kind: jsonl, path: none.jsonl}"]) == 2
     assert "none.jsonl" in capsys.readouterr().err
+
+
+OFFLINE = """\
+run: {name: test, dir: somewhere, steps: 4, evaluate_every: 1, patience: 1}
+model: {path: smollm2-135m-instruct}
+data: {kind: jsonl, path: rows.jsonl, held_out: 0.1}
+algorithm: {kind: sft}
+checkpoint: {keep_best: eval/loss}
+cluster: {accelerator: cpu}
+"""
+
+
+def test_a_run_that_learns_from_examples_shows_its_loss_and_is_done_when_it_ended_early(make, capsys):
+    run = make("sft", steps=0, saved=(3,), exported=2)
+    (run / "config.yaml").write_text(OFFLINE)
+    (run / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "sft/loss": {4 / step}}}\n' for step in (1, 2, 3)))
+    evaluations = run / "checkpoints" / "step_3" / "evaluation.json"
+    evaluations.write_text('{"step": 2, "value": 1.5, "since": 1}')
+    state = run_state(run)
+    assert (state.state, state.loss, state.reward) == ("done", pytest.approx(4 / 3), None)
+    assert main(["runs", str(run.parent)]) == 0
+    assert "loss 1.333" in capsys.readouterr().out
+    evaluations.write_text('{"step": 2, "value": 1.5, "since": 0}')
+    assert run_state(run).state == "stopped"

@@ -1,0 +1,163 @@
+"""`ray-rl train` on given examples: what it learns, what it leaves, and that an interruption changes no bit of it."""
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.system.e2e.command import Ended, kill_all, run, steps_done, wait_until, without_the_clock
+from tests.tiny_model import write_tiny_model
+
+# The fixtures are up to four starts of a run.
+pytestmark = pytest.mark.timeout(1200)
+STEPS = 8
+
+
+def pairs() -> list[dict]:
+    return [
+        {"prompt": f"What is {i}+1?", "chosen": f"the sum is {i + 1}", "rejected": f"a number {i % 3}"}
+        for i in range(40)
+    ]
+
+
+def demonstrations() -> list[dict]:
+    turns = [(("user", row["prompt"]), ("assistant", row["chosen"])) for row in pairs()]
+    return [{"messages": [{"role": role, "content": content} for role, content in row]} for row in turns]
+
+
+def place_for(folder: Path, kind: str, *, is_exact: bool) -> Path:
+    """A folder with a tiny model, data of the kind, and a `run.yaml` for them."""
+    write_tiny_model(folder / "model")
+    rows = demonstrations() if kind == "sft" else pairs()
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "run": {"name": kind, "steps": STEPS, "evaluate_every": 2, "deterministic": is_exact},
+        "model": {"path": "./model", "dtype": "float32"},
+        "data": {"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.2, "max_tokens": 64},
+        "algorithm": {"kind": kind, "batch_size": 8},
+        "train": {"learning_rate": 1e-3, "workers": 2 if is_exact else 1, "zero_stage": 3 if is_exact else 1},
+        "checkpoint": {"every_steps": 3, "keep_best": "eval/loss", "keep_last": 1},
+        "cluster": {"accelerator": "cpu"},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["dpo", pytest.param("sft", marks=pytest.mark.long)])
+def whole(request, tmp_path_factory) -> Ended:
+    """All steps without an interruption."""
+    ended = run(place_for(tmp_path_factory.mktemp(f"whole-{request.param}"), request.param, is_exact=True))
+    assert ended.code == 0, ended.stderr + ended.stdout
+    return ended
+
+
+@pytest.fixture(scope="module")
+def interrupted(whole, tmp_path_factory) -> list[Ended]:
+    """Killed while the reference scores examples (or a little later), told to stop in a step, resumed to the end."""
+    kind = whole.folder.name
+    place = place_for(tmp_path_factory.mktemp(f"interrupted-{kind}"), kind, is_exact=True)
+    folder = place / "runs" / kind
+
+    def kill_at_the_reference(process):
+        stored = folder / "reference.jsonl"
+        wait_until(process, stored.exists if kind == "dpo" else lambda: steps_done(folder) == 1)
+        kill_all(process.pid)
+
+    def stop_in_a_step(process):
+        wait_until(process, lambda: steps_done(folder) >= 1, poll_s=0.01)
+        process.send_signal(signal.SIGTERM)
+
+    return [
+        run(place, then=kill_at_the_reference),
+        run(place, "train", "run.yaml", "--resume", "auto", then=stop_in_a_step),
+        run(place, "resume", str(folder)),
+    ]
+
+
+def test_an_interrupted_run_has_the_metrics_of_one_that_was_left_alone(whole, interrupted):
+    stopped, resumed = interrupted[1:]
+    assert stopped.code == 75, stopped.stderr + stopped.stdout
+    assert resumed.code == 0, resumed.stderr + resumed.stdout
+    expected, seen = without_the_clock(whole.metrics), without_the_clock(resumed.metrics)
+    assert [record["step"] for record in seen] == list(range(1, STEPS + 1))
+    assert json.dumps(seen) == json.dumps(expected)
+
+
+def test_an_interrupted_run_has_the_weights_and_the_reference_of_one_that_was_left_alone(whole, interrupted):
+    files = ["export/model.safetensors", "export/ray_rl.json"]
+    if whole.folder.name == "dpo":
+        files.append("reference.jsonl")
+    for file in files:
+        assert (interrupted[2].folder / file).read_bytes() == (whole.folder / file).read_bytes(), file
+    assert (whole.folder / "export/model.safetensors").read_bytes() != (
+        whole.place / "model/model.safetensors"
+    ).read_bytes()
+
+
+def test_a_fresh_policy_is_its_reference_so_that_the_loss_of_dpo_begins_at_log_2(whole):
+    first = whole.metrics[0]
+    if whole.folder.name == "dpo":
+        assert first["dpo/loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert abs(first["dpo/margin"]) < 1e-5
+    assert whole.metrics[-1]["eval/loss"] < whole.metrics[1]["eval/loss"]
+
+
+def test_the_examples_of_each_step_are_in_the_run_folder_and_the_checkpoints_are_the_last_and_the_best(whole):
+    files = sorted((whole.folder / "examples").iterdir())
+    ids = [[json.loads(line)["id"] for line in file.read_text().splitlines()] for file in files]
+    assert [len(step) for step in ids] == [8] * STEPS
+    assert len({id for step in ids[:3] for id in step}) == 24  # no example comes twice in an epoch
+    evaluated = {record["step"]: record["eval/loss"] for record in whole.metrics if "eval/loss" in record}
+    best = min(evaluated, key=lambda step: evaluated[step])
+    names = {path.name for path in (whole.folder / "checkpoints").iterdir()}
+    assert names == {f"step_{best}", f"step_{STEPS}"}
+    assert json.loads((whole.folder / "export" / "ray_rl.json").read_text())["step"] == best
+    again = run(whole.place, "resume", str(whole.folder))
+    assert (again.code, f"all {STEPS} steps are done; raise run.steps to train on" in again.stdout) == (0, True)
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory) -> Ended:
+    place = place_for(tmp_path_factory.mktemp("reward"), "reward_model", is_exact=False)
+    ended = run(place)
+    assert ended.code == 0, ended.stderr + ended.stdout
+    return ended
+
+
+def test_a_reward_model_learns_to_tell_the_answers_and_its_export_judges_them_alike(reward_model):
+    from ray_rl.rewards.model.scorer import ModelScorer
+    from ray_rl.types import Message
+
+    last = reward_model.metrics[-1]
+    assert last["eval/accuracy"] == 1.0
+    assert last["eval/loss"] < 0.6 < reward_model.metrics[0]["reward_model/loss"]
+    scorer = ModelScorer.load(
+        str(reward_model.folder / "export"),
+        micro_batch_tokens=1024,
+        max_tokens=64,
+        dtype="float32",
+        attention="sdpa",
+        trust_remote_code=False,
+        device="cpu",
+    )
+    rows = pairs()
+    chosen, rejected = (
+        scorer.scores([(Message("user", row["prompt"]), Message("assistant", row[side])) for row in rows])
+        for side in ("chosen", "rejected")
+    )
+    assert (chosen > rejected).all()
+    assert "rewards: [{kind: model, paths: [" in reward_model.stdout
+
+
+def test_sft_lowers_the_loss_and_says_before_the_start_what_it_takes_the_data_for(tmp_path):
+    ended = run(place_for(tmp_path, "sft", is_exact=False), "run.steps=null", "run.epochs=1")
+    assert ended.code == 0, ended.stderr + ended.stdout
+    losses = [record["sft/loss"] for record in ended.metrics]
+    assert losses[-1] < losses[0] - 1
+    assert "rows.jsonl is read as messages" in ended.stderr
+    written = yaml.safe_load((ended.folder / "config.yaml").read_text())
+    assert (written["run"]["steps"], written["run"]["epochs"]) == (len(losses), None)
+    assert not {"rollout", "rewards", "weight_sync"} & written.keys()
