@@ -13,10 +13,11 @@ from ray_rl.app.sources import folders_of, what_is_loaded
 from ray_rl.batching.pack_examples import pack_examples
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.config import RunConfig
-from ray_rl.config.offline import Kto
+from ray_rl.config.offline import Kto, RewardModel
 from ray_rl.config.roles import ACTOR, REFERENCE
 from ray_rl.data.examples.load import Examples
 from ray_rl.data.examples.order import ExampleOrder
+from ray_rl.loops.calibration import Calibration
 from ray_rl.loops.checkpoints import Checkpoints, read_progress
 from ray_rl.loops.evaluation import Evaluation
 from ray_rl.loops.examples import ExampleStream, saved_position
@@ -139,6 +140,7 @@ def build_offline_session(
         reference=reference,
         baseline=baseline,
         evaluation=evaluation,
+        calibration=Calibration(actor) if isinstance(config.algorithm, RewardModel) else None,
         guard=guard,
         checkpoints=Checkpoints(
             {ACTOR: actor},

@@ -63,7 +63,9 @@ async def step(s: OfflineSession) -> None:
     examples = s.examples.take()
     batch, records = s.pack(examples), ExampleRecords(examples)
     try:
-        batch = await with_reference(s, examples, batch)
+        if s.reference is not None:
+            with s.run.phase("reference"):
+                batch = await with_reference(s, examples, batch)
     except NONFINITE as error:
         s.guard.skip(error, records)
         batch = without_loss_tokens(batch)
@@ -83,10 +85,9 @@ async def with_reference(s: OfflineSession, examples: Sequence[Example], batch: 
     """
     if s.reference is None:
         return batch
-    with s.run.phase("reference"):
-        batch = replace(batch, reference_R=await s.reference.sums(examples, batch))
-        if s.baseline is not None:
-            batch = replace(batch, baseline=await s.baseline.of(examples))
+    batch = replace(batch, reference_R=await s.reference.sums(examples, batch))
+    if s.baseline is not None:
+        batch = replace(batch, baseline=await s.baseline.of(examples))
     require_finite_reference(batch)
     return batch
 
@@ -99,6 +100,8 @@ async def evaluate(s: OfflineSession) -> list[Metric]:
             s.run.note(done)
             batch = await with_reference(s, examples, s.pack(examples))
             found += await s.actor.evaluate(batch)
-    evaluated = as_evaluation(found)
+            if s.calibration is not None:
+                await s.calibration.add(batch)
+    evaluated = as_evaluation(found) + ([] if s.calibration is None else s.calibration.take())
     s.evaluation.observe(evaluated, step=s.run.step + 1)
     return evaluated

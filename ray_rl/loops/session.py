@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ray_rl.config import RunConfig
 from ray_rl.errors import Preempted
+from ray_rl.loops.calibration import Calibration
 from ray_rl.loops.checkpoints import Checkpoints
 from ray_rl.loops.credit import Crediting
 from ray_rl.loops.evaluation import Evaluation
@@ -81,6 +82,8 @@ class OfflineSession(Session):
     baseline: Baseline | None
     """KTO's baseline; None for other losses."""
     evaluation: Evaluation
+    calibration: Calibration | None
+    """Further measurements of a reward model; None for other models."""
 
     @asynccontextmanager
     async def in_background(self) -> AsyncIterator[None]:

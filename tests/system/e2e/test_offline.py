@@ -102,6 +102,8 @@ def test_a_fresh_policy_is_its_reference_so_that_the_loss_of_dpo_begins_at_log_2
     if whole.folder.name == "dpo":
         assert first["dpo/loss"] == pytest.approx(math.log(2), abs=1e-6)
         assert abs(first["dpo/margin"]) < 1e-5
+        last = whole.metrics[-1]  # the last batch of held-out pairs has fewer pairs than there are workers
+        assert last["eval/margin"] == pytest.approx(last["eval/chosen_reward"] - last["eval/rejected_reward"], rel=1e-4)
     assert whole.metrics[-1]["eval/loss"] < whole.metrics[1]["eval/loss"]
 
 

@@ -450,3 +450,23 @@ async def test_a_checkpoint_to_go_back_to_has_the_best_step_of_its_own_time(loop
     back.folder.export.rename(back.folder.root / "export_before")
     await back.train()
     assert back.actor.journal[-2:] == ["load after update 1", "export step 1"]
+
+
+async def test_a_reward_model_is_measured_on_all_held_out_pairs(loop):
+    """Scores are made such that the first pair is right with a margin of log 3, and the other two are wrong with it."""
+    one = loop(kind="reward_model", steps=1, held_out=3, evaluations=[0.5, 0.5])
+    wanted = {"row:4": math.log(3), "row:5": -math.log(3), "row:6": -math.log(3)}
+
+    async def scores(batch: Any) -> Any:
+        values_RT = np.zeros(batch.tokens_RT.shape, np.float32)
+        for row, length in enumerate(batch.lengths_R):
+            values_RT[row, length - 1] = wanted[batch.ids[row // 2]] if row % 2 == 0 else 0.0
+        return values_RT
+
+    one.actor.logprobs = scores
+    await one.train()
+    (line,) = one.lines()
+    assert line["eval/accuracy_at_confidence_0.75"] == pytest.approx(1 / 3)
+    assert line["eval/calibration_error"] == pytest.approx(0.75 - 1 / 3, abs=1e-6)
+    assert line["eval/accuracy_low"] < 1 / 3 < line["eval/accuracy_high"]
+    assert "eval/length_correlation" not in line
