@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
+from ray_rl.config.offline import RewardModel
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import REFERENCE, REWARD
 from ray_rl.config.train import ReferenceConfig, TrainConfig, Trained
@@ -111,6 +112,12 @@ class Bounds:
         """Memory of a process before it loads a model."""
         return {"context": CONTEXT_BYTES} if self.accelerator == "gpu" else {}
 
+    @property
+    def models(self) -> int:
+        """Models that the actor holds: the members of an ensemble of reward models, trained together."""
+        algorithm = self.config.algorithm
+        return algorithm.members if isinstance(algorithm, RewardModel) else 1
+
     def micro_batch(self, budget: int) -> int:
         """Returns the tokens of a micro-batch: what must stay whole is one of its own if it exceeds the budget."""
         return max(budget, self.whole_rows * self.longest)
@@ -124,7 +131,8 @@ def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelS
     """Returns the memory of a worker of the actor or the critic."""
     bounds = Bounds(config)
     has_logits = isinstance(trained, TrainConfig) and not bounds.scores
-    parameters = shape.parameters if has_logits else shape.scorer_parameters
+    models = bounds.models if isinstance(trained, TrainConfig) else 1
+    parameters = shape.parameters if has_logits else models * shape.scorer_parameters
     stage, workers = trained.zero_stage, trained.workers
     zero = _zero_settings(trained)
     states = trained_states(stage=stage, dtype=bounds.dtype, gradient_dtype=trained.gradient_dtype)
@@ -141,7 +149,8 @@ def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelS
     )
     tokens = bounds.micro_batch(trained.micro_batch_tokens)
     backward = {
-        "activations": trained_activations(
+        "activations": models
+        * trained_activations(
             shape,
             tokens=tokens,
             element=bounds.element,

@@ -78,6 +78,14 @@ def test_a_model_that_scores_has_one_number_in_place_of_the_vocabulary_and_no_lo
     assert "logits" in writer.memories["actor"].terms()
 
 
+def test_an_ensemble_trains_its_members_together(assessed):
+    one, three = (assessed(algorithm={"kind": "reward_model", "members": members}) for members in (1, 3))
+    memories = [found.memories["actor"].terms() for _, found in (one, three)]
+    for term in ("weights", "optimizer", "gradients", "activations"):
+        assert memories[1][term] == pytest.approx(3 * memories[0][term])
+    assert estimate(*three).update_s == pytest.approx(3 * estimate(*one).update_s)
+
+
 def test_a_micro_batch_holds_a_pair_that_exceeds_its_budget(assessed):
     small = {"train": ZERO_3 | {"micro_batch_tokens": 16}}
     activations = [assessed(kind, **small)[1].memories["actor"].terms()["activations"] for kind in ("dpo", "sft")]
