@@ -40,7 +40,8 @@ class AnswerTokenizer:
         """The token that ends an answer."""
         self._end_text = self._model.decode([self.end], skip_special_tokens=False)
         self._ends = frozenset(tokenizer.ends((), (), chat=chat).token_ids)
-        self._start = tokenizer.answer_start if chat else ""
+        self.start = tokenizer.answer_start if chat else ""
+        """The text that the chat template writes before every answer."""
         opened = tokenizer.prompt_end.rstrip() if chat else ""
         self._thinks, self._has_thought = opened.endswith(_THINK), opened.endswith(_THOUGHT)
         self._added = frozenset(self._model.added.values())
@@ -117,7 +118,7 @@ class AnswerTokenizer:
     def _sampled(self, text: str) -> str:
         """Returns the text that an engine would sample for an answer, without the token that ends it."""
         has_thoughts = _THOUGHT in text
-        start = "" if has_thoughts and _THOUGHT in self._start else self._start
+        start = "" if has_thoughts and _THOUGHT in self.start else self.start
         if self._thinks and _THOUGHT not in start + text:
             raise DataError(
                 f"the generation prompt of the chat template ends with {_THINK}, but the answer has no {_THOUGHT}, "

@@ -164,7 +164,7 @@ class ExampleTokenizer:
         loss_mask: list[bool] = []
         before: Sequence[int] = prompt_ids
         for step, label in zip(record.steps, record.labels, strict=True):
-            own = self._answers.after(before, step)
+            own = self._answers.after(before, step if token_ids else self._answers.start + step)
             self._tokenizer.check([step], own)
             token_ids += [*own, *separator]
             loss_mask += [False] * (len(own) + len(separator) - 1) + [label is not None]

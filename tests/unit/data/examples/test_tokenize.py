@@ -145,6 +145,8 @@ class TestAnswers:
         example = example_of(tokenizer, Demonstration("6*7?", "42"))
         assert prompt_text(tokenizer, example) == "<s>[INST] 6*7? [/INST]"
         assert parts(tokenizer, example) == [(" 42</s>", True)]
+        steps = example_of(tokenizer, Steps("6*7?", ("6*7", "42"), (1.0, 1.0)), separator=";")
+        assert "".join(text for text, _ in parts(tokenizer, steps)) == " 6*7;42;"
 
     def test_the_channel_that_a_template_writes_before_answers_is_sampled_with_them(self, bytes_tokenizer):
         """As in gpt-oss: the prompt ends "<|start|>assistant", and the model chooses the channel."""
