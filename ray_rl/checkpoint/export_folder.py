@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from ray_rl.checkpoint.best import kept_best
 from ray_rl.checkpoint.export_marks import exported_step, set_dtype
 from ray_rl.checkpoint.new_folder import check_new, new_folder
 from ray_rl.checkpoint.reading import checkpoint_steps
@@ -27,7 +28,7 @@ def export_run(run: Path, *, to: Path | None, dtype: Dtype | None = None, step: 
         run: a run folder.
         to: a path that does not exist, or an empty folder. None: `run/export_step_<N>`, or `run/export` itself.
         dtype: the type to which floating point weights are converted; None keeps the type of the run.
-        step: the step of the policy; None for the newest.
+        step: the step of the policy; None for the newest, or for the best if the run keeps it.
 
     Returns:
         The model folder; `exported_step` returns its step.
@@ -42,7 +43,9 @@ def export_run(run: Path, *, to: Path | None, dtype: Dtype | None = None, step: 
     source, steps = run / "export", checkpoint_steps(run / "checkpoints")
     has, lacks = exported_step(source), _lacks(source)
     newest = max(steps, default=None)
+    best = None if newest is None else kept_best(run / "checkpoints" / f"step_{newest}")
     if step is None:
+        newest = newest if best is None else best
         is_newest = has is None or newest is None or has >= newest
         if (not lacks and is_newest) or newest is None:
             return _copied(source, to, dtype)

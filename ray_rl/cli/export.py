@@ -20,7 +20,12 @@ def add_to(commands: Commands) -> None:
         epilog="example: ray-rl export runs/grpo-addition --step 40 --to my-model --dtype bfloat16",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
-    parser.add_argument("--step", metavar="N", type=int, help="use the checkpoint of step N; default: the newest")
+    parser.add_argument(
+        "--step",
+        metavar="N",
+        type=int,
+        help="use the checkpoint of step N; default: the newest, or the best one of a run with checkpoint.keep_best",
+    )
     parser.add_argument(
         "--to",
         metavar="DIR",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ray_rl.checkpoint.best import FILE, kept_best
 from ray_rl.checkpoint.export_marks import exported_step
 from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.config.loading.yaml_tree import read_yaml
@@ -121,8 +122,10 @@ def run_state(folder: Path) -> RunState:
     export = folder / "export"
     exported = exported_step(export) if (export / "ray_rl.json").is_file() else (step if export.is_dir() else None)
     newest = _newest_checkpoint(folder / "checkpoints")
-    best, has_stalled = _evaluations(folder / "checkpoints" / f"step_{newest}", config)
-    is_over = planned is not None and (step >= planned or has_stalled)
+    best = kept_best(folder / "checkpoints" / f"step_{newest}")
+    is_over = planned is not None and (
+        step >= planned or _has_stalled(folder / "checkpoints" / f"step_{newest}", config)
+    )
     is_done = is_over and (not wants_export or exported == (step if best is None else best))
     ended: State = "done" if is_done else "failed" if is_marked_failed(folder) else "stopped"
     state: State = "running" if owner else "unreadable" if problem else ended
@@ -170,16 +173,14 @@ def _last_value(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return next((float(record[key]) for record in records if isinstance(record.get(key), int | float)), None)
 
 
-def _evaluations(checkpoint: Path, config: Any) -> tuple[int | None, bool]:
-    """Returns the step whose model the run exports, None for the last one, and whether its evaluations have stalled."""
-    keeps_best, patience = _at(config, "checkpoint", "keep_best") is not None, _at(config, "run", "patience")
+def _has_stalled(checkpoint: Path, config: Any) -> bool:
+    """Returns whether the evaluations of a run have ended it at a checkpoint."""
+    patience = _at(config, "run", "patience")
     try:
-        found = json.loads((checkpoint / "evaluation.json").read_text(encoding="utf-8"))
-        best, since = found["step"], found["since"]
+        since = json.loads((checkpoint / FILE).read_text(encoding="utf-8"))["since"]
     except (OSError, ValueError, LookupError, TypeError):
-        return None, False
-    has_stalled = type(patience) is int and type(since) is int and since >= patience
-    return (best if keeps_best and type(best) is int else None), has_stalled
+        return False
+    return type(patience) is int and type(since) is int and since >= patience
 
 
 def _last_records(path: Path) -> Iterator[dict[str, Any]]:

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ray_rl.checkpoint.best import FILE
 from ray_rl.checkpoint.store import Checkpoint, read_json, write_json
 from ray_rl.errors import CheckpointError, ConfigError
 from ray_rl.metrics.metric import Metric, reduce_metrics
 from ray_rl.types import Example
 
-FILE = "evaluation.json"
-"""In the folder of a checkpoint."""
 LOSS = "eval/loss"
 
 
@@ -27,6 +26,8 @@ class Standing:
     """Its metric; 0 before the first evaluation."""
     since: int = 0
     """Number of later evaluations, which were not better."""
+    is_kept: bool = False
+    """Whether the checkpoint of that step is kept, and exported at the end."""
 
     def write(self, folder: Path) -> None:
         """Writes `evaluation.json` into a checkpoint."""
@@ -83,7 +84,7 @@ class Evaluation:
             )
         value, best = values[name], self._standing
         if _is_better(name, value, best):
-            self._standing = Standing(step, value)
+            self._standing = Standing(step, value, is_kept=self._best_by is not None)
         else:
             self._standing = replace(best, since=best.since + 1)
 
@@ -114,7 +115,7 @@ class Evaluation:
         Raises:
             CheckpointError: the checkpoint has none.
         """
-        self._standing = standing_of(folder)
+        self._standing = replace(standing_of(folder), is_kept=self._best_by is not None)
 
 
 def standing_of(folder: Path) -> Standing:

@@ -117,6 +117,8 @@ def test_the_examples_of_each_step_are_in_the_run_folder_and_the_checkpoints_are
     names = {path.name for path in (whole.folder / "checkpoints").iterdir()}
     assert names == {f"step_{best}", f"step_{STEPS}"}
     assert json.loads((whole.folder / "export" / "ray_rl.json").read_text())["step"] == best
+    made = run(whole.place, "export", str(whole.folder), "--to", "copy")
+    assert made.stdout.startswith(f"exported step {best} of "), made.stderr
     again = run(whole.place, "resume", str(whole.folder))
     assert (again.code, f"all {STEPS} steps are done; raise run.steps to train on" in again.stdout) == (0, True)
 

@@ -154,3 +154,12 @@ class TestDtype:
         with pytest.raises(SafetensorError):
             export_run(run, to=tmp_path / "mine", dtype="bfloat16")
         assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["runs"]
+
+
+def test_a_run_that_keeps_its_best_step_gives_that_one_and_not_the_newest(run, tmp_path):
+    (run / "export" / "ray_rl.json").write_text('{"step": 2}')
+    newest = run / "checkpoints" / "step_4"
+    newest.mkdir(parents=True)
+    (newest / "manifest.json").write_text("{}")
+    (newest / "evaluation.json").write_text('{"step": 2, "value": 0.5, "since": 2, "is_kept": true}')
+    assert exported_step(export_run(run, to=tmp_path / "mine")) == 2

@@ -275,10 +275,10 @@ def test_a_run_that_learns_from_examples_shows_its_loss_and_is_done_when_it_ende
     (run / "config.yaml").write_text(OFFLINE)
     (run / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "sft/loss": {4 / step}}}\n' for step in (1, 2, 3)))
     evaluations = run / "checkpoints" / "step_3" / "evaluation.json"
-    evaluations.write_text('{"step": 2, "value": 1.5, "since": 1}')
+    evaluations.write_text('{"step": 2, "value": 1.5, "since": 1, "is_kept": true}')
     state = run_state(run)
     assert (state.state, state.loss, state.reward) == ("done", pytest.approx(4 / 3), None)
     assert main(["runs", str(run.parent)]) == 0
     assert "loss 1.333" in capsys.readouterr().out
-    evaluations.write_text('{"step": 2, "value": 1.5, "since": 0}')
+    evaluations.write_text('{"step": 2, "value": 1.5, "since": 0, "is_kept": true}')
     assert run_state(run).state == "stopped"
