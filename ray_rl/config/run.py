@@ -111,7 +111,7 @@ class CheckpointConfig(Config):
     """Limit for writing or reading a checkpoint."""
     keep_best: str | None = None
     """Metric of the held-out examples, such as `eval/loss`: the checkpoint with its best value is never
-    deleted. Only for algorithms that learn from examples, with `run.evaluate_every`."""
+    deleted, and the export has its model. Only for algorithms that learn from examples, with `run.evaluate_every`."""
     export: bool = True
     """Write the final policy to `export/` in Hugging Face format."""
 

@@ -156,7 +156,8 @@ def exported_after(checkpoint: Checkpoint, *, best_by: str | None) -> int:
 def _is_better(name: str, value: float, best: Standing) -> bool:
     if not math.isfinite(value):
         return False
-    return best.step is None or (value < best.value if name == LOSS else value > best.value)
+    is_lower_better = name == LOSS or name.endswith("_error")
+    return best.step is None or (value < best.value if is_lower_better else value > best.value)
 
 
 def as_evaluation(metrics: Sequence[Metric]) -> list[Metric]:

@@ -398,13 +398,14 @@ async def test_the_best_checkpoint_is_kept_and_exported(loop):
     assert further.store.steps() == [5]
 
 
-async def test_the_best_step_is_saved_even_if_no_checkpoint_is_due(loop):
-    settings = {"keep_best": "eval/margin", "every_steps": 100}
+@pytest.mark.parametrize(("name", "seen"), [("margin", (0.1, 0.4, 0.2)), ("calibration_error", (0.3, 0.1, 0.2))])
+async def test_the_best_step_is_saved_even_if_no_checkpoint_is_due(loop, name, seen):
+    settings = {"keep_best": f"eval/{name}", "every_steps": 100}
     three = loop(kind="simpo", steps=3, held_out=1, evaluate_every=1, checkpoint=settings)
-    margins = iter([0.1, 0.4, 0.2])
+    values = iter(seen)
 
     async def evaluate(batch: Any) -> list[Any]:
-        return [Mean("simpo/loss", 1.0, 1), Mean("simpo/margin", next(margins), 1)]
+        return [Mean("simpo/loss", 1.0, 1), Mean(f"simpo/{name}", next(values), 1)]
 
     three.actor.evaluate = evaluate
     await three.train()
