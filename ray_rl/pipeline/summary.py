@@ -62,7 +62,7 @@ def _metrics(stage: Stage, records: Sequence[Mapping[str, Any]], *, encoding: st
             near = get_close_matches(name, sorted(known), n=1)
             yield name, "", "", "no such metric" + (f"; {near[0]}?" if near else "")
             continue
-        count = min(EDGE_STEPS, max(1, len(values) // 2))
+        count = min(EDGE_STEPS, max(1, len(values) // 4))
         first, last = statistics.fmean(values[:count]), statistics.fmean(values[-count:])
         yield name, f"{first:.3f}", f"{last:.3f}", course(values, encoding=encoding)
     if not names:

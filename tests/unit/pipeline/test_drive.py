@@ -112,9 +112,9 @@ def test_stages_are_trained_in_order_once_and_the_summary_shows_their_course(pla
     assert out[:3] == ["two: 2 stages in runs/two", "  first: new", "  second: new"]
     table = [
         "STAGE   STATE        STEPS  TIME         METRIC          FIRST   LAST  COURSE",
-        "first   trained      8      4 min 00 s   reward/mean     0.312  0.812  _.-=+*#@",
+        "first   trained      8      4 min 00 s   reward/mean     0.188  0.938  _.-=+*#@",
         "                                         policy/entropi                no such metric; policy/entropy?",
-        "second  trained      8      4 min 00 s   reward/mean     0.312  0.812  _.-=+*#@",
+        "second  trained      8      4 min 00 s   reward/mean     0.188  0.938  _.-=+*#@",
     ]
     shown = [line.replace("\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", "_.-=+*#@") for line in out[5:9]]
     assert [line.split() for line in shown] == [line.split() for line in table]
