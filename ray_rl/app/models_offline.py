@@ -21,18 +21,17 @@ from ray_rl.training.settings import TrainSettings
 from ray_rl.types import OfflineBatch, ScoredAt
 
 
-def offline_parts(config: RunConfig, folder: str, *, member: int = 0) -> tuple[Objective[OfflineBatch], TrainSettings]:
+def offline_parts(config: RunConfig, folder: str) -> tuple[Objective[OfflineBatch], TrainSettings]:
     """Returns the model with its loss, and the settings that train it.
 
     Args:
         config: the configuration of the run, with `model.dtype` and the number of steps resolved.
         folder: the folder of the model from which the run starts.
-        member: the index in an ensemble of reward models; each has a head of its own.
     """
-    return _objective(config, folder, member), train_settings(config, config.train)
+    return _objective(config, folder), train_settings(config, config.train)
 
 
-def _objective(config: RunConfig, folder: str, member: int) -> Objective[OfflineBatch]:
+def _objective(config: RunConfig, folder: str) -> Objective[OfflineBatch]:
     algorithm = config.offline
     match algorithm:
         case kinds.Sft():
@@ -40,10 +39,10 @@ def _objective(config: RunConfig, folder: str, member: int) -> Objective[Offline
         case kinds.Kto():
             return KtoObjective(network=trained_policy(config, folder), settings=kto_of(algorithm))
         case kinds.RewardModel():
-            network = _scorer(config, folder, "end", head_seed=config.run.seed + member)
-            return RewardObjective(network=network, centering=algorithm.centering)
+            network = _scorer(config, folder, "end", members=algorithm.members)
+            return RewardObjective(network=network, centering=algorithm.centering, seed=config.run.seed)
         case kinds.ProcessRewardModel():
-            return StepObjective(network=_scorer(config, folder, "steps", head_seed=config.run.seed))
+            return StepObjective(network=_scorer(config, folder, "steps", members=1))
         case kinds.Dpo() | kinds.Ipo() | kinds.Orpo() | kinds.SimPo():
             return PairObjective(
                 name=algorithm.kind, network=trained_policy(config, folder), pair_loss=pair_loss_of(algorithm)
@@ -52,11 +51,12 @@ def _objective(config: RunConfig, folder: str, member: int) -> Objective[Offline
             assert_never(algorithm)
 
 
-def _scorer(config: RunConfig, folder: str, scored_at: ScoredAt, *, head_seed: int) -> ScoreNetwork:
+def _scorer(config: RunConfig, folder: str, scored_at: ScoredAt, *, members: int) -> ScoreNetwork:
     return ScoreNetwork(
         folder=folder,
         scored_at=scored_at,
-        head_seed=head_seed,
+        members=members,
+        head_seed=config.run.seed,
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.train.gradient_checkpointing,

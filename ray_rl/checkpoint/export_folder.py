@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ray_rl.checkpoint.best import kept_best
-from ray_rl.checkpoint.export_marks import exported_step, set_dtype
+from ray_rl.checkpoint.export_marks import exported_models, exported_step, set_dtype
 from ray_rl.checkpoint.new_folder import check_new, new_folder
 from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.checkpoint.store import disk_errors_explained
@@ -86,15 +86,18 @@ def _copied(source: Path, to: Path | None, dtype: Dtype | None) -> Path:
     with disk_errors_explained(to), new_folder(to) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True)
         if dtype is not None:
-            _convert(partial, dtype)
+            for folder in exported_models(partial):
+                _convert(folder, dtype)
     return to
 
 
 def _lacks(source: Path) -> list[str]:
     """Lists the files that a model folder needs and this one lacks."""
-    missing = [] if (source / "config.json").is_file() else ["config.json"]
-    missing += [] if any(source.glob("*.safetensors")) else ["*.safetensors"]
-    missing += [] if any(next(source.glob(name), None) for name in VOCABULARIES) else ["tokenizer.json"]
+    missing = []
+    for folder in exported_models(source):
+        missing += [] if (folder / "config.json").is_file() else ["config.json"]
+        missing += [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
+        missing += [] if any(next(folder.glob(name), None) for name in VOCABULARIES) else ["tokenizer.json"]
     return missing
 
 

@@ -30,6 +30,11 @@ def model_folders(export: Path, members: int) -> tuple[Path, ...]:
     return (export,) if members == 1 else tuple(export / f"member_{index}" for index in range(members))
 
 
+def exported_models(export: Path) -> list[Path]:
+    """Returns the folders of the models that are in an export."""
+    return sorted(export.glob("member_*")) or [export]
+
+
 def set_dtype(config: dict[str, Any], dtype: str) -> None:
     """Sets the type under the name in use, `dtype` or the older `torch_dtype`, also in nested parts."""
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ray_rl.catalog.weight_files import weights_digest
-from ray_rl.checkpoint.export_marks import write_step
+from ray_rl.checkpoint.export_marks import model_folders, write_step
 from ray_rl.checkpoint.hugging_face import checkpoint_names, write_settings
 from ray_rl.checkpoint.new_folder import new_folder
 from ray_rl.checkpoint.reading import checkpoint_steps, read_checkpoint
@@ -20,12 +20,13 @@ from ray_rl.checkpoint.slices import SliceReader
 from ray_rl.checkpoint.store import disk_errors_explained, read_json
 from ray_rl.checkpoint.weight_files import write_weights
 from ray_rl.config.loading.load import load_config
+from ray_rl.config.offline import RewardModel
 from ray_rl.config.roles import ACTOR
 from ray_rl.config.run import ModelConfig
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.errors import CheckpointError
 from ray_rl.metrics.run_folder import config_file
-from ray_rl.models.classifier import WRAPPED_CLASSIFIER, classifier_skeleton, load_classifier
+from ray_rl.models.classifier import classifier_skeleton, load_classifier, member_prefix
 from ray_rl.models.loading import checkpoint_skeleton, load_causal_lm
 from ray_rl.models.packaged import resolve_model
 from ray_rl.models.policy import MASTER, WRAPPED
@@ -57,15 +58,21 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
     checkpoint = _verified(run, step)
     reader = SliceReader(checkpoint / ACTOR)
     dtype = config.model.dtype if dtype is None else dtype
-    kind = _Kind(config.offline.loss_at if config.is_offline else "tokens", config.model, source)
-    model = kind.skeleton()
-    has_frozen_layers = config.train.frozen_layers > 0
-    weights = _Weights(kind, model, reader, dtype=getattr(torch, dtype), may_be_frozen=has_frozen_layers)
-    if weights.has_frozen:
-        _require_same_source(checkpoint, source)
+    loss_at = config.offline.loss_at if config.is_offline else "tokens"
+    members = config.algorithm.members if isinstance(config.algorithm, RewardModel) else 1
+    parts: list[tuple[PreTrainedModel, _Weights]] = []
+    for member in range(members):
+        kind = _Kind(loss_at, config.model, source, member)
+        model, may_be_frozen = kind.skeleton(), config.train.frozen_layers > 0
+        weights = _Weights(kind, model, reader, dtype=getattr(torch, dtype), may_be_frozen=may_be_frozen)
+        if weights.has_frozen:
+            _require_same_source(checkpoint, source)
+        parts.append((model, weights))
     with disk_errors_explained(to), new_folder(to) as partial:
-        write_weights(partial, checkpoint_names(model, weights.layers()))
-        write_settings(partial, model, source=source, dtype=weights.dtype, chat_template=template)
+        for folder, (model, weights) in zip(model_folders(partial, members), parts, strict=True):
+            folder.mkdir(exist_ok=True)
+            write_weights(folder, checkpoint_names(model, weights.layers()))
+            write_settings(folder, model, source=source, dtype=weights.dtype, chat_template=template)
         write_step(partial, step)
 
 
@@ -86,6 +93,8 @@ class _Kind:
     loss_at: LossAt
     settings: ModelConfig
     source: str
+    member: int
+    """Its index in an ensemble."""
 
     def skeleton(self) -> PreTrainedModel:
         """Returns its modules, without weights."""
@@ -100,12 +109,12 @@ class _Kind:
         if self.loss_at == "tokens":
             return load_causal_lm(self.source, dtype=dtype, attention=attention, trust_remote_code=trust)
         return load_classifier(
-            self.source, self.loss_at, head_seed=0, dtype=dtype, attention=attention, trust_remote_code=trust
+            self.source, self.loss_at, head_seed=self.member, dtype=dtype, attention=attention, trust_remote_code=trust
         )
 
     def vector(self, name: str) -> str:
         """Returns the name of a parameter's weights in a checkpoint."""
-        return f"{MASTER}/{WRAPPED if self.loss_at == 'tokens' else WRAPPED_CLASSIFIER}{name}"
+        return f"{MASTER}/{WRAPPED if self.loss_at == 'tokens' else member_prefix(self.member)}{name}"
 
 
 class _Weights:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ray_rl.checkpoint.classifier_settings import CLASSIFIERS, describe_classifier
-from ray_rl.checkpoint.export_marks import STEP_FILE, set_dtype, write_step
+from ray_rl.checkpoint.export_marks import STEP_FILE, model_folders, set_dtype, write_step
 from ray_rl.checkpoint.new_folder import replaced_folder
 from ray_rl.checkpoint.weight_files import write_weights
 from ray_rl.data.tokenizer import copy_tokenizer
@@ -31,8 +31,8 @@ OF_THE_SOURCE = ("config.json", "ray_rl.json", "README*", "trainer_state.json", 
 """Patterns of files that the export writes itself, and of files about the training of the source."""
 
 
-def export_policy(
-    model: PreTrainedModel,
+def export_models(
+    models: Mapping[str, PreTrainedModel],
     parameters: Iterable[tuple[str, torch.Tensor | None]],
     *,
     source: str,
@@ -42,10 +42,11 @@ def export_policy(
 ) -> None:
     """Writes a model folder; a collective of the trainer's ranks. `to` appears only when it is complete.
 
-    The weights are bit for bit those that were sent to the engines.
+    The weights are bit for bit those that were sent to the engines. Each model of an ensemble has a folder in `to` (see
+    `model_folders`).
 
     Args:
-        model: the model of the weights.
+        models: the models of the weights, by the prefix of the names of their parameters.
         parameters: names and whole tensors on the rank that writes; None on the others, which write nothing.
         source: folder or hub name of the model from which training started.
         to: the folder to write. An export in its place is replaced; any other folder in its place is renamed.
@@ -61,8 +62,11 @@ def export_policy(
         return
     dtype = next(iter(weights.values())).dtype
     with replaced_folder(to, mark=STEP_FILE) as partial:
-        write_weights(partial, checkpoint_names(model, [weights, kept_buffers(model)]))
-        write_settings(partial, model, source=source, dtype=dtype, chat_template=chat_template)
+        for folder, (prefix, model) in zip(model_folders(partial, len(models)), models.items(), strict=True):
+            folder.mkdir(exist_ok=True)
+            own = {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}
+            write_weights(folder, checkpoint_names(model, [own, kept_buffers(model)]))
+            write_settings(folder, model, source=source, dtype=dtype, chat_template=chat_template)
         write_step(partial, step)
 
 

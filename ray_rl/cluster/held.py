@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_rl.checkpoint.hugging_face import export_policy
+from ray_rl.checkpoint.hugging_face import export_models
 from ray_rl.checkpoint.slice_writer import SliceWriter
 from ray_rl.checkpoint.slices import SliceReader
 from ray_rl.training.objectives.objective import Objective
@@ -70,7 +70,7 @@ class ExportedTrainer(SavedTrainer[Batch]):
     def export(self, folder: str, step: int) -> None:
         """Writes the model of a step in Hugging Face format; a collective of the ranks."""
         parameters = ((spec.name, tensor) for group in self.stream.groups() for spec, tensor in group)
-        export_policy(
+        export_models(
             self.model.exported,
             parameters,
             source=self._source,

@@ -5,6 +5,7 @@ They are transformers' own classes, so that their exports load there, in engines
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,31 +27,41 @@ LABELS: dict[ScoredAt, int] = {"end": 1, "steps": 2}
 """Number of labels: the score of a text; or wrong and right, for the step that ends at a token."""
 HEAD_STD = 0.02
 """Standard deviation of the weights of a new head: transformers' own for these classes."""
-WRAPPED_CLASSIFIER = "classifier."
-"""The prefix of the wrapped model's parameter names in `ScoreModel`."""
+
+
+def member_prefix(index: int) -> str:
+    """Returns the prefix of the names of a member's parameters in `ScoreModel`."""
+    return f"member_{index}."
 
 
 class ScoreModel(nn.Module):
-    """A classifier whose forward returns a number for the state before each given token.
+    """Classifiers whose forward returns a number for the state before each given token: one, or an ensemble.
 
     It is a module, so that DeepSpeed's hooks run around everything that uses parameters.
     """
 
-    def __init__(self, classifier: PreTrainedModel) -> None:
-        """Makes a model that shares the parameters of a classifier from `load_classifier` under their own names."""
+    def __init__(self, members: Sequence[PreTrainedModel]) -> None:
+        """Makes a model that shares the parameters of classifiers from `load_classifier`."""
         super().__init__()
-        self.classifier = classifier
+        self._members = [member_prefix(index) for index in range(len(members))]
+        for prefix, member in zip(self._members, members, strict=True):
+            self.add_module(prefix.removesuffix("."), member)
 
     @property
-    def exported(self) -> PreTrainedModel:
-        """The model that an export writes."""
-        return self.classifier
+    def exported(self) -> Mapping[str, PreTrainedModel]:
+        """The models that an export writes, by the prefix of their parameters."""
+        modules: Any = dict(self.named_children())
+        return {prefix: modules[prefix.removesuffix(".")] for prefix in self._members}
 
     def forward(self, inputs: ModelInputs) -> Tensor:
-        """Returns float32 [N]: the score of each state, or the log odds that the step which ends there is right."""
-        hidden_BLD = self.classifier.base_model(**inputs.keywords).last_hidden_state
-        scores: Tensor = self.classifier.get_submodule(HEAD)(inputs.predicting(hidden_BLD))
-        return scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]
+        """Returns float32 [M, N]: each member's score of a state, or its log odds that the step before it is right."""
+        return torch.stack([_scores(member, inputs) for member in self.exported.values()])
+
+
+def _scores(classifier: PreTrainedModel, inputs: ModelInputs) -> Tensor:
+    hidden_BLD = classifier.base_model(**inputs.keywords).last_hidden_state
+    scores: Tensor = classifier.get_submodule(HEAD)(inputs.predicting(hidden_BLD))
+    return scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]
 
 
 def load_classifier(

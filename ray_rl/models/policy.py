@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +85,9 @@ class PolicyModel(nn.Module):
         self._head = ChunkedHead(OwnLogits(causal_lm), chunk_tokens=chunk_tokens, temperature=temperature)
 
     @property
-    def exported(self) -> PreTrainedModel:
-        """The model that an export writes."""
-        return self.causal_lm
+    def exported(self) -> Mapping[str, PreTrainedModel]:
+        """The model that an export writes, under the prefix of its parameters without `WRAPPED`."""
+        return {"": self.causal_lm}
 
     def forward(
         self, inputs: ModelInputs, *, with_entropy: bool, entropy_grad: bool = False, own_logits: bool = False

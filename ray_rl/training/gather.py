@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ray_rl.models.classifier import WRAPPED_CLASSIFIER
 from ray_rl.models.policy import WRAPPED
 
 
@@ -42,9 +41,7 @@ class ParameterStream:
         """Reads names and shapes of the model in the DeepSpeed engine. Parameters are sent as `dtype`."""
         # named_parameters() lists a tied embedding once, as a checkpoint does.
         # Any: what ZeRO-3 adds to a parameter (ds_shape, ds_tensor, ds_numel) is not in its type.
-        self._parameters: dict[str, Any] = {
-            name.removeprefix(WRAPPED).removeprefix(WRAPPED_CLASSIFIER): p for name, p in model.named_parameters()
-        }
+        self._parameters: dict[str, Any] = {name.removeprefix(WRAPPED): p for name, p in model.named_parameters()}
         self._dtype = getattr(torch, dtype)
         self.specs = [
             ParameterSpec(name, dtype, tuple(p.ds_shape if _is_sharded(p) else p.shape))

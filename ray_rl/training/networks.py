@@ -134,8 +134,10 @@ class ScoreNetwork:
     folder: str
     """The folder of a classifier or of a language model, or its hub name."""
     scored_at: ScoredAt
+    members: int
+    """Number of classifiers."""
     head_seed: int
-    """The seed of the head that a language model gets."""
+    """The seed of the head that a language model gets, of the first member; those of the others follow it."""
     dtype: str
     trust_remote_code: bool
     gradient_checkpointing: bool
@@ -148,23 +150,31 @@ class ScoreNetwork:
 
     def build(self, attention: str) -> ScoreModel:
         """Loads the model (see `load_classifier`)."""
-        classifier = load_classifier(
-            self.folder,
-            self.scored_at,
-            head_seed=self.head_seed,
-            dtype=self.dtype,
-            attention=attention,
-            trust_remote_code=self.trust_remote_code,
-        )
-        if self.gradient_checkpointing:
-            classifier.gradient_checkpointing_enable({"use_reentrant": False})
-        freeze(classifier, layers=self.frozen_layers)
-        return ScoreModel(classifier)
+        members = [
+            load_classifier(
+                self.folder,
+                self.scored_at,
+                head_seed=self.head_seed + index,
+                dtype=self.dtype,
+                attention=attention,
+                trust_remote_code=self.trust_remote_code,
+            )
+            for index in range(self.members)
+        ]
+        for classifier in members:
+            if self.gradient_checkpointing:
+                classifier.gradient_checkpointing_enable({"use_reentrant": False})
+            freeze(classifier, layers=self.frozen_layers)
+        return ScoreModel(members)
 
     def verify(self, model: nn.Module, share: Share) -> None:
         """Does nothing: a head of its own has no other code to compare with."""
 
     def score(self, model: nn.Module, inputs: ModelInputs) -> Tensor:
-        """Returns the scores of the states before the loss tokens."""
-        scores_N: Tensor = model(inputs)
-        return scores_N
+        """Returns the scores of the states before the loss tokens, means over the members."""
+        return self.each(model, inputs).mean(0)
+
+    def each(self, model: nn.Module, inputs: ModelInputs) -> Tensor:
+        """Returns float32 [M, N], the scores of each member."""
+        scores_MN: Tensor = model(inputs)
+        return scores_MN

@@ -49,7 +49,7 @@ class PairObjective(EveryRow):
             tokens_per_pair=float(tokens_R[0::2].mean()),
         )
         loss = self.pair_loss(pairs)
-        return loss.loss_sum, metrics_of(loss, encoded, name=self.name)
+        return loss.loss_sum, metrics_of(loss, encoded=encoded, name=self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class KtoObjective(EveryRow):
             torch.from_numpy(batch.labels_R[rows]).to(sums_R.device),
             baseline=batch.baseline,
         )
-        return loss.loss_sum, metrics_of(loss, encoded, name=self.name)
+        return loss.loss_sum, metrics_of(loss, encoded=encoded, name=self.name)
 
 
 def _sides(values_R: NDArray[np.float64], like: Tensor) -> tuple[Tensor, Tensor]:

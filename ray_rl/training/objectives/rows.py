@@ -37,7 +37,9 @@ def row_sums(values_N: Tensor, encoded: Encoded) -> tuple[NDArray[np.int64], Ten
     return rows, sums.index_add(0, torch.from_numpy(index_N).to(values_N.device), values_N.double())
 
 
-def metrics_of(loss: Summed, encoded: Encoded, *, name: str) -> list[Metric]:
-    """Returns the metrics of a loss under the name of its objective, and the number of tokens that were processed."""
-    means: list[Metric] = [Mean(f"{name}/{key}", total, count) for key, (total, count) in loss.means.items()]
-    return [Total("train/tokens", encoded.tokens), *means]
+def metrics_of(*losses: Summed, encoded: Encoded, name: str) -> list[Metric]:
+    """Returns the metrics of losses under the name of their objective, and the number of tokens that were processed."""
+    found: list[Metric] = [Total("train/tokens", encoded.tokens)]
+    for loss in losses:
+        found += [Mean(f"{name}/{key}", total, count) for key, (total, count) in loss.means.items()]
+    return found

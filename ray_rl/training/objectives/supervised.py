@@ -33,4 +33,4 @@ class SupervisedObjective(EveryRow):
     def loss(self, model: nn.Module, encoded: Encoded, batch: OfflineBatch) -> tuple[Tensor, list[Metric]]:
         """Computes `supervised_loss`."""
         loss = supervised_loss(self.network.score(model, encoded.inputs), self.kind)
-        return loss.loss_sum, metrics_of(loss, encoded, name=self.name)
+        return loss.loss_sum, metrics_of(loss, encoded=encoded, name=self.name)

@@ -220,13 +220,13 @@ def test_loss_and_gradient_are_those_of_single_sequences_in_every_layout(
 def exported(member: Member, config: RunConfig, folder: str, batch: OfflineBatch, to: str) -> tuple[Any, Any]:
     """The scores after an update, of the rows of this rank."""
     from ray_rl.app.models_offline import offline_parts
-    from ray_rl.checkpoint.hugging_face import export_policy
+    from ray_rl.checkpoint.hugging_face import export_models
     from ray_rl.training.trainer import Trainer
 
     trainer = Trainer(*offline_parts(config, folder), member)
     trainer.update(batch)
     parameters = ((spec.name, tensor) for group in trainer.stream.groups() for spec, tensor in group)
-    export_policy(trainer.model.exported, parameters, source=folder, to=Path(to), step=1)
+    export_models(trainer.model.exported, parameters, source=folder, to=Path(to), step=1)
     scores = trainer.scores(batch)
     return scores.rows, scores.values_MT
 

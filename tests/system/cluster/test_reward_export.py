@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_rl.checkpoint.hugging_face import export_policy
+from ray_rl.checkpoint.hugging_face import export_models
 from ray_rl.models.classifier import load_classifier
 from tests.tiny_model import WORDS, write_tiny_model
 
@@ -27,7 +27,7 @@ def test_vllm_gives_the_scores_of_the_exported_reward_model(tmp_path: Path) -> N
             for tokens in SEQUENCES
         ]
     weights = ((name, weight.detach()) for name, weight in model.named_parameters())
-    export_policy(model, weights, source=str(source), to=tmp_path / "export", step=1)
+    export_models({"": model}, weights, source=str(source), to=tmp_path / "export", step=1)
     run = subprocess.run(
         [sys.executable, "-m", "tests.system.cluster.vllm_scores", str(tmp_path / "export"), json.dumps(SEQUENCES)],
         cwd=ROOT,

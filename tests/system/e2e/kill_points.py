@@ -84,7 +84,7 @@ BEFORE_RESUME = [Point(f"{which} before the checkpoint of step 4", SAVE[-1].at) 
 """In place of SAVE where only some points have their turn."""
 
 EXPORT = [
-    call("ray_rl.checkpoint.hugging_face:export_policy"),
+    call("ray_rl.checkpoint.hugging_face:export_models"),
     file("open", "/.export.partial/config.json$"),
     file("os.rename", "/export$"),
     call("ray_rl.cluster.roles:RayActor.export", when="after"),

@@ -12,9 +12,11 @@ from transformers import (
 )
 
 from ray_rl.checkpoint.classifier_settings import padding_token
-from ray_rl.checkpoint.hugging_face import export_policy
+from ray_rl.checkpoint.export_folder import export_run
+from ray_rl.checkpoint.export_marks import exported_step, model_folders
+from ray_rl.checkpoint.hugging_face import export_models
 from ray_rl.data.tokenizer import load_tokenizer
-from ray_rl.models.classifier import load_classifier
+from ray_rl.models.classifier import ScoreModel, load_classifier
 from ray_rl.rewards.model.scorer import ModelScorer
 from ray_rl.types import Message
 from tests.tiny_model import WORDS, write_tiny_model
@@ -47,7 +49,7 @@ def export(source, to, scored_at):
         (name, weight.detach() * (20 if name.startswith("score") else 1)) for name, weight in model.named_parameters()
     ]
     model.load_state_dict(dict(weights), strict=False)
-    export_policy(model, iter(weights), source=str(source), to=to, step=5)
+    export_models({"": model}, iter(weights), source=str(source), to=to, step=5)
     return model.eval()
 
 
@@ -82,6 +84,29 @@ def test_a_reward_model_scores_the_same_in_transformers_and_as_a_judge(source, t
     assert float(expected.std()) > 0.1
     torch.testing.assert_close(in_transformers, expected, atol=1e-5, rtol=0)
     np.testing.assert_allclose(as_a_judge, expected.numpy(), atol=1e-5)
+
+
+def test_the_members_of_an_ensemble_are_models_in_folders_of_their_own(source, tmp_path):
+    heads = [1, 2]
+    model = ScoreModel(
+        [
+            load_classifier(
+                str(source), "end", head_seed=seed, dtype="float32", attention="sdpa", trust_remote_code=False
+            )
+            for seed in heads
+        ]
+    )
+    weights = [(name, weight.detach()) for name, weight in model.named_parameters()]
+    run = tmp_path / "run"
+    export_models(model.exported, iter(weights), source=str(source), to=run / "export", step=5)
+    copy = export_run(run, to=tmp_path / "copy")
+    assert exported_step(copy) == 5
+    scores = []
+    for folder in model_folders(copy, 2):
+        loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+        with torch.no_grad():
+            scores.append(loaded(input_ids=torch.tensor([[5, 6, END]])).logits.item())
+    assert scores[0] != scores[1]
 
 
 def test_a_model_of_steps_scores_the_same_in_transformers(source, tmp_path):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ray_rl.catalog.weight_files import weights_digest
 from ray_rl.checkpoint.export_folder import export_run
-from ray_rl.checkpoint.export_marks import exported_step
+from ray_rl.checkpoint.export_marks import exported_step, model_folders
 from ray_rl.checkpoint.slices import write_slices
 from ray_rl.checkpoint.store import CheckpointStore, write_json
 from ray_rl.cli.main import main
@@ -193,13 +193,14 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         export_run(tmp_path, to=tmp_path / "mine")
 
 
-def test_a_reward_model_is_exported_as_a_classifier_with_its_trained_head(tmp_path, source):
+@pytest.mark.parametrize("members", [1, 2])
+def test_reward_models_are_exported_as_classifiers_with_their_trained_heads(tmp_path, source, members):
     config = RunConfig.model_validate(
         {
             "run": {"name": "first", "dir": str(tmp_path), "steps": 5},
             "model": {"path": str(source), "dtype": "float32"},
             "data": {"kind": "jsonl", "path": "pairs.jsonl"},
-            "algorithm": {"kind": "reward_model"},
+            "algorithm": {"kind": "reward_model", "members": members},
         }
     )
     run = tmp_path / "first"
@@ -207,14 +208,24 @@ def test_a_reward_model_is_exported_as_a_classifier_with_its_trained_head(tmp_pa
     (run / "config.yaml").write_text(dump_config(config))
     store = CheckpointStore(run / "checkpoints", keep_last=9, keep_every=None)
     folder = store.begin(3)
-    trained = {name: weight for name, weight in masters(source, 3).items() if not name.startswith("lm_head")}
-    trained["score.weight"] = torch.arange(128.0)[None]
-    slices = [(f"master/classifier.{name}", 0, weight.flatten()) for name, weight in trained.items()]
+    trained = []
+    for member in range(members):
+        weights = masters(source, 3 + member)
+        weights["score.weight"] = torch.arange(128.0)[None] - member
+        trained.append(weights)
+    slices = [
+        (f"master/member_{member}.{name}", 0, weight.flatten())
+        for member, weights in enumerate(trained)
+        for name, weight in weights.items()
+    ]
     write_slices(folder / "actor" / "rank_0.safetensors", slices, {"steps": 3})
     write_json(folder / "run.json", {"step": 3, "models": {}})
     store.commit(3)
-    loaded = AutoModelForSequenceClassification.from_pretrained(export_run(run, to=tmp_path / "mine"))
-    assert loaded.config.num_labels == 1
-    weights = dict(loaded.named_parameters())
-    assert weights.keys() == trained.keys()
-    assert all(torch.equal(weights[name], weight) for name, weight in trained.items())
+    to = export_run(run, to=tmp_path / "mine")
+    assert exported_step(to) == 3
+    for expected, place in zip(trained, model_folders(to, members), strict=True):
+        loaded = AutoModelForSequenceClassification.from_pretrained(place)
+        assert loaded.config.num_labels == 1
+        found = dict(loaded.named_parameters())
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())

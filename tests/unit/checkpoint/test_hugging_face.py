@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from ray_rl.checkpoint.export_marks import exported_step
-from ray_rl.checkpoint.hugging_face import check_export, export_policy
+from ray_rl.checkpoint.hugging_face import check_export, export_models
 from ray_rl.errors import DataError
 from tests.tiny_model import write_tiny_model
 
@@ -35,7 +35,7 @@ def trained(model):
 
 @pytest.fixture
 def exported(model, source, tmp_path):
-    export_policy(model, trained(model), source=str(source), to=tmp_path / "run" / "export", step=7)
+    export_models({"": model}, trained(model), source=str(source), to=tmp_path / "run" / "export", step=7)
     return tmp_path / "run" / "export"
 
 
@@ -77,7 +77,7 @@ def test_a_rank_that_does_not_write_takes_part_and_writes_nothing(model, source,
             asked.append(name)
             yield name, None
 
-    export_policy(model, nothing(), source=str(source), to=tmp_path / "export", step=7)
+    export_models({"": model}, nothing(), source=str(source), to=tmp_path / "export", step=7)
     assert len(asked) == len(list(model.named_parameters()))
     assert os.listdir(tmp_path) == []
 
@@ -88,7 +88,7 @@ def test_a_gather_that_fails_leaves_no_folder(model, source, tmp_path):
         raise RuntimeError("connection closed")
 
     with pytest.raises(RuntimeError):
-        export_policy(model, broken(), source=str(source), to=tmp_path / "export", step=7)
+        export_models({"": model}, broken(), source=str(source), to=tmp_path / "export", step=7)
     assert not (tmp_path / "export").exists()
 
 
@@ -96,7 +96,7 @@ def test_what_a_torn_export_left_is_not_mixed_in(model, source, tmp_path):
     torn = tmp_path / ".export.partial"
     torn.mkdir()
     (torn / "model-00001-of-00002.safetensors").write_bytes(b"torn")
-    export_policy(model, trained(model), source=str(source), to=tmp_path / "export", step=7)
+    export_models({"": model}, trained(model), source=str(source), to=tmp_path / "export", step=7)
     assert [file.name for file in (tmp_path / "export").glob("*.safetensors")] == ["model.safetensors"]
     assert os.listdir(tmp_path) == ["export"]
 
@@ -134,7 +134,7 @@ def real(source, tmp_path):
 def test_every_file_of_the_source_but_its_weights_comes_along_as_it_is(real, model, tmp_path):
     """transformers refuses to save this generation_config.json: the run ended with a ValueError after its last step."""
     check_export(str(real))
-    export_policy(model, trained(model), source=str(real), to=tmp_path / "export", step=7)
+    export_models({"": model}, trained(model), source=str(real), to=tmp_path / "export", step=7)
     for name in (*COMPANIONS, "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "export" / name).read_bytes() == (real / name).read_bytes(), name
     assert not [name for name in LEFT if (tmp_path / "export" / name).exists()]
@@ -142,14 +142,14 @@ def test_every_file_of_the_source_but_its_weights_comes_along_as_it_is(real, mod
 
 def test_the_settings_are_the_sources_own_but_for_the_dtype_of_the_weights(real, model, tmp_path):
     before = json.loads((real / "config.json").read_text())
-    export_policy(model, trained(model), source=str(real), to=tmp_path / "export", step=7)
+    export_models({"": model}, trained(model), source=str(real), to=tmp_path / "export", step=7)
     after = json.loads((tmp_path / "export" / "config.json").read_text())
     assert after == before | {"torch_dtype": "float32", "architectures": ["LlamaForCausalLM"]}
 
 
 def test_an_export_of_before_is_replaced(exported, model, source):
     (exported / "old").touch()
-    export_policy(model, trained(model), source=str(source), to=exported, step=9)
+    export_models({"": model}, trained(model), source=str(source), to=exported, step=9)
     assert exported_step(exported) == 9
     assert not (exported / "old").exists()
 
@@ -159,7 +159,7 @@ def test_buffers_that_a_checkpoint_holds_come_along(source, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     model.model.layers[0].mlp.register_buffer("e_score_correction_bias", torch.tensor([1.5, -2.0]))
     model.model.layers[0].mlp.register_buffer("cache", torch.ones(2), persistent=False)
-    export_policy(model, trained(model), source=str(source), to=tmp_path / "export", step=1)
+    export_models({"": model}, trained(model), source=str(source), to=tmp_path / "export", step=1)
     weights = load_file(tmp_path / "export" / "model.safetensors")
     assert weights["model.layers.0.mlp.e_score_correction_bias"].tolist() == [1.5, -2.0]
     assert not [name for name in weights if name.endswith("cache")]
@@ -180,7 +180,7 @@ def test_experts_are_exported_under_the_names_that_checkpoints_have(tmp_path):
     MixtralForCausalLM(config).save_pretrained(tmp_path / "source")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "source", dtype=torch.float32)
     given = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    export_policy(model, iter(given.items()), source=str(tmp_path / "source"), to=tmp_path / "export", step=1)
+    export_models({"": model}, iter(given.items()), source=str(tmp_path / "source"), to=tmp_path / "export", step=1)
     before = load_file(tmp_path / "source" / "model.safetensors")
     after = load_file(tmp_path / "export" / "model.safetensors")
     assert after.keys() == before.keys()

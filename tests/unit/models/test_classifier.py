@@ -52,7 +52,7 @@ def scores(classifier, batch, packing):
     """By (row, time) of the loss token."""
     encoded = encode(batch, MICRO, packing=packing)
     with torch.no_grad():
-        values = ScoreModel(classifier)(encoded.inputs)
+        values = ScoreModel([classifier])(encoded.inputs)[0]
     assert values.dtype == torch.float32
     return {
         (int(row), int(time)): float(value)

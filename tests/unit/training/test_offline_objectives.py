@@ -32,8 +32,13 @@ class ByToken:
 class ByState:
     """Stands for a model with a head: the score of a state depends on the last token alone."""
 
+    members = 1
+
     def score(self, model, inputs):
         return inputs.tokens_BL.flatten()[inputs.predict_N].float() / 8
+
+    def each(self, model, inputs):
+        return torch.stack([self.score(model, inputs) * (index + 1) for index in range(self.members)])
 
 
 def example(name, prompt, *answers, **settings):
@@ -107,7 +112,7 @@ def test_a_likelihood_of_each_token_has_the_tokens_of_the_whole_step_in_every_mi
 @pytest.mark.parametrize("micro_batches", [(MICRO,), SPLIT], ids=["whole", "split"])
 def test_a_reward_model_compares_the_last_states_of_a_pair_by_its_margin(micro_batches):
     batch = pack_examples([example("a", 9, [1, 16], [8], margin=0.5), example("b", 7, [8], [1, 32])], loss_at="end")
-    objective = RewardObjective(network=ByState(), centering=0.1)
+    objective = RewardObjective(network=ByState(), centering=0.1, seed=0)
     # Scores 2 and 1, 1 and 4.
     loss, metrics = outcome(objective, batch, micro_batches)
     expected = softplus(-(2 - 1 - 0.5)) + softplus(-(1 - 4)) + 0.1 * (9 + 25)
@@ -117,6 +122,32 @@ def test_a_reward_model_compares_the_last_states_of_a_pair_by_its_margin(micro_b
     assert metrics["reward_model/margin"] == pytest.approx((1 - 3) / 2)
     assert metrics["reward_model/chosen_score"] == 1.5
     assert metrics["reward_model/rejected_score"] == 2.5
+
+
+class TwoByState(ByState):
+    """An ensemble: the scores of the second member are twice those of the first."""
+
+    members = 2
+
+
+def test_each_member_of_an_ensemble_has_its_own_sample_of_the_pairs_in_any_micro_batch():
+    examples = [example(f"{i}", 9, [i + 1], [i + 2]) for i in range(64)]
+    batch = pack_examples(examples, loss_at="end")
+    objective = RewardObjective(network=TwoByState(), centering=0.0, seed=3)
+    times = np.array([[objective._draws(each.id, member) for each in examples] for member in (0, 1)])
+    assert times.mean() == pytest.approx(1.0, abs=0.2)
+    assert (times[0] != times[1]).mean() > 0.3
+    # Scores differ by 1/8 and 2/8 for every pair.
+    expected = times[0].sum() * softplus(1 / 8) + times[1].sum() * softplus(2 / 8)
+    trees = [Tree(i, (2 * i, 2 * i + 1)) for i in range(64)]
+    for micro_batches in ((tuple(trees),), tuple((tree,) for tree in reversed(trees))):
+        loss, metrics = outcome(objective, batch, micro_batches)
+        assert loss == pytest.approx(expected, rel=1e-6)
+        assert metrics["reward_model/loss"] == pytest.approx(expected / times.sum())
+    assert objective.count(batch, np.arange(128)) == 64
+    with torch.no_grad():
+        _, evaluated = outcome(objective, batch, ((tuple(trees)),))
+    assert evaluated["reward_model/loss"] == pytest.approx((softplus(1 / 8) + softplus(2 / 8)) / 2)
 
 
 ROWS = (Tree(1, (1,)), Tree(0, (0,)))
