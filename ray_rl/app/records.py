@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from ray_rl.checkpoint.export_marks import model_folders
 from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.config import RunConfig
+from ray_rl.config.offline import OfflineKinds, ProcessRewardModel, RewardModel
 from ray_rl.config.roles import ACTOR, REFERENCE, REWARD, ROLLOUT, has_reference, roles_of
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.prometheus import GaugeSink
@@ -19,8 +22,6 @@ TRY_IT = {"try it": "vllm serve {}"}
 """How a language model is used."""
 TRAIN_ON_IT = {"train on it": "model.path={}"}
 """How the next stage of training uses a model."""
-USE_AS_JUDGE = {"use it": "rewards: [{{kind: model, paths: [{}]}}]"}
-"""How training on rollouts uses a reward model."""
 
 
 def open_run(
@@ -59,12 +60,24 @@ def open_offline_run(
         console,
         columns=offline_columns_of(config),
         records=folder.examples,
-        uses=USE_AS_JUDGE if config.offline.is_scorer else TRY_IT | TRAIN_ON_IT,
+        uses=_uses_of(config.offline),
         step=step,
         version=version,
         gauges=gauges_of(config),
         saved=lambda: newest_saved(folder),
     )
+
+
+def _uses_of(algorithm: OfflineKinds) -> dict[str, str]:
+    """Returns the commands and settings that use the export, by what they do; {0} stands for its path."""
+    match algorithm:
+        case RewardModel():
+            paths = ", ".join(map(str, model_folders(Path("{0}"), algorithm.members)))
+            return {"use it": f"rewards: [{{{{kind: model, paths: [{paths}]}}}}]"}
+        case ProcessRewardModel():
+            return {}
+        case _:
+            return TRY_IT | TRAIN_ON_IT
 
 
 ROLLOUT_FIELDS = {
