@@ -179,10 +179,12 @@ def mismatched(examples: Sequence[Example]) -> dict[str, Example]:
     Raises:
         DataError: all prompts are the same.
     """
-    try:
-        rows = mismatched_rows([each.prompt_ids for each in examples])
-    except ValueError as error:
-        raise DataError(f"data: {error}") from error
+    if len({each.prompt_ids for each in examples}) < 2:
+        raise DataError(
+            f"data: all {len(examples)} examples have the same prompt, but KTO's baseline gives each prompt the answer "
+            "to another one; add examples with other prompts"
+        )
+    rows = mismatched_rows([each.prompt_ids for each in examples])
     pairs = [(examples[row], examples[other]) for row, other in rows.tolist()]
     return {one.id: replace(one, id=f"{one.id} with {other.id}", answers=other.answers) for one, other in pairs}
 

@@ -351,7 +351,7 @@ async def test_the_reference_scores_the_mismatched_rows_of_kto_before_the_first_
 
 async def test_prompts_that_are_all_the_same_have_no_baseline(loop):
     one = loop(kind="kto", rows=1)
-    with pytest.raises(DataError, match="has 1 different prompts, but KTO's baseline pairs prompts"):
+    with pytest.raises(DataError, match="all 1 examples have the same prompt, but KTO's baseline gives each prompt"):
         await one.train()
 
 
