@@ -116,17 +116,18 @@ def build_offline_session(
     """Builds the session of the driver over started roles, from a checkpoint or, if `since` is None, from the start."""
     pack: Pack = partial(pack_examples, loss_at=config.offline.loss_at)
     guard, stream = Guard(config.train, run), ExampleStream(order, batch_size=config.offline.batch_size)
-    partners = _partners(config, examples)
+    partners, store = _partners(config, examples), store_of(config, folder)
     reference: Reference | None = None if live is None else LiveReference(live)
     if live is None and config.offline.needs_reference:
         scored = [*examples.train, *examples.held_out, *partners.values()]
-        reference = _stored(config, folder, scored, actor, pack, models=models, is_resumed=since is not None)
+        reference = _stored(config, folder, scored, actor, pack, models=models, since=since)
     evaluation = Evaluation(
         examples.held_out,
         batch_size=config.offline.batch_size,
         every=config.run.evaluate_every,
         best_by=config.checkpoint.keep_best,
         patience=config.run.patience,
+        kept=store.steps,
     )
     baseline = None
     if reference is not None and partners:
@@ -146,7 +147,7 @@ def build_offline_session(
             {ACTOR: actor},
             [stream, guard, evaluation],
             settings=config.checkpoint,
-            store=store_of(config, folder),
+            store=store,
             since=since,
             models=models,
             completed=partial(write_newest, folder.newest_checkpoint_json),
@@ -177,9 +178,10 @@ def _stored(
     pack: Pack,
     *,
     models: Models,
-    is_resumed: bool,
+    since: Checkpoint | None,
 ) -> StoredReference:
-    ((_, digest),) = models[ACTOR]
+    ((source, digest),) = models[ACTOR]
+    before = {} if since is None else {old[0]: old[1] for old in read_progress(since).models.get(ACTOR, ())}
     return StoredReference(
         folder.reference_jsonl,
         examples,
@@ -187,5 +189,6 @@ def _stored(
         pack=pack,
         batch_size=config.offline.batch_size,
         depends_on={"model": digest, "dtype": config.model.dtype},
-        is_resumed=is_resumed,
+        is_resumed=since is not None,
+        model_before=None if digest is None else before.get(source),
     )

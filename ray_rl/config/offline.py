@@ -44,8 +44,8 @@ class OfflineAlgorithm(Config):
     loss_at: ClassVar[LossAt] = "tokens"
     """Where the model is trained on an example."""
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
-    """Metrics of held-out examples that `checkpoint.keep_best` can name, after `eval/`. The best loss or error is the
-    lowest; the best value of the others is the highest."""
+    """Metrics of held-out examples that `checkpoint.keep_best` can name, after `eval/`. The best loss, entropy or
+    error is the lowest; the best value of the others is the highest."""
 
     @property
     def needs_reference(self) -> bool:
@@ -79,7 +79,7 @@ class Sft(OfflineAlgorithm):
 
     wanted: ClassVar[Wanted] = "demonstration"
     learning_rate: ClassVar[float] = 2e-5
-    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "cross_entropy")
 
 
 class RewardModel(OfflineAlgorithm):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,8 @@ class Standing:
     """Its metric; 0 before the first evaluation."""
     since: int = 0
     """Number of later evaluations, which were not better."""
+    by: str = LOSS
+    """The name of the metric."""
     is_kept: bool = False
     """Whether the checkpoint of that step is kept, and exported at the end."""
 
@@ -45,6 +47,7 @@ class Evaluation:
         every: int | None,
         best_by: str | None,
         patience: int | None,
+        kept: Callable[[], Collection[int]] = tuple,
     ) -> None:
         """Starts without an evaluation.
 
@@ -54,10 +57,12 @@ class Evaluation:
             every: `run.evaluate_every`.
             best_by: `checkpoint.keep_best`.
             patience: `run.patience`.
+            kept: returns the steps that have a checkpoint.
         """
         self._held_out, self._batch_size = held_out, batch_size
-        self._every, self._best_by, self._patience = every, best_by, patience
-        self._standing = Standing()
+        self._every, self._best_by, self._patience, self._kept = every, best_by, patience, kept
+        self._none = Standing(by=best_by or LOSS, is_kept=best_by is not None)
+        self._standing = self._none
 
     def is_due(self, step: int, *, last: int) -> bool:
         """Returns whether held-out examples are evaluated after a step: every so many steps, and after the last one."""
@@ -77,14 +82,14 @@ class Evaluation:
         Raises:
             ConfigError: the evaluation has no such metric.
         """
-        values, name = reduce_metrics(metrics), self._best_by or LOSS
+        values, name = reduce_metrics(metrics), self._none.by
         if name not in values:
             raise ConfigError(
                 f"checkpoint.keep_best={name}: the evaluation has no such metric; it has {', '.join(sorted(values))}"
             )
         value, best = values[name], self._standing
         if _is_better(name, value, best):
-            self._standing = Standing(step, value, is_kept=self._best_by is not None)
+            self._standing = replace(self._none, step=step, value=value)
         else:
             self._standing = replace(best, since=best.since + 1)
 
@@ -102,7 +107,7 @@ class Evaluation:
     def verdict(self) -> str:
         """A text about the best evaluation."""
         best = self._standing
-        seen = f"{self._best_by or LOSS} was best after step {best.step}, {best.value:.4g}"
+        seen = f"{best.by} was best after step {best.step}, {best.value:.4g}"
         return f"{seen}, and {best.since} evaluation{'s' if best.since > 1 else ''} since then were not better"
 
     def position(self) -> Standing:
@@ -112,10 +117,15 @@ class Evaluation:
     def resume(self, folder: Path) -> None:
         """Continues from the best evaluation in a checkpoint.
 
+        Starts without one if it was the best by another metric, or if its checkpoint is gone: a later step was better,
+        and the run went back to before it.
+
         Raises:
             CheckpointError: the checkpoint has none.
         """
-        self._standing = replace(standing_of(folder), is_kept=self._best_by is not None)
+        found, own = standing_of(folder), self._none
+        is_gone = own.is_kept and found.step is not None and found.step not in self._kept()
+        self._standing = own if is_gone or found.by != own.by else replace(found, is_kept=own.is_kept)
 
 
 def standing_of(folder: Path) -> Standing:
@@ -127,7 +137,8 @@ def standing_of(folder: Path) -> Standing:
     try:
         found = read_json(folder / FILE)
         step = found["step"]
-        return Standing(None if step is None else int(step), float(found["value"]), int(found["since"]))
+        step = None if step is None else int(step)
+        return Standing(step, float(found["value"]), int(found["since"]), by=found.get("by", LOSS))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / FILE}: not the best evaluation of a run ({error!r}); resume from another checkpoint"
@@ -156,7 +167,7 @@ def exported_after(checkpoint: Checkpoint, *, best_by: str | None) -> int:
 def _is_better(name: str, value: float, best: Standing) -> bool:
     if not math.isfinite(value):
         return False
-    is_lower_better = name == LOSS or name.endswith("_error")
+    is_lower_better = name.endswith(("loss", "entropy", "error"))
     return best.step is None or (value < best.value if is_lower_better else value > best.value)
 
 

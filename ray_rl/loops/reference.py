@@ -71,6 +71,7 @@ class StoredReference:
         batch_size: int,
         depends_on: Mapping[str, str | None],
         is_resumed: bool,
+        model_before: str | None = None,
     ) -> None:
         """Makes a reference that has no numbers before `prepare`.
 
@@ -82,10 +83,11 @@ class StoredReference:
             batch_size: number of examples of a training step.
             depends_on: what the numbers depend on, by name: `model`, the digest of its weights, and others.
             is_resumed: whether the run continues from a checkpoint.
+            model_before: the digest of `model` when that checkpoint was written, if it is known: for a lost file.
         """
         self._file, self._examples = file, examples
         self._scorer, self._pack, self._size = scorer, pack, max(batch_size, SCORED_AT_ONCE)
-        self._depends_on, self._is_resumed = dict(depends_on), is_resumed
+        self._depends_on, self._is_resumed, self._model_before = dict(depends_on), is_resumed, model_before
         self._known: dict[tuple[str, str], list[float]] = {}
         self._keys = [(each.id, each.digest) for each in examples]
 
@@ -130,9 +132,11 @@ class StoredReference:
     def _read(self, run: Run) -> None:
         """Reads the numbers of an earlier start that are still right. Then more can be appended to the file."""
         header, rows = _content(self._file)
+        if not rows:
+            header = {**self._depends_on, **({"model": self._model_before} if self._model_before else {})}
         wanted = set(self._keys)
         known = {key: sums for key, sums in rows.items() if key in wanted}
-        changed = [name for name in self._depends_on if header.get(name) != self._depends_on[name]] if rows else []
+        changed = [name for name in self._depends_on if header.get(name) != self._depends_on[name]]
         if changed:
             text = ", ".join(f"{name} {header.get(name)} then, {self._depends_on[name]} now" for name in changed)
             is_complete = len(known) == len(wanted)
@@ -176,6 +180,8 @@ class Baseline:
 def mismatched(examples: Sequence[Example]) -> dict[str, Example]:
     """Returns the prompt of each example with the answer of another prompt, by id; see `mismatched_rows`.
 
+    Leaves out those that are longer than all examples: they may not fit into the model's context, or into memory.
+
     Raises:
         DataError: all prompts are the same.
     """
@@ -186,7 +192,13 @@ def mismatched(examples: Sequence[Example]) -> dict[str, Example]:
         )
     rows = mismatched_rows([each.prompt_ids for each in examples])
     pairs = [(examples[row], examples[other]) for row, other in rows.tolist()]
-    return {one.id: replace(one, id=f"{one.id} with {other.id}", answers=other.answers) for one, other in pairs}
+    longest = max(map(_length, examples))
+    mixed = {one.id: replace(one, id=f"{one.id} with {other.id}", answers=other.answers) for one, other in pairs}
+    return {id: each for id, each in mixed.items() if _length(each) <= longest}
+
+
+def _length(example: Example) -> int:
+    return len(example.prompt_ids) + max(len(answer.token_ids) for answer in example.answers)
 
 
 def row_sums(values_RT: NDArray[np.float32], batch: TokenBatch) -> NDArray[np.float64]:

@@ -116,7 +116,7 @@ class Run:
         self._jsonl = JsonlSink(self._folder.metrics_jsonl)
         self._tensorboard = TensorBoardSink(self._folder.tensorboard, first_step=step + 1)
         self._summary.before = step - self._summary.steps
-        self.step, self.version = step, version
+        self.step, self.version, self.steps = step, version, self._summary.planned
         self._phases.end_step()
 
     def advance(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ray_rl.config.loading.explain import show
+from ray_rl.config.offline import Sft
 from ray_rl.config.run import RunConfig
 from ray_rl.config.train import ReferenceConfig
 
@@ -66,6 +67,11 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
     if best is not None and best not in (f"eval/{name}" for name in metrics):
         names = ", ".join(f"eval/{name}" for name in metrics)
         yield f"checkpoint.keep_best={show(best)}: no such metric of held-out examples; set it to one of {names}"
+    if best == "eval/loss" and isinstance(config.offline, Sft) and config.offline.loss == "dft":
+        yield (
+            "checkpoint.keep_best=eval/loss: algorithm.loss=dft multiplies the loss of a token by its probability, so "
+            "that it is low for unlikely tokens too; set checkpoint.keep_best to eval/cross_entropy"
+        )
     if best is not None and run.evaluate_every is None:
         yield (
             f"checkpoint.keep_best={show(best)}: it is measured only in evaluations; set run.evaluate_every, or remove "

@@ -212,8 +212,15 @@ def test_a_metric_that_a_kind_does_not_have_is_refused(refused):
         "algorithm={kind: sft}", "checkpoint.keep_best=eval/accuracy", "run.evaluate_every=1", "data.held_out=0.1"
     )
     assert message == (
-        "checkpoint.keep_best=eval/accuracy: no such metric of held-out examples; set it to one of eval/loss"
+        "checkpoint.keep_best=eval/accuracy: no such metric of held-out examples; set it to one of eval/loss, "
+        "eval/cross_entropy"
     )
+
+
+def test_the_loss_of_dft_is_low_for_unlikely_answers_too_and_chooses_no_step(refused, offline):
+    dft = ("algorithm={kind: sft, loss: dft}", "run.evaluate_every=1", "data.held_out=0.1")
+    assert refused(*dft, "checkpoint.keep_best=eval/loss").startswith("checkpoint.keep_best=eval/loss: algorithm.loss")
+    check(offline(*dft, "checkpoint.keep_best=eval/cross_entropy"), visible_gpus=0)
 
 
 def test_a_whole_evaluation_passes(offline):

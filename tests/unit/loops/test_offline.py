@@ -20,7 +20,7 @@ from ray_rl.data.examples.order import ExampleOrder
 from ray_rl.errors import DataError, Preempted, TrainingError
 from ray_rl.loops.checkpoints import read_progress
 from ray_rl.loops.offline import train
-from ray_rl.loops.reference import SCORED_AT_ONCE
+from ray_rl.loops.reference import SCORED_AT_ONCE, mismatched
 from ray_rl.loops.resuming import is_finished, store_of
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
@@ -308,6 +308,19 @@ async def test_a_resumed_run_whose_reference_is_lost_and_whose_model_changed_is_
         await changed.train()
 
 
+async def test_a_resumed_run_without_the_file_of_its_reference_computes_it_with_the_same_model_alone(loop):
+    first = loop(rows=2, steps=1, checkpoint=SAVES)
+    await first.train()
+    first.folder.reference_jsonl.unlink()
+    changed = loop(rows=2, steps=2, checkpoint=SAVES, model="blake2b:2")
+    with pytest.raises(DataError, match=r"model blake2b:1 then, blake2b:2 now\), and it lacks 2 of 2 examples"):
+        await changed.train()
+    changed.run.close()
+    same = loop(rows=2, steps=2, checkpoint=SAVES)
+    await same.train()
+    assert same.actor.journal[:2] == ["score row:0 to row:1", "load after update 1"]
+
+
 async def test_a_reference_that_is_not_finite_ends_the_run_with_the_example_and_is_not_stored(loop):
     one = loop(rows=2)
     one.actor.nonfinite.add("row:1")
@@ -347,6 +360,16 @@ async def test_the_reference_scores_the_mismatched_rows_of_kto_before_the_first_
     assert before == ("row:0", "row:1", "row:2", "row:3", "row:0 with row:2", "row:1 with row:0", "row:2 with row:1")
     assert policy == ("row:0 with row:2", "row:1 with row:0")
     assert one.actor.batches[0].baseline == 0.0
+
+
+def test_mismatched_rows_are_no_longer_than_the_longest_example():
+    """Three examples of 5, 6 and 8 tokens; the prompts get the answers of 5, 1 and 2 tokens."""
+    lengths = ((4, 1), (4, 2), (3, 5))
+    examples = [
+        Example(id=f"{row}", prompt_ids=(row,) * prompt, answers=(answer(row, length=length),), label=True)
+        for row, (prompt, length) in enumerate(lengths)
+    ]
+    assert {key: each.id for key, each in mismatched(examples).items()} == {"1": "1 with 0", "2": "2 with 1"}
 
 
 async def test_prompts_that_are_all_the_same_have_no_baseline(loop):
@@ -398,7 +421,10 @@ async def test_the_best_checkpoint_is_kept_and_exported(loop):
     assert further.store.steps() == [5]
 
 
-@pytest.mark.parametrize(("name", "seen"), [("margin", (0.1, 0.4, 0.2)), ("calibration_error", (0.3, 0.1, 0.2))])
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [("margin", (0.1, 0.4, 0.2)), ("calibration_error", (0.3, 0.1, 0.2)), ("cross_entropy", (0.3, 0.1, 0.2))],
+)
 async def test_the_best_step_is_saved_even_if_no_checkpoint_is_due(loop, name, seen):
     settings = {"keep_best": f"eval/{name}", "every_steps": 100}
     three = loop(kind="simpo", steps=3, held_out=1, evaluate_every=1, checkpoint=settings)
@@ -451,6 +477,38 @@ async def test_a_checkpoint_to_go_back_to_has_the_best_step_of_its_own_time(loop
     back.folder.export.rename(back.folder.root / "export_before")
     await back.train()
     assert back.actor.journal[-2:] == ["load after update 1", "export step 1"]
+
+
+async def test_back_before_the_best_step_the_checkpoint_of_the_best_one_before_may_be_gone(loop):
+    settings = {"keep_best": "eval/loss", "every_steps": 1, "keep_last": 2}
+    run = {"kind": "simpo", "held_out": 1, "evaluate_every": 1, "checkpoint": settings}
+    three = loop(steps=4, evaluations=[0.5, 0.6, 0.6, 0.1], **run)
+    await three.train()
+    assert three.store.steps() == [3, 4]
+    back = loop(steps=5, evaluations=[0.8, 0.7], **run)
+    back.since = Checkpoint(3, back.folder.checkpoints / "step_3")
+    back.run.rewind(step=3, version=3)
+    back.folder.export.rename(back.folder.root / "export_before")
+    await back.train()
+    assert back.actor.journal[-1] == "export step 5"
+
+
+async def test_a_run_that_is_resumed_with_another_metric_has_no_best_step_by_it_yet(loop):
+    """An accuracy of 0.3 is better than none, and no value of a loss is better or worse than it."""
+    run = {"kind": "simpo", "held_out": 1, "evaluate_every": 1}
+    settings = {"every_steps": 1, "keep_last": 9}
+    two = loop(steps=2, evaluations=[0.5, 0.6], checkpoint={**settings, "keep_best": "eval/loss"}, **run)
+    await two.train()
+    four = loop(steps=4, checkpoint={**settings, "keep_best": "eval/accuracy"}, **run)
+    four.folder.export.rename(four.folder.root / "export_before")
+    accuracies = iter([0.3, 0.2])
+
+    async def evaluate(batch: Any) -> list[Any]:
+        return [Mean("simpo/loss", 1.0, 1), Mean("simpo/accuracy", next(accuracies), 1)]
+
+    four.actor.evaluate = evaluate
+    await four.train()
+    assert four.actor.journal[-2:] == ["load after update 1", "export step 3"]
 
 
 async def test_a_reward_model_is_measured_on_all_held_out_pairs(loop):

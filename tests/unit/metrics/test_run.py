@@ -142,6 +142,13 @@ def test_starting_is_told_line_by_line_and_progress_is_not(start, clock):
     assert started.lines == ["starting Ray", "loading 1 engine"]
 
 
+def test_a_run_that_goes_back_has_the_steps_again_by_which_it_was_to_end_early(start):
+    run = start(steps=3).run
+    run.steps = 1
+    run.rewind(step=0, version=0)
+    assert run.steps == 3
+
+
 def test_samples_are_shown_when_due_and_at_the_end_but_not_twice(start, clock, make_group):
     started = start(show_every=2, steps=3)
     for _ in range(2):
