@@ -56,22 +56,30 @@ def whole(request, tmp_path_factory) -> Ended:
 
 @pytest.fixture(scope="module")
 def interrupted(whole, tmp_path_factory) -> list[Ended]:
-    """Killed while the reference scores examples (or a little later), told to stop in a step, resumed to the end."""
+    """Killed, told to stop in a step of the next start, resumed to the end.
+
+    DPO is killed while its reference scores examples, SFT behind its first checkpoint.
+    """
     kind = whole.folder.name
     place = place_for(tmp_path_factory.mktemp(f"interrupted-{kind}"), kind, is_exact=True)
     folder = place / "runs" / kind
 
-    def kill_at_the_reference(process):
-        stored = folder / "reference.jsonl"
-        wait_until(process, stored.exists if kind == "dpo" else lambda: steps_done(folder) == 1)
+    def kill_early(process):
+        awaited = "reference.jsonl" if kind == "dpo" else "checkpoints/step_*/manifest.json"
+        wait_until(process, lambda: any(folder.glob(awaited)), poll_s=0.01)
         kill_all(process.pid)
 
+    def has_trained_on() -> bool:
+        """The file is written when the records of later steps are set aside: no line is of the start before."""
+        starts = [int(path.stem.rpartition("_")[2]) for path in folder.glob("environment.from_step_*.json")]
+        return (kind == "dpo" or bool(starts)) and steps_done(folder) >= max([1, *starts])
+
     def stop_in_a_step(process):
-        wait_until(process, lambda: steps_done(folder) >= 1, poll_s=0.01)
+        wait_until(process, has_trained_on, poll_s=0.01)
         process.send_signal(signal.SIGTERM)
 
     return [
-        run(place, then=kill_at_the_reference),
+        run(place, then=kill_early),
         run(place, "train", "run.yaml", "--resume", "auto", then=stop_in_a_step),
         run(place, "resume", str(folder)),
     ]
