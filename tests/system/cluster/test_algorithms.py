@@ -35,7 +35,8 @@ def config(connected, make_config, model, tmp_path, request):
 
 
 KINDS = [
-    pytest.param(kind, marks=[] if kind in ("grpo", "dapo", "ppo") else pytest.mark.long)
+    # GRPO and PPO train in tests of whole runs too: tests/system/e2e.
+    pytest.param(kind, marks=[] if kind == "dapo" else pytest.mark.long)
     for kind in sections_of(OnlineKinds)
 ]
 

@@ -40,7 +40,9 @@ def make(connected, make_config, model, tmp_path):
         pytest.param({"max_staleness": 1}, id="keep"),
         pytest.param({"max_staleness": 2, "order": "completion"}, id="completion", marks=pytest.mark.long),
         pytest.param({"max_staleness": 1, "on_publish": "finish"}, id="finish", marks=pytest.mark.long),
-        pytest.param({"max_staleness": 1, "on_publish": "abort_and_resume"}, id="abort_and_resume"),
+        pytest.param(
+            {"max_staleness": 1, "on_publish": "abort_and_resume"}, id="abort_and_resume", marks=pytest.mark.long
+        ),
     ],
 )
 async def test_tokens_sampled_ahead_have_their_version_and_the_trainers_probability(make, model, rollout):
