@@ -106,7 +106,10 @@ class Run:
         return self._folder.root
 
     def rewind(self, *, step: int, version: int) -> None:
-        """Returns to the step of a checkpoint. Moves records of later steps aside, because they are trained again."""
+        """Returns to the step of a checkpoint, and to the planned number of steps.
+
+        Moves records of later steps aside, because they are trained again.
+        """
         self._jsonl.close()
         self._tensorboard.close()
         # For a restart from the first step, TensorBoard needs no instruction to forget older values.
