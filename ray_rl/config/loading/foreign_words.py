@@ -12,7 +12,7 @@ Ours = tuple[str, ...] | str
 
 _KEYS = {
     "algorithm.advantage.divide_by_std": "scale_rewards norm_adv_by_std_in_grpo",
-    "algorithm.advantage.gamma": "gamma",
+    "algorithm.advantage.gamma algorithm.margin": "gamma",
     "algorithm.advantage.lam": "lam",
     "algorithm.batch_size": "batch_size_per_step global_train_batch_size",
     "algorithm.beta": "orpo_alpha pref_beta orpo_beta",

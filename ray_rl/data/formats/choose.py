@@ -94,7 +94,8 @@ def _other(found: Format, wanted: Wanted) -> str:
 
 def _kinds(wanted: Wanted) -> str:
     """Returns the algorithms that are trained on these records."""
-    return " or ".join(each.model_fields["kind"].default for each in get_args(OfflineKinds) if each.wanted == wanted)
+    kinds = [each.model_fields["kind"].default for each in get_args(OfflineKinds) if each.wanted == wanted]
+    return " or ".join([", ".join(kinds[:-1]), kinds[-1]] if kinds[:-1] else kinds)
 
 
 def _described(wanted: Wanted) -> str:

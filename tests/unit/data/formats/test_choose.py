@@ -64,10 +64,10 @@ def test_data_of_another_kind_is_refused_with_the_algorithm_for_it():
     with pytest.raises(DataError) as refusal:
         choose_format("auto", source_records(row), wanted="demonstration")
     for part in (
-        "t.jsonl:1: the columns are chosen, prompt, rejected: this is data for reward_model or dpo or ipo or orpo or",
+        "t.jsonl:1: the columns are chosen, prompt, rejected: this is data for reward_model, dpo, ipo, orpo or simpo",
         "(preference: chosen and rejected answers",
         "and sft needs data in one of the forms prompt_completion (prompt, completion); messages (messages);",
-        "set algorithm.kind to reward_model or dpo or ipo or orpo or simpo, or data.format if the rows have one of",
+        "set algorithm.kind to reward_model, dpo, ipo, orpo or simpo, or data.format if the rows have one of",
     ):
         assert part in str(refusal.value)
     with pytest.raises(ConfigError, match=r"data.format=kto: this is data for kto .* set algorithm.kind to kto$"):
