@@ -162,7 +162,7 @@ REFUSED: dict[str, tuple[bytes, Wanted, str]] = {
     "pairs for supervised training": (
         lines(PAIR),
         "demonstration",
-        "DATA:1: .* this is data for reward_model or dpo",
+        "DATA:1: .* this is data for reward_model, dpo",
     ),
     "completions without labels": (
         lines({"prompt": "1+1?", "completion": "2"}),
