@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,11 +33,11 @@ class Calibration:
         self._longer.append(batch.lengths_R[0::2] - batch.lengths_R[1::2])
 
     def take(self) -> list[Metric]:
-        """Returns the metrics of all batches since the last call; none if a score is not finite."""
+        """Returns the metrics of all batches since the last call; if a score is not finite, an error of nan alone."""
         margins_J, longer_J = np.concatenate(self._margins), np.concatenate(self._longer)
         self._margins, self._longer = [], []
         if not np.isfinite(margins_J).all():
-            return []
+            return [Last("eval/calibration_error", math.nan)]
         bins = reliability(margins_J)
         low, high = wilson_interval(int((margins_J > 0).sum()), len(margins_J))
         correlation = length_correlation(margins_J, longer_J)

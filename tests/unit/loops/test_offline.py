@@ -529,3 +529,13 @@ async def test_a_reward_model_is_measured_on_all_held_out_pairs(loop):
     assert line["eval/calibration_error"] == pytest.approx(0.75 - 1 / 3, abs=1e-6)
     assert line["eval/accuracy_low"] < 1 / 3 < line["eval/accuracy_high"]
     assert "eval/length_correlation" not in line
+
+
+async def test_a_score_that_is_nan_has_no_calibration_and_is_never_the_best_one(loop):
+    settings = {"keep_best": "eval/calibration_error", "every_steps": None}
+    two = loop(kind="reward_model", steps=2, held_out=1, evaluate_every=1, evaluations=[0.1, 0.1], checkpoint=settings)
+    two.actor.nonfinite.update(each.id for each in two.examples.held_out)
+    await two.train()
+    assert two.lines()[-1]["eval/calibration_error"] is None  # as JSON has no nan
+    assert two.actor.journal[-1] == "export step 2"
+    assert not two.folder.checkpoints.exists()
