@@ -61,8 +61,12 @@ test-docs: setup-test ## check links and file names in the pages, and run the co
 	$(BIN)/python -m pytest tests/test_docs.py tests/system/e2e/test_first_hour.py
 
 .PHONY: test-faults
-test-faults: setup-test ## kill engines, trainers and nodes, fill disks, corrupt weights in transit, and test more algorithms (25 minutes)
-	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m "faults or long"
+test-faults: setup-test ## kill engines, trainers and nodes, fill disks, and corrupt weights in transit (20 minutes)
+	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m "faults and not long"
+
+.PHONY: test-long
+test-long: setup-test ## repeat with more algorithms, layouts and runs what make test shows with some (20 minutes)
+	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m "long and not launch and not kills"
 
 .PHONY: test-kills
 test-kills: setup-test ## kill and resume a run at 52 points and compare every bit (30 minutes); KILLS=5 takes five points, others at the next commit
