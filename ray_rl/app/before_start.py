@@ -120,15 +120,14 @@ def unreadable_data(config: RunConfig) -> str | None:
 def _check_functions(config: RunConfig, progress: Note) -> None:
     from ray_rl.preflight.functions import check_functions
 
-    if not config.is_offline:
-        check_functions(config.online)
+    check_functions(config.online)
 
 
 def _check_rows(config: RunConfig, progress: Note) -> CheckedRows | None:
     from ray_rl.app.data_checks import check_data
     from ray_rl.rewards.functions.golds import golds_checked
 
-    if unreadable_data(config) is not None or config.is_offline:
+    if unreadable_data(config) is not None:
         return None
     with golds_checked(config.rewards) as row_checks:
         return check_data(config, row_checks=row_checks, with_tokenizer=False)
@@ -138,8 +137,6 @@ def _check_data(config: RunConfig, progress: Note) -> CheckedRows | None:
     from ray_rl.app.data_checks import check_data
     from ray_rl.rewards.functions.golds import golds_checked
 
-    if config.is_offline:
-        return None
     with golds_checked(config.rewards) as row_checks:
         return check_data(config, model_folder=_folder_of(config.model.path), row_checks=row_checks, say=progress)
 

@@ -45,7 +45,7 @@ async def train(s: OnlineSession) -> None:
         s.run.note("publishing the first weights")
         await s.roles.weights.publish(s.run.version)  # engines start from the trainer's weights
     s.stop.finish_steps(s.run.tell)
-    async with s.in_background():
+    async with s.in_background(), s.roles.rollouts.running():
         while s.run.step < s.run.steps:
             try:
                 await step(s)

@@ -39,6 +39,13 @@ class Session:
     final: Export | None
     """Writes the trained model; None for a run that exports none."""
 
+    @asynccontextmanager
+    async def in_background(self) -> AsyncIterator[None]:
+        """Writes checkpoints in the background within the block."""
+        async with self.checkpoints.in_background():
+            yield
+            self.run.note("completing the last checkpoint")
+
     async def preempted(self) -> Preempted:
         """Saves after a stop request, and returns the error that ends the run."""
         await self.checkpoints.save_now(self.run)
@@ -62,13 +69,6 @@ class OnlineSession(Session):
     roles: Roles
     credit: Crediting
 
-    @asynccontextmanager
-    async def in_background(self) -> AsyncIterator[None]:
-        """Produces rollouts and writes checkpoints in the background within the block."""
-        async with self.checkpoints.in_background(), self.roles.rollouts.running():
-            yield
-            self.run.note("completing the last checkpoint")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineSession(Session):
@@ -84,13 +84,6 @@ class OfflineSession(Session):
     evaluation: Evaluation
     calibration: Calibration | None
     """Further measurements of a reward model; None for other models."""
-
-    @asynccontextmanager
-    async def in_background(self) -> AsyncIterator[None]:
-        """Writes checkpoints in the background within the block."""
-        async with self.checkpoints.in_background():
-            yield
-            self.run.note("completing the last checkpoint")
 
     def end_if_stalled(self) -> None:
         """Makes the current step the last one if the evaluations do not improve any more."""
