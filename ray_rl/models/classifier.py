@@ -1,4 +1,4 @@
-"""Classifiers under training: reward models, which score the end of a text, and models of right and wrong steps.
+"""Classifiers under training: reward models, which score the end of a text, and process reward models (its steps).
 
 They are transformers' own classes, so that their exports load there, in engines, and as judges of this project.
 """
@@ -17,12 +17,14 @@ from ray_rl.models.float_head import FloatHead
 from ray_rl.models.loading import load_model_config, load_whole, without_dropout
 from ray_rl.models.policy import ModelInputs
 from ray_rl.models.residual import keep_residual_in_float32
-from ray_rl.models.reward_model import HEAD
+from ray_rl.models.reward_model import HEAD, has_linear_head
 from ray_rl.types import ScoredAt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+KEY = "model.path"
+"""The key of these models in the configuration, for errors."""
 LABELS: dict[ScoredAt, int] = {"end": 1, "steps": 2}
 """Number of labels: the score of a text; or wrong and right, for the step that ends at a token."""
 HEAD_STD = 0.02
@@ -65,14 +67,7 @@ def _scores(classifier: PreTrainedModel, inputs: ModelInputs) -> Tensor:
 
 
 def load_classifier(
-    folder: str,
-    scored_at: ScoredAt,
-    *,
-    head_seed: int,
-    dtype: str,
-    attention: str,
-    trust_remote_code: bool,
-    key: str = "model.path",
+    folder: str, scored_at: ScoredAt, *, head_seed: int, dtype: str, attention: str, trust_remote_code: bool
 ) -> PreTrainedModel:
     """Loads a classifier whose head computes in float32: one with its own head, or a language model with a new head.
 
@@ -85,14 +80,13 @@ def load_classifier(
         dtype: the type of the weights, as torch names it.
         attention: the name of the attention in transformers.
         trust_remote_code: let the model bring its own code.
-        key: the key of the configuration, for errors.
 
     Raises:
         DataError: no such model, no safetensors, or a checkpoint that does not fit the model (see `load_whole`).
         ConfigError: a classifier with other labels, or a model whose head is not one linear layer over its states.
     """
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-    model, is_new = _loaded(folder, scored_at, trust_remote_code=trust_remote_code, key=key, **settings)
+    model, is_new = _loaded(folder, scored_at, trust_remote_code=trust_remote_code, **settings)
     head: Any = model.get_submodule(HEAD)
     weight, bias = head.weight, head.bias
     if is_new:
@@ -108,46 +102,44 @@ def load_classifier(
     return model
 
 
-def classifier_skeleton(
-    folder: str, scored_at: ScoredAt, *, trust_remote_code: bool, key: str = "model.path"
-) -> PreTrainedModel:
+def classifier_skeleton(folder: str, scored_at: ScoredAt, *, trust_remote_code: bool) -> PreTrainedModel:
     """Returns the classifier on the meta device: with the names and shapes of its weights, but without their values.
 
     Raises:
         DataError, ConfigError: as `load_classifier`.
     """
-    return _loaded(folder, scored_at, trust_remote_code=trust_remote_code, key=key, device_map="meta")[0]
+    return _loaded(folder, scored_at, trust_remote_code=trust_remote_code, device_map="meta")[0]
 
 
 def _loaded(
-    folder: str, scored_at: ScoredAt, *, trust_remote_code: bool, key: str, **settings: Any
+    folder: str, scored_at: ScoredAt, *, trust_remote_code: bool, **settings: Any
 ) -> tuple[PreTrainedModel, bool]:
     """Returns transformers' classifier, and whether its head is random because the checkpoint has none."""
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     auto_class: Any = AutoModelForSequenceClassification if scored_at == "end" else AutoModelForTokenClassification
     suffix = "ForSequenceClassification" if scored_at == "end" else "ForTokenClassification"
-    config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code, key=key))
+    config = without_dropout(load_model_config(folder, trust_remote_code=trust_remote_code, key=KEY))
     is_new = not any(name.endswith(suffix) for name in config.architectures or [])
     if not is_new and config.num_labels != LABELS[scored_at]:
         raise ConfigError(
-            f"{key}={folder}: the model has {config.num_labels} labels, and {LABELS[scored_at]} are trained; start "
+            f"{KEY}={folder}: the model has {config.num_labels} labels, and {LABELS[scored_at]} are trained; start "
             "from a language model, or from a classifier with that number of labels"
         )
     config.num_labels = LABELS[scored_at]
     model = load_whole(
         auto_class,
         folder,
-        key=key,
+        key=KEY,
         remedy="use a complete checkpoint of the model, with the config.json that was saved with it",
         may_lack={f"{HEAD}.weight", f"{HEAD}.bias"} if is_new else frozenset(),
         config=config,
         trust_remote_code=trust_remote_code,
         **settings,
     )
-    if not isinstance(dict(model.named_children()).get(HEAD), nn.Linear):
+    if not has_linear_head(model):
         raise ConfigError(
-            f"{key}={folder}: the head of {type(model).__name__} is not one linear layer `{HEAD}` over the states of a "
+            f"{KEY}={folder}: the head of {type(model).__name__} is not one linear layer `{HEAD}` over the states of a "
             "decoder; start from a decoder"
         )
     return model, is_new

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ray_rl.errors import ConfigError
+from ray_rl.models.float_head import FloatHead
 from ray_rl.models.loading import load_model_config, load_whole, without_dropout
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def load_reward_model(folder: str, *, dtype: str, attention: str, trust_remote_c
     return frozen
 
 
-def reads_last_token(model: PreTrainedModel) -> bool:
-    """Returns whether the score is read at the last token, as in decoders; encoders have their own forward pass."""
+def has_linear_head(model: PreTrainedModel) -> bool:
+    """Returns whether the head is one linear layer over any state, as in decoders; encoders pool in their own way."""
     return isinstance(dict(model.named_children()).get(HEAD), nn.Linear)
 
 
@@ -70,16 +71,15 @@ def sequence_scores(model: PreTrainedModel, tokens_BL: Tensor, mask_BL: Tensor) 
     Returns:
         float32 [B].
     """
-    if not reads_last_token(model):
+    if not has_linear_head(model):
         scores_B: Tensor = model(input_ids=tokens_BL, attention_mask=mask_BL).logits[:, 0].float()
         return scores_B
     hidden_BLD = model.base_model(input_ids=tokens_BL, attention_mask=mask_BL).last_hidden_state
     rows_B = torch.arange(len(tokens_BL), device=tokens_BL.device)
-    hidden_BD = hidden_BLD[rows_B, mask_BL.sum(1) - 1].float()
-    head = model.get_submodule(HEAD)
-    assert isinstance(head, nn.Linear), "reads_last_token says so"
-    bias = None if head.bias is None else head.bias.float()
-    return nn.functional.linear(hidden_BD, head.weight.float(), bias)[:, 0]
+    hidden_BD = hidden_BLD[rows_B, mask_BL.sum(1) - 1]
+    head: Any = model.get_submodule(HEAD)
+    scores_B1: Tensor = FloatHead(head.weight, head.bias)(hidden_BD)
+    return scores_B1[:, 0]
 
 
 def _model_config(folder: str, trust_remote_code: bool) -> PretrainedConfig:

@@ -11,7 +11,7 @@ from ray_rl.errors import ConfigError
 from ray_rl.models.float_head import FloatHead
 from ray_rl.models.loading import check_checkpoint, load_causal_lm, load_model_config
 from ray_rl.models.policy import ModelInputs
-from ray_rl.models.reward_model import HEAD, load_reward_model, reads_last_token
+from ray_rl.models.reward_model import HEAD, has_linear_head, load_reward_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -47,7 +47,7 @@ def load_value_model(folder: str, *, dtype: str, attention: str, trust_remote_co
     config = load_model_config(folder, trust_remote_code=trust_remote_code, key="critic.path")
     if _is_reward_model(config):
         model = load_reward_model(folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
-        if not reads_last_token(model):
+        if not has_linear_head(model):
             raise ConfigError(f"critic.path={folder}: an encoder has no values for single tokens; name a decoder")
         model.requires_grad_(True)
         return ValueModel(model.base_model, _head(model.get_submodule(HEAD).get_parameter("weight")))

@@ -13,7 +13,7 @@ from ray_rl.data.template import ChatTemplate, default_template
 from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer
 from ray_rl.errors import DataError
 from ray_rl.metrics.metric import Mean, Metric
-from ray_rl.models.reward_model import load_reward_model, reads_last_token, sequence_scores
+from ray_rl.models.reward_model import has_linear_head, load_reward_model, sequence_scores
 from ray_rl.types import Message
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ class ModelScorer:
         self._device = device
         self._budget = micro_batch_tokens
         limits = [max_tokens, _context_tokens(model.config)]
-        if not reads_last_token(model):
+        if not has_linear_head(model):
             # Encoders may start to count positions after the padding token: their tokenizers know the true limit.
             limits.append(tokenizer.max_tokens)
         self._limit = min((limit for limit in limits if limit is not None), default=None)
         # Some models with their own forward pass find the end by this token. For others any token works.
-        pad = None if reads_last_token(model) else model.config.pad_token_id
+        pad = None if has_linear_head(model) else model.config.pad_token_id
         self._pad = 0 if pad is None else pad
         self._truncated, self._count = 0, 0
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ray_rl.errors import ConfigError, DataError
-from ray_rl.models.reward_model import load_reward_model, reads_last_token, sequence_scores
+from ray_rl.models.reward_model import has_linear_head, load_reward_model, sequence_scores
 from tests.tiny_reward_model import END, write_tiny_reward_model
 
 
@@ -77,7 +77,7 @@ class TestScores:
         )
         GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
         model = load(tmp_path)
-        assert reads_last_token(model)
+        assert has_linear_head(model)
         expected = [own_score(model, tokens) for tokens in SEQUENCES]
         assert batch_scores(model, SEQUENCES) == pytest.approx(expected, abs=1e-5)
 
@@ -95,7 +95,7 @@ class TestScores:
         )
         BertForSequenceClassification(config).save_pretrained(tmp_path)
         model = load(tmp_path)
-        assert not reads_last_token(model)
+        assert not has_linear_head(model)
         expected = [own_score(model, tokens) for tokens in SEQUENCES]
         assert batch_scores(model, SEQUENCES) == pytest.approx(expected, abs=1e-5)
 
