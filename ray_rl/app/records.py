@@ -12,16 +12,12 @@ from ray_rl.config import RunConfig
 from ray_rl.config.offline import OfflineKinds, ProcessRewardModel, RewardModel
 from ray_rl.config.roles import ACTOR, REFERENCE, REWARD, ROLLOUT, has_reference, roles_of
 from ray_rl.metrics.console import RunConsole
+from ray_rl.metrics.endings import word
 from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.metrics.samples import answer_columns
 from ray_rl.metrics.text import Columns
-
-TRY_IT = {"try it": "vllm serve {}"}
-"""How a language model is used."""
-TRAIN_ON_IT = {"train on it": "model.path={}"}
-"""How the next stage of training uses a model."""
 
 
 def open_run(
@@ -41,7 +37,7 @@ def open_run(
         columns=columns_of(config),
         records=folder.rollouts,
         answers=answer_columns(config.rewards),
-        uses=TRY_IT,
+        uses=_try_it(folder.export),
         step=step,
         version=version,
         gauges=gauges_of(config),
@@ -60,7 +56,7 @@ def open_offline_run(
         console,
         columns=offline_columns_of(config),
         records=folder.examples,
-        uses=_uses_of(config.offline),
+        uses=uses_of(config.offline, folder.export),
         step=step,
         version=version,
         gauges=gauges_of(config),
@@ -68,16 +64,20 @@ def open_offline_run(
     )
 
 
-def _uses_of(algorithm: OfflineKinds) -> dict[str, str]:
-    """Returns the commands and settings that use the export, by what they do; {0} stands for its path."""
+def _try_it(export: Path) -> dict[str, str]:
+    return {"try it": f"vllm serve {word(export)}"}
+
+
+def uses_of(algorithm: OfflineKinds, export: Path) -> dict[str, str]:
+    """Returns the commands and settings that use the export, by what they do."""
     match algorithm:
         case RewardModel():
-            paths = ", ".join(map(str, model_folders(Path("{0}"), algorithm.members)))
-            return {"use it": f"rewards: [{{{{kind: model, paths: [{paths}]}}}}]"}
+            paths = ", ".join(map(word, model_folders(export, algorithm.members)))
+            return {"use it": f"rewards: [{{kind: model, paths: [{paths}]}}]"}
         case ProcessRewardModel():
             return {}
         case _:
-            return TRY_IT | TRAIN_ON_IT
+            return _try_it(export) | {"train on it": f"model.path={word(export)}"}
 
 
 ROLLOUT_FIELDS = {

@@ -13,7 +13,7 @@ from ray_rl.program import program
 
 def resume_command(root: Path) -> str:
     """Returns the command that continues the run of a folder."""
-    return f"{program()} resume {_word(root)}"
+    return f"{program()} resume {word(root)}"
 
 
 def shown(path: Path) -> str:
@@ -25,7 +25,8 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(path)
 
 
-def _word(path: Path) -> str:
+def word(path: Path) -> str:
+    """Returns the path as one word of a command, seen from the working directory."""
     return shlex.quote(shown(path))
 
 
@@ -49,10 +50,10 @@ def next_commands(
         failed: the exception that ended the run early; None if the run is done.
         saved: the step of the newest checkpoint; None if there is none.
         steps: number of steps that the run has trained.
-        uses: commands and settings that use the exported model, by label; {} stands for its folder.
+        uses: commands and settings that use the exported model, by label.
         ended_early: whether the run is done because its evaluations did not improve any more.
     """
-    curves = ("curves", f"tensorboard --logdir {_word(folder.tensorboard)}")
+    curves = ("curves", f"tensorboard --logdir {word(folder.tensorboard)}")
     if failed is None:
         more = "run.patience=null" if ended_early else f"run.steps={2 * steps}"
         return [*_of_a_model(folder, saved, uses), curves, *_more_steps(folder, saved, more)]
@@ -61,11 +62,11 @@ def next_commands(
 
 
 def _of_a_model(folder: RunFolder, saved: int | None, uses: Mapping[str, str]) -> list[tuple[str, str]]:
-    root = _word(folder.root)
+    root = word(folder.root)
     if folder.export.is_dir():
         return [
             ("model", shown(folder.export)),
-            *((label, text.format(_word(folder.export))) for label, text in uses.items()),
+            *uses.items(),
             ("copy it", f"{program()} export {root} --to my-model"),
         ]
     return [] if saved is None else [("model", f"{program()} export {root} --to my-model")]

@@ -1,10 +1,13 @@
 import pytest
+import yaml
 
+from ray_rl.app.records import uses_of
+from ray_rl.config.offline import Dpo, ProcessRewardModel, RewardModel
 from ray_rl.errors import DataError, EngineError, Preempted
 from ray_rl.metrics.endings import next_commands
 from ray_rl.metrics.run_folder import RunFolder
 
-USES = {"try it": "vllm serve {}"}
+USES = {"try it": "vllm serve the-model"}
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ def test_a_run_that_is_done_says_how_to_try_copy_watch_and_continue_the_model(fo
     root = f"'{folder.root}'"
     assert next_commands(folder, failed=None, saved=40, steps=40, uses=USES) == [
         ("model", str(folder.export)),
-        ("try it", f"vllm serve '{folder.export}'"),
+        ("try it", "vllm serve the-model"),
         ("copy it", f"ray-rl export {root} --to my-model"),
         ("curves", f"tensorboard --logdir '{folder.tensorboard}'"),
         ("continue", f"ray-rl resume {root} run.steps=80"),
@@ -62,3 +65,11 @@ def test_paths_below_the_working_directory_are_short(folder, monkeypatch):
     commands = dict(next_commands(folder, failed=Preempted("stopped"), saved=7, steps=7, uses=USES))
     assert commands["continue"].startswith("ray-rl resume 'a run'    ")
     assert commands["curves"] == "tensorboard --logdir 'a run/tensorboard'"
+
+
+def test_the_settings_that_use_a_model_have_its_path_quoted(folder):
+    assert uses_of(Dpo(), folder.export)["train on it"] == f"model.path='{folder.export}'"
+    (setting,) = uses_of(RewardModel(members=2), folder.export).values()
+    paths = [f"{folder.export}/member_{index}" for index in (0, 1)]
+    assert yaml.safe_load(setting) == {"rewards": [{"kind": "model", "paths": paths}]}
+    assert uses_of(ProcessRewardModel(), folder.export) == {}
