@@ -148,6 +148,18 @@ def test_a_packed_group_computes_its_prompt_for_each_of_its_rows():
     assert planned(22, "shared_prefix") == [2, 1]
 
 
+def test_whole_groups_are_balanced_by_the_tokens_that_the_model_processes():
+    # 22, 16 and 6 tokens; with shared prompts 12, 15 and 5.
+    sizes = Sizes([10, 1, 1], [1, 1, 7, 7, 2, 2], group_size=2)
+    first, second, third = Tree(0, (0, 1)), Tree(1, (2, 3)), Tree(2, (4, 5))
+
+    def planned(packing: str) -> list[list[MicroBatch]]:
+        return plan_micro_batches(sizes, range(6), workers=2, budget=100, packing=packing, whole_groups=True)
+
+    assert planned("packed") == planned("padded") == [[(first,)], [(second, third)]]
+    assert planned("shared_prefix") == [[(second,)], [(first, third)]]
+
+
 def test_one_pair_on_two_workers_leaves_one_of_them_empty():
     for packing in ("padded", "packed", "shared_prefix"):
         plans = plan_micro_batches(PAIRS, [2, 3], workers=2, budget=1, packing=packing, whole_groups=True)

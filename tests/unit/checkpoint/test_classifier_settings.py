@@ -11,11 +11,12 @@ from transformers import (
     AutoTokenizer,
 )
 
-from ray_rl.checkpoint.classifier_settings import padding_token
+from ray_rl.checkpoint.classifier_settings import describe_classifier, padding_token
 from ray_rl.checkpoint.export_folder import export_run
 from ray_rl.checkpoint.export_marks import exported_step, model_folders
 from ray_rl.checkpoint.hugging_face import export_models
 from ray_rl.data.tokenizer import load_tokenizer
+from ray_rl.errors import UserError
 from ray_rl.models.classifier import ScoreModel, load_classifier
 from ray_rl.rewards.model.scorer import ModelScorer
 from ray_rl.types import Message
@@ -99,14 +100,18 @@ def test_the_members_of_an_ensemble_are_models_in_folders_of_their_own(source, t
     weights = [(name, weight.detach()) for name, weight in model.named_parameters()]
     run = tmp_path / "run"
     export_models(model.exported, iter(weights), source=str(source), to=run / "export", step=5)
-    copy = export_run(run, to=tmp_path / "copy")
+    copy = export_run(run, to=tmp_path / "copy", dtype="bfloat16")
     assert exported_step(copy) == 5
     scores = []
     for folder in model_folders(copy, 2):
-        loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+        loaded = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto")
+        assert loaded.dtype == torch.bfloat16
         with torch.no_grad():
             scores.append(loaded(input_ids=torch.tensor([[5, 6, END]])).logits.item())
     assert scores[0] != scores[1]
+    (run / "export/member_1/config.json").unlink()
+    with pytest.raises(UserError, match=r"incomplete, config\.json missing"):
+        export_run(run, to=tmp_path / "another copy")
 
 
 def test_a_model_of_steps_scores_the_same_in_transformers(source, tmp_path):
@@ -129,6 +134,13 @@ def test_the_padding_token_of_the_export_is_one_that_ends_no_text(source, tmp_pa
     assert list(config["id2label"]) == ["0"]
     assert AutoTokenizer.from_pretrained(tmp_path / "export").pad_token_id == pad
     assert load_tokenizer(tmp_path / "export").id_of("pad_token") == pad
+
+
+def test_the_padding_token_is_also_set_in_the_settings_of_the_part_for_text(source):
+    model = load_classifier(str(source), "end", head_seed=3, dtype="float32", attention="sdpa", trust_remote_code=False)
+    settings = {"text_config": {"pad_token_id": END}}
+    describe_classifier(settings, source, model)
+    assert settings["text_config"]["pad_token_id"] == settings["pad_token_id"] == WORDS.index("<|user|>")
 
 
 def test_an_export_whose_tokenizer_cannot_be_read_is_written_without_a_padding_token(source, tmp_path):
