@@ -27,8 +27,8 @@ FinishReason = Literal["stop", "length", "abort"]
 StopReason = FinishReason | Literal["turns", "tool", "environment", "time"]
 """Why an episode ended: as its last completion did, or by the limit of turns, a tool, its environment or its time."""
 ScoredAt = Literal["end", "steps"]
-"""Which states a model with a head for classes scores: that at the end of an answer (a reward model), or those at the
-ends of steps (a process reward model), where the loss mask of an answer is."""
+"""Which states a classifier scores: that at the end of an answer (a reward model), or those at the ends of steps (a
+process reward model), where the loss mask of an answer is."""
 LossAt = Literal["tokens"] | ScoredAt
 """Where a model is trained on an example: at the tokens of its loss mask (a language model), or at states."""
 
@@ -216,9 +216,9 @@ class Example:
     step_labels: NDArray[np.float32] | None = None
     """[S] how right each step is, in [0, 1], by the order of the loss tokens."""
     prompt: str = ""
-    """The prompt, for people."""
+    """The prompt as text, for records."""
     texts: tuple[str, ...] = ()
-    """The answers, for people."""
+    """The answers as text, for records."""
 
     @property
     def digest(self) -> str:

@@ -68,7 +68,7 @@ def length_correlation(margins_J: NDArray[np.floating], longer_J: NDArray[np.int
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """Returns the 95% interval of a share of which `right` of `count` > 0 were seen (Wilson 1927)."""
+    """Returns the 95% confidence interval of a share that was `right` out of `count` > 0 in a sample (Wilson 1927)."""
     share, z2 = right / count, Z_95**2
     center = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)

@@ -38,11 +38,11 @@ class Pairs:
     """The pairs of a micro-batch. J may be 0."""
 
     chosen_J: Tensor
-    """float32, differentiable: c."""
+    """float32 or float64, differentiable: c."""
     rejected_J: Tensor
-    """float32, differentiable: r."""
+    """float32 or float64, differentiable: r."""
     reference_J: tuple[Tensor, Tensor] | None = None
-    """float32: c0 and r0. None: there is no reference."""
+    """float32 or float64: c0 and r0. None: there is no reference."""
     chosen_tokens_J: Tensor
     """int64, > 0: |c|."""
     rejected_tokens_J: Tensor
@@ -214,8 +214,8 @@ def kto_loss(
 
     Args:
         settings: beta and the weights.
-        logprobs_R: float32, differentiable: the sum over the tokens of each row's completion. R may be 0.
-        reference_R: float32: the same under the reference.
+        logprobs_R: float32 or float64, differentiable: the sum over the tokens of each row's completion. R may be 0.
+        reference_R: float32 or float64: the same under the reference.
         is_desirable_R: bool.
         baseline: z of the whole optimizer step, from `kto_baseline`.
     """

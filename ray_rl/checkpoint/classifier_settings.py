@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
 """Ends of the names of transformers' classes."""
 NAMES = {1: ("score",), 2: ("wrong", "right")}
-"""Names of the labels of a reward model, and of a model of steps."""
+"""Names of the labels of a reward model and of a process reward model, by their number."""
 ANSWER = "an answer"
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes two facts about an export: the step of its policy, and the dtype of its weights."""
+"""Reads and writes facts about an export: its step, the folders of its models, and the dtype of its weights."""
 
 from __future__ import annotations
 

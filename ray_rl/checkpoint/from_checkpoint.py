@@ -108,8 +108,9 @@ class _Kind:
         dtype, trust = self.settings.dtype, self.settings.trust_remote_code
         if self.loss_at == "tokens":
             return load_causal_lm(self.source, dtype=dtype, attention=attention, trust_remote_code=trust)
+        # Heads are never frozen, so the weights of a new one come from the checkpoint and not from this seed.
         return load_classifier(
-            self.source, self.loss_at, head_seed=self.member, dtype=dtype, attention=attention, trust_remote_code=trust
+            self.source, self.loss_at, head_seed=0, dtype=dtype, attention=attention, trust_remote_code=trust
         )
 
     def vector(self, name: str) -> str:

@@ -93,8 +93,8 @@ class CheckpointStore:
     def commit(self, step: int, *, keep: int | None = None) -> Checkpoint:
         """Flushes everything written since `begin` to disk, gives it its name, and then removes old checkpoints.
 
-        That of step `keep` stays. A checkpoint of the same step is replaced: it is set aside before and deleted after,
-        and a kill in between leaves one of the two. After this call, `latest` finds this step or a later one.
+        Step `keep` stays. A checkpoint of the same step is replaced: it is set aside before and deleted after, and a
+        kill in between leaves one of the two. After this call, `latest` finds this step or a later one.
 
         Raises:
             CheckpointError: nothing was written, or the file system refuses. The folder is removed, and earlier

@@ -54,7 +54,7 @@ def holder_of(folder: Path) -> dict[str, Any] | None:
 
 
 def mark_failed(folder: Path) -> None:
-    """Notes in the lock file of a folder that this process holds that its run failed. The next holder overwrites it."""
+    """Writes into the lock file, which this process holds, that the run failed. The next holder overwrites it."""
     with suppress(OSError):  # the disk may be full, which may be why it failed
         (folder / LOCK).write_text(json.dumps(_myself() | {"failed": True}), encoding="utf-8")
 

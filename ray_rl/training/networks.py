@@ -129,7 +129,7 @@ class ValueNetwork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreNetwork:
-    """A decoder with a head for classes: a reward model, or a model of right and wrong steps."""
+    """A classifier: a reward model or a process reward model, or an ensemble of them."""
 
     folder: str
     """The folder of a classifier or of a language model, or its hub name."""
