@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -126,7 +127,7 @@ def as_one(faults: Mapping[int, DataError], *, is_complete: bool) -> DataError:
     first, *others = (str(faults[index]) for index in sorted(faults))
     if not others:
         return DataError(first)
-    # A message starts with the place of its row.
-    places = ", ".join(other.partition(": ")[0] for other in others)
+    # A message starts with the place of its row: "train.jsonl:3: ", "train.parquet: row 3: ".
+    places = ", ".join(re.split(r": (?!row \d+: )", other, maxsplit=1)[0] for other in others)
     number = "1 more row is" if len(others) == 1 else f"{len(others)} more rows are"
     return DataError(f"{first}\n{'' if is_complete else 'at least '}{number} wrong: {places}")

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from ray_rl.app.data_checks import check_data
-from ray_rl.data.ahead import Lookahead, check_rows
+from ray_rl.data.ahead import Lookahead, as_one, check_rows
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.source import build_source
 from ray_rl.errors import DataError
@@ -103,3 +103,8 @@ def test_nothing_is_left_to_check_where_all_rows_were_or_where_they_are_computed
     path = jsonl({"prompt": "What is"}, {"prompt": "What"})
     assert check_data(run_config({"kind": "jsonl", "path": path})).ahead(ChatTokenizer) is None
     assert check_data(run_config({"kind": "addition"})).ahead(ChatTokenizer) is None
+
+
+def test_the_place_of_a_row_of_a_table_has_its_number():
+    faults = {row: DataError(f"t.parquet: row {row}: prompt: empty") for row in (1, 2, 3)}
+    assert str(as_one(faults, is_complete=True)).endswith("\n2 more rows are wrong: t.parquet: row 2, t.parquet: row 3")
