@@ -11,8 +11,11 @@ from ray_rl.config.base import Config
 from ray_rl.types import LossAt
 
 Wanted = Literal["demonstration", "comparison", "judged", "steps"]
-"""What an example is: a conversation to imitate; a better and a worse answer; an answer that is good or bad; a solution
+"""Kind of an example: a conversation to imitate; a better and a worse answer; an answer that is good or bad; a solution
 whose steps are good or bad."""
+
+TrainOn = Literal["assistant", "last_turn", "all"]
+"""Tokens of a demonstration with a loss; see `Sft.train_on`."""
 
 BatchSize = Annotated[int, Field(ge=1)]
 Likely = Literal["token", "pair"]
@@ -73,7 +76,7 @@ class Sft(OfflineAlgorithm):
     batch_size: BatchSize = 128
     loss: Literal["cross_entropy", "dft"] = "cross_entropy"
     """dft multiplies the loss of each token by its probability, without a gradient through it (arXiv:2508.05629)."""
-    train_on: Literal["assistant", "last_turn", "all"] = "assistant"
+    train_on: TrainOn = "assistant"
     """Tokens with a loss. assistant: all turns of the assistant, with their end-of-turn tokens. last_turn: the last one
     alone. all: every token except the first."""
 

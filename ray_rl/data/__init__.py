@@ -1,1 +1,1 @@
-"""Where prompts come from."""
+"""Reads the data of a run: prompts to answer, and examples to learn from."""

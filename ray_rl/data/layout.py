@@ -99,9 +99,14 @@ def check_columns(columns: Iterable[str], layout: Layout, *, where: str) -> None
         raise DataError(f"{where}: reward functions get their own {name!r}; rename the column {remedy}")
 
 
-def notes(layout: Layout, digests: Mapping[str, str]) -> Sequence[str]:
-    """Returns lines for the user about how a table is read."""
-    lines = [] if layout.detected is None else [layout.detected]
+def notes(digests: Mapping[str, str], *, detected: str | None = None) -> Sequence[str]:
+    """Returns lines for the user about how a table is read.
+
+    Args:
+        digests: the digests of its content, by the name of the file or data set.
+        detected: `Layout.detected`.
+    """
+    lines = [] if detected is None else [detected]
     sampled = [name for name, digest in digests.items() if digest.startswith(("blake2b-sampled:", "rows-sampled:"))]
     if sampled:
         lines.append(f"{', '.join(sampled)}: large; a resume compares only samples of it")

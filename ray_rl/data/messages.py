@@ -12,8 +12,8 @@ from ray_rl.errors import DataError
 from ray_rl.types import Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-MEANT = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-MEANT |= {"ai": "assistant", "chatbot": "assistant", "function": "tool", "ipython": "tool"}
+_MEANT = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_MEANT |= {"ai": "assistant", "chatbot": "assistant", "function": "tool", "ipython": "tool"}
 """Our roles for those of other formats."""
 
 _STORED_AS_TEXT = re.compile(r"\s*\[?\s*\{\s*(['\"])(role|content|from|value)\1\s*:")
@@ -76,6 +76,11 @@ def is_sharegpt(turn: Mapping[object, object]) -> bool:
     return {"from", "value"} <= turn.keys()
 
 
+def role_of(name: str) -> str:
+    """Returns our role for a name that other formats use; any other name as it is."""
+    return _MEANT.get(name.lower(), name)
+
+
 def read_message(turn: object, *, where: str) -> Message:
     """Returns a message of a conversation.
 
@@ -87,7 +92,7 @@ def read_message(turn: object, *, where: str) -> Message:
         raise DataError(f"{where} is {shorten(turn)}; write a message {{role: ..., content: ...}}{remedy}")
     role = turn["role"]
     if role not in ROLES:
-        meant = f" ({role!r} is {MEANT[role.lower()]!r} here)" if role.lower() in MEANT else ""
+        meant = f" ({role!r} is {role_of(role)!r} here)" if role_of(role) != role else ""
         raise DataError(f"{where}.role is {shorten(role)}; the roles are {', '.join(ROLES)}{meant}")
     lost = sorted(str(key) for key, value in turn.items() if key not in ("role", "content") and _says_something(value))
     if lost:
@@ -142,6 +147,11 @@ def _without_answer(messages: tuple[Message, ...], *, where: str, drop: bool) ->
     return kept
 
 
+def as_messages(content: str | tuple[Message, ...], role: str) -> tuple[Message, ...]:
+    """Returns the content as messages: text is one message of this role."""
+    return (Message(role, content),) if isinstance(content, str) else content
+
+
 def with_system_prompt(
     prompt: str | tuple[Message, ...], system_prompt: str | None, *, where: str
 ) -> str | tuple[Message, ...]:
@@ -152,7 +162,7 @@ def with_system_prompt(
     """
     if system_prompt is None:
         return prompt
-    turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    turns = as_messages(prompt, "user")
     if turns[0].role == "system":
         raise DataError(f"{where}: starts with a system message, and data.system_prompt is set too; remove one of them")
     return (Message("system", system_prompt), *turns)

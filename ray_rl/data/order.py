@@ -25,9 +25,6 @@ class RowOrder:
         self._size, self._seed, self._shuffle = size, seed, shuffle
         self._kind, self._digests = kind, digests
 
-    def __len__(self) -> int:
-        return self._size
-
     def of_epoch(self, epoch: int) -> range | list[int]:
         """Returns the indices of the rows in the order of an epoch."""
         return epoch_order(self._size, shuffle=self._shuffle, seed=self._seed, epoch=epoch)

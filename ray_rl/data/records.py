@@ -12,7 +12,7 @@ class SourceRecord:
     """A record before its columns have a meaning."""
 
     content: Any
-    """What the source holds: usually a mapping with the columns, but a wrong record can be anything."""
+    """The record as the source holds it: usually a mapping with the columns, but a wrong record can be anything."""
     id: str
     """Id of the record, the same in all runs and epochs, for example "train.jsonl:42"."""
     where: str

@@ -55,7 +55,7 @@ class TableRows:
         self._layout = layout
         self.digests = records.digests
         """The digests of the records."""
-        self.notes = notes(layout, records.digests)
+        self.notes = notes(records.digests, detected=layout.detected)
         """Lines for the user about how the records are read."""
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from ray_rl.config.data import DataConfig
 from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer, uses_chat
-from ray_rl.data.messages import with_system_prompt
+from ray_rl.data.messages import as_messages, with_system_prompt
 from ray_rl.data.opening import open_rows
 from ray_rl.data.order import RowOrder
 from ray_rl.data.rows import Row, Rows
@@ -57,7 +57,7 @@ def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prom
         DataError: the chat template refuses the row, or it has a second system prompt; the message names the row.
     """
     content = with_system_prompt(row.prompt, config.system_prompt, where=row.id)
-    messages = (Message("user", content),) if isinstance(content, str) else content
+    messages = as_messages(content, "user")
     if _is_far_too_long(messages, config.max_prompt_tokens, tokenizer):
         return None
     try:

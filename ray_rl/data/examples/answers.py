@@ -18,9 +18,9 @@ _THINK, _THOUGHT = "<think>", "</think>"
 
 
 class AnswerTokenizer:
-    """The tokens of answers.
+    """Tokenises answers.
 
-    No text of the template behind an answer is part of it. TRL's completions of ChatML templates end in
+    The text that the template writes behind an answer is not part of it. TRL's completions of ChatML templates end in
     `<|im_end|>` and a line end, which no engine samples.
     """
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from ray_rl.data.formats.record import Content
-from ray_rl.types import Message
+from ray_rl.data.messages import as_messages
 
 
 def is_held_out(prompt: Content, *, share: float) -> bool:
@@ -30,6 +30,6 @@ def opening(prompt: Content) -> list[list[str]]:
     Data sets often have a dialogue several times, each time with more turns. All of these have the same opening, and so
     are on the same side.
     """
-    messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    messages = as_messages(prompt, "user")
     end = next((place for place, message in enumerate(messages, start=1) if message.role == "user"), len(messages))
     return [[message.role, " ".join(message.content.split())] for message in messages[:end]]

@@ -35,7 +35,7 @@ class Hygiene:
     longest: int = 0
     """Tokens of the longest sequence, before anything was cut."""
     seen: set[str] = field(default_factory=set)
-    """What tells the examples that were used; the parts of a mixture share it."""
+    """Keys of the examples that were used; equal examples have the same key. The parts of a mixture share the set."""
 
     def admitted(self, example: Example, *, where: str) -> Example | None:
         """Returns the example as it is used, perhaps with a shorter prompt; None if it is left out.
@@ -90,7 +90,7 @@ def hygiene_of(tokenizer: ChatTokenizer, data: Source, *, chat: bool, seen: set[
         tokenizer: the tokenizer of the model.
         data: the source.
         chat: whether prompts go through the chat template.
-        seen: what tells the examples that other parts of a mixture have used.
+        seen: the keys of the examples that other parts of a mixture have used.
     """
     end = tokenizer.model_tokenizer.encode(tokenizer.prompt_end, special=False) if chat else []
     special = tokenizer.model_tokenizer.special_ids

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ray_rl.config.data import DataConfig, Mixture, RecordSource
-from ray_rl.config.offline import Wanted
+from ray_rl.config.offline import TrainOn, Wanted
 from ray_rl.data.chat import ChatTokenizer, uses_chat
 from ray_rl.data.examples.held_out import is_held_out
 from ray_rl.data.examples.hygiene import Hygiene, hygiene_of
 from ray_rl.data.examples.reading import Reading, name_of, sources_of
 from ray_rl.data.examples.report import reasons, shown_example, summary
-from ray_rl.data.examples.tokenize import ExampleTokenizer, TrainOn
+from ray_rl.data.examples.tokenize import ExampleTokenizer
 from ray_rl.data.formats.record import Dropped, Unusable
-from ray_rl.data.layout import Layout, notes
+from ray_rl.data.layout import notes
 from ray_rl.errors import DataError
 from ray_rl.types import Example
 
@@ -97,7 +97,7 @@ def load_examples(
 
 @dataclass(frozen=True, slots=True)
 class _Loading:
-    """How the examples of a source are made."""
+    """Makes the examples of a source."""
 
     data: RecordSource
     tokens: ExampleTokenizer
@@ -120,7 +120,7 @@ class _Loading:
             why = "; ".join(filter(None, [reasons(self.hygiene), *reading.wrong_rows()]))
             raise DataError(f"{name_of(self.data)}: none of {rows:,} rows can be used: {why}")
         lines = [
-            *notes(Layout(), reading.records.digests),
+            *notes(reading.records.digests),
             f"{name_of(self.data)} is read as {reading.form.name}: {reading.form.line}",
             *shown_example((train or held_out)[0], tokenizer),
             *summary(train, held_out, self.hygiene, wanted=wanted, rows=rows),
@@ -177,7 +177,7 @@ def _refuse_an_empty_side(train: Sequence[Example], held_out: Sequence[Example],
     """Refuses examples of which none is trained on, or none is held out although a share should be.
 
     Raises:
-        DataError: it is so.
+        DataError: one of these lists is empty.
     """
     empty = "to train on" if not train else "held out" if share and not held_out else None
     if empty is not None:

@@ -7,19 +7,17 @@ prompt and the answer as one text, and drops the end of the prompt where the two
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, assert_never
+from typing import assert_never
 
 import numpy as np
 
+from ray_rl.config.offline import TrainOn
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.examples.answers import AnswerTokenizer
 from ray_rl.data.formats.record import Comparison, Content, Demonstration, Judged, Record, Steps, Unusable
-from ray_rl.data.messages import with_system_prompt
+from ray_rl.data.messages import as_messages, with_system_prompt
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Answer, Example, Message
-
-TrainOn = Literal["assistant", "last_turn", "all"]
-"""The tokens of a demonstration with a loss: all turns of the assistant, the last one, or every token but the first."""
 
 
 class ExampleTokenizer:
@@ -89,7 +87,8 @@ class ExampleTokenizer:
     def _demonstration(self, record: Demonstration, prompt: Content, *, id: str) -> Example:
         completion, untrained = record.completion, record.untrained
         if self._train_on != "assistant" and not isinstance(completion, str):
-            prompt, completion, untrained = (*_messages(prompt), *completion[:-1]), completion[-1:], frozenset()
+            prompt = (*as_messages(prompt, "user"), *completion[:-1])
+            completion, untrained = completion[-1:], frozenset()
         prompt_ids = self._encode(prompt)
         answer = self._answer(prompt, prompt_ids, completion, untrained=untrained)
         if self._train_on == "all":
@@ -111,7 +110,7 @@ class ExampleTokenizer:
         loss_mask = np.ones(len(token_ids), np.bool_)
         for index in record.untrained:
             assert not isinstance(record.completion, str), "only turns are excluded"
-            before = self._encode((*_messages(self._asked(record)), *record.completion[:index]))
+            before = self._encode((*as_messages(self._asked(record), "user"), *record.completion[:index]))
             loss_mask[slice(*self._span(token_ids, before, record.completion[index].content))] = False
         return Answer(np.asarray(token_ids, np.int32), loss_mask)
 
@@ -134,9 +133,9 @@ class ExampleTokenizer:
         )
 
     def _conversation(self, prompt: Content, completion: Content) -> tuple[int, ...]:
-        *before, last = (Message("assistant", completion),) if isinstance(completion, str) else completion
+        *before, last = as_messages(completion, "assistant")
         answer = Message(last.role, self._answers.without_end(last.content))
-        return self._tokenizer.encode((*_messages(prompt), *before, answer), chat=True, answered=True)
+        return self._tokenizer.encode((*as_messages(prompt, "user"), *before, answer), chat=True, answered=True)
 
     def _judged(self, record: Judged, prompt: Content, *, id: str) -> Example:
         prompt_ids = self._encode(prompt)
@@ -195,7 +194,7 @@ class ExampleTokenizer:
             token_ids = self._answers.whole(prompt_ids, completion)
             return Answer(np.asarray(token_ids, np.int32), np.ones(len(token_ids), np.bool_))
         said = [index for index, message in enumerate(completion) if message.role == "assistant"]
-        before = {index: self._encode((*_messages(prompt), *completion[:index])) for index in said if index}
+        before = {index: self._encode((*as_messages(prompt, "user"), *completion[:index])) for index in said if index}
         before[0] = prompt_ids
         last = said[-1]
         token_ids = [*before[last], *self._answers.whole(before[last], completion[last].content)]
@@ -234,10 +233,6 @@ def _rewritten(text: str) -> DataError:
         "its place (templates of reasoning models drop earlier thoughts); set algorithm.train_on: last_turn, or "
         "model.chat_template to one that keeps earlier turns"
     )
-
-
-def _messages(prompt: Content) -> tuple[Message, ...]:
-    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
 def _shown(content: Content) -> str:

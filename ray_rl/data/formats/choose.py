@@ -1,4 +1,4 @@
-"""All forms of data sets by name, and which of them a file has."""
+"""Lists all forms of data sets by name, and chooses the one that a file has."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ray_rl.data.columns import check_text, shorten
 from ray_rl.data.formats.fields import Fields
 from ray_rl.data.formats.record import Content, Unusable
-from ray_rl.data.messages import MEANT, is_sharegpt, read_message, stored_messages
+from ray_rl.data.messages import as_messages, is_sharegpt, read_message, role_of, stored_messages
 from ray_rl.errors import DataError
 from ray_rl.types import Message
 
@@ -96,11 +96,6 @@ def read_answers(fields: Fields, given: Content | None, names: Sequence[str]) ->
     return _with_system(before, fields), list(after)
 
 
-def as_messages(content: Content, role: str) -> tuple[Message, ...]:
-    """Returns the content as messages: text is one message of this role."""
-    return (Message(role, content),) if isinstance(content, str) else content
-
-
 def answer_to(prompt: Content, text: str) -> Content:
     """Returns the text of an answer as content of the same type as its prompt."""
     return text if isinstance(prompt, str) else (Message("assistant", text),)
@@ -143,7 +138,7 @@ def _message(turn: object, *, where: str) -> Message:
     if isinstance(turn, Mapping):
         if is_sharegpt(turn):
             role = turn["from"]
-            turn = {"role": MEANT.get(role.lower(), role) if isinstance(role, str) else role, "content": turn["value"]}
+            turn = {"role": role_of(role) if isinstance(role, str) else role, "content": turn["value"]}
         if turn.get("role") in _TOOL_ROLES or any(turn.get(call) for call in _CALLS):
             raise Unusable(TOOLS)
         # The weight of OpenAI's form is read by the conversion of conversations; it means nothing elsewhere.

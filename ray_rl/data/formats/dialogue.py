@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from ray_rl.data.columns import shorten
 from ray_rl.data.formats.defects import EMPTY, NO_ANSWER
 from ray_rl.data.formats.record import Unusable
+from ray_rl.data.messages import role_of
 from ray_rl.errors import DataError
 from ray_rl.types import Message
 
 MARKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-"""Before a turn in Anthropic's dialogues, and those of Nectar."""
-ROLES: Mapping[str, str] = {"Human": "user", "Assistant": "assistant", "User": "user"}
+"""The text before a turn in Anthropic's dialogues, and in those of Nectar."""
 
 
 def turns(text: str, *, where: str) -> list[Message]:
@@ -28,7 +27,7 @@ def turns(text: str, *, where: str) -> list[Message]:
             f"{where} is {shorten(text)}; write a dialogue with a marker before every turn: "
             "'\\n\\nHuman: ...\\n\\nAssistant: ...'"
         )
-    return [Message(ROLES[name], said.strip()) for name, said in zip(rest[::2], rest[1::2], strict=True)]
+    return [Message(role_of(name.lower()), said.strip()) for name, said in zip(rest[::2], rest[1::2], strict=True)]
 
 
 def joined(messages: list[Message]) -> tuple[Message, ...]:

@@ -1,4 +1,4 @@
-"""One form of data sets: how it is recognised, which rows belong together, and how they become records."""
+"""Recognises a form of data sets, groups the rows that belong together, and converts them into records."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Format:
     name: str
     """The value of `data.format`."""
     wanted: Wanted
-    """What its records are."""
+    """The kind of its records."""
     line: str
-    """What a file of this form holds and how it is read, for users."""
+    """A line for users about the content of a file of this form, and how it is read."""
     columns: tuple[str, ...]
     """Columns that its rows have, among others."""
     conversion: Conversion

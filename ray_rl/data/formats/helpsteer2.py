@@ -6,15 +6,15 @@ import re
 from collections.abc import Sequence
 
 from ray_rl.data.formats.content import answer_to
-from ray_rl.data.formats.dialogue import ROLES
 from ray_rl.data.formats.fields import Fields
 from ray_rl.data.formats.format import Format
 from ray_rl.data.formats.ranking import TIE, best_and_lower
 from ray_rl.data.formats.record import Comparison, Content, Unusable
+from ray_rl.data.messages import role_of
 from ray_rl.types import Message
 
 _MARKER = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
-"""Before each turn of a conversation but the first."""
+"""The text before each turn of a conversation, except the first."""
 
 
 def rated(rows: Sequence[Fields]) -> list[Comparison]:
@@ -46,7 +46,7 @@ def _prompt(text: str) -> Content:
     first, *rest = _MARKER.split(text)
     if not rest:
         return text
-    turns = [Message(ROLES[name], said) for name, said in zip(rest[::2], rest[1::2], strict=True)]
+    turns = [Message(role_of(name.lower()), said) for name, said in zip(rest[::2], rest[1::2], strict=True)]
     return (Message("user", first), *turns)
 
 

@@ -12,9 +12,9 @@ from ray_rl.data.formats.record import Steps, Unusable
 from ray_rl.errors import DataError
 
 PLACEHOLDER = "\u043a\u0438"
-"""Two Cyrillic letters."""
+"""The mark at the end of each step: two Cyrillic letters."""
 FIRST = "Step 1:"
-"""Where the question ends."""
+"""The text that follows the question."""
 
 _LABELS = {"+": 1.0, "-": 0.0}
 

@@ -9,7 +9,7 @@ from ray_rl.data.formats.fields import Fields
 from ray_rl.data.formats.format import Format
 from ray_rl.data.formats.ranking import best_and_lower
 from ray_rl.data.formats.record import Comparison, Content, Unusable
-from ray_rl.data.messages import MEANT
+from ray_rl.data.messages import role_of
 from ray_rl.errors import DataError
 from ray_rl.types import Message
 
@@ -54,8 +54,7 @@ def _path(by_id: dict[str, Fields], last: str) -> Content:
         if len(path) == len(by_id):
             raise DataError(f"{by_id[last].place('parent_id')}: the messages of this tree form a circle; correct them")
         row = by_id[here]
-        role = row.text("role")
-        path.append(Message(MEANT.get(role, role), row.text("text")))
+        path.append(Message(role_of(row.text("role")), row.text("text")))
         here = row.optional_text("parent_id")
     return tuple(reversed(path))
 

@@ -1,4 +1,4 @@
-"""What a row of any data set becomes: a demonstration, a comparison, a judged completion, or judged steps."""
+"""Records that rows of any data set become: a demonstration, a comparison, a judged completion, or judged steps."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Demonstration:
     """A completion to imitate."""
 
     prompt: Content
-    """What comes before the completion; nothing of it is trained on, unless all tokens are. Messages end before the
-    first turn to imitate."""
+    """Context of the completion; nothing of it is trained on, unless all tokens are. Messages end before the first turn
+    to imitate."""
     completion: Content
-    """What follows the prompt, of the same type. Messages begin and end with a turn of the assistant to imitate, and
-    can have other turns between."""
+    """Answer to the prompt, of the same type. Messages begin and end with a turn of the assistant to imitate, and can
+    have other turns between."""
     untrained: frozenset[int] = frozenset()
     """Indices of turns of the assistant in `completion` that the row excludes (`weight: 0` in data for OpenAI)."""
 
