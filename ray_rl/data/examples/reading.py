@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import assert_never
 
-from ray_rl.config.data import CustomSource, DataConfig, Files, Hub, Mixture, RecordSource, Source, Table
+from ray_rl.config.data import CustomSource, DataConfig, Files, Hub, Mixture, RecordSource, Table
 from ray_rl.config.offline import Wanted
 from ray_rl.data.ahead import PROGRESS_S, SHOWN_FAULTS, as_one
 from ray_rl.data.columns import column_names
@@ -45,7 +46,7 @@ class Reading:
         self._row = -1
         self.records = open_records(data)
         self.faults: dict[int, DataError] = {}
-        """Errors of wrong rows, by the number of the row at which they were found."""
+        """Errors of wrong rows, by the index of the row up to which the source was read when they were found."""
         self.form: Format = self._format(wanted)
         """The format of the rows."""
 
@@ -56,6 +57,8 @@ class Reading:
             until: when to stop, on the clock of `time.monotonic`.
         """
         for unit in self.form.units(self._readable(until)):
+            if time.monotonic() > until:
+                return  # Further rows may belong to this unit.
             try:
                 converted = self.form.convert(unit)
             except DataError as error:
@@ -64,7 +67,7 @@ class Reading:
             yield unit[0], converted
 
     def fail(self, error: DataError) -> None:
-        """Remembers that the current row is wrong."""
+        """Remembers that the row, or one of the rows, that was converted last is wrong."""
         self.faults[self._row] = error
 
     def refuse_wrong_rows(self) -> None:
@@ -74,7 +77,7 @@ class Reading:
             DataError: rows are wrong, and `data.on_bad_row` is stop; the message has their places.
         """
         if self.faults and self._stops:
-            raise as_one(self.faults, is_complete=self._row + 1 == len(self.records))
+            raise as_one(self.faults, is_complete=self._row == len(self.records))
 
     def wrong_rows(self) -> list[str]:
         """Returns a line about the rows that are wrong and left out, if there are any."""
@@ -119,6 +122,8 @@ class Reading:
                 self.fail(error)
                 continue
             yield record
+        # Rows that belong together are converted once a row that does not, or the end, has been read.
+        self._row = len(self.records)
 
 
 def sources_of(data: DataConfig) -> tuple[RecordSource, ...]:
@@ -139,7 +144,7 @@ def sources_of(data: DataConfig) -> tuple[RecordSource, ...]:
             )
 
 
-def name_of(data: Source) -> str:
+def name_of(data: RecordSource) -> str:
     """Returns the source as the user named it."""
     match data:
         case Files():
@@ -149,7 +154,7 @@ def name_of(data: Source) -> str:
         case CustomSource():
             return data.function
         case _:
-            return "data"
+            assert_never(data)
 
 
 def _renamed(record: SourceRecord, data: RecordSource) -> SourceRecord:

@@ -37,6 +37,7 @@ def test_a_pair_is_judged_by_its_longer_answer_and_cut_equally():
     # 10 tokens: bos, the last 4 of the prompt, and 5 of the longer answer. No answer is cut.
     assert cut.prompt_ids == (BOS, 103, 104, 105, 106)
     assert [len(answer.token_ids) for answer in cut.answers] == [3, 5]
+    hygiene.admitted(example(6, 4), where="t")
     assert (hygiene.cut, hygiene.longest) == (1, 13)
 
 
@@ -75,7 +76,8 @@ def test_repeated_examples_are_counted_and_left_out_if_wanted():
 
 def test_equal_tokens_with_another_label_are_another_example():
     hygiene = rules(deduplicate=True)
-    for changes in ({"label": True}, {"label": False}, {"margin": 1.0}, {"step_labels": np.ones(1, np.float32)}):
+    labels = [{}, {"label": True}, {"label": False}, {"margin": 1.0}, {"step_labels": np.ones(1, np.float32)}]
+    for changes in labels:
         assert hygiene.admitted(replace(example(4, 2), **changes), where="t")
     assert hygiene.repeated == 0
 

@@ -1,4 +1,6 @@
 import random
+from itertools import count
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.csv
@@ -7,10 +9,14 @@ import pytest
 
 from ray_rl.config.data import Addition, Csv, Jsonl, Parquet
 from ray_rl.data.examples.load import Examples, load_examples
+from ray_rl.data.examples.reading import Reading
 from ray_rl.errors import ConfigError, DataError
 from tests.unit.data.examples.conftest import LLAMA3
+from tests.unit.data.formats.converting import turn
 
 PAIR = {"prompt": "6*7?", "chosen": "42", "rejected": "41"}
+SAID = [turn("user", "6*7?"), turn("assistant", "42"), turn("user", "Sure?"), turn("assistant", "Yes.")]
+START, NEXT = "<|im_start|>assistant\n", "<|im_end|>\n<|im_start|>user\n"
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +93,72 @@ def test_a_template_that_refuses_a_row_is_told_with_the_place_of_the_row(bytes_t
 
 
 def test_data_of_which_nothing_is_left_is_refused_with_the_reasons(small, jsonl):
-    path = jsonl(PAIR | {"chosen": "41"}, PAIR)
-    with pytest.raises(
-        DataError, match=r"train.jsonl: none of 2 .* used: chosen and .* \(1\); more than data.max_tokens=9 \(1\)"
-    ):
+    path = jsonl(PAIR | {"chosen": "41"}, PAIR, PAIR | {"chosen": "4<|im_end|>2"})
+    with pytest.raises(DataError) as caught:
         pairs(small, Jsonl(path=path, max_tokens=9))
+    assert str(caught.value) == (
+        "train.jsonl: none of 3 rows can be used: chosen and rejected are the same (1); more than data.max_tokens=9 "
+        "(1); an answer with the token that ends a turn inside it (1)"
+    )
     # A limit that the user wants to be kept is no wrong row that may be left out.
     with pytest.raises(DataError, match=r"^train.jsonl:2: \d+ tokens, more than data.max_tokens=9"):
         pairs(small, Jsonl(path=path, max_tokens=9, too_long="error", on_bad_row="skip"))
+
+
+def test_every_wrong_row_is_told_where_rows_belong_together(small, jsonl):
+    rows = [{"prompt": prompt, "response": "42", "helpfulness": "4"} for prompt in ("6*7?", "2+2?")]
+    with pytest.raises(DataError, match=r"^train.jsonl:1: helpfulness .*\n1 more row is wrong: train.jsonl:2$"):
+        pairs(small, Jsonl(path=jsonl(*rows)))
+    with pytest.raises(DataError, match=r"^train.jsonl:2: not JSON.*\n1 more row is wrong: train.jsonl:1$"):
+        pairs(small, Jsonl(path=jsonl(rows[0], "{")))
+
+
+def test_a_reading_that_ends_early_converts_no_rows_without_those_that_belong_to_them(jsonl, monkeypatch):
+    columns = {"message_tree_id": "t", "text": "Ebro?", "role": "assistant", "rank": 0}
+    answer, question = columns | {"message_id": "a", "parent_id": "q"}, columns | {"message_id": "q", "parent_id": None}
+    reading = Reading(Jsonl(path=jsonl(answer, question)), wanted="comparison", note=print)
+    clock = count()
+    monkeypatch.setattr("ray_rl.data.examples.reading.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    # The start and the first row are read in time.
+    assert list(reading.units(until=1)) == []
+    assert reading.faults == {}
+    ((row, _),) = reading.units()
+    assert row.id == "train.jsonl:1"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "row", "data", "settings", "prompt", "trained"),
+    [
+        ("comparison", PAIR, {"chat": False}, {}, "6*7?", "42<|im_end|>"),
+        ("comparison", PAIR, {}, {"rendered": True}, START + "4", "2<|im_end|>\n"),
+        ("comparison", PAIR, {"system_prompt": "Rhyme."}, {}, f"Rhyme.{NEXT}6*7?<|im_end|>\n{START}", "42<|im_end|>"),
+        (
+            "demonstration",
+            {"messages": SAID},
+            {},
+            {"train_on": "last_turn"},
+            f"Sure?<|im_end|>\n{START}",
+            "Yes.<|im_end|>",
+        ),
+        ("steps", {"prompt": "6*7?", "completions": ["42"], "labels": [True]}, {}, {"separator": ";"}, START, ";"),
+    ],
+    ids=["chat", "rendered", "system_prompt", "train_on", "separator"],
+)
+def test_the_settings_of_a_run_decide_what_is_trained_on_after_what(
+    small, jsonl, wanted, row, data, settings, prompt, trained
+):
+    (found,) = pairs(small, Jsonl(path=jsonl(row), **data), wanted=wanted, **settings).train
+    answer = found.answers[0]
+    decode = small.model_tokenizer.decode
+    assert decode(found.prompt_ids, skip_special_tokens=False).endswith(prompt)
+    assert decode(answer.token_ids[answer.loss_mask].tolist(), skip_special_tokens=False) == trained
+
+
+def test_the_records_of_one_row_have_different_ids(small, jsonl):
+    steps = [{"completions": [{"text": "42", "rating": 1}, {"text": "41", "rating": -1}], "chosen_completion": 0}]
+    path = jsonl({"question": {"problem": "6*7?"}, "label": {"steps": steps}})
+    found = pairs(small, Jsonl(path=path), wanted="steps")
+    assert [example.id for example in found.train] == ["train.jsonl:1/1", "train.jsonl:1/2"]
 
 
 def test_generated_questions_have_nothing_to_learn_from(small):
