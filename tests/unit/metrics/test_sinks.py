@@ -5,8 +5,16 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ray_rl.metrics.sinks import JsonlSink, RecordSink, RolloutRecords, TensorBoardSink, strict_json, version_spans
-from ray_rl.types import Message, Turn
+from ray_rl.metrics.sinks import (
+    ExampleRecords,
+    JsonlSink,
+    RecordSink,
+    RolloutRecords,
+    TensorBoardSink,
+    strict_json,
+    version_spans,
+)
+from ray_rl.types import Answer, Example, Message, Turn
 from tests.make import completion, group, rollout
 
 
@@ -57,6 +65,36 @@ def test_a_sample_is_recorded_with_all_that_explains_it(tmp_path, make_group):
         "token_ids": [0, 1, 2],
     }
     assert (second["reward"], second["advantage"], second["versions"]) == (None, -0.5, [[7, 4]])
+
+
+def test_an_example_is_recorded_with_what_is_known_of_it(tmp_path):
+    answer = Answer(np.array([5, 6, 7], np.int32), np.array([True, False, True]))
+    judged = Example(id="a:1", prompt_ids=(3, 4), answers=(answer,), label=False, prompt="2+2?", texts=("5",))
+    pair = Example(id="a:2", prompt_ids=(3,), answers=(answer, answer), margin=0.0, prompt="a\ud800b", texts=("4", "5"))
+    records = ExampleRecords([judged, pair])
+    assert records.tokens == 5 + 7
+    assert read_lines(RecordSink(tmp_path).write(2, records)) == [
+        {
+            "step": 2,
+            "id": "a:1",
+            "prompt": "2+2?",
+            "answers": ["5"],
+            "label": False,
+            "prompt_tokens": 2,
+            "tokens": [3],
+            "trained_tokens": [2],
+        },
+        {
+            "step": 2,
+            "id": "a:2",
+            "prompt": "a\ud800b",
+            "answers": ["4", "5"],
+            "margin": 0.0,
+            "prompt_tokens": 1,
+            "tokens": [3, 3],
+            "trained_tokens": [2, 2],
+        },
+    ]
 
 
 def test_token_ids_of_any_size_and_number_are_written_as_they_are(tmp_path, make_group):

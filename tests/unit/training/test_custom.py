@@ -151,6 +151,10 @@ class TestLoss:
                 r"the loss is \[nan, .*\] after log-probabilities have changed by up to 5; return",
             ),
             ("return -advantages_N * (logprobs_N - old_logprobs_N).exp().pow(5), NEVER", "changed by up to 20; return"),
+            (
+                "return -advantages_N * (logprobs_N - old_logprobs_N).exp().pow(1 + 4 * (advantages_N > 0)), NEVER",
+                "changed by up to 20; return",
+            ),
         ],
     )
     def test_a_wrong_function_is_refused_with_what_it_returned(self, module, body, message):
