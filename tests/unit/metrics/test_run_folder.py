@@ -110,6 +110,9 @@ def ended(make_config):
 
 def test_records_after_the_checkpoint_are_moved_aside_and_no_others(make_config, ended):
     (ended.rollouts / "step_000004.failed.jsonl").write_text("failed")
+    make_folder(ended.examples)
+    for step in (2, 3):
+        (ended.examples / f"step_{step:06d}.jsonl").write_text(f"example {step}")
     lines = ended.metrics_jsonl.read_bytes().splitlines(keepends=True)
     told = []
     reopened(make_config(), step=2, note=told.append)
@@ -122,6 +125,8 @@ def test_records_after_the_checkpoint_are_moved_aside_and_no_others(make_config,
         "step_000004.jsonl": "4\n",
         "step_000004.failed.jsonl": "failed",
     }
+    assert [file.name for file in ended.examples.iterdir()] == ["step_000002.jsonl"]
+    assert [file.read_text() for file in (aside / "examples").iterdir()] == ["example 3"]
     assert told == [f"the records after step 2 were moved to {aside}"]
 
 
@@ -145,8 +150,10 @@ def test_a_run_that_starts_over_moves_everything_aside(make_config, ended):
 
 
 def test_what_a_kill_left_half_written_is_removed(make_config, ended):
-    torn = ["config.yaml.partial", "rollouts/step_000003.jsonl.partial", "aside/killed/metrics.jsonl.partial"]
+    torn = ["config.yaml.partial", "rollouts/step_000003.jsonl.partial", "examples/step_000003.jsonl.partial"]
+    torn.append("aside/killed/metrics.jsonl.partial")
     (ended.root / "aside" / "killed").mkdir(parents=True)
+    make_folder(ended.examples)
     for name in torn:
         (ended.root / name).write_text("torn")
     (ended.root / ".export.partial").mkdir()
@@ -222,6 +229,7 @@ def started(make_config):
     folder = new_run_folder(make_config())
     folder.tensorboard.mkdir()
     folder.rollouts.mkdir()
+    folder.examples.mkdir()
     for name in ("metrics.jsonl", "trace.json", "lock", "logs/actor-0.log", "tensorboard/events", "a.partial"):
         (folder.root / name.replace("a.partial", "config.yaml.partial")).write_text("")
     return folder
@@ -234,7 +242,15 @@ def test_a_start_that_failed_leaves_no_folder(started):
 
 
 @pytest.mark.parametrize(
-    "name", ["rollouts/step_000001.failed.jsonl", "metrics.jsonl", "notes.txt", "checkpoints", "export"]
+    "name",
+    [
+        "rollouts/step_000001.failed.jsonl",
+        "examples/step_000001.jsonl",
+        "metrics.jsonl",
+        "notes.txt",
+        "checkpoints",
+        "export",
+    ],
 )
 def test_a_folder_with_anything_of_value_stays_as_it_is(started, name):
     (started.root / name).write_text("mine")
