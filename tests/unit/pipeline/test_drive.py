@@ -16,15 +16,8 @@ from ray_rl.errors import ConfigError
 from ray_rl.metrics.folder_lock import locked
 from ray_rl.pipeline import drive, process
 from ray_rl.pipeline.summary import course
+from tests.unit.pipeline.conftest import RUN
 
-RUN = """\
-run: {name: alone, steps: 4}
-model: {path: smollm2-135m-instruct}
-data: {kind: addition}
-rewards: [{kind: number}]
-algorithm: {kind: grpo, kl: {coefficient: 0}}
-cluster: {accelerator: cpu}
-"""
 STAGES = """\
 name: two
 stages:

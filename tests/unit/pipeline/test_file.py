@@ -6,15 +6,8 @@ from ray_rl.config.loading.load import load_config
 from ray_rl.errors import ConfigError
 from ray_rl.pipeline.file import load_pipeline
 from ray_rl.pipeline.stages import load_stages, makers_of, with_stand_ins
+from tests.unit.pipeline.conftest import RUN
 
-RUN = """\
-run: {name: alone, steps: 4}
-model: {path: smollm2-135m-instruct}
-data: {kind: addition}
-rewards: [{kind: number}]
-algorithm: {kind: grpo, kl: {coefficient: 0}}
-cluster: {accelerator: cpu}
-"""
 REWARD = """\
 run: {name: alone, steps: 4}
 model: {path: {stage: sft}}
