@@ -20,7 +20,6 @@ from ray_rl.checkpoint.slices import SliceReader
 from ray_rl.checkpoint.store import disk_errors_explained, read_json
 from ray_rl.checkpoint.weight_files import write_weights
 from ray_rl.config.loading.load import load_config
-from ray_rl.config.offline import RewardModel
 from ray_rl.config.roles import ACTOR
 from ray_rl.config.run import ModelConfig
 from ray_rl.data.chat import ChatTokenizer
@@ -59,9 +58,8 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
     reader = SliceReader(checkpoint / ACTOR)
     dtype = config.model.dtype if dtype is None else dtype
     loss_at = config.offline.loss_at if config.is_offline else "tokens"
-    members = config.algorithm.members if isinstance(config.algorithm, RewardModel) else 1
     parts: list[tuple[PreTrainedModel, _Weights]] = []
-    for member in range(members):
+    for member in range(config.members):
         kind = _Kind(loss_at, config.model, source, member)
         model, may_be_frozen = kind.skeleton(), config.train.frozen_layers > 0
         weights = _Weights(kind, model, reader, dtype=getattr(torch, dtype), may_be_frozen=may_be_frozen)
@@ -69,7 +67,7 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
             _require_same_source(checkpoint, source)
         parts.append((model, weights))
     with disk_errors_explained(to), new_folder(to) as partial:
-        for folder, (model, weights) in zip(model_folders(partial, members), parts, strict=True):
+        for folder, (model, weights) in zip(model_folders(partial, config.members), parts, strict=True):
             folder.mkdir(exist_ok=True)
             write_weights(folder, checkpoint_names(model, weights.layers()))
             write_settings(folder, model, source=source, dtype=weights.dtype, chat_template=template)

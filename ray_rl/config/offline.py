@@ -145,7 +145,7 @@ class Dpo(OfflineAlgorithm):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss compares the policy with a frozen reference."""
+        """True unless `reference_free` is."""
         return not self.reference_free
 
 
@@ -162,10 +162,7 @@ class Ipo(OfflineAlgorithm):
     """mean: log-ratios are averaged over the tokens of an answer (TRL, LLaMA-Factory). sum: they are added, as in the
     paper (OpenRLHF). A beta for one is not one for the other."""
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the loss compares the policy with a frozen reference."""
-        return True
+    needs_reference: ClassVar[bool] = True
 
 
 class Kto(OfflineAlgorithm):
@@ -188,12 +185,8 @@ class Kto(OfflineAlgorithm):
     """Weight of bad answers."""
 
     wanted: ClassVar[Wanted] = "judged"
+    needs_reference: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the loss compares the policy with a frozen reference."""
-        return True
 
 
 class Orpo(OfflineAlgorithm):

@@ -53,7 +53,7 @@ def roles_of(config: RunConfig) -> tuple[Role, ...]:
         )
         roles.append(Role(CRITIC, "critic", config.critic, config.critic.workers, "critic.workers", models))
     frozen = config.reference
-    if frozen is not None and compares_with_reference(config) and not (config.is_offline and frozen.when == "before"):
+    if frozen is not None and _compares_during_training(config, frozen):
         models = (policy if frozen.path is None else ("reference.path", frozen.path),)
         roles.append(Role(REFERENCE, "reference", frozen, frozen.workers, "reference.workers", models))
     if config.is_offline:
@@ -67,9 +67,10 @@ def roles_of(config: RunConfig) -> tuple[Role, ...]:
     return tuple(roles)
 
 
-def compares_with_reference(config: RunConfig) -> bool:
-    """Returns whether the loss or the reward compares the policy with a frozen reference."""
-    return config.offline.needs_reference if config.is_offline else config.online.kl.coefficient > 0
+def _compares_during_training(config: RunConfig, reference: ReferenceConfig) -> bool:
+    if config.is_offline:
+        return config.offline.needs_reference and reference.when == "during"
+    return config.online.kl.coefficient > 0
 
 
 def has_reference(config: RunConfig) -> bool:

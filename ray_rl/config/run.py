@@ -10,7 +10,7 @@ from ray_rl.config.base import Config
 from ray_rl.config.cluster import ClusterConfig
 from ray_rl.config.data import DataConfig
 from ray_rl.config.launch import LaunchConfig
-from ray_rl.config.offline import OfflineAlgorithm, OfflineKinds
+from ray_rl.config.offline import OfflineAlgorithm, OfflineKinds, RewardModel
 from ray_rl.config.online import OnlineKinds
 from ray_rl.config.rewards import ModelReward, RewardConfig
 from ray_rl.config.roles import CRITIC
@@ -51,17 +51,17 @@ class RunSection(Config):
     """True lets the owner's group read the run folder and its files (mode 750). False restricts them to the owner
     (700). The files of checkpoints and of the export follow the umask."""
     steps: int | None = Field(None, ge=1)
-    """Number of training steps; each trains on one batch of rollouts, or of examples."""
+    """Number of training steps; each trains on one batch of rollouts, or of examples. None: `epochs` is the length."""
     epochs: int | None = Field(None, ge=1)
-    """Number of passes over the training data, for algorithms that learn from examples. They need this or `steps`;
-    without both, it is 1."""
+    """Number of passes over the training data, for algorithms that learn from examples. Without `epochs` and `steps`,
+    it is 1."""
     evaluate_every: int | None = Field(None, ge=1)
     """Steps between two evaluations on the held-out examples (`data.held_out`), for algorithms that learn from
     examples. None: only after the last step."""
     patience: int | None = Field(None, ge=1)
     """End the run after this number of evaluations without a better value of `checkpoint.keep_best`. None: never."""
     seed: int = Field(0, ge=0)
-    """Seed of the order of prompts and of the sampling."""
+    """Seed of the order of prompts or examples, of the sampling, and of the heads of new reward models."""
     heartbeat_s: float = Field(30.0, gt=0)
     """Interval between two messages while the run waits for something."""
     samples: int = Field(3, ge=0)
@@ -110,8 +110,8 @@ class CheckpointConfig(Config):
     timeout_s: float = Field(1800.0, gt=0)
     """Limit for writing or reading a checkpoint."""
     keep_best: str | None = None
-    """Metric of the held-out examples, such as `eval/loss`: the checkpoint with its best value is never
-    deleted, and the export has its model. Only for algorithms that learn from examples, with `run.evaluate_every`."""
+    """Metric of the held-out examples, such as `eval/loss`: the checkpoint with its best value is never deleted, and
+    the export has its model. Only for algorithms that learn from examples, with `run.evaluate_every`."""
     export: bool = True
     """Write the final policy to `export/` in Hugging Face format."""
 
@@ -123,7 +123,7 @@ class RunConfig(Config):
     model: ModelConfig
     data: DataConfig
     rewards: list[RewardConfig] = Field(default_factory=list)
-    """Functions and models that score completions; at least one."""
+    """Functions and models that score completions; at least one if the algorithm learns from rollouts."""
     algorithm: AlgorithmConfig
     """The algorithm: `kind` names it and sets its defaults, for example {kind: grpo}."""
     rollout: RolloutConfig = RolloutConfig()
@@ -132,7 +132,7 @@ class RunConfig(Config):
     critic: CriticConfig | None = None
     """The value model of `algorithm.kind: ppo`, which gets a default one if this section is missing."""
     reference: ReferenceConfig | None = ReferenceConfig()
-    """The frozen model from which a KL penalty measures the distance; loaded only if there is a penalty."""
+    """The frozen model from which a KL penalty, or a loss of preferences, measures the distance of the policy."""
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     launch: LaunchConfig = LaunchConfig()
@@ -163,9 +163,9 @@ class RunConfig(Config):
     def _without_meaningless_sections(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out sections that an offline algorithm does not have, so that what is written can be loaded."""
         fields: dict[str, Any] = write(self)
-        unread = (
-            (*ONLINE_SECTIONS, *(() if self.offline.needs_reference else ("reference",))) if self.is_offline else ()
-        )
+        if not self.is_offline:
+            return fields
+        unread = {*ONLINE_SECTIONS, *([] if self.offline.needs_reference else ["reference"])}
         return {name: value for name, value in fields.items() if name not in unread}
 
     @property
@@ -184,6 +184,11 @@ class RunConfig(Config):
         """The settings of an algorithm that learns from examples."""
         assert isinstance(self.algorithm, OfflineAlgorithm), f"algorithm.kind={self.algorithm.kind} has rollouts"
         return self.algorithm
+
+    @property
+    def members(self) -> int:
+        """Number of models that the run trains together: more than 1 for an ensemble of reward models."""
+        return self.algorithm.members if isinstance(self.algorithm, RewardModel) else 1
 
     @property
     def steps(self) -> int:

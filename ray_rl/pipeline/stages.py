@@ -9,7 +9,6 @@ from typing import Any
 
 from ray_rl.checkpoint.export_marks import model_folders
 from ray_rl.config.loading.load import load_config
-from ray_rl.config.offline import RewardModel
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
@@ -40,9 +39,7 @@ class Stage:
     @property
     def models(self) -> tuple[str, ...]:
         """The folders of the models that the stage exports."""
-        algorithm = self.config.algorithm
-        members = algorithm.members if isinstance(algorithm, RewardModel) else 1
-        return tuple(map(str, model_folders(self.folder.export, members)))
+        return tuple(map(str, model_folders(self.folder.export, self.config.members)))
 
 
 def load_stages(pipeline: PipelineConfig) -> list[Stage]:

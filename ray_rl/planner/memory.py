@@ -8,7 +8,6 @@ from typing import Any
 
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
-from ray_rl.config.offline import RewardModel
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import REFERENCE, REWARD
 from ray_rl.config.train import ReferenceConfig, TrainConfig, Trained
@@ -83,7 +82,7 @@ class Bounds:
         return self.config.offline.rows_per_example if self.config.is_offline else 1
 
     @property
-    def scores(self) -> bool:
+    def is_scorer(self) -> bool:
         """Whether the actor has a head that predicts one number, in place of the head that predicts tokens."""
         return self.config.is_offline and self.config.offline.is_scorer
 
@@ -112,12 +111,6 @@ class Bounds:
         """Memory of a process before it loads a model."""
         return {"context": CONTEXT_BYTES} if self.accelerator == "gpu" else {}
 
-    @property
-    def models(self) -> int:
-        """Models that the actor holds: the members of an ensemble of reward models, trained together."""
-        algorithm = self.config.algorithm
-        return algorithm.members if isinstance(algorithm, RewardModel) else 1
-
     def micro_batch(self, budget: int) -> int:
         """Returns the tokens of a micro-batch: what must stay whole is one of its own if it exceeds the budget."""
         return max(budget, self.whole_rows * self.longest)
@@ -130,8 +123,8 @@ class Bounds:
 def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelShape) -> Memory:
     """Returns the memory of a worker of the actor or the critic."""
     bounds = Bounds(config)
-    has_logits = isinstance(trained, TrainConfig) and not bounds.scores
-    models = bounds.models if isinstance(trained, TrainConfig) else 1
+    has_logits = isinstance(trained, TrainConfig) and not bounds.is_scorer
+    models = config.members if isinstance(trained, TrainConfig) else 1
     parameters = shape.parameters if has_logits else models * shape.scorer_parameters
     stage, workers = trained.zero_stage, trained.workers
     zero = _zero_settings(trained)

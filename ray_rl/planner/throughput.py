@@ -81,7 +81,7 @@ def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
     epochs, needs_old = (
         (1, False) if config.is_offline else (config.online.update_epochs, config.online.needs_old_logprobs)
     )
-    parameters = bounds.models * policy.scorer_parameters if bounds.scores else policy.parameters
+    parameters = config.members * policy.scorer_parameters if bounds.is_scorer else policy.parameters
     passes = [_scoring_s(parameters, tokens, config.train.workers, peak) * needs_old]
     update_s = _training_s(parameters, tokens * epochs, config.train, peak)
     for role in roles_of(config):

@@ -164,7 +164,8 @@ def test_all_problems_come_in_one_message(write):
     assert problems(path, "run.steps=1.5").splitlines() == [
         "3 problems in the configuration:",
         "  override 'run.steps=1.5': must be an integer "
-        "(Number of training steps; each trains on one batch of rollouts, or of examples.)",
+        "(Number of training steps; each trains on one batch of rollouts, or of examples. None: `epochs` is the "
+        "length.)",
         "  run.yaml:8: train.workers=0: must be at least 1 (Number of data-parallel workers.)",
         "  run.yaml:8: train.lerning_rate: unknown key, its value is 1; did you mean train.learning_rate?",
     ]
