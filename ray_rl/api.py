@@ -57,7 +57,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A run that trained to its last step."""
+    """A run that trained to its end."""
 
     folder: Path
     """The run folder."""

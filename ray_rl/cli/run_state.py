@@ -122,10 +122,9 @@ def run_state(folder: Path) -> RunState:
     export = folder / "export"
     exported = exported_step(export) if (export / "ray_rl.json").is_file() else (step if export.is_dir() else None)
     newest = _newest_checkpoint(folder / "checkpoints")
-    best = kept_best(folder / "checkpoints" / f"step_{newest}")
-    is_over = planned is not None and (
-        step >= planned or _has_stalled(folder / "checkpoints" / f"step_{newest}", config)
-    )
+    checkpoint = folder / "checkpoints" / f"step_{newest}"
+    best = kept_best(checkpoint)
+    is_over = planned is not None and (step >= planned or _has_stalled(checkpoint, config))
     is_done = is_over and (not wants_export or exported == (step if best is None else best))
     ended: State = "done" if is_done else "failed" if is_marked_failed(folder) else "stopped"
     state: State = "running" if owner else "unreadable" if problem else ended

@@ -67,10 +67,10 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     except ValidationError as error:
         raise ConfigError(explain(error, tree, PipelineConfig)) from None
     names = [stage.name for stage in pipeline.stages]
+    listed = tree.child("stages")
     for index, name in enumerate(names):
-        place = tree.at("stages")
-        entry = place.child(index) if place is not None else None
-        if name in names[:index] and entry is not None:
+        entry = listed and listed.child(index)
+        if name in names[:index] and entry:
             raise ConfigError(
                 f"{entry.where}: stages.{index}.name={name}: an earlier stage has the same name, and each needs a run "
                 "folder; rename one"
