@@ -164,8 +164,6 @@ class _Search:
         yield DTYPE, {"model.dtype": "float32"}
         for role in roles_of(config):
             yield from ((role.name, remedy) for remedy in _role_remedies(config, role))
-        if config.is_offline:
-            return
         rollout, shape = config.rollout, find_shape(config.model.path)
         yield ROLLOUT, {"rollout.gpu_memory_fraction": max(MEMORY_FRACTION, rollout.gpu_memory_fraction)}
         gpus = rollout.engines * rollout.tensor_parallel

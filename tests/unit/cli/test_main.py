@@ -224,3 +224,14 @@ def test_an_option_that_is_none_and_a_word_too_much_end_with_2(words, capsys):
         main(words)
     assert stop.value.code == 2
     assert "ray-rl: error: unrecognized arguments: " in capsys.readouterr().err
+
+
+def test_the_module_advises_commands_that_begin_with_the_script_next_to_its_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-m", "ray_rl.cli.main", "train", CONFIG, "--resume", "here"],
+        env={"PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert f"to continue a run folder: {Path(sys.executable).with_name('ray-rl')} resume here" in done.stderr

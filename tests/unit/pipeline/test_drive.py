@@ -14,7 +14,7 @@ from ray_rl.app.own_process import train_command
 from ray_rl.cli.main import main
 from ray_rl.errors import ConfigError
 from ray_rl.metrics.folder_lock import locked
-from ray_rl.pipeline import drive, process
+from ray_rl.pipeline import drive
 from ray_rl.pipeline.summary import course
 from tests.unit.pipeline.conftest import RUN
 
@@ -36,10 +36,18 @@ with open("log", "a") as log:
     print(name, model, " ".join(sys.argv[2:]), file=log)
 codes = json.loads(Path("codes").read_text()) if Path("codes").exists() else {}
 code = codes.get(name, 0)
-if code == "wait":
-    signal.signal(signal.SIGTERM, lambda *_: (print("saved", name, file=open("log", "a")), os._exit(75)))
+if code in ("save", "finish"):
+    asked = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: asked.append(signal.Signals(number).name))
     print("up", flush=True)
-    time.sleep(30)
+    give_up_s = time.monotonic() + 30
+    while not asked and time.monotonic() < give_up_s:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    with open("log", "a") as log:
+        print(f"{code} {name}:", *asked, file=log)
+    code = 75 if code == "save" else 0
 if code < 0:
     os.kill(os.getpid(), -code)
 records = [{"step": i, "reward/mean": i / 8, "policy/entropy": 1.0, "time/step_s": 30.0} for i in range(1, 9)]
@@ -249,14 +257,30 @@ def test_a_pipeline_that_another_process_trains_is_left_alone(place, capsys):
 
 
 def test_a_stage_that_still_ends_after_its_pipeline_was_killed_is_waited_for(place, capsys, monkeypatch):
+    monkeypatch.setattr(drive, "TEARDOWN_S", 0.0)
     folder = place.folder / "runs/two/first"
     folder.mkdir(parents=True)
     with locked(folder):
-        said = []
-        process.wait_for_release(folder, limit_s=0.01, say=said.append)
-    assert said == [f"{folder}: process {os.getpid()} still trains there; waiting at most 0.01 s for its end"]
-    process.wait_for_release(folder, limit_s=0.01, say=said.append)
-    assert len(said) == 1
+        assert main(["pipeline", "two.yaml", "first.run.grace_s=0.01"]) == 0
+    waits = [line for line in capsys.readouterr().out.splitlines() if "waiting" in line]
+    assert waits == [f"runs/two/first: process {os.getpid()} still trains there; waiting at most 0.01 s for its end"]
+    assert place.trained() == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize(("overrides", "mode"), [([], 0o700), (["second.run.group_readable=true"], 0o750)])
+def test_the_group_can_reach_a_run_folder_that_it_may_read(place, overrides, mode):
+    assert main(["pipeline", "two.yaml", *overrides]) == 0
+    assert (place.folder / "runs/two").stat().st_mode & 0o777 == mode
+
+
+def test_an_error_shows_no_secret_of_a_stage(place, capsys, monkeypatch):
+    def check(config, **options):
+        if config.launch.environment:
+            raise ConfigError(f"the server refuses {config.launch.environment['API_KEY']}")
+
+    monkeypatch.setattr(drive, "check_before_start", check)
+    assert main(["pipeline", "two.yaml", "second.launch.environment={API_KEY: swordfish}"]) == 2
+    assert capsys.readouterr().err == "ray-rl: error: stage second: the server refuses ***\n"
 
 
 def test_the_course_of_many_steps_is_a_line_of_means():
@@ -281,31 +305,43 @@ raise SystemExit(main(["pipeline", "two.yaml"]))
 """.replace("PROGRAM", repr(TRAIN))
 
 
-def started(place):
-    """A pipeline in a process of its own, whose first stage waits for a signal."""
-    place.ends(first="wait")
+def started(place, *, then):
+    """A pipeline in a process and a group of its own, whose first stage waits for a signal."""
+    place.ends(first=then)
     pipeline = subprocess.Popen(
-        [sys.executable, "-c", PIPELINE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", PIPELINE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while pipeline.stdout.readline() != "up\n":
         assert pipeline.poll() is None
     return pipeline
 
 
-def test_a_signal_reaches_the_stage_and_the_pipeline_ends_once_it_has_saved(place):
-    pipeline = started(place)
-    pipeline.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "then", "message"),
+    [
+        (signal.SIGINT, "save", "stopped in stage first; `ray-rl pipeline two.yaml` continues there"),
+        (signal.SIGTERM, "finish", "stopped by SIGTERM after stage first; `ray-rl pipeline two.yaml` continues"),
+    ],
+    ids=["a stage that saves", "a stage that trains to its end"],
+)
+def test_a_signal_of_the_terminal_reaches_the_stage_once_and_no_further_stage_starts(place, number, then, message):
+    pipeline = started(place, then=then)
+    os.killpg(pipeline.pid, signal.SIGHUP)  # a terminal that closes ends nothing
+    os.killpg(pipeline.pid, number)
     _, err = pipeline.communicate(timeout=20)
-    assert pipeline.returncode == 75
-    assert err == "ray-rl: stopped in stage first; `ray-rl pipeline two.yaml` continues there\n"
-    assert place.trained() == [FIRST, "saved first"]
+    assert (pipeline.returncode, err) == (75, f"ray-rl: {message}\n")
+    assert place.trained() == [FIRST, f"{then} first: {number.name}"]
 
 
 def test_a_stage_saves_and_ends_when_its_pipeline_is_killed(place):
-    pipeline = started(place)
+    pipeline = started(place, then="save")
     pipeline.kill()
     pipeline.communicate(timeout=20)
     give_up_s = time.monotonic() + 20
-    while (lines := (place.folder / "log").read_text().splitlines()) != [FIRST, "saved first"]:
+    while (lines := (place.folder / "log").read_text().splitlines()) != [FIRST, "save first: SIGTERM"]:
         assert time.monotonic() < give_up_s, lines
         time.sleep(0.02)

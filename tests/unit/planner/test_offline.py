@@ -56,6 +56,11 @@ def test_a_demonstration_is_one_sequence(make):
     assert step.shares == {"actor": Share(sequences=16, micro_batches=4, rows=5)}
 
 
+def test_a_model_that_scores_reads_one_token_more(make):
+    longest = {kind: step_arithmetic(make(kind)).longest for kind in ("dpo", "reward_model", "process_reward_model")}
+    assert longest == {"dpo": 1000, "reward_model": 1001, "process_reward_model": 1001}
+
+
 def test_there_is_an_actor_alone_without_engine_and_publish(assessed):
     _, found = assessed()
     assert list(found.memories) == ["actor"]
