@@ -66,7 +66,7 @@ class ReasoningGym(Source):
 
 
 OnlineFormat = Literal["plain", "verl", "trl", "openrlhf", "gsm8k", "math"]
-"""Names of the columns with prompt and answer, for algorithms that learn from rollouts."""
+"""Forms of prompts with their answers, for algorithms that learn from rollouts."""
 OfflineFormat = Literal[
     "prompt_completion",
     "messages",

@@ -18,7 +18,7 @@ TrainOn = Literal["assistant", "last_turn", "all"]
 """Tokens of a demonstration with a loss; see `Sft.train_on`."""
 
 BatchSize = Annotated[int, Field(ge=1)]
-Likely = Literal["token", "pair"]
+MeanOver = Literal["token", "pair"]
 
 
 class Likelihood(Config):
@@ -26,7 +26,7 @@ class Likelihood(Config):
 
     coefficient: float = Field(1.0, gt=0)
     """Weight of the term. TRL's `cpo_alpha` and RPO (arXiv:2404.19733): 1."""
-    over: Likely = "token"
+    over: MeanOver = "token"
     """token: the mean over all chosen tokens of the optimizer step (TRL). pair: the mean over pairs of the mean over
     their tokens (OpenRLHF, LLaMA-Factory)."""
 
@@ -97,7 +97,7 @@ class RewardModel(OfflineAlgorithm):
     centering: float = Field(0.01, ge=0)
     """Weight of (chosen + rejected)^2, which keeps scores around 0. Eisenstein et al., arXiv:2312.09244, and TRL's
     manual: 0.01; 0 leaves scores free."""
-    members: BatchSize = 1
+    members: int = Field(1, ge=1)
     """Number of reward models that the run trains, each with a head and a bootstrap sample of the data of its own.
     Eisenstein et al.: 3 to 5. Their exports are the `paths` of a reward of kind `model`."""
 
@@ -199,7 +199,7 @@ class Orpo(OfflineAlgorithm):
     kind: Literal["orpo"] = "orpo"
     beta: float = Field(0.1, ge=0)
     """Weight of the odds ratio."""
-    over: Likely = "pair"
+    over: MeanOver = "pair"
     """How the likelihood of the chosen answers is averaged. pair: over the means of pairs (the paper, LLaMA-Factory).
     token: over all chosen tokens of the optimizer step (TRL, which includes the tokens of the prompt)."""
 

@@ -192,6 +192,7 @@ def test_the_program_of_the_page_prints_the_plan_and_what_was_trained(tmp_path, 
     asked = driver(monkeypatch, DRIVER)
     exec(program, {})
     assert len(asked) == 1
+    assert "--resume" not in asked[0]
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first.startswith("fits")
     assert last == "0.25 -> 0.75, the model is in runs/first/export"

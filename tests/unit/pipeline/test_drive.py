@@ -28,6 +28,7 @@ TRAIN = """
 import json, os, re, signal, sys, time
 from pathlib import Path
 assert "SET_BY_A_CHECK" not in os.environ
+assert os.getsid(0) == os.getpid(), "Ctrl-C in a terminal would reach the stage twice"
 config = Path(sys.argv[1])
 name, model = config.stem, re.search("^model: {path: ([^,]*)", config.read_text(), re.MULTILINE)[1]
 folder = Path("runs/two", name)
@@ -240,10 +241,13 @@ def test_a_stage_is_not_continued_with_the_model_of_a_stage_that_is_trained_agai
     assert place.trained() == [FIRST, SECOND]
 
 
-def test_a_record_without_its_run_folder_or_its_model_does_not_count(place):
+def test_a_stage_without_its_model_or_its_record_is_not_done(place):
     main(["pipeline", "two.yaml"])
     place.trained()
     (place.folder / "runs/two/second/export").rmdir()
+    assert main(["pipeline", "two.yaml"]) == 0
+    assert place.trained() == [SECOND]
+    (place.folder / "runs/two/second.done.yaml").unlink()
     assert main(["pipeline", "two.yaml"]) == 0
     assert place.trained() == [SECOND]
 
@@ -328,7 +332,7 @@ def started(place, *, then):
     ],
     ids=["a stage that saves", "a stage that trains to its end"],
 )
-def test_a_signal_of_the_terminal_reaches_the_stage_once_and_no_further_stage_starts(place, number, then, message):
+def test_a_signal_of_the_terminal_reaches_the_stage_and_no_further_stage_starts(place, number, then, message):
     pipeline = started(place, then=then)
     os.killpg(pipeline.pid, signal.SIGHUP)  # a terminal that closes ends nothing
     os.killpg(pipeline.pid, number)
