@@ -98,7 +98,6 @@ def load_classifier(
     model.score = FloatHead(weight, bias)
     if attention == SHARED_PREFIX and dtype == "bfloat16":
         keep_residual_in_float32(model)
-    model.config.get_text_config().use_cache = False
     return model
 
 

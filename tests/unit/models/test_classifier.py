@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -15,7 +16,7 @@ from transformers import (
 from ray_rl.batching.encoding import encode
 from ray_rl.batching.micro_batches import Tree
 from ray_rl.batching.pack_examples import pack_examples
-from ray_rl.errors import ConfigError
+from ray_rl.errors import ConfigError, DataError
 from ray_rl.models.classifier import ScoreModel, classifier_skeleton, load_classifier
 from ray_rl.types import Answer, Example
 from tests.unit.models.tiny import tiny_llama
@@ -155,9 +156,39 @@ def test_the_head_computes_in_float32_where_the_weights_are_bfloat16(folder):
     assert torch.equal(model.score(hidden), expected)
 
 
+@pytest.mark.parametrize(
+    ("packing", "attention", "dtype"),
+    [("shared_prefix", "ray_rl_shared_prefix", torch.float32), ("padded", "eager", torch.bfloat16)],
+)
+def test_layers_see_a_float32_residual_with_shared_prefixes_alone(folder, packing, attention, dtype):
+    model, seen = load(folder, dtype="bfloat16", attention=attention), []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    scores(model, pack_examples(EVERY, loss_at="end"), packing)
+    assert seen == [dtype] * 2
+
+
+def test_nothing_drops_out(folder, tmp_path):
+    source = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    source.config.attention_dropout = 0.5
+    source.save_pretrained(tmp_path)
+    model, batch = load(str(tmp_path)).train(), pack_examples(EVERY, loss_at="end")
+    assert scores(model, batch, "padded") == scores(model, batch, "padded")
+
+
 def test_a_classifier_with_other_labels_is_refused(folder, tmp_path):
     AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="the model has 3 labels, and 1 are trained; start from a language model"):
+        load(str(tmp_path))
+
+
+def test_a_classifier_without_its_head_is_refused(folder, tmp_path):
+    AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights["score.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"has no score\.weight"):
         load(str(tmp_path))
 
 
