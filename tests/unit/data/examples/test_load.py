@@ -45,6 +45,31 @@ def test_a_file_becomes_examples_and_the_user_sees_how_it_is_read(small, jsonl):
     assert "1 are the same as an earlier one; data.deduplicate: true leaves them out" in text
 
 
+def test_the_user_sees_labels_margins_and_the_labels_of_steps(small, jsonl):
+    for wanted, row, line in (
+        ("judged", {"prompt": "6*7?", "completion": "41", "label": False}, "  label: undesirable"),
+        ("judged", {"prompt": "6*7?", "completion": "42", "label": True}, "  label: desirable"),
+        ("comparison", PAIR | {"margin": 0.5}, "  margin: 0.5"),
+        (
+            "steps",
+            {"prompt": "6*7?", "completions": ["42", "So 41"], "labels": [True, 0.25]},
+            "  answer: 9 tokens, '42\\nSo 41\\n', with labels at the ends of steps: 1, 0.25",
+        ),
+    ):
+        assert line in pairs(small, Jsonl(path=jsonl(row)), wanted=wanted).lines
+
+
+def test_the_user_sees_how_many_prompts_were_cut_and_which_repeats_were_left_out(small, jsonl):
+    path = jsonl(PAIR, PAIR | {"prompt": "a longer question?"}, PAIR)
+    size = len(small.encode("6*7?", chat=True)) + 3
+    lines = pairs(small, Jsonl(path=path, max_tokens=size, too_long="cut_prompt_left", deduplicate=True)).lines
+    assert lines[-2:] == [
+        "1 left out: the same as an earlier one (1)",
+        f"the prompts of 1 were cut on the left; the longest sequence had {size + 14} tokens, "
+        f"and data.max_tokens={size}",
+    ]
+
+
 def test_kinds_of_files_give_the_same_examples(small, jsonl, tmp_path):
     rows = [PAIR, PAIR | {"prompt": "2+2?"}]
     table = pyarrow.Table.from_pylist(rows)
@@ -69,6 +94,18 @@ def test_columns_are_renamed_before_the_format_is_detected(small, jsonl):
         DataError, match=r"train.jsonl:1: no column 'best'; the columns are .*; correct data.columns.ch"
     ):
         pairs(small, Jsonl(path=jsonl(row), columns={"chosen": "best"}))
+
+
+def test_a_column_loses_its_old_name_so_that_chosen_answers_can_be_imitated(small, jsonl):
+    data = Jsonl(path=jsonl(PAIR), columns={"completion": "chosen"})
+    (example,) = pairs(small, data, wanted="demonstration").train
+    assert example.texts == ("42",)
+
+
+def test_the_format_is_found_behind_rows_that_are_wrong(small, jsonl):
+    path = jsonl({"prompt": "6*7?"}, "{", PAIR)
+    (example,) = pairs(small, Jsonl(path=path, on_bad_row="skip")).train
+    assert example.id == "train.jsonl:3"
 
 
 def test_wrong_rows_are_errors_with_the_places_of_the_others(small, jsonl):

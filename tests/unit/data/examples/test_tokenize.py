@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.examples.tokenize import ExampleTokenizer
@@ -180,6 +181,18 @@ class TestAnswers:
         with pytest.raises(DataError, match="no model could learn to stop; use a tokenizer with an eos_token"):
             ExampleTokenizer(ChatTokenizer(folder), chat=False)
 
+    def test_text_that_the_tokenizer_drops_is_refused_in_answers_and_steps(self, tmp_path):
+        """This tokenizer has a token for each of a few characters, and none for others, which vanish."""
+        library = Tokenizer(models.BPE({letter: index for index, letter in enumerate("abc12")}, []))
+        library.add_special_tokens(["</s>"])
+        library.save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+        dropping = ChatTokenizer(tmp_path)
+        assert example_of(dropping, Demonstration("ab", "12"), chat=False)
+        for record in (Demonstration("ab", "1+2"), Steps("ab", ("12", "1+2"), (1.0, 1.0))):
+            with pytest.raises(DataError, match=r"^t.jsonl:1: the tokenizer of .* loses text: '1\+2' becomes"):
+                example_of(dropping, record, chat=False, separator="c")
+
 
 class TestThoughts:
     def test_without_thinking_the_empty_thought_is_context(self, bytes_tokenizer):
@@ -297,6 +310,13 @@ class TestConversations:
         example = example_of(tokenizer, record, train_on="last_turn")
         assert parts(tokenizer, example) == [("C<|im_end|>", True)]
 
+    def test_a_word_that_the_model_cannot_read_does_not_hide_an_earlier_turn(self, spaced_tokenizer):
+        example = example_of(spaced_tokenizer, Demonstration(said("6?"), answered("42!", "sure?", "yes.")))
+        assert [text for text, is_trained in parts(spaced_tokenizer, example) if is_trained] == [
+            "42<unk></s>",
+            "yes.</s>",
+        ]
+
     def test_a_template_that_trims_earlier_turns_is_exact(self, bytes_tokenizer):
         tokenizer = bytes_tokenizer(LLAMA3)
         example = example_of(tokenizer, Demonstration(said("6*7?"), answered(" 42 \n", "Sure?", "Yes.")))
@@ -359,6 +379,13 @@ class TestSteps:
         (answer,) = example_of(tokenizer, Steps("a", ("3*3=9", "9"), (1.0, 0.0)), separator=";").answers
         separator = tokenizer.model_tokenizer.encode(";", special=False)
         assert answer.token_ids[answer.loss_mask].tolist() == separator * 2
+
+    def test_a_step_is_tokenised_after_the_separator_before_it(self, spaced_tokenizer):
+        """After a prompt that ends with a space, 42 shares a token with it, and is tokenised alone, with a space."""
+        record = Steps("6+36 ", ("42", "42"), (1.0, 1.0))
+        (answer,) = example_of(spaced_tokenizer, record, chat=False, separator="+").answers
+        names = {token: text for text, token in spaced_tokenizer.model_tokenizer.vocabulary.items()}
+        assert [names[token] for token in answer.token_ids] == ["\u258142", "+", "4", "2", "+"]
 
     def test_a_separator_without_a_token_is_refused(self, tokenizer):
         with pytest.raises(ConfigError, match=r"algorithm.separator='\\n': the tokenizer has no token for it"):

@@ -1,10 +1,13 @@
+from math import nan
+
 import pytest
 
+from ray_rl.data.formats.choose import FORMATS
 from ray_rl.data.formats.ranking import best_and_lower
 from ray_rl.data.formats.record import Comparison, Dropped
 from ray_rl.errors import DataError
 from ray_rl.types import Message
-from tests.unit.data.formats.converting import assistant, convert, reasons, turn, user
+from tests.unit.data.formats.converting import assistant, convert, reasons, source_records, turn, user
 
 QUESTION, TWO, THREE = turn("user", "1+1?"), turn("assistant", "2"), turn("assistant", "3")
 AS_MESSAGES = Comparison((user("1+1?"),), (assistant("2"),), (assistant("3"),))
@@ -14,9 +17,11 @@ TIE = "no answer is better than another"
 
 def test_text_stays_text_and_its_margin_is_kept():
     row = {"prompt": "1+1?", "chosen": "2", "rejected": "3"}
-    assert convert("preference", row, row | {"margin": 0.5}, row | {"margin": None}) == [
+    margins = [{"margin": value} for value in (0.5, None, nan)]
+    assert convert("preference", row, *(row | margin for margin in margins)) == [
         Comparison("1+1?", "2", "3"),
         Comparison("1+1?", "2", "3", 0.5),
+        Comparison("1+1?", "2", "3"),
         Comparison("1+1?", "2", "3"),
     ]
 
@@ -87,6 +92,7 @@ def test_pairs_that_say_nothing_are_dropped_with_their_reasons():
         row | {"prompt": " "},
         row | {"score_chosen": 6.0, "score_rejected": 6.0},
         row | {"score_chosen": 3.0, "score_rejected": 6.0},
+        row | {"tools": [{"name": "calculator"}]},
         {"chosen": [QUESTION, TWO, QUESTION], "rejected": [QUESTION, TWO, QUESTION]},
         {"prompt": [QUESTION], "chosen": [TWO], "rejected": [QUESTION]},
         {"chosen": [TWO], "rejected": [THREE]},
@@ -97,6 +103,7 @@ def test_pairs_that_say_nothing_are_dropped_with_their_reasons():
         "an empty prompt",
         TIE,
         "the rejected answer has the higher score",
+        "tools or calls of tools, which are not supported",
         "no answer of the assistant at the end",
         "no answer of the assistant at the end",
         "no message of the user before the answer",
@@ -194,7 +201,7 @@ def test_ultrafeedbacks_rows_without_a_difference_are_dropped_and_wrong_ratings_
 
 
 def test_the_lower_answer_is_drawn_by_the_prompt():
-    answers = [(1.0, "best"), (0.0, "a"), (0.5, "b"), (0.0, "c"), (1.0, "also best")]
+    answers = [(1.0, "best"), (0.0, "a"), (0.5, "b"), (0.0, "c"), (1.0, "equally good")]
     drawn = {prompt: best_and_lower(answers, prompt=prompt) for prompt in map(str, range(60))}
     assert {chosen for chosen, _ in drawn.values()} == {"best"}
     counts = [sum(lower == text for _, lower in drawn.values()) for text in "abc"]
@@ -215,6 +222,10 @@ def test_consecutive_rows_of_one_prompt_make_a_pair():
         Dropped("fewer than two answers to a prompt"),
         Dropped("fewer than two answers to a prompt"),
     ]
+
+
+def test_rows_without_the_column_that_joins_are_not_joined():
+    assert len(list(FORMATS["helpsteer2"].units(source_records({}, {"prompt": None}, [])))) == 3
 
 
 def test_a_score_that_is_text_is_an_error_with_the_row_that_has_it():

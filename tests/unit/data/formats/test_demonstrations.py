@@ -53,6 +53,12 @@ def test_a_conversation_is_imitated_from_its_first_answer_on():
     assert convert("messages", {"messages": json.dumps(row["messages"])}) == expected
 
 
+def test_a_message_of_the_developer_may_come_first():
+    row = {"messages": [turn("developer", "Be brief."), QUESTION, ANSWER]}
+    prompt = (Message("developer", "Be brief."), user("1+1?"))
+    assert convert("messages", row) == [Demonstration(prompt, (assistant("2"),))]
+
+
 def test_answers_with_weight_0_are_context():
     ignored, sure, yes = turn("assistant", "3", weight=0), turn("user", "Sure?"), turn("assistant", "Yes", weight=1)
     first = convert("messages", {"messages": [QUESTION, ignored, sure, yes]})

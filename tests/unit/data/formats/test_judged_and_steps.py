@@ -37,6 +37,7 @@ def test_the_steps_of_trl_keep_their_labels():
         ({"labels": [True]}, "2 completions and 1 labels; write one label per step"),
         ({"labels": [True, "+"]}, r"labels\[1\] is '\+'; write true, false, or a number from 0 to 1"),
         ({"labels": [True, -1]}, r"labels\[1\] is -1; write"),
+        ({"labels": [True, 1.5]}, r"labels\[1\] is 1.5; write"),
         ({"labels": True}, "labels is True; write a list"),
         ({"completions": ["a", None]}, r"completions\[1\] is None; write text"),
     ],
@@ -56,6 +57,13 @@ def test_labels_stand_where_the_placeholders_are_and_not_where_signs_are():
     }
     steps = ("Step 1: $1+2=3$.", "Step 2: $3-3=1$. The answer is: 1")
     assert convert("math_shepherd", row) == [Steps(question, steps, (1.0, 0.0))]
+
+
+def test_the_question_ends_at_the_last_beginning_of_a_first_step():
+    text = "Which follows 'Step 1: add'? Step 1: Step 2 follows. "
+    assert convert("math_shepherd", {"input": f"{text}{KI}", "label": f"{text}+"}) == [
+        Steps("Which follows 'Step 1: add'?", ("Step 1: Step 2 follows.",), (1.0,))
+    ]
 
 
 def test_solutions_whose_steps_cannot_be_told_are_dropped():
