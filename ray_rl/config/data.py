@@ -34,7 +34,8 @@ class Source(Config):
     """Keep only the first of several equal examples, and count the others. Only for algorithms that learn from
     examples."""
     check_s: float = Field(60.0, ge=0)
-    """Limit for checking rows before the start; the remaining rows are checked during training."""
+    """Limit for checking rows before the start; the remaining rows are checked during training. Only for algorithms
+    that learn from rollouts."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What happens if a row cannot be read or the chat template refuses it: stop ends the run with an error that names
     the row; skip leaves the row out and counts it."""

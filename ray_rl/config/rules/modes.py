@@ -25,6 +25,7 @@ from ray_rl.config.run import ONLINE_SECTIONS, RunConfig
 
 UNREAD_OFFLINE = {
     "data.max_prompt_tokens": "remove it, and set data.max_tokens, the limit of prompt and answer together",
+    "data.check_s": "remove it, because all examples are read before the start",
     "data.drop_last_answer": "remove it, because the last answer is what is learnt",
 }
 """Keys that algorithms which learn from examples do not read, with what to change."""

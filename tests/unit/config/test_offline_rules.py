@@ -137,6 +137,11 @@ def test_a_section_without_meaning_is_refused(refused, section, message):
             "set data.max_tokens, the limit of prompt and answer together",
         ),
         (
+            "data.check_s=5",
+            "data.check_s=5.0: algorithm.kind=dpo learns from examples and does not read it; remove it, because all "
+            "examples are read before the start",
+        ),
+        (
             "data.drop_last_answer=true",
             "data.drop_last_answer=true: algorithm.kind=dpo learns from examples and does not read it; remove it, "
             "because the last answer is what is learnt",
