@@ -16,7 +16,7 @@ RESERVED_COLUMNS = frozenset({"completions", "prompts", "finish_reasons", "lengt
 """Arguments that reward functions get in addition to the columns of the row."""
 
 NAMING = "data.columns renames columns of files and of the hub; data.function names its own"
-"""How a column gets the name that a reward function expects."""
+"""Advice on giving a column the name that a reward function expects."""
 DEEPEST = 200
 """The deepest nesting of objects and lists. Python's own limit depends on the depth of the caller."""
 MOST_BITS = 14_000

@@ -98,13 +98,13 @@ class _Position:
     filtered: int = 0
     """Filtered prompts in the current epoch."""
     filtered_before: int = 0
-    """In earlier epochs."""
+    """Filtered prompts in earlier epochs."""
     shortest: int | None = None
     """Tokens of the shortest prompt filtered in this epoch."""
     skipped: int = 0
     """Wrong rows in the current epoch."""
     skipped_before: int = 0
-    """In earlier epochs."""
+    """Wrong rows in earlier epochs."""
 
 
 class PromptSource:

@@ -179,6 +179,8 @@ def _refuse_an_empty_side(train: Sequence[Example], held_out: Sequence[Example],
     Raises:
         DataError: one of these lists is empty.
     """
+    if not train and not share:
+        raise DataError("data.parts: the weights leave no example to train on; raise one of them")
     empty = "to train on" if not train else "held out" if share and not held_out else None
     if empty is not None:
         raise DataError(

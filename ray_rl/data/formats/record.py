@@ -34,7 +34,7 @@ class Comparison:
     chosen: Content
     rejected: Content
     margin: float | None = None
-    """How much better, from a column `margin`; None without one."""
+    """Difference of their scores, from a column `margin`; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Steps:
     steps: tuple[str, ...]
     """The texts, with neither separators between them nor white space at their ends."""
     labels: tuple[float | None, ...]
-    """From 0 (wrong) to 1 (right), one per step; None for a step that is only context."""
+    """Probabilities from 0 (wrong) to 1 (right), one per step; None for a step that is only context."""
 
 
 Record = Demonstration | Comparison | Judged | Steps

@@ -58,6 +58,11 @@ def test_the_held_out_share_is_that_of_the_whole_and_has_no_weights(mixed):
     assert len(once.train) + len(once.held_out) == 80
 
 
+def test_weights_that_leave_nothing_are_refused(mixed):
+    with pytest.raises(DataError, match=r"data.parts: the weights leave no example to train on; raise one of them"):
+        mixed(1e-9, 1e-9)
+
+
 def test_an_example_of_an_earlier_part_is_left_out_of_the_others(mixed):
     with pytest.raises(
         DataError, match=r"a/train.jsonl: none of 40 rows can be used: the same as an earlier one \(40\)"

@@ -1,4 +1,4 @@
-"""What goes wrong in real files: a defect ends in an error with place and remedy, or is counted, or is harmless."""
+"""Defects of real files end in an error with place and remedy, or are counted, or are harmless."""
 
 import json
 from collections import Counter
