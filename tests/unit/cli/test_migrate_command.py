@@ -69,6 +69,13 @@ def test_another_file_is_not_overwritten_and_nobody_else_can_read_the_new_one_wh
     assert sorted(path.name for path in file.parent.iterdir()) == ["run.yaml", "run.yaml.partial"]
 
 
+def test_a_link_stays_and_the_file_that_it_names_is_rewritten(file):
+    link = file.with_name("link.yaml")
+    link.symlink_to(file.name)
+    assert main(["migrate", str(link)]) == 0
+    assert link.is_symlink() and "preset" not in file.read_text()
+
+
 def test_a_disk_that_is_full_leaves_the_file_as_it_was(file, monkeypatch, capsys):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -280,5 +280,7 @@ def test_a_run_that_learns_from_examples_shows_its_loss_and_is_done_when_it_ende
     assert (state.state, state.loss, state.reward) == ("done", pytest.approx(4 / 3), None)
     assert main(["runs", str(run.parent)]) == 0
     assert "loss 1.333" in capsys.readouterr().out
+    assert main(["status", str(run)]) == 0
+    assert "\n  loss 1.333 (mean of the last step)\n" in capsys.readouterr().out
     evaluations.write_text('{"step": 2, "value": 1.5, "since": 0, "is_kept": true}')
     assert run_state(run).state == "stopped"

@@ -224,6 +224,9 @@ def test_a_stage_that_is_done_must_keep_its_configuration(place, capsys):
     )
     assert main(["pipeline", "two.yaml", "second.run.seed=1"]) == 2
     assert "move runs/two/second to another place (or delete it)" in capsys.readouterr().err
+    (place.folder / "runs/two/second").rename(place.folder / "elsewhere")
+    assert main(["pipeline", "two.yaml", "first.run.seed=1"]) == 2
+    assert "move runs/two/first to another place (or delete it)" in capsys.readouterr().err
     assert place.trained() == []
 
 
@@ -250,6 +253,24 @@ def test_a_stage_without_its_model_or_its_record_is_not_done(place):
     (place.folder / "runs/two/second.done.yaml").unlink()
     assert main(["pipeline", "two.yaml"]) == 0
     assert place.trained() == [SECOND]
+
+
+def test_a_stage_that_exports_nothing_is_done_without_a_model(place, capsys):
+    asked = ["pipeline", "two.yaml", "second.checkpoint.export=false"]
+    main(asked)
+    assert place.trained() == [FIRST, SECOND]
+    (place.folder / "runs/two/second/export").rmdir()
+    assert main(asked) == 0
+    assert place.trained() == []
+    assert "model of second" not in capsys.readouterr().out
+
+
+def test_the_summary_has_a_row_for_a_stage_without_records(place, capsys):
+    main(["pipeline", "two.yaml"])
+    (place.folder / "runs/two/second/metrics.jsonl").unlink()
+    capsys.readouterr()
+    assert main(["pipeline", "two.yaml"]) == 0
+    assert "second  done before  0      0 s" in capsys.readouterr().out
 
 
 def test_a_pipeline_that_another_process_trains_is_left_alone(place, capsys):

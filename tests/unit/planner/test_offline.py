@@ -142,6 +142,12 @@ def test_what_does_not_fit_is_refused_with_changes_that_help(make):
         assert not any(key.startswith(("rollout", "data")) for key in proposal.changes)
 
 
+def test_no_smaller_micro_batch_than_a_pair_is_proposed(make):
+    config = make(train=ZERO_3 | {"micro_batch_tokens": 64_000})
+    first, *_ = propose(config, assess(config, ClusterShape(1, 8, GPUS["4090-24gb"])))
+    assert first.changes == {"train.micro_batch_tokens": 2000, "train.offload.optimizer": True}
+
+
 def test_no_change_helps_a_model_that_is_far_too_large(make):
     config = make("sft", model={"path": "meta-llama/Llama-3.3-70B-Instruct"}, train={"workers": 1, "zero_stage": 3})
     cluster = ClusterShape(1, 1, GPUS["4090-24gb"], host_bytes=1.0)
