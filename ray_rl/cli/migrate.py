@@ -87,5 +87,5 @@ def _replace(file: Path, text: str) -> None:
         shutil.copymode(file, name)
         os.replace(name, file)
     finally:
-        with suppress(FileNotFoundError):  # it is there only if it did not become the file
+        with suppress(FileNotFoundError):  # after a replacement it has the name of the file
             os.unlink(name)

@@ -91,7 +91,10 @@ class RayCritic(RaySaved):
 
 
 class RayTrained(RaySaved, Generic[Batch]):
-    """A model under training that learns from batches, scores, and is exported."""
+    """A model under training that scores and is exported.
+
+    Updates are calls of the subclasses: one through here would add a function to each of them (tests/unit/cluster).
+    """
 
     def __init__(self, team: Team[ExportedTrainer[Batch]]) -> None:
         super().__init__(team)
@@ -101,10 +104,6 @@ class RayTrained(RaySaved, Generic[Batch]):
         """Returns float32 [R, T], assembled from the shares of the workers."""
         return whole(batch, await self._team.all(Trainer.scores, batch))
 
-    async def update(self, batch: Batch) -> list[Metric]:
-        """Trains on a batch, and returns the metrics of all ranks."""
-        return flat(await self._team.all(Trainer.update, batch))
-
     async def export(self, folder: Path, *, step: int) -> None:
         """Writes the model. The path becomes absolute: workers may have another working directory."""
         await self._team.all(ExportedTrainer.export, str(folder.absolute()), step)
@@ -112,6 +111,10 @@ class RayTrained(RaySaved, Generic[Batch]):
 
 class RayLearner(RayTrained[OfflineBatch]):
     """A model that learns from examples."""
+
+    async def update(self, batch: OfflineBatch) -> list[Metric]:
+        """Trains on a batch, and returns the metrics of all ranks."""
+        return flat(await self._team.all(Trainer.update, batch))
 
     async def evaluate(self, batch: OfflineBatch) -> list[Metric]:
         """Returns the metrics of the loss on a batch, from all ranks. Trains nothing."""
@@ -133,7 +136,7 @@ class RayActor(RayTrained[TrainBatch]):
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with advantages, and returns the metrics of all ranks."""
         await self.go_ahead()
-        return await super().update(batch)
+        return flat(await self._team.all(Trainer.update, batch))
 
     async def go_ahead(self) -> None:
         """Waits until no weights are being sent; from then on they may change, until the next publish."""
