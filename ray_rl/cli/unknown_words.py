@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from ray_rl.config.loading.foreign_words import FOREIGN, NOTES, our_word
+from ray_rl.config.loading.nearest import nearest
 from ray_rl.config.loading.redact import without_arguments
 from ray_rl.config.loading.schema import all_keys
 from ray_rl.config.run import RunConfig
@@ -46,9 +46,8 @@ def check_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
     word = next((word for word in words if not word.startswith("-")), None)
     if word is None or not commands or word in commands:
         return
-    other = OTHER_NAMES.get(word.lower())
-    near = [other] if other else get_close_matches(word.lower(), list(commands), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? The commands are" if near else "the commands are"
+    near = OTHER_NAMES.get(word.lower()) or nearest(word.lower(), commands, similarity=0.5)
+    hint = f"did you mean {near}? The commands are" if near else "the commands are"
     parser.error(f"{word}: no such command; {hint} {', '.join(commands)}")
 
 
@@ -81,10 +80,10 @@ def _options(parser: argparse.ArgumentParser | None) -> list[str]:
 
 def _advice(option: str, words: Sequence[str], known: Sequence[str], *, takes_overrides: bool) -> str:
     name, equals, value = option.removeprefix("--").partition("=")
-    near = get_close_matches(f"--{name}", known, n=1, cutoff=0.8)
+    near = nearest(f"--{name}", known, similarity=0.8)
     # `--steps 60` of `resume` means run.steps, and not `--step 60`, which goes back to that step.
     if near and not (takes_overrides and name.replace("-", "_") in FOREIGN):
-        return f"did you mean {near[0]}?"
+        return f"did you mean {near}?"
     if not takes_overrides:
         return ""
     if not equals:
@@ -114,4 +113,7 @@ def _ours(key: str) -> tuple[str, ...]:
     if foreign is not None:
         return foreign if isinstance(foreign, tuple) else ()
     same = tuple(each for each in keys if each.endswith(f".{key}"))
-    return same if 1 <= len(same) <= _FEW else tuple(get_close_matches(key, keys, n=1, cutoff=0.8))
+    if 1 <= len(same) <= _FEW:
+        return same
+    near = nearest(key, keys, similarity=0.8)
+    return () if near is None else (near,)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray_rl.config.data import Table
+from ray_rl.config.loading.nearest import nearest
 from ray_rl.data.columns import RESERVED_COLUMNS, has_column
 from ray_rl.errors import DataError
 
@@ -168,6 +168,6 @@ def _outer(path: str, existing: set[str]) -> str | None:
 
 
 def _have(existing: set[str], wanted: str) -> str:
-    near = difflib.get_close_matches(wanted, existing, n=1)
-    nearest = f" (nearest: {near[0]})" if near else ""
-    return f"the columns are {', '.join(sorted(existing)) or 'none'}{nearest};"
+    near = nearest(wanted, sorted(existing))
+    hint = f" (nearest: {near})" if near else ""
+    return f"the columns are {', '.join(sorted(existing)) or 'none'}{hint};"

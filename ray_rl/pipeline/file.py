@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -11,6 +10,7 @@ from pydantic import Field, ValidationError
 from ray_rl.config.base import Config
 from ray_rl.config.loading.explain import explain, override_place
 from ray_rl.config.loading.load import set_override
+from ray_rl.config.loading.nearest import nearest
 from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.errors import ConfigError
 
@@ -96,8 +96,8 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
 def _no_such_stage(text: str, names: Sequence[str]) -> str:
     key, _, written = text.partition("=")
     name, _, rest = key.partition(".")
-    near = get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}.{rest}? " if near else ""
+    near = nearest(name, names)
+    hint = f"did you mean {near}.{rest}? " if near else ""
     return (
         f"{override_place(key, written)}: {name} is not a stage; {hint}"
         f"Write STAGE.key=value; the stages are {', '.join(names)}"

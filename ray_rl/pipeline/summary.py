@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ray_rl.config.loading.nearest import nearest
 from ray_rl.metrics.summary import EDGE_STEPS
 from ray_rl.metrics.text import duration
 from ray_rl.pipeline.stages import Stage
@@ -59,8 +59,8 @@ def _metrics(stage: Stage, records: Sequence[Mapping[str, Any]], *, encoding: st
     for name in names:
         values = [float(record[name]) for record in records if isinstance(record.get(name), int | float)]
         if not values:
-            near = get_close_matches(name, sorted(known), n=1)
-            yield name, "", "", "no such metric" + (f"; {near[0]}?" if near else "")
+            near = nearest(name, sorted(known))
+            yield name, "", "", "no such metric" + (f"; {near}?" if near else "")
             continue
         count = min(EDGE_STEPS, max(1, len(values) // 4))
         first, last = statistics.fmean(values[:count]), statistics.fmean(values[-count:])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, cast, get_args, get_origin
 
 from pydantic import ValidationError
@@ -15,14 +14,13 @@ from pydantic_core import ErrorDetails
 from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config, docstring_of
 from ray_rl.config.loading.foreign_words import our_word
+from ray_rl.config.loading.nearest import nearest
 from ray_rl.config.loading.redact import HIDDEN, is_secret, without_arguments, without_secrets
 from ray_rl.config.loading.schema import bare, item_of, sections_of
 from ray_rl.config.loading.yaml_tree import Located
 
 _SURE = 0.8
 """Similarity (difflib) of words that differ in one or two letters."""
-_PERHAPS = 0.6
-"""difflib's own default."""
 
 _PLAINER = {
     "a valid (integer|number|boolean|dictionary)": r"a \1",
@@ -148,8 +146,8 @@ def _named(tree: Located, path: tuple[str | int, ...], seen: str, seen_in_overri
 
 
 def _unknown_kind(seen: str, kinds: list[str]) -> str:
-    near = _nearest(seen, kinds, _PERHAPS)
-    hint = f"did you mean {near[0]}? The kinds are" if near else "set it to one of"
+    near = nearest(_plain(seen), kinds)
+    hint = f"did you mean {near}? The kinds are" if near else "set it to one of"
     return f"unknown kind; {hint} {', '.join(kinds)}"
 
 
@@ -230,22 +228,22 @@ def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
     word = our_word(f"{prefix}{name}")
     if word is not None and not kinds and name.replace("-", "_") not in here:
         return word
-    if near := _nearest(name, here, _SURE):
-        return f"did you mean {prefix}{near[0]}?"
+    if near := nearest(_plain(name), here, similarity=_SURE):
+        return f"did you mean {prefix}{near}?"
     if kinds:
         return f"it belongs to kind {' and '.join(kinds)}; set {prefix}kind or remove it"
     same = [path for path, last in elsewhere.items() if last == name]
     if 1 <= len(same) <= 3:
         return f"did you mean {' or '.join(same)}?"
-    if near := _nearest(name, here, _PERHAPS):
-        return f"did you mean {prefix}{near[0]}?"
-    if near := _nearest(name, sorted(set(elsewhere.values())), _SURE):
-        return f"did you mean {' or '.join(path for path, last in elsewhere.items() if last == near[0])}?"
+    if near := nearest(_plain(name), here):
+        return f"did you mean {prefix}{near}?"
+    if near := nearest(_plain(name), sorted(set(elsewhere.values())), similarity=_SURE):
+        return f"did you mean {' or '.join(path for path, last in elsewhere.items() if last == near)}?"
     return f"remove it or use one of {', '.join(here)}"
 
 
-def _nearest(name: str, names: Sequence[str], similarity: float) -> list[str]:
-    return get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=similarity)
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 def _paths(annotation: Any, node: Located | None, prefix: str) -> Iterator[str]:

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 
 from ray_rl.catalog.models import PACKAGED_MODELS
@@ -18,6 +17,7 @@ from ray_rl.catalog.weight_files import weight_file_problems
 from ray_rl.config.data import Files, Mixture, ReasoningGym, Source, is_pattern
 from ray_rl.config.gpus import visible_gpu_count
 from ray_rl.config.loading.explain import as_one_message, show
+from ray_rl.config.loading.nearest import nearest
 from ray_rl.config.rewards import ModelReward, ReasoningGymScore, Regex
 from ray_rl.config.roles import models_of, roles_of
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
@@ -113,8 +113,8 @@ def _model(key: str, path: str, *, is_elsewhere: bool) -> Iterator[str]:
     elif folder.exists():
         yield f"{key}={path}: is a file; set {key} to the folder of a model in Hugging Face format"
     elif _looks_like_a_folder(path):
-        near = get_close_matches(path.lower(), PACKAGED_MODELS, n=1)
-        hint = f"did you mean the packaged model {near[0]}? Else set" if near else "set"
+        near = nearest(path.lower(), PACKAGED_MODELS)
+        hint = f"did you mean the packaged model {near}? Else set" if near else "set"
         yield (
             f"{key}={path}: no such model folder; {hint} {key} to a folder that exists, to a hub name (owner/name), "
             f"or to a packaged model ({', '.join(PACKAGED_MODELS)})"

@@ -55,6 +55,7 @@ def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write
             "algorithm: {kind: dappo}",
             "algorithm.kind=dappo: unknown kind; did you mean dapo? The kinds are ppo, ",
         ),
+        ("algorithm: {kind: gpro}", "algorithm.kind=gpro: unknown kind; did you mean grpo? The kinds are ppo, "),
         ("algorithm: {kind: [ppo]}", "algorithm.kind=\"['ppo']\": unknown kind; did you mean ppo? "),
         (
             "algorithm: {clip: [0.1, 0.1]}",
