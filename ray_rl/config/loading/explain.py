@@ -127,7 +127,8 @@ def _line(detail: ErrorDetails, tree: Located, model: type[Config]) -> str:
             return f"{_place(tree, spot.path)}: {key}: missing, and there is no default; add it{meaning}"
         case "union_tag_not_found":
             where = _place(tree, spot.path)
-            words = {name: our_word(f"{key}.{name}") for name in detail["input"]}
+            ours = {name for kind in spot.kinds.values() for name in kind.model_fields}
+            words = {name: our_word(f"{key}.{name}") for name in detail["input"] if name not in ours}
             foreign = "".join(f"; {key}.{name}: {word}" for name, word in words.items() if word)
             return f"{where}: {key}.kind: missing in {value}; set it to one of {', '.join(spot.kinds)}{foreign}"
         case "union_tag_invalid":

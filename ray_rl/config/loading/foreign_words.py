@@ -192,14 +192,20 @@ NOTES = {
 def our_word(key: str) -> str | None:
     """Returns the end of a sentence about a key of another system: "here it is called train.learning_rate".
 
+    None if it is no such key, or only a key of ours, which exists for other kinds of its section.
+
     Args:
         key: the dotted key, as the user wrote it: `actor_rollout_ref.actor.optim.lr`, `num-generations`.
     """
-    parts = key.replace("-", "_").split(".")
+    key = key.replace("-", "_")
+    parts = key.split(".")
     for start in range(len(parts)):
         ours = FOREIGN.get(".".join(parts[start:]))
-        if ours is not None:
-            return ours if isinstance(ours, str) else f"here it is called {_listed(ours)}"
+        if isinstance(ours, str):
+            return ours
+        others = [each for each in ours or () if each != key]
+        if others:
+            return f"here it is called {_listed(others)}"
     return FOREIGN["wandb"] if "wandb" in parts and isinstance(FOREIGN["wandb"], str) else None
 
 

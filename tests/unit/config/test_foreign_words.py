@@ -1,12 +1,13 @@
 """Who comes from TRL, OpenRLHF or verl is told what a key is called here."""
 
+import json
 import re
 
 import pytest
 
 from ray_rl.config.loading.foreign_words import FOREIGN, NOTES, our_word
 from ray_rl.config.loading.load import load_config
-from ray_rl.config.loading.schema import all_keys
+from ray_rl.config.loading.schema import all_keys, sections_of
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
 
@@ -51,7 +52,7 @@ def test_no_word_hides_a_key_of_the_same_name_in_its_own_section(load):
         ("trainer.total_epochs=3", "here it is called run.epochs (of algorithms that learn from examples; "),
         ("num_train_epochs=3", "here it is called run.epochs (of algorithms that learn from examples; rollouts have"),
         ("num_episodes=3", "the length of a run is run.steps"),
-        ("algorithm.beta=0.1", "here it is called algorithm.kl.coefficient and algorithm.beta (of dpo, ipo, "),
+        ("algorithm.beta=0.1", "here it is called algorithm.kl.coefficient"),
         ("precompute_ref_log_probs=true", "here it is called reference.when"),
         ("max_seq_length=512", "here it is called data.max_tokens (prompt and answer of an example)"),
         ("rpo_alpha=1", "here it is called algorithm.likelihood.coefficient"),
@@ -96,6 +97,29 @@ lr: 1
         "  run.yaml:10: actor_rollout_ref.actor.nothing_like_it: unknown key; there is no such key here; remove it",
         "  run.yaml:11: lr: unknown key, its value is 1; here it is called train.learning_rate",
     ]
+
+
+def test_no_key_is_said_to_be_called_like_itself():
+    for key in KEYS:
+        assert not re.search(rf"called (.* and )?{re.escape(key)}( |$)", our_word(key) or ""), key
+
+
+@pytest.mark.parametrize("kind", list(sections_of(RunConfig.model_fields["algorithm"].annotation)))
+def test_a_word_of_another_system_is_never_called_like_itself_in_any_kind(write, kind):
+    given = {word: 1 for word in FOREIGN if "." not in word}
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(f"run: {{name: test, steps: 1}}\nalgorithm: {json.dumps({'kind': kind, **given})}\n"))
+    said = re.findall(r"algorithm\.(\w+): unknown key, its value is 1; (.*)", str(caught.value))
+    assert len(said) > 150
+    for word, advice in said:
+        assert f"algorithm.{word}" not in re.findall(r"[\w.]+", advice), advice
+
+
+def test_a_key_that_some_kinds_have_is_not_renamed_where_the_kind_is_missing(write):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write("run: {name: test}\nmodel: {path: a}\ndata: {kind: addition}\nalgorithm: {beta: 0.1}\n"))
+    assert str(caught.value).startswith("run.yaml:4: algorithm.kind: missing in {'beta': 0.1}; set it to one of ppo, ")
+    assert "called" not in str(caught.value)
 
 
 def test_a_key_of_ours_in_the_wrong_section_is_still_found(load):
