@@ -40,7 +40,8 @@ def load_config(
     `ray_rl.config.loading.override_values`. A launch file has the content of the `launch` section. `edit` changes the
     merged values before they are validated.
 
-    Rules between fields are not checked here, but by `ray_rl.config.rules.check`.
+    Rules between fields are not checked here, but by `ray_rl.config.rules.check`; only a missing `run.steps` is an
+    error here, like other missing keys.
 
     Raises:
         ConfigError: the message has every problem, with `file:line` or the override, the value and the remedy; or an
@@ -64,6 +65,12 @@ def load_config(
         config = RunConfig.model_validate(tree.plain())
     except ValidationError as error:
         raise ConfigError(explain(error, tree, RunConfig)) from None
+    if config.run.steps is None and not config.is_offline:
+        run = tree.at("run.steps") or tree.at("run") or tree
+        raise ConfigError(
+            f"{run.where}: run.steps: missing, and algorithm.kind={config.algorithm.kind} needs it; set the number of "
+            "steps"
+        )
     missing = hidden_keys(config.model_dump())
     if missing:
         raise ConfigError(

@@ -72,8 +72,6 @@ def _unread(config: RunConfig, keys: dict[str, str], reason: str) -> Iterator[st
 
 def _length(config: RunConfig) -> Iterator[str]:
     run = config.run
-    if not config.is_offline and run.steps is None:
-        yield f"run.steps: missing, and algorithm.kind={config.algorithm.kind} needs it; set the number of steps"
     if config.is_offline and run.steps is not None and run.epochs is not None:
         yield (
             f"run.epochs={run.epochs}: run.steps={run.steps} sets the length of the run too, in batches of "

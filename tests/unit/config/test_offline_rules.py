@@ -276,10 +276,14 @@ def test_what_only_examples_need_is_refused_where_rollouts_are_learnt_from(load,
     )
 
 
-def test_a_run_with_rollouts_needs_a_number_of_steps(load):
-    with pytest.raises(ConfigError) as caught:
-        check(load("run={name: test}"), visible_gpus=0)
-    assert str(caught.value) == "run.steps: missing, and algorithm.kind=grpo needs it; set the number of steps"
+def test_a_run_with_rollouts_needs_a_number_of_steps_and_says_where(offline):
+    text = SMALLEST.replace("kind: dpo", "kind: grpo").replace(", steps: 10", "")
+    for where, run in (("run.yaml:1", ()), ("override 'run.steps=null'", ("run.steps=null",))):
+        with pytest.raises(ConfigError) as caught:
+            offline(*run, text=text)
+        assert str(caught.value) == (
+            f"{where}: run.steps: missing, and algorithm.kind=grpo needs it; set the number of steps"
+        )
 
 
 def test_a_format_of_examples_is_refused_where_rollouts_are_learnt_from(load, write):
