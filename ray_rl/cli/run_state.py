@@ -17,11 +17,11 @@ from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.config.run import RunSection
 from ray_rl.errors import ConfigError, UserError
-from ray_rl.metrics.folder_lock import holder_of, is_marked_failed, pid_space
+from ray_rl.metrics.folder_lock import Ending, ending_of, holder_of, pid_space
 from ray_rl.program import program
 
-State = Literal["running", "done", "failed", "stopped", "unreadable"]
-"""A stopped run was asked to end, or killed."""
+State = Literal["running", "done", "unreadable"] | Ending
+"""An ending is the state of a run that is not done."""
 TAIL_BYTES = 2**18
 """Bytes at the end of the records that are searched for the last record."""
 
@@ -72,12 +72,12 @@ class RunState:
                 return f"{program()} export {folder} --to DIR"
             case "done":
                 return f"{program()} resume {folder} run.steps=N"
-            case "failed" | "stopped" if self.checkpoint is not None:
-                return f"{program()} resume {folder}"
-            case "failed" | "stopped":
-                return f"{program()} train {shlex.quote(str(self.folder / 'config.yaml'))} --resume auto"
-            case _:
+            case "unreadable":
                 return "see its config.yaml"
+            case _ if self.checkpoint is not None:
+                return f"{program()} resume {folder}"
+            case _:
+                return f"{program()} train {shlex.quote(str(self.folder / 'config.yaml'))} --resume auto"
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -126,7 +126,7 @@ def run_state(folder: Path) -> RunState:
     best = kept_best(checkpoint)
     is_over = planned is not None and (step >= planned or _has_stalled(checkpoint, config))
     is_done = is_over and (not wants_export or exported == (step if best is None else best))
-    ended: State = "done" if is_done else "failed" if is_marked_failed(folder) else "stopped"
+    ended: State = "done" if is_done else ending_of(folder)
     state: State = "running" if owner else "unreadable" if problem else ended
     return RunState(
         folder=folder,

@@ -19,7 +19,7 @@ from ray_rl.config.rules.resume import changes
 from ray_rl.errors import CheckpointError, Preempted, UserError
 from ray_rl.loops.evaluation import exported_after, is_over
 from ray_rl.metrics.aside import new_aside
-from ray_rl.metrics.folder_lock import mark_failed
+from ray_rl.metrics.folder_lock import mark_ending
 from ray_rl.metrics.newest_checkpoint import read_newest, write_newest
 from ray_rl.metrics.run_folder import RunFolder, check_kinds
 from ray_rl.program import program
@@ -94,6 +94,7 @@ def opened(
             note(f"changed: {line}")
         if from_step is not None:
             _go_back(folder, since.step, note)
+    mark_ending(folder.root, "killed")
     stack.push(_remove_if_in_vain(folder, note))
     step = None if since is None else since.step
     folder.prepare(dump_config(config), step=step, group_readable=config.run.group_readable, note=note)
@@ -228,17 +229,17 @@ def _go_back(folder: RunFolder, step: int, note: Callable[[str], None]) -> None:
 
 
 def _remove_if_in_vain(folder: RunFolder, note: Callable[[str], None]) -> Callable[..., None]:
-    """Returns a callback for the end of a run, which removes the run folder if it contains nothing of value.
+    """Returns a callback for the end of a run: it marks the ending, and removes the folder if it has nothing of value.
 
     Logs are of value unless the error explains everything: wrong input of the user, or a stop by the user.
     """
     had_logs = any(folder.logs.glob("*"))
 
     def remove(kind: object, error: BaseException | None, traceback: object) -> None:
+        is_asked = error is None or isinstance(error, Preempted | KeyboardInterrupt)
+        mark_ending(folder.root, "stopped" if is_asked else "failed")
         if error is None:
             return
-        if not isinstance(error, Preempted | KeyboardInterrupt):
-            mark_failed(folder.root)
         is_explained = isinstance(error, UserError | Preempted | KeyboardInterrupt) and not had_logs
         if folder.remove_unless_of_value(are_logs_of_value=not is_explained):
             note(f"{folder.root}: removed, since the run ended before its first step")

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ray_rl.errors import ConfigError, FolderHeld, RecordError
 from ray_rl.metrics.modes import open_file
@@ -17,6 +17,9 @@ from ray_rl.metrics.whole_pieces import explained
 
 LOCK = "lock"
 GUARD = "lock.takeover"
+Ending = Literal["stopped", "failed", "killed"]
+"""stopped: the run ended by itself, or was asked to end. failed: an error ended it. killed: its process ended without a
+chance to say why (SIGKILL, too little memory, a lost machine, or `run.grace_s` was over)."""
 _TRIES = 5
 """Attempts to lock: another process can remove the file after we opened it, but hardly several times in a row."""
 
@@ -53,19 +56,24 @@ def holder_of(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def mark_failed(folder: Path) -> None:
-    """Writes into the lock file, which this process holds, that the run failed. The next holder overwrites it."""
+def mark_ending(folder: Path, ending: Ending) -> None:
+    """Writes how the run ended into the lock file, which this process holds.
+
+    A run writes `killed` when it starts, which remains if it cannot write another ending.
+    """
     with suppress(OSError):  # the disk may be full, which may be why it failed
-        (folder / LOCK).write_text(json.dumps(_myself() | {"failed": True}), encoding="utf-8")
+        (folder / LOCK).write_text(json.dumps(_myself() | {"ending": ending}), encoding="utf-8")
 
 
-def is_marked_failed(folder: Path) -> bool:
-    """Returns whether the run of the last process that held a folder failed."""
+def ending_of(folder: Path) -> Ending:
+    """Returns how the last run in a folder ended: `stopped` if nothing says so, as in folders of older releases."""
     try:
         with (folder / LOCK).open("rb") as file:
-            return _holder(file.fileno()).get("failed") is True
+            ending = _holder(file.fileno()).get("ending")
     except OSError:
-        return False
+        return "stopped"
+    endings: tuple[Ending, ...] = get_args(Ending)
+    return next((each for each in endings if each == ending), "stopped")
 
 
 def pid_space() -> str | None:
@@ -95,11 +103,12 @@ def _acquired(folder: Path) -> int:
 
 
 def _signed(descriptor: int, path: Path) -> int:
-    """Writes the holder into the lock file and returns its descriptor."""
+    """Writes the holder into the lock file, which keeps its ending, and returns its descriptor."""
+    kept = {name: value for name, value in _holder(descriptor).items() if name == "ending"}
     try:
         with explained(path):
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
+            os.pwrite(descriptor, json.dumps(_myself() | kept).encode(), 0)
     except RecordError:
         os.close(descriptor)
         raise

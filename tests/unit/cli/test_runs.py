@@ -11,7 +11,7 @@ import pytest
 from ray_rl.cli.main import main
 from ray_rl.cli.run_state import owner_of, run_state
 from ray_rl.config.loading.load import dump_config, load_config
-from ray_rl.metrics.folder_lock import mark_failed
+from ray_rl.metrics.folder_lock import mark_ending
 
 CONFIG = """\
 run: {name: test, dir: somewhere, steps: 4, grace_s: 5}
@@ -93,9 +93,9 @@ def test_the_list_has_state_steps_reward_and_what_comes_next(make, owned, tmp_pa
     new, saved = make("new", steps=0), make("saved", saved=[1, 2])
     done, live = make("done", steps=4, saved=[4], exported=4), make("deep/live", steps=3)
     extended = make("extended", steps=4, saved=[4], exported=2)
-    failed = make("failed", steps=0)
-    (failed / "lock").write_text("")
-    mark_failed(failed)
+    failed, killed = make("failed", steps=0), make("killed", saved=[2])
+    mark_ending(failed, "failed")
+    mark_ending(killed, "killed")
     (tmp_path / "runs" / "no-run").mkdir()
     owned(live)
     assert main(["runs", str(tmp_path / "runs")]) == 0
@@ -106,6 +106,7 @@ def test_the_list_has_state_steps_reward_and_what_comes_next(make, owned, tmp_pa
         str(new): ["stopped", "0/4", "-"],
         str(saved): ["stopped", "2/4", "0.250"],
         str(failed): ["failed", "0/4", "-"],
+        str(killed): ["killed", "2/4", "0.250"],
         str(done): ["done", "4/4", "0.500"],
         str(live): ["running", "3/4", "0.375"],
         str(extended): ["stopped", "4/4", "0.500"],
@@ -114,6 +115,7 @@ def test_the_list_has_state_steps_reward_and_what_comes_next(make, owned, tmp_pa
         str(new): f"ray-rl train {new}/config.yaml --resume auto",
         str(saved): f"ray-rl resume {saved}",
         str(failed): f"ray-rl train {failed}/config.yaml --resume auto",
+        str(killed): f"ray-rl resume {killed}",
         str(done): f"ray-rl export {done} --to DIR",
         str(live): f"ray-rl stop {live}",
         str(extended): f"ray-rl resume {extended}",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -116,6 +117,21 @@ def test_a_start_that_fails_with_the_whole_reason_in_its_message_leaves_no_folde
     there.fail(UserError("rewards.0: no such function"))
     assert not there.root.exists()
     assert f"{there.root}: removed, since the run ended before its first step" in there.said
+
+
+def test_a_run_whose_process_ends_without_a_word_was_killed_until_another_start_ends(there):
+    child = os.fork()
+    if child == 0:
+        with ExitStack() as stack:
+            opened(there.config(), stack, resume="auto", note=print)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert run_state(there.root).state == "killed"
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        there.open(resume="required")
+    assert run_state(there.root).state == "killed"  # a refused start changes nothing
+    there.open()
+    assert run_state(there.root).state == "stopped"
 
 
 def test_a_start_that_fails_keeps_the_logs_that_say_why(there):
