@@ -11,9 +11,10 @@ from typing import Any
 from ray_rl.catalog.models import find_shape
 from ray_rl.config import RunConfig
 from ray_rl.config.rewards import ModelReward
-from ray_rl.config.roles import ROLLOUT, USUAL_PAIRS, Role, roles_of
+from ray_rl.config.roles import REFERENCE, ROLLOUT, USUAL_PAIRS, Role, has_reference, roles_of
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.hardware import hardware_rules
+from ray_rl.config.rules.offline import OF_REFERENCE_WORKERS
 from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig, Trained
 from ray_rl.planner.assess import DTYPE, Assessment, assess
 from ray_rl.planner.gpus import ClusterShape
@@ -55,6 +56,7 @@ def propose(config: RunConfig, assessment: Assessment) -> list[Proposal]:
     else:
         nodes = max(assessment.layout.nodes, cluster.nodes)
         found += [
+            search.fix_memory(_reference_before(config)) if _reference_before(config) else None,
             _Search(config, replace(cluster, nodes=nodes)).fix_memory({"cluster.nodes": nodes}),
             search.fix_memory(_shared(config)) if _shared(config) else None,
             search.shrink(assessment.layout.gpus),
@@ -162,6 +164,8 @@ class _Search:
         """Yields roles and changes that save their memory; the cheapest in time first."""
         config = changed(self.config, base)
         yield DTYPE, {"model.dtype": "float32"}
+        if before := _reference_before(config):
+            yield REFERENCE, before
         for role in roles_of(config):
             yield from ((role.name, remedy) for remedy in _role_remedies(config, role))
         rollout, shape = config.rollout, find_shape(config.model.path)
@@ -170,6 +174,21 @@ class _Search:
         for size in [] if shape is None else shape.tensor_parallel_sizes():
             if rollout.tensor_parallel < size <= self.cluster.gpus_per_node:
                 yield ROLLOUT, {"rollout.tensor_parallel": size, "rollout.engines": max(1, gpus // size)}
+
+
+def _reference_before(config: RunConfig) -> Changes:
+    """Returns changes by which a reference needs no workers: the policy takes its part before the first step.
+
+    Empty if the algorithm has no such reference, or if the reference is another model than the policy at its start.
+    """
+    reference = config.reference
+    if not config.is_offline or not has_reference(config) or reference is None:
+        return {}
+    if reference.path not in (None, config.model.path):
+        return {}
+    defaults = {name: ReferenceConfig.model_fields[name].get_default() for name in OF_REFERENCE_WORKERS}
+    others = {f"reference.{name}": value for name, value in defaults.items() if vars(reference)[name] != value}
+    return {"reference.when": "before", **others}
 
 
 def _role_remedies(config: RunConfig, role: Role) -> Iterator[Changes]:

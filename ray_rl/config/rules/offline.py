@@ -9,6 +9,9 @@ from ray_rl.config.offline import Sft
 from ray_rl.config.run import RunConfig
 from ray_rl.config.train import ReferenceConfig
 
+OF_REFERENCE_WORKERS = ("workers", "zero_stage", "offload")
+"""Settings of the workers that a reference has with `when: during`."""
+
 
 def offline_rules(config: RunConfig) -> Iterator[str]:
     """Checks the batch, the reference and the evaluation."""
@@ -48,7 +51,7 @@ def _reference_before(config: RunConfig, reference: ReferenceConfig) -> Iterator
             f"reference.path={reference.path}: with reference.when=before the policy itself is the reference, before "
             f"its first step, and model.path={config.model.path}; set reference.when=during, or remove reference.path"
         )
-    for name in ("workers", "zero_stage", "offload"):
+    for name in OF_REFERENCE_WORKERS:
         value = vars(reference)[name]
         if value != ReferenceConfig.model_fields[name].get_default():
             yield (

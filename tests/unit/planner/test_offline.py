@@ -3,7 +3,8 @@
 import pytest
 
 from ray_rl.config import RunConfig
-from ray_rl.planner.advice import propose
+from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
+from ray_rl.planner.advice import changed, propose
 from ray_rl.planner.arithmetic import Share, step_arithmetic
 from ray_rl.planner.assess import assess
 from ray_rl.planner.gpus import GPUS, ClusterShape
@@ -140,6 +141,43 @@ def test_what_does_not_fit_is_refused_with_changes_that_help(make):
     assert proposals
     for proposal in proposals:
         assert not any(key.startswith(("rollout", "data")) for key in proposal.changes)
+
+
+@pytest.fixture
+def advice(make):
+    """The proposals for a cluster of GPUs with 80 GB, each of which passes the rules and fits."""
+
+    def of(*, gpus, **sections):
+        config, cluster = make(**sections), ClusterShape(1, gpus)
+        proposals = propose(config, assess(config, cluster))
+        for proposal in proposals:
+            better = changed(config, proposal.changes)
+            assert not [*algorithm_rules(better), *training_rules(better)]
+        return [" ".join(proposal.words) for proposal in proposals]
+
+    return of
+
+
+def test_a_live_reference_for_which_no_gpus_are_left_is_computed_before(advice):
+    assert advice(gpus=8, reference={"when": "during"})[0] == "reference.when=before"
+    assert advice(gpus=8, reference={"when": "during", "workers": 4, "zero_stage": 3, "offload": True})[0] == (
+        "reference.when=before reference.workers=1 reference.zero_stage=0 reference.offload=false"
+    )
+
+
+def test_a_live_reference_whose_memory_is_missing_on_shared_gpus_is_computed_before(advice):
+    sections = {
+        "train": ZERO_3 | {"workers": 2},
+        "reference": {"when": "during", "workers": 2},
+        "cluster": {"address": "auto", "colocate": [["actor", "reference"]]},
+    }
+    assert advice(gpus=2, **sections)[0] == "reference.when=before reference.workers=1"
+
+
+def test_another_model_than_the_policy_stays_a_live_reference(advice):
+    proposals = advice(gpus=8, reference={"when": "during", "path": "Qwen/Qwen2.5-7B"})
+    assert proposals
+    assert not any("reference.when" in proposal for proposal in proposals)
 
 
 def test_no_smaller_micro_batch_than_a_pair_is_proposed(make):
