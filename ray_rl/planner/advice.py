@@ -11,7 +11,7 @@ from typing import Any
 from ray_rl.catalog.models import find_shape
 from ray_rl.config import RunConfig
 from ray_rl.config.rewards import ModelReward
-from ray_rl.config.roles import REFERENCE, ROLLOUT, USUAL_PAIRS, Role, has_reference, roles_of
+from ray_rl.config.roles import REFERENCE, ROLLOUT, USUAL_PAIRS, Role, roles_of
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.rules.offline import OF_REFERENCE_WORKERS
@@ -181,14 +181,13 @@ def _reference_before(config: RunConfig) -> Changes:
 
     Empty if the algorithm has no such reference, or if the reference is another model than the policy at its start.
     """
-    reference = config.reference
-    if not config.is_offline or not has_reference(config) or reference is None:
-        return {}
-    if reference.path not in (None, config.model.path):
-        return {}
-    defaults = {name: ReferenceConfig.model_fields[name].get_default() for name in OF_REFERENCE_WORKERS}
-    others = {f"reference.{name}": value for name, value in defaults.items() if vars(reference)[name] != value}
-    return {"reference.when": "before", **others}
+    for role in roles_of(config) if config.is_offline else ():
+        live = role.settings
+        if isinstance(live, ReferenceConfig) and live.path in (None, config.model.path):
+            defaults = {name: ReferenceConfig.model_fields[name].get_default() for name in OF_REFERENCE_WORKERS}
+            others = {f"{role.key}.{name}": value for name, value in defaults.items() if vars(live)[name] != value}
+            return {f"{role.key}.when": "before", **others}
+    return {}
 
 
 def _role_remedies(config: RunConfig, role: Role) -> Iterator[Changes]:
