@@ -14,7 +14,8 @@ from ray_rl.app.sources import folders_of, what_is_loaded
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.config import RunConfig
 from ray_rl.config.roles import ACTOR, CRITIC
-from ray_rl.data.chat import ChatTokenizer, Ends, without_end
+from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.ends import Ends, without_end
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
 from ray_rl.loops.checkpoints import Checkpoints, read_progress

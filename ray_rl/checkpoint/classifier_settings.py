@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_rl.data.chat import eos_token_ids
+from ray_rl.data.ends import eos_token_ids
 from ray_rl.data.template import ChatTemplate
 from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer
 from ray_rl.errors import ConfigError, DataError

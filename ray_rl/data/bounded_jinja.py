@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import wraps
 from types import BuiltinMethodType
@@ -30,6 +30,10 @@ class _Budget:
     steps: int
     characters: int
     deadline: float
+    written: int = 0
+    """Number of characters of the result so far."""
+    marked: list[tuple[int, str]] = field(default_factory=list)
+    """Each text between generation markers, with `written` before it."""
 
     def step(self) -> None:
         self.steps -= 1
@@ -56,7 +60,17 @@ def _budget() -> _Budget:
     return _BUDGET.get(_OF_A_COMPILATION)
 
 
-def rendered(template: jinja2.Template, variables: Mapping[str, Any], *, characters: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The result of a rendering."""
+
+    text: str
+    generated: tuple[tuple[int, int], ...] | None
+    """First character and the one after the last of each text between `{% generation %}` and `{% endgeneration %}`;
+    None if the place of one is not known, because the template does not write it directly (it is in a macro)."""
+
+
+def rendered(template: jinja2.Template, variables: Mapping[str, Any], *, characters: int) -> Rendered:
     """Renders the template with its variables.
 
     Args:
@@ -71,13 +85,14 @@ def rendered(template: jinja2.Template, variables: Mapping[str, Any], *, charact
     budget = _Budget(RENDER_STEPS, characters, time.monotonic() + RENDER_S)
     token = _BUDGET.set(budget)
     try:
-        text: list[str] = []
-        length = 0
+        pieces: list[str] = []
         for piece in template.generate(variables):
-            length += len(piece)
-            budget.room(length)
-            text.append(piece)
-        return "".join(text)
+            budget.written += len(piece)
+            budget.room(budget.written)
+            pieces.append(piece)
+        text = "".join(pieces)
+        is_known = all(text.startswith(marked, start) for start, marked in budget.marked)
+        return Rendered(text, tuple((start, start + len(each)) for start, each in budget.marked) if is_known else None)
     finally:
         _BUDGET.reset(token)
 
@@ -164,14 +179,24 @@ def _size(value: Any) -> int:
 
 
 class _Generation(ext.Extension):
-    """The tag `{% generation %}`, which marks the text of an assistant and writes nothing."""
+    """The tag `{% generation %}`, which marks the text of an assistant, as transformers' AssistantTracker does."""
 
     tags = {"generation"}  # noqa: RUF012 - as its base class has it
 
     def parse(self, parser: parser.Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Callable[[], str]) -> str:
+        budget, text = _budget(), caller()
+        budget.marked.append((budget.written, text))
+        return text
+
+
+def has_generation_markers(template: nodes.Template) -> bool:
+    """Returns whether a parsed template marks the text of the assistant."""
+    return any(each.identifier == _Generation.identifier for each in template.find_all(nodes.ExtensionAttribute))
 
 
 def _raise_exception(message: str) -> None:

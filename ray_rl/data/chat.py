@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from ray_rl.config.data import DataConfig, Table
 from ray_rl.config.rollout import RolloutConfig
 from ray_rl.config.run import ModelConfig
+from ray_rl.data.ends import Ends, eos_token_ids
+from ray_rl.data.marked import Marked, generated_tokens
 from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer, squeezed
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
 
 if TYPE_CHECKING:
+    from ray_rl.data.bounded_jinja import Rendered
     from ray_rl.data.template import ChatTemplate
 
 QUESTION, ANSWER = "Qz1+1?", "Zq42qZ"
@@ -35,16 +37,6 @@ BEGINS_ANSWERS = (
 )
 """The last text before an answer in the chat templates of common models."""
 _OPENED_THINKING = re.compile(r"\s*<think>\s*(?:</think>)?\s*$")
-
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """The tokens and texts that end a completion."""
-
-    token_ids: tuple[int, ...]
-    """The completion ends with the first of these tokens, which it includes."""
-    texts: tuple[str, ...]
-    """The completion ends when the first of these texts is complete."""
 
 
 class ChatTokenizer:
@@ -227,12 +219,35 @@ class ChatTokenizer:
             self.check([prompt], token_ids)
             return tuple(token_ids)
         messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+        return self._encoded(messages, answered=answered)[0]
+
+    def marked(self, messages: Sequence[Message], *, answered: bool) -> Marked:
+        """Returns the tokens of a conversation, as `encode` does, and which of them the chat template marks.
+
+        Raises:
+            DataError: as in `encode`, or the place of the markers is not known.
+        """
+        token_ids, rendered = self._encoded(messages, answered=answered)
+        if rendered.generated is None:
+            raise DataError(
+                f"the chat template of {self._owner} has its {{% generation %}} markers inside a macro or another "
+                "block that collects text, so that their place in the conversation is not known; set "
+                "model.chat_template to one that writes what it marks directly, or has no markers"
+            )
+        return Marked(token_ids, generated_tokens(self._tokenizer, rendered.text, rendered.generated))
+
+    @property
+    def has_markers(self) -> bool:
+        """Whether the chat template marks what the assistant says, and the tokenizer tells the places of tokens."""
+        return self._tokenizer.library is not None and self._template.has_markers
+
+    def _encoded(self, messages: Sequence[Message], *, answered: bool) -> tuple[tuple[int, ...], Rendered]:
         self._check_not_rendered(messages[-1].content)
-        text = self._template.render(messages, generation_prompt=not answered)
-        token_ids = self._tokenizer.encode(text, special=False)
-        written = squeezed(text)
+        rendered = self._template.rendered(messages, generation_prompt=not answered)
+        token_ids = self._tokenizer.encode(rendered.text, special=False)
+        written = squeezed(rendered.text)
         self.check([m.content for m in messages if squeezed(m.content) in written], token_ids)
-        return tuple(token_ids)
+        return tuple(token_ids), rendered
 
     def check(self, texts: Sequence[str], token_ids: Sequence[int]) -> None:
         """Checks that tokens have all of the texts, apart from space and the tokenizer's normalization.
@@ -337,22 +352,6 @@ class ChatTokenizer:
                 )
 
 
-def without_end(ends: Ends, *, model: str, max_tokens: int) -> str | None:
-    """Returns a warning if only the token limit ends the completions of a run.
-
-    Args:
-        ends: the ends of a completion.
-        model: `model.path`.
-        max_tokens: `rollout.max_tokens`.
-    """
-    if ends.token_ids or ends.texts:
-        return None
-    return (
-        f"warning: nothing ends a completion of {model}: neither its tokenizer nor generation_config.json nor the "
-        f"chat template; each runs to rollout.max_tokens={max_tokens}; set rollout.stop_token_ids or rollout.stop"
-    )
-
-
 def uses_chat(data: DataConfig) -> bool:
     """Returns whether prompts go through the chat template."""
     return data.chat if isinstance(data, Table) else True
@@ -361,25 +360,3 @@ def uses_chat(data: DataConfig) -> bool:
 def _compared(text: str) -> str:
     # SentencePiece writes a space as a lower one eighth block, and reads that one as a space.
     return squeezed(text.replace("\u2581", " ")).casefold()
-
-
-def eos_token_ids(tokenizer: ModelTokenizer) -> tuple[int, ...]:
-    """Returns the tokens that end a text, as in transformers: from generation_config.json, or else config.json."""
-    of_tokenizer = tokenizer.id_of("eos_token")
-    token_ids = [] if of_tokenizer is None else [of_tokenizer]
-    for name in ("generation_config.json", "config.json"):
-        file = tokenizer.folder / name
-        if not file.is_file():
-            continue
-        try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
-            # In a vision model, the text model has separate settings.
-            declared = settings.get("eos_token_id", settings.get("text_config", {}).get("eos_token_id"))
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"{file}: is not a JSON object ({error}); restore the file") from error
-        listed = declared if isinstance(declared, list) else [] if declared is None else [declared]
-        if not all(isinstance(token, int) for token in listed):
-            raise DataError(f"{file}: eos_token_id={declared!r} is not a token id; write a number or a list of numbers")
-        token_ids += listed
-        break
-    return tuple(dict.fromkeys(token_ids))

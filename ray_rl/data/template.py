@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
-from ray_rl.data.bounded_jinja import TooMuchWork, environment, rendered
+from ray_rl.data.bounded_jinja import Rendered, TooMuchWork, environment, has_generation_markers, rendered
 from ray_rl.data.tokenizer import ModelTokenizer, squeezed
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
@@ -74,7 +74,9 @@ class ChatTemplate:
         self._text = with_options(text, options or {})
         jinja = environment()
         try:
-            variables = meta.find_undeclared_variables(jinja.parse(text)) - set(jinja.globals)
+            tree = jinja.parse(text)
+            self._has_markers = has_generation_markers(tree)
+            variables = meta.find_undeclared_variables(tree) - set(jinja.globals)
             self._check_options(options or {}, variables)
             self._template = jinja.from_string(self._text)
         except _FAULTS as error:
@@ -87,8 +89,17 @@ class ChatTemplate:
         """The rendered text: the values of the options, followed by the template."""
         return self._text
 
+    @property
+    def has_markers(self) -> bool:
+        """Whether the template marks what the assistant says, with `{% generation %}`."""
+        return self._has_markers
+
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-        """Returns the conversation as one text that contains every message.
+        """Returns the conversation as one text that contains every message; see `rendered`."""
+        return self.rendered(messages, generation_prompt=generation_prompt).text
+
+    def rendered(self, messages: Sequence[Message], *, generation_prompt: bool) -> Rendered:
+        """Returns the conversation as one text that contains every message, and what of it is marked.
 
         Args:
             messages: the messages of the conversation.
@@ -108,8 +119,9 @@ class ChatTemplate:
         except DataError:
             raise of_text from of_text.__cause__
 
-    def _whole(self, messages: Sequence[Message], *, generation_prompt: bool, as_parts: bool) -> str:
-        text = self._rendered(messages, generation_prompt=generation_prompt, as_parts=as_parts)
+    def _whole(self, messages: Sequence[Message], *, generation_prompt: bool, as_parts: bool) -> Rendered:
+        result = self._rendered(messages, generation_prompt=generation_prompt, as_parts=as_parts)
+        text = result.text
         lost = left_out(messages, text)
         if lost is None and as_parts and PART_AS_TEXT in text:
             lost = messages[0]
@@ -117,7 +129,7 @@ class ChatTemplate:
             index = self._lost_by_role(tuple(message.role for message in messages), as_parts)
             lost = None if index is None else messages[index]
         if lost is None:
-            return text
+            return result
         raise DataError(
             f"the chat template of {self._owner} leaves out the text of the {lost.role} message, "
             f"{lost.content[:SHOWN_CHARACTERS]!r}; set model.chat_template to one that writes it, or "
@@ -132,7 +144,7 @@ class ChatTemplate:
         if (roles, as_parts) not in self._lost:
             marked = [Message(role, f"Zq{index}marked{index}qZ") for index, role in enumerate(roles)]
             try:
-                text = self._rendered(marked, generation_prompt=False, as_parts=as_parts)
+                text = self._rendered(marked, generation_prompt=False, as_parts=as_parts).text
             except DataError:
                 # The template depends on the content of such messages, so only their own texts can be checked.
                 self._lost[roles, as_parts] = None
@@ -140,7 +152,7 @@ class ChatTemplate:
                 self._lost[roles, as_parts] = next((i for i, m in enumerate(marked) if m.content not in text), None)
         return self._lost[roles, as_parts]
 
-    def _rendered(self, messages: Sequence[Message], *, generation_prompt: bool, as_parts: bool) -> str:
+    def _rendered(self, messages: Sequence[Message], *, generation_prompt: bool, as_parts: bool) -> Rendered:
         conversation = [_as_dict(message, as_parts) for message in messages]
         room = RENDER_CHARACTERS + 4 * sum(len(message.content) for message in messages)
         variables = {

@@ -41,7 +41,7 @@ from ray_rl.app.build import build_collector, build_session, sampling_of
 from ray_rl.app.records import open_run
 from ray_rl.config import RunConfig
 from ray_rl.config.loading.load import load_config
-from ray_rl.data.chat import Ends
+from ray_rl.data.ends import Ends
 from ray_rl.loops.online import train
 from ray_rl.loops.roles import Roles
 from ray_rl.loops.stopping import Stop

@@ -91,29 +91,36 @@ class AnswerTokenizer:
         same = max(1, len(context) - 2)
         return read, again if tuple(again[-same:]) == context[-same:] else []
 
-    def span(self, token_ids: Sequence[int], before: Sequence[int], text: str) -> tuple[int, int] | None:
+    def span(
+        self, token_ids: Sequence[int], before: Sequence[int], text: str, *, may_add: bool = False
+    ) -> tuple[int, int] | None:
         """Returns where the answer to a prompt lies in a longer conversation, with the token that ends it.
 
         Args:
             token_ids: the tokens of the longer conversation.
             before: the tokens of the prompt, as an engine gets it.
             text: the answer.
+            may_add: the template may add something to the answer, as an empty thought.
 
         Returns:
             The first position and the one after the last; None if these tokens are not what an engine would sample
             after `before`: the conversation does not begin with it, or shows the answer differently or without an end.
         """
         start = len(before)
-        if tuple(token_ids[:start]) != tuple(before):
-            return None
-        end = next((place for place in range(start, len(token_ids)) if token_ids[place] == self.end), None)
+        end = self.end_after(token_ids, start) if tuple(token_ids[:start]) == tuple(before) else None
         if end is None:
             return None
         answer = token_ids[start:end]
-        written, text = squeezed(self._model.decode(answer, skip_special_tokens=False)), self._sampled(text)
-        is_same = written in {squeezed(text), squeezed(self._model.normalized(text))}
+        written = squeezed(self._model.decode(answer, skip_special_tokens=False))
+        text = self._sampled(text)
+        forms = {squeezed(text), squeezed(self._model.normalized(text))}
+        is_same = any(form in written for form in forms) if may_add else written in forms
         # The unknown token replaces words that are not in the vocabulary; such a model reads every text so.
         return (start, end + 1) if is_same or not self._model.unknown.isdisjoint(answer) else None
+
+    def end_after(self, token_ids: Sequence[int], start: int) -> int | None:
+        """Returns the first place from `start` with the token that ends an answer; None if there is none."""
+        return next((place for place in range(start, len(token_ids)) if token_ids[place] == self.end), None)
 
     def _sampled(self, text: str) -> str:
         """Returns the text that an engine would sample for an answer, without the token that ends it."""

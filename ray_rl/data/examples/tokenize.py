@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import assert_never
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ray_rl.config.offline import TrainOn
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.examples.answers import AnswerTokenizer
+from ray_rl.data.examples.turns import TurnTokenizer, rewritten
 from ray_rl.data.formats.record import Comparison, Content, Demonstration, Judged, Record, Steps, Unusable
 from ray_rl.data.messages import as_messages, with_system_prompt
 from ray_rl.errors import ConfigError, DataError
@@ -52,6 +54,7 @@ class ExampleTokenizer:
         self._system_prompt = system_prompt
         self._train_on = train_on
         self._answers = AnswerTokenizer(tokenizer, chat=chat)
+        self._turns = TurnTokenizer(tokenizer, self._answers, chat=chat)
         self._separator = separator
         self._rendered = rendered and chat
 
@@ -90,29 +93,27 @@ class ExampleTokenizer:
             prompt = (*as_messages(prompt, "user"), *completion[:-1])
             completion, untrained = completion[-1:], frozenset()
         prompt_ids = self._encode(prompt)
-        answer = self._answer(prompt, prompt_ids, completion, untrained=untrained)
+        token_ids, is_trained = self._turns.sequence(prompt, prompt_ids, completion, untrained=untrained)
+        start = len(prompt_ids)
         if self._train_on == "all":
-            answer = self._with_prompt(record, prompt_ids, answer)
-            prompt_ids = ()
-        if not prompt_ids:
-            # The first token of a sequence is predicted from nothing.
-            prompt_ids = (int(answer.token_ids[0]),)
-            answer = Answer(answer.token_ids[1:], answer.loss_mask[1:])
-        if not answer.loss_mask.any():
-            raise Unusable("no token to train on")
+            start, is_trained = 0, self._all_trained(record, token_ids)
+        elif tuple(token_ids[:start]) != prompt_ids:
+            start = int(np.argmax(is_trained))  # the template rewrites the prompt in front of later turns
+        # The first token of a sequence is predicted from nothing.
+        start = max(start, 1)
+        prompt_ids, answer = tuple(token_ids[:start]), _answer(token_ids, is_trained, start)
         return Example(
             id=id, prompt_ids=prompt_ids, answers=(answer,), prompt=_shown(prompt), texts=(_shown(completion),)
         )
 
-    def _with_prompt(self, record: Demonstration, prompt_ids: tuple[int, ...], answer: Answer) -> Answer:
-        """Returns the whole sequence as what is trained on, without the turns that the record excludes."""
-        token_ids = [*prompt_ids, *answer.token_ids.tolist()]
-        loss_mask = np.ones(len(token_ids), np.bool_)
+    def _all_trained(self, record: Demonstration, token_ids: Sequence[int]) -> NDArray[np.bool_]:
+        """Returns the mask of every token, without the turns that the record excludes."""
+        is_trained = np.ones(len(token_ids), np.bool_)
         for index in record.untrained:
             assert not isinstance(record.completion, str), "only turns are excluded"
             before = self._encode((*as_messages(self._asked(record), "user"), *record.completion[:index]))
-            loss_mask[slice(*self._span(token_ids, before, record.completion[index].content))] = False
-        return Answer(np.asarray(token_ids, np.int32), loss_mask)
+            is_trained[slice(*self._turns.span(token_ids, before, record.completion[index].content))] = False
+        return is_trained
 
     def _comparison(self, record: Comparison, prompt: Content, *, id: str) -> Example:
         completions = (record.chosen, record.rejected)
@@ -178,38 +179,11 @@ class ExampleTokenizer:
             texts=("\n".join(record.steps),),
         )
 
-    def _answer(
-        self,
-        prompt: Content,
-        prompt_ids: tuple[int, ...],
-        completion: Content,
-        *,
-        untrained: frozenset[int] = frozenset(),
-    ) -> Answer:
-        """Returns what follows the prompt: a turn of the assistant, or several with the turns between them.
-
-        The loss is on the turns of the assistant with the tokens that end them, except the untrained ones.
-        """
-        if isinstance(completion, str):
-            token_ids = self._answers.whole(prompt_ids, completion)
-            return Answer(np.asarray(token_ids, np.int32), np.ones(len(token_ids), np.bool_))
-        said = [index for index, message in enumerate(completion) if message.role == "assistant"]
-        before = {index: self._encode((*as_messages(prompt, "user"), *completion[:index])) for index in said if index}
-        before[0] = prompt_ids
-        last = said[-1]
-        token_ids = [*before[last], *self._answers.whole(before[last], completion[last].content)]
-        loss_mask = np.zeros(len(token_ids), np.bool_)
-        loss_mask[len(before[last]) :] = True
-        for index in said[:-1]:
-            if index not in untrained:
-                loss_mask[slice(*self._span(token_ids, before[index], completion[index].content))] = True
-        return Answer(np.asarray(token_ids[len(prompt_ids) :], np.int32), loss_mask[len(prompt_ids) :])
-
-    def _span(self, token_ids: Sequence[int], before: Sequence[int], text: str) -> tuple[int, int]:
-        span = self._answers.span(token_ids, before, text)
-        if span is None:
-            raise _rewritten(text)
-        return span
+    def _answer(self, prompt: Content, prompt_ids: tuple[int, ...], completion: Content) -> Answer:
+        token_ids, is_trained = self._turns.sequence(prompt, prompt_ids, completion)
+        if tuple(token_ids[: len(prompt_ids)]) != prompt_ids:
+            raise rewritten(as_messages(completion, "assistant")[0].content)
+        return _answer(token_ids, is_trained, len(prompt_ids))
 
     def _asked(self, record: Record) -> Content:
         return with_system_prompt(record.prompt, self._system_prompt, where="the prompt")
@@ -227,12 +201,15 @@ def _split(conversations: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], l
     return first[:same], [Answer(token_ids, np.ones(len(token_ids), np.bool_)) for token_ids in rest]
 
 
-def _rewritten(text: str) -> DataError:
-    return DataError(
-        f"the chat template shows an earlier turn of the assistant, {text[:60]!r}, not as the model would sample it at "
-        "its place (templates of reasoning models drop earlier thoughts); set algorithm.train_on: last_turn, or "
-        "model.chat_template to one that keeps earlier turns"
-    )
+def _answer(token_ids: Sequence[int], is_trained: NDArray[np.bool_], start: int) -> Answer:
+    """Returns what is behind the prompt, which has `start` tokens.
+
+    Raises:
+        Unusable: no token of it is trained on.
+    """
+    if not is_trained[start:].any():
+        raise Unusable("no token to train on")
+    return Answer(np.asarray(token_ids[start:], np.int32), is_trained[start:])
 
 
 def _shown(content: Content) -> str:

@@ -4,7 +4,8 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from ray_rl.config.data import Jsonl
-from ray_rl.data.chat import ChatTokenizer, without_end
+from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.ends import without_end
 from ray_rl.data.source import build_source
 from ray_rl.data.template import without_file
 from ray_rl.errors import ConfigError, DataError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ray_rl.app.build import build_collector, sampling_of
 from ray_rl.config import RunConfig
 from ray_rl.config.rewards import ModelReward
-from ray_rl.data.chat import Ends
+from ray_rl.data.ends import Ends
 from ray_rl.errors import DataError, EngineError, RewardError
 from ray_rl.metrics.metric import Last, Mean, Total
 from ray_rl.rewards.combine import build_rewards

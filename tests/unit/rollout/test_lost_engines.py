@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ray_rl.app.build import build_collector, sampling_of
 from ray_rl.config import RunConfig
-from ray_rl.data.chat import Ends
+from ray_rl.data.ends import Ends
 from ray_rl.errors import ClusterError, EngineError, EngineLost
 from ray_rl.metrics.metric import Last
 from ray_rl.rollout.episodes import SingleTurn

@@ -52,7 +52,7 @@ def bytes_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., C
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens(["<s>", "<|im_start|>", "<|im_end|>", "</s>"])
-        tokenizer.add_special_tokens(["<|eot_id|>", "<end_of_turn>", "<|end|>"])
+        tokenizer.add_special_tokens(["<|eot_id|>", "<end_of_turn>", "<|end|>", "<|return|>"])
         folder = tmp_path_factory.mktemp("bytes")
         # As in SmolLM2: the token that pads also ends a text.
         _saved(folder, tokenizer, template, eos_token=eos, pad_token=eos, bos_token="<s>")
