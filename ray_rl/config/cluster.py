@@ -24,7 +24,9 @@ class ClusterConfig(Config):
     threads: int | None = Field(None, ge=1)
     """Threads of each worker on CPU. None divides the cores by the number of workers that compute concurrently."""
     colocate: list[list[Sharing]] = Field(default_factory=list)
-    """Groups of roles that share GPUs: worker i of each role runs on GPU i of the group."""
+    """Groups of roles that share GPUs: worker i of each role runs on GPU i of the group. With `rollout` in the group of
+    the actor, engines sleep while models are trained, and the other roles leave the GPUs while engines sample; engine j
+    takes the next `rollout.tensor_parallel` GPUs."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Limit for placement, and for workers to start."""
     max_restarts: int = Field(3, ge=0)

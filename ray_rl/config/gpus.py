@@ -37,6 +37,17 @@ def role_groups(config: RunConfig) -> list[tuple[str, ...]]:
     return sorted(groups, key=lambda roles: present.index(roles[0]))
 
 
+def gpus_of(config: RunConfig, role: Role) -> int:
+    """Returns the GPUs of all workers of a role."""
+    return role.workers * (config.rollout.tensor_parallel if role.name == ROLLOUT else 1)
+
+
+def sharers_of_engines(config: RunConfig) -> tuple[str, ...]:
+    """Returns the other roles on the GPUs of the engines; none if these have GPUs of their own."""
+    groups = [roles for roles in role_groups(config) if ROLLOUT in roles]
+    return tuple(role for roles in groups for role in roles if role != ROLLOUT)
+
+
 def asked_gpus(config: RunConfig) -> list[Ask]:
     """Returns the GPUs of each group of roles."""
     by_name = {role.name: role for role in roles_of(config)}
@@ -51,9 +62,8 @@ def asked_gpus(config: RunConfig) -> list[Ask]:
             asks.append(Ask(roles[0].name, roles[0].workers, roles[0].workers_key))
         else:
             keys = ", ".join(role.workers_key for role in roles)
-            asks.append(
-                Ask("+".join(names), max(role.workers for role in roles), f"{keys}, shared by cluster.colocate")
-            )
+            shared = max(gpus_of(config, role) for role in roles)
+            asks.append(Ask("+".join(names), shared, f"{keys}, shared by cluster.colocate"))
     return asks
 
 

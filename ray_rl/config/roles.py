@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT = "actor", "critic", "reference", "reward", "rollout"
 
-Sharing = Literal["actor", "critic", "reference", "reward"]
-"""A role whose workers may share GPUs with those of another one."""
+Sharing = Literal["actor", "critic", "reference", "reward", "rollout"]
+"""A role that may share GPUs with another one."""
 
 USUAL_PAIRS = ((ACTOR, REFERENCE), (CRITIC, REWARD))
 """Roles that share GPUs well, because they do not compute at the same time."""

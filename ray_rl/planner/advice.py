@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ray_rl.catalog.models import find_shape
 from ray_rl.config import RunConfig
+from ray_rl.config.gpus import sharers_of_engines
 from ray_rl.config.rewards import ModelReward
-from ray_rl.config.roles import REFERENCE, ROLLOUT, USUAL_PAIRS, Role, roles_of
+from ray_rl.config.roles import ACTOR, REFERENCE, ROLLOUT, USUAL_PAIRS, Role, roles_of
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.rules.offline import OF_REFERENCE_WORKERS
 from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig, Trained
-from ray_rl.planner.assess import DTYPE, Assessment, assess
+from ray_rl.planner.assess import DTYPE, USABLE, Assessment, assess, known_shape, role_memories
 from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.memory import Bounds
+from ray_rl.planner.sharing import phases_of
 
 Changes = dict[str, Any]
 """Values by dotted key, as on the command line."""
@@ -59,6 +61,7 @@ def propose(config: RunConfig, assessment: Assessment) -> list[Proposal]:
             search.fix_memory(_reference_before(config)) if _reference_before(config) else None,
             _Search(config, replace(cluster, nodes=nodes)).fix_memory({"cluster.nodes": nodes}),
             search.fix_memory(_shared(config)) if _shared(config) else None,
+            search.take_turns(),
             search.shrink(assessment.layout.gpus),
         ]
     found.append(search.grow(assessment))
@@ -115,12 +118,27 @@ class _Search:
         is_unchecked = final.offloads and self.cluster.host_bytes is None
         return Proposal(needed, self.cluster.nodes, final.host_bytes if is_unchecked else None)
 
+    def take_turns(self) -> Proposal | None:
+        """Proposes that all roles share all GPUs, with engines as wide as they are, or wider if they must be."""
+        if self.config.is_offline or sharers_of_engines(self.config):
+            return None
+        roles, sizes = roles_of(self.config), known_shape("model.path", self.config.model.path).tensor_parallel_sizes()
+        gpus, at_least = self.cluster.gpus, self.config.rollout.tensor_parallel
+        usable = [size for size in sizes if gpus % size == 0 and size <= self.cluster.gpus_per_node]
+        for size in sorted(usable, key=lambda size: (size < at_least, abs(size - at_least))):
+            changes: Changes = {"cluster.colocate": [[role.name for role in roles]]}
+            changes |= {role.workers_key: gpus for role in roles}
+            changes |= {"rollout.engines": gpus // size, "rollout.tensor_parallel": size, "rollout.max_staleness": 0}
+            proposal = self.fix_memory(_only_new(self.config, changes))
+            if proposal is not None:
+                return proposal
+        return None
+
     def shrink(self, gpus: int) -> Proposal | None:
         """Proposes smaller roles, all by the same ratio, until they fit the available GPUs."""
         for divisor in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0):
             ratio = self.cluster.gpus / gpus / divisor
-            smaller = {role.workers_key: max(1, math.floor(role.workers * ratio)) for role in roles_of(self.config)}
-            proposal = self.fix_memory(smaller)
+            proposal = self.fix_memory(_scaled(self.config, ratio, {role.name for role in roles_of(self.config)}))
             if proposal is not None:
                 return proposal
         return None
@@ -128,7 +146,10 @@ class _Search:
     def grow(self, assessment: Assessment) -> Proposal | None:
         """Proposes twice the workers for the roles that do not fit, on as few additional nodes as possible."""
         troubled = {role for problem in assessment.problems for role in problem.roles} - {ROLLOUT}
-        twice = {role.workers_key: 2 * role.workers for role in roles_of(self.config) if role.name in troubled}
+        sharers = set(sharers_of_engines(self.config))
+        if troubled & sharers:
+            troubled |= sharers | {ROLLOUT}
+        twice = _scaled(self.config, 2.0, troubled)
         for nodes in range(self.cluster.nodes, 2 * self.cluster.nodes + 1):
             more = {} if nodes == self.cluster.nodes else {"cluster.nodes": nodes}
             larger = _Search(self.config, replace(self.cluster, nodes=nodes))
@@ -136,6 +157,15 @@ class _Search:
             if proposal is not None:
                 return proposal
         return None
+
+    def _fraction(self, config: RunConfig) -> float:
+        """Returns the largest share of a GPU's memory that engines can have."""
+        sharers, total = sharers_of_engines(config), self.cluster.gpu.memory_bytes
+        if not sharers:
+            return max(MEMORY_FRACTION, config.rollout.gpu_memory_fraction)
+        memories, _ = role_memories(config, self.cluster)
+        sample, *_ = phases_of(sharers, memories)
+        return max(0.01, math.floor(100 * (USABLE - sample.total / total)) / 100)
 
     def _try(self, changes: Changes) -> Assessment | None:
         """Returns the assessment with the changes; None if a rule forbids them or there are too few GPUs."""
@@ -169,7 +199,7 @@ class _Search:
         for role in roles_of(config):
             yield from ((role.name, remedy) for remedy in _role_remedies(config, role))
         rollout, shape = config.rollout, find_shape(config.model.path)
-        yield ROLLOUT, {"rollout.gpu_memory_fraction": max(MEMORY_FRACTION, rollout.gpu_memory_fraction)}
+        yield ROLLOUT, {"rollout.gpu_memory_fraction": self._fraction(config)}
         gpus = rollout.engines * rollout.tensor_parallel
         for size in [] if shape is None else shape.tensor_parallel_sizes():
             if rollout.tensor_parallel < size <= self.cluster.gpus_per_node:
@@ -188,6 +218,29 @@ def _reference_before(config: RunConfig) -> Changes:
             others = {f"{role.key}.{name}": value for name, value in defaults.items() if vars(live)[name] != value}
             return {f"{role.key}.when": "before", **others}
     return {}
+
+
+def _scaled(config: RunConfig, ratio: float, roles: Collection[str]) -> Changes:
+    """Returns changes that multiply the workers of some roles by a ratio; engines that share GPUs take all of these."""
+    sharers, size = sharers_of_engines(config), config.rollout.tensor_parallel
+    workers = {role.name: max(1, math.floor(role.workers * ratio)) for role in roles_of(config)}
+    if sharers:
+        engines = max(1, workers[ACTOR] // size)
+        workers |= dict.fromkeys(sharers, engines * size) | {ROLLOUT: engines}
+    return {role.workers_key: workers[role.name] for role in roles_of(config) if role.name in roles}
+
+
+def _only_new(config: RunConfig, changes: Changes) -> Changes:
+    """Returns the changes that change a value."""
+    before = config.model_dump()
+    return {key: value for key, value in changes.items() if value_at(before, key) != value}
+
+
+def value_at(tree: Any, key: str) -> Any:
+    """Returns the value at a dotted key."""
+    for part in key.split("."):
+        tree = tree[int(part)] if isinstance(tree, list) else tree[part]
+    return tree
 
 
 def _role_remedies(config: RunConfig, role: Role) -> Iterator[Changes]:

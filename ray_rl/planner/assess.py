@@ -9,7 +9,7 @@ from ray_rl.catalog.models import KNOWN_SHAPES, find_shape
 from ray_rl.catalog.shapes import FAMILIES, ModelShape
 from ray_rl.config import RunConfig
 from ray_rl.config.rewards import ModelReward
-from ray_rl.config.roles import models_of, roles_of
+from ray_rl.config.roles import ACTOR, ROLLOUT, models_of, roles_of
 from ray_rl.config.rollout import RolloutConfig
 from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig
 from ray_rl.errors import ConfigError
@@ -17,7 +17,8 @@ from ray_rl.planner.engines import KvCache, cpu_engine_memory, engine_memory
 from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.host import host_needs
 from ray_rl.planner.memory import Bounds, Memory, reference_memory, reward_memory, trained_memory
-from ray_rl.planner.plan import Plan, unbounded_plan, wanted
+from ray_rl.planner.plan import DeviceGroup, Plan, unbounded_plan, wanted
+from ray_rl.planner.sharing import PUBLISH, SAMPLE, TRAIN, peak_of, phases_of, with_parked
 from ray_rl.sizes import GIB
 
 USABLE = 0.95
@@ -65,7 +66,7 @@ class Assessment:
     @property
     def offloads(self) -> bool:
         """Whether state that does not fit the GPUs is in the memory of the nodes."""
-        return any(memory.offloaded for memory in self.memories.values())
+        return any(memory.on_host for memory in self.memories.values())
 
 
 def assess(config: RunConfig, cluster: ClusterShape) -> Assessment:
@@ -115,7 +116,7 @@ def role_memories(config: RunConfig, cluster: ClusterShape) -> tuple[dict[str, M
             case _:
                 assert isinstance(role.settings, RolloutConfig)
                 memories[role.name], cache = cpu_engine_memory(config, shapes[0])
-    return memories, cache
+    return with_parked(config, memories), cache
 
 
 def unknown_models(config: RunConfig) -> list[str]:
@@ -158,9 +159,7 @@ def _host_problems(
     if hosts[fullest] <= nodes * cluster.host_bytes:
         return []
     roles = tuple(role for role in layout.workers if any(place.node == fullest for place in layout.places(role)))
-    offloaded = sum(
-        memories[role].offloaded for role in roles for place in layout.places(role) if place.node == fullest
-    )
+    offloaded = sum(memories[role].on_host for role in roles for place in layout.places(role) if place.node == fullest)
     part = f", {offloaded / GIB:.1f} GiB of it offloaded from GPUs" if offloaded else ""
     where = f"node {fullest} needs" if layout.gpus else "the workers need"
     there = f"{cluster.host_bytes / GIB:.1f} GiB" + ("" if nodes == 1 else f" on each of {nodes} nodes")
@@ -171,26 +170,41 @@ def _memory_problems(
     layout: Plan, memories: Mapping[str, Memory], cache: KvCache | None, cluster: ClusterShape, config: RunConfig
 ) -> list[Problem]:
     problems = []
-    limit = USABLE * cluster.gpu.memory_bytes
     for group in layout.groups:
-        if "rollout" in group.roles:
-            continue
-        peak = sum(memories[role].peak for role in group.roles)
-        if peak > limit:
-            problems.append(
-                Problem(
-                    group.roles,
-                    f"{' + '.join(group.roles)}: {peak / GIB:.1f} GiB on a GPU, and {limit / GIB:.1f} of the "
-                    f"{cluster.gpu.memory_bytes / GIB:.1f} GiB of {cluster.gpu.name} can be used",
-                )
-            )
+        if group.has_sleeping_engines:
+            problems += _phase_problems(group, memories, cluster)
+        elif group.roles != (ROLLOUT,):
+            peak = peak_of(group.roles, memories)
+            problems += _too_much(peak, group.roles, f"{' + '.join(group.roles)}:", cluster)
     if cache is not None and cache.sequences < 1:
         problems.append(
             Problem(
-                ("rollout",),
+                (ROLLOUT,),
                 f"rollout: {cache.total / GIB:.1f} GiB of each GPU remain for the KV cache, and one sequence of "
                 f"{cache.longest} tokens takes {cache.token * cache.longest / GIB:.1f} GiB (rollout.tensor_parallel="
                 f"{config.rollout.tensor_parallel}, rollout.gpu_memory_fraction={config.rollout.gpu_memory_fraction})",
             )
         )
     return problems
+
+
+def _phase_problems(group: DeviceGroup, memories: Mapping[str, Memory], cluster: ClusterShape) -> list[Problem]:
+    """Returns the problem of each phase in which the roles that take turns need too much."""
+    others = tuple(role for role in group.roles if role != ROLLOUT)
+    blamed = {SAMPLE: (ROLLOUT,), TRAIN: others, PUBLISH: (ACTOR, ROLLOUT)}
+    return [
+        problem
+        for phase in phases_of(group.roles, memories)
+        for problem in _too_much(
+            phase.total, blamed[phase.name], f"{' + '.join(group.roles)} in phase {phase.name}:", cluster
+        )
+    ]
+
+
+def _too_much(needed: float, roles: tuple[str, ...], where: str, cluster: ClusterShape) -> list[Problem]:
+    limit = USABLE * cluster.gpu.memory_bytes
+    text = (
+        f"{where} {needed / GIB:.1f} GiB on a GPU, and {limit / GIB:.1f} of the "
+        f"{cluster.gpu.memory_bytes / GIB:.1f} GiB of {cluster.gpu.name} can be used"
+    )
+    return [Problem(roles, text)] if needed > limit else []

@@ -26,5 +26,5 @@ def _worker_bytes(config: RunConfig, role: str, memory: Memory) -> float:
     # An engine has one process per GPU, and one for scheduling.
     processes = 1 + config.rollout.tensor_parallel if role == "rollout" else 1
     accelerator = config.cluster.accelerator
-    models = memory.peak if accelerator == "cpu" else max(memory.loading, memory.offloaded)
+    models = memory.peak if accelerator == "cpu" else max(memory.loading, memory.on_host)
     return PROCESS_BYTES[accelerator] * processes + models

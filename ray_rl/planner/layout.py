@@ -23,6 +23,8 @@ class Request:
     bundles: int
     gpus: int
     """GPUs of each bundle."""
+    block: int = 1
+    """Bundles that are on one node together: those of an engine that shares them. Divides the number of bundles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,12 @@ class Packed:
 def pack(requests: Sequence[Request], *, gpus_per_node: int) -> list[Packed]:
     """Places every bundle of every request, on as many nodes as needed.
 
-    First fit: a bundle goes to the first node with enough free GPUs and takes the lowest ones, so it never crosses
-    nodes. Requests with the largest bundles are placed first if that needs fewer nodes; otherwise the order is kept.
+    First fit: a block of bundles goes to the first node with enough free GPUs and takes the lowest ones, so it never
+    crosses nodes. Requests with the largest blocks are placed first if that needs fewer nodes; otherwise the order is
+    kept.
 
     Args:
-        requests: bundles of at most `gpus_per_node` GPUs.
+        requests: blocks of at most `gpus_per_node` GPUs.
         gpus_per_node: GPUs of each node.
 
     Returns:
@@ -50,7 +53,7 @@ def pack(requests: Sequence[Request], *, gpus_per_node: int) -> list[Packed]:
         results in the same places.
     """
     in_order = list(range(len(requests)))
-    widest_first = sorted(in_order, key=lambda index: -requests[index].gpus)
+    widest_first = sorted(in_order, key=lambda index: -requests[index].gpus * requests[index].block)
     packings = [_first_fit(requests, order, gpus_per_node) for order in (in_order, widest_first)]
     return min(packings, key=lambda packing: nodes_used(packed.places for packed in packing))
 
@@ -65,12 +68,13 @@ def _first_fit(requests: Sequence[Request], order: Sequence[int], gpus_per_node:
     packing = []
     for index in order:
         request = requests[index]
-        places = []
-        for _ in range(request.bundles):
-            node = next((n for n, used in enumerate(taken) if used + request.gpus <= gpus_per_node), len(taken))
+        size, places = request.gpus, []
+        for _ in range(request.bundles // request.block):
+            wanted = size * request.block
+            node = next((n for n, used in enumerate(taken) if used + wanted <= gpus_per_node), len(taken))
             if node == len(taken):
                 taken.append(0)
-            places.append(Place(node, tuple(range(taken[node], taken[node] + request.gpus))))
-            taken[node] += request.gpus
+            first, taken[node] = taken[node], taken[node] + wanted
+            places += [Place(node, tuple(range(gpu, gpu + size))) for gpu in range(first, taken[node], size)]
         packing.append(Packed(index, tuple(sorted(places, key=lambda place: (place.node, place.gpus)))))
     return packing

@@ -40,14 +40,22 @@ class Memory:
     phases: Mapping[str, Mapping[str, float]]
     """Temporary memory, by phase and term; only one phase runs at a time."""
     offloaded: float = 0.0
-    """State offloaded from a GPU to the host's memory."""
+    """State that is always in the host's memory instead of a GPU's."""
     loading: float = 0.0
     """Host memory in use until the weights are on the GPU. ZeRO-3 reads mapped files, which take none."""
+    parked: float = 0.0
+    """State that has its place in the host's memory while roles that share the GPU need it; of all GPUs of an
+    engine."""
 
     @property
     def states(self) -> float:
         """Total of the memory that is always in use."""
         return sum(self.held.values())
+
+    @property
+    def on_host(self) -> float:
+        """State in the host's memory, always or in turns."""
+        return self.offloaded + self.parked
 
     @property
     def peak(self) -> float:

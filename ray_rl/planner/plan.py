@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_rl.config import RunConfig
-from ray_rl.config.gpus import role_groups
+from ray_rl.config.gpus import gpus_of, role_groups
 from ray_rl.config.roles import ROLLOUT, roles_of
 from ray_rl.errors import ConfigError
 from ray_rl.planner.gpus import ClusterShape
@@ -24,11 +24,19 @@ class DeviceGroup:
     """GPUs of a bundle; a bundle never crosses a node. 0 on CPU."""
     cpus: float
     """CPUs of a bundle."""
+    block: int = 1
+    """Bundles of an engine: `rollout.tensor_parallel` if engines share the bundles with other roles. Engine j uses
+    bundles j * block to (j + 1) * block - 1, which are on one node."""
 
     @property
     def bundles(self) -> int:
-        """Workers of the largest role."""
+        """Number of bundles."""
         return len(self.places)
+
+    @property
+    def has_sleeping_engines(self) -> bool:
+        """Whether engines take turns with the other roles on these devices."""
+        return ROLLOUT in self.roles and len(self.roles) > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +55,12 @@ class Plan:
         return next(i for i, group in enumerate(self.groups) if role in group.roles)
 
     def places(self, role: str) -> tuple[Place, ...]:
-        """Returns the places of the workers of a role, by rank."""
-        return self.groups[self.group_of(role)].places[: self.workers[role]]
+        """Returns the places of the workers of a role, by rank; of `rollout`, those of whole engines."""
+        group = self.groups[self.group_of(role)]
+        if role != ROLLOUT or group.block == 1:
+            return group.places[: self.workers[role]]
+        engines = zip(*[iter(group.places)] * group.block, strict=True)
+        return tuple(Place(parts[0].node, tuple(gpu for part in parts for gpu in part.gpus)) for parts in engines)
 
     @property
     def nodes(self) -> int:
@@ -69,8 +81,9 @@ class Plan:
 def plan(config: RunConfig, cluster: ClusterShape | None = None) -> Plan:
     """Returns the node and GPUs of every worker of every role.
 
-    Each role has a group, or shares one with the roles in `cluster.colocate`: worker i of each role runs on GPU i. On
-    CPU there are no GPUs, and everything is on node 0.
+    Each role has a group, or shares one with the roles in `cluster.colocate`: worker i of each role runs on GPU i, and
+    engine j on the next `rollout.tensor_parallel` GPUs of one node. On CPU there are no GPUs, and everything is on node
+    0.
 
     Args:
         config: the valid configuration of the run.
@@ -96,7 +109,8 @@ def unbounded_plan(config: RunConfig, *, gpus_per_node: int) -> Plan:
     Raises:
         ConfigError: an engine is larger than a node.
     """
-    workers = {role.name: role.workers for role in roles_of(config)}
+    by_name = {role.name: role for role in roles_of(config)}
+    workers = {name: role.workers for name, role in by_name.items()}
     on_gpu = config.cluster.accelerator == "gpu"
     engine = config.rollout.tensor_parallel
     if on_gpu and engine > gpus_per_node:
@@ -105,10 +119,13 @@ def unbounded_plan(config: RunConfig, *, gpus_per_node: int) -> Plan:
             f"{gpus_per_node}; set rollout.tensor_parallel to {gpus_per_node} or less"
         )
     all_roles = role_groups(config)
-    devices = [engine if ROLLOUT in roles else 1 for roles in all_roles]
-    requests = [
-        Request(max(workers[role] for role in roles), gpus) for roles, gpus in zip(all_roles, devices, strict=True)
-    ]
+    requests = []
+    for roles in all_roles:
+        if roles == (ROLLOUT,):
+            requests.append(Request(workers[ROLLOUT], engine))
+        else:
+            bundles = max(gpus_of(config, by_name[role]) for role in roles)
+            requests.append(Request(bundles, 1, block=engine if ROLLOUT in roles else 1))
     packing = (
         pack(requests, gpus_per_node=gpus_per_node)
         if on_gpu
@@ -116,9 +133,9 @@ def unbounded_plan(config: RunConfig, *, gpus_per_node: int) -> Plan:
     )
     groups = []
     for packed in packing:
-        roles, gpus = all_roles[packed.request], devices[packed.request]
-        cpus = config.cluster.cpus_per_worker * gpus * len(roles)
-        groups.append(DeviceGroup(roles, packed.places, gpus if on_gpu else 0, cpus))
+        roles, request = all_roles[packed.request], requests[packed.request]
+        cpus = config.cluster.cpus_per_worker * request.gpus * len(roles)
+        groups.append(DeviceGroup(roles, packed.places, request.gpus if on_gpu else 0, cpus, request.block))
     return Plan(tuple(groups), workers, gpus_per_node if on_gpu else 0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 from ray_rl.config import RunConfig
@@ -13,7 +13,9 @@ from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import USABLE, Assessment, known_shape
 from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.layout import Place
-from ray_rl.planner.plan import Plan
+from ray_rl.planner.memory import Memory
+from ray_rl.planner.plan import DeviceGroup, Plan
+from ray_rl.planner.sharing import peak_of, phases_of
 from ray_rl.planner.throughput import estimate, sync_bytes
 from ray_rl.sizes import GIB
 
@@ -152,7 +154,8 @@ def _on_node(layout: Plan, node: int) -> Iterator[str]:
                 gpus = ", ".join(_gpus(place) for _, place in here)
             else:
                 gpus = _range([place.gpus[0] for _, place in here])
-            yield f"{'+'.join(group.roles)} {ranks} on GPU {gpus}"
+            engines = f" (an engine on every {group.block})" if group.block > 1 else ""
+            yield f"{'+'.join(group.roles)} {ranks} on GPU {gpus}{engines}"
 
 
 def _gpus(place: Place) -> str:
@@ -198,11 +201,13 @@ def _memory(assessment: Assessment) -> Iterator[str]:
         if any(name in found for found in terms.values()):
             yield _row(name, [found.get(name) for found in terms.values()])
     yield _row("peak", [memory.peak for memory in memories.values()])
-    yield _row("on host", [memory.offloaded or None for memory in memories.values()])
+    yield _row("on host", [memory.on_host or None for memory in memories.values()])
     if assessment.layout.gpus:
         limit = USABLE * assessment.cluster.gpu.memory_bytes / GIB
         for group in assessment.layout.groups:
-            peak = sum(memories[role].peak for role in group.roles) / GIB
+            if group.has_sleeping_engines:
+                yield from _by_phase(group, memories)
+            peak = peak_of(group.roles, memories) / GIB
             yield f"  a GPU of {'+'.join(group.roles)}: {peak:.1f} of {limit:.1f} GiB that can be used"
     there = assessment.cluster.host_bytes
     limits = "" if there is None else f" of {there / GIB:.1f} GiB"
@@ -212,9 +217,24 @@ def _memory(assessment: Assessment) -> Iterator[str]:
         yield f"  host: {assessment.host_bytes / GIB:.1f}{limits or ' GiB'} for all workers"
 
 
+def _by_phase(group: DeviceGroup, memories: Mapping[str, Memory]) -> Iterator[str]:
+    """Yields a table of what is on a GPU in each phase: rows are terms of roles, columns are phases."""
+    phases = phases_of(group.roles, memories)
+    yield "  memory of a GPU on which roles take turns, GiB".ljust(49) + "".join(p.name.rjust(11) for p in phases)
+    for role in group.roles:
+        for term in TERMS:
+            values = [phase.terms[role].get(term) for phase in phases]
+            if any(values):
+                yield "  " + f"  {role} {term}".ljust(47) + "".join(_cell(value) for value in values)
+    yield "  " + "  total".ljust(47) + "".join(_cell(phase.total) for phase in phases)
+
+
+def _cell(value: float | None) -> str:
+    return ("-" if value is None else f"{value / GIB:.2f}").rjust(11)
+
+
 def _row(name: str, bytes_by_role: Sequence[float | None]) -> str:
-    cells = ("-" if value is None else f"{value / GIB:.2f}" for value in bytes_by_role)
-    return "  " + name.ljust(12) + "".join(cell.rjust(11) for cell in cells)
+    return "  " + name.ljust(12) + "".join(map(_cell, bytes_by_role))
 
 
 def _cache(config: RunConfig, assessment: Assessment) -> Iterator[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ray_rl.catalog.models import find_shape
-from ray_rl.config.gpus import asked_gpus
+from ray_rl.config.gpus import asked_gpus, sharers_of_engines
 from ray_rl.config.loading.explain import show
-from ray_rl.config.roles import roles_of
+from ray_rl.config.roles import ACTOR, ROLLOUT, roles_of
 from ray_rl.config.run import RunConfig
 
 
@@ -19,6 +19,7 @@ def hardware_rules(config: RunConfig, visible_gpus: int) -> Iterator[str]:
         visible_gpus: the GPUs of this machine, for a run that starts its own cluster here.
     """
     yield from _colocation(config)
+    yield from _engines_that_sleep(config)
     yield from _tensor_parallel(config)
     yield from _hardware(config, visible_gpus)
 
@@ -39,7 +40,7 @@ def _colocation(config: RunConfig) -> Iterator[str]:
                     f"list {role} once"
                 )
             seen.setdefault(role, index)
-        present = [role for role in group if role in workers]
+        present = [role for role in group if role in workers and role != ROLLOUT]
         for role in present[1:]:
             other, first = workers[role], workers[present[0]]
             if other.workers != first.workers:
@@ -48,6 +49,42 @@ def _colocation(config: RunConfig) -> Iterator[str]:
                     f"{first.workers_key}={first.workers} and {other.workers_key}={other.workers}; set "
                     f"{other.workers_key}={first.workers}"
                 )
+
+
+def _engines_that_sleep(config: RunConfig) -> Iterator[str]:
+    """Checks engines that share GPUs with other roles, which takes turns."""
+    rollout, sharers = config.rollout, sharers_of_engines(config)
+    if not sharers:
+        if rollout.sleep_level != 1:
+            yield (
+                f"rollout.sleep_level={rollout.sleep_level}: engines with GPUs of their own never sleep; remove it, or "
+                "list actor and rollout together in cluster.colocate"
+            )
+        return
+    where = f"cluster.colocate={show(config.cluster.colocate)}"
+    if ACTOR not in sharers:
+        yield (
+            f"{where}: engines share GPUs only with the actor, whose weights they read there; add actor to their entry "
+            "or remove rollout"
+        )
+    role = next(role for role in roles_of(config) if role.name == sharers[0])
+    size = rollout.tensor_parallel
+    if rollout.engines * size != role.workers:
+        remedy = (
+            f"set rollout.engines={role.workers // size}"
+            if role.workers % size == 0
+            else f"set {role.workers_key} to a multiple of {size}, and rollout.engines to that divided by {size}"
+        )
+        yield (
+            f"{where}: engines use every GPU of the roles they share with, but rollout.engines={rollout.engines} * "
+            f"rollout.tensor_parallel={size} and {role.workers_key}={role.workers}; {remedy}"
+        )
+    if rollout.max_staleness > 0:
+        yield (
+            f"rollout.max_staleness={rollout.max_staleness}: engines that share GPUs with the actor sleep while it is "
+            "trained, so that they cannot sample ahead; set rollout.max_staleness=0, or give the engines GPUs of their "
+            "own"
+        )
 
 
 def _tensor_parallel(config: RunConfig) -> Iterator[str]:
@@ -76,6 +113,11 @@ def _hardware(config: RunConfig, visible_gpus: int) -> Iterator[str]:
         yield (
             "weight_sync.backend=shared_memory: needs trainers and engines on CPUs of the same host, and "
             "cluster.accelerator=gpu; set weight_sync.backend=auto"
+        )
+    if config.weight_sync.backend == "nccl" and sharers_of_engines(config):
+        yield (
+            "weight_sync.backend=nccl: NCCL cannot connect two processes on one GPU, and rollout is in "
+            "cluster.colocate; set weight_sync.backend=auto"
         )
     asks = asked_gpus(config)
     asked = sum(ask.gpus for ask in asks)

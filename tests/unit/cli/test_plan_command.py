@@ -40,6 +40,9 @@ def test_a_plan_that_does_not_fit_exits_2_and_says_by_how_much_and_what_would(ca
         "  the roles need 10 GPUs on 2 nodes (actor 4, rollout 2 x 3), and there are 7 on 1",
         "each of these changes makes it fit:",
         "  cluster.nodes=2",
+        "  'cluster.colocate=[[actor,rollout]]' train.workers=7 rollout.engines=7 \\",
+        "    rollout.tensor_parallel=1",
+        "    (if every node has 49 GiB of memory for it: --host-memory)",
         "  train.workers=2 rollout.engines=1",
     ]
 

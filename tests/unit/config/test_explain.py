@@ -50,7 +50,10 @@ def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write
             "model: {dtype: fp16, path: a}",
             "model.dtype=fp16: must be 'auto', 'bfloat16' or 'float32' (Type of the weights in forward passes ",
         ),
-        ("cluster: {colocate: [[x]]}", "cluster.colocate.0.0=x: must be 'actor', 'critic', 'reference' or 'reward' ("),
+        (
+            "cluster: {colocate: [[x]]}",
+            "cluster.colocate.0.0=x: must be 'actor', 'critic', 'reference', 'reward' or 'rollout' (",
+        ),
         (
             "algorithm: {kind: dappo}",
             "algorithm.kind=dappo: unknown kind; did you mean dapo? The kinds are ppo, ",

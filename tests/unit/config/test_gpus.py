@@ -1,7 +1,7 @@
 import pytest
 
 from ray_rl.config import gpus
-from ray_rl.config.gpus import asked_gpus, role_groups, visible_gpu_count
+from ray_rl.config.gpus import asked_gpus, role_groups, sharers_of_engines, visible_gpu_count
 
 JUDGES = "rewards=[{kind: number}, {kind: model, paths: [owner/name], workers: 2}]"
 FIVE_ROLES = ("algorithm={kind: ppo}", "critic={workers: 2}", JUDGES)
@@ -30,6 +30,17 @@ def test_roles_that_share_gpus_ask_for_them_once(load):
         "critic+reward 2 (critic.workers, rewards.1.workers, shared by cluster.colocate)",
         "engines 1 (rollout.engines 1 * rollout.tensor_parallel 1)",
     ]
+
+
+def test_engines_that_share_gpus_ask_for_no_more(load):
+    shared = ("train.workers=6", "rollout.engines=2", "rollout.tensor_parallel=3")
+    config = load(*shared, "cluster.colocate=[[rollout, actor]]")
+    assert role_groups(config) == [("actor", "rollout")]
+    assert sharers_of_engines(config) == ("actor",)
+    assert [str(ask) for ask in asked_gpus(config)] == [
+        "actor+rollout 6 (train.workers, rollout.engines, shared by cluster.colocate)"
+    ]
+    assert sharers_of_engines(load()) == ()
 
 
 def test_a_role_that_the_run_does_not_have_leaves_its_group(load):

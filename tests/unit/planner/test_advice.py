@@ -58,6 +58,7 @@ def test_too_few_gpus_are_more_nodes_or_smaller_roles(advice):
         train={"workers": 12, "zero_stage": 3, **CHECKPOINTING}, rollout={"engines": 4, "max_tokens": 512}
     ) == [
         "cluster.nodes=2",
+        "'cluster.colocate=[[actor,rollout]]' train.workers=8 rollout.engines=8",
         "train.workers=6 rollout.engines=2",
     ]
 
@@ -116,7 +117,8 @@ def test_roles_shrink_further_where_an_engine_cannot(advice):
     proposals = advice(
         train={"workers": 12, "zero_stage": 3, **CHECKPOINTING}, rollout={"tensor_parallel": 4, "max_tokens": 512}
     )
-    assert proposals == ["cluster.nodes=2", "train.workers=4 rollout.engines=1"]
+    together = "'cluster.colocate=[[actor,rollout]]' train.workers=8 rollout.engines=2"
+    assert proposals == ["cluster.nodes=2", together, "train.workers=4 rollout.engines=1"]
 
 
 def test_too_few_gpus_that_are_too_small_have_no_remedy(advice):
@@ -167,3 +169,47 @@ def test_a_gpu_without_bfloat16_takes_float32(advice):
     small = {"model": {"path": "Qwen/Qwen2.5-0.5B"}, "train": {"workers": 2, "zero_stage": 2, **CHECKPOINTING}}
     assert advice(gpu="t4-16gb", **small) == ["model.dtype=float32"]
     assert advice(gpu="v100-32gb", **small) == ["model.dtype=float32"]
+
+
+ONE = {"gpus_per_node": 1, "algorithm": {"kind": "grpo", "prompts_per_step": 32}}
+ALL = "'cluster.colocate=[[actor,reference,rollout]]'"
+
+
+def test_one_gpu_is_enough_if_all_roles_take_turns_on_it(advice):
+    small = {"model": {"path": "Qwen/Qwen2.5-1.5B"}, "rollout": {"max_tokens": 1024}}
+    assert advice(gpu="4090-24gb", **ONE, **small)[1] == (
+        f"{ALL} train.gradient_checkpointing=true train.zero_stage=3 train.offload.optimizer=true "
+        "rollout.gpu_memory_fraction=0.82"
+    )
+    assert advice(**ONE)[1] == f"{ALL} train.zero_stage=3 train.offload.optimizer=true"
+
+
+def test_eight_gpus_are_enough_for_eight_workers_and_engines_that_take_turns(advice):
+    found = advice(algorithm={"kind": "grpo"}, train={"workers": 8, **CHECKPOINTING}, reference={"workers": 8})
+    assert found[1] == f"{ALL} rollout.engines=8 train.zero_stage=2"
+
+
+def test_engines_that_take_turns_are_no_wider_than_the_gpus(advice):
+    found = advice(gpus_per_node=3, train={"workers": 4, **CHECKPOINTING}, rollout={"tensor_parallel": 2})
+    assert found[1].endswith("train.workers=3 rollout.engines=3 rollout.tensor_parallel=1 train.zero_stage=2")
+
+
+def test_roles_that_take_turns_have_remedies_by_phase(advice):
+    shared = {"cluster": {"colocate": [["actor", "rollout"]]}, "rollout": {"gpu_memory_fraction": 0.95}}
+    settings = {"workers": 4, "zero_stage": 2, **CHECKPOINTING}
+    assert advice(**shared | {"rollout": {"engines": 4, "gpu_memory_fraction": 0.95}}, train=settings) == [
+        "rollout.gpu_memory_fraction=0.93"
+    ]
+    four = {"engines": 2, "tensor_parallel": 2, "max_tokens": 1536}
+    assert advice(**shared | {"rollout": four}, train=settings | {"zero_stage": 1}) == [
+        "train.zero_stage=2",
+        "train.workers=8 rollout.engines=4 train.zero_stage=2",
+    ]
+
+
+def test_roles_that_take_turns_shrink_together(advice):
+    shared = {"cluster": {"colocate": [["actor", "rollout"]]}, "rollout": {"engines": 8, "tensor_parallel": 2}}
+    assert advice(train={"workers": 16, "zero_stage": 3, **CHECKPOINTING}, **shared) == [
+        "cluster.nodes=2",
+        "train.workers=8 rollout.engines=4",
+    ]

@@ -29,7 +29,18 @@ def test_nothing_takes_one_node():
     assert nodes_used([]) == 1
 
 
-REQUESTS = st.lists(st.builds(Request, st.integers(1, 12), st.sampled_from([1, 2, 4, 8])), min_size=1, max_size=6)
+def test_a_block_of_bundles_is_on_one_node():
+    packed = places(pack([Request(3, 1), Request(4, 1, block=2)], gpus_per_node=4))
+    assert packed == {0: [(0, (0,)), (0, (1,)), (0, (2,))], 1: [(1, (0,)), (1, (1,)), (1, (2,)), (1, (3,))]}
+    packed = places(pack([Request(6, 1, block=3), Request(2, 1)], gpus_per_node=4))
+    assert packed == {0: [(n, (gpu,)) for n in (0, 1) for gpu in (0, 1, 2)], 1: [(0, (3,)), (1, (3,))]}
+
+
+NARROW = st.builds(Request, st.integers(1, 12), st.sampled_from([1, 2, 4, 8]))
+BLOCKS = st.builds(
+    lambda blocks, block: Request(blocks * block, 1, block), st.integers(1, 4), st.sampled_from([2, 3, 8])
+)
+REQUESTS = st.lists(NARROW | BLOCKS, min_size=1, max_size=6)
 
 
 @given(REQUESTS)
@@ -39,7 +50,10 @@ def test_every_bundle_is_whole_on_one_node_and_no_gpu_is_given_twice(requests: l
     assert len(taken) == len(set(taken)) == sum(request.bundles * request.gpus for request in requests)
     assert all(gpu < 8 for _, gpu in taken)
     for packed in packing:
-        assert [len(place.gpus) for place in packed.places] == [requests[packed.request].gpus] * len(packed.places)
+        request = requests[packed.request]
+        assert [len(place.gpus) for place in packed.places] == [request.gpus] * request.bundles
+        nodes = [place.node for place in packed.places]
+        assert all(len(set(nodes[i : i + request.block])) == 1 for i in range(0, len(nodes), request.block))
 
 
 @given(REQUESTS)

@@ -76,6 +76,25 @@ def on(node, *gpus):
             id="a role that the run has not is left out of its group",
         ),
         pytest.param(
+            {"actors": 2, "engines": 2, "colocate": [["rollout", "actor"]]},
+            [DeviceGroup(("actor", "rollout"), on(0, 0, 1), 1, 2.0)],
+            id="engines that share GPUs have bundles of one GPU",
+        ),
+        pytest.param(
+            {"critics": 3, "actors": 6, "engines": 2, "tensor_parallel": 3, "nodes": 2}
+            | {"gpus_per_node": 5, "colocate": [["actor", "rollout"]]},
+            [
+                DeviceGroup(("actor", "rollout"), on(0, 0, 1, 2) + on(1, 0, 1, 2), 1, 2.0, block=3),
+                DeviceGroup(("critic",), on(0, 3, 4) + on(1, 3), 1, 1.0),
+            ],
+            id="the bundles of such an engine are on one node",
+        ),
+        pytest.param(
+            {"accelerator": "cpu", "actors": 2, "engines": 1, "tensor_parallel": 2, "colocate": [["actor", "rollout"]]},
+            [DeviceGroup(("actor", "rollout"), (Place(0, ()),) * 2, 0, 2.0, block=2)],
+            id="on CPU too, without GPUs",
+        ),
+        pytest.param(
             {"accelerator": "cpu", "engines": 2, "tensor_parallel": 2, "cpus_per_worker": 0.5},
             [
                 DeviceGroup(("actor",), (Place(0, ()),), 0, 0.5),
@@ -96,6 +115,17 @@ def test_the_plan_counts_workers_by_role_and_finds_their_places():
     assert layout.places("reference") == layout.places("actor") == on(0, 0, 1, 2, 3, 4, 5)
     assert layout.places("rollout") == on(0, 6, 7) + on(1, 0)
     assert (layout.gpus, layout.cpus, layout.nodes, layout.groups[0].bundles) == (9, 15, 2, 6)
+
+
+def test_an_engine_that_shares_gpus_has_whole_bundles_of_one_node():
+    shared = {"actors": 8, "engines": 4, "tensor_parallel": 2, "colocate": [["actor", "rollout"]]}
+    layout = plan(config(**shared, gpus_per_node=4, nodes=2))
+    assert layout.places("rollout") == on(0, (0, 1), (2, 3)) + on(1, (0, 1), (2, 3))
+    assert layout.places("actor") == on(0, 0, 1, 2, 3) + on(1, 0, 1, 2, 3)
+    assert (layout.gpus, layout.cpus, layout.workers["rollout"]) == (8, 16, 4)
+    assert layout.groups[0].has_sleeping_engines
+    on_cpu = plan(config(**shared, accelerator="cpu"))
+    assert on_cpu.places("rollout") == (Place(0, ()),) * 4
 
 
 def test_what_does_not_fit_says_how_many_nodes_it_needs():

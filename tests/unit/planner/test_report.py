@@ -68,6 +68,28 @@ def test_memory_is_a_table_of_terms_with_what_is_on_the_host(lines):
     assert "time of a step, if every completion has full length: " in text
 
 
+def test_the_memory_of_roles_that_take_turns_is_a_table_by_phase(lines):
+    found = lines(
+        train={"workers": 2, "zero_stage": 3, **CHECKPOINTING},
+        rollout={"tensor_parallel": 2, "max_tokens": 1536},
+        cluster={"colocate": [["actor", "rollout"]]},
+    )
+    assert "  node 0: actor+rollout 0-1 on GPU 0-1 (an engine on every 2)" in found
+    at = found.index(
+        "  memory of a GPU on which roles take turns, GiB".ljust(49)
+        + "sample".rjust(11)
+        + "train".rjust(11)
+        + "publish".rjust(11)
+    )
+    rows = {tuple(line.split()[:-3]): line.split()[-3:] for line in found[at + 1 : at + 19]}
+    assert rows["actor", "optimizer"] == ["-", "42.56", "-"]
+    assert rows["rollout", "KV", "cache"][1:] == ["-", "-"]
+    assert rows["rollout", "weights"] == ["7.09", "-", "7.09"]
+    assert rows["actor", "context"] == ["1.50", "1.50", "1.50"]
+    fullest = max(float(value) for value in rows["total",])
+    assert f"  a GPU of actor+rollout: {fullest:.1f} of 75.7 GiB that can be used" in found
+
+
 def test_every_term_has_a_column(make):
     config = make(algorithm={"kind": "ppo"}, train={"zero_stage": 3}, critic={"zero_stage": 3})
     assessment = assess(config, ClusterShape(1, 8))
