@@ -12,7 +12,7 @@ from ray_rl.cluster.held import Policy, SavedTrainer
 from ray_rl.config import RunConfig
 from ray_rl.config.losses import CustomLoss
 from ray_rl.config.train import Trained
-from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.chat import ChatTokenizer, uses_chat
 from ray_rl.rewards.model.assignment import assignment
 from ray_rl.rewards.model.held import RewardModels
 from ray_rl.rewards.model.scorer import ModelScorer
@@ -47,6 +47,7 @@ def build_actor(config: RunConfig, folders: Sequence[str], member: Member, *, th
         threads=threads,
         transport=transport_of(config.weight_sync, config.cluster),
         chat_template=partial(changed_template, config, folders[0]),
+        chat=uses_chat(config.data),
     )
 
 

@@ -10,6 +10,7 @@ from ray_rl.app.models import changed_template, train_settings, trained_policy
 from ray_rl.cluster.held import ExportedTrainer
 from ray_rl.config import RunConfig
 from ray_rl.config import offline as kinds
+from ray_rl.data.chat import uses_chat
 from ray_rl.training.configured import kto_of, pair_loss_of
 from ray_rl.training.networks import ScoreNetwork
 from ray_rl.training.objectives.objective import Objective
@@ -76,4 +77,5 @@ def build_learner(
         threads=threads,
         source=folders[0],
         chat_template=partial(changed_template, config, folders[0]),
+        chat=uses_chat(config.data),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,15 @@ def read_settings(path: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return settings if isinstance(settings, dict) else None
+
+
+CHAT = "ray_rl_chat"
+"""Key of config.json that an exported classifier has, with the value false, if it was trained with data.chat=false."""
+
+
+def reads_chat(settings: Mapping[str, Any]) -> bool:
+    """Returns whether the model of a config.json reads conversations through its chat template, and not plain text."""
+    return settings.get(CHAT) is not False
 
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_rl.catalog.shapes import CHAT
 from ray_rl.data.ends import eos_token_ids
 from ray_rl.data.template import ChatTemplate
 from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer
@@ -29,8 +30,10 @@ NAMES = {1: ("score",), 2: ("wrong", "right")}
 ANSWER = "an answer"
 
 
-def describe_classifier(settings: dict[str, Any], to: Path, model: PreTrainedModel) -> None:
+def describe_classifier(settings: dict[str, Any], to: Path, model: PreTrainedModel, *, chat: bool) -> None:
     """Adds labels and a padding token to `config.json`, and makes the padding token that of the tokenizer.
+
+    Also records if the texts of its training did not go through the chat template, for the judges of this project.
 
     The padding token is one that cannot end a text. If the tokenizer has no such token, or cannot be read without its
     own code, there is none, and transformers then refuses batches of several texts.
@@ -39,7 +42,11 @@ def describe_classifier(settings: dict[str, Any], to: Path, model: PreTrainedMod
         settings: the content of `config.json`, which is changed.
         to: the folder, with the files of the tokenizer.
         model: the classifier.
+        chat: whether the texts of its training went through the chat template.
     """
+    settings.pop(CHAT, None)
+    if not chat:
+        settings[CHAT] = False
     names = NAMES[int(model.config.num_labels or 0)]
     settings["id2label"] = {str(label): name for label, name in enumerate(names)}
     settings["label2id"] = {name: label for label, name in enumerate(names)}

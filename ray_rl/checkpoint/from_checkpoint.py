@@ -22,7 +22,7 @@ from ray_rl.checkpoint.weight_files import write_weights
 from ray_rl.config.loading.load import load_config
 from ray_rl.config.roles import ACTOR
 from ray_rl.config.run import ModelConfig
-from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.chat import ChatTokenizer, uses_chat
 from ray_rl.errors import CheckpointError
 from ray_rl.metrics.run_folder import config_file
 from ray_rl.models.classifier import classifier_skeleton, load_classifier, member_prefix
@@ -54,6 +54,7 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
     config = load_config(config_file(run))
     source = _source_of(config.model.path, run)
     template = ChatTokenizer.of_policy(config.model, config.data, source).changed_template
+    chat = uses_chat(config.data)
     checkpoint = _verified(run, step)
     reader = SliceReader(checkpoint / ACTOR)
     dtype = config.model.dtype if dtype is None else dtype
@@ -70,7 +71,7 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
         for folder, (model, weights) in zip(model_folders(partial, config.members), parts, strict=True):
             folder.mkdir(exist_ok=True)
             write_weights(folder, checkpoint_names(model, weights.layers()))
-            write_settings(folder, model, source=source, dtype=weights.dtype, chat_template=template)
+            write_settings(folder, model, source=source, dtype=weights.dtype, chat_template=template, chat=chat)
         write_step(partial, step)
 
 

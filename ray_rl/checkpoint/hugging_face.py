@@ -39,6 +39,7 @@ def export_models(
     to: Path,
     step: int,
     chat_template: str | None = None,
+    chat: bool = True,
 ) -> None:
     """Writes a model folder; a collective of the trainer's ranks. `to` appears only when it is complete.
 
@@ -52,6 +53,7 @@ def export_models(
         to: the folder to write. An export in its place is replaced; any other folder in its place is renamed.
         step: the step of the policy, which the folder records (see `exported_step`).
         chat_template: the template with which the policy was trained, if it is not the tokenizer's own.
+        chat: whether the texts of the training went through the template.
 
     Raises:
         CheckpointError, OSError, DataError: the file system refuses, or the source no longer exists.
@@ -66,7 +68,7 @@ def export_models(
             folder.mkdir(exist_ok=True)
             own = {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}
             write_weights(folder, checkpoint_names(model, [own, kept_buffers(model)]))
-            write_settings(folder, model, source=source, dtype=dtype, chat_template=chat_template)
+            write_settings(folder, model, source=source, dtype=dtype, chat_template=chat_template, chat=chat)
         write_step(partial, step)
 
 
@@ -85,7 +87,7 @@ def check_export(source: str, *, chat_template: str | None = None) -> None:
 
 
 def write_settings(
-    to: Path, model: PreTrainedModel, *, source: str, dtype: torch.dtype, chat_template: str | None
+    to: Path, model: PreTrainedModel, *, source: str, dtype: torch.dtype, chat_template: str | None, chat: bool
 ) -> None:
     """Writes everything of a model folder except its weights.
 
@@ -100,6 +102,7 @@ def write_settings(
         source: folder or hub name of the model from which training started.
         dtype: the type of the weights.
         chat_template: the template with which the policy was trained, if it is not the tokenizer's own.
+        chat: whether the texts of the training went through the template; a classifier records it.
 
     Raises:
         DataError: the source cannot be read.
@@ -113,7 +116,7 @@ def write_settings(
         settings = json.loads(model.config.to_json_string())
     settings["architectures"] = [type(model).__name__]
     if type(model).__name__.endswith(CLASSIFIERS):
-        describe_classifier(settings, to, model)
+        describe_classifier(settings, to, model, chat=chat)
     set_dtype(settings, str(dtype).removeprefix("torch."))
     (to / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -53,6 +53,7 @@ class ExportedTrainer(SavedTrainer[Batch]):
         threads: int,
         source: str,
         chat_template: Callable[[], str | None],
+        chat: bool,
     ) -> None:
         """Loads the model, as `Trainer`.
 
@@ -63,9 +64,10 @@ class ExportedTrainer(SavedTrainer[Batch]):
             threads: threads of this process on CPU.
             source: the folder or hub name of the model, whose other files an export copies.
             chat_template: returns that of an export; None keeps the model's own.
+            chat: whether the texts of the training go through the chat template.
         """
         super().__init__(objective, settings, member, threads=threads)
-        self._source, self._chat_template = source, chat_template
+        self._source, self._chat_template, self._chat = source, chat_template, chat
 
     def export(self, folder: str, step: int) -> None:
         """Writes the model of a step in Hugging Face format; a collective of the ranks."""
@@ -77,6 +79,7 @@ class ExportedTrainer(SavedTrainer[Batch]):
             to=Path(folder),
             step=step,
             chat_template=self._chat_template(),
+            chat=self._chat,
         )
 
 
@@ -92,10 +95,13 @@ class Policy(ExportedTrainer[TrainBatch]):
         threads: int,
         transport: Transport,
         chat_template: Callable[[], str | None],
+        chat: bool,
     ) -> None:
         """Loads the model, as `ExportedTrainer`; `transport` carries its weights to the engines."""
         source = objective.network.folder
-        super().__init__(objective, settings, member, threads=threads, source=source, chat_template=chat_template)
+        super().__init__(
+            objective, settings, member, threads=threads, source=source, chat_template=chat_template, chat=chat
+        )
         self._sender = build_sender(transport, self.stream, is_sender=member.rank == 0)
 
     def announce(self) -> dict[str, Any]:

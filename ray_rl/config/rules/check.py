@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ray_rl.catalog.models import PACKAGED_MODELS
-from ray_rl.catalog.shapes import read_settings
+from ray_rl.catalog.shapes import read_settings, reads_chat
 from ray_rl.catalog.weight_files import weight_file_problems
 from ray_rl.config.data import Files, Mixture, ReasoningGym, Source, is_pattern
 from ray_rl.config.gpus import visible_gpu_count
@@ -89,7 +89,7 @@ def _models(config: RunConfig, *, is_elsewhere: bool, stand_ins: Collection[str]
         yield from _model(key, path, is_elsewhere=is_elsewhere)
     for role in roles_of(config):
         for key, path in role.models if isinstance(role.settings, ModelReward) else ():
-            yield from _labels(key, path) if path not in stand_ins else ()
+            yield from _judge(key, path, config) if path not in stand_ins else ()
 
 
 def _is_missing_here(path: str, *, is_elsewhere: bool) -> bool:
@@ -121,7 +121,7 @@ def _model(key: str, path: str, *, is_elsewhere: bool) -> Iterator[str]:
         )
 
 
-def _labels(key: str, path: str) -> Iterator[str]:
+def _judge(key: str, path: str, config: RunConfig) -> Iterator[str]:
     settings = read_settings(path)
     if settings is None:
         return
@@ -131,6 +131,11 @@ def _labels(key: str, path: str) -> Iterator[str]:
         yield (
             f"{key}={path}: the model has {count} labels, and a reward needs one number; set {key} to a sequence "
             "classification model with num_labels 1"
+        )
+    if not reads_chat(settings) and config.data.system_prompt is not None:
+        yield (
+            f"data.system_prompt: {key}={path} was trained on plain text (data.chat=false), and reads no system "
+            "message; remove data.system_prompt, or train the reward model with data.chat=true"
         )
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ray_rl.data.template import ChatTemplate, default_template
+from ray_rl.catalog.shapes import reads_chat
+from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer
 from ray_rl.errors import DataError
 from ray_rl.metrics.metric import Mean, Metric
 from ray_rl.models.reward_model import has_linear_head, load_reward_model, sequence_scores
+from ray_rl.rewards.model.reading import ChatReader, PlainReader, Reader
 from ray_rl.types import Message
 
 if TYPE_CHECKING:
@@ -24,11 +26,11 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
 
 class ModelScorer:
-    """One reward model with its own tokenizer and chat template.
+    """One reward model with its own tokenizer.
 
     The model's chat template alone turns a conversation into tokens, without a generation prompt: the template writes
-    the first token (BOS) if the model needs one. A conversation that is too long loses tokens at its start, after that
-    first token.
+    the first token (BOS) if the model needs one. A model that was trained with `data.chat: false` reads plain text. A
+    conversation that is too long loses tokens at its start, after that first token.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class ModelScorer:
         model: PreTrainedModel,
         tokenizer: ModelTokenizer,
         *,
+        reader: Reader,
         path: str,
         micro_batch_tokens: int,
         max_tokens: int | None = None,
@@ -45,18 +48,16 @@ class ModelScorer:
 
         Args:
             model: the result of `load_reward_model`.
-            tokenizer: the tokenizer of the model, with a chat template.
+            tokenizer: the tokenizer of the model.
+            reader: turns conversations into tokens.
             path: the name of the model in errors.
             micro_batch_tokens: the most tokens of a forward pass, padding included. A longer conversation has its own.
             max_tokens: the most tokens of a conversation, within the model's context; None is the model's context.
             device: torch's name of the device for the model.
 
         Raises:
-            DataError: there is no chat template, or the tokenizer has tokens that the model does not know.
+            DataError: the tokenizer has tokens that the model does not know.
         """
-        # A template made up here would give scores that mean nothing.
-        remedy = "save the template of its training in its folder as chat_template.jinja, or use another model"
-        template = default_template(tokenizer, place=f"rewards.paths={path}", remedy=remedy)
         known = model.get_input_embeddings().get_parameter("weight").shape[0]
         largest = max(tokenizer.vocabulary.values(), default=0)
         if largest >= known:
@@ -66,10 +67,7 @@ class ModelScorer:
             )
         self._model = model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
         self._tokenizer = tokenizer
-        self._template = ChatTemplate(
-            template, special_tokens=tokenizer.special_tokens, owner=f"the reward model {path}"
-        )
-        self._path = path
+        self._reader = reader
         self._device = device
         self._budget = micro_batch_tokens
         limits = [max_tokens, _context_tokens(model.config)]
@@ -98,13 +96,19 @@ class ModelScorer:
 
         Raises:
             ConfigError: see `load_reward_model`.
-            DataError: the model or its tokenizer cannot be loaded, or there is no chat template.
+            DataError: the model or its tokenizer cannot be loaded, or it needs a chat template and has none.
         """
         model = load_reward_model(path, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code, key="rewards.paths")
+        reader: Reader
+        if reads_chat(model.config.to_dict()):
+            reader = ChatReader(tokenizer, path=path)
+        else:
+            reader = PlainReader(ChatTokenizer(path, trust_remote_code=trust_remote_code), path=path)
         return cls(
             model,
             tokenizer,
+            reader=reader,
             path=path,
             micro_batch_tokens=micro_batch_tokens,
             max_tokens=max_tokens,
@@ -121,7 +125,7 @@ class ModelScorer:
             float32 [n]; nan or infinite if the numbers of the model overflow.
 
         Raises:
-            DataError: the chat template refuses a conversation, or gives no tokens for it.
+            DataError: the model cannot read a conversation: the chat template refuses it, or gives no tokens for it.
         """
         sequences = [self._tokens(index, conversation) for index, conversation in enumerate(conversations)]
         self._count = len(sequences)
@@ -138,17 +142,9 @@ class ModelScorer:
 
     def _tokens(self, index: int, conversation: Sequence[Message]) -> list[int]:
         try:
-            text = self._template.render(conversation, generation_prompt=False)
+            return self._reader.tokens(conversation)
         except DataError as error:
             raise DataError(f"conversation {index}: {error}") from error
-        # The tokenizer adds no special tokens: the template writes the first token (BOS) if the model needs one.
-        tokens = self._tokenizer.encode(text, special=False)
-        if not tokens:
-            raise DataError(
-                f"the chat template of the reward model {self._path} gives no tokens for conversation {index}; "
-                "correct the template"
-            )
-        return tokens
 
     def _cut(self, tokens: list[int]) -> list[int]:
         """Returns the last tokens that fit. The first token stays if it is the one with which every sequence starts."""

@@ -15,8 +15,11 @@ from ray_rl.checkpoint.classifier_settings import describe_classifier, padding_t
 from ray_rl.checkpoint.export_folder import export_run
 from ray_rl.checkpoint.export_marks import exported_step, model_folders
 from ray_rl.checkpoint.hugging_face import export_models
+from ray_rl.data.chat import ChatTokenizer
+from ray_rl.data.examples.tokenize import ExampleTokenizer
+from ray_rl.data.formats.record import Comparison
 from ray_rl.data.tokenizer import load_tokenizer
-from ray_rl.errors import UserError
+from ray_rl.errors import DataError, UserError
 from ray_rl.models.classifier import ScoreModel, load_classifier
 from ray_rl.rewards.model.scorer import ModelScorer
 from ray_rl.types import Message
@@ -41,7 +44,7 @@ def source(tmp_path):
     return folder
 
 
-def export(source, to, scored_at):
+def export(source, to, scored_at, **settings):
     """An export with a head that is large enough for scores to differ."""
     model = load_classifier(
         str(source), scored_at, head_seed=3, dtype="float32", attention="sdpa", trust_remote_code=False
@@ -50,7 +53,7 @@ def export(source, to, scored_at):
         (name, weight.detach() * (20 if name.startswith("score") else 1)) for name, weight in model.named_parameters()
     ]
     model.load_state_dict(dict(weights), strict=False)
-    export_models({"": model}, iter(weights), source=str(source), to=to, step=5)
+    export_models({"": model}, iter(weights), source=str(source), to=to, step=5, **settings)
     return model.eval()
 
 
@@ -73,18 +76,42 @@ def test_a_reward_model_scores_the_same_in_transformers_and_as_a_judge(source, t
         expected = trained.score(hidden)[:, 0]
         loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export")
         in_transformers = loaded(**batch).logits[:, 0]
-    scorer = ModelScorer.load(
-        str(tmp_path / "export"),
+    as_a_judge = judge(tmp_path / "export").scores(CONVERSATIONS)
+    assert float(expected.std()) > 0.1
+    torch.testing.assert_close(in_transformers, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(as_a_judge, expected.numpy(), atol=1e-5)
+
+
+def judge(folder):
+    return ModelScorer.load(
+        str(folder),
         micro_batch_tokens=64,
         max_tokens=None,
         dtype="float32",
         attention="sdpa",
         trust_remote_code=False,
     )
-    as_a_judge = scorer.scores(CONVERSATIONS)
-    assert float(expected.std()) > 0.1
-    torch.testing.assert_close(in_transformers, expected, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(as_a_judge, expected.numpy(), atol=1e-5)
+
+
+def test_a_reward_model_of_plain_text_reads_as_a_judge_what_it_was_trained_on(source, tmp_path):
+    trained = export(source, tmp_path / "export", "end", chat=False)
+    question, answer = (message.content for message in CONVERSATIONS[0])
+    pair = ExampleTokenizer(ChatTokenizer(source), chat=False, rendered=True).example(
+        Comparison(question, answer, "wrong"), id="0", where=""
+    )
+    tokens = torch.tensor([[*pair.prompt_ids, *pair.answers[0].token_ids.tolist()]])
+    with torch.no_grad():
+        expected = trained.score(trained.base_model(input_ids=tokens).last_hidden_state[:, -1])[0]
+    np.testing.assert_allclose(judge(tmp_path / "export").scores(CONVERSATIONS[:1]), expected.numpy(), atol=1e-5)
+    export(tmp_path / "export", tmp_path / "chat", "end")  # is trained further, now on conversations
+    assert abs(judge(tmp_path / "chat").scores(CONVERSATIONS[:1]) - expected.numpy()) > 1e-3
+
+
+def test_a_judge_of_plain_text_refuses_what_is_no_question_with_its_answer(source, tmp_path):
+    export(source, tmp_path / "export", "end", chat=False)
+    turns = [Message("system", "Be brief."), *CONVERSATIONS[0]]
+    with pytest.raises(DataError, match=r"conversation 1: the reward model .*export was trained on plain text .* and "):
+        judge(tmp_path / "export").scores([CONVERSATIONS[0], turns])
 
 
 def test_the_members_of_an_ensemble_are_models_in_folders_of_their_own(source, tmp_path):
@@ -139,7 +166,7 @@ def test_the_padding_token_of_the_export_is_one_that_ends_no_text(source, tmp_pa
 def test_the_padding_token_is_also_set_in_the_settings_of_the_part_for_text(source):
     model = load_classifier(str(source), "end", head_seed=3, dtype="float32", attention="sdpa", trust_remote_code=False)
     settings = {"text_config": {"pad_token_id": END}}
-    describe_classifier(settings, source, model)
+    describe_classifier(settings, source, model, chat=True)
     assert settings["text_config"]["pad_token_id"] == settings["pad_token_id"] == WORDS.index("<|user|>")
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from ray_rl.catalog.shapes import reads_chat
 from ray_rl.catalog.weight_files import weights_digest
 from ray_rl.checkpoint.export_folder import export_run
 from ray_rl.checkpoint.export_marks import exported_step, model_folders
@@ -199,7 +200,7 @@ def test_reward_models_are_exported_as_classifiers_with_their_trained_heads(tmp_
         {
             "run": {"name": "first", "dir": str(tmp_path), "steps": 5},
             "model": {"path": str(source), "dtype": "float32"},
-            "data": {"kind": "jsonl", "path": "pairs.jsonl"},
+            "data": {"kind": "jsonl", "path": "pairs.jsonl", "chat": members == 1},
             "algorithm": {"kind": "reward_model", "members": members},
         }
     )
@@ -226,6 +227,7 @@ def test_reward_models_are_exported_as_classifiers_with_their_trained_heads(tmp_
     for expected, place in zip(trained, model_folders(to, members), strict=True):
         loaded = AutoModelForSequenceClassification.from_pretrained(place)
         assert loaded.config.num_labels == 1
+        assert reads_chat(loaded.config.to_dict()) is (members == 1)
         found = dict(loaded.named_parameters())
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], weight) for name, weight in expected.items())

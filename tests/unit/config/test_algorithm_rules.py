@@ -166,6 +166,14 @@ class TestRewardModel:
         write_model("judge", settings)
         passes("rewards=[{kind: model, paths: [judge]}]")
 
+    def test_a_model_of_plain_text_takes_no_system_message(self, refused, passes, write_model):
+        write_model("judge", {"num_labels": 1, "ray_rl_chat": False})
+        passes("rewards=[{kind: model, paths: [judge]}]")
+        assert refused("rewards=[{kind: model, paths: [judge]}]", "data.system_prompt=Be brief.") == (
+            "data.system_prompt: rewards.0.paths.0=judge was trained on plain text (data.chat=false), and reads no "
+            "system message; remove data.system_prompt, or train the reward model with data.chat=true"
+        )
+
     def test_a_model_that_stands_for_one_that_is_trained_later_needs_no_head(self, load, write_model):
         write_model("base", {})
         check(load("rewards=[{kind: model, paths: [base]}]"), visible_gpus=0, stand_ins=["base"])

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.tokenizer import load_tokenizer
 from ray_rl.errors import DataError
+from ray_rl.rewards.model.reading import ChatReader
 from ray_rl.rewards.model.scorer import ModelScorer
 from ray_rl.types import Message
 from tests.tokenizer_shapes import CORPUS, SHAPES, TEXTS, Shape, in_hub_cache, offline_hub, reference
@@ -29,7 +30,8 @@ def model() -> LlamaForSequenceClassification:
 
 
 def scorer(model: LlamaForSequenceClassification, path: str) -> ModelScorer:
-    return ModelScorer(model, load_tokenizer(path, key="rewards.paths"), path=path, micro_batch_tokens=512)
+    tokenizer = load_tokenizer(path, key="rewards.paths")
+    return ModelScorer(model, tokenizer, reader=ChatReader(tokenizer, path=path), path=path, micro_batch_tokens=512)
 
 
 def read(scorer: ModelScorer, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
