@@ -199,6 +199,11 @@ def has_generation_markers(template: nodes.Template) -> bool:
     return any(each.identifier == _Generation.identifier for each in template.find_all(nodes.ExtensionAttribute))
 
 
+def reads_date(template: nodes.Template) -> bool:
+    """Returns whether a parsed template asks for the date of today."""
+    return any(each.name == "strftime_now" for each in template.find_all(nodes.Name))
+
+
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 

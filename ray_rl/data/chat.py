@@ -109,6 +109,11 @@ class ChatTokenizer:
         """The chat template that an export must contain; None if it is the tokenizer's own, without options."""
         return self._changed
 
+    @property
+    def dated_template(self) -> str | None:
+        """The chat template, if tokens may be others tomorrow because it writes today's date; else None."""
+        return self._template.text if self._template.reads_date else None
+
     @cached_property
     def turn_end(self) -> int | None:
         """The token that the chat template writes after an answer, if it is a single token."""

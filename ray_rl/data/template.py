@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
-from ray_rl.data.bounded_jinja import Rendered, TooMuchWork, environment, has_generation_markers, rendered
+from ray_rl.data.bounded_jinja import Rendered, TooMuchWork, environment, has_generation_markers, reads_date, rendered
 from ray_rl.data.tokenizer import ModelTokenizer, squeezed
 from ray_rl.errors import ConfigError, DataError
 from ray_rl.types import Message
@@ -75,7 +75,7 @@ class ChatTemplate:
         jinja = environment()
         try:
             tree = jinja.parse(text)
-            self._has_markers = has_generation_markers(tree)
+            self._has_markers, self._reads_date = has_generation_markers(tree), reads_date(tree)
             variables = meta.find_undeclared_variables(tree) - set(jinja.globals)
             self._check_options(options or {}, variables)
             self._template = jinja.from_string(self._text)
@@ -93,6 +93,11 @@ class ChatTemplate:
     def has_markers(self) -> bool:
         """Whether the template marks what the assistant says, with `{% generation %}`."""
         return self._has_markers
+
+    @property
+    def reads_date(self) -> bool:
+        """Whether the template may write the date of today."""
+        return self._reads_date
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
         """Returns the conversation as one text that contains every message; see `rendered`."""

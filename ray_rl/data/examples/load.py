@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ray_rl.config.data import DataConfig, Mixture, RecordSource
 from ray_rl.config.offline import TrainOn, Wanted
 from ray_rl.data.chat import ChatTokenizer, uses_chat
@@ -33,10 +35,10 @@ class Examples:
     lines: Sequence[str]
     """Lines for the user: what the data is taken for, one example, and what was left out."""
     digests: Mapping[str, str]
-    """Digests of the files or data sets by their name, and one of which of their examples are trained on.
-
-    Tokens are not part of them: some templates write today's date, and a run may be resumed tomorrow.
-    """
+    """Digests of the files or data sets by their name, and one of which of their examples are trained on."""
+    tokens: str = ""
+    """Digest of the tokens of all examples; of the chat template instead if this writes today's date, since a run may
+    be resumed tomorrow. Empty for a part of a mixture."""
 
 
 def load_examples(
@@ -70,7 +72,8 @@ def load_examples(
     held_out: list[Example] = []
     lines: list[str] = []
     digests: dict[str, str] = {}
-    for number, (source, weight) in enumerate(zip(sources_of(data), weights, strict=True)):
+    sources = sources_of(data)
+    for number, (source, weight) in enumerate(zip(sources, weights, strict=True)):
         loading = _Loading(
             source,
             tokens=ExampleTokenizer(
@@ -91,8 +94,10 @@ def load_examples(
         lines += part.lines
         digests |= part.digests
     _refuse_an_empty_side(train, held_out, share=data.held_out)
-    digests["the list of examples"] = _digest(train)
-    return Examples(data.kind, train, held_out, lines, digests)
+    digests["the list of examples"] = _hashed(example.id.encode() + b"\n" for example in train)
+    dated = tokenizer.dated_template if any(map(uses_chat, sources)) else None
+    tokens = _hashed([dated.encode()] if dated is not None else map(_tokens, [*train, *held_out]))
+    return Examples(data.kind, train, held_out, lines, digests, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +194,16 @@ def _refuse_an_empty_side(train: Sequence[Example], held_out: Sequence[Example],
         )
 
 
-def _digest(examples: Iterable[Example]) -> str:
-    hashed = hashlib.blake2b("\n".join(example.id for example in examples).encode(), digest_size=16)
+def _hashed(parts: Iterable[bytes]) -> str:
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        hashed.update(part)
     return f"blake2b:{hashed.hexdigest()}"
+
+
+def _tokens(example: Example) -> bytes:
+    """Returns the tokens of an example, and which of them are trained on."""
+    rows = [np.asarray(example.prompt_ids, np.int32)]
+    for answer in example.answers:
+        rows += [answer.token_ids, answer.loss_mask.astype(np.int32)]
+    return b"".join(len(row).to_bytes(8) + row.tobytes() for row in rows)

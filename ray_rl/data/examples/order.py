@@ -7,6 +7,7 @@ from typing import Any
 
 from ray_rl.data.examples.load import Examples
 from ray_rl.data.order import RowOrder
+from ray_rl.errors import ConfigError
 from ray_rl.types import Example
 
 
@@ -24,7 +25,7 @@ class ExampleOrder:
             shuffle: `data.shuffle`.
             seed: `run.seed`.
         """
-        self._examples = examples.train
+        self._examples, self._tokens = examples.train, examples.tokens
         self._orders = RowOrder(
             kind=examples.kind, size=len(examples.train), seed=seed, shuffle=shuffle, digests=examples.digests
         )
@@ -51,7 +52,8 @@ class ExampleOrder:
 
     def state(self) -> dict[str, Any]:
         """Returns the state for `restore`, as JSON values."""
-        return {"source": self._orders.fingerprint(), "epoch": self._epoch, "index": self._index}
+        position = {"epoch": self._epoch, "index": self._index}
+        return {"source": self._orders.fingerprint(), "tokens": self._tokens} | position
 
     def compare(self, state: Mapping[str, Any]) -> None:
         """Checks that a state belongs to the same examples in the same order.
@@ -60,6 +62,12 @@ class ExampleOrder:
             ConfigError: it belongs to others; the message lists the differences.
         """
         self._orders.compare(state["source"])
+        if state.get("tokens", self._tokens) != self._tokens:
+            raise ConfigError(
+                "model.path: the examples have other tokens than when the run started, though the data is the same: "
+                "the chat template (also a file that model.chat_template names) or the tokenizer was edited since, or "
+                "ray_rl was updated and tokenises otherwise; put the old one back, or start another run"
+            )
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores the position of `state`, so that the same examples follow.

@@ -1,4 +1,5 @@
 import random
+from datetime import datetime, timedelta
 from itertools import count
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ import pytest
 
 from ray_rl.config.data import Addition, Csv, Jsonl, Parquet
 from ray_rl.data.examples.load import Examples, load_examples
+from ray_rl.data.examples.order import ExampleOrder
 from ray_rl.data.examples.reading import Reading
 from ray_rl.errors import ConfigError, DataError
-from tests.unit.data.examples.conftest import LLAMA3
+from tests.unit.data.examples.conftest import LLAMA3, SMOLLM2
 from tests.unit.data.formats.converting import turn
 
 PAIR = {"prompt": "6*7?", "chosen": "42", "rejected": "41"}
@@ -219,16 +221,76 @@ def test_a_share_that_leaves_one_side_empty_is_refused(small, jsonl):
         pairs(small, Jsonl(path=jsonl(PAIR), held_out=0.01))
 
 
-def test_the_digests_tell_other_examples_but_not_another_date_in_the_template(small, bytes_tokenizer, jsonl):
+def test_the_digests_of_data_tell_other_examples_and_no_other_template(small, bytes_tokenizer, jsonl):
     path = jsonl(PAIR, PAIR | {"prompt": "a longer question?"})
     name = "the list of examples"
     usual = pairs(small, Jsonl(path=path)).digests
     assert set(usual) == {"train.jsonl", name}
-    assert pairs(bytes_tokenizer(LLAMA3), Jsonl(path=path)).digests == usual
+    assert pairs(bytes_tokenizer(LLAMA3), Jsonl(path=path)).digests == usual  # its tokens have a digest of their own
     fewer = pairs(small, Jsonl(path=path, max_tokens=110))
     assert [example.id for example in fewer.train] == ["train.jsonl:1"]
     assert fewer.digests[name] != usual[name]
     assert fewer.digests["train.jsonl"] == usual["train.jsonl"]
+
+
+def resumed_with(before: Examples, now: Examples) -> None:
+    ExampleOrder(now, shuffle=True, seed=0).compare(ExampleOrder(before, shuffle=True, seed=0).state())
+
+
+def test_a_resume_with_an_edited_chat_template_is_refused(small, bytes_tokenizer, jsonl):
+    data = Jsonl(path=jsonl(*[PAIR | {"prompt": f"{number}*7?"} for number in range(20)]), held_out=0.5)
+    before = pairs(small, data)
+    resumed_with(before, pairs(small, data))
+    edited = pairs(bytes_tokenizer(SMOLLM2.replace("a helpful", "an edited")), data)
+    with pytest.raises(ConfigError) as raised:
+        resumed_with(before, edited)
+    assert str(raised.value) == (
+        "model.path: the examples have other tokens than when the run started, though the data is the same: the chat "
+        "template (also a file that model.chat_template names) or the tokenizer was edited since, or ray_rl was "
+        "updated and tokenises otherwise; put the old one back, or start another run"
+    )
+    # Where the data differs too, that is what the user should look at.
+    other = pairs(bytes_tokenizer(LLAMA3), Jsonl(path=jsonl(PAIR)))
+    with pytest.raises(ConfigError, match=r"the content of train.jsonl has changed"):
+        resumed_with(before, other)
+
+
+def test_a_resume_with_other_masks_is_refused(bytes_tokenizer, jsonl):
+    data = Jsonl(path=jsonl({"messages": SAID}))
+    end = SMOLLM2.replace("message['content'] + '<|im_end|>'", "message['content'] ~ '<|im_end|>'")
+    halves = [
+        pairs(bytes_tokenizer(template), data, wanted="demonstration", train_on=train_on)
+        for template, train_on in ((SMOLLM2, "assistant"), (end, "assistant"), (SMOLLM2, "all"))
+    ]
+    resumed_with(halves[0], halves[1])  # edited, but with the same tokens
+    with pytest.raises(ConfigError, match="other tokens than when the run started"):
+        resumed_with(halves[0], halves[2])
+
+
+def test_a_template_that_writes_today_s_date_may_be_resumed_tomorrow_but_not_edited(
+    bytes_tokenizer, jsonl, monkeypatch
+):
+    data, dated = Jsonl(path=jsonl(PAIR)), "<s>{{ strftime_now('%d %b %Y') }}" + LLAMA3
+    before = pairs(bytes_tokenizer(dated), data)
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now() + timedelta(days=1)
+
+    monkeypatch.setattr("ray_rl.data.bounded_jinja.datetime", Tomorrow)
+    tomorrow = pairs(bytes_tokenizer(dated), data)
+    assert tomorrow.train[0].digest != before.train[0].digest
+    resumed_with(before, tomorrow)
+    with pytest.raises(ConfigError, match="other tokens than when the run started"):
+        resumed_with(before, pairs(bytes_tokenizer(dated.replace("%Y", "%y")), data))
+
+
+def test_a_checkpoint_without_a_digest_of_tokens_may_be_resumed(small, jsonl):
+    examples = pairs(small, Jsonl(path=jsonl(PAIR)))
+    state = ExampleOrder(examples, shuffle=True, seed=0).state()
+    del state["tokens"]
+    ExampleOrder(examples, shuffle=True, seed=0).compare(state)
 
 
 def test_long_work_tells_its_progress(small, jsonl, monkeypatch):
