@@ -295,4 +295,7 @@ class OfflineBatch(TokenBatch):
     labels_RT: NDArray[np.float32] | None = None
     """How right the step that ends before each loss token is, in [0, 1]; 0 elsewhere."""
     baseline: float | None = None
-    """KTO's estimate of the KL to the reference (see `kto_baseline`), of the whole optimizer step."""
+    """KTO's estimate of the KL to the reference (see `kto_baseline`), of the whole optimizer step or evaluation."""
+    tokens_per_pair: float | None = None
+    """Mean number of loss tokens of the chosen rows of a whole evaluation, whose metrics are means over its batches.
+    None: that of this batch, which is a whole optimizer step."""

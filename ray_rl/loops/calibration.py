@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+ACCURACY = "eval/accuracy"
+
+
 class Calibration:
     """Collects the scores of one evaluation."""
 
@@ -33,17 +36,22 @@ class Calibration:
         self._longer.append(batch.lengths_R[0::2] - batch.lengths_R[1::2])
 
     def take(self) -> list[Metric]:
-        """Returns the metrics of all batches since the last call; if a score is not finite, an error of nan alone."""
+        """Returns the metrics of all batches since the last call, of the mean score of an ensemble's members.
+
+        If a score is not finite, the error and the accuracy are nan, and there are no others.
+        """
         margins_J, longer_J = np.concatenate(self._margins), np.concatenate(self._longer)
         self._margins, self._longer = [], []
         if not np.isfinite(margins_J).all():
-            return [Last("eval/calibration_error", math.nan)]
+            return [Last("eval/calibration_error", math.nan), Last(ACCURACY, math.nan)]
         bins = reliability(margins_J)
-        low, high = wilson_interval(int((margins_J > 0).sum()), len(margins_J))
+        right = int((margins_J > 0).sum())
+        low, high = wilson_interval(right, len(margins_J))
         correlation = length_correlation(margins_J, longer_J)
         return [
             Last("eval/calibration_error", calibration_error(bins)),
             *([] if correlation is None else [Last("eval/length_correlation", correlation)]),
+            Last(ACCURACY, right / len(margins_J)),
             Last("eval/accuracy_low", low),
             Last("eval/accuracy_high", high),
             *(Last(f"eval/accuracy_at_confidence_{each.low:.2f}", each.accuracy) for each in bins),

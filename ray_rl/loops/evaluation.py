@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from ray_rl.checkpoint.best import FILE
 from ray_rl.checkpoint.store import Checkpoint, read_json, write_json
@@ -14,6 +15,7 @@ from ray_rl.metrics.metric import Metric, reduce_metrics
 from ray_rl.types import Example
 
 LOSS = "eval/loss"
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,14 @@ class Evaluation:
         """Returns whether held-out examples are evaluated after a step: every so many steps, and after the last one."""
         return bool(self._held_out) and (step == last or (self._every is not None and step % self._every == 0))
 
-    def batches(self) -> Iterator[tuple[str, Sequence[Example]]]:
-        """Yields the progress and the held-out examples, batch by batch."""
-        count = len(self._held_out)
-        for start in range(0, count, self._batch_size):
-            yield f"{start} of {count} held-out examples", self._held_out[start : start + self._batch_size]
+    @property
+    def held_out(self) -> Sequence[Example]:
+        """The examples that are not trained on."""
+        return self._held_out
+
+    def batches(self, examples: Sequence[Item]) -> list[Sequence[Item]]:
+        """Returns examples, or what belongs to them, in batches."""
+        return [examples[start : start + self._batch_size] for start in range(0, len(examples), self._batch_size)]
 
     def observe(self, metrics: Sequence[Metric], *, step: int) -> None:
         """Compares an evaluation after a step with the best one so far: by the metric of `keep_best`, else by the loss.
@@ -169,12 +174,3 @@ def _is_better(name: str, value: float, best: Standing) -> bool:
         return False
     is_lower_better = name.endswith(("loss", "entropy", "error"))
     return best.step is None or (value < best.value if is_lower_better else value > best.value)
-
-
-def as_evaluation(metrics: Sequence[Metric]) -> list[Metric]:
-    """Returns the metrics of a loss under names of an evaluation: "dpo/accuracy" becomes "eval/accuracy"."""
-    return [
-        replace(metric, name=f"eval/{metric.name.partition('/')[2]}")
-        for metric in metrics
-        if not metric.name.startswith("train/")
-    ]

@@ -92,9 +92,19 @@ def require_finite_reference(batch: OfflineBatch) -> None:
                 f"example {batch.ids[row // batch.group_size]}: the reference's log-probability of its answer is "
                 f"{batch.reference_R[row]}. The weights of the reference are not finite, or model.dtype=float32 helps"
             )
-    if batch.baseline is not None and not np.isfinite(batch.baseline):
+    if batch.baseline is not None:
+        require_finite_baseline(batch.baseline)
+
+
+def require_finite_baseline(baseline: float) -> None:
+    """Refuses a baseline of KTO that is not finite.
+
+    Raises:
+        TrainingError: the baseline is nan or inf.
+    """
+    if not np.isfinite(baseline):
         raise TrainingError(
-            f"KTO's baseline is {batch.baseline}: a log-probability of a mismatched answer is not finite. A lower "
+            f"KTO's baseline is {baseline}: a log-probability of a mismatched answer is not finite. A lower "
             "learning_rate or model.dtype=float32 may help"
         )
 

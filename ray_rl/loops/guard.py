@@ -45,6 +45,11 @@ class Guard:
         """Why the current step is skipped."""
         self._in_a_row = 0
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether numbers that are not finite may be left out, instead of ending the run."""
+        return self._may_skip
+
     @contextmanager
     def saving(self, records: Records) -> Iterator[None]:
         """Saves the samples if numbers in the block are not finite; the error then names their file."""

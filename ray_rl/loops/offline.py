@@ -27,11 +27,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ray_rl.loops.evaluation import as_evaluation
+from ray_rl.loops.evaluating import evaluate
 from ray_rl.loops.finite import require_finite_reference, without_loss_tokens
 from ray_rl.loops.guard import NONFINITE
 from ray_rl.loops.session import OfflineSession
-from ray_rl.metrics.metric import Metric
 from ray_rl.metrics.sinks import ExampleRecords
 from ray_rl.types import Example, OfflineBatch
 
@@ -90,18 +89,3 @@ async def with_reference(s: OfflineSession, examples: Sequence[Example], batch: 
         batch = replace(batch, baseline=await s.baseline.of(examples))
     require_finite_reference(batch)
     return batch
-
-
-async def evaluate(s: OfflineSession) -> list[Metric]:
-    """Returns the metrics of the loss on the held-out examples, and remembers whether this step is the best one."""
-    found: list[Metric] = []
-    with s.run.phase("evaluate"):
-        for done, examples in s.evaluation.batches():
-            s.run.note(done)
-            batch = await with_reference(s, examples, s.pack(examples))
-            found += await s.actor.evaluate(batch)
-            if s.calibration is not None:
-                await s.calibration.add(batch)
-    evaluated = as_evaluation(found) + ([] if s.calibration is None else s.calibration.take())
-    s.evaluation.observe(evaluated, step=s.run.step + 1)
-    return evaluated

@@ -167,14 +167,25 @@ class Baseline:
         self._partners, self._pack = partners, pack
         self._actor, self._reference = actor, reference
 
-    async def of(self, examples: Sequence[Example]) -> float:
-        """Returns `kto_baseline` of some examples with the current weights; 0 if none of them has a partner."""
+    async def of(self, *batches: Sequence[Example], may_skip: bool = False) -> float:
+        """Returns `kto_baseline` of examples with the current weights; 0 if none of them has a partner.
+
+        Args:
+            batches: the examples, in batches that are scored one after the other.
+            may_skip: leave out partners for which the reference has no finite log-probability.
+        """
+        log_ratios_M = np.concatenate([await self._log_ratios(examples, may_skip=may_skip) for examples in batches])
+        return kto_baseline(log_ratios_M) if len(log_ratios_M) else 0.0
+
+    async def _log_ratios(self, examples: Sequence[Example], *, may_skip: bool) -> NDArray[np.float64]:
         pairs = [self._partners[each.id] for each in examples if each.id in self._partners]
         if not pairs:
-            return 0.0
+            return np.zeros(0)
         batch = self._pack(pairs)
         policy_M = row_sums(await self._actor.logprobs(batch), batch)
-        return kto_baseline(policy_M - await self._reference.sums(pairs, batch))
+        reference_M = await self._reference.sums(pairs, batch)
+        known_M = np.isfinite(reference_M) | (not may_skip)
+        return (policy_M - reference_M)[known_M]
 
 
 def mismatched(examples: Sequence[Example]) -> dict[str, Example]:

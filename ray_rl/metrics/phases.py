@@ -13,6 +13,9 @@ from ray_rl.config.roles import REFERENCE
 START = "start"
 """The phase before the first step: engines load and get their first weights. Its time belongs to no step."""
 
+EVALUATE = "evaluate"
+"""The phase in which held-out examples are evaluated. No training happens in it, so it does not count as throughput."""
+
 STOP_S = 5.0
 """How long the heartbeat may take to finish its line on a terminal that may be stopped."""
 
@@ -23,7 +26,7 @@ _DOING = {
     REFERENCE: "computing reference log-probabilities",
     "train": "training",
     "sync": "publishing weights",
-    "evaluate": "evaluating",
+    EVALUATE: "evaluating",
     "checkpoint": "saving a checkpoint",
     "restart": "starting lost workers again",
     "export": "writing the model",

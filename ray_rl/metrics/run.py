@@ -14,7 +14,7 @@ from ray_rl.errors import Preempted, RecordError
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.endings import next_commands, shown
 from ray_rl.metrics.metric import Metric, reduce_metrics
-from ray_rl.metrics.phases import Heartbeat, Phases, Span
+from ray_rl.metrics.phases import EVALUATE, Heartbeat, Phases, Span
 from ray_rl.metrics.prometheus import GaugeSink
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.metrics.sinks import JsonlSink, Records, RecordSink, TensorBoardSink
@@ -164,7 +164,8 @@ class Run:
         step_s, phases_s = self._phases.end_step()
         values: dict[str, float] = {"step": self.step, "version": self.version}
         values |= {"time/step_s": step_s} | {f"time/{name}_s": seconds for name, seconds in phases_s.items()}
-        values["throughput/tokens_per_s"] = records.tokens / step_s if step_s > 0 else 0.0
+        training_s = step_s - phases_s.get(EVALUATE, 0.0)
+        values["throughput/tokens_per_s"] = records.tokens / training_s if training_s > 0 else 0.0
         for name, value in reduce_metrics(metrics).items():
             if name in values:
                 raise ValueError(f"metric {name!r} is computed by Run.log; a stage must give its own another name")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ray_rl.errors import Preempted
+from ray_rl.metrics.phases import EVALUATE
 from ray_rl.metrics.text import duration
 
 EDGE_STEPS = 5
@@ -65,8 +66,10 @@ class Summary:
         return rows
 
     def _speed(self) -> str:
-        rate = f", {self.tokens / self.step_s:,.0f} tokens/s" if self.step_s else ""
-        return f"{self.step_s / self.steps:.1f} s a step{rate}"
+        evaluating_s = self.phases_s.get(EVALUATE, 0.0)
+        training_s = self.step_s - evaluating_s
+        rate = f", {self.tokens / training_s:,.0f} tokens/s" if training_s > 0 else ""
+        return f"{training_s / self.steps:.1f} s a step{rate}{', without evaluations' if evaluating_s else ''}"
 
     def _shares(self) -> str:
         total = self.step_s or 1.0

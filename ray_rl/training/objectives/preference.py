@@ -46,7 +46,7 @@ class PairObjective(EveryRow):
             reference_J=None if batch.reference_R is None else _sides(batch.reference_R[rows], sums_R),
             chosen_tokens_J=torch.from_numpy(tokens_R[rows[0::2]]).to(sums_R.device),
             rejected_tokens_J=torch.from_numpy(tokens_R[rows[1::2]]).to(sums_R.device),
-            tokens_per_pair=float(tokens_R[0::2].mean()),
+            tokens_per_pair=float(tokens_R[0::2].mean()) if batch.tokens_per_pair is None else batch.tokens_per_pair,
         )
         loss = self.pair_loss(pairs)
         return loss.loss_sum, metrics_of(loss, encoded=encoded, name=self.name)

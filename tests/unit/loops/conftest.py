@@ -27,6 +27,7 @@ from ray_rl.types import Message, Prompt, RolloutGroup
 from tests.algorithm import algorithm as algorithm_section
 from tests.make import completion, group, rollout
 from tests.run_folders import new_run_folder, reopened
+from tests.unit.loops.offline import offline_loop as offline_loop
 
 QUESTION = "What is 1+2?"
 PROMPTS = 2

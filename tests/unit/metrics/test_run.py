@@ -120,6 +120,20 @@ def test_a_step_of_any_kind_of_training_is_logged_by_its_metrics_and_records(sta
     assert "step 1: 1 of 1 pairs" in started.lines
 
 
+def test_the_time_of_an_evaluation_does_not_count_as_throughput(start, clock):
+    started = start()
+    with started.run.phase("train"):
+        clock.pass_s(4)
+    with started.run.phase("evaluate"):
+        clock.pass_s(16)
+    values = started.run.log([], Pairs())
+    assert (values["time/step_s"], values["time/evaluate_s"], values["throughput/tokens_per_s"]) == (20.0, 16.0, 5.0)
+    started.run.close()
+    summary = "\n".join(started.lines)
+    assert "4.0 s a step, 5 tokens/s, without evaluations" in summary
+    assert "evaluate 80%, train 20%" in summary
+
+
 def test_the_trace_has_the_phases_and_the_step_around_them(start, clock, make_group):
     started = start()
     do_step(started.run, clock, make_group([1.0, 0.0]))
