@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ray_rl.errors import ConfigError
+from ray_rl.models.attention import SHARED_PREFIX
 from ray_rl.models.float_head import FloatHead
 from ray_rl.models.loading import check_checkpoint, load_causal_lm, load_model_config
 from ray_rl.models.policy import ModelInputs
+from ray_rl.models.residual import keep_residual_in_float32
 from ray_rl.models.reward_model import HEAD, has_linear_head, load_reward_model
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ def load_value_model(folder: str, *, dtype: str, attention: str, trust_remote_co
         if not has_linear_head(model):
             raise ConfigError(f"critic.path={folder}: an encoder has no values for single tokens; name a decoder")
         model.requires_grad_(True)
+        if attention == SHARED_PREFIX and dtype == "bfloat16":
+            keep_residual_in_float32(model)  # as `load_causal_lm` does
         return ValueModel(model.base_model, _head(model.get_submodule(HEAD).get_parameter("weight")))
     causal_lm = load_causal_lm(
         folder, dtype=dtype, attention=attention, trust_remote_code=trust_remote_code, key="critic.path"

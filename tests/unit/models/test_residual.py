@@ -12,6 +12,7 @@ from ray_rl.batching.micro_batches import Tree
 from ray_rl.models.attention import SHARED_PREFIX
 from ray_rl.models.loading import load_causal_lm
 from ray_rl.models.policy import PolicyModel
+from ray_rl.models.value import load_value_model
 from ray_rl.types import TrainBatch
 from tests.unit.models.tiny import VOCABULARY, gradients, ragged_batch, relative_error, tiny_llama
 
@@ -91,6 +92,22 @@ def test_layers_see_a_float32_residual_with_shared_prefixes_alone(
     assert gradient(model, attention).isfinite().all()
     assert seen == [dtype] * len(model.model.layers)
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("is_reward_model", [False, True])
+def test_a_critic_has_it_too_whether_it_starts_from_a_language_model_or_a_reward_model(
+    tmp_path: Any, is_reward_model: bool
+) -> None:
+    language_model = tiny_llama(dtype=torch.bfloat16)
+    config = transformers.LlamaConfig(**language_model.config.to_dict() | {"num_labels": 1})
+    scorer = transformers.LlamaForSequenceClassification(config).to(torch.bfloat16)
+    (scorer if is_reward_model else language_model).save_pretrained(tmp_path)
+    critic = load_value_model(str(tmp_path), dtype="bfloat16", attention=SHARED_PREFIX, trust_remote_code=False)
+    seen: list[torch.dtype] = []
+    for layer in critic.backbone.layers:
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    critic(encode(BATCHES[0], MICRO, packing="shared_prefix").inputs).sum().backward()
+    assert seen == [torch.float32] * 2
 
 
 def test_a_float32_model_is_left_alone(tmp_path: Any) -> None:
