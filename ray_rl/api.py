@@ -10,7 +10,6 @@ Loads without torch and Ray. docs/python_api.md describes it for users.
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from ray_rl.config.loading.load import load_config
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError, Preempted, RayRLError, UserError
 from ray_rl.exit_codes import BAD_INPUT, CHECKPOINTED, DONE
+from ray_rl.metrics.step_records import step_records
 from ray_rl.planner.assess import Assessment
 
 __all__ = ["Planned", "RunConfig", "Trained", "load_config", "plan", "train"]
@@ -69,8 +69,7 @@ class Trained:
 
     def metrics(self) -> list[dict[str, float]]:
         """Returns the metrics of every step, the first step first."""
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return step_records(self.folder / "metrics.jsonl")
 
 
 def plan(config: RunConfig) -> Planned:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import socket
 import time
@@ -11,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ray_rl.checkpoint.best import FILE, kept_best
+from ray_rl.checkpoint.best import evaluations_since_best, has_stalled, kept_best
 from ray_rl.checkpoint.export_marks import exported_step
 from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.config.run import RunSection
 from ray_rl.errors import ConfigError, UserError
 from ray_rl.metrics.folder_lock import Ending, ending_of, holder_of, pid_space
+from ray_rl.metrics.step_records import step_records
 from ray_rl.program import program
 
 State = Literal["running", "done", "unreadable"] | Ending
@@ -113,7 +113,7 @@ def run_state(folder: Path) -> RunState:
         config = read_yaml(folder / "config.yaml").plain()
     except ConfigError as error:
         problem = str(error)
-    last = list(_last_records(folder / "metrics.jsonl"))
+    last = _last_records(folder / "metrics.jsonl")
     steps, grace_s = _at(config, "run", "steps"), _at(config, "run", "grace_s")
     step = last[0]["step"] if last else 0
     planned = steps if type(steps) is int else None
@@ -124,7 +124,9 @@ def run_state(folder: Path) -> RunState:
     newest = _newest_checkpoint(folder / "checkpoints")
     checkpoint = folder / "checkpoints" / f"step_{newest}"
     best = kept_best(checkpoint)
-    is_over = planned is not None and (step >= planned or _has_stalled(checkpoint, config))
+    patience, since = _at(config, "run", "patience"), evaluations_since_best(checkpoint)
+    is_stalled = type(patience) is int and since is not None and has_stalled(since, patience)
+    is_over = planned is not None and (step >= planned or is_stalled)
     is_done = is_over and (not wants_export or exported == (step if best is None else best))
     ended: State = "done" if is_done else ending_of(folder)
     state: State = "running" if owner else "unreadable" if problem else ended
@@ -172,31 +174,12 @@ def _last_value(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return next((float(record[key]) for record in records if isinstance(record.get(key), int | float)), None)
 
 
-def _has_stalled(checkpoint: Path, config: Any) -> bool:
-    """Returns whether the evaluations of a run have ended it at a checkpoint."""
-    patience = _at(config, "run", "patience")
+def _last_records(path: Path) -> list[dict[str, Any]]:
+    """Returns the last records, newest first; none if the file cannot be read."""
     try:
-        since = json.loads((checkpoint / FILE).read_text(encoding="utf-8"))["since"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-    return type(patience) is int and type(since) is int and since >= patience
-
-
-def _last_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the last records, newest first; skips lines that are not the record of a step."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read(TAIL_BYTES).splitlines(keepends=True)
+        return step_records(path, tail_bytes=TAIL_BYTES)[::-1]
     except OSError:
-        return
-    for line in reversed(lines):
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and type(record.get("step")) is int:
-            yield record
+        return []
 
 
 def _newest_checkpoint(folder: Path) -> int | None:

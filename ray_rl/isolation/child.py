@@ -21,9 +21,9 @@ from typing import Any
 
 from ray_rl.errors import UserError
 from ray_rl.isolation.channel import receive, send
+from ray_rl.isolation.family import DEATH_SIGNAL
 from ray_rl.isolation.importing import import_function, users_place
 
-_PR_SET_PDEATHSIG = 1
 _REQUESTS_TO_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 SUMMARY_CHARACTERS = 2_000
@@ -118,7 +118,7 @@ def _answer(
 def _die_with(parent: int) -> None:
     """Asks the kernel to kill us when the parent dies, so that a hung function leaves no orphan behind."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         sys.exit(1)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 MARK = "RAY_RL_SANDBOX"
 """The environment variable by which descendants are found after their parent has ended."""
 
+DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG: the option of Linux's prctl for the signal that a process gets when its parent dies."""
 ROUNDS = 5
 """How often to look for descendants: a process may start another during the search."""
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from ray_rl.checkpoint.best import FILE
+from ray_rl.checkpoint.best import FILE, has_stalled
 from ray_rl.checkpoint.store import Checkpoint, read_json, write_json
 from ray_rl.errors import CheckpointError, ConfigError
 from ray_rl.metrics.metric import Metric, reduce_metrics
@@ -106,7 +106,7 @@ class Evaluation:
     @property
     def has_stalled(self) -> bool:
         """Whether `run.patience` evaluations in a row were not better than the best one."""
-        return self._patience is not None and self._standing.since >= self._patience
+        return has_stalled(self._standing.since, self._patience)
 
     @property
     def verdict(self) -> str:
@@ -156,7 +156,9 @@ def is_over(checkpoint: Checkpoint, *, steps: int, patience: int | None) -> bool
     Raises:
         CheckpointError: the run has patience, and the checkpoint no best evaluation.
     """
-    return checkpoint.step >= steps or (patience is not None and standing_of(checkpoint.folder).since >= patience)
+    return checkpoint.step >= steps or (
+        patience is not None and has_stalled(standing_of(checkpoint.folder).since, patience)
+    )
 
 
 def exported_after(checkpoint: Checkpoint, *, best_by: str | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ray_rl.metrics.modes import make_folder
+from ray_rl.metrics.step_records import record_of
 from ray_rl.metrics.whole_pieces import write_whole
 
 ROLLOUTS, EXAMPLES = "rollouts", "examples"
@@ -41,8 +41,8 @@ def set_records_aside(root: Path, *, step: int, others: Sequence[Path] = ()) -> 
     kept: list[bytes] = []
     later: list[bytes] = []
     for line in lines:
-        found = step_of(line)
-        (kept if found is not None and found <= step else later).append(line)
+        found = record_of(line)
+        (kept if found is not None and found["step"] <= step else later).append(line)
     files = [file for name in (ROLLOUTS, EXAMPLES) for file in sorted((root / name).glob("step_*.jsonl"))]
     samples = [file for file in files if step_of_samples(file) > step]
     if not later and not samples:
@@ -78,18 +78,6 @@ def new_aside(root: Path, *, step: int) -> Path:
             number += 1
         else:
             return folder
-
-
-def step_of(line: bytes) -> int | None:
-    """Returns the step of a line of `metrics.jsonl`; None for a damaged or incomplete line."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    step = record.get("step") if isinstance(record, dict) else None
-    return step if isinstance(step, int) else None
 
 
 def step_of_samples(file: Path) -> int:

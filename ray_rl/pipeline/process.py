@@ -13,11 +13,11 @@ from pathlib import Path
 from types import FrameType
 
 from ray_rl.exit_codes import CHECKPOINTED
+from ray_rl.isolation.family import DEATH_SIGNAL
 from ray_rl.metrics.folder_lock import holder_of
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_S = 0.1
-_PR_SET_PDEATHSIG = 1
 
 
 class StopAsked(KeyboardInterrupt):
@@ -53,7 +53,7 @@ class StageProcess:
         prctl, pipeline = ctypes.CDLL(None).prctl, os.getpid()
 
         def end_with_pipeline() -> None:
-            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            prctl(DEATH_SIGNAL, signal.SIGTERM)
             if os.getppid() != pipeline:  # it ended before we asked
                 os._exit(CHECKPOINTED)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_rl.config.loading.nearest import nearest
+from ray_rl.metrics.step_records import step_records
 from ray_rl.metrics.summary import EDGE_STEPS
 from ray_rl.metrics.text import duration
 from ray_rl.pipeline.stages import Stage
@@ -91,10 +91,9 @@ def course(values: Sequence[float], *, encoding: str) -> str:
 def _records(file: Path) -> list[dict[str, Any]]:
     """Returns the records of a run; none if there is no file."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        return step_records(file)
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines]
 
 
 def _last_step(records: Sequence[Mapping[str, Any]]) -> int:

@@ -180,8 +180,8 @@ from ray_rl.config.loading.load import load_config
 run = load_config(sys.argv[2]).run
 folder = pathlib.Path(run.dir) / run.name
 folder.mkdir(parents=True)
-lines = [json.dumps({"step": step, "reward/mean": step / 4}) for step in range(1, run.steps + 1)]
-(folder / "metrics.jsonl").write_text("\\n".join(lines))
+lines = [json.dumps({"step": step, "reward/mean": step / 4}) + "\\n" for step in range(1, run.steps + 1)]
+(folder / "metrics.jsonl").write_text("".join(lines))
 """
 
 

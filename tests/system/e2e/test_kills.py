@@ -14,7 +14,7 @@ import pytest
 
 from ray_rl.checkpoint.export_marks import exported_step
 from ray_rl.config.loading.load import load_config
-from ray_rl.metrics.aside import step_of
+from ray_rl.metrics.step_records import record_of
 from tests.system.e2e.command import Ended, place_for, run, without_the_clock
 from tests.system.e2e.kill_points import EXTEND, FIRST, GO_BACK, Point, chosen
 
@@ -51,7 +51,7 @@ class Records:
         lines, samples = set(), set()
         for file in [self._folder / "metrics.jsonl", *self._folder.glob("aside/*/metrics.jsonl")]:
             if file.exists():
-                lines |= {line for line in file.read_bytes().splitlines(keepends=True) if step_of(line) is not None}
+                lines |= {line for line in file.read_bytes().splitlines(keepends=True) if record_of(line) is not None}
         for pattern in ("rollouts/step_*.jsonl", "aside/*/rollouts/step_*.jsonl"):
             samples |= {file.read_bytes() for file in self._folder.glob(pattern)}
         gone = [f"line {line[:40]!r}" for line in self._lines - lines]
