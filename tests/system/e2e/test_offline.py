@@ -2,13 +2,18 @@
 
 import json
 import math
+import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.system.e2e.command import Ended, kill_all, run, steps_done, wait_until, without_the_clock
+from ray_rl.checkpoint.export_marks import exported_step
+from tests.algorithm import algorithm
+from tests.driver_log import now, said
+from tests.system.e2e.command import Ended, kill_all, processes_of, run, steps_done, wait_until, without_the_clock
 from tests.tiny_model import write_tiny_model
 
 # The fixtures are up to four starts of a run.
@@ -124,52 +129,136 @@ def test_the_examples_of_each_step_are_in_the_run_folder_and_the_checkpoints_are
     best = min(evaluated, key=lambda step: evaluated[step])
     names = {path.name for path in (whole.folder / "checkpoints").iterdir()}
     assert names == {f"step_{best}", f"step_{STEPS}"}
-    assert json.loads((whole.folder / "export" / "ray_rl.json").read_text())["step"] == best
+    assert exported_step(whole.folder / "export") == best
     made = run(whole.place, "export", str(whole.folder), "--to", "copy")
     assert made.stdout.startswith(f"exported step {best} of "), made.stderr
     again = run(whole.place, "resume", str(whole.folder))
     assert (again.code, f"all {STEPS} steps are done; raise run.steps to train on" in again.stdout) == (0, True)
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("whole", ["dpo"], indirect=True)
+def test_a_run_whose_trainer_is_killed_ends_with_the_metrics_and_weights_of_one_that_was_left_alone(whole, tmp_path):
+    place = place_for(tmp_path, "dpo", is_exact=True)
+    folder, killed_at = place / "runs" / "dpo", []
+
+    def kill_a_rank(process):
+        wait_until(process, lambda: steps_done(folder) >= 1, poll_s=0.01)
+        ranks = [int(line.split()[0]) for line in processes_of(process.pid) if re.search(r" ray::actor-\d", line)]
+        assert len(ranks) == 2
+        # A step behind a checkpoint, so that there are steps to train again.
+        wait_until(process, lambda: steps_done(folder) >= 4, poll_s=0.01)
+        killed_at.append(now())
+        os.kill(ranks[-1], signal.SIGKILL)
+
+    ended = run(place, then=kill_a_rank)
+    assert (ended.code, ended.left_behind) == (0, []), ended.stderr + ended.stdout
+    log, fault = folder / "logs" / "driver.log", "a rank of a run on examples killed"
+    lost = said(log, "Going back", since=killed_at[0], fault=fault)
+    assert re.search(rf"actor-\d died on .*Going back to step \d of {STEPS}; restart 1 of 3", lost.text)
+    said(log, "actor restarted; training continues after step ", since=killed_at[0], fault=fault)
+    assert json.dumps(without_the_clock(ended.metrics)) == json.dumps(without_the_clock(whole.metrics))
+    weights = "export/model.safetensors"
+    assert (folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
+
+
+@pytest.mark.parametrize("whole", ["dpo"], indirect=True)
+def test_a_live_reference_gives_the_metrics_of_a_stored_one(whole, tmp_path):
+    ended = run(place_for(tmp_path, "dpo", is_exact=True), "reference.when=during")
+    assert ended.code == 0, ended.stderr + ended.stdout
+    assert not (ended.folder / "reference.jsonl").exists()
+    live, stored = without_the_clock(ended.metrics), without_the_clock(whole.metrics)
+    assert [record["step"] for record in live] == list(range(1, STEPS + 1))
+    # The batches of the two references differ, and so may the last bits of their numbers.
+    for found, expected in zip(live, stored, strict=True):
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
 @pytest.fixture(scope="module")
-def reward_model(tmp_path_factory) -> Ended:
+def reward_models(tmp_path_factory) -> Ended:
+    """An ensemble of two."""
     place = place_for(tmp_path_factory.mktemp("reward"), "reward_model", is_exact=False)
-    ended = run(place)
+    ended = run(place, "algorithm.members=2")
     assert ended.code == 0, ended.stderr + ended.stdout
     return ended
 
 
-def test_a_reward_model_learns_to_tell_the_answers_and_its_export_judges_them_alike(reward_model):
-    from ray_rl.rewards.model.scorer import ModelScorer
+def test_an_ensemble_learns_to_tell_the_answers_and_its_exports_are_the_judges_of_a_run(reward_models, monkeypatch):
+    import torch
+
+    from ray_rl.app.models import build_reward_models
+    from ray_rl.app.sources import folders_of
+    from ray_rl.config import RunConfig
+    from ray_rl.config.roles import REWARD
+    from ray_rl.training.process_group import Member
     from ray_rl.types import Message
 
-    last = reward_model.metrics[-1]
+    last = reward_models.metrics[-1]
     assert last["eval/accuracy"] == 1.0
-    assert last["eval/loss"] < 0.6 < reward_model.metrics[0]["reward_model/loss"]
-    scorer = ModelScorer.load(
-        str(reward_model.folder / "export"),
-        micro_batch_tokens=1024,
-        max_tokens=64,
-        dtype="float32",
-        attention="sdpa",
-        trust_remote_code=False,
-        device="cpu",
-    )
+    assert last["eval/loss"] < 0.6 < reward_models.metrics[0]["reward_model/loss"]
+
+    (line,) = re.findall(r"use it +(rewards: .*)", reward_models.stdout)
+    judged = {
+        "run": {"name": "judged", "steps": 1},
+        "model": {"path": "./model", "dtype": "float32"},
+        "data": {"kind": "addition"},
+        "algorithm": algorithm(),
+        "cluster": {"accelerator": "cpu"},
+    }
+    config = RunConfig.model_validate(judged | yaml.safe_load(line))
+    monkeypatch.chdir(reward_models.place)
+    folders = folders_of(config, "./model")[REWARD]
+    assert [Path(folder).name for folder in folders] == ["member_0", "member_1"]
+    judges = build_reward_models(config, folders, Member(0, 1, "127.0.0.1", 0), threads=torch.get_num_threads())
     rows = pairs()
-    chosen, rejected = (
-        scorer.scores([(Message("user", row["prompt"]), Message("assistant", row[side])) for row in rows])
+    chosen_MR, rejected_MR = (
+        judges.scores([(Message("user", row["prompt"]), Message("assistant", row[side])) for row in rows])[0]
         for side in ("chosen", "rejected")
     )
-    assert (chosen > rejected).all()
-    assert "rewards: [{kind: model, paths: [" in reward_model.stdout
+    assert chosen_MR.shape == (2, len(rows))
+    assert (chosen_MR > rejected_MR).all()
+    assert abs(chosen_MR[0] - chosen_MR[1]).min() > 1e-4  # each has a head and a sample of its own
 
 
-def test_sft_lowers_the_loss_and_says_before_the_start_what_it_takes_the_data_for(tmp_path):
-    ended = run(place_for(tmp_path, "sft", is_exact=False), "run.steps=null", "run.epochs=1")
+EPOCHS, PATIENCE = 20, 2
+
+
+@pytest.fixture(scope="module")
+def stalled(tmp_path_factory) -> Ended:
+    """SFT with time for many more steps than improve it."""
+    place = place_for(tmp_path_factory.mktemp("stalled"), "sft", is_exact=False)
+    settings = ["run.steps=null", f"run.epochs={EPOCHS}", f"run.patience={PATIENCE}", "train.learning_rate=3e-3"]
+    ended = run(place, *settings)
     assert ended.code == 0, ended.stderr + ended.stdout
-    losses = [record["sft/loss"] for record in ended.metrics]
+    return ended
+
+
+def test_sft_lowers_the_loss_and_says_before_the_start_what_it_takes_the_data_for(stalled):
+    losses = [record["sft/loss"] for record in stalled.metrics]
     assert losses[-1] < losses[0] - 1
-    assert "rows.jsonl is read as messages" in ended.stderr
-    written = yaml.safe_load((ended.folder / "config.yaml").read_text())
-    assert (written["run"]["steps"], written["run"]["epochs"]) == (len(losses), None)
+    assert "rows.jsonl is read as messages" in stalled.stderr
+    written = yaml.safe_load((stalled.folder / "config.yaml").read_text())
+    trained_on = int(re.search(r"demonstrations to train on: (\d+)", stalled.stderr)[1])
+    assert (written["run"]["steps"], written["run"]["epochs"]) == (EPOCHS * trained_on // 8, None)
     assert not {"rollout", "rewards", "weight_sync"} & written.keys()
+
+
+def test_a_run_out_of_patience_ends_and_exports_its_best_step_and_a_resume_has_nothing_to_do(stalled):
+    evaluated = {record["step"]: record["eval/loss"] for record in stalled.metrics if "eval/loss" in record}
+    best, last = min(evaluated, key=lambda step: evaluated[step]), stalled.metrics[-1]["step"]
+    planned = yaml.safe_load((stalled.folder / "config.yaml").read_text())["run"]["steps"]
+    assert best + 2 * PATIENCE == last < planned  # an evaluation every two steps
+    text = f"eval/loss was best after step {best}, {evaluated[best]:.4g}, and {PATIENCE} evaluations since then were"
+    assert f"{text} not better; the run ends after step {last} of {planned}\n" in stalled.stdout
+    assert f"Done: {last} of {planned} steps in " in stalled.stdout
+    assert "run.patience=null" in stalled.stdout
+    names = {path.name for path in (stalled.folder / "checkpoints").iterdir()}
+    assert names == {f"step_{best}", f"step_{last}"}
+    assert exported_step(stalled.folder / "export") == best
+    before = (stalled.folder / "export" / "model.safetensors").read_bytes()
+
+    again = run(stalled.place, "resume", str(stalled.folder))
+    assert again.code == 0, again.stderr
+    assert f"the run ended early, after step {last}; raise run.patience to train on\n" in again.stdout
+    assert again.metrics == stalled.metrics
+    assert (stalled.folder / "export" / "model.safetensors").read_bytes() == before
