@@ -234,6 +234,7 @@ def kto_loss(
             "chosen_reward": (reward_R[is_desirable_R], is_desirable_R),
             "rejected_reward": (reward_R[~is_desirable_R], ~is_desirable_R),
         },
+        each={"reward": reward_R},
     )
 
 
@@ -325,5 +326,10 @@ def _with_metrics(pairs: Pairs, loss_J: Tensor, chosen_reward_J: Tensor, rejecte
             "rejected_reward": (rejected_reward_J, count),
             "chosen_logprob": (pairs.chosen_J, pairs.chosen_tokens_J),
             "rejected_logprob": (pairs.rejected_J, pairs.rejected_tokens_J),
+        },
+        each={
+            "chosen_reward": chosen_reward_J,
+            "rejected_reward": rejected_reward_J,
+            "reward_margin": chosen_reward_J - rejected_reward_J,
         },
     )

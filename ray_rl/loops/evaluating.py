@@ -11,7 +11,7 @@ import numpy as np
 from ray_rl.errors import TrainingError
 from ray_rl.loops.finite import require_finite_baseline
 from ray_rl.loops.session import OfflineSession
-from ray_rl.metrics.metric import Metric, Total
+from ray_rl.metrics.metric import Each, Metric, Total
 from ray_rl.metrics.phases import EVALUATE
 from ray_rl.types import Example, OfflineBatch
 
@@ -69,7 +69,7 @@ def as_evaluation(metrics: Sequence[Metric]) -> list[Metric]:
     return [
         replace(metric, name=f"eval/{metric.name.partition('/')[2]}")
         for metric in metrics
-        if not metric.name.startswith("train/")
+        if not (metric.name.startswith("train/") or isinstance(metric, Each))
     ]
 
 

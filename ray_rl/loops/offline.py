@@ -31,6 +31,7 @@ from ray_rl.loops.evaluating import evaluate
 from ray_rl.loops.finite import require_finite_reference, without_loss_tokens
 from ray_rl.loops.guard import NONFINITE
 from ray_rl.loops.session import OfflineSession
+from ray_rl.metrics.metric import values_of_each
 from ray_rl.metrics.sinks import ExampleRecords
 from ray_rl.types import Example, OfflineBatch
 
@@ -73,6 +74,7 @@ async def step(s: OfflineSession) -> None:
     guarded = s.guard.counted(trained, records)
     evaluated = await evaluate(s) if s.evaluation.is_due(s.run.step + 1, last=s.run.steps) else []
     s.run.advance()
+    records = replace(records, values=values_of_each(trained))
     s.run.log([*s.examples.metrics(), *trained, *guarded, *evaluated], records)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -56,7 +56,27 @@ class EffectiveFraction:
     count: float
 
 
-Metric = Mean | Total | Maximum | Last | EffectiveFraction
+@dataclass(frozen=True, slots=True)
+class Each:
+    """One value for each example. They are in the records of a step, and no number of them is logged."""
+
+    name: str
+    """The name in the records, without a prefix."""
+    values: Mapping[str, float]
+    """By the id of the example."""
+
+
+Metric = Mean | Total | Maximum | Last | EffectiveFraction | Each
+
+
+def values_of_each(metrics: Iterable[Metric]) -> dict[str, dict[str, float]]:
+    """Returns the values of each example, first by its id, then by name."""
+    found: dict[str, dict[str, float]] = {}
+    for metric in metrics:
+        if isinstance(metric, Each):
+            for id, value in metric.values.items():
+                found.setdefault(id, {})[metric.name] = value
+    return found
 
 
 def reduce_metrics(metrics: Iterable[Metric]) -> dict[str, float]:
@@ -86,6 +106,8 @@ def _merge(seen: Metric, new: Metric) -> Metric:
             return seen if math.isnan(seen.value) or seen.value >= new.value else new  # nan on either side is kept
         case Last(), Last():
             return new
+        case Each(), Each():
+            return seen
         case _:
             raise ValueError(f"metric {seen.name!r} is both {type(seen).__name__} and {type(new).__name__}")
 
@@ -98,5 +120,7 @@ def _value(metric: Metric) -> float | None:
             return metric.total**2 / (metric.count * metric.squares) if metric.count and metric.squares else None
         case Total() | Maximum() | Last():
             return metric.value
+        case Each():
+            return None
         case _:
             assert_never(metric)

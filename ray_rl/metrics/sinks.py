@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -143,6 +143,8 @@ class ExampleRecords:
     """The examples of a step, in their order."""
 
     examples: Sequence[Example]
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What the update found for an example, by its id and then by name: rewards or scores."""
 
     def lines(self, step: int) -> Iterator[bytes]:
         """Yields one strict JSON object for each example."""
@@ -159,6 +161,7 @@ class ExampleRecords:
                 "trained_tokens": [int(answer.loss_mask.sum()) for answer in example.answers],
             }
             known = {name: value for name, value in record.items() if value is not None}
+            known |= self.values.get(example.id, {})
             yield f"{strict_json(known)}\n".encode(errors="backslashreplace")
 
     def samples(self, count: int, answers: tuple[str, ...]) -> tuple[str, list[Sample]]:

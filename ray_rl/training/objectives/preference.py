@@ -16,7 +16,7 @@ from ray_rl.algorithms.summed import Summed
 from ray_rl.batching.encoding import Encoded
 from ray_rl.metrics.metric import Metric
 from ray_rl.training.networks import PolicyNetwork
-from ray_rl.training.objectives.rows import EveryRow, metrics_of, row_sums
+from ray_rl.training.objectives.rows import EveryRow, each_of, metrics_of, row_sums
 from ray_rl.types import OfflineBatch
 
 PairLoss = Callable[[Pairs], Summed]
@@ -49,7 +49,8 @@ class PairObjective(EveryRow):
             tokens_per_pair=float(tokens_R[0::2].mean()) if batch.tokens_per_pair is None else batch.tokens_per_pair,
         )
         loss = self.pair_loss(pairs)
-        return loss.loss_sum, metrics_of(loss, encoded=encoded, name=self.name)
+        each = each_of(loss.each, [batch.ids[row // 2] for row in rows[0::2]])
+        return loss.loss_sum, metrics_of(loss, encoded=encoded, name=self.name) + each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,8 @@ class KtoObjective(EveryRow):
             torch.from_numpy(batch.labels_R[rows]).to(sums_R.device),
             baseline=batch.baseline,
         )
-        return loss.loss_sum, metrics_of(loss, encoded=encoded, name=self.name)
+        each = each_of(loss.each, [batch.ids[row] for row in rows])
+        return loss.loss_sum, metrics_of(loss, encoded=encoded, name=self.name) + each
 
 
 def _sides(values_R: NDArray[np.float64], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from ray_rl.algorithms.summed import Summed
 from ray_rl.batching.encoding import Encoded
 from ray_rl.metrics.metric import Metric
 from ray_rl.training.networks import ScoreNetwork
-from ray_rl.training.objectives.rows import EveryRow, metrics_of, row_sums
+from ray_rl.training.objectives.rows import EveryRow, each_of, metrics_of, row_sums
 from ray_rl.types import OfflineBatch
 
 
@@ -45,7 +45,7 @@ class RewardObjective(EveryRow):
         scores_MN = self.network.each(model, encoded.inputs)
         losses = [self._of_member(member, scores_N, encoded, batch) for member, scores_N in enumerate(scores_MN)]
         total = torch.stack([loss.loss_sum for loss in losses]).sum()
-        return total, metrics_of(*losses, encoded=encoded, name=self.name)
+        return total, metrics_of(*losses, encoded=encoded, name=self.name) + _scores_of_each(scores_MN, encoded, batch)
 
     def _of_member(self, member: int, scores_N: Tensor, encoded: Encoded, batch: OfflineBatch) -> Summed:
         """Returns the loss of a member over the pairs of its own sample."""
@@ -67,6 +67,14 @@ class RewardObjective(EveryRow):
     def _draws(self, pair: str, member: int) -> int:
         """Returns how often a pair is in the sample of a member."""
         return int(np.random.default_rng([self.seed, member, crc32(pair.encode())]).poisson(1.0))
+
+
+def _scores_of_each(scores_MN: Tensor, encoded: Encoded, batch: OfflineBatch) -> list[Metric]:
+    """Returns the scores of each pair, means over the members."""
+    rows, scores_R = row_sums(scores_MN.detach().mean(0), encoded)
+    chosen_J, rejected_J = scores_R[0::2], scores_R[1::2]
+    scores = {"chosen_score": chosen_J, "rejected_score": rejected_J, "score_margin": chosen_J - rejected_J}
+    return each_of(scores, [batch.ids[row // 2] for row in rows[0::2]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from ray_rl.algorithms.summed import Summed
 from ray_rl.batching.encoding import Encoded
-from ray_rl.metrics.metric import Mean, Metric, Total
+from ray_rl.metrics.metric import Each, Mean, Metric, Total
 from ray_rl.types import TokenBatch
 
 
@@ -43,3 +45,16 @@ def metrics_of(*losses: Summed, encoded: Encoded, name: str) -> list[Metric]:
     for loss in losses:
         found += [Mean(f"{name}/{key}", total, count) for key, (total, count) in loss.means.items()]
     return found
+
+
+def each_of(values: Mapping[str, Tensor], ids: Sequence[str]) -> list[Metric]:
+    """Returns a value for each example of a micro-batch, by name, copied to the host in one transfer.
+
+    Args:
+        values: one value for each example, by name.
+        ids: the ids of the examples, in the same order.
+    """
+    if not values or not ids:
+        return []
+    columns = torch.stack([column.double() for column in values.values()]).tolist()
+    return [Each(name, dict(zip(ids, column, strict=True))) for name, column in zip(values, columns, strict=True)]

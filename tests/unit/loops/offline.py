@@ -20,7 +20,7 @@ from ray_rl.loops.offline import train
 from ray_rl.loops.resuming import is_finished, store_of
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
-from ray_rl.metrics.metric import Mean, Total
+from ray_rl.metrics.metric import Each, Mean, Total
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.types import Answer, Example
 from tests.run_folders import new_run_folder, reopened
@@ -72,11 +72,13 @@ class Learner:
     async def update(self, batch: Any) -> list[Any]:
         self.enter(f"update {len(self.batches) + 1}")
         self.batches.append(batch)
-        return [Mean("dpo/loss", 1.0, 1), Total("train/tokens", 7)]
+        rewards = {id: float(len(self.batches)) for id in batch.ids}
+        return [Mean("dpo/loss", 1.0, 1), Total("train/tokens", 7), Each("reward_margin", rewards)]
 
     async def evaluate(self, batch: Any) -> list[Any]:
         self.enter(f"evaluate {batch.ids[0]} to {batch.ids[-1]}")
-        return [Mean("dpo/loss", next(self._evaluations), 1), Total("train/tokens", 7)]
+        metrics = [Mean("dpo/loss", next(self._evaluations), 1), Total("train/tokens", 7)]
+        return [*metrics, Each("reward_margin", dict.fromkeys(batch.ids, 0.0))]
 
     async def save(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)

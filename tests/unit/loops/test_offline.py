@@ -42,9 +42,9 @@ async def test_a_step_is_logged_with_its_examples_in_a_folder_of_that_name(loop)
     assert (line["step"], line["version"], line["data/epoch"], line["dpo/loss"]) == (1, 1, 0, 1.0)
     (file,) = one.folder.examples.iterdir()
     records = [json.loads(text) for text in file.read_text().splitlines()]
-    assert [(r["id"], r["answers"], r["tokens"]) for r in records] == [
-        ("row:0", ["yes", "no"], [2, 3]),
-        ("row:1", ["yes", "no"], [2, 3]),
+    assert [(r["id"], r["answers"], r["tokens"], r["reward_margin"]) for r in records] == [
+        ("row:0", ["yes", "no"], [2, 3], 1.0),
+        ("row:1", ["yes", "no"], [2, 3], 1.0),
     ]
     assert not one.folder.rollouts.exists()
 
@@ -223,7 +223,7 @@ async def test_held_out_examples_are_evaluated_every_so_many_steps_and_after_the
     await five.train()
     assert [line.get("eval/loss") for line in five.lines()] == [None, 8.5, None, 6.5, 4.5]
     assert five.actor.journal[2:4] == ["evaluate row:4 to row:5", "evaluate row:6 to row:6"]
-    assert "eval/tokens" not in five.lines()[1]
+    assert [name for name in five.lines()[1] if name.startswith("eval/")] == ["eval/loss"]
 
 
 async def test_the_best_checkpoint_is_kept_and_exported(loop):

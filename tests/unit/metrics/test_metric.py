@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from ray_rl.metrics.metric import EffectiveFraction, Last, Maximum, Mean, Total, reduce_metrics
+from ray_rl.metrics.metric import Each, EffectiveFraction, Last, Maximum, Mean, Total, reduce_metrics, values_of_each
 
 
 def test_means_merge_by_total_and_count_not_by_mean_of_means():
@@ -22,6 +22,12 @@ def test_a_mean_over_nothing_has_no_key():
 def test_nan_survives_a_maximum(values):
     reduced = reduce_metrics(Maximum("m", value) for value in values)
     assert math.isnan(reduced["m"])
+
+
+def test_values_of_each_example_are_of_all_parts_and_no_number_of_them_is_reduced():
+    parts = [Each("reward", {"a": 1.0}), Mean("m", 1.0, 2), Each("reward", {"b": 2.0}), Each("margin", {"a": 3.0})]
+    assert reduce_metrics(parts) == {"m": 0.5}
+    assert values_of_each(parts) == {"a": {"reward": 1.0, "margin": 3.0}, "b": {"reward": 2.0}}
 
 
 def test_one_name_with_two_reductions_is_refused():

@@ -71,7 +71,7 @@ def test_an_example_is_recorded_with_what_is_known_of_it(tmp_path):
     answer = Answer(np.array([5, 6, 7], np.int32), np.array([True, False, True]))
     judged = Example(id="a:1", prompt_ids=(3, 4), answers=(answer,), label=False, prompt="2+2?", texts=("5",))
     pair = Example(id="a:2", prompt_ids=(3,), answers=(answer, answer), margin=0.0, prompt="a\ud800b", texts=("4", "5"))
-    records = ExampleRecords([judged, pair])
+    records = ExampleRecords([judged, pair], values={"a:2": {"chosen_reward": 0.5, "reward_margin": float("nan")}})
     assert records.tokens == 5 + 7
     assert read_lines(RecordSink(tmp_path).write(2, records)) == [
         {
@@ -93,6 +93,8 @@ def test_an_example_is_recorded_with_what_is_known_of_it(tmp_path):
             "prompt_tokens": 1,
             "tokens": [3, 3],
             "trained_tokens": [2, 2],
+            "chosen_reward": 0.5,
+            "reward_margin": None,
         },
     ]
 

@@ -15,7 +15,7 @@ from ray_rl.algorithms import preference
 from ray_rl.batching.encoding import encode
 from ray_rl.batching.micro_batches import Tree
 from ray_rl.batching.pack_examples import pack_examples
-from ray_rl.metrics.metric import Mean, Total, reduce_metrics
+from ray_rl.metrics.metric import Mean, Total, reduce_metrics, values_of_each
 from ray_rl.training.objectives.preference import KtoObjective, PairObjective
 from ray_rl.training.objectives.ranking import RewardObjective, StepObjective
 from ray_rl.training.objectives.supervised import SupervisedObjective
@@ -63,6 +63,12 @@ def outcome(objective, batch, micro_batches, packing="padded"):
     return total, {name: value for name, value in reduce_metrics(metrics).items() if name != "train/tokens"}
 
 
+def of_each(objective, batch, micro_batches):
+    """The values of each example that records show."""
+    found = [objective.loss(None, encode(batch, micro, packing="padded"), batch)[1] for micro in micro_batches]
+    return values_of_each(metric for metrics in found for metric in metrics)
+
+
 def softplus(x):
     return math.log1p(math.exp(x))
 
@@ -97,6 +103,10 @@ def test_dpo_compares_the_sums_of_a_pair_with_those_of_the_reference(micro_batch
             "dpo/rejected_logprob": -6.5 / 3,
         }
     )
+    assert of_each(objective, batch, micro_batches) == {
+        "a": {"chosen_reward": 1.25, "rejected_reward": 1.0, "reward_margin": 0.25},
+        "b": {"chosen_reward": 2.0, "rejected_reward": 1.0, "reward_margin": 1.0},
+    }
 
 
 def test_a_likelihood_of_each_token_has_the_tokens_of_the_whole_step_in_every_micro_batch():
@@ -148,6 +158,10 @@ def test_each_member_of_an_ensemble_has_its_own_sample_of_the_pairs_in_any_micro
     with torch.no_grad():
         _, evaluated = outcome(objective, batch, ((tuple(trees)),))
     assert evaluated["reward_model/loss"] == pytest.approx((softplus(1 / 8) + softplus(2 / 8)) / 2)
+    # Every pair has the mean score of the members, whoever drew it: 3/2 of that of the state.
+    scores = of_each(objective, batch, (tuple(trees[:2]), tuple(trees[2:])))
+    assert list(scores) == [each.id for each in examples]
+    assert scores["1"] == {"chosen_score": 3 / 8, "rejected_score": 4.5 / 8, "score_margin": -1.5 / 8}
 
 
 ROWS = (Tree(1, (1,)), Tree(0, (0,)))
@@ -168,6 +182,7 @@ def test_kto_compares_each_row_with_the_baseline_of_the_batch(micro_batches):
     assert metrics["kto/accuracy"] == 1.0
     assert metrics["kto/chosen_reward"] == pytest.approx(1.0)
     assert metrics["kto/rejected_reward"] == pytest.approx(0.25)
+    assert of_each(objective, batch, micro_batches) == {"a": {"reward": 0.25}, "b": {"reward": 1.0}}
 
 
 @pytest.mark.parametrize("micro_batches", [(ROWS,), ONE_BY_ONE], ids=["whole", "split"])
