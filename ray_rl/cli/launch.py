@@ -35,7 +35,7 @@ def add_to(commands: Commands) -> None:
         "render",
         help="print what would run: a command, an sbatch script, a RayJob manifest",
         description="Prints exactly what would run, and contacts no cluster. Its settings come from the launch section "
-        "of the configuration, or from a launch file.",
+        "of the configuration, or from a launch file. CONFIG may be the file of a pipeline.",
         epilog="example: ray-rl render slurm configs/grpo_math_qwen2.5-7b_16xh100.yaml launch.queue=h100",
     )
     _add_backends(parser, BACKENDS, "Prints what would run for")
@@ -45,7 +45,8 @@ def add_to(commands: Commands) -> None:
         "submit",
         help="check, plan and submit a run to a Ray cluster, Slurm or Kubernetes",
         description="Checks the configuration against the hardware that it requests, plans it, submits it, and prints "
-        "the commands to follow it. Exit code 2 if something is wrong; then nothing is submitted.",
+        "the commands to follow it. CONFIG may be the file of a pipeline. Exit code 2 if something is wrong; then "
+        "nothing is submitted.",
         epilog="example: ray-rl submit ray-job configs/grpo_math_qwen2.5-7b_16xh100.yaml run.dir=/shared/runs --follow",
     )
     others = [name for name in BACKENDS if name != "local"]
@@ -125,12 +126,18 @@ def checked_job(arguments: argparse.Namespace) -> Job:
     from ray_rl.config.rules.check import check
     from ray_rl.config.rules.launch import check_launch
     from ray_rl.metrics.environment import git_state
+    from ray_rl.pipeline.file import is_pipeline
 
+    git = git_state(Path.cwd())
+    commit = None if git is None else git["commit"] + ("-dirty" if git["dirty"] else "")
+    if is_pipeline(Path(arguments.config)):
+        from ray_rl.cli.launch_pipeline import pipeline_job
+
+        _require_inside(arguments.config)
+        return pipeline_job(arguments, commit=commit)
     config = load_config(arguments.config, arguments.overrides, launch=arguments.launch)
     check(config, visible_gpus=needed_gpus(config), is_elsewhere=arguments.backend != "local")
     check_launch(config, arguments.backend, arguments.overrides)
-    git = git_state(Path.cwd())
-    commit = None if git is None else git["commit"] + ("-dirty" if git["dirty"] else "")
     return job_of(config, arguments.config, arguments.overrides, commit=commit)
 
 
@@ -149,13 +156,17 @@ def job_of(config: RunConfig, path: str, overrides: Sequence[str] = (), *, commi
     from ray_rl.launching.job import Job
     from ray_rl.planner.plan import plan
 
+    _require_inside(path)
+    kept = tuple(text for text in overrides if not text.strip().startswith(("launch.", "launch=", "cluster.address=")))
+    return Job(config=config, config_path=path, overrides=kept, plan=plan(config), commit=commit)
+
+
+def _require_inside(path: str) -> None:
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise ConfigError(
             f"{path}: must be inside the current folder, which is what the cluster gets; call ray-rl from the "
             "project's root with a relative path"
         )
-    kept = tuple(text for text in overrides if not text.strip().startswith(("launch.", "launch=", "cluster.address=")))
-    return Job(config=config, config_path=path, overrides=kept, plan=plan(config), commit=commit)
 
 
 def rendered(job: Job, backend: Backend) -> str:
@@ -191,11 +202,13 @@ def _require_room(job: Job) -> None:
     from ray_rl.planner.gpus import ClusterShape
     from ray_rl.planner.report import require_fit
 
-    unknown = unknown_models(job.config)
-    if unknown:
-        print(f"ray-rl: note: the shape of {', '.join(unknown)} is not known: memory was not planned", file=sys.stderr)
-        return
-    require_fit(job.config, assess(job.config, ClusterShape.of(job.config)))
+    for config in job.runs:
+        unknown = unknown_models(config)
+        if unknown:
+            names = ", ".join(unknown)
+            print(f"ray-rl: note: the shape of {names} is not known: memory was not planned", file=sys.stderr)
+        else:
+            require_fit(config, assess(config, ClusterShape.of(config)))
 
 
 def _submit_ray_job(job: Job, *, follow: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_rl.config import RunConfig
@@ -59,16 +60,31 @@ class Job:
         return self.config.run.length
 
     @property
+    def runs(self) -> tuple[RunConfig, ...]:
+        """The configurations of all runs of the job, which run one after the other."""
+        return (self.config,)
+
+    @property
+    def joins(self) -> tuple[str, ...]:
+        """The overrides with which the driver joins a Ray cluster."""
+        return (ADDRESS,)
+
+    @property
+    def stays(self) -> tuple[str, ...]:
+        """The overrides in their place with which the driver starts a cluster of its own."""
+        return () if self.config.cluster.address is None else ("cluster.address=null",)
+
+    @property
     def entrypoint(self) -> tuple[str, ...]:
         """The driver's command, which is the same for every launcher and attempt."""
-        return ("ray-rl", "train", self.config_path, *self.overrides, ADDRESS, "--resume", "auto")
+        return ("ray-rl", "train", self.config_path, *self.overrides, *self.joins, "--resume", "auto")
 
     @property
     def preflight(self) -> tuple[str, ...] | None:
         """The command that must succeed before the entrypoint; None without one."""
         if not self.launch.preflight:
             return None
-        return ("ray-rl", "doctor", "--cluster", self.config_path, *self.overrides, ADDRESS)
+        return ("ray-rl", "doctor", "--cluster", self.config_path, *self.overrides, *self.joins)
 
     @property
     def shell_line(self) -> str:
@@ -78,9 +94,9 @@ class Job:
 
     @property
     def config_hash(self) -> str:
-        """12 hexadecimal digits of the SHA-256 of the resolved configuration without its `launch` section."""
-        bare = self.config.model_copy(update={"launch": LaunchConfig()})
-        return hashlib.sha256(dump_config(bare).encode()).hexdigest()[:12]
+        """12 hexadecimal digits of the SHA-256 of the resolved configurations without their `launch` sections."""
+        bare = (config.model_copy(update={"launch": LaunchConfig()}) for config in self.runs)
+        return hashlib.sha256("".join(map(dump_config, bare)).encode()).hexdigest()[:12]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -95,3 +111,44 @@ class Job:
             "RAY_worker_niceness": "0",
         }
         return dict(sorted((own | self.launch.environment).items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineJob(Job):
+    """A pipeline, whose stages run one after the other in one job; `config` is that of its largest stage."""
+
+    pipeline: str
+    """The name of the pipeline."""
+    stages: Mapping[str, RunConfig]
+    """The checked configuration of every stage, by its name."""
+
+    @property
+    def name(self) -> str:
+        """The name of the pipeline."""
+        return self.pipeline
+
+    @property
+    def length(self) -> str:
+        """The length of every stage: "sft 100 steps, ppo 20 steps"."""
+        return ", ".join(f"{name} {config.run.length}" for name, config in self.stages.items())
+
+    @property
+    def runs(self) -> tuple[RunConfig, ...]:
+        """The configurations of all stages."""
+        return tuple(self.stages.values())
+
+    @property
+    def joins(self) -> tuple[str, ...]:
+        """The overrides with which every stage joins a Ray cluster."""
+        return tuple(f"{name}.{ADDRESS}" for name in self.stages)
+
+    @property
+    def stays(self) -> tuple[str, ...]:
+        """The overrides in their place with which every stage starts a cluster of its own."""
+        joining = [name for name, config in self.stages.items() if config.cluster.address is not None]
+        return tuple(f"{name}.cluster.address=null" for name in joining)
+
+    @property
+    def entrypoint(self) -> tuple[str, ...]:
+        """The driver's command, which also continues an interrupted pipeline."""
+        return ("ray-rl", "pipeline", self.config_path, *self.overrides, *self.joins)

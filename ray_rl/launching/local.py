@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from ray_rl.launching.job import ADDRESS, Job
+from ray_rl.launching.job import Job
 from ray_rl.launching.shell import exports
 
 
@@ -28,6 +28,5 @@ def render(job: Job) -> str:
 
 def _here(job: Job, command: tuple[str, ...]) -> list[str]:
     """Returns the command without the address of a cluster, so that the driver starts a local one."""
-    instead = [] if job.config.cluster.address is None else ["cluster.address=null"]
-    place = command.index(ADDRESS)
-    return [*command[:place], *instead, *command[place + 1 :]]
+    place = command.index(job.joins[0])
+    return [*command[:place], *job.stays, *command[place + len(job.joins) :]]

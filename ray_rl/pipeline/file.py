@@ -49,6 +49,14 @@ class PipelineConfig(Config):
         return Path(self.dir).expanduser() / self.name
 
 
+def is_pipeline(path: Path) -> bool:
+    """Returns whether a file is that of a pipeline, and not of one run; False if it cannot be read."""
+    try:
+        return read_yaml(path).child("stages") is not None
+    except ConfigError:
+        return False
+
+
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     """Returns the pipeline in a file, with overrides.
 

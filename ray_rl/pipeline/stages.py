@@ -42,15 +42,19 @@ class Stage:
         return tuple(map(str, model_folders(self.folder.export, self.config.members)))
 
 
-def load_stages(pipeline: PipelineConfig) -> list[Stage]:
+def load_stages(pipeline: PipelineConfig, *, launch: str | None = None) -> list[Stage]:
     """Loads the configuration of every stage.
+
+    Args:
+        pipeline: the file of the pipeline.
+        launch: a file with the content of the `launch` section of every stage; None uses their own.
 
     Raises:
         ConfigError: a configuration is wrong, or refers to a stage that is not an earlier one with an export.
     """
     stages: dict[str, Stage] = {}
     for settings in pipeline.stages:
-        stages[settings.name] = _loaded(settings, pipeline, stages)
+        stages[settings.name] = _loaded(settings, pipeline, stages, launch=launch)
     return list(stages.values())
 
 
@@ -95,7 +99,9 @@ def _start_of(path: str, makers: Mapping[str, RunConfig]) -> RunConfig:
     return _start_of(maker.model.path, makers) if maker.model.path in makers else maker
 
 
-def _loaded(settings: StageConfig, pipeline: PipelineConfig, earlier: Mapping[str, Stage]) -> Stage:
+def _loaded(
+    settings: StageConfig, pipeline: PipelineConfig, earlier: Mapping[str, Stage], *, launch: str | None
+) -> Stage:
     used: list[str] = []
 
     def folders_of(name: str) -> Sequence[str]:
@@ -111,7 +117,10 @@ def _loaded(settings: StageConfig, pipeline: PipelineConfig, earlier: Mapping[st
     place = [f'run.dir="{pipeline.folder}"', f'run.name="{settings.name}"']
     try:
         config = load_config(
-            settings.config, [*settings.overrides, *place], edit=partial(resolve, folders_of=folders_of)
+            settings.config,
+            [*settings.overrides, *place],
+            launch=launch,
+            edit=partial(resolve, folders_of=folders_of),
         )
     except ConfigError as error:
         raise ConfigError(f"stage {settings.name}: {error}") from None

@@ -47,13 +47,16 @@ _OF_BASH = {
 """Variables that bash does not accept from outside, or that change how it reads scripts. Every launcher uses bash."""
 
 
-def check_launch(config: RunConfig, backend: Backend, overrides: Sequence[str] = ()) -> None:
+def check_launch(
+    config: RunConfig, backend: Backend, overrides: Sequence[str] = (), *, folder_key: str = "run.dir"
+) -> None:
     """Checks that a run can be launched.
 
     Args:
         config: the configuration of the run.
         backend: the launcher.
         overrides: the user's overrides, which the launched command repeats.
+        folder_key: the key of the folder of run folders: `dir` in the file of a pipeline.
 
     Raises:
         ConfigError: the message names every violation with its remedy.
@@ -62,7 +65,7 @@ def check_launch(config: RunConfig, backend: Backend, overrides: Sequence[str] =
         *_names(config),
         *_values(config, backend),
         *_secrets(config, backend, overrides),
-        *_run_folder(config, backend),
+        *_run_folder(config, backend, folder_key),
     ]
     if problems:
         raise ConfigError(as_one_message(problems))
@@ -103,12 +106,12 @@ def _secrets(config: RunConfig, backend: Backend, overrides: Sequence[str]) -> I
         yield "launch.ray_job.address: contains a password; remove it, and set launch.ray_job.token_path if needed"
 
 
-def _run_folder(config: RunConfig, backend: Backend) -> Iterator[str]:
+def _run_folder(config: RunConfig, backend: Backend, key: str) -> Iterator[str]:
     """Checks that the next attempt finds the run folder. On Kubernetes only the claim persists: see `kuberay`."""
     folder = config.run.dir
     if backend == "ray-job" and not Path(folder).expanduser().is_absolute():
         yield (
-            f"run.dir={folder}: a Ray job runs in a copy of the current folder, which Ray deletes later, together "
-            "with checkpoints in a relative run.dir; set run.dir to an absolute path on storage that every node "
-            f"has, for example run.dir=/shared/{folder}"
+            f"{key}={folder}: a Ray job runs in a copy of the current folder, which Ray deletes later, together "
+            f"with checkpoints in a relative {key}; set {key} to an absolute path on storage that every node has, for "
+            f"example {key}=/shared/{folder}"
         )
