@@ -65,8 +65,8 @@ class ExampleOrder:
         if state.get("tokens", self._tokens) != self._tokens:
             raise ConfigError(
                 "model.path: the examples have other tokens than when the run started, though the data is the same: "
-                "the chat template (also a file that model.chat_template names) or the tokenizer was edited since, or "
-                "ray_rl was updated and tokenises otherwise; put the old one back, or start another run"
+                "its chat template or tokenizer was edited since, or ray_rl was updated and tokenises otherwise; put "
+                "the old files back, or start another run"
             )
 
     def restore(self, state: Mapping[str, Any]) -> None:

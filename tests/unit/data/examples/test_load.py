@@ -245,9 +245,9 @@ def test_a_resume_with_an_edited_chat_template_is_refused(small, bytes_tokenizer
     with pytest.raises(ConfigError) as raised:
         resumed_with(before, edited)
     assert str(raised.value) == (
-        "model.path: the examples have other tokens than when the run started, though the data is the same: the chat "
-        "template (also a file that model.chat_template names) or the tokenizer was edited since, or ray_rl was "
-        "updated and tokenises otherwise; put the old one back, or start another run"
+        "model.path: the examples have other tokens than when the run started, though the data is the same: its chat "
+        "template or tokenizer was edited since, or ray_rl was updated and tokenises otherwise; put the old files "
+        "back, or start another run"
     )
     # Where the data differs too, that is what the user should look at.
     other = pairs(bytes_tokenizer(LLAMA3), Jsonl(path=jsonl(PAIR)))
