@@ -125,7 +125,10 @@ class TurnTokenizer:
     def _to_the_end(self, token_ids: Sequence[int], is_marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Returns the marks of an answer, which reach to the token that ends it if only space is between."""
         places = np.flatnonzero(is_marked)
-        if not len(places) or self._tokenizer.model_tokenizer.decode(token_ids[places[-1] + 1 : -1]).strip():
+        if not len(places):
+            return is_marked
+        between = token_ids[places[-1] + 1 : -1]
+        if self._tokenizer.model_tokenizer.decode(between, skip_special_tokens=False).strip():
             return is_marked
         reaching = is_marked.copy()
         reaching[places[-1] :] = True

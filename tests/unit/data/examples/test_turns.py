@@ -131,6 +131,13 @@ def test_space_between_a_marked_text_and_the_end_is_sampled_to_reach_the_end(byt
     assert trained(tokenizer, example_of(tokenizer, DEMONSTRATION)) == ["42\n<|im_end|>", "Yes.\n<|im_end|>"]
 
 
+def test_an_end_behind_other_text_than_the_marked_one_is_not_trained_on(bytes_tokenizer):
+    tokenizer = bytes_tokenizer(chatml("{% generation %}{{ text }}{% endgeneration %}.<s><|im_end|>"))
+    assert trained(tokenizer, example_of(tokenizer, DEMONSTRATION)) == ["42", "Yes."]
+    tokenizer = bytes_tokenizer(chatml("{% generation %}{{ text }}.{% endgeneration %}<s><|im_end|>"))
+    assert trained(tokenizer, example_of(tokenizer, DEMONSTRATION)) == ["42.", "Yes.."]
+
+
 def test_parts_of_an_answer_without_marks_are_context(bytes_tokenizer):
     """This template marks answers and not the thoughts before them."""
     parted = (
