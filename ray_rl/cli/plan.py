@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from ray_rl.cli.arguments import Commands
     from ray_rl.config import RunConfig
     from ray_rl.planner.assess import Assessment
+    from ray_rl.planner.gpus import ClusterShape
+    from ray_rl.planner.throughput import Assumptions
 
 
 def add_to(commands: Commands) -> None:
@@ -36,6 +38,13 @@ def add_to(commands: Commands) -> None:
         "--gpu-memory", type=float, metavar="GB", help="memory of a GPU; without --gpu, of an unknown kind"
     )
     parser.add_argument("--host-memory", type=float, metavar="GB", help="memory of a node; checked only if given")
+    parser.add_argument(
+        "--lengths",
+        metavar="LENGTHS",
+        help="tokens of completions: mean=600 (lognormal; also sigma= and prompt=), or a file with one length a line; "
+        "default: all have rollout.max_tokens",
+    )
+    parser.add_argument("--rates", metavar="FILE", help="measured rates instead of shares of the GPU's data sheet")
     parser.set_defaults(command=print_plan)
 
 
@@ -58,8 +67,32 @@ def print_plan(arguments: argparse.Namespace) -> int:
         config, gpu=arguments.gpu, gpu_memory_gb=arguments.gpu_memory, host_memory_gb=arguments.host_memory
     )
     _check_all_but_nodes(config)
-    _print(config, assess(config, cluster), name=arguments.config)
+    _print(config, assess(config, cluster), _assumed(config, cluster, arguments), name=arguments.config)
     return 0
+
+
+def _assumed(config: RunConfig, cluster: ClusterShape, arguments: argparse.Namespace) -> Assumptions:
+    """Returns the lengths and rates that the options give.
+
+    Raises:
+        ConfigError: an option has no meaning, for this run or at all.
+    """
+    from ray_rl.planner.lengths import parse_lengths
+    from ray_rl.planner.memory import Bounds
+    from ray_rl.planner.rates import Rates, read_rates
+    from ray_rl.planner.throughput import Assumptions
+
+    if arguments.lengths is not None and config.is_offline:
+        raise ConfigError(
+            f"--lengths {arguments.lengths}: algorithm.kind={config.algorithm.kind} samples no completions; "
+            "leave the option out"
+        )
+    lengths = parse_lengths(arguments.lengths, maximum=config.rollout.max_tokens)
+    if arguments.rates is None:
+        return Assumptions(lengths)
+    on_gpu, speed = config.cluster.accelerator == "gpu", cluster.gpu.speed
+    base = Rates.of(speed, Bounds(config).dtype) if on_gpu and speed is not None else None
+    return Assumptions(lengths, read_rates(arguments.rates, base))
 
 
 def print_plan_of(config: RunConfig) -> None:
@@ -70,19 +103,20 @@ def print_plan_of(config: RunConfig) -> None:
     """
     from ray_rl.planner.assess import assess, unknown_models
     from ray_rl.planner.gpus import ClusterShape
+    from ray_rl.planner.throughput import ASSUMED
 
     unknown = unknown_models(config)
     if unknown:
         print(f"no plan: the shape of {', '.join(unknown)} is not known, so that memory cannot be counted")
     else:
-        _print(config, assess(config, ClusterShape.of(config)), name="plan")
+        _print(config, assess(config, ClusterShape.of(config)), ASSUMED, name="plan")
 
 
-def _print(config: RunConfig, assessment: Assessment, *, name: str) -> None:
+def _print(config: RunConfig, assessment: Assessment, assumed: Assumptions, *, name: str) -> None:
     from ray_rl.planner.report import report, require_fit, verdict
 
     print(f"{name}: {verdict(assessment)}")
-    print("\n".join(report(config, assessment)))
+    print("\n".join(report(config, assessment, assumed)))
     require_fit(config, assessment)
 
 

@@ -45,7 +45,12 @@ class Proposal:
     @property
     def words(self) -> list[str]:
         """One word per change, quoted for a shell."""
-        return [shlex.quote(f"{key}={_written(value)}") for key, value in self.changes.items()]
+        return words_of(self.changes)
+
+
+def words_of(changes: Changes) -> list[str]:
+    """Returns one word of a command per change, quoted for a shell."""
+    return [shlex.quote(f"{key}={_written(value)}") for key, value in changes.items()]
 
 
 def propose(config: RunConfig, assessment: Assessment) -> list[Proposal]:
@@ -78,6 +83,23 @@ def changed(config: RunConfig, changes: Changes) -> RunConfig:
             node = node[int(parent)] if isinstance(node, list) else node[parent]
         node[last] = value
     return RunConfig.model_validate(tree)
+
+
+def planned(config: RunConfig, cluster: ClusterShape, changes: Changes) -> Assessment | None:
+    """Returns the assessment with the changes; None if a rule forbids them or there are too few GPUs."""
+    config = changed(config, changes)
+    nodes = {"nodes": cluster.nodes, "gpus_per_node": cluster.gpus_per_node}
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update=nodes)})
+    if any((*algorithm_rules(config), *training_rules(config), *hardware_rules(config, cluster.gpus))):
+        return None
+    assessment = assess(config, cluster)
+    has_room = all(problem.roles for problem in assessment.problems)
+    return assessment if has_room else None
+
+
+def take_turns(config: RunConfig, cluster: ClusterShape) -> Proposal | None:
+    """Returns changes by which all roles take turns on all GPUs; None if they do not help or already do."""
+    return _Search(config, cluster).take_turns()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,16 +190,7 @@ class _Search:
         return max(0.01, math.floor(100 * (USABLE - sample.total / total)) / 100)
 
     def _try(self, changes: Changes) -> Assessment | None:
-        """Returns the assessment with the changes; None if a rule forbids them or there are too few GPUs."""
-        config = changed(self.config, changes)
-        nodes = {"nodes": self.cluster.nodes, "gpus_per_node": self.cluster.gpus_per_node}
-        config = config.model_copy(update={"cluster": config.cluster.model_copy(update=nodes)})
-        enough = self.cluster.gpus
-        if any((*algorithm_rules(config), *training_rules(config), *hardware_rules(config, enough))):
-            return None
-        assessment = assess(config, self.cluster)
-        has_room = all(problem.roles for problem in assessment.problems)
-        return assessment if has_room else None
+        return planned(self.config, self.cluster, changes)
 
     def _without_idle(self, applied: dict[str, Any], *, keep: Changes) -> Changes:
         """Drops the remedies that are not needed, the costliest first."""

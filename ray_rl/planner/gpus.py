@@ -20,6 +20,10 @@ class Speed:
     """Float32 operations per second, without tensor cores and TF32: torch's default."""
     bandwidth: float
     """Memory bandwidth in bytes per second."""
+    link: float
+    """Bytes per second in each direction between the GPUs of a node: NVLink, or PCIe."""
+    network: float
+    """Bytes per second of the port to other nodes that a GPU has for itself in the usual server."""
 
     def flops(self, dtype: str) -> float:
         """Returns the operations per second in `bfloat16` or `float32`."""
@@ -39,27 +43,44 @@ class Gpu:
     """False for Volta and Turing: vLLM refuses bfloat16 below compute capability 8.0."""
 
 
+PCIE_3, PCIE_4, PCIE_5 = 16.0, 32.0, 64.0
+"""GB/s in each direction of 16 lanes."""
+
+
 def _gpu(
-    name: str, memory_mib: int, tera: tuple[float, float], gb_per_s: float, *, has_bfloat16: bool = True
+    name: str,
+    memory_mib: int,
+    tera: tuple[float, float],
+    gb_per_s: float,
+    *,
+    link: float = PCIE_4,
+    network: float = 12.5,
+    has_bfloat16: bool = True,
 ) -> tuple[str, Gpu]:
-    speed = Speed(tera[0] * 1e12, tera[1] * 1e12, gb_per_s * 1e9)
+    speed = Speed(tera[0] * 1e12, tera[1] * 1e12, gb_per_s * 1e9, link * 1e9, network * 1e9)
     return name, Gpu(name, memory_mib * MIB, speed, has_bfloat16)
 
 
 # Memory in MiB, (dense bfloat16, float32) in TFLOP/s, and GB/s. If a data sheet states the rate with sparsity, this
-# table has half of it.
+# table has half of it. Links are those of a GPU in one direction: NVLink by data sheet; PCIe where there is none or
+# only between pairs, half of it where GPUs cannot read each other's memory (GeForce 40 and 50) and bytes cross it
+# twice. Networks are those of the vendors' servers with eight GPUs: a port of 400 Gbit/s for each GPU of DGX H100, H200
+# and B200 and of MI300X platforms, 200 Gbit/s for DGX A100, four of 100 Gbit/s for the eight GPUs of DGX-1 V100; for
+# other GPUs, 100 Gbit/s.
 GPUS = dict(
     (
         # H100 and H200 data sheets, SXM; Hopper architecture whitepaper, table 2.
-        _gpu("h100-80gb", 81559, (989.4, 66.9), 3350),
-        _gpu("h200-141gb", 143771, (989.4, 66.9), 4800),
+        _gpu("h100-80gb", 81559, (989.4, 66.9), 3350, link=450, network=50),
+        _gpu("h200-141gb", 143771, (989.4, 66.9), 4800, link=450, network=50),
+        # H20 data sheet.
+        _gpu("h20-96gb", 97871, (148.0, 44.0), 4000, link=450, network=50),
         # HGX B200 data sheet, one of eight GPUs.
-        _gpu("b200-180gb", 183359, (2250.0, 75.0), 8000),
+        _gpu("b200-180gb", 183359, (2250.0, 75.0), 8000, link=900, network=50),
         # A100 data sheet, SXM.
-        _gpu("a100-80gb", 81920, (312.0, 19.5), 2039),
-        _gpu("a100-40gb", 40960, (312.0, 19.5), 1555),
+        _gpu("a100-80gb", 81920, (312.0, 19.5), 2039, link=300, network=25),
+        _gpu("a100-40gb", 40960, (312.0, 19.5), 1555, link=300, network=25),
         # Instinct MI300X data sheet. The arithmetic alone: this system has not been run on ROCm.
-        _gpu("mi300x-192gb", 196592, (1307.4, 163.4), 5300),
+        _gpu("mi300x-192gb", 196592, (1307.4, 163.4), 5300, link=448, network=50),
         # L40S, L40 and L4 data sheets.
         _gpu("l40s-48gb", 46068, (362.0, 91.6), 864),
         _gpu("l40-48gb", 46068, (181.0, 90.5), 864),
@@ -74,11 +95,11 @@ GPUS = dict(
         _gpu("6000ada-48gb", 49140, (364.2, 91.1), 960),
         # Whitepapers of GA102 (table 2), of Ada (table 2) and of RTX Blackwell, float16 with float32 sums.
         _gpu("3090-24gb", 24576, (71.0, 35.6), 936),
-        _gpu("4090-24gb", 24564, (165.2, 82.6), 1008),
-        _gpu("5090-32gb", 32607, (209.5, 104.8), 1792),
+        _gpu("4090-24gb", 24564, (165.2, 82.6), 1008, link=PCIE_4 / 2),
+        _gpu("5090-32gb", 32607, (209.5, 104.8), 1792, link=PCIE_5 / 2),
         # Tesla V100 data sheet, SXM2 with 32 GB; Tesla T4 data sheet. Float16, as neither has bfloat16.
-        _gpu("v100-32gb", 32510, (125.0, 15.7), 900, has_bfloat16=False),
-        _gpu("t4-16gb", 15360, (65.0, 8.1), 320, has_bfloat16=False),
+        _gpu("v100-32gb", 32510, (125.0, 15.7), 900, link=150, network=6.25, has_bfloat16=False),
+        _gpu("t4-16gb", 15360, (65.0, 8.1), 320, link=PCIE_3, has_bfloat16=False),
     )
 )
 """Known GPUs, by the name for `ray-rl plan --gpu`."""

@@ -14,9 +14,11 @@ from ray_rl.planner.assess import USABLE, Assessment, known_shape
 from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.layout import Place
 from ray_rl.planner.memory import Memory
+from ray_rl.planner.pasting import WIDTH, pasted
 from ray_rl.planner.plan import DeviceGroup, Plan
 from ray_rl.planner.sharing import peak_of, phases_of
-from ray_rl.planner.throughput import estimate, sync_bytes
+from ray_rl.planner.throughput import ASSUMED, Assumptions, sync_bytes
+from ray_rl.planner.time_report import time_lines
 from ray_rl.sizes import GIB
 
 TERMS = (
@@ -36,20 +38,13 @@ TERMS = (
 """Rows of the memory table; docs/planning.md has their formulas."""
 
 
-PER_EXAMPLES = 100_000
-"""Number of examples for which the time is printed if the length of the run is given in epochs."""
-
-WIDTH = 99
-"""The most columns of a line."""
-
-
-def report(config: RunConfig, assessment: Assessment) -> list[str]:
+def report(config: RunConfig, assessment: Assessment, assumed: Assumptions = ASSUMED) -> list[str]:
     """Returns lines with the layout, the sizes of a step, the memory, the bytes of a publish and the estimated time."""
     parts = (
         _layout(assessment),
         _arithmetic(config),
         chain(_memory(assessment), _cache(config, assessment)),
-        chain(_sync(config, assessment), _time(config, assessment)),
+        chain(_sync(config, assessment), time_lines(config, assessment, assumed)),
     )
     lines = [line for part in parts for line in (*part, "")][:-1]
     return [short for line in lines for short in _wrapped(line)]
@@ -84,7 +79,7 @@ def refusal(assessment: Assessment, proposals: Sequence[Proposal]) -> str:
     if proposals:
         lines.append("each of these changes makes it fit:")
         for proposal in proposals:
-            lines += _pasted(proposal.words)
+            lines += pasted(proposal.words)
             if proposal.host_bytes is not None:
                 lines.append(
                     f"    (if every node has {proposal.host_bytes / GIB:.0f} GiB of memory for it: --host-memory)"
@@ -99,14 +94,6 @@ def _wrapped(line: str) -> list[str]:
     """Returns the line, broken between words; continuation lines are indented further."""
     indent = line[: len(line) - len(line.lstrip())]
     return textwrap.wrap(line, WIDTH, subsequent_indent=indent + "    ", break_on_hyphens=False) or [""]
-
-
-def _pasted(words: Sequence[str]) -> list[str]:
-    """Returns the words of a command in lines that a shell reads as one line."""
-    lines = textwrap.wrap(
-        " ".join(words), WIDTH - 4, break_on_hyphens=False, break_long_words=False, subsequent_indent="  "
-    )
-    return [f"  {line}" + (" \\" if line is not lines[-1] else "") for line in lines]
 
 
 def _layout(assessment: Assessment) -> Iterator[str]:
@@ -256,34 +243,3 @@ def _sync(config: RunConfig, assessment: Assessment) -> Iterator[str]:
         f"sync: {sync_bytes(config, policy) / GIB:.2f} GiB per publish, to {_count(receivers, 'worker')} of "
         f"{_count(config.rollout.engines, 'engine')}"
     )
-
-
-def _time(config: RunConfig, assessment: Assessment) -> Iterator[str]:
-    """Yields the time of a step and of the run; yields nothing on CPU or if the run does not fit."""
-    if not (assessment.layout.gpus and assessment.fits):
-        return
-    if assessment.cluster.gpu.speed is None:
-        yield "time: unknown, because only the GPU's memory is known; add --gpu NAME for the speed of a known one"
-        return
-    times = estimate(config, assessment)
-    rate = f"{times.tokens / times.step_s:,.0f} tokens/s"
-    if config.is_offline:
-        reference = f": reference {times.score_s:,.0f}, update {times.update_s:,.0f}" if times.score_s else ""
-        yield f"time of a step, if every sequence has full length: {times.step_s:,.0f} s{reference}; {rate}"
-    else:
-        yield (
-            f"time of a step, if every completion has full length: {times.step_s:,.0f} s: rollouts "
-            f"{times.rollout_s:,.0f}, scores {times.score_s:,.0f}, update {times.update_s:,.0f}, "
-            f"sync {times.sync_s:,.1f}; {rate}"
-        )
-    if config.run.steps is not None:
-        what, length = "time of the run", f"{config.run.steps:,} steps"
-        steps = float(config.run.steps)
-    else:
-        what, length = "time of an epoch", f"every {PER_EXAMPLES:,} examples"
-        steps = PER_EXAMPLES / config.offline.batch_size
-    yield f"{what}: {_hours(times.run_s(steps))} for {length}, to a factor of two (assumptions: docs/planning.md)"
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} h"

@@ -1,70 +1,69 @@
-"""Estimates the time of a step to a factor of two: compute from floating-point operations, decoding from bytes read.
-
-Training takes 6 N operations per token, 2 N more if activations are recomputed, and 2 N for a pass without gradients
-(arXiv:2001.08361, section 2.1). In decoding, each step reads the weights once, and for each sequence its keys and
-values. The shares of the peak below are assumptions, not measurements.
-"""
+"""Estimates the time of a step: what each role takes, what runs at the same time, and who waits for whom."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
+from ray_rl.config.gpus import sharers_of_engines
 from ray_rl.config.rewards import ModelReward
-from ray_rl.config.roles import roles_of
-from ray_rl.config.train import CriticConfig, ReferenceConfig, Trained
+from ray_rl.config.roles import ACTOR, REWARD, ROLLOUT, Role, roles_of
+from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import Assessment, known_shape
-from ray_rl.planner.engines import KvCache
+from ray_rl.planner.compute import Load, Team, scoring_s, training_s
+from ray_rl.planner.lengths import Lengths
 from ray_rl.planner.memory import Bounds
+from ray_rl.planner.rates import Rates
+from ray_rl.planner.sampling import Sampling, publish_s, sampling
 
-TRAINING_SHARE = 0.35
-"""Share of the peak that training with ZeRO and padded rows reaches (MFU)."""
-SCORING_SHARE = 0.45
-"""Share of the peak in passes without gradients and in prefill."""
-BANDWIDTH_SHARE = 0.6
-"""Share of the memory bandwidth that decoding reaches."""
-SYNC_BYTES_PER_S = 20e9
-"""Rate of a publish: one sender over one 400 Gbit/s port, including gathering and checks."""
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What a time is computed from, apart from the configuration and the cluster."""
+
+    lengths: Lengths | None = None
+    """Lengths of completions; None is that all have `rollout.max_tokens`."""
+    rates: Rates | None = None
+    """Rates of a GPU; None are shares of its data sheet."""
+
+
+ASSUMED = Assumptions()
+"""Completions of full length, at the assumed shares of the data sheet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds of the phases of a step in which every sequence has full length, and the bytes of a publish."""
+    """Seconds of the phases of a step, and from one step to the next."""
 
     rollout_s: float
+    """Until the last rollout ends and is scored by reward models, if nothing else runs."""
     score_s: float
     update_s: float
     sync_s: float
+    turn_s: float
+    """In which roles that take turns with engines leave the GPUs and come back."""
+    step_s: float
+    """From one step to the next."""
     sync_bytes: int
     """Bytes that rank 0 sends to every GPU of the engines: one copy of the weights."""
-    tokens: int
+    tokens: float
     """Tokens of the sequences."""
+    busy_s: Mapping[tuple[str, ...], float]
+    """Seconds of a step in which a group computes or exchanges data, by its roles."""
+    busy: float
+    """Share of the GPU seconds of all groups in which they do."""
 
     @property
-    def step_s(self) -> float:
-        """Seconds of a step: the sum of its phases."""
-        return self.rollout_s + self.score_s + self.update_s + self.sync_s
+    def train_s(self) -> float:
+        """Seconds of a step apart from its rollouts."""
+        return self.score_s + self.update_s + self.sync_s + self.turn_s
 
     def run_s(self, steps: float) -> float:
         """Returns the seconds of a run with this many steps, without its start, checkpoints and export."""
         return steps * self.step_s
-
-
-@dataclass(frozen=True, slots=True)
-class _Peak:
-    """The peak rates of a GPU in the dtype of the run."""
-
-    flops: float
-    bandwidth: float
-
-    @classmethod
-    def of(cls, config: RunConfig, assessment: Assessment) -> _Peak:
-        speed = assessment.cluster.gpu.speed
-        assert speed is not None, "there is no estimate for a GPU of unknown speed"
-        return cls(speed.flops(Bounds(config).dtype), speed.bandwidth)
 
 
 def sync_bytes(config: RunConfig, shape: ModelShape) -> int:
@@ -72,68 +71,175 @@ def sync_bytes(config: RunConfig, shape: ModelShape) -> int:
     return Bounds(config).element * shape.parameters
 
 
-def estimate(config: RunConfig, assessment: Assessment) -> Estimate:
-    """Returns the estimate for a run whose plan fits, on GPUs of known speed."""
-    peak, bounds = _Peak.of(config, assessment), Bounds(config)
-    policy = known_shape("model.path", config.model.path)
-    step = step_arithmetic(config)
-    tokens = step.sequences * step.longest
-    epochs, needs_old = (
-        (1, False) if config.is_offline else (config.online.update_epochs, config.online.needs_old_logprobs)
-    )
-    parameters = config.members * policy.scorer_parameters if bounds.is_scorer else policy.parameters
-    passes = [_scoring_s(parameters, tokens, config.train.workers, peak) * needs_old]
-    update_s = _training_s(parameters, tokens * epochs, config.train, peak)
-    for role in roles_of(config):
+def estimate(config: RunConfig, assessment: Assessment, assumed: Assumptions = ASSUMED) -> Estimate:
+    """Returns the estimate for a run whose plan fits, on GPUs of known speed or at measured rates."""
+    return _Timing.of(config, assessment, assumed).estimate()
+
+
+def overlapped_s(sampling: Sampling, judged: float, train_s: float, sync_s: float, *, staleness: int) -> float:
+    """Returns the seconds from one step to the next while engines sample ahead of the trainer.
+
+    The slower side decides. A batch must also be sampled before its weights are too old: it may start `staleness` steps
+    before it is trained on, and its longest completion has to end in that time.
+    """
+    sampled_s = max(sampling.steady_s + sync_s, judged, sampling.rollout_s / staleness)
+    return max(sampled_s, train_s, (train_s + sampling.longest_s) / (staleness + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    config: RunConfig
+    assessment: Assessment
+    rates: Rates
+    lengths: Lengths
+    roles: Mapping[str, Role]
+
+    @classmethod
+    def of(cls, config: RunConfig, assessment: Assessment, assumed: Assumptions) -> _Timing:
+        rates, speed = assumed.rates, assessment.cluster.gpu.speed
+        if rates is None:
+            assert speed is not None, "there is no estimate for a GPU of unknown speed"
+            rates = Rates.of(speed, Bounds(config).dtype)
+        lengths = assumed.lengths or Lengths(config.rollout.max_tokens)
+        return cls(config, assessment, rates, lengths, {role.name: role for role in roles_of(config)})
+
+    def estimate(self) -> Estimate:
+        config, layout = self.config, self.assessment.layout
+        scores = {name: self.score_s(role) for name, role in self.roles.items()}
+        updates = {name: self.update_s(role) for name, role in self.roles.items()}
+        judged = scores.pop(REWARD, 0.0)
+        score_s, update_s = self.together(scores), self.together(updates)
+        busy = {name: scores.get(name, 0.0) + updates[name] for name in self.roles}
+        if self.assessment.cache is None:
+            return self.result(busy, score_s=score_s, update_s=update_s, step_s=score_s + update_s)
+        policy = known_shape("model.path", config.model.path)
+        found = sampling(config, policy, self.assessment.cache, self.rates, self.lengths)
+        sync_s = publish_s(config, policy, layout, self.rates)
+        turn_s, sharers = self.turn_s(), sharers_of_engines(config)
+        # Reward models score groups while others are sampled, unless both need the same GPUs.
+        rollout_s = found.rollout_s + judged if REWARD in sharers else max(found.rollout_s, judged)
+        train_s = score_s + update_s + sync_s + turn_s
+        step_s, sampled_s = rollout_s + train_s, found.rollout_s
+        if config.rollout.max_staleness:
+            step_s = overlapped_s(found, judged, train_s, sync_s, staleness=config.rollout.max_staleness)
+            sampled_s = min(found.steady_s, step_s - sync_s)
+        busy[ACTOR] += sync_s
+        busy[ROLLOUT] = sampled_s + (0.0 if sharers else sync_s)
+        if judged:
+            busy[REWARD] = judged
+        return self.result(
+            busy, score_s=score_s, update_s=update_s, step_s=step_s, rollout_s=rollout_s, sync_s=sync_s, turn_s=turn_s
+        )
+
+    def result(
+        self,
+        busy: Mapping[str, float],
+        *,
+        score_s: float,
+        update_s: float,
+        step_s: float,
+        rollout_s: float = 0.0,
+        sync_s: float = 0.0,
+        turn_s: float = 0.0,
+    ) -> Estimate:
+        groups = self.assessment.layout.groups
+        by_group = {group.roles: sum(busy[role] for role in group.roles) for group in groups}
+        gpus = {group.roles: group.bundles * max(1, group.gpus) for group in groups}
+        used = sum(gpus[roles] * seconds for roles, seconds in by_group.items())
+        policy = known_shape("model.path", self.config.model.path)
+        return Estimate(
+            rollout_s=rollout_s,
+            score_s=score_s,
+            update_s=update_s,
+            sync_s=sync_s,
+            turn_s=turn_s,
+            step_s=step_s,
+            sync_bytes=0 if self.config.is_offline else sync_bytes(self.config, policy),
+            tokens=self.load.tokens,
+            busy_s=by_group,
+            busy=used / (sum(gpus.values()) * step_s),
+        )
+
+    @property
+    def load(self) -> Load:
+        """The sequences of a step."""
+        step = step_arithmetic(self.config)
+        if self.config.is_offline:
+            return Load(step.sequences, step.sequences * step.longest, step.sequences * step.longest**2)
+        prompt = self.config.data.max_prompt_tokens if self.lengths.prompt is None else self.lengths.prompt
+        mean, square = self.lengths.moments()
+        squared = prompt**2 + 2 * prompt * mean + square
+        return Load(step.sequences, step.sequences * (prompt + mean), step.sequences * squared)
+
+    def team(self, role: Role) -> Team:
+        """Returns the workers of a role. On CPU the rates are those of the machine, of which each has its part."""
+        places, rates = self.assessment.layout.places(role.name), self.rates
+        if not self.assessment.layout.gpus:
+            part = len(places)
+            rates = replace(rates, training=rates.training / part, scoring=rates.scoring / part)
+        return Team.at(places, rates)
+
+    def together(self, seconds: Mapping[str, float]) -> float:
+        """Returns the seconds of roles that work at the same time; those that share GPUs, or a CPU, take turns."""
+        groups = self.assessment.layout.groups
+        by_group = [sum(seconds.get(role, 0.0) for role in group.roles) for group in groups]
+        return max(by_group) if self.assessment.layout.gpus else sum(by_group)
+
+    def score_s(self, role: Role) -> float:
+        """Returns the seconds in which a role scores the rollouts of a step, or compares examples."""
+        config, team = self.config, self.team(role)
         shapes = [known_shape(key, path) for key, path in role.models]
+        element, budget = Bounds(config).element, config.train.micro_batch_tokens
         match role.settings:
-            case ReferenceConfig():
-                passes.append(_scoring_s(shapes[0].parameters, tokens, role.workers, peak))
-            case ModelReward():
-                models = sum(shape.scorer_parameters for shape in shapes)
-                passes.append(_scoring_s(models, tokens, role.workers, peak))
+            case ModelReward() as reward:
+                parameters, budget = sum(shape.scorer_parameters for shape in shapes), reward.micro_batch_tokens
+                return scoring_s(team, shapes[0], parameters, self.load, budget=budget)
+            case ReferenceConfig() as reference:
+                parameters = shapes[0].parameters
+                weights = element * parameters
+                return scoring_s(
+                    team,
+                    shapes[0],
+                    parameters,
+                    self.load,
+                    budget=budget,
+                    gathered=weights if reference.zero_stage == 3 else 0.0,
+                    offloaded=weights / team.workers if reference.offload else 0.0,
+                )
             case CriticConfig() as critic:
-                parameters = shapes[0].scorer_parameters
-                passes.append(_scoring_s(parameters, tokens, role.workers, peak))
-                # The critic and the actor are trained concurrently.
-                update_s = max(update_s, _training_s(parameters, tokens * epochs, critic, peak))
+                parameters, budget, stage = shapes[0].scorer_parameters, critic.micro_batch_tokens, critic.zero_stage
+            case TrainConfig() if not config.is_offline and config.online.needs_old_logprobs:
+                parameters, stage = shapes[0].parameters, config.train.zero_stage
             case _:
-                pass
-    weights = 0 if config.is_offline else sync_bytes(config, policy)
-    return Estimate(
-        rollout_s=0.0 if assessment.cache is None else _rollout_s(config, assessment.cache, policy, peak),
-        score_s=max(passes),
-        update_s=update_s,
-        sync_s=weights / SYNC_BYTES_PER_S,
-        sync_bytes=weights,
-        tokens=tokens,
-    )
+                return 0.0
+        gathered = element * parameters if stage == 3 else 0.0
+        return scoring_s(team, shapes[0], parameters, self.load, budget=budget, gathered=gathered)
 
+    def update_s(self, role: Role) -> float:
+        """Returns the seconds in which a role is trained on the batch of a step."""
+        if role.trained is None:
+            return 0.0
+        config, shape = self.config, known_shape(*role.models[0])
+        scores = role.name != ACTOR or Bounds(config).is_scorer
+        models = config.members if role.name == ACTOR else 1
+        parameters = models * (shape.scorer_parameters if scores else shape.parameters)
+        epochs = 1 if config.is_offline else config.online.update_epochs
+        updates = step_arithmetic(config).optimizer_steps
+        return training_s(
+            self.team(role),
+            role.trained,
+            shape,
+            parameters,
+            self.load,
+            updates=updates,
+            epochs=epochs,
+            element=Bounds(config).element,
+        )
 
-def _training_s(parameters: int, tokens: int, trained: Trained, peak: _Peak) -> float:
-    factor = 8 if trained.gradient_checkpointing else 6
-    return factor * parameters * tokens / (trained.workers * peak.flops * TRAINING_SHARE)
-
-
-def _scoring_s(parameters: int, tokens: int, workers: int, peak: _Peak) -> float:
-    return 2 * parameters * tokens / (workers * peak.flops * SCORING_SHARE)
-
-
-def _rollout_s(config: RunConfig, cache: KvCache, shape: ModelShape, peak: _Peak) -> float:
-    """Returns the seconds of the rollouts: the prefill of all prompts, and in each wave one decoding step per token."""
-    rollout = config.rollout
-    step = step_arithmetic(config)
-    together = max(1, min(step.per_engine, rollout.max_sequences, cache.sequences))
-    waves = ceil(step.per_engine / together)
-    prompts = ceil(step.prompts / rollout.engines)
-    prefill_s = (
-        2
-        * shape.parameters
-        * prompts
-        * config.data.max_prompt_tokens
-        / (rollout.tensor_parallel * peak.flops * SCORING_SHARE)
-    )
-    weights = Bounds(config).element * shape.parameters / rollout.tensor_parallel
-    mean_length = config.data.max_prompt_tokens + rollout.max_tokens / 2
-    read = weights + together * mean_length * cache.token
-    return prefill_s + waves * rollout.max_tokens * read / (peak.bandwidth * BANDWIDTH_SHARE)
+    def turn_s(self) -> float:
+        """Returns the seconds in which what shares GPUs with engines is copied to the host and back."""
+        memories, size = self.assessment.memories, self.config.rollout.tensor_parallel
+        sharers = sharers_of_engines(self.config) if self.assessment.layout.gpus else ()
+        moved = sum(memories[role].parked for role in sharers)
+        engine = memories[ROLLOUT].parked / size if sharers else 0.0
+        return 2 * (moved + engine) / self.rates.host

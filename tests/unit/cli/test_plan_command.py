@@ -91,3 +91,34 @@ def test_options_of_gpus_are_not_ignored_in_silence_for_a_run_on_cpu(option, val
         "to plan it on GPUs, or leave the option out\n"
     )
     assert main(["plan", CONFIG, option, value, "cluster.accelerator=gpu"]) == 0
+
+
+def time_of(out):
+    return next(line for line in out.splitlines() if line.startswith("time of a step"))
+
+
+def test_lengths_and_rates_change_the_time(capsys, tmp_path):
+    assert main(["plan", RECIPE]) == 0
+    assert time_of(capsys.readouterr().out).startswith("time of a step, if every completion has full length: ")
+    assert main(["plan", RECIPE, "--lengths", "mean=600,prompt=120"]) == 0
+    assert time_of(capsys.readouterr().out).startswith("time of a step, if completions have 600 tokens on average ")
+    slow = tmp_path / "rates.json"
+    slow.write_text('{"training": 1e13}')
+    assert main(["plan", RECIPE, "--rates", str(slow)]) == 0
+    assert "\ntime of the run: 187.8 h for 200 steps" in capsys.readouterr().out
+    assert main(["plan", RECIPE, "--lengths", "mean=much"]) == 2
+    assert "--lengths mean=much: " in capsys.readouterr().err
+
+
+def test_rates_of_this_machine_give_a_run_on_cpu_a_time(capsys, tmp_path):
+    rates = tmp_path / "rates.json"
+    rates.write_text('{"training": 1e11, "scoring": 1e11, "memory": 1e10, "link": 1e9, "network": 1e9}')
+    assert main(["plan", CONFIG]) == 0
+    assert "time of a step" not in capsys.readouterr().out
+    assert main(["plan", CONFIG, "--rates", str(rates)]) == 0
+    assert time_of(capsys.readouterr().out)
+
+
+def test_examples_have_no_lengths_of_completions(capsys):
+    assert main(["plan", "configs/sft_ultrachat_qwen2.5-7b_8xh100.yaml", "--lengths", "mean=600"]) == 2
+    assert "--lengths mean=600: algorithm.kind=sft samples no completions" in capsys.readouterr().err

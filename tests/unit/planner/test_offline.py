@@ -8,6 +8,7 @@ from ray_rl.planner.advice import changed, propose
 from ray_rl.planner.arithmetic import Share, step_arithmetic
 from ray_rl.planner.assess import assess
 from ray_rl.planner.gpus import GPUS, ClusterShape
+from ray_rl.planner.rates import SCORING_SHARE, TRAINING_SHARE
 from ray_rl.planner.report import refusal, report
 from ray_rl.planner.throughput import estimate
 from tests.unit.planner.conftest import SEVEN
@@ -89,7 +90,7 @@ def test_an_ensemble_trains_its_members_together(assessed):
     memories = [found.memories["actor"].terms() for _, found in (one, three)]
     for term in ("weights", "optimizer", "gradients", "activations"):
         assert memories[1][term] == pytest.approx(3 * memories[0][term])
-    assert estimate(*three).update_s == pytest.approx(3 * estimate(*one).update_s)
+    assert 2.5 * estimate(*one).update_s < estimate(*three).update_s < 3.1 * estimate(*one).update_s
 
 
 def test_a_micro_batch_holds_a_pair_that_exceeds_its_budget(assessed):
@@ -102,12 +103,14 @@ def test_the_time_is_that_of_the_update_and_of_a_live_reference(assessed):
     config, found = assessed("sft")
     alone = estimate(config, found)
     assert alone.tokens == 128 * 1000
-    assert alone.step_s == alone.update_s == pytest.approx(8 * N * alone.tokens / (8 * 989.4e12 * 0.35))
+    assert alone.step_s == alone.update_s
+    assert (alone.rollout_s, alone.sync_s, alone.sync_bytes, alone.busy) == (0, 0, 0, 1)
+    assert alone.update_s > 8 * N * alone.tokens / (8 * 989.4e12 * TRAINING_SHARE)
     live = estimate(*assessed(reference={"when": "during", "workers": 4, "zero_stage": 3}, nodes=2))
-    assert live.score_s == pytest.approx(2 * N * live.tokens / (4 * 989.4e12 * 0.45))
-    assert estimate(*assessed("reward_model")).update_s == pytest.approx(
-        8 * SCORER * 256 * 1000 / (8 * 989.4e12 * 0.35), rel=1e-3
-    )
+    assert live.score_s > 2 * N * live.tokens / (4 * 989.4e12 * SCORING_SHARE)
+    assert live.step_s == live.score_s + live.update_s
+    scorer = estimate(*assessed("reward_model"))
+    assert scorer.update_s > 8 * SCORER * 256 * 1000 / (8 * 989.4e12 * TRAINING_SHARE)
 
 
 def test_the_report_names_pairs_and_the_time_of_the_run(assessed):

@@ -6,8 +6,9 @@ from ray_rl.errors import ConfigError
 from ray_rl.planner.advice import Proposal, propose
 from ray_rl.planner.assess import assess
 from ray_rl.planner.gpus import GPUS, ClusterShape, Gpu
+from ray_rl.planner.rates import Rates
 from ray_rl.planner.report import TERMS, refusal, report, require_fit, verdict
-from ray_rl.planner.throughput import estimate
+from ray_rl.planner.throughput import Assumptions, estimate
 from ray_rl.sizes import GIB
 from tests.unit.planner.conftest import REWARD
 
@@ -88,6 +89,43 @@ def test_the_memory_of_roles_that_take_turns_is_a_table_by_phase(lines):
     assert rows["actor", "context"] == ["1.50", "1.50", "1.50"]
     fullest = max(float(value) for value in rows["total",])
     assert f"  a GPU of actor+rollout: {fullest:.1f} of 75.7 GiB that can be used" in found
+
+
+def test_the_time_is_followed_by_who_waits_and_what_would_be_faster(lines):
+    shape = {"train": {"workers": 4, "zero_stage": 2, **CHECKPOINTING}, "reference": None}
+    found = lines(**shape, algorithm={"prompts_per_step": 512}, rollout={"engines": 4, "max_tokens": 1536})
+    at = next(index for index, line in enumerate(found) if line.startswith("busy: "))
+    assert found[at].endswith("% of the GPU seconds")
+    assert found[at + 1].startswith("  rollout (4 GPUs) waits ")
+    assert found[at + 3] == "faster on the same GPUs (each change alone was planned and fits):"
+    assert found[at + 4].endswith("x with")
+    assert found[at + 5].startswith("    'cluster.colocate=[[actor,rollout]]' train.workers=8")
+
+
+def test_a_run_of_which_nothing_is_faster_is_proposed_nothing(lines):
+    shared = {"address": "auto", "colocate": [["actor", "rollout"]]}
+    train = {"workers": 8, "zero_stage": 2, "micro_batch_tokens": 65536, **CHECKPOINTING}
+    rollout = {"engines": 8, "max_tokens": 8192}
+    found = lines(train=train, rollout=rollout, algorithm={"prompts_per_step": 256}, cluster=shared)
+    assert [line for line in found if line.startswith("busy: ")]
+    assert not [line for line in found if line.startswith("faster")]
+    assert any("turns on the GPUs" in line for line in found)
+
+
+def test_a_run_that_samples_ahead_says_which_side_decides(lines):
+    shape = {"train": {"workers": 4, "zero_stage": 2, **CHECKPOINTING}, "reference": None}
+    for prompts, engines, side in ((512, 4, "training"), (64, 1, "rollouts")):
+        ahead = {"engines": engines, "max_tokens": 1536, "max_staleness": 1}
+        text = " ".join(lines(**shape, algorithm={"prompts_per_step": prompts}, rollout=ahead))
+        assert f"engines sample while models are trained (rollout.max_staleness); the {side}" in text
+
+
+def test_with_measured_rates_a_run_on_cpu_has_a_time(make):
+    config = make(model={"path": "smollm2-135m-instruct"}, cluster={"accelerator": "cpu"})
+    rates = Rates(training=1e11, scoring=1e11, memory=1e10, link=1e9, network=1e9)
+    shown = report(config, assess(config, ClusterShape.of(config)), Assumptions(rates=rates))
+    assert [line.split(",")[0] for line in shown if line.startswith("time of a step")] == ["time of a step"]
+    assert not [line for line in shown if line.startswith(("busy", "faster"))]
 
 
 def test_every_term_has_a_column(make):
