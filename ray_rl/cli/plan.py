@@ -45,6 +45,12 @@ def add_to(commands: Commands) -> None:
         "default: all have rollout.max_tokens",
     )
     parser.add_argument("--rates", metavar="FILE", help="measured rates instead of shares of the GPU's data sheet")
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="print a file for --rates instead: the rates of this machine in the dtype of the run (a minute, with "
+        "torch), or, where CONFIG is a run folder, those of its phases",
+    )
     parser.set_defaults(command=print_plan)
 
 
@@ -54,6 +60,10 @@ def print_plan(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: the message has every problem, and changes that make the run fit.
     """
+    if arguments.calibrate:
+        from ray_rl.cli.calibrate import print_rates
+
+        return print_rates(arguments)
     from ray_rl.config.loading.load import load_config
     from ray_rl.planner.assess import assess
     from ray_rl.planner.gpus import ClusterShape

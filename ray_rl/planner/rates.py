@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 from ray_rl.errors import ConfigError
@@ -19,6 +19,8 @@ LINK_SHARE = 0.7
 """Share of the links between GPUs and of the network that collectives reach."""
 LAUNCH_S = 150e-6
 """Seconds that a decoder layer takes however few tokens it has: about 25 kernels of transformers' eager code."""
+FRONT_END_S = 40e-6
+"""Processor seconds of an engine's front end for a token: measured 120e-6 on two AVX2 cores, a third on a server."""
 HOST_BYTES_PER_S = 20e9
 """Copies between a GPU and pinned memory of the host."""
 DIGEST_BYTES_PER_S = 70e9
@@ -33,6 +35,8 @@ class Rates:
     """Operations of training with large micro-batches."""
     scoring: float
     """Operations of passes without gradients."""
+    decoding: float
+    """Operations of decoding, whose products have few rows."""
     memory: float
     """Bytes that decoding reads."""
     link: float
@@ -45,6 +49,8 @@ class Rates:
     """Bytes whose checksum is computed."""
     launch_s: float = LAUNCH_S
     """Seconds that a layer takes at least."""
+    front_end_s: float = FRONT_END_S
+    """Processor seconds of an engine's front end for a token."""
 
     @classmethod
     def of(cls, speed: Speed, dtype: str) -> Rates:
@@ -53,6 +59,7 @@ class Rates:
         return cls(
             training=TRAINING_SHARE * flops,
             scoring=SCORING_SHARE * flops,
+            decoding=SCORING_SHARE * flops,
             memory=BANDWIDTH_SHARE * speed.bandwidth,
             link=LINK_SHARE * speed.link,
             network=LINK_SHARE * speed.network,
@@ -80,7 +87,8 @@ def read_rates(path: str, rates: Rates | None) -> Rates:
             raise ConfigError(f"--rates {path}: {name} is {number!r}, not a rate above 0; calibrate again")
     if rates is not None:
         return replace(rates, **numbers)
-    missing = [name for name in names[:5] if name not in numbers]
+    needed = [field.name for field in fields(Rates) if field.default is MISSING]
+    missing = [name for name in needed if name not in numbers]
     if missing:
         raise ConfigError(f"--rates {path}: has no {', '.join(missing)}; write it with ray-rl plan --calibrate")
     return Rates(**numbers)

@@ -21,8 +21,6 @@ from ray_rl.sizes import MIB
 
 STEP_S = 4e-3
 """Seconds of a decoding step apart from the model: scheduling, sampling, and the start of its kernels."""
-FRONT_END_S = 40e-6
-"""Processor seconds of an engine's front end for a token: measured 120e-6 on two AVX2 cores, a third on a server."""
 ALL_REDUCE_S = 20e-6
 """Least seconds of a sum over the GPUs of an engine, of which every layer takes two."""
 BUCKET_S = 0.5e-3
@@ -47,10 +45,10 @@ def engine_pace(config: RunConfig, shape: ModelShape, cache: KvCache, rates: Rat
     read = element * shape.parameters / size / rates.memory
 
     def fixed(running: int) -> float:
-        multiplied = 2 * shape.parameters * running / size / rates.scoring
+        multiplied = 2 * shape.parameters * running / size / rates.decoding
         reduced = ALL_REDUCE_S + running * shape.hidden * element / rates.link
         device = max(read, multiplied) + STEP_S + (2 * shape.layers * reduced if size > 1 else 0.0)
-        return max(device, running * FRONT_END_S)
+        return max(device, running * rates.front_end_s)
 
     return Pace(fixed, cache.token / rates.memory)
 

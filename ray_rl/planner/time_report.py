@@ -45,14 +45,14 @@ def time_lines(config: RunConfig, assessment: Assessment, assumed: Assumptions =
 def _step(config: RunConfig, times: Estimate, assumed: Assumptions) -> Iterator[str]:
     rate = f"{times.tokens / times.step_s:,.0f} tokens/s"
     if config.is_offline:
-        reference = f": reference {times.score_s:,.0f}, update {times.update_s:,.0f}" if times.score_s else ""
-        yield f"time of a step, if every sequence has full length: {times.step_s:,.0f} s{reference}; {rate}"
+        parts = f": reference {_brief(times.score_s)}, update {_brief(times.update_s)}" if times.score_s else ""
+        yield f"time of a step, if every sequence has full length: {_brief(times.step_s)} s{parts}; {rate}"
         return
     lengths = assumed.lengths or Lengths(config.rollout.max_tokens)
-    turns = f", turns on the GPUs {times.turn_s:,.1f}" if times.turn_s else ""
+    turns = f", turns on the GPUs {_brief(times.turn_s)}" if times.turn_s else ""
     yield (
-        f"time of a step, {lengths.described()}: {times.step_s:,.0f} s: rollouts {times.rollout_s:,.0f}, scores "
-        f"{times.score_s:,.0f}, update {times.update_s:,.0f}, sync {times.sync_s:,.1f}{turns}; {rate}"
+        f"time of a step, {lengths.described()}: {_brief(times.step_s)} s: rollouts {_brief(times.rollout_s)}, scores "
+        f"{_brief(times.score_s)}, update {_brief(times.update_s)}, sync {_brief(times.sync_s)}{turns}; {rate}"
     )
     if config.rollout.max_staleness:
         slower = "rollouts" if times.step_s > times.train_s else "training"
@@ -61,3 +61,10 @@ def _step(config: RunConfig, times: Estimate, assumed: Assumptions) -> Iterator[
 
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} h"
+
+
+def _brief(seconds: float) -> str:
+    """Returns seconds with as many digits as matter: 0, 0.25, 4.1, 123."""
+    if seconds >= 10 or not seconds:
+        return f"{seconds:,.0f}"
+    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2f}"

@@ -112,7 +112,9 @@ def test_lengths_and_rates_change_the_time(capsys, tmp_path):
 
 def test_rates_of_this_machine_give_a_run_on_cpu_a_time(capsys, tmp_path):
     rates = tmp_path / "rates.json"
-    rates.write_text('{"training": 1e11, "scoring": 1e11, "memory": 1e10, "link": 1e9, "network": 1e9}')
+    rates.write_text(
+        '{"training": 1e11, "scoring": 1e11, "decoding": 1e11, "memory": 1e10, "link": 1e9, "network": 1e9}'
+    )
     assert main(["plan", CONFIG]) == 0
     assert "time of a step" not in capsys.readouterr().out
     assert main(["plan", CONFIG, "--rates", str(rates)]) == 0

@@ -27,11 +27,11 @@ def test_measured_rates_replace_those_of_the_data_sheet(tmp_path):
 
 def test_without_a_data_sheet_all_rates_must_be_measured(tmp_path):
     file = tmp_path / "rates.json"
-    whole = {"training": 1e11, "scoring": 1e11, "memory": 1e10, "link": 1e9, "network": 1e9}
+    whole = {"training": 1e11, "scoring": 1e11, "decoding": 1e11, "memory": 1e10, "link": 1e9, "network": 1e9}
     file.write_text(json.dumps(whole))
     assert read_rates(str(file), None) == Rates(**whole)
     file.write_text(json.dumps({"training": 1e11}))
-    with pytest.raises(ConfigError, match="has no scoring, memory, link, network; write it with ray-rl plan"):
+    with pytest.raises(ConfigError, match="has no scoring, decoding, memory, link, network; write it with ray-rl plan"):
         read_rates(str(file), None)
 
 
@@ -42,7 +42,7 @@ def test_without_a_data_sheet_all_rates_must_be_measured(tmp_path):
         ('{"training": 0}', "training is 0, not a rate above 0"),
         ('{"training": true}', "training is True"),
         ("{", "cannot be read"),
-        ("[1]", "has no training, scoring, memory, link, network"),
+        ("[1]", "has no training, scoring, decoding, memory, link, network"),
     ],
 )
 def test_a_file_without_rates_is_refused(tmp_path, text, reason):

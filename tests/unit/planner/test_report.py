@@ -122,7 +122,7 @@ def test_a_run_that_samples_ahead_says_which_side_decides(lines):
 
 def test_with_measured_rates_a_run_on_cpu_has_a_time(make):
     config = make(model={"path": "smollm2-135m-instruct"}, cluster={"accelerator": "cpu"})
-    rates = Rates(training=1e11, scoring=1e11, memory=1e10, link=1e9, network=1e9)
+    rates = Rates(training=1e11, scoring=1e11, decoding=1e11, memory=1e10, link=1e9, network=1e9)
     shown = report(config, assess(config, ClusterShape.of(config)), Assumptions(rates=rates))
     assert [line.split(",")[0] for line in shown if line.startswith("time of a step")] == ["time of a step"]
     assert not [line for line in shown if line.startswith(("busy", "faster"))]

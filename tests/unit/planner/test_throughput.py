@@ -171,7 +171,7 @@ def test_measured_rates_replace_the_data_sheet(timed):
 
 
 def test_on_cpu_with_measured_rates_all_roles_share_the_machine(make):
-    rates = Rates(training=1e11, scoring=1e11, memory=1e10, link=1e9, network=1e9, launch_s=1e-4)
+    rates = Rates(training=1e11, scoring=1e11, decoding=1e11, memory=1e10, link=1e9, network=1e9, launch_s=1e-4)
 
     def update_s(workers):
         config = make(
