@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from ray_rl.errors import ConfigError
 
@@ -273,4 +272,8 @@ def _completions_attend(
     return out_prompt.view(-1, size) + out_own.view(-1, size)
 
 
-AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
+def register_shared_prefix() -> None:
+    """Makes `shared_prefix_attention` known to transformers, for models that are loaded with its name."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)

@@ -14,7 +14,7 @@ from torch.nn import ModuleList
 
 from ray_rl.config.train import Packing, Trained
 from ray_rl.errors import ConfigError, DataError
-from ray_rl.models.attention import SHARED_PREFIX
+from ray_rl.models.attention import SHARED_PREFIX, register_shared_prefix
 from ray_rl.models.residual import keep_residual_in_float32
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ def load_whole(
     from safetensors import SafetensorError
 
     _refuse_quantized(folder, settings["config"], key=key)
+    register_shared_prefix()
     try:
         with _quiet_loading():
             loaded: Any = auto_class.from_pretrained(

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ray_rl.batching.encoding import encode
 from ray_rl.batching.micro_batches import Tree
 from ray_rl.config.train import Packing
+from ray_rl.models.attention import register_shared_prefix
 from ray_rl.models.policy import PolicyModel
 from ray_rl.types import TrainBatch
 from tests import make
@@ -38,6 +39,7 @@ def tiny_llama(attention: str = "eager", *, dtype: torch.dtype = torch.float32) 
         eos_token_id=2,
         attn_implementation=attention,
     )
+    register_shared_prefix()
     torch.manual_seed(0)
     return LlamaForCausalLM(config).to(dtype)
 
