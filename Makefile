@@ -16,6 +16,8 @@ BIN := .venv/bin
 DEMO := configs/grpo_addition_smollm2-135m_cpu.yaml
 # Code that must be right without a GPU to test it on: unit tests take every branch.
 COVERED_TESTS := tests/unit/algorithms tests/unit/planner
+# Folders whose tests import torch, transformers or Ray. One process runs them all, because each would import these again.
+HEAVY_TESTS := $(addprefix tests/unit/,app batching catalog checkpoint cluster data loops models rewards rollout training weight_sync test_new_algorithm.py test_trl.py)
 COVERED := --cov=ray_rl/algorithms --cov=ray_rl/planner --cov-branch --cov-fail-under=100 --cov-report=term:skip-covered
 
 .PHONY: help
@@ -50,11 +52,12 @@ test: setup-test ## run unit tests, then tests with real Ray, vLLM and DeepSpeed
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
 .PHONY: test-unit
-test-unit: setup-test ## run only the unit tests (90 seconds)
-	@covered=$$(mktemp); trap 'kill $$!; rm "$$covered"; exit 130' INT; failed=; \
-	$(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED) >"$$covered" 2>&1 & \
-	$(BIN)/python -m pytest tests/unit tests/test_*.py $(COVERED_TESTS:%=--ignore %) -n auto --dist loadfile || failed=1; \
-	wait $$! || failed=1; cat "$$covered"; rm "$$covered"; [ -z "$$failed" ]
+test-unit: setup-test ## run only the unit tests (75 seconds)
+	@logs=$$(mktemp -d); trap 'kill $$(jobs -p); rm -r "$$logs"; exit 130' INT; failed=; \
+	$(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED) >"$$logs/covered" 2>&1 & covered=$$!; \
+	$(BIN)/python -m pytest $(HEAVY_TESTS) >"$$logs/heavy" 2>&1 & heavy=$$!; \
+	$(BIN)/python -m pytest tests/unit tests/test_*.py $(addprefix --ignore ,$(COVERED_TESTS) $(HEAVY_TESTS)) || failed=1; \
+	wait $$covered || failed=1; wait $$heavy || failed=1; cat "$$logs"/*; rm -r "$$logs"; [ -z "$$failed" ]
 
 .PHONY: test-docs
 test-docs: setup-test ## check links and file names in the pages, and run the commands of docs/first_hour.md (5 minutes)

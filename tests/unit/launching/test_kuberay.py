@@ -1,10 +1,11 @@
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_rl.config.loading.load import load_config
@@ -255,6 +256,7 @@ class TestNames:
     def test_another_gets_a_hash(self, name):
         assert re.search(r"-[0-9a-f]{6}$", resource_name(name))
 
+    @settings(deadline=None)
     @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True))
     def test_any_name_of_a_run_becomes_a_legal_one(self, name):
         assert DNS_1035.fullmatch(resource_name(name))
@@ -284,7 +286,7 @@ def through_the_submitter(entrypoint):
 @pytest.mark.parametrize("join", [" && ", None])
 def test_the_submitter_hands_the_driver_the_same_words(words, join):
     script = "import sys; print(sys.argv[1:])"
-    command = shlex.join(["python3", "-c", script, *words])
+    command = shlex.join([sys.executable, "-S", "-c", script, *words])
     line = f"{command}{join}{command}" if join else command
     arrived = through_the_submitter(submitted_line(line))
     results = [

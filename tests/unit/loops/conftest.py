@@ -38,6 +38,16 @@ REWARDS = (1.0, 0.0)
 MODELS = {"actor": [["tiny", "blake2b-sampled:1"]]}
 
 
+@pytest.fixture(autouse=True)
+def without_its_grace() -> Iterator[None]:
+    """Cancels the timers that a signal starts: they would end the process of the tests a minute later."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        if isinstance(thread, threading.Timer):
+            thread.cancel()
+
+
 class Script:
     """Fakes of all roles that write down what they are asked, and fail where they are told to."""
 

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_rl.planner.layout import Packed, Place, Request, nodes_used, pack
@@ -43,6 +43,7 @@ BLOCKS = st.builds(
 REQUESTS = st.lists(NARROW | BLOCKS, min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(REQUESTS)
 def test_every_bundle_is_whole_on_one_node_and_no_gpu_is_given_twice(requests: list[Request]):
     packing = pack(requests, gpus_per_node=8)
@@ -56,6 +57,7 @@ def test_every_bundle_is_whole_on_one_node_and_no_gpu_is_given_twice(requests: l
         assert all(len(set(nodes[i : i + request.block])) == 1 for i in range(0, len(nodes), request.block))
 
 
+@settings(deadline=None)
 @given(REQUESTS)
 def test_who_reserves_in_the_order_of_the_packing_and_takes_the_lowest_free_gpus_gets_those_of_the_plan(
     requests: list[Request],
@@ -68,6 +70,7 @@ def test_who_reserves_in_the_order_of_the_packing_and_takes_the_lowest_free_gpus
             taken[place.node] = first + len(place.gpus)
 
 
+@settings(deadline=None)
 @given(REQUESTS)
 def test_rank_order_is_topology_order(requests: list[Request]):
     for packed in pack(requests, gpus_per_node=8):

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_rl.config import RunConfig
@@ -150,6 +150,7 @@ def test_what_is_wanted_is_named_by_group():
 COUNTS = st.integers(1, 6)
 
 
+@settings(deadline=None)
 @given(actors=COUNTS, engines=COUNTS, tensor_parallel=COUNTS, kl=st.sampled_from([0.0, 0.1]), shared=st.booleans())
 def test_the_plan_takes_as_many_gpus_as_the_rules_of_the_configuration_say(
     actors, engines, tensor_parallel, kl, shared

@@ -3,7 +3,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_rl.errors import DataError
@@ -66,6 +66,7 @@ def test_lists_ratios_times_dates_powers_and_versions_are_no_number(text):
     assert last_number(text) is None
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**12), 10**12), st.booleans())
 def test_every_integer_is_read_back(value, with_commas):
     assert last_number(f"so the answer is {value:,}." if with_commas else f"{value}") == value

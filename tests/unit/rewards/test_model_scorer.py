@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
     AutoTokenizer,
@@ -265,6 +265,7 @@ class TestMicroBatches:
     def test_a_row_over_the_budget_is_alone(self):
         assert list(micro_batches([2, 50, 2], 10)) == [[1], [0, 2]]
 
+    @settings(deadline=None)
     @given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 100))
     def test_every_row_is_there_once_and_within_the_budget(self, lengths, budget):
         batches = list(micro_batches(lengths, budget))

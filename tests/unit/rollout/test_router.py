@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_rl.errors import ClusterError, EngineError
@@ -25,6 +25,7 @@ def test_a_request_that_fails_is_no_longer_outstanding():
     assert router.outstanding == (0,)
 
 
+@settings(deadline=None)
 @given(engines=st.integers(1, 5), script=st.lists(st.one_of(TOKENS, st.integers(-20, -1)), max_size=60))
 def test_every_request_goes_to_a_least_loaded_engine_and_no_load_is_ever_negative(engines, script):
     """A positive number places a request of that many tokens; a negative one ends one of those that run."""

@@ -1,7 +1,7 @@
 import itertools
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_rl.training.gather import ParameterSpec
@@ -25,6 +25,7 @@ def test_no_parameters_need_no_bucket():
     assert plan_buckets([], capacity_bytes=16) == []
 
 
+@settings(deadline=None)
 @given(shapes=SHAPES, capacity=st.integers(1, 400))
 def test_every_parameter_is_in_one_bucket_in_order_and_only_a_lone_one_exceeds_the_capacity(shapes, capacity):
     specs = specs_of(shapes)
@@ -37,6 +38,7 @@ def test_every_parameter_is_in_one_bucket_in_order_and_only_a_lone_one_exceeds_t
         assert bucket_bytes(before) + bucket[0].bytes > capacity
 
 
+@settings(deadline=None)
 @given(shapes=SHAPES, dtype=st.sampled_from(["float32", "bfloat16"]))
 def test_what_is_written_into_the_views_of_one_buffer_is_read_from_those_of_its_copy(shapes, dtype):
     specs = specs_of(shapes, dtype)
@@ -73,6 +75,7 @@ def test_a_larger_one_than_those_given_back_is_new():
     assert ring.take(16).numel() == 16
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=20))
 def test_the_ring_keeps_at_most_three_buffers_and_the_largest(sizes):
     ring = BufferRing()
