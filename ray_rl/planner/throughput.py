@@ -105,17 +105,17 @@ class _Timing:
 
     def estimate(self) -> Estimate:
         config, layout = self.config, self.assessment.layout
-        scores = {name: self.score_s(role) for name, role in self.roles.items()}
-        updates = {name: self.update_s(role) for name, role in self.roles.items()}
+        scores = {name: self._score_s(role) for name, role in self.roles.items()}
+        updates = {name: self._update_s(role) for name, role in self.roles.items()}
         judged = scores.pop(REWARD, 0.0)
-        score_s, update_s = self.together(scores), self.together(updates)
+        score_s, update_s = self._together(scores), self._together(updates)
         busy = {name: scores.get(name, 0.0) + updates[name] for name in self.roles}
         if self.assessment.cache is None:
-            return self.result(busy, score_s=score_s, update_s=update_s, step_s=score_s + update_s)
+            return self._result(busy, score_s=score_s, update_s=update_s, step_s=score_s + update_s)
         policy = known_shape("model.path", config.model.path)
         found = sampling(config, policy, self.assessment.cache, self.rates, self.lengths)
         sync_s = publish_s(config, policy, layout, self.rates)
-        turn_s, sharers = self.turn_s(), sharers_of_engines(config)
+        turn_s, sharers = self._turn_s(), sharers_of_engines(config)
         # Reward models score groups while others are sampled, unless both need the same GPUs.
         rollout_s = found.rollout_s + judged if REWARD in sharers else max(found.rollout_s, judged)
         train_s = score_s + update_s + sync_s + turn_s
@@ -127,11 +127,11 @@ class _Timing:
         busy[ROLLOUT] = sampled_s + (0.0 if sharers else sync_s)
         if judged:
             busy[REWARD] = judged
-        return self.result(
+        return self._result(
             busy, score_s=score_s, update_s=update_s, step_s=step_s, rollout_s=rollout_s, sync_s=sync_s, turn_s=turn_s
         )
 
-    def result(
+    def _result(
         self,
         busy: Mapping[str, float],
         *,
@@ -155,23 +155,33 @@ class _Timing:
             turn_s=turn_s,
             step_s=step_s,
             sync_bytes=0 if self.config.is_offline else sync_bytes(self.config, policy),
-            tokens=self.load.tokens,
+            tokens=self._load(is_whole=True).tokens,
             busy_s=by_group,
             busy=used / (sum(gpus.values()) * step_s),
         )
 
-    @property
-    def load(self) -> Load:
-        """The sequences of a step."""
+    def _load(self, *, is_whole: bool = False) -> Load:
+        """Returns the sequences of a step; if whole, each with its prompt, also where others share prefixes."""
         step = step_arithmetic(self.config)
         if self.config.is_offline:
             return Load(step.sequences, step.sequences * step.longest, step.sequences * step.longest**2)
         prompt = self.config.data.max_prompt_tokens if self.lengths.prompt is None else self.lengths.prompt
         mean, square = self.lengths.moments()
-        squared = prompt**2 + 2 * prompt * mean + square
-        return Load(step.sequences, step.sequences * (prompt + mean), step.sequences * squared)
+        squared = 2 * prompt * mean + square
+        prompts = step.prompts if self._shares_prefixes and not is_whole else step.sequences
+        return Load(
+            step.sequences,
+            tokens=prompts * prompt + step.sequences * mean,
+            squares=prompts * prompt**2 + step.sequences * squared,
+        )
 
-    def team(self, role: Role) -> Team:
+    @property
+    def _shares_prefixes(self) -> bool:
+        """Whether each prompt is computed once for all its completions."""
+        packing, on_cpu = self.config.train.packing, self.config.cluster.accelerator == "cpu"
+        return packing == "shared_prefix" or (packing == "auto" and on_cpu)
+
+    def _team(self, role: Role) -> Team:
         """Returns the workers of a role. On CPU the rates are those of the machine, of which each has its part."""
         places, rates = self.assessment.layout.places(role.name), self.rates
         if not self.assessment.layout.gpus:
@@ -179,21 +189,21 @@ class _Timing:
             rates = replace(rates, training=rates.training / part, scoring=rates.scoring / part)
         return Team.at(places, rates)
 
-    def together(self, seconds: Mapping[str, float]) -> float:
+    def _together(self, seconds: Mapping[str, float]) -> float:
         """Returns the seconds of roles that work at the same time; those that share GPUs, or a CPU, take turns."""
         groups = self.assessment.layout.groups
         by_group = [sum(seconds.get(role, 0.0) for role in group.roles) for group in groups]
         return max(by_group) if self.assessment.layout.gpus else sum(by_group)
 
-    def score_s(self, role: Role) -> float:
+    def _score_s(self, role: Role) -> float:
         """Returns the seconds in which a role scores the rollouts of a step, or compares examples."""
-        config, team = self.config, self.team(role)
+        config, team = self.config, self._team(role)
         shapes = [known_shape(key, path) for key, path in role.models]
         element, budget = Bounds(config).element, config.train.micro_batch_tokens
         match role.settings:
             case ModelReward() as reward:
                 parameters, budget = sum(shape.scorer_parameters for shape in shapes), reward.micro_batch_tokens
-                return scoring_s(team, shapes[0], parameters, self.load, budget=budget)
+                return scoring_s(team, shapes[0], parameters, self._load(is_whole=True), budget=budget)
             case ReferenceConfig() as reference:
                 parameters = shapes[0].parameters
                 weights = element * parameters
@@ -201,7 +211,7 @@ class _Timing:
                     team,
                     shapes[0],
                     parameters,
-                    self.load,
+                    self._load(),
                     budget=budget,
                     gathered=weights if reference.zero_stage == 3 else 0.0,
                     offloaded=weights / team.workers if reference.offload else 0.0,
@@ -213,9 +223,9 @@ class _Timing:
             case _:
                 return 0.0
         gathered = element * parameters if stage == 3 else 0.0
-        return scoring_s(team, shapes[0], parameters, self.load, budget=budget, gathered=gathered)
+        return scoring_s(team, shapes[0], parameters, self._load(), budget=budget, gathered=gathered)
 
-    def update_s(self, role: Role) -> float:
+    def _update_s(self, role: Role) -> float:
         """Returns the seconds in which a role is trained on the batch of a step."""
         if role.trained is None:
             return 0.0
@@ -226,17 +236,17 @@ class _Timing:
         epochs = 1 if config.is_offline else config.online.update_epochs
         updates = step_arithmetic(config).optimizer_steps
         return training_s(
-            self.team(role),
+            self._team(role),
             role.trained,
             shape,
             parameters,
-            self.load,
+            self._load(),
             updates=updates,
             epochs=epochs,
             element=Bounds(config).element,
         )
 
-    def turn_s(self) -> float:
+    def _turn_s(self) -> float:
         """Returns the seconds in which what shares GPUs with engines is copied to the host and back."""
         memories, size = self.assessment.memories, self.config.rollout.tensor_parallel
         sharers = sharers_of_engines(self.config) if self.assessment.layout.gpus else ()

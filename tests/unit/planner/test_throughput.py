@@ -186,3 +186,11 @@ def test_on_cpu_with_measured_rates_all_roles_share_the_machine(make):
 
     assert update_s(1) > 2 * 6 * 134_515_008 * 8 * 2048 / 1e11
     assert update_s(2) == pytest.approx(update_s(1), rel=0.3)
+
+
+def test_a_shared_prefix_is_computed_once_for_all_its_completions(timed):
+    settings = {"data": {"kind": "addition", "max_prompt_tokens": 4096}, "rollout": {"max_tokens": 512}}
+    each, once = (timed(**settings, train={"packing": packing}) for packing in ("packed", "shared_prefix"))
+    assert once.tokens == each.tokens == 64 * 4608
+    # 8 prompts of 4096 tokens instead of 64.
+    assert once.update_s / each.update_s == pytest.approx((8 * 4096 + 64 * 512) / (64 * 4608), rel=0.15)
