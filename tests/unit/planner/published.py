@@ -1,7 +1,8 @@
 """Runs that others have published, as near as a configuration can say them, with their seconds.
 
-What a source leaves out is assumed and marked so. The constants of the planner were chosen with a look at the `fitted`
-runs; the others were held out. `python -m tests.unit.planner.published` prints the table of docs/planning.md.
+What a source leaves out is assumed and marked so. For the `fitted` runs, constants of the planner or lengths were
+chosen with a look at their seconds; the others were held out. Runs of which the GPU, the engines or both lengths and
+phases are not published are left out. `python -m tests.unit.planner.published` prints the table of docs/planning.md.
 
 The publish of OpenRLHF (4.3 and 112 s) is left out: it broadcast one parameter after another, as nothing here does.
 """
@@ -214,7 +215,7 @@ RUNS = {
             "rewards": [{"kind": "model", "paths": ["Llama-2-7b"], "workers": 2}],
             "rollout": {"engines": 4, "max_tokens": 1024, "max_sequences": 16},
         },
-        assumed="lengths; 16 sequences of an engine, the script's --micro_rollout_batch_size",
+        assumed="lengths, from the rollouts of both OpenRLHF runs; 16 sequences of an engine",
         fitted=True,
     ),
     "openrlhf-70b": Published(
@@ -232,7 +233,8 @@ RUNS = {
             "rewards": [{"kind": "model", "paths": ["Llama-2-70b"], "workers": 4}],
             "rollout": {"engines": 4, "tensor_parallel": 4, "max_tokens": 1024, "max_sequences": 2},
         },
-        assumed="lengths",
+        assumed="lengths, from the rollouts of both OpenRLHF runs",
+        fitted=True,
     ),
     "nemo-aligner-70b-96": Published(
         ALIGNER,
@@ -284,7 +286,7 @@ RUNS = {
                     "gpu_memory_fraction": 0.8,
                 },
             },
-            assumed="the mean length, from the pass for old log-probabilities on 32 GPUs",
+            assumed="the mean length, from the pass for old log-probabilities on 32 GPUs; checkpointing",
             fitted=gpus == 32,
             shared={"colocate": [["actor", "rollout"]]},
         )
