@@ -13,6 +13,7 @@ from ray_rl.config.train import ReferenceConfig, Trained
 from ray_rl.training.deepspeed_config import frozen_config
 from ray_rl.training.networks import Network
 from ray_rl.training.process_group import Member, join_process_group
+from ray_rl.training.residence import Residence, model_tensors
 from ray_rl.training.share import Scores, Share
 from ray_rl.types import TokenBatch
 
@@ -58,6 +59,8 @@ class FrozenModel:
         self._share = Share.of(network.check(), settings.layout, member, accelerator=accelerator, device=device)
         self._model = _load(network, settings, self._share)
         network.verify(self._model, self._share)
+        self.residence = Residence(lambda: {"weights": model_tensors(self._model), "states": ()})
+        """Moves the model to the host and back."""
 
     def scores(self, batch: TokenBatch) -> Scores:
         """Scores this worker's share of the batch; a collective if the model is shared."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ray_rl.metrics.metric import SKIPPED, Last, Metric, Total
 from ray_rl.training import zero_state
 from ray_rl.training.deepspeed_config import deepspeed_config
 from ray_rl.training.discard import discard_gradients
+from ray_rl.training.residence import Part, Residence, model_tensors, tensors_within
 from ray_rl.training.schedule import learning_rate_factor
 from ray_rl.training.settings import TrainSettings
 
@@ -45,6 +46,8 @@ class ZeroEngine:
         self._device = device
         self._steps = 0
         self.engine = self._initialize(build)
+        self.residence = Residence(self._tensors)
+        """Moves the model to the host and back. Checkpoints can be written while it is there."""
 
     @property
     def module(self) -> Any:
@@ -96,7 +99,7 @@ class ZeroEngine:
 
     def slices(self) -> Iterator[tuple[str, int, Tensor]]:
         """Yields this rank's slices of weights and moments (see `zero_state.slices`), and its random generators."""
-        yield from zero_state.slices(self.engine)
+        yield from zero_state.slices(self.engine, self.residence.on_host)
         for name, generator in self._generators().items():
             yield name, 0, generator.get_state()
 
@@ -114,6 +117,9 @@ class ZeroEngine:
         if dist.get_rank() < state["ranks"]:
             for name, generator in self._generators().items():
                 generator.set_state(read(name, 0, generator.get_state().numel()))
+
+    def _tensors(self) -> Mapping[Part, Iterable[Tensor]]:
+        return {"weights": model_tensors(self.engine.module), "states": tensors_within(self.engine.optimizer)}
 
     def _generators(self) -> dict[str, torch.Generator]:
         """Returns torch's generators, by name in a checkpoint."""

@@ -37,10 +37,14 @@ class _Held:
     """Position of the slice in `key`."""
 
 
-def slices(engine: Any) -> Iterator[tuple[str, int, Tensor]]:
+def slices(engine: Any, read: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, int, Tensor]]:
     """Yields this rank's slices by vector name. They are live: copy them before the next step. Not a collective.
 
     Before the first optimizer step there are no moments.
+
+    Args:
+        engine: DeepSpeed's engine.
+        read: returns a vector of the optimizer where its values are, on the device or on the host.
 
     Raises:
         CheckpointError: stage 0 in bfloat16.
@@ -50,7 +54,7 @@ def slices(engine: Any) -> Iterator[tuple[str, int, Tensor]]:
         vectors = {MASTER: held.key, **{moment: optimizer.state[held.key].get(moment) for moment in MOMENTS}}
         for kind, vector in vectors.items():
             if vector is not None:
-                part = vector.detach().reshape(-1)[held.offset : held.offset + held.size]
+                part = read(vector.detach()).reshape(-1)[held.offset : held.offset + held.size]
                 yield f"{kind}/{held.name}", held.start, part
 
 
