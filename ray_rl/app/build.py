@@ -163,6 +163,7 @@ def _roles(
         audit,
         workers.weights,
         actor=workers.actor,
+        phases=workers.turns,
         engines=workers.weights.living,
         prompt=canary,
         sampling=sampling,

@@ -157,6 +157,7 @@ def roles_over(workers: Workers, *, rollouts: Rollouts, weights: Publisher) -> R
         rollouts=rollouts,
         actor=workers.actor,
         weights=weights,
+        phases=workers.turns,
         critic=RayCritic(teams[CRITIC]) if CRITIC in teams else None,
         reference=RayReference(teams[REFERENCE]) if REFERENCE in teams else None,
     )

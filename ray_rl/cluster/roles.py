@@ -194,6 +194,9 @@ class RayEngine:
     commit = in_process(Engine.commit)
     resume = in_process(Engine.resume)
     checksums = in_process(Engine.checksums)
+    sleep = in_process(Engine.sleep)
+    wake_weights = in_process(Engine.wake_weights)
+    wake = in_process(Engine.wake)
 
 
 def whole(batch: TokenBatch, shares: Iterable[Scores]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray_rl.cluster.engines.health import Health
 from ray_rl.cluster.engines.process import EngineProcess, started_engine
+from ray_rl.cluster.engines.sharing import Apart, SharedGpus, Turns
 from ray_rl.cluster.engines.weights import RayWeights, TransferSettings
 from ray_rl.cluster.placement import Slot, placed
 from ray_rl.cluster.roles import RayActor, RayEngine
@@ -20,7 +21,7 @@ from ray_rl.cluster.shell import Setting, Worker
 from ray_rl.cluster.teams import Heartbeats, StatelessTeam, Team, restarted
 from ray_rl.concurrency import together
 from ray_rl.config.cluster import ClusterConfig
-from ray_rl.config.roles import ACTOR, ROLLOUT
+from ray_rl.config.roles import ACTOR, REWARD, ROLLOUT
 from ray_rl.config.rollout import RolloutConfig
 from ray_rl.planner.plan import Plan
 from ray_rl.rollout.engine import Engine, EngineSettings
@@ -70,6 +71,8 @@ class Workers:
     router: Router
     """Knows which engines serve now."""
     weights: RayWeights
+    turns: Turns
+    """Gives GPUs that engines share with models to one side after the other."""
 
     async def restart(self) -> list[str]:
         """Restarts the roles with a state and all that lost a worker; engines drop their requests.
@@ -80,6 +83,7 @@ class Workers:
         Raises:
             OutsideError: there is no place for them, or they could not be loaded.
         """
+        await self.turns.make_room()
         # bound: both wait for calls that have limits
         roles, _ = await asyncio.gather(restarted(self.teams.values()), self.weights.forget())
         return roles
@@ -139,21 +143,23 @@ async def started_workers(
             for index in range(plan.workers[ROLLOUT])
         ]
         actor, router = RayActor(started[ACTOR]), Router(len(handles))
-        weights = RayWeights(engines.transfer, actor, handles, tell=tell)
+        turns = _turns(plan, started, handles, limit_s=engines.transfer.timeout_s)
+        weights = RayWeights(engines.transfer, actor, handles, turns=turns, tell=tell)
         health = Health(
             handles,
             rollout=engines.limits,
             max_restarts=cluster.max_restarts,
             router=router,
             weights=weights,
+            turns=turns,
             launch=launch,
             tell=tell,
         )
         try:
-            await together([*(team.load() for team in started.values()), *(each.process.start() for each in handles)])
+            await turns.start((each.process.start() for each in handles), (team.load() for team in started.values()))
             await weights.join(*await actor.meeting_place())
             async with health.watching(), _heartbeats(started, cluster).watching():
-                yield Workers(teams=started, actor=actor, engines=handles, router=router, weights=weights)
+                yield Workers(teams=started, actor=actor, engines=handles, router=router, weights=weights, turns=turns)
         finally:
             await health.stop()
 
@@ -181,6 +187,15 @@ def _launched(
         finally:
             for team in started.values():
                 team.kill()
+
+
+def _turns(plan: Plan, teams: Mapping[str, Team[Any]], engines: Sequence[RayEngine], *, limit_s: float) -> Turns:
+    """Returns the phases of the run. Reward models stay on the GPUs that they share with engines: they score then."""
+    group = plan.groups[plan.group_of(ROLLOUT)]
+    if not group.has_sleeping_engines:
+        return Apart()
+    others = [teams[role] for role in group.roles if role not in (ACTOR, REWARD, ROLLOUT)]
+    return SharedGpus(teams[ACTOR], others, engines, timeout_s=limit_s)
 
 
 def _heartbeats(teams: Mapping[str, Team[Any]], cluster: ClusterConfig) -> Heartbeats:

@@ -19,7 +19,8 @@ Who waits for whom in a step, from top to bottom:
                       v
     engines  <--  publish                    returns when every engine serves the new weights
 
-The files of a checkpoint are written in the background of later steps.
+Engines that share GPUs with models sleep from `take` to `publish`. The files of a checkpoint are written in the
+background of later steps.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ async def train(s: OnlineSession) -> None:
         Preempted: someone asked the run to stop, and everything is saved.
     """
     with s.run.phase("start"):
+        await s.roles.phases.train()
         await s.checkpoints.restore()
         s.run.note("publishing the first weights")
         await s.roles.weights.publish(s.run.version)  # engines start from the trainer's weights
@@ -62,6 +64,7 @@ async def step(s: OnlineSession) -> None:
     """
     with s.run.phase("rollout"):
         groups, sampled = await s.stop.unless_asked(s.roles.rollouts.take(step=s.run.step, progress=s.run.note))
+    await s.roles.phases.train()
     batch = pack(groups, mask_truncated=s.config.online.mask_truncated)
     try:
         batch = await with_baselines(s, batch)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from ray_rl.metrics.metric import Metric
 from ray_rl.types import OfflineBatch, RolloutGroup, TrainBatch
 from ray_rl.weight_sync.audit import Publisher, Scorer
+from ray_rl.weight_sync.phases import Phases
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,5 +99,6 @@ class Roles:
     rollouts: Rollouts
     actor: Actor
     weights: Publisher
+    phases: Phases
     critic: Critic | None = None
     reference: Scorer | None = None

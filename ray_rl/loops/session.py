@@ -69,6 +69,11 @@ class OnlineSession(Session):
     roles: Roles
     credit: Crediting
 
+    async def export(self) -> None:
+        """Writes the trained model, as `Session`."""
+        await self.roles.phases.train()
+        await Session.export(self)  # not super(): the dataclass replaces the class that it would name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineSession(Session):

@@ -14,6 +14,7 @@ import numpy as np
 from ray_rl.config.rollout import OnPublish
 from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer
 from ray_rl.errors import DataError, EngineError, EngineLost
+from ray_rl.rollout.memory import SleepLevel
 from ray_rl.rollout.receiver import WeightReceiver
 from ray_rl.rollout.request import SampleRequest, continuation, joined
 from ray_rl.rollout.stopping import ended_by_text, up_to_a_stop
@@ -55,6 +56,8 @@ class EngineSettings:
     """Name of vLLM's weight-transfer engine; None for a model whose weights never change."""
     on_publish: OnPublish = "keep"
     """What happens to completions in flight when weights are published."""
+    sleep_level: SleepLevel | None = None
+    """What happens to the weights while the engine sleeps; None for an engine that never sleeps."""
     timeout_s: float = 1800.0
     """How long the requests of a wave may take to arrive."""
 
@@ -64,7 +67,7 @@ class Engine(WeightReceiver):
 
     def __init__(self, settings: EngineSettings) -> None:
         """Makes an engine; `start` loads its model."""
-        super().__init__(None, on_publish=settings.on_publish)
+        super().__init__(None, on_publish=settings.on_publish, sleep_level=settings.sleep_level or 1)
         self._settings = settings
         self._drops = 0
         self._tokenizer: ModelTokenizer | None = None
@@ -112,8 +115,12 @@ class Engine(WeightReceiver):
         from vllm.engine.arg_utils import AsyncEngineArgs
 
         settings, backend = self._settings, self._settings.transfer_backend
-        memory: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_fraction}
+        memory: dict[str, Any] = {
+            "gpu_memory_utilization": settings.gpu_memory_fraction,
+            "enable_sleep_mode": settings.sleep_level is not None,
+        }
         if settings.on_cpu:
+            # vLLM's CPU build refuses `enable_sleep_mode`; an engine that sleeps there pauses, and keeps its memory.
             memory = {
                 "kv_cache_memory_bytes": int(settings.kv_cache_gib * GIB),
                 # Blocks shorter than a short prompt, so that the completions of a group share its prefix.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_rl.config.rollout import OnPublish
 from ray_rl.errors import WeightMismatch
+from ray_rl.rollout.memory import EngineMemory, SleepLevel
 
 if TYPE_CHECKING:
     from vllm.v1.engine import PauseMode
@@ -25,14 +26,16 @@ PAUSES: Mapping[OnPublish, PauseMode] = {"keep": "keep", "finish": "wait", "abor
 class WeightReceiver:
     """Receives weights with vLLM's native transfer: join once; for each publish begin, receive, commit and resume."""
 
-    def __init__(self, llm: Any, *, on_publish: OnPublish = "keep") -> None:
+    def __init__(self, llm: Any, *, on_publish: OnPublish = "keep", sleep_level: SleepLevel = 1) -> None:
         """Makes the receiver of an engine.
 
         Args:
             llm: vLLM's `AsyncLLM`, started with a weight-transfer backend; an `Engine` sets it when it has started.
             on_publish: what happens to completions in flight.
+            sleep_level: what happens to the weights while the engine sleeps.
         """
         self._llm = llm
+        self._memory = EngineMemory(sleep_level)
         self._pause = PAUSES[on_publish]
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
@@ -47,6 +50,7 @@ class WeightReceiver:
 
         The caches are cleared, because the attention of later tokens must not mix keys and values of two versions.
         """
+        self._memory.require_weights("an update")
         await self._llm.pause_generation(mode=self._pause, clear_cache=True)
         await self._llm.start_weight_update()
 
@@ -76,6 +80,7 @@ class WeightReceiver:
     async def commit(self, version: int) -> int:
         """Ends the update, sets the new version, and returns the version that vLLM reports. Generation stays paused."""
         await self._llm.finish_weight_update(str(version))
+        self._memory.has_weights = True
         return int(await self._llm.get_weight_version())
 
     async def checksums(self) -> list[dict[str, str]]:
@@ -83,11 +88,25 @@ class WeightReceiver:
 
         A weight that exists only in the packed layout of a kernel has the digest of an empty tensor.
         """
+        self._memory.require_weights("checksums")
         return list(await self._llm.compute_weight_checksums())
 
     async def resume(self) -> None:
-        """Starts generation again; kept requests continue."""
-        await self._llm.resume_generation()
+        """Starts generation again; kept requests continue. An engine without its KV cache starts when it wakes up."""
+        if self._memory.state == "awake":
+            await self._llm.resume_generation()
+
+    async def sleep(self) -> None:
+        """Frees the memory of weights and KV cache (see `EngineMemory.sleep`)."""
+        await self._memory.sleep(self._llm)
+
+    async def wake_weights(self) -> None:
+        """Brings back the weights (see `EngineMemory.wake_weights`)."""
+        await self._memory.wake_weights(self._llm)
+
+    async def wake(self) -> None:
+        """Brings back the KV cache, and starts generation (see `EngineMemory.wake`)."""
+        await self._memory.wake(self._llm)
 
     async def abort_update(self) -> None:
         """Ends an update that a failed publish left incomplete; generation stays paused.
@@ -95,8 +114,10 @@ class WeightReceiver:
         After this call the engine holds a mix of old and new weights and must not serve. We still call
         `finish_weight_update`, because vLLM rejects a new update while one is open, and half-filled layers would carry
         over into the next one. A reception that failed has already closed the update without resetting its layers, so
-        we first open it again.
+        we first open it again. An engine that is asleep has no open update.
         """
+        if self._memory.state == "asleep":
+            return
         opening = asyncio.ensure_future(self._llm.start_weight_update())
         await asyncio.wait({opening})  # bound: the driver's call has weight_sync.timeout_s
         opening.exception()  # vLLM raises if the update is still open

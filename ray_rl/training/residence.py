@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 Part = Literal["weights", "states"]
-"""weights: what a forward pass reads, and what engines receive. states: the rest, gradients and those of the optimizer."""
+"""weights: what a forward pass reads and engines receive. states: the rest, of gradients and the optimizer."""
 
 PARTS: tuple[Part, ...] = ("weights", "states")
 
 SMALLEST_BYTES = 1024
-"""Smaller blocks stay: it does not pay to move them, and an optimizer's count of steps is read while the rest is away."""
+"""Smaller blocks stay: it does not pay to move them, and checkpoints read the optimizer's count of steps."""
 
 IsMoved = Callable[[torch.device], bool]
 
@@ -137,8 +137,10 @@ def tensors_within(root: object) -> Iterator[Tensor]:
 
 def _is_of_optimizer(each: object) -> bool:
     package = type(each).__module__.partition(".")[0]
-    return hasattr(each, "__dict__") and not isinstance(each, nn.Module) and (
-        package == "deepspeed" or isinstance(each, torch.optim.Optimizer)
+    return (
+        hasattr(each, "__dict__")
+        and not isinstance(each, nn.Module)
+        and (package == "deepspeed" or isinstance(each, torch.optim.Optimizer))
     )
 
 

@@ -15,6 +15,7 @@ from ray_rl.metrics.metric import Metric
 from ray_rl.training.gather import ParameterStream
 from ray_rl.training.objectives.objective import Objective
 from ray_rl.training.process_group import Member, join_process_group
+from ray_rl.training.residence import Residence
 from ray_rl.training.settings import TrainSettings
 from ray_rl.training.share import Scores, Share
 from ray_rl.training.zero import ZeroEngine
@@ -49,6 +50,11 @@ class Trainer(Generic[Batch]):
     def model(self) -> Any:
         """The model that the objective's network built; its parameters are shards under ZeRO-3."""
         return self.zero.module
+
+    @property
+    def residence(self) -> Residence:
+        """Moves the model to the host and back."""
+        return self.zero.residence
 
     def update(self, batch: Batch) -> list[Metric]:
         """Trains on a batch: `update_epochs` passes of `minibatches` optimizer steps; a collective.

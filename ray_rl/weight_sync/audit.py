@@ -29,6 +29,7 @@ from ray_rl.errors import EngineLost, WeightMismatch
 from ray_rl.metrics.metric import Last, Metric
 from ray_rl.rollout.request import SampleRequest, Sampling
 from ray_rl.types import Completion, TokenBatch, TrainBatch
+from ray_rl.weight_sync.phases import Phases
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,6 +113,7 @@ class AuditedWeights:
         weights: Publisher,
         *,
         actor: Scorer,
+        phases: Phases,
         engines: Callable[[], Sequence[AuditedEngine]],
         prompt: tuple[int, ...],
         sampling: Sampling,
@@ -123,6 +125,7 @@ class AuditedWeights:
         self._settings = settings
         self._weights = weights
         self._actor = actor
+        self._phases = phases
         self._engines = engines
         self._prompt = prompt
         self._sampling = replace(sampling, max_tokens=min(sampling.max_tokens, CANARY_TOKENS), seed=CANARY_SEED)
@@ -155,7 +158,7 @@ class AuditedWeights:
             metrics = [Last("sync/checksums_proved", require_same(checksums))] if checksums else []
         if not (self._settings.is_synchronous or self._is_first):
             return metrics
-        gaps = await self._of_all(lambda engine: self._gap(engine, version))
+        gaps = await self._gaps(version)
         is_float32 = self._settings.is_float32
         if is_float32 or self._is_first:
             require_close(gaps, version, is_float32=is_float32)
@@ -175,10 +178,16 @@ class AuditedWeights:
         answers = await together(asked(engine) for engine in self._engines())
         return {name: seen for answer in answers for name, seen in answer.items()}
 
-    async def _gap(self, engine: AuditedEngine, version: int) -> Gap:
-        """Returns the difference to the trainer in the log-probabilities of the canary's answer."""
+    async def _gaps(self, version: int) -> dict[str, Gap]:
+        """Returns the differences to the trainer in the log-probabilities of the canary's answers, by engine."""
         request = SampleRequest(f"canary/{version}", self._prompt, 1, self._sampling)
-        (completion,) = await engine.generate(request)
+        answers = await self._of_all(lambda engine: engine.generate(request))
+        await self._phases.train()
+        gaps = {name: await self._gap(completion) for name, (completion,) in answers.items()}
+        await self._phases.sample()
+        return gaps
+
+    async def _gap(self, completion: Completion) -> Gap:
         logprobs_RT = await self._actor.logprobs(batch_of(self._prompt, completion, rows=self._settings.rows))
         by_trainer_T = logprobs_RT[0, : len(completion.logprobs)]
         gap_T = np.abs(by_trainer_T - completion.logprobs)

@@ -99,7 +99,7 @@ async def publishes(
             if also_one_by_one:
                 await workers.actor.team.all(gather_one_by_one)
                 alone = replace(transfer_of(config), bucket_bytes=0)
-                slow = RayWeights(alone, workers.actor, workers.engines)
+                slow = RayWeights(alone, workers.actor, workers.engines, turns=workers.turns)
                 await slow.join(*await workers.actor.meeting_place())
                 found.append(await timed(lambda: slow.publish(next(versions))))
     return found, int(sent.value)

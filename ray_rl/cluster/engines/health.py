@@ -19,6 +19,7 @@ from ray_rl.cluster.engines.policy import (
     decide,
 )
 from ray_rl.cluster.engines.process import EngineProcess
+from ray_rl.cluster.engines.sharing import Turns
 from ray_rl.cluster.engines.weights import RayWeights
 from ray_rl.cluster.roles import RayEngine
 from ray_rl.cluster.teams import silence_of
@@ -44,10 +45,12 @@ class Health:
         max_restarts: int,
         router: Router,
         weights: RayWeights,
+        turns: Turns,
         launch: Callable[[int], EngineProcess],
         tell: Callable[[str], None],
     ) -> None:
         """Makes a watcher of started engines. `launch` makes a new process of the engine with an index."""
+        self._turns = turns
         self._rollout, self._max_restarts = rollout, max_restarts
         self._engines = engines
         self._router = router
@@ -155,7 +158,7 @@ class Health:
             self._restarts[index] += 1
             process = self._latest[index] = self._launch(index)
             try:
-                await process.start()
+                await self._turns.start_again(process)
             except OutsideError as error:
                 fault = NotStarted(str(error))
             else:

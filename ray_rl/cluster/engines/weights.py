@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ray_rl.cluster.engines.policy import Died, Poisoned, Silent
 from ray_rl.cluster.engines.process import EngineProcess
+from ray_rl.cluster.engines.sharing import Turns
 from ray_rl.cluster.roles import RayActor, RayEngine
 from ray_rl.concurrency import together
 from ray_rl.errors import ClusterError, EngineLost, OutsideError, WeightMismatch, WorkerLost
@@ -47,9 +48,11 @@ class RayWeights:
         actor: RayActor,
         engines: Sequence[RayEngine],
         *,
+        turns: Turns,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Makes a publisher; `join` connects it. Calls `tell` with a line for every publish that failed."""
+        self._turns = turns
         self._settings = settings
         self._actor = actor
         self._engines = engines
@@ -58,6 +61,15 @@ class RayWeights:
         """The engines of the transfer group; empty after a failure, which breaks the group."""
         self._version: int | None = None
         """The last published version."""
+
+    async def publish_again(self) -> None:
+        """Publishes the last version again: the weights of the trainer are still those.
+
+        Raises:
+            OutsideError: see `publish`.
+        """
+        assert self._version is not None and not self._actor.is_ahead, "there is no such version"
+        await self.publish(self._version)
 
     async def join(self, address: str, port: int) -> None:
         """Connects trainer and engines; `address` and `port` are free on the node of the trainer's rank 0."""
@@ -73,7 +85,8 @@ class RayWeights:
             with ExitStack() as excused:
                 for engine in self._engines:
                     excused.enter_context(engine.process.excused())
-                metrics = await self._to_all(version)
+                async with self._turns.transfer(is_new=True):
+                    metrics = await self._to_all(version)
             self._version, self._actor.is_ahead = version, False
         return metrics
 
@@ -81,7 +94,8 @@ class RayWeights:
         """Replaces a lost process by a started one, and sends it the version that the other engines serve.
 
         If an update has begun, the trainer may no longer have the weights of that version: then the engine waits for
-        the next publish. An engine whose transfer fails is lost again.
+        the next publish. So does one that shares GPUs, unless the others sample: they get the version again with it,
+        because all of them sleep for a transfer. An engine whose transfer fails is lost again.
         """
         async with self._actor.sending:
             engine.process = process
@@ -89,7 +103,11 @@ class RayWeights:
                 return
             # If a worker of the trainer is lost, the new trainer publishes to all engines.
             with process.excused(), suppress(WorkerLost):
-                await self._to_one(engine, self._version)
+                async with self._turns.transfer(is_new=False) as is_possible:
+                    if is_possible and self._turns.is_shared:
+                        await self._to_all(self._version)
+                    elif is_possible:
+                        await self._to_one(engine, self._version)
 
     async def forget(self) -> None:
         """Forgets the trainer after its restart: engines drop all requests and wait for the next publish."""

@@ -100,6 +100,7 @@ def audited(run, model, name):
         AuditSettings(every=1, is_synchronous=True, is_float32=True, rows=run.config.train.workers),
         damaging,
         actor=workers.actor,
+        phases=workers.turns,
         engines=lambda: workers.engines,
         prompt=tuple(prompt),
         sampling=sampling_of(run.config, ChatTokenizer(model).ends_of(run.config.rollout, run.config.data)),

@@ -6,6 +6,7 @@ import pytest
 
 from ray_rl.cluster.engines.health import Health
 from ray_rl.cluster.engines.policy import Died
+from ray_rl.cluster.engines.sharing import Apart
 from ray_rl.cluster.engines.weights import RayWeights
 from ray_rl.cluster.roles import RayActor
 from ray_rl.errors import ClusterError, EngineError, EngineLost
@@ -23,7 +24,8 @@ class Ward:
         self.actor = RayActor(team_of(trainer_of(self.journal), logs=logs))
         self.engines = [engine_of(self._process(i)) for i in range(engines)]
         self.router = Router(engines)
-        self.weights = RayWeights(transfer_of(self.config), self.actor, self.engines)
+        turns = Apart()
+        self.weights = RayWeights(transfer_of(self.config), self.actor, self.engines, turns=turns)
         self.launches = []
         """When an engine was started again, in seconds."""
         self.plans = []
@@ -34,6 +36,7 @@ class Ward:
             max_restarts=max_restarts,
             router=self.router,
             weights=self.weights,
+            turns=turns,
             launch=self._launch,
             tell=lambda text: self.told.append((self.now_s, text)),
         )

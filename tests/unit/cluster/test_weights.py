@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from ray_rl.cluster.engines.policy import Died, Poisoned, Silent
+from ray_rl.cluster.engines.sharing import Apart
 from ray_rl.cluster.engines.weights import RayWeights
 from ray_rl.cluster.roles import RayActor
 from ray_rl.errors import EngineError, OutsideError, WeightMismatch, WeightSyncError
@@ -25,7 +26,9 @@ class Party:
         self.trainer = trainer_of(self.journal)
         self.actor = RayActor(team_of(self.trainer, logs=logs))
         self.engines = [engine_of(self.process(index)) for index in range(engines)]
-        self.weights = RayWeights(transfer_of(self.config), self.actor, self.engines, tell=self.told.append)
+        self.weights = RayWeights(
+            transfer_of(self.config), self.actor, self.engines, turns=Apart(), tell=self.told.append
+        )
 
     def process(self, index):
         return process_of(index, self.journal, self.logs)

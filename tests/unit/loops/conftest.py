@@ -71,6 +71,7 @@ class Script:
         self.meanwhile: dict[str, Callable[[], Any]] = {}
         """By call, what happens while it is under way."""
         self.hangs_in_step: int | None = None
+        self.shares_gpus = False
         self.questions = 0
         """How often it is asked in vain whether a checkpoint is written."""
         self.versions_sampled: list[int] = []
@@ -115,6 +116,21 @@ class Script:
         self.enter(f"publish {version}")
         self._served = version
         return [Last("sync/gb_per_s", 1.0)]
+
+
+class ScriptedPhases:
+    """Writes down changes of the phase if the script says that GPUs are shared."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    async def train(self) -> None:
+        if self._script.shares_gpus:
+            self._script.enter("train")
+
+    async def sample(self) -> None:
+        if self._script.shares_gpus:
+            self._script.enter("sample")
 
 
 class Model:
@@ -217,6 +233,7 @@ class Loop:
             rollouts=self.script,
             actor=Actor(self.script),
             weights=self.script,
+            phases=ScriptedPhases(self.script),
             critic=Critic(self.script) if self.config.critic else None,
             reference=self._reference,
         )

@@ -26,6 +26,28 @@ async def test_the_first_weights_are_published_before_the_first_rollout_and_each
     assert two.script.versions_sampled == [0, 1]
 
 
+async def test_models_compute_only_in_their_phase_which_a_publish_ends(loop):
+    two = loop(reference=True, kl={"coefficient": 0.1})
+    two.script.shares_gpus = True
+    await two.train()
+    assert two.script.journal == [
+        "train",
+        "publish 0",
+        "take for step 0",
+        "train",
+        "reference log-probabilities",
+        "update 1",
+        "publish 1",
+        "take for step 1",
+        "train",
+        "reference log-probabilities",
+        "update 2",
+        "publish 2",
+        "train",
+        "export step 2 to export",
+    ]
+
+
 async def test_every_step_has_one_version_and_ends_in_the_record(loop):
     three = loop(steps=3)
     await three.train()

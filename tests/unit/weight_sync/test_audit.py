@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from ray_rl.cluster.engines.sharing import Apart
 from ray_rl.errors import EngineLost, WeightMismatch
 from ray_rl.metrics.metric import Last, Total
 from ray_rl.rollout.request import Sampling
@@ -58,7 +59,7 @@ def audited(engines, *, weights=None, dtype="float32", every=10, staleness=0):
     weights = weights or Weights()
     sampling = Sampling(max_tokens=512, temperature=0.5, seed=0)
     return weights, AuditedWeights(
-        settings, weights, actor=Trainer(), engines=lambda: engines, prompt=(1, 2), sampling=sampling
+        settings, weights, actor=Trainer(), phases=Apart(), engines=lambda: engines, prompt=(1, 2), sampling=sampling
     )
 
 
