@@ -18,6 +18,7 @@ BROADCASTS = {
     "gloo": [992, 3072, 322, 666, 30],
     # One word for each bucket.
     "shared_memory": [1, 1, 1, 1, 1],
+    "ipc": [1, 1, 1, 1, 1],
     # vLLM packs until a buffer is over its capacity: 96 + 14 + 210 + 2 + 666.
     "nccl": [992, 3072, 988, 30],
 }

@@ -25,6 +25,7 @@ from ray_rl.weight_sync.gloo_group import GlooGroup
 from ray_rl.weight_sync.proof import merged
 from ray_rl.weight_sync.publish import publish
 from ray_rl.weight_sync.receivers import gloo as gloo_receiver
+from ray_rl.weight_sync.senders import ipc as ipc_sender
 from ray_rl.weight_sync.senders import shared_memory as shared_memory_sender
 from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
 from ray_rl.weight_sync.transports import build_sender, engine_init_info
@@ -57,6 +58,19 @@ class Ranks:
     def barrier(self):
         self._barrier.wait(LIMIT_S)
 
+    def all_gather(self, parts, tensor):
+        self._sent[self.get_rank()] = tensor
+        self.barrier()
+        for rank, part in enumerate(parts):
+            part.copy_(self._sent[rank])
+        self.barrier()
+
+    def all_gather_object(self, found, value):
+        self._sent[self.get_rank()] = value
+        self.barrier()
+        found[:] = [self._sent[rank] for rank in range(self._world)]
+        self.barrier()
+
     def gather(self, tensor, parts, *, dst):
         assert dst == 0
         self._sent[self.get_rank()] = tensor
@@ -74,7 +88,8 @@ class Trainer:
         self.device = device
         self._dist = Ranks(ranks)
         monkeypatch.setattr(gather, "dist", self._dist)
-        monkeypatch.setattr(shared_memory_sender, "dist", self._dist)
+        for sender in (shared_memory_sender, ipc_sender):
+            monkeypatch.setattr(sender, "dist", self._dist)
         self._threads = [
             ThreadPoolExecutor(1, f"actor-{rank}", initializer=self._dist.become, initargs=(rank, device))
             for rank in range(ranks)
@@ -157,8 +172,8 @@ class MortalStream(ParameterStream):
     dies_at = None
     sender = None
 
-    def groups(self, specs=None):
-        for group in super().groups(specs):
+    def groups(self, specs=None, **where):
+        for group in super().groups(specs, **where):
             self._die_at([spec.name for spec, _ in group])
             yield group
 

@@ -10,6 +10,7 @@ import torch
 
 from ray_rl.cluster.held import Policy, SavedTrainer
 from ray_rl.config import RunConfig
+from ray_rl.config.gpus import sharers_of_engines
 from ray_rl.config.losses import CustomLoss
 from ray_rl.config.train import Trained
 from ray_rl.data.chat import ChatTokenizer, uses_chat
@@ -45,7 +46,7 @@ def build_actor(config: RunConfig, folders: Sequence[str], member: Member, *, th
         *policy_parts(config, folders[0]),
         member,
         threads=threads,
-        transport=transport_of(config.weight_sync, config.cluster),
+        transport=transport_of(config),
         chat_template=partial(changed_template, config, folders[0]),
         chat=uses_chat(config.data),
     )
@@ -152,8 +153,9 @@ def policy_engine(config: RunConfig, folder: str, *, threads: int) -> EngineSett
         enforce_eager=rollout.enforce_eager,
         trust_remote_code=config.model.trust_remote_code,
         threads=threads,
-        transfer_backend=BACKENDS[transport_of(config.weight_sync, config.cluster)],
+        transfer_backend=BACKENDS[transport_of(config)],
         on_publish=rollout.on_publish,
+        sleep_level=rollout.sleep_level if sharers_of_engines(config) else None,
         timeout_s=rollout.timeout_s,
     )
 

@@ -82,13 +82,13 @@ def _refuse_shared_engines(config: RunConfig) -> None:
     """Refuses what can be planned but not yet run.
 
     Raises:
-        ConfigError: engines share GPUs with other roles.
+        ConfigError: engines share GPUs, not CPUs, with other roles.
     """
     sharers = sharers_of_engines(config)
-    if sharers:
+    if sharers and config.cluster.accelerator == "gpu":
         raise ConfigError(
             f"cluster.colocate={show(config.cluster.colocate)}: engines that share GPUs with {', '.join(sharers)} can "
-            "be planned and validated, but not yet run; remove rollout from cluster.colocate"
+            "be planned and validated, and run on CPU, but not yet on GPUs; remove rollout from cluster.colocate"
         )
 
 

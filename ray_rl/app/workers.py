@@ -134,7 +134,7 @@ def engines_of(config: RunConfig, plan: Plan, folders: Mapping[str, Sequence[str
 def transfer_of(config: RunConfig) -> TransferSettings:
     """Returns how weights reach the engines."""
     return TransferSettings(
-        transport=transport_of(config.weight_sync, config.cluster),
+        transport=transport_of(config),
         engine_workers=config.rollout.tensor_parallel,
         bucket_bytes=config.weight_sync.bucket_mib * MIB,
         timeout_s=config.weight_sync.timeout_s,

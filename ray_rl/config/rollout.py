@@ -66,8 +66,9 @@ class RolloutConfig(Config):
 class WeightSyncConfig(Config):
     """How new weights reach the engines."""
 
-    backend: Literal["auto", "shared_memory", "gloo", "nccl"] = "auto"
-    """auto: nccl on GPU; on CPU shared_memory in a local cluster, else gloo (sockets)."""
+    backend: Literal["auto", "shared_memory", "gloo", "nccl", "ipc"] = "auto"
+    """auto: nccl on GPU, and ipc (memory of the GPU that both sides map) where engines share the actor's GPUs; on CPU
+    shared_memory in a local cluster, else gloo (sockets)."""
     bucket_mib: int = Field(64, ge=1)
     """Size of the buckets in which parameters are sent. A decoder layer is split only if it is larger than a bucket."""
     timeout_s: float = Field(300.0, gt=0)

@@ -51,8 +51,15 @@ class ParameterStream:
         self.trained_specs = [spec for spec in self.specs if self._parameters[spec.name].requires_grad]
         """The parameters that training changes."""
 
+    @property
+    def device(self) -> torch.device:
+        """The device on which whole parameters are."""
+        if dist.get_backend() == "nccl":
+            return torch.device("cuda", torch.cuda.current_device())
+        return next(iter(self._parameters.values())).device
+
     def groups(
-        self, specs: Sequence[ParameterSpec] | None = None
+        self, specs: Sequence[ParameterSpec] | None = None, *, everywhere: bool = False
     ) -> Iterator[list[tuple[ParameterSpec, Tensor | None]]]:
         """Yields the parameters layer by layer, whole on rank 0 and None on other ranks; a collective.
 
@@ -61,15 +68,16 @@ class ParameterStream:
 
         Args:
             specs: the parameters to yield, in their order; the same on every rank. None: all.
+            everywhere: whether they are whole on every rank.
         """
         group: list[ParameterSpec] = []
         for spec in self.specs if specs is None else specs:
             if group and _layer(spec.name) != _layer(group[-1].name):
-                yield self._gather(group)
+                yield self._gather(group, everywhere=everywhere)
                 group = []
             group.append(spec)
         if group:
-            yield self._gather(group)
+            yield self._gather(group, everywhere=everywhere)
 
     @torch.no_grad()
     def slices(self, specs: Sequence[ParameterSpec] | None = None) -> Iterator[tuple[int, Tensor]]:
@@ -95,23 +103,26 @@ class ParameterStream:
             yield start, part[: total - start]
 
     @torch.no_grad()
-    def _gather(self, group: list[ParameterSpec]) -> list[tuple[ParameterSpec, Tensor | None]]:
+    def _gather(self, group: list[ParameterSpec], *, everywhere: bool) -> list[tuple[ParameterSpec, Tensor | None]]:
         parameters = [self._parameters[spec.name] for spec in group]
         if not _is_sharded(parameters[0]):
-            is_first = dist.get_rank() == 0
+            is_wanted = everywhere or dist.get_rank() == 0
             return [
-                (spec, p.detach().to(self._dtype) if is_first else None)
+                (spec, p.detach().to(self._dtype) if is_wanted else None)
                 for spec, p in zip(group, parameters, strict=True)
             ]
         shards = [p.ds_tensor.detach().reshape(-1).to(self._dtype) for p in parameters]
         flat = torch.cat(shards)
         if flat.device.type == "cpu" and dist.get_backend() == "nccl":  # parameters offloaded to the CPU
             flat = flat.to("cuda")
-        if dist.get_rank() != 0:
+        if dist.get_rank() != 0 and not everywhere:
             dist.gather(flat, None, dst=0)  # bound: the process group has train.timeout_s
             return [(spec, None) for spec in group]
         parts = flat.new_empty(dist.get_world_size(), flat.numel())
-        dist.gather(flat, list(parts.unbind(0)), dst=0)  # bound: the process group has train.timeout_s
+        if everywhere:
+            dist.all_gather(list(parts.unbind(0)), flat)  # bound: the process group has train.timeout_s
+        else:
+            dist.gather(flat, list(parts.unbind(0)), dst=0)  # bound: the process group has train.timeout_s
         whole: list[tuple[ParameterSpec, Tensor | None]] = []
         offset = 0
         for spec, p, shard in zip(group, parameters, shards, strict=True):

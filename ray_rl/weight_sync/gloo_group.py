@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -35,3 +37,20 @@ class GlooGroup:
         """Starts a broadcast from rank 0 and returns its work, which has `.wait()`."""
         # bound: the process group has weight_sync.timeout_s
         return self._group.broadcast([buffer], dist.BroadcastOptions())
+
+    def meet(self) -> None:
+        """Returns when all ranks have called it."""
+        # bound: the process group has weight_sync.timeout_s
+        self._group.barrier(dist.BarrierOptions()).wait()
+
+    def share(self, value: Any) -> Any:
+        """Returns the object that rank 0 gives; other ranks give None."""
+        packed = pickle.dumps(value) if value is not None else b""
+        size = torch.tensor([len(packed)])
+        # bound: the process group has weight_sync.timeout_s
+        self.broadcast(size).wait()
+        data = torch.zeros(int(size), dtype=torch.uint8)
+        data[: len(packed)] = torch.frombuffer(bytearray(packed or b"\0"), dtype=torch.uint8)[: len(packed)]
+        # bound: the process group has weight_sync.timeout_s
+        self.broadcast(data).wait()
+        return pickle.loads(data.numpy().tobytes())

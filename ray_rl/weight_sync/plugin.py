@@ -1,10 +1,11 @@
 """The plugin that vLLM loads in each of its processes (entry point `vllm.general_plugins`)."""
 
-GLOO, SHARED_MEMORY, NCCL = "ray_rl_gloo", "ray_rl_shared_memory", "ray_rl_nccl"
+GLOO, SHARED_MEMORY, NCCL, IPC = "ray_rl_gloo", "ray_rl_shared_memory", "ray_rl_nccl", "ray_rl_ipc"
 """Names of our weight-transfer backends in vLLM's configuration."""
 
 RECEIVERS = {
     GLOO: ("ray_rl.weight_sync.receivers.gloo", "GlooReceiver"),
+    IPC: ("ray_rl.weight_sync.receivers.ipc", "IpcReceiver"),
     NCCL: ("ray_rl.weight_sync.receivers.nccl", "NcclReceiver"),
     SHARED_MEMORY: ("ray_rl.weight_sync.receivers.shared_memory", "SharedMemoryReceiver"),
 }

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from typing import Any, Literal, assert_never
 
-from ray_rl.config.cluster import ClusterConfig
-from ray_rl.config.rollout import WeightSyncConfig
+from ray_rl.config import RunConfig
+from ray_rl.config.gpus import sharers_of_engines
 from ray_rl.training.gather import ParameterStream
-from ray_rl.weight_sync.plugin import GLOO, NCCL, SHARED_MEMORY
+from ray_rl.weight_sync.plugin import GLOO, IPC, NCCL, SHARED_MEMORY
+from ray_rl.weight_sync.senders.ipc import IpcSender
 from ray_rl.weight_sync.senders.sender import NCCL_BUFFERS, GlooSender, Rendezvous, Sender
 from ray_rl.weight_sync.senders.shared_memory import SharedMemorySender
 
-Transport = Literal["shared_memory", "gloo", "nccl"]
+Transport = Literal["shared_memory", "gloo", "nccl", "ipc"]
 
-BACKENDS: dict[Transport, str] = {"shared_memory": SHARED_MEMORY, "gloo": GLOO, "nccl": NCCL}
+BACKENDS: dict[Transport, str] = {"shared_memory": SHARED_MEMORY, "gloo": GLOO, "nccl": NCCL, "ipc": IPC}
 """vLLM's names of the transports."""
 
 
-def transport_of(settings: WeightSyncConfig, cluster: ClusterConfig) -> Transport:
-    """Returns `weight_sync.backend`; auto is nccl on GPUs, shared memory in a cluster of one host, else gloo."""
+def transport_of(config: RunConfig) -> Transport:
+    """Returns `weight_sync.backend`, or what "auto" stands for.
+
+    That is nccl on GPUs, or ipc if engines share those of the actor: NCCL connects no two processes on one GPU. On CPU it
+    is shared memory in a cluster of one host, else gloo.
+    """
+    settings, cluster = config.weight_sync, config.cluster
     if settings.backend != "auto":
         return settings.backend
+    if cluster.accelerator == "gpu" and sharers_of_engines(config):
+        return "ipc"
     if cluster.accelerator == "gpu":
         return "nccl"
     return "shared_memory" if cluster.address is None else "gloo"
@@ -33,6 +41,8 @@ def build_sender(transport: Transport, stream: ParameterStream, *, is_sender: bo
             return SharedMemorySender(stream, is_sender=is_sender)
         case "gloo":
             return GlooSender(stream, is_sender=is_sender)
+        case "ipc":
+            return IpcSender(stream, is_sender=is_sender)
         case "nccl":
             from ray_rl.weight_sync.senders.nccl import NcclSender
 
@@ -50,7 +60,7 @@ def engine_init_info(transport: Transport, rendezvous: Rendezvous, *, rank_offse
         rank_offset: rank of the engine's first worker; the trainer is 0.
     """
     match transport:
-        case "shared_memory" | "gloo":
+        case "shared_memory" | "gloo" | "ipc":
             shared = {"segment": rendezvous.segment} if transport == "shared_memory" else {}
             return shared | {
                 "address": rendezvous.address,

@@ -37,9 +37,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ray_rl.cluster.engines.sharing import Apart
 from ray_rl.app.build import build_collector, build_session, sampling_of
 from ray_rl.app.records import open_run
+from ray_rl.cluster.engines.sharing import Apart
 from ray_rl.config import RunConfig
 from ray_rl.config.loading.load import load_config
 from ray_rl.data.ends import Ends
@@ -199,7 +199,9 @@ def driver_s(order: str, steps: int = 3) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(folder, prompts=PROMPTS, steps=steps, staleness=1, order=order)
         collector = collector_of(config, [instant])
-        asyncio.run(drive(config, Roles(rollouts=collector, actor=instant, weights=instant, phases=Apart()), time.perf_counter))
+        asyncio.run(
+            drive(config, Roles(rollouts=collector, actor=instant, weights=instant, phases=Apart()), time.perf_counter)
+        )
     steps_s = [np.subtract(after, before) for before, after in itertools.pairwise(instant.published[1:])]
     cpu_s, wall_s = np.mean(steps_s, axis=0).tolist()
     return cpu_s, wall_s

@@ -1,4 +1,5 @@
-"""The contract of publishes on CPU: shared memory and gloo as they are, NCCL over a scripted communicator."""
+"""The contract of publishes on CPU: shared memory and gloo as they are, ipc with memory of the host in place of a
+GPU's, NCCL over a scripted communicator."""
 
 import warnings
 
@@ -11,7 +12,7 @@ with warnings.catch_warnings():
     from tests.transfer import Scene
 
 
-@pytest.fixture(params=["shared_memory", "gloo", "nccl"])
+@pytest.fixture(params=["shared_memory", "gloo", "ipc", "nccl"])
 def scene(request, monkeypatch):
     """Makes the trainer and the engines of a test."""
     if request.param == "nccl":

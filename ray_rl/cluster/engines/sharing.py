@@ -18,6 +18,7 @@ from ray_rl.training.residence import PARTS, Part, Residence
 from ray_rl.weight_sync.phases import Phases
 
 Starting = Coroutine[Any, Any, None]
+Publish = Callable[[], Coroutine[Any, Any, object]]
 
 
 class Held(Protocol):
@@ -34,6 +35,9 @@ class Turns(Phases, Protocol):
     @property
     def is_shared(self) -> bool:
         """Whether engines share GPUs with models."""
+
+    def repeat_with(self, publish_again: Publish) -> None:
+        """Takes the function that publishes the last version again."""
 
     async def start(self, engines: Iterable[Starting], models: Iterable[Starting]) -> None:
         """Starts engines and models."""
@@ -62,6 +66,9 @@ class Apart:
 
     async def sample(self) -> None:
         """Does nothing."""
+
+    def repeat_with(self, publish_again: Publish) -> None:
+        """Does nothing: engines always have their weights."""
 
     async def start(self, engines: Iterable[Starting], models: Iterable[Starting]) -> None:
         """Starts all concurrently."""
@@ -105,8 +112,7 @@ class SharedGpus:
             timeout_s: the limit for an engine to fall asleep.
         """
         self._limit_s = timeout_s
-        self.publish_again: Callable[[], Coroutine[Any, Any, object]] | None = None
-        """Publishes the last version again."""
+        self._publish_again: Publish | None = None
         self._actor, self._others, self._engines = actor, others, engines
         self._phase: Literal["train", "sample"] | None = None
         """None within a change, and after one that failed."""
@@ -142,8 +148,12 @@ class SharedGpus:
             OutsideError: see `RayWeights.publish`.
         """
         if self._phase != "sample":
-            assert self.publish_again is not None, "set by the weights of the run"
-            await self.publish_again()
+            assert self._publish_again is not None, "the weights of the run give it"
+            await self._publish_again()
+
+    def repeat_with(self, publish_again: Publish) -> None:
+        """Takes the function that publishes the last version again."""
+        self._publish_again = publish_again
 
     @asynccontextmanager
     async def transfer(self, *, is_new: bool) -> AsyncIterator[bool]:

@@ -53,6 +53,7 @@ class RayWeights:
     ) -> None:
         """Makes a publisher; `join` connects it. Calls `tell` with a line for every publish that failed."""
         self._turns = turns
+        turns.repeat_with(self.publish_again)
         self._settings = settings
         self._actor = actor
         self._engines = engines

@@ -119,6 +119,11 @@ def _hardware(config: RunConfig, visible_gpus: int) -> Iterator[str]:
             "weight_sync.backend=nccl: NCCL cannot connect two processes on one GPU, and rollout is in "
             "cluster.colocate; set weight_sync.backend=auto"
         )
+    if config.weight_sync.backend == "ipc" and not sharers_of_engines(config):
+        yield (
+            "weight_sync.backend=ipc: engines read weights from memory of the actor's GPUs, and rollout is not in "
+            "cluster.colocate; set weight_sync.backend=auto"
+        )
     asks = asked_gpus(config)
     asked = sum(ask.gpus for ask in asks)
     roles = f"{asked} GPUs are needed: " + " + ".join(map(str, asks))

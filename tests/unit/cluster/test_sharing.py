@@ -27,10 +27,7 @@ class Machine:
         others = [team_of(self.reference, role="reference", logs=logs)]
         self.gpus = SharedGpus(team, others, self.engines, timeout_s=30.0)
         actor = self.actor = RayActor(team)
-        self.weights = RayWeights(
-            transfer_of(self.config), actor, self.engines, turns=self.gpus, tell=self.told.append
-        )
-        self.gpus.publish_again = self.weights.publish_again
+        self.weights = RayWeights(transfer_of(self.config), actor, self.engines, turns=self.gpus, tell=self.told.append)
         self.router = Router(engines)
         self.launched = []
         self.health = Health(
