@@ -11,10 +11,8 @@ from ray_rl.app.records import newest_saved
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
-from ray_rl.config.gpus import sharers_of_engines
-from ray_rl.config.loading.explain import show
 from ray_rl.data.template import without_file
-from ray_rl.errors import ConfigError, Preempted
+from ray_rl.errors import Preempted
 from ray_rl.loops.checkpoints import read_progress
 from ray_rl.loops.resuming import Resume, opened
 from ray_rl.loops.stopping import Stop
@@ -59,11 +57,9 @@ def run_training(
         checked: what the checks before the start have read of `data:`. None reads it without checks.
 
     Raises:
-        ConfigError: engines share GPUs with other roles, which is not possible yet.
         Preempted: the run was told to stop; it can be resumed.
         RayRLError: the run failed; the run folder has everything that was logged before.
     """
-    _refuse_shared_engines(config)
     prepare_environment(local=config.cluster.address is None)
     console = RunConsole()
     training = _training(_resolved(config), checked, console.say)
@@ -76,20 +72,6 @@ def run_training(
         step, version = (0, 0) if done is None else (done.step, done.version)
         run = stack.enter_context(training.open_run(folder, console, step=step, version=version))
         _run(training, folder, run, since)
-
-
-def _refuse_shared_engines(config: RunConfig) -> None:
-    """Refuses what can be planned but not yet run.
-
-    Raises:
-        ConfigError: engines share GPUs, not CPUs, with other roles.
-    """
-    sharers = sharers_of_engines(config)
-    if sharers and config.cluster.accelerator == "gpu":
-        raise ConfigError(
-            f"cluster.colocate={show(config.cluster.colocate)}: engines that share GPUs with {', '.join(sharers)} can "
-            "be planned and validated, and run on CPU, but not yet on GPUs; remove rollout from cluster.colocate"
-        )
 
 
 def _training(config: RunConfig, checked: CheckedRows | Examples | None, say: Callable[[str], None]) -> Training:

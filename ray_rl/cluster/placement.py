@@ -14,6 +14,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ray_rl.config.roles import ROLLOUT
 from ray_rl.errors import ClusterError
 from ray_rl.planner.plan import DeviceGroup, Plan
 
@@ -34,11 +35,18 @@ class Slot:
     bundle: int
     gpus: float
     cpus: float
+    visible: tuple[int, ...] = ()
+    """GPUs of the node that the worker uses although Ray gives them to others: an engine that shares them."""
 
     def options(self) -> dict[str, object]:
         """Returns Ray's options for the actor in this slot."""
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.bundle)
-        return {"num_gpus": self.gpus, "num_cpus": self.cpus, "scheduling_strategy": strategy}
+        options = {"num_gpus": self.gpus, "num_cpus": self.cpus, "scheduling_strategy": strategy}
+        if self.visible:
+            # Ray sets this variable only for workers that ask it for GPUs.
+            names = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, self.visible))}
+            options["runtime_env"] = {"env_vars": names}
+        return options
 
 
 @contextmanager
@@ -50,7 +58,8 @@ def placed(plan: Plan, *, timeout_s: float) -> Iterator[dict[str, list[Slot]]]:
     which bundle got which GPUs, so that rank i is where the plan says. On free nodes these are exactly the GPUs of the
     plan; if other jobs hold some GPUs, the order by (node, GPU) is still that of the plan.
 
-    Roles that share a group share its bundles: each gets an equal part of the GPU.
+    Roles that share a group share its bundles: each gets an equal part of the GPU. Engines in it get none from
+    Ray, which gives a worker the GPUs of one bundle only: they are told which GPUs of the node are theirs.
 
     Raises:
         ClusterError: the groups were not reserved within `timeout_s`; the message compares the wanted resources with
@@ -64,8 +73,9 @@ def placed(plan: Plan, *, timeout_s: float) -> Iterator[dict[str, list[Slot]]]:
             groups.append(_reserve(group, nodes))
             if not groups[-1].wait(math.ceil(max(0.0, deadline_s - time.monotonic()))):
                 raise ClusterError(_unplaced(plan, len(groups) - 1, timeout_s))
-        ranked = _ranked(plan, groups, nodes, deadline_s, timeout_s)
-        yield {role: _slots(plan, role, groups, ranked) for role in plan.workers}
+        gpus = _gpus_of_bundles(plan, groups, deadline_s, timeout_s) if plan.gpus else []
+        ranked = _ranked(plan, groups, nodes, gpus)
+        yield {role: _slots(plan, role, groups, ranked, gpus) for role in plan.workers}
     finally:
         for placement in groups:
             remove_placement_group(placement)
@@ -112,13 +122,12 @@ def _reserve(group: DeviceGroup, nodes: list[str]) -> PlacementGroup:
 
 
 def _ranked(
-    plan: Plan, groups: list[PlacementGroup], nodes: list[str], deadline_s: float, timeout_s: float
+    plan: Plan, groups: list[PlacementGroup], nodes: list[str], gpus: list[dict[int, list[int]]]
 ) -> list[list[int]]:
     """Returns the bundles of every group by rank: by node in the plan's order, then GPU."""
     on_node = [ray.util.placement_group_table(group)["bundles_to_node_id"] for group in groups]
     if not plan.gpus:
         return [sorted(bundles, key=lambda bundle: (bundles[bundle], bundle)) for bundles in on_node]
-    gpus = _gpus_of_bundles(plan, groups, deadline_s, timeout_s)
     return [
         sorted(bundles, key=lambda bundle: (nodes.index(bundles[bundle]), gpus[index][bundle]))
         for index, bundles in enumerate(on_node)
@@ -155,12 +164,30 @@ def _own_gpus() -> list[int]:
     return sorted(int(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"])
 
 
-def _slots(plan: Plan, role: str, groups: list[PlacementGroup], ranked: list[list[int]]) -> list[Slot]:
+def _slots(
+    plan: Plan,
+    role: str,
+    groups: list[PlacementGroup],
+    ranked: list[list[int]],
+    gpus: list[dict[int, list[int]]],
+) -> list[Slot]:
     index = plan.group_of(role)
     group = plan.groups[index]
-    sharers = len(group.roles)
-    gpus, cpus = group.gpus / sharers, group.cpus / sharers
-    return [Slot(groups[index], bundle, gpus, cpus) for bundle in ranked[index][: plan.workers[role]]]
+    cpus = group.cpus / len(group.roles)
+    if role == ROLLOUT and group.has_sleeping_engines:
+        engines = zip(*[iter(ranked[index])] * group.block, strict=True)
+        return [
+            Slot(
+                groups[index],
+                bundles[0],
+                0,
+                cpus,
+                tuple(gpu for bundle in bundles for gpu in gpus[index][bundle]) if gpus else (),
+            )
+            for bundles in engines
+        ]
+    sharers = len(group.roles) - group.has_sleeping_engines
+    return [Slot(groups[index], bundle, group.gpus / sharers, cpus) for bundle in ranked[index][: plan.workers[role]]]
 
 
 def _bundle(group: DeviceGroup) -> dict[str, float]:

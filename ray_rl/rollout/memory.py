@@ -62,9 +62,7 @@ class EngineMemory:
         if self.state == "awake":
             return
         if self.state == "asleep" or not self.has_weights:
-            raise EngineError(
-                f"an engine in the state {self.state!r} has no weights to sample with; publish them first"
-            )
+            raise EngineError(f"an engine in the state {self.state!r} cannot sample; publish weights to it first")
         if not await self._do("wake up its KV cache", llm.wake_up(["kv_cache"])):
             raise EngineLost("vLLM still sleeps after all its memory was woken up; see its log")
         self.state = "awake"

@@ -21,8 +21,8 @@ BACKENDS: dict[Transport, str] = {"shared_memory": SHARED_MEMORY, "gloo": GLOO, 
 def transport_of(config: RunConfig) -> Transport:
     """Returns `weight_sync.backend`, or what "auto" stands for.
 
-    That is nccl on GPUs, or ipc if engines share those of the actor: NCCL connects no two processes on one GPU. On CPU it
-    is shared memory in a cluster of one host, else gloo.
+    That is nccl on GPUs, or ipc if engines share those of the actor: NCCL connects no two processes on one GPU. On CPU
+    it is shared memory in a cluster of one host, else gloo.
     """
     settings, cluster = config.weight_sync, config.cluster
     if settings.backend != "auto":

@@ -1,6 +1,6 @@
 """Places a recipe on a Ray cluster of its own, with light actors.
 
-Usage: `python -m tests.system.cluster.six_nodes CONFIG NODES`.
+Usage: `python -m tests.system.cluster.six_nodes CONFIG NODES [OVERRIDE ...]`.
 
 A process of its own, since a process is connected to one cluster at a time. Prints one JSON object.
 """
@@ -19,7 +19,7 @@ TIMEOUT_S = 240.0
 SHORT_S = 5.0
 
 
-def main(config_path: str, nodes: int) -> None:
+def main(config_path: str, nodes: int, *overrides: str) -> None:
     prepare_environment(local=True)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     import ray
@@ -28,7 +28,7 @@ def main(config_path: str, nodes: int) -> None:
     from ray_rl.config.loading.load import load_config
     from ray_rl.planner.plan import plan
 
-    config = load_config(Path(config_path), ["cluster.cpus_per_worker=0.5"])
+    config = load_config(Path(config_path), ["cluster.cpus_per_worker=0.5", *overrides])
     layout = plan(config)
     node = {"num_cpus": GPUS_PER_NODE, "num_gpus": GPUS_PER_NODE, "object_store_memory": 2**27}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
@@ -72,4 +72,4 @@ def observe(layout, timeout_s: float) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

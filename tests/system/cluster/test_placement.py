@@ -20,9 +20,9 @@ NODES = 6
 LIMIT_S = 300
 
 
-def observed(nodes: int) -> dict[str, Any]:
+def observed(nodes: int, *overrides: str) -> dict[str, Any]:
     """What a process with a cluster of its own saw."""
-    command = [sys.executable, "-m", "tests.system.cluster.six_nodes", str(RECIPE), str(nodes)]
+    command = [sys.executable, "-m", "tests.system.cluster.six_nodes", str(RECIPE), str(nodes), *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -73,3 +73,23 @@ def test_with_a_node_missing_the_start_fails_in_time_and_counts_node_by_node():
     assert lines[1].startswith("  node 0: wanted 8 GPU, 4 CPU; ")
     assert "has 8 of 8 GPU free, " in lines[1]
     assert lines[6] == "  node 5: wanted 8 GPU, 4 CPU; there is no such node"
+
+
+def test_engines_that_share_gpus_see_those_of_the_workers_that_have_them():
+    roles = "actor, critic, reference, reward, rollout"
+    workers = [f"{key}.workers=8" for key in ("train", "critic", "reference", "rewards.1")]
+    shared = observed(
+        1,
+        f"cluster.colocate=[[{roles}]]",
+        *workers,
+        "rollout.engines=2",
+        "rollout.tensor_parallel=4",
+        "cluster.nodes=1",
+        "cluster.cpus_per_worker=0.1",
+    )
+    assert "error" not in shared, shared["error"]
+    places = shared["places"]
+    assert [at["visible"] for at in places["rollout"]] == ["0,1,2,3", "4,5,6,7"]
+    assert [at["gpus"] for at in places["rollout"]] == [[], []], "Ray gives them to the others"
+    for role in ("actor", "critic", "reference", "reward"):
+        assert [at["gpus"] for at in places[role]] == [[gpu] for gpu in range(8)]

@@ -43,7 +43,7 @@ def apart(place):
     return trained(place, "apart")
 
 
-@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("level", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_sharing_all_devices_changes_nothing_of_what_is_trained(place, apart, level):
     metrics, weights = trained(place, f"level-{level}", SHARED, f"rollout.sleep_level={level}")
     assert metrics == apart[0]
