@@ -26,7 +26,7 @@ from ray_rl.training.objectives.value import ValueObjective
 from ray_rl.training.process_group import Member
 from ray_rl.training.settings import TrainSettings
 from ray_rl.types import TrainBatch
-from ray_rl.weight_sync.transports import BACKENDS, transport_of
+from ray_rl.weight_sync.transports import BACKENDS, Transport, transport_of
 
 
 def build_actor(config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1) -> Policy:
@@ -46,7 +46,7 @@ def build_actor(config: RunConfig, folders: Sequence[str], member: Member, *, th
         *policy_parts(config, folders[0]),
         member,
         threads=threads,
-        transport=transport_of(config),
+        transport=transport(config),
         chat_template=partial(changed_template, config, folders[0]),
         chat=uses_chat(config.data),
     )
@@ -153,11 +153,16 @@ def policy_engine(config: RunConfig, folder: str, *, threads: int) -> EngineSett
         enforce_eager=rollout.enforce_eager,
         trust_remote_code=config.model.trust_remote_code,
         threads=threads,
-        transfer_backend=BACKENDS[transport_of(config)],
+        transfer_backend=BACKENDS[transport(config)],
         on_publish=rollout.on_publish,
         sleep_level=rollout.sleep_level if sharers_of_engines(config) else None,
         timeout_s=rollout.timeout_s,
     )
+
+
+def transport(config: RunConfig) -> Transport:
+    """Returns how weights reach the engines."""
+    return transport_of(config.weight_sync, config.cluster, is_shared=bool(sharers_of_engines(config)))
 
 
 def train_settings(config: RunConfig, role: Trained) -> TrainSettings:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray_rl.app.models import build_actor, build_critic, build_reference, build_reward_models, policy_engine
+from ray_rl.app.models import build_actor, build_critic, build_reference, build_reward_models, policy_engine, transport
 from ray_rl.app.models_offline import build_learner
 from ray_rl.cluster.engines.weights import TransferSettings
 from ray_rl.cluster.roles import RayCritic, RayReference, RayRewardModels
@@ -25,7 +25,6 @@ from ray_rl.metrics.run import Run
 from ray_rl.planner.plan import Plan, plan
 from ray_rl.sizes import MIB
 from ray_rl.weight_sync.audit import Publisher
-from ray_rl.weight_sync.transports import transport_of
 
 BUILDERS: Mapping[str, Callable[..., Any]] = {
     ACTOR: build_actor,
@@ -134,7 +133,7 @@ def engines_of(config: RunConfig, plan: Plan, folders: Mapping[str, Sequence[str
 def transfer_of(config: RunConfig) -> TransferSettings:
     """Returns how weights reach the engines."""
     return TransferSettings(
-        transport=transport_of(config),
+        transport=transport(config),
         engine_workers=config.rollout.tensor_parallel,
         bucket_bytes=config.weight_sync.bucket_mib * MIB,
         timeout_s=config.weight_sync.timeout_s,

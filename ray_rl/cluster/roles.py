@@ -18,6 +18,7 @@ from ray_rl.metrics.metric import Metric
 from ray_rl.rewards.model.assignment import assembled
 from ray_rl.rewards.model.held import RewardModels
 from ray_rl.rewards.model.queue import Conversation, ScoreQueue
+from ray_rl.rollout import memory
 from ray_rl.rollout.engine import Engine
 from ray_rl.training.frozen import FrozenModel
 from ray_rl.training.share import Scores
@@ -194,9 +195,9 @@ class RayEngine:
     commit = in_process(Engine.commit)
     resume = in_process(Engine.resume)
     checksums = in_process(Engine.checksums)
-    sleep = in_process(Engine.sleep)
-    wake_weights = in_process(Engine.wake_weights)
-    wake = in_process(Engine.wake)
+    sleep = in_process(memory.sleep)
+    wake_weights = in_process(memory.wake_weights)
+    wake = in_process(memory.wake)
 
 
 def whole(batch: TokenBatch, shares: Iterable[Scores]) -> NDArray[np.float32]:

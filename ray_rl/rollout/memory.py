@@ -7,7 +7,8 @@ that belongs to somebody else. It also resumes generation as soon as all memory 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 from ray_rl.errors import EngineError, EngineLost
 
@@ -21,15 +22,16 @@ SleepLevel = Literal[1, 2]
 class EngineMemory:
     """Lets one engine sleep and wake up."""
 
-    def __init__(self, level: SleepLevel = 1) -> None:
-        """Makes the record of an engine that is awake."""
+    def __init__(self, llm: Callable[[], Any], *, level: SleepLevel = 1) -> None:
+        """Makes the record of an engine that is awake; `llm` returns its `AsyncLLM`."""
+        self._llm = llm
         self.level: SleepLevel = level
         self.state: State = "awake"
         self.has_weights = True
         """Whether the weights are those of a model. False after a sleep at level 2, until the next publish."""
 
-    async def sleep(self, llm: Any) -> None:
-        """Frees weights and KV cache. Requests in flight wait, and are computed again when the engine is awake.
+    async def sleep(self) -> None:
+        """Releases weights and KV cache. Requests in flight wait, and are computed again when the engine is awake.
 
         Raises:
             EngineLost: vLLM failed, or the engine waits in the middle of waking up: it has to be restarted.
@@ -38,10 +40,10 @@ class EngineMemory:
             return
         if self.state == "weights":
             raise EngineLost("an engine whose KV cache is asleep cannot sleep again; it has to be restarted")
-        await self._do("fall asleep", llm.sleep(level=self.level, mode="keep"))
+        await self._do("fall asleep", self._llm().sleep(level=self.level, mode="keep"))
         self.state, self.has_weights = "asleep", self.level == 1
 
-    async def wake_weights(self, llm: Any) -> None:
+    async def wake_weights(self) -> None:
         """Brings back the weights, so that a publish can change them.
 
         Raises:
@@ -49,10 +51,10 @@ class EngineMemory:
         """
         if self.state != "asleep":
             return
-        await self._do("wake up its weights", llm.wake_up(["weights"]))
+        await self._do("wake up its weights", self._llm().wake_up(["weights"]))
         self.state = "weights"
 
-    async def wake(self, llm: Any) -> None:
+    async def wake(self) -> None:
         """Brings back the KV cache, which resumes generation.
 
         Raises:
@@ -63,7 +65,7 @@ class EngineMemory:
             return
         if self.state == "asleep" or not self.has_weights:
             raise EngineError(f"an engine in the state {self.state!r} cannot sample; publish weights to it first")
-        if not await self._do("wake up its KV cache", llm.wake_up(["kv_cache"])):
+        if not await self._do("wake up its KV cache", self._llm().wake_up(["kv_cache"])):
             raise EngineLost("vLLM still sleeps after all its memory was woken up; see its log")
         self.state = "awake"
 
@@ -83,3 +85,26 @@ class EngineMemory:
         if error is not None:
             raise EngineLost(f"could not {what}: {error}") from error
         return doing.result()
+
+
+class HasMemory(Protocol):
+    """An engine that can sleep."""
+
+    @property
+    def memory(self) -> EngineMemory:
+        """Which of its memory is on its GPUs."""
+
+
+async def sleep(engine: HasMemory) -> None:
+    """Releases the memory of weights and KV cache (see `EngineMemory.sleep`)."""
+    await engine.memory.sleep()
+
+
+async def wake_weights(engine: HasMemory) -> None:
+    """Brings back the weights (see `EngineMemory.wake_weights`)."""
+    await engine.memory.wake_weights()
+
+
+async def wake(engine: HasMemory) -> None:
+    """Brings back the KV cache, and starts generation (see `EngineMemory.wake`)."""
+    await engine.memory.wake()

@@ -35,7 +35,8 @@ class WeightReceiver:
             sleep_level: what happens to the weights while the engine sleeps.
         """
         self._llm = llm
-        self._memory = EngineMemory(sleep_level)
+        self.memory = EngineMemory(lambda: self._llm, level=sleep_level)
+        """Which memory of the engine is on its GPUs."""
         self._pause = PAUSES[on_publish]
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
@@ -50,7 +51,7 @@ class WeightReceiver:
 
         The caches are cleared, because the attention of later tokens must not mix keys and values of two versions.
         """
-        self._memory.require_weights("an update")
+        self.memory.require_weights("an update")
         await self._llm.pause_generation(mode=self._pause, clear_cache=True)
         await self._llm.start_weight_update()
 
@@ -80,7 +81,7 @@ class WeightReceiver:
     async def commit(self, version: int) -> int:
         """Ends the update, sets the new version, and returns the version that vLLM reports. Generation stays paused."""
         await self._llm.finish_weight_update(str(version))
-        self._memory.has_weights = True
+        self.memory.has_weights = True
         return int(await self._llm.get_weight_version())
 
     async def checksums(self) -> list[dict[str, str]]:
@@ -88,25 +89,13 @@ class WeightReceiver:
 
         A weight that exists only in the packed layout of a kernel has the digest of an empty tensor.
         """
-        self._memory.require_weights("checksums")
+        self.memory.require_weights("checksums")
         return list(await self._llm.compute_weight_checksums())
 
     async def resume(self) -> None:
         """Starts generation again; kept requests continue. An engine without its KV cache starts when it wakes up."""
-        if self._memory.state == "awake":
+        if self.memory.state == "awake":
             await self._llm.resume_generation()
-
-    async def sleep(self) -> None:
-        """Frees the memory of weights and KV cache (see `EngineMemory.sleep`)."""
-        await self._memory.sleep(self._llm)
-
-    async def wake_weights(self) -> None:
-        """Brings back the weights (see `EngineMemory.wake_weights`)."""
-        await self._memory.wake_weights(self._llm)
-
-    async def wake(self) -> None:
-        """Brings back the KV cache, and starts generation (see `EngineMemory.wake`)."""
-        await self._memory.wake(self._llm)
 
     async def abort_update(self) -> None:
         """Ends an update that a failed publish left incomplete; generation stays paused.
@@ -116,7 +105,7 @@ class WeightReceiver:
         over into the next one. A reception that failed has already closed the update without resetting its layers, so
         we first open it again. An engine that is asleep has no open update.
         """
-        if self._memory.state == "asleep":
+        if self.memory.state == "asleep":
             return
         opening = asyncio.ensure_future(self._llm.start_weight_update())
         await asyncio.wait({opening})  # bound: the driver's call has weight_sync.timeout_s

@@ -56,7 +56,8 @@ class ParameterStream:
         """The device on which whole parameters are."""
         if dist.get_backend() == "nccl":
             return torch.device("cuda", torch.cuda.current_device())
-        return next(iter(self._parameters.values())).device
+        device: torch.device = next(iter(self._parameters.values())).device
+        return device
 
     def groups(
         self, specs: Sequence[ParameterSpec] | None = None, *, everywhere: bool = False

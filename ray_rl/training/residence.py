@@ -83,7 +83,7 @@ class _Block:
     """A block of memory that several tensors may view, while its content is on the host."""
 
     def __init__(self, storage: torch.UntypedStorage, host: Tensor | None) -> None:
-        """Moves the block to the host, into `host` if there is memory from the last time."""
+        """Makes a copy on the host, in `host` if there is memory from the last time, and frees the block."""
         size, on_gpu = storage.nbytes(), storage.device.type == "cuda"
         self._storage, self._size = storage, size
         self._host = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu) if host is None else host
@@ -136,12 +136,9 @@ def tensors_within(root: object) -> Iterator[Tensor]:
 
 
 def _is_of_optimizer(each: object) -> bool:
-    package = type(each).__module__.partition(".")[0]
-    return (
-        hasattr(each, "__dict__")
-        and not isinstance(each, nn.Module)
-        and (package == "deepspeed" or isinstance(each, torch.optim.Optimizer))
-    )
+    if isinstance(each, nn.Module) or not type(each).__dictoffset__:  # the latter has no attributes of its own
+        return False
+    return isinstance(each, torch.optim.Optimizer) or type(each).__module__.partition(".")[0] == "deepspeed"
 
 
 def _release_cache() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,25 +14,24 @@ from ray_rl.weight_sync.segment import Segment
 
 CPU = "cpu"
 
-DEVICE_ARGUMENT = 6
-"""Position of the index of the device among the arguments that rebuild a CUDA tensor; each process numbers its own."""
-
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """What another process needs to map memory."""
+    """What another process needs to map memory; made of JSON's types."""
 
     device: str
     """UUID of the GPU; "cpu" for memory of the host."""
-    arguments: Any
-    """Arguments that rebuild a tensor of the GPU, or the name of the host's memory."""
+    name: str
+    """Name of the host's memory; empty for that of a GPU."""
+    shared: tuple[int | str | bool, ...]
+    """What torch's `UntypedStorage._share_cuda_` returns after the device, with bytes in base 64."""
 
 
 class Lent:
     """A buffer of this process, as a flat uint8 tensor, that others on its device map."""
 
     def __init__(self, size: int, device: torch.device, *, name: str) -> None:
-        """Allocates the buffer; on CPU, `name` is the name of the memory.
+        """Makes the buffer; on CPU, `name` is the name of the memory.
 
         Raises:
             WeightSyncError: the host has too little shared memory.
@@ -40,13 +39,11 @@ class Lent:
         self._segment: Segment | None = None
         if device.type == CPU:
             self._segment = Segment.create(name, size)
-            self.buffer, self.handle = self._segment.buffer, Handle(CPU, name)
+            self.buffer, self.handle = self._segment.buffer, Handle(CPU, name, ())
             return
-        from torch.multiprocessing.reductions import reduce_tensor
-
         self.buffer = torch.empty(size, dtype=torch.uint8, device=device)
-        _, arguments = reduce_tensor(self.buffer)
-        self.handle = Handle(uuid_of(device), arguments)
+        _, *shared = self.buffer.untyped_storage()._share_cuda_()
+        self.handle = Handle(uuid_of(device), "", tuple(_as_text(each) for each in shared))
 
     def forget_name(self) -> None:
         """Removes the name of the host's memory; processes that have mapped it keep it."""
@@ -64,21 +61,18 @@ def borrowed(handles: Sequence[Handle], device: torch.device, *, timeout_s: floa
         WeightSyncError: nothing was lent on this device.
     """
     own = uuid_of(device)
-    arguments = next((handle.arguments for handle in handles if handle.device == own), None)
-    if arguments is None:
+    handle = next((handle for handle in handles if handle.device == own), None)
+    if handle is None:
         raise WeightSyncError(
             f"no worker of the actor is on the GPU {own} of this engine, from which it would read weights: engines and "
             "actor have to share all their GPUs (cluster.colocate)"
         )
     if device.type == CPU:
-        segment = Segment.attach(arguments, timeout_s=timeout_s)
+        segment = Segment.attach(handle.name, timeout_s=timeout_s)
         return segment.buffer, segment
-    from torch.multiprocessing.reductions import rebuild_cuda_tensor
-
-    there = list(arguments)
-    there[DEVICE_ARGUMENT] = device.index
-    buffer = rebuild_cuda_tensor(*there)
-    return buffer, buffer
+    # Each process numbers the devices that it sees itself.
+    storage = torch.UntypedStorage._new_shared_cuda(device.index, *map(_as_bytes, handle.shared))
+    return torch.empty(0, dtype=torch.uint8, device=device).set_(storage), storage
 
 
 def uuid_of(device: torch.device) -> str:
@@ -87,6 +81,14 @@ def uuid_of(device: torch.device) -> str:
 
 
 def synchronize(buffer: Tensor) -> None:
-    """Returns when everything that was started on the device of a buffer is done."""
+    """Waits for everything that was started on the device of a buffer."""
     if buffer.is_cuda:
         torch.cuda.synchronize(buffer.device)
+
+
+def _as_text(value: int | bytes | bool) -> int | str | bool:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def _as_bytes(value: int | str | bool) -> int | bytes | bool:
+    return base64.b64decode(value) if isinstance(value, str) else value

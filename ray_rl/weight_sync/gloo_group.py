@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from datetime import timedelta
 from typing import Any
 
@@ -43,14 +42,13 @@ class GlooGroup:
         # bound: the process group has weight_sync.timeout_s
         self._group.barrier(dist.BarrierOptions()).wait()
 
-    def share(self, value: Any) -> Any:
-        """Returns the object that rank 0 gives; other ranks give None."""
-        packed = pickle.dumps(value) if value is not None else b""
-        size = torch.tensor([len(packed)])
+    def share(self, text: str) -> str:
+        """Returns the text that rank 0 gives; what other ranks give is ignored."""
+        given = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.zeros(0)
+        size = torch.tensor([given.numel()])
         # bound: the process group has weight_sync.timeout_s
         self.broadcast(size).wait()
-        data = torch.zeros(int(size), dtype=torch.uint8)
-        data[: len(packed)] = torch.frombuffer(bytearray(packed or b"\0"), dtype=torch.uint8)[: len(packed)]
+        data = given if given.numel() == size else torch.zeros(int(size), dtype=torch.uint8)
         # bound: the process group has weight_sync.timeout_s
         self.broadcast(data).wait()
-        return pickle.loads(data.numpy().tobytes())
+        return data.numpy().tobytes().decode()

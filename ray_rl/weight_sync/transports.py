@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, assert_never
 
-from ray_rl.config import RunConfig
-from ray_rl.config.gpus import sharers_of_engines
+from ray_rl.config.cluster import ClusterConfig
+from ray_rl.config.rollout import WeightSyncConfig
 from ray_rl.training.gather import ParameterStream
 from ray_rl.weight_sync.plugin import GLOO, IPC, NCCL, SHARED_MEMORY
 from ray_rl.weight_sync.senders.ipc import IpcSender
@@ -18,16 +18,20 @@ BACKENDS: dict[Transport, str] = {"shared_memory": SHARED_MEMORY, "gloo": GLOO, 
 """vLLM's names of the transports."""
 
 
-def transport_of(config: RunConfig) -> Transport:
+def transport_of(settings: WeightSyncConfig, cluster: ClusterConfig, *, is_shared: bool) -> Transport:
     """Returns `weight_sync.backend`, or what "auto" stands for.
 
-    That is nccl on GPUs, or ipc if engines share those of the actor: NCCL connects no two processes on one GPU. On CPU
-    it is shared memory in a cluster of one host, else gloo.
+    That is nccl on GPUs, or ipc where both sides share them: NCCL connects no two processes on one GPU. On CPU it is
+    shared memory in a cluster of one host, else gloo.
+
+    Args:
+        settings: the section `weight_sync`.
+        cluster: the section `cluster`.
+        is_shared: whether engines share the GPUs of the actor.
     """
-    settings, cluster = config.weight_sync, config.cluster
     if settings.backend != "auto":
         return settings.backend
-    if cluster.accelerator == "gpu" and sharers_of_engines(config):
+    if cluster.accelerator == "gpu" and is_shared:
         return "ipc"
     if cluster.accelerator == "gpu":
         return "nccl"

@@ -13,7 +13,7 @@ from ray_rl.cluster.roles import RayEngine
 from ray_rl.cluster.teams import Team
 from ray_rl.concurrency import together
 from ray_rl.errors import OutsideError
-from ray_rl.rollout.engine import Engine
+from ray_rl.rollout import memory
 from ray_rl.training.residence import PARTS, Part, Residence
 from ray_rl.weight_sync.phases import Phases
 
@@ -188,7 +188,7 @@ class SharedGpus:
             async with self._changing:
                 if self._sampling.is_set():
                     await process.start()
-                    await process.call(self._limit_s, Engine.sleep)
+                    await process.call(self._limit_s, memory.sleep)
                     return
 
     async def make_room(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ray_rl.training.gather import ParameterSpec
 from ray_rl.weight_sync.buckets import bucket_bytes
-from ray_rl.weight_sync.device_memory import borrowed, synchronize
+from ray_rl.weight_sync.device_memory import Handle, borrowed, synchronize
 from ray_rl.weight_sync.receivers.gloo import GlooInitInfo, GlooReceiver
 
 
@@ -24,7 +25,8 @@ class IpcReceiver(GlooReceiver):
         super().init_transfer_engine(init_info)
         assert self._group is not None
         device = next(self.model.parameters()).device
-        self._lent = borrowed(self._group.share(None), device, timeout_s=init_info.timeout_s)
+        handles = [Handle(**each) for each in json.loads(self._group.share(""))]
+        self._lent = borrowed(handles, device, timeout_s=init_info.timeout_s)
 
     def expect(self, bucket: Sequence[ParameterSpec]) -> tuple[Tensor, Any]:
         """Returns a copy of the bucket, when it is complete, and work that is done."""

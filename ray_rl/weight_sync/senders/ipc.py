@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ class IpcSender(GlooSender):
     _lent: Lent | None = None
 
     def join(self, rendezvous: Rendezvous) -> None:
-        """Lends a buffer on every rank, and tells the engines where they are, on rank 0."""
+        """Shares a buffer of every rank, and tells the engines where they are, on rank 0."""
         self.close()
         largest = max(spec.bytes for spec in self._stream.specs)
         size = max(rendezvous.capacity_bytes, largest)
@@ -34,7 +36,7 @@ class IpcSender(GlooSender):
         dist.all_gather_object(handles, self._lent.handle)  # bound: the process group has train.timeout_s
         super().join(rendezvous)
         if self._group is not None:
-            self._group.share(handles)
+            self._group.share(json.dumps([asdict(handle) for handle in handles if handle is not None]))
 
     def send(self) -> Sent:
         """Sends all parameters, one bucket after the other.
