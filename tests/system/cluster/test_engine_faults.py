@@ -52,12 +52,31 @@ class Harm:
 
 
 KILL, HOLD = signal.SIGKILL, signal.SIGSTOP
-GENERATING, PUBLISH = "generating", "publish"
+GENERATING, PUBLISH, ASLEEP = "generating", "publish", "asleep"
 
 
 def one_engine():
     why = "the engine died during request 1/|vLLM's process ended"
     return [Harm("the only engine killed", 1, 0, ENGINE_CORE, (KILL,), GENERATING, why, "restart 1 of 3 in 1 s")]
+
+
+def one_shared_engine():
+    """On the devices of the actor: it comes back only in the phase in which engines sample."""
+    died = "the engine died during request 1/|vLLM's process ended"
+    return [
+        Harm("killed while generating", 1, 0, ENGINE_CORE, (KILL,), GENERATING, died, "restart 1 of 3 in 1 s"),
+        Harm("killed asleep", 3, 0, ENGINE_CORE, (KILL,), ASLEEP, "vLLM's process ended", "restart 2 of 3 in 2 s"),
+        Harm(
+            "killed in a publish",
+            5,
+            0,
+            ENGINE_CORE,
+            (HOLD, KILL),
+            PUBLISH,
+            "vLLM's process ended",
+            "restart 3 of 3 in 4 s",
+        ),
+    ]
 
 
 def two_engines():
@@ -88,7 +107,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make(connected, make_config, model, tmp_path_factory):
-    def make_run(*, engines, max_restarts=3):
+    def make_run(*, engines, max_restarts=3, colocate=()):
         return make_config(
             run={"name": "faults", "dir": str(tmp_path_factory.mktemp("runs")), "steps": STEPS},
             model={"path": str(model), "dtype": "float32"},
@@ -105,7 +124,12 @@ def make(connected, make_config, model, tmp_path_factory):
             },
             train={"learning_rate": 2e-4},
             weight_sync={"bucket_mib": 1, "timeout_s": 60},
-            cluster={"accelerator": "cpu", "address": connected.cluster.address, "max_restarts": max_restarts},
+            cluster={
+                "accelerator": "cpu",
+                "address": connected.cluster.address,
+                "max_restarts": max_restarts,
+                "colocate": colocate,
+            },
         )
 
     return make_run
@@ -118,7 +142,8 @@ class Sabotage:
         self._harms = {harm.step: harm for harm in harms}
         self._mended = None
         """The harm done last, once all engines serve again."""
-        self._publishes = 0
+        self._taken = None
+        """The step whose rollouts were taken last."""
 
     def watch(self, roles):
         self._rollouts, self._router = roles.rollouts, roles.rollouts._pool._router
@@ -134,7 +159,14 @@ class Sabotage:
             return await publish(version)
 
         roles.weights.publish = counted
-        return replace(roles, rollouts=self)
+        self._phases, self.sample = roles.phases, roles.phases.sample
+        return replace(roles, rollouts=self, phases=self)
+
+    async def train(self):
+        await self._phases.train()
+        harm = self._harms.get(self._taken)
+        if harm is not None and harm.during == ASLEEP and not harm.struck:
+            await self._strike(harm)
 
     async def take(self, *, step, progress):
         self._mended = None
@@ -143,6 +175,7 @@ class Sabotage:
                 while self._router.quarantined:
                     await asyncio.sleep(0.1)
             self._mended = self._harms[step - 1]
+        self._taken = step
         harm = self._harms.get(step)
         if harm is None or harm.during != GENERATING:
             return await self._rollouts.take(step=step, progress=progress)
@@ -193,11 +226,11 @@ class Ended:
     log: Path
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session", params=[two_engines, one_engine])
+@pytest_asyncio.fixture(scope="module", loop_scope="session", params=[two_engines, one_engine, one_shared_engine])
 async def ended(request, make, model):
     harms = request.param()
     engines = 2 if request.param is two_engines else 1
-    config = make(engines=engines)
+    config = make(engines=engines, colocate=[["actor", "rollout"]] if request.param is one_shared_engine else ())
     records, samples = await whole_run(config, model, watch=Sabotage(harms).watch)
     return Ended(engines, harms, records, samples, Path(config.run.dir) / config.run.name / "logs" / "driver.log")
 
@@ -222,7 +255,7 @@ def test_each_engine_that_was_harmed_is_restarted_once_and_serves_again(ended):
         name = f"rollout-{harm.victim}"
         assert ended.records[harm.step + 1]["engines/alive"] == ended.engines
         assert harm.answered[name] > 0, harm
-        assert harm.requests_at_risk > 0 or harm.during == PUBLISH
+        assert harm.requests_at_risk > 0 or harm.during != GENERATING
         assert not harm.struck.is_running() or harm.struck.status() == psutil.STATUS_ZOMBIE
         lost = said(ended.log, f"{name} is lost", since=harm.struck_at, fault=harm.name)
         assert re.search(f"({harm.why}).*: {harm.restart}", lost.text)
