@@ -43,8 +43,9 @@ def apart(place):
     return trained(place, "apart")
 
 
-@pytest.mark.parametrize("level", [pytest.param(1, marks=pytest.mark.long), 2])
-def test_sharing_all_devices_changes_nothing_of_what_is_trained(place, apart, level):
-    metrics, weights = trained(place, f"level-{level}", SHARED, f"rollout.sleep_level={level}")
+@pytest.mark.parametrize(("level", "backend"), [pytest.param(1, "shared_memory", marks=pytest.mark.long), (2, "ipc")])
+def test_sharing_all_devices_changes_nothing_of_what_is_trained(place, apart, level, backend):
+    how = (f"rollout.sleep_level={level}", f"weight_sync.backend={backend}")
+    metrics, weights = trained(place, f"level-{level}", SHARED, *how)
     assert metrics == apart[0]
     assert weights == apart[1]
