@@ -181,7 +181,7 @@ class Rollout:
         return np.concatenate([np.asarray(part, own.dtype) for before, own in parts for part in (before, own)])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class RolloutGroup:
     """The G rollouts of one prompt."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_rl.app.models import scores_as_finished
 from ray_rl.app.records import open_run
 from ray_rl.app.sources import folders_of, what_is_loaded
 from ray_rl.checkpoint.store import Checkpoint
@@ -19,6 +20,7 @@ from ray_rl.data.ends import Ends, without_end
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
 from ray_rl.loops.checkpoints import Checkpoints, read_progress
+from ray_rl.loops.comparing import AsFinished, AtOnce, Compared
 from ray_rl.loops.credit import Crediting
 from ray_rl.loops.exporting import Export
 from ray_rl.loops.guard import Guard
@@ -43,7 +45,7 @@ from ray_rl.rollout.pool import EnginePool
 from ray_rl.rollout.request import Sampling
 from ray_rl.rollout.schedule import Schedule, ScheduleSettings
 from ray_rl.types import RolloutGroup
-from ray_rl.weight_sync.audit import CANARY, AuditedWeights, AuditSettings
+from ray_rl.weight_sync.audit import CANARY, AuditedWeights, AuditSettings, Scorer
 
 if TYPE_CHECKING:
     from ray_rl.cluster.start import Workers
@@ -127,9 +129,15 @@ def sampling_of(config: RunConfig, ends: Ends) -> Sampling:
 
 
 def build_collector(
-    config: RunConfig, source: PromptSource, pool: EnginePool, episodes: Episodes, rewards: Rewards
+    config: RunConfig,
+    source: PromptSource,
+    pool: EnginePool,
+    episodes: Episodes,
+    rewards: Rewards,
+    *,
+    finished: Callable[[RolloutGroup], None] = lambda group: None,
 ) -> Collector:
-    """Builds the rollout stage, at its start."""
+    """Builds the rollout stage, at its start; `finished` is called with each group that counts for a batch."""
     dynamic = config.online.dynamic_sampling
     settings = ScheduleSettings(
         prompts_per_step=config.online.prompts_per_step,
@@ -140,7 +148,7 @@ def build_collector(
         in_waves=config.run.deterministic,
     )
     size = config.online.group_size
-    return Collector(source, pool, episodes, rewards, Schedule(settings), group_size=size)
+    return Collector(source, pool, episodes, rewards, Schedule(settings), group_size=size, finished=finished)
 
 
 def _roles(
@@ -170,8 +178,19 @@ def _roles(
     )
     from ray_rl.app.workers import roles_over
 
-    rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards)
-    return roles_over(workers, rollouts=rollouts, weights=weights)
+    compared, finished = reference_over(config, workers.reference)
+    rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards, finished=finished)
+    return roles_over(workers, rollouts=rollouts, weights=weights, reference=compared)
+
+
+def reference_over(config: RunConfig, scorer: Scorer | None) -> tuple[Compared | None, Callable[[RolloutGroup], None]]:
+    """Returns the comparison with a reference if the run has one, and what is called with each finished group."""
+    if scorer is None:
+        return None, lambda group: None
+    if not scores_as_finished(config):
+        return AtOnce(scorer), lambda group: None
+    ahead = AsFinished(scorer)
+    return ahead, ahead.begin
 
 
 def build_session(

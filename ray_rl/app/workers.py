@@ -12,13 +12,14 @@ from typing import Any
 from ray_rl.app.models import build_actor, build_critic, build_reference, build_reward_models, policy_engine, transport
 from ray_rl.app.models_offline import build_learner
 from ray_rl.cluster.engines.weights import TransferSettings
-from ray_rl.cluster.roles import RayCritic, RayReference, RayRewardModels
+from ray_rl.cluster.roles import RayCritic, RayRewardModels
 from ray_rl.cluster.scratch import Scratch
 from ray_rl.cluster.session import ray_session
 from ray_rl.cluster.start import EnginesSpec, TeamSpec, Workers, started_teams, started_workers
 from ray_rl.cluster.teams import Team
 from ray_rl.config import RunConfig
 from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT, roles_of
+from ray_rl.loops.comparing import Compared
 from ray_rl.loops.roles import Roles, Rollouts
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.run import Run
@@ -149,7 +150,7 @@ def threads_of(role: str, config: RunConfig, plan: Plan) -> int:
     return max(1, len(os.sched_getaffinity(0)) // busy)
 
 
-def roles_over(workers: Workers, *, rollouts: Rollouts, weights: Publisher) -> Roles:
+def roles_over(workers: Workers, *, rollouts: Rollouts, weights: Publisher, reference: Compared | None = None) -> Roles:
     """Returns the roles of the driver over started workers."""
     teams = workers.teams
     return Roles(
@@ -158,7 +159,7 @@ def roles_over(workers: Workers, *, rollouts: Rollouts, weights: Publisher) -> R
         weights=weights,
         phases=workers.turns,
         critic=RayCritic(teams[CRITIC]) if CRITIC in teams else None,
-        reference=RayReference(teams[REFERENCE]) if REFERENCE in teams else None,
+        reference=reference,
     )
 
 

@@ -15,13 +15,13 @@ from ray_rl.cluster.engines.process import EngineProcess, started_engine
 from ray_rl.cluster.engines.sharing import Apart, SharedGpus, Turns
 from ray_rl.cluster.engines.weights import RayWeights, TransferSettings
 from ray_rl.cluster.placement import Slot, placed
-from ray_rl.cluster.roles import RayActor, RayEngine
+from ray_rl.cluster.roles import RayActor, RayEngine, RayReference
 from ray_rl.cluster.scratch import Scratch
 from ray_rl.cluster.shell import Setting, Worker
 from ray_rl.cluster.teams import Heartbeats, StatelessTeam, Team, restarted
 from ray_rl.concurrency import together
 from ray_rl.config.cluster import ClusterConfig
-from ray_rl.config.roles import ACTOR, REWARD, ROLLOUT
+from ray_rl.config.roles import ACTOR, REFERENCE, REWARD, ROLLOUT
 from ray_rl.config.rollout import RolloutConfig
 from ray_rl.planner.plan import Plan
 from ray_rl.rollout.engine import Engine, EngineSettings
@@ -73,6 +73,11 @@ class Workers:
     weights: RayWeights
     turns: Turns
     """Gives GPUs that engines share with models to one side after the other."""
+
+    @property
+    def reference(self) -> RayReference | None:
+        """The frozen reference, if the run has one."""
+        return RayReference(self.teams[REFERENCE]) if REFERENCE in self.teams else None
 
     async def restart(self) -> list[str]:
         """Restarts the roles with a state and all that lost a worker; engines drop their requests.

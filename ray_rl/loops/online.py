@@ -19,8 +19,9 @@ Who waits for whom in a step, from top to bottom:
                       v
     engines  <--  publish                    returns when every engine serves the new weights
 
-Engines that share GPUs with models sleep from `take` to `publish`. The files of a checkpoint are written in the
-background of later steps.
+Engines that share GPUs with models sleep from `take` to `publish`. With `reference.as_finished`, the reference scores
+groups while engines sample the others, and little of its work is left when the batch is complete. The files of a
+checkpoint are written in the background of later steps.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ async def step(s: OnlineSession) -> None:
     await s.roles.phases.train()
     batch = pack(groups, mask_truncated=s.config.online.mask_truncated)
     try:
-        batch = await with_baselines(s, batch)
+        batch = await with_baselines(s, batch, groups)
         require_finite(batch, groups, sampled)
         batch, credited = s.credit(batch)
     except NONFINITE as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ray_rl.loops.comparing import Compared
 from ray_rl.metrics.metric import Metric
 from ray_rl.types import OfflineBatch, RolloutGroup, TrainBatch
 from ray_rl.weight_sync.audit import Publisher, Scorer
@@ -101,4 +102,4 @@ class Roles:
     weights: Publisher
     phases: Phases
     critic: Critic | None = None
-    reference: Scorer | None = None
+    reference: Compared | None = None

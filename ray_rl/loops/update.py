@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ray_rl.concurrency import together
 from ray_rl.loops.session import OnlineSession
 from ray_rl.metrics.metric import Metric
-from ray_rl.types import TrainBatch
+from ray_rl.types import RolloutGroup, TrainBatch
 
 
-async def with_baselines(s: OnlineSession, batch: TrainBatch) -> TrainBatch:
-    """Adds old and reference log-probabilities and critic values to the batch. The models run concurrently."""
+async def with_baselines(s: OnlineSession, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> TrainBatch:
+    """Adds old and reference log-probabilities and critic values to the batch. The models run concurrently.
+
+    `groups` made the batch.
+    """
     calls: dict[str, Coroutine[Any, Any, Any]] = {}
     if s.config.online.old_policy == "rollout":
         batch = replace(batch, old_logprobs_RT=batch.rollout_logprobs_RT)
     if s.config.online.needs_old_logprobs:
         calls["old"] = s.roles.actor.logprobs(batch)
     if s.roles.reference is not None:
-        calls["reference"] = s.roles.reference.logprobs(batch)
+        calls["reference"] = s.roles.reference.logprobs(batch, groups)
     if s.roles.critic is not None:
         calls["values"] = s.roles.critic.values(batch)
     if not calls:

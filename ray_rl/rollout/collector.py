@@ -34,6 +34,7 @@ class Collector:
         schedule: Schedule,
         *,
         group_size: int,
+        finished: Callable[[RolloutGroup], None] = lambda group: None,
     ) -> None:
         """Makes a collector at the start of a run.
 
@@ -44,7 +45,9 @@ class Collector:
             rewards: the judges; the caller closes them.
             schedule: a schedule at the start of a run.
             group_size: number of rollouts of each prompt.
+            finished: called with each group that counts for a batch, once it is complete and scored.
         """
+        self._finished = finished
         self._source = source
         self._pool = pool
         self._episodes = episodes
@@ -166,7 +169,9 @@ class Collector:
             return
         error = task.exception()
         if error is None:
-            self._schedule.finish(task.result())
+            done = task.result()
+            if self._schedule.finish(done):
+                self._finished(done.group)
         else:
             self._failure = self._failure or error
 

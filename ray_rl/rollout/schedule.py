@@ -75,14 +75,16 @@ class Schedule:
         """Returns the last step in which a prompt can be trained on, and its index in that step."""
         return divmod(number, self.settings.prompts_per_step)
 
-    def finish(self, finished: Finished) -> None:
-        """Adds a group that is complete and scored."""
+    def finish(self, finished: Finished) -> bool:
+        """Adds a group that is complete and scored, and returns whether it counts for a batch."""
         del self.in_flight[finished.number]
-        if self._is_wanted(finished.group):
+        is_wanted = self._is_wanted(finished.group)
+        if is_wanted:
             self._accepted += 1
             self._waiting.append(finished)
         else:
             self._refused.append(finished)
+        return is_wanted
 
     def ready(self) -> list[Finished]:
         """Returns the groups that can be taken now, in the order of their prompts; drops those that are too old."""

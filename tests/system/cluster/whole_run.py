@@ -61,7 +61,7 @@ async def started(config: RunConfig, model: Path, *, beside: Sequence[TeamSpec] 
 
     Roles in `beside` have a worker each on a device of its own.
     """
-    from ray_rl.app.build import build_collector, sampling_of
+    from ray_rl.app.build import build_collector, reference_over, sampling_of
     from ray_rl.app.records import open_run
     from ray_rl.app.workers import engines_of, roles_over, teams_of
     from ray_rl.cluster.start import started_workers
@@ -101,7 +101,8 @@ async def started(config: RunConfig, model: Path, *, beside: Sequence[TeamSpec] 
         pool = EnginePool(workers.engines, timeout_s=config.rollout.timeout_s, router=workers.router)
         sampling = sampling_of(config, tokenizer.ends_of(config.rollout, config.data))
         rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards)
-        roles = roles_over(workers, rollouts=rollouts, weights=workers.weights)
+        compared, _ = reference_over(config, workers.reference)
+        roles = roles_over(workers, rollouts=rollouts, weights=workers.weights, reference=compared)
         yield Started(config, folder, run, workers, roles, source, pool, sampling)
 
 

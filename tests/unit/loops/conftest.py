@@ -14,6 +14,7 @@ from ray_rl.app.records import open_run
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.config import RunConfig
 from ray_rl.loops.checkpoints import read_progress
+from ray_rl.loops.comparing import AtOnce
 from ray_rl.loops.online import train
 from ray_rl.loops.roles import Roles
 from ray_rl.loops.session import OnlineSession
@@ -235,7 +236,7 @@ class Loop:
             weights=self.script,
             phases=ScriptedPhases(self.script),
             critic=Critic(self.script) if self.config.critic else None,
-            reference=self._reference,
+            reference=None if self._reference is None else AtOnce(self._reference),
         )
         return build_session(self.config, self.folder, self.run, roles, stop=self.stop, since=since, models=MODELS)
 

@@ -1,0 +1,94 @@
+"""The log-probabilities of the reference: of a batch at once, or of each group while engines still sample others."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from ray_rl.batching.pack import pack, pad
+from ray_rl.types import RolloutGroup, TrainBatch
+from ray_rl.weight_sync.audit import Scorer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Compared(Protocol):
+    """A frozen model with which the policy is compared."""
+
+    async def logprobs(self, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
+        """Returns the log-probabilities of the loss tokens, float32 [R, T]; 0 elsewhere. `groups` made the batch."""
+
+
+class AtOnce:
+    """Scores a whole batch when it is complete."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        """Makes the comparison with a model."""
+        self._scorer = scorer
+
+    async def logprobs(self, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
+        """Returns the log-probabilities of the loss tokens, float32 [R, T]; 0 elsewhere."""
+        return await self._scorer.logprobs(batch)
+
+
+class AsFinished:
+    """Scores groups as they finish, all that wait in one call, so that little is left when the batch is complete.
+
+    The model is frozen, so that it does not matter when it scores. Which rows share a forward pass does change the last
+    bits.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        """Makes the comparison with a model that has time while engines sample."""
+        self._scorer = scorer
+        self._waiting: list[RolloutGroup] = []
+        self._found: dict[int, tuple[weakref.ref[RolloutGroup], list[NDArray[np.float32]]]] = {}
+        """By id of a group that exists, float32 [T_i] of each rollout."""
+        self._working: asyncio.Task[None] | None = None
+
+    def begin(self, group: RolloutGroup) -> None:
+        """Scores a group in the background."""
+        self._waiting.append(group)
+        if self._working is None or (self._working.done() and not self._failed(self._working)):
+            self._working = asyncio.ensure_future(self._work())
+
+    async def logprobs(self, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
+        """Returns the log-probabilities of the loss tokens, float32 [R, T]; 0 elsewhere.
+
+        Groups that were not begun, for example those of a checkpoint, are scored now.
+
+        Raises:
+            RayRLError: a call failed.
+        """
+        import numpy as np
+
+        if self._working is not None:
+            working, self._working = self._working, None
+            await working  # bound: the calls in it have limits
+        self._waiting += [group for group in groups if id(group) not in self._found]
+        await self._work()
+        rows = [row for group in groups for row in self._found.pop(id(group))[1]]
+        # Groups may be dropped without being trained on, as too old.
+        self._found = {key: found for key, found in self._found.items() if found[0]() is not None}
+        return np.where(batch.loss_mask_RT, pad(rows, np.float32, batch.tokens_RT.shape[1]), np.float32(0))
+
+    async def _work(self) -> None:
+        while self._waiting:
+            groups, self._waiting = self._waiting, []
+            batch = pack(groups)
+            logprobs_RT = await self._scorer.logprobs(batch)
+            first = 0
+            for group in groups:
+                last = first + len(group.rollouts)
+                lengths, own_RT = batch.lengths_R[first:last], logprobs_RT[first:last]
+                rows = [row_T[:length].copy() for row_T, length in zip(own_RT, lengths, strict=True)]
+                self._found[id(group)] = weakref.ref(group), rows
+                first = last
+
+    @staticmethod
+    def _failed(task: asyncio.Task[None]) -> bool:
+        return task.cancelled() or task.exception() is not None
