@@ -68,7 +68,7 @@ class AsFinished:
 
         if self._working is not None:
             working, self._working = self._working, None
-            await working  # bound: the calls in it have limits
+            await working
         self._waiting += [group for group in groups if id(group) not in self._found]
         await self._work()
         rows = [row for group in groups for row in self._found.pop(id(group))[1]]
