@@ -51,6 +51,12 @@ def add_to(commands: Commands) -> None:
         help="print a file for --rates instead: the rates of this machine in the dtype of the run (a minute, with "
         "torch), or, where CONFIG is a run folder, those of its phases",
     )
+    parser.add_argument(
+        "--optimise",
+        action="store_true",
+        help="print the fastest layouts that fit the GPUs instead (some seconds), each as words to append to the "
+        "command; those that change what is learnt (rollout.max_staleness) are apart",
+    )
     parser.set_defaults(command=print_plan)
 
 
@@ -77,7 +83,14 @@ def print_plan(arguments: argparse.Namespace) -> int:
         config, gpu=arguments.gpu, gpu_memory_gb=arguments.gpu_memory, host_memory_gb=arguments.host_memory
     )
     _check_all_but_nodes(config)
-    _print(config, assess(config, cluster), _assumed(config, cluster, arguments), name=arguments.config)
+    assumed = _assumed(config, cluster, arguments)
+    if arguments.optimise:
+        from ray_rl.planner.search_report import search_lines
+
+        for line in search_lines(config, cluster, assumed):
+            print(line, flush=True)
+        return 0
+    _print(config, assess(config, cluster), assumed, name=arguments.config)
     return 0
 
 

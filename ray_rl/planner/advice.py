@@ -102,6 +102,16 @@ def take_turns(config: RunConfig, cluster: ClusterShape) -> Proposal | None:
     return _Search(config, cluster).take_turns()
 
 
+def engine_fraction(config: RunConfig, cluster: ClusterShape) -> float:
+    """Returns the largest share of a GPU's memory that engines can have."""
+    sharers, total = sharers_of_engines(config), cluster.gpu.memory_bytes
+    if not sharers:
+        return max(MEMORY_FRACTION, config.rollout.gpu_memory_fraction)
+    memories, _ = role_memories(config, cluster)
+    sample, *_ = phases_of(sharers, memories)
+    return max(0.01, math.floor(100 * (USABLE - sample.total / total)) / 100)
+
+
 @dataclass(frozen=True, slots=True)
 class _Search:
     config: RunConfig
@@ -151,7 +161,7 @@ class _Search:
             changes: Changes = {"cluster.colocate": [[role.name for role in roles]]}
             changes |= {role.workers_key: gpus for role in roles}
             changes |= {"rollout.engines": gpus // size, "rollout.tensor_parallel": size, "rollout.max_staleness": 0}
-            proposal = self.fix_memory(_only_new(self.config, changes))
+            proposal = self.fix_memory(only_new(self.config, changes))
             if proposal is not None:
                 return proposal
         return None
@@ -180,15 +190,6 @@ class _Search:
                 return proposal
         return None
 
-    def _fraction(self, config: RunConfig) -> float:
-        """Returns the largest share of a GPU's memory that engines can have."""
-        sharers, total = sharers_of_engines(config), self.cluster.gpu.memory_bytes
-        if not sharers:
-            return max(MEMORY_FRACTION, config.rollout.gpu_memory_fraction)
-        memories, _ = role_memories(config, self.cluster)
-        sample, *_ = phases_of(sharers, memories)
-        return max(0.01, math.floor(100 * (USABLE - sample.total / total)) / 100)
-
     def _try(self, changes: Changes) -> Assessment | None:
         return planned(self.config, self.cluster, changes)
 
@@ -212,7 +213,7 @@ class _Search:
         for role in roles_of(config):
             yield from ((role.name, remedy) for remedy in _role_remedies(config, role))
         rollout, shape = config.rollout, find_shape(config.model.path)
-        yield ROLLOUT, {"rollout.gpu_memory_fraction": self._fraction(config)}
+        yield ROLLOUT, {"rollout.gpu_memory_fraction": engine_fraction(config, self.cluster)}
         gpus = rollout.engines * rollout.tensor_parallel
         for size in [] if shape is None else shape.tensor_parallel_sizes():
             if rollout.tensor_parallel < size <= self.cluster.gpus_per_node:
@@ -243,7 +244,7 @@ def _scaled(config: RunConfig, ratio: float, roles: Collection[str]) -> Changes:
     return {role.workers_key: workers[role.name] for role in roles_of(config) if role.name in roles}
 
 
-def _only_new(config: RunConfig, changes: Changes) -> Changes:
+def only_new(config: RunConfig, changes: Changes) -> Changes:
     """Returns the changes that change a value."""
     before = config.model_dump()
     return {key: value for key, value in changes.items() if value_at(before, key) != value}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist, fmean
 
@@ -29,7 +30,7 @@ class Lengths:
     """Median of the lognormal distribution before it is cut off; None if all completions have the maximum."""
     sigma: float = SIGMA
     """Standard deviation of the logarithm of a length."""
-    measured: Sequence[float] = ()
+    measured: tuple[float, ...] = ()
     """Lengths in ascending order that replace the lognormal distribution."""
     prompt: float | None = None
     """Mean tokens of a prompt; None is `data.max_prompt_tokens`."""
@@ -63,8 +64,9 @@ class Lengths:
 
     def moments(self) -> tuple[float, float]:
         """Returns the mean of the length, and of its square."""
-        drawn = self.draws(1000)
-        return fmean(drawn), fmean(length**2 for length in drawn)
+        if self.is_full:
+            return self.maximum, self.maximum**2
+        return _drawn_moments(self)
 
     def described(self) -> str:
         """Returns a phrase: "if every completion has full length"."""
@@ -101,6 +103,12 @@ def parse_lengths(text: str | None, *, maximum: int) -> Lengths:
             "give a smaller mean, or leave the option out for completions of full length"
         )
     return Lengths(maximum, median=_median(given["mean"], sigma, maximum), sigma=sigma, prompt=prompt)
+
+
+@lru_cache
+def _drawn_moments(lengths: Lengths) -> tuple[float, float]:
+    drawn = lengths.draws(1000)
+    return fmean(drawn), fmean(length**2 for length in drawn)
 
 
 def _numbers(text: str) -> Mapping[str, float]:

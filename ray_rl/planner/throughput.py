@@ -76,6 +76,13 @@ def estimate(config: RunConfig, assessment: Assessment, assumed: Assumptions = A
     return _Timing.of(config, assessment, assumed).estimate()
 
 
+def trained_s(config: RunConfig, assessment: Assessment, assumed: Assumptions, role: Role) -> float:
+    """Returns the seconds of a step in which a trained role scores, is updated, and takes turns with engines."""
+    timing = _Timing.of(config, assessment, assumed)
+    turn_s = 2 * assessment.memories[role.name].parked / timing.rates.host
+    return timing.score_s(role) + timing.update_s(role) + turn_s
+
+
 def overlapped_s(sampling: Sampling, judged: float, train_s: float, sync_s: float, *, staleness: int) -> float:
     """Returns the seconds from one step to the next while engines sample ahead of the trainer.
 
@@ -105,8 +112,8 @@ class _Timing:
 
     def estimate(self) -> Estimate:
         config, layout = self.config, self.assessment.layout
-        scores = {name: self._score_s(role) for name, role in self.roles.items()}
-        updates = {name: self._update_s(role) for name, role in self.roles.items()}
+        scores = {name: self.score_s(role) for name, role in self.roles.items()}
+        updates = {name: self.update_s(role) for name, role in self.roles.items()}
         judged = scores.pop(REWARD, 0.0)
         score_s, update_s = self._together(scores), self._together(updates)
         busy = {name: scores.get(name, 0.0) + updates[name] for name in self.roles}
@@ -195,7 +202,7 @@ class _Timing:
         by_group = [sum(seconds.get(role, 0.0) for role in group.roles) for group in groups]
         return max(by_group) if self.assessment.layout.gpus else sum(by_group)
 
-    def _score_s(self, role: Role) -> float:
+    def score_s(self, role: Role) -> float:
         """Returns the seconds in which a role scores the rollouts of a step, or compares examples."""
         config, team = self.config, self._team(role)
         shapes = [known_shape(key, path) for key, path in role.models]
@@ -225,7 +232,7 @@ class _Timing:
         gathered = element * parameters if stage == 3 else 0.0
         return scoring_s(team, shapes[0], parameters, self._load(), budget=budget, gathered=gathered)
 
-    def _update_s(self, role: Role) -> float:
+    def update_s(self, role: Role) -> float:
         """Returns the seconds in which a role is trained on the batch of a step."""
         if role.trained is None:
             return 0.0

@@ -124,3 +124,14 @@ def test_rates_of_this_machine_give_a_run_on_cpu_a_time(capsys, tmp_path):
 def test_examples_have_no_lengths_of_completions(capsys):
     assert main(["plan", "configs/sft_ultrachat_qwen2.5-7b_8xh100.yaml", "--lengths", "mean=600"]) == 2
     assert "--lengths mean=600: algorithm.kind=sft samples no completions" in capsys.readouterr().err
+
+
+def test_optimise_prints_the_fastest_layouts_for_the_given_gpus(capsys):
+    recipe = "configs/sft_ultrachat_qwen2.5-7b_8xh100.yaml"
+    assert main(["plan", recipe, "--optimise", "--gpus-per-node", "4"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("searching 1 layout for 1 x 4 GPUs")
+    assert "as given: does not fit\nthe fastest that fits:\n  1. " in out
+    assert "train.workers=4" in out
+    assert main(["plan", CONFIG, "--optimise"]) == 2
+    assert "--optimise: searches layouts of GPUs, and the run is on CPU" in capsys.readouterr().err
