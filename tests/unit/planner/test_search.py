@@ -65,15 +65,15 @@ def test_two_gpus_that_take_turns_are_faster_than_one_for_each_role(make):
 
 
 @pytest.mark.parametrize(
-    "sections",
+    ("gpus", "sections"),
     [
-        {"algorithm": REFERENCE, "train": {"workers": 2, "zero_stage": 3, "gradient_checkpointing": True}},
-        {"algorithm": {"kind": "ppo", "prompts_per_step": 64}, "critic": {}, "rewards": REWARDS},
-        {"algorithm": REFERENCE, "rollout": {"engines": 2, "max_staleness": 1, "max_tokens": 1536}},
+        (4, {"algorithm": REFERENCE, "train": {"workers": 2, "zero_stage": 3, "gradient_checkpointing": True}}),
+        (2, {"algorithm": {"kind": "ppo", "prompts_per_step": 64}, "critic": {}, "rewards": REWARDS}),
+        (4, {"algorithm": REFERENCE, "rollout": {"engines": 2, "max_staleness": 1, "max_tokens": 1536}}),
     ],
 )
-def test_every_layout_that_is_found_fits_and_is_as_fast_as_it_says(make, sections):
-    config, cluster = make(**SMALL, **sections), ClusterShape(1, 4)
+def test_every_layout_that_is_found_fits_and_is_as_fast_as_it_says(make, gpus, sections):
+    config, cluster = make(**SMALL, **sections), ClusterShape(1, gpus)
     found = search(config, cluster, ASSUMED)
     assert found.on_policy
     for one in [*found.on_policy, *found.stale]:
