@@ -105,6 +105,10 @@ format: setup-test ## format the code and apply ruff's automatic fixes
 bench: setup-test ## compare this system with TRL on this machine, and its parts with their limits (most of an hour)
 	$(BIN)/python -m tests.benchmarks
 
+.PHONY: learn
+learn: setup-test ## train a 135M model on preferences and measure what it learned on held-out pairs (over an hour); SEEDS=1 takes a third
+	$(BIN)/python -m pytest -s tests/learning
+
 .PHONY: lock
 lock: ## resolve docker/requirements-*.txt again from pyproject.toml
 	@$(PYTHON) docker/lock.py
