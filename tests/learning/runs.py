@@ -26,6 +26,7 @@ from ray_rl.models.packaged import resolve_model
 from ray_rl.types import Answer, Example
 
 disable_progress_bar()
+torch.set_num_threads(1)  # a second thread waits more than it helps with sequences this short
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2-135m-instruct"
 SEEDS = range(int(os.environ.get("SEEDS", "3")))
