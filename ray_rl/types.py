@@ -162,7 +162,8 @@ class Rollout:
     @property
     def text(self) -> str:
         """The completions and the observations between them in order, for judges and people."""
-        return "\n".join(message.content for message in self.messages)
+        said = ([*(message.content for message in turn.messages), turn.completion.text] for turn in self.turns)
+        return "\n".join(text for texts in said for text in texts)
 
     @property
     def messages(self) -> tuple[Message, ...]:

@@ -32,7 +32,11 @@ def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> Tra
         raise ValueError(f"a batch needs groups of one size, got sizes {sorted(group_sizes)}")
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     tokens_RT = pad([rollout.token_ids for rollout in rollouts], np.int32)
-    is_sampled_RT = pad([rollout.is_sampled for rollout in rollouts], np.bool_)
+    lengths_R = np.array([len(rollout.token_ids) for rollout in rollouts], np.int32)
+    is_sampled_RT = np.arange(tokens_RT.shape[1]) < lengths_R[:, None]
+    for index, rollout in enumerate(rollouts):
+        if rollout.sampled_tokens < lengths_R[index]:  # it has observations
+            is_sampled_RT[index, : lengths_R[index]] = rollout.is_sampled
     is_trained_R = np.array([not (mask_truncated and rollout.stop == "length") for rollout in rollouts])
     dense = [_dense_rewards(rollout) for rollout in rollouts]
     nothing = np.zeros(0, np.float32)
@@ -40,7 +44,7 @@ def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> Tra
         prompt_ids=tuple(np.asarray(group.prompt.token_ids, np.int32) for group in groups),
         group_size=group_sizes.pop(),
         tokens_RT=tokens_RT,
-        lengths_R=np.array([len(rollout.token_ids) for rollout in rollouts], np.int32),
+        lengths_R=lengths_R,
         sampled_R=np.array([rollout.sampled_tokens for rollout in rollouts], np.int32),
         loss_mask_RT=is_sampled_RT & is_trained_R[:, None],
         rollout_logprobs_RT=pad([rollout.logprobs for rollout in rollouts], np.float32),
