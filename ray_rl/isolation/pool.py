@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -36,6 +37,7 @@ class Pool:
         self._calls: list[int] = []
         self._lock = threading.Lock()
         self._is_closed = False
+        self._busy, self._busy_s, self._since_s = 0, 0.0, time.perf_counter()
 
     def submit(self, function: str, *, timeout_s: float, **options: Any) -> Future[Any]:
         """Calls `Worker.submit` of the least busy worker.
@@ -47,6 +49,8 @@ class Pool:
             if self._is_closed:
                 raise SandboxClosed(f"{function} was not called: its workers are closed")
             index = self._least_busy()
+            if not self._calls[index]:
+                self._count(1)
             self._calls[index] += 1
             worker = self._workers[index]
         call = worker.submit(function, timeout_s=timeout_s, **options)
@@ -57,6 +61,13 @@ class Pool:
     def processes(self) -> int:
         """Workers that have received a call so far."""
         return len(self._workers)
+
+    @property
+    def busy_s(self) -> float:
+        """The seconds in which workers had calls, summed over the workers."""
+        with self._lock:
+            self._count(0)
+            return self._busy_s
 
     def close(self) -> None:
         """Ends all processes. Calls in flight fail. No call may follow."""
@@ -77,3 +88,12 @@ class Pool:
     def _ended(self, index: int) -> None:
         with self._lock:
             self._calls[index] -= 1
+            if not self._calls[index]:
+                self._count(-1)
+
+    def _count(self, more: int) -> None:
+        """Adds the time since the last change, and changes the number of busy workers. Call it with the lock."""
+        now_s = time.perf_counter()
+        self._busy_s += self._busy * (now_s - self._since_s)
+        self._since_s = now_s
+        self._busy += more

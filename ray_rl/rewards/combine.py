@@ -50,17 +50,15 @@ def build_rewards(
             judge = PartCalls(build_part(config))
             functions.append(judge)
         parts.append(Part(config.label, config.weight, judge))
-    return Rewards(parts, close=[function.close for function in functions], save=save)
+    return Rewards(parts, functions=functions, save=save)
 
 
 class Rewards:
     """Scores groups of rollouts; `close` ends the worker processes."""
 
-    def __init__(
-        self, parts: Sequence[Part], *, close: Sequence[Callable[[], None]] = (), save: Save | None = None
-    ) -> None:
+    def __init__(self, parts: Sequence[Part], *, functions: Sequence[PartCalls] = (), save: Save | None = None) -> None:
         self._parts = parts
-        self._close = close
+        self._functions = functions
         self._save = save
 
     async def score(self, group: RolloutGroup) -> tuple[RolloutGroup, list[Metric]]:
@@ -85,11 +83,15 @@ class Rewards:
             rollouts.append(replace(rollout, reward=self._weighted_sum(scores), reward_parts=parts))
         return replace(group, rollouts=rollouts), metrics
 
+    def metrics(self) -> list[Metric]:
+        """Returns how busy the worker processes of functions were since the last call. Call it in the event loop."""
+        return [metric for function in self._functions for metric in function.metrics()]
+
     def close(self) -> None:
         """Ends the worker processes, and with them the calls in flight. No call may follow."""
         self._save = None  # the calls that fail now are not errors of the run
-        for close in self._close:
-            close()
+        for function in self._functions:
+            function.close()
 
     def _weighted_sum(self, scores: Sequence[float | None]) -> float | None:
         weighted = [part.weight * s for part, s in zip(self._parts, scores, strict=True) if s is not None]

@@ -55,6 +55,8 @@ class Collector:
         self._schedule = schedule
         self._group_size = group_size
         self._running: dict[int, asyncio.Task[Finished]] = {}
+        self._scoring = 0
+        """Prompts whose completions are all sampled and wait for their rewards."""
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
         """Set when something finished or failed; `take` waits for it."""
@@ -95,7 +97,8 @@ class Collector:
             self._changed.clear()
             ready = schedule.ready()
             self._room.set()  # the version may be new, and stale groups may have been dropped
-            progress(f"{min(len(ready), count) * self._group_size} of {count * self._group_size} completions")
+            done = f"{min(len(ready), count) * self._group_size} of {count * self._group_size} completions"
+            progress(f"{done}, {self._scoring * self._group_size} being scored" if self._scoring else done)
             if self._failure is not None:
                 self._cancel()
                 raise self._failure
@@ -134,6 +137,7 @@ class Collector:
             *self._schedule.take(taken, running=len(self._running)),
             *self._source.metrics(),
             *self._pool.metrics(),
+            *self._rewards.metrics(),
         ]
         return groups, metrics
 
@@ -178,7 +182,11 @@ class Collector:
     async def _sample(self, number: int, prompt: Prompt) -> Finished:
         step, index = self._schedule.place_of(number)
         sampled = await self._episodes.sample(prompt, samples=self._group_size, step=step, index=index)
-        return Finished(number, *await self._rewards.score(sampled))
+        self._scoring += 1
+        try:
+            return Finished(number, *await self._rewards.score(sampled))
+        finally:
+            self._scoring -= 1
 
     def _cancel(self) -> None:
         if self._admitting is not None:

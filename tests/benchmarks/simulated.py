@@ -191,6 +191,9 @@ class Judge:
         scored = [replace(each, reward=reward, reward_parts={"half": reward}) for each, reward in pairs]
         return replace(group, rollouts=scored), []
 
+    def metrics(self) -> list[Metric]:
+        return []
+
 
 class Source:
     """The same prompt for ever."""

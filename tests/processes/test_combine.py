@@ -136,6 +136,17 @@ def test_a_pattern_that_takes_for_ever_on_a_text_is_killed_and_is_a_0_for_that_t
     assert metrics == [Total("reward/regex_unverified", 1), Total("reward/regex_errors", 0)]
 
 
+def test_worker_processes_tell_how_busy_they_were_since_the_last_step(rewards, prompt, says):
+    parts = rewards({"kind": "number"}, {"kind": "regex", "pattern": "a", "workers": 2})
+    parts.score(prompt(answer="1"), [says("a")])
+    busy, each = parts.rewards.metrics()
+    assert (busy.name, each.name) == ("throughput/reward_regex_busy_fraction", "throughput/reward_regex_s_per_prompt")
+    assert 0 < busy.total / busy.count <= 0.5, "one of two had a call"
+    assert each.count == 1 and 0 < each.total <= busy.count / 2
+    busy, each = parts.rewards.metrics()
+    assert (busy.total, each.count) == (0, 0)
+
+
 def test_a_long_completion_is_shortened_in_the_message(rewards, prompt, says, users):
     with pytest.raises(RewardError) as raised:
         rewards(users("return [math.nan]")).score(prompt(), [says("a" * 5000)])

@@ -422,6 +422,22 @@ def test_memory_beyond_the_limit_is_an_error_of_the_call(users):
     worker.close()
 
 
+def test_a_pool_knows_how_long_its_workers_had_calls(users):
+    pool = Pool(2)
+    try:
+        started_s = time.perf_counter()
+        calls = [pool.submit(f"{users}:sleep", args=[0.2], timeout_s=5) for _ in range(2)]
+        for call in calls:
+            call.result(timeout=20)
+        both_s = time.perf_counter() - started_s
+        busy_s = pool.busy_s
+        assert 0.4 <= busy_s <= 2 * both_s
+        time.sleep(0.1)
+        assert pool.busy_s == busy_s, "nobody was busy"
+    finally:
+        pool.close()
+
+
 def test_a_pool_starts_a_process_only_when_the_others_are_busy(users):
     pool = Pool(2)
     try:

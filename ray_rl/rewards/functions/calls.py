@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
@@ -36,6 +36,7 @@ Verdict = float | None | RewardError
 """The result of one part for one completion. The setting `on_error` decides whether an error is raised or counted."""
 
 _SHOWN_CHARACTERS = 200
+_LEAST_THREADS = 4
 
 
 class PartCalls:
@@ -46,15 +47,41 @@ class PartCalls:
         self.part = part
         make = Worker if part.users else partial(Worker, memory_bytes=VERIFIER_BYTES)
         self._pool = Pool(part.processes, make=make) if part.processes else None
+        # Threads of its own: a thread waits for the calls of one prompt. The event loop's threads may be fewer than the
+        # processes, and checkpoints need them. Twice as many, so that the next calls wait for a process that gets free.
+        most = max(_LEAST_THREADS, 2 * part.processes)
+        self._threads = ThreadPoolExecutor(most, thread_name_prefix=f"ray-rl-reward-{part.name}")
+        self._asked_s, self._asked_busy_s = time.perf_counter(), 0.0
+        self._judged, self._judging_s = 0, 0.0
 
     def close(self) -> None:
         """Ends the worker processes, and calls in flight with them."""
+        self._threads.shutdown(wait=False)
         if self._pool is not None:
             self._pool.close()
 
+    def metrics(self) -> list[Metric]:
+        """Returns how busy the worker processes were since the last call, and how long prompts took with waiting."""
+        if self._pool is None:
+            return []
+        before_s, before_busy_s = self._asked_s, self._asked_busy_s
+        self._asked_s, self._asked_busy_s = time.perf_counter(), self._pool.busy_s
+        possible_s = (self._asked_s - before_s) * self.part.processes
+        judged, judging_s = self._judged, self._judging_s
+        self._judged, self._judging_s = 0, 0.0
+        name = f"throughput/reward_{self.part.name}"
+        return [
+            Mean(f"{name}_busy_fraction", self._asked_busy_s - before_busy_s, possible_s),
+            Mean(f"{name}_s_per_prompt", judging_s, judged),
+        ]
+
     async def judge(self, group: RolloutGroup) -> list[Judgement]:
         """Calls the function in a thread, so that the event loop continues; see `Judge`."""
-        return await asyncio.to_thread(self._judge, group)
+        begun_s = time.perf_counter()
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, self._judge, group)
+        self._judged += 1
+        self._judging_s += time.perf_counter() - begun_s
+        return found
 
     def _judge(self, group: RolloutGroup) -> list[Judgement]:
         verdicts, metrics = self._verdicts(group)

@@ -101,7 +101,7 @@ def test_an_example_is_recorded_with_what_is_known_of_it(tmp_path):
 
 def test_token_ids_of_any_size_and_number_are_written_as_they_are(tmp_path, make_group):
     sink = RecordSink(tmp_path)
-    for step, tokens in enumerate(([7], [0, 10, 9], [151_935, 0, 100], [])):
+    for step, tokens in enumerate(([7], [0, 10, 9], [151_935, 0, 100], [300_000, 1], [])):
         made = make_group([1.0], lengths=[len(tokens)])
         made.rollouts[0].token_ids[:] = tokens
         assert read_lines(sink.write(step, RolloutRecords([made])))[0]["token_ids"] == tokens

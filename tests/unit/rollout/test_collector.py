@@ -98,6 +98,9 @@ class Rewards:
         scored = [replace(each, reward=value, reward_parts={"one": value}) for each, value in pairs]
         return replace(group, rollouts=scored), [Total("reward/one_errors", 1)]
 
+    def metrics(self):
+        return [Mean("throughput/reward_one_busy_fraction", 1, 2)]
+
 
 def collector(
     engines,
@@ -202,16 +205,39 @@ async def test_progress_counts_completions_that_are_scored(completion):
     assert texts == sorted(texts)
 
 
+async def test_progress_tells_how_many_completions_wait_for_their_rewards(completion):
+    class OneByOne(Rewards):
+        def __init__(self):
+            super().__init__()
+            self._lock = asyncio.Lock()
+
+        async def score(self, group):
+            async with self._lock:
+                await asyncio.sleep(0.01)
+                return await super().score(group)
+
+    texts = []
+    rewards = OneByOne()
+    await collector([Engine("e", completion)], prompts=3, rewards=rewards).take(step=0, progress=texts.append)
+    assert texts == [
+        "0 of 6 completions",
+        "2 of 6 completions, 4 being scored",
+        "4 of 6 completions, 2 being scored",
+        "6 of 6 completions",
+    ]
+
+
 async def test_metrics_are_those_of_the_rollouts_of_the_rewards_and_of_the_source(completion):
     _, metrics = await collector([Engine("e", completion)], prompts=2).take(step=0, progress=ignore)
     assert Mean("reward/mean", 4.0, 4) in metrics
     assert Total("rollout/tokens", 12) in metrics
-    assert metrics[-5:] == [
+    assert metrics[-6:] == [
         Total("reward/one_errors", 1),
         Total("reward/one_errors", 1),
         Last("data/epoch", 0),
         Last("engines/alive", 1),
         Total("engines/restarts", 0),
+        Mean("throughput/reward_one_busy_fraction", 1, 2),
     ]
 
 

@@ -49,6 +49,9 @@ class Judge:
         self.scored.append(group.prompt.id)
         return replace(group, rollouts=[replace(each, reward=0.0) for each in group.rollouts]), []
 
+    def metrics(self):
+        return []
+
 
 class Engine:
     """Answers when it is told to; from its death until its return it must not be asked."""
