@@ -28,7 +28,7 @@ def test_plan_prints_every_term_of_memory_and_what_a_publish_sends(capsys):
     out = capsys.readouterr().out
     for term in ("weights", "gradients", "optimizer", "activations", "logits", "KV cache"):
         assert term in out
-    assert "sync: 131.42 GiB per publish, to 12 workers of 3 engines" in out
+    assert "sync: 131.42 GiB per publish, to 40 workers of 5 engines" in out
 
 
 def test_a_plan_that_does_not_fit_exits_2_and_says_by_how_much_and_what_would(capsys):
@@ -75,7 +75,7 @@ def test_memory_of_gpus_and_nodes_may_be_given_in_gigabytes(capsys):
 
 def test_an_engine_larger_than_a_node_is_refused_before_it_is_planned(capsys):
     assert main(["plan", RECIPE, "--gpus-per-node", "2"]) == 2
-    assert "rollout.tensor_parallel=4: an engine never spans nodes" in capsys.readouterr().err
+    assert "rollout.tensor_parallel=8: an engine never spans nodes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["plan", "validate"])
@@ -105,7 +105,7 @@ def test_lengths_and_rates_change_the_time(capsys, tmp_path):
     slow = tmp_path / "rates.json"
     slow.write_text('{"training": 1e13}')
     assert main(["plan", RECIPE, "--rates", str(slow)]) == 0
-    assert "\ntime of the run: 187.8 h for 200 steps" in capsys.readouterr().out
+    assert "\ntime of the run: 109.6 h for 200 steps" in capsys.readouterr().out
     assert main(["plan", RECIPE, "--lengths", "mean=much"]) == 2
     assert "--lengths mean=much: " in capsys.readouterr().err
 

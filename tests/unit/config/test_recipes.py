@@ -6,7 +6,11 @@ import pytest
 from ray_rl.catalog.models import find_shape
 from ray_rl.cli.main import main
 from ray_rl.config.loading.load import load_config
+from ray_rl.planner.assess import assess
+from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.plan import plan
+from ray_rl.planner.throughput import estimate
+from ray_rl.sizes import GIB
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 KINDS = {
@@ -98,3 +102,21 @@ def test_a_recipe_that_learns_from_examples_on_two_cores_is_valid_and_fits(name,
     captured = capsys.readouterr()
     assert f"{recipe}: fits\nlayout: 1 actor, on CPU\n" in captured.out
     assert captured.err == ""
+
+
+HEADER = re.compile(
+    r"Best of `ray-rl plan --optimise`: (\d+) s a step, (\d+)% busy, (\d+) GiB of memory of the fullest node"
+)
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if _kind(path) in ONLINE], ids=lambda path: path.stem)
+def test_the_header_has_the_figures_of_the_planner(path):
+    config, text = load_config(path), path.read_text(encoding="ascii")
+    head = " ".join(line.removeprefix("# ") for line in text.splitlines()[:6])
+    assessment = assess(config, ClusterShape.of(config))
+    times = estimate(config, assessment)
+    (figures,) = HEADER.findall(head)
+    assert figures == (f"{times.step_s:.0f}", f"{100 * times.busy:.0f}", f"{assessment.host_bytes / GIB:.0f}")
+    assert times.busy >= {"grpo": 0.85, "ppo": 0.75}[_kind(path)]
+    assert config.rollout.max_staleness == 0
+    assert "Engines that share GPUs have not run on a GPU yet." in head
