@@ -66,6 +66,15 @@ STEPS, WARM = 9, 2
 """Simulated, and left out at the start: they have nothing to overlap with."""
 POLICIES = ((0, "admission"), (1, "admission"), (1, "completion"), (2, "admission"), (2, "completion"))
 RECIPE = Path(__file__).parents[2] / "configs" / "grpo_math_qwen2.5-7b_16xh100.yaml"
+APART = [
+    "cluster.colocate=[[actor, reference]]",
+    "train.workers=8",
+    "train.gradient_checkpointing=true",
+    "reference.workers=8",
+    "rollout.engines=8",
+    "rollout.tensor_parallel=1",
+]
+"""Half of the GPUs train and half sample."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +218,7 @@ def driver_s(order: str, steps: int = 3) -> tuple[float, float]:
 
 def planned_step_s() -> float:
     """The planner's step of 1,024 x 8,192 tokens for a 7B model on 16 H100, sampling and training at the same time."""
-    config = load_config(RECIPE, [f"rollout.max_tokens={MAX_TOKENS}"])
+    config = load_config(RECIPE, [f"rollout.max_tokens={MAX_TOKENS}", *APART])
     found = estimate(config, assess(config, ClusterShape.of(config, gpu=DEFAULT_GPU)))
     return max(found.rollout_s, found.score_s + found.update_s + found.sync_s)
 

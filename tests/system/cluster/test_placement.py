@@ -16,6 +16,16 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "ppo_math_llama3.3-70b_48xh100.yaml"
+APART = (
+    "cluster.colocate=[]",
+    "train.workers=24",
+    "critic.workers=4",
+    "reference.workers=4",
+    "rewards.1.workers=4",
+    "rollout.engines=3",
+    "rollout.tensor_parallel=4",
+)
+"""Every role on GPUs of its own."""
 NODES = 6
 LIMIT_S = 300
 
@@ -31,12 +41,12 @@ def observed(nodes: int, *overrides: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def layout() -> Plan:
-    return plan(load_config(RECIPE))
+    return plan(load_config(RECIPE, APART))
 
 
 @pytest.fixture(scope="module")
 def places() -> dict[str, list[dict[str, Any]]]:
-    answer = observed(NODES)
+    answer = observed(NODES, *APART)
     assert "error" not in answer, answer["error"]
     found: dict[str, list[dict[str, Any]]] = answer["places"]
     return found
@@ -64,7 +74,7 @@ def test_every_worker_sees_its_own_gpus_alone(places):
 
 
 def test_with_a_node_missing_the_start_fails_in_time_and_counts_node_by_node():
-    answer = observed(NODES - 1)
+    answer = observed(NODES - 1, *APART)
     assert SHORT_S <= answer["after_s"] < SHORT_S + 10
     lines = answer["error"].splitlines()
     assert lines[0].startswith("placement was not possible within cluster.start_timeout_s=5. Wanted: actor: 24 x ")
