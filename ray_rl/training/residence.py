@@ -41,8 +41,8 @@ class Residence:
         """
         self._find, self._is_moved = find, is_moved
         self._away: dict[Part, dict[int, _Block]] = {part: {} for part in PARTS}
-        self._kept: dict[int, Tensor] = {}
-        """Host memory for a block that is on the device: to pin memory takes long."""
+        self._kept: dict[int, list[Tensor]] = {}
+        """Host memory of blocks that came back, by size, for the next time: to pin memory takes long."""
 
     def leave(self, *parts: Part) -> None:
         """Copies parts to the host and frees their memory on the device; a part that is away stays there.
@@ -61,7 +61,8 @@ class Residence:
                 if is_empty or is_other or key in away or not self._is_moved(storage.device):
                     continue
                 away.add(key)
-                self._away[part][key] = _Block(storage, self._kept.pop(key, None))
+                kept = self._kept.get(storage.nbytes())
+                self._away[part][key] = _Block(storage, kept.pop() if kept else None)
         if self._away["weights"] or self._away["states"]:
             _release_cache()
 
@@ -69,8 +70,9 @@ class Residence:
         """Copies parts back to the device; a part that is there stays there."""
         for part in parts:
             while self._away[part]:
-                key, block = self._away[part].popitem()
-                self._kept[key] = block.come_back()
+                _, block = self._away[part].popitem()
+                host = block.come_back()
+                self._kept.setdefault(host.numel(), []).append(host)
 
     def on_host(self, tensor: Tensor) -> Tensor:
         """Returns the tensor, or a view of its copy on the host while it is away."""

@@ -42,13 +42,13 @@ class GlooGroup:
         # bound: the process group has weight_sync.timeout_s
         self._group.barrier(dist.BarrierOptions()).wait()
 
-    def share(self, text: str) -> str:
-        """Returns the text that rank 0 gives; what other ranks give is ignored."""
-        given = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.zeros(0)
-        size = torch.tensor([given.numel()])
+    def share(self, text: str | None) -> str:
+        """Returns the text that rank 0 gives; other ranks give None."""
+        given = None if text is None else torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        size = torch.tensor([0 if given is None else given.numel()])
         # bound: the process group has weight_sync.timeout_s
         self.broadcast(size).wait()
-        data = given if given.numel() == size else torch.zeros(int(size), dtype=torch.uint8)
+        data = torch.empty(int(size), dtype=torch.uint8) if given is None else given
         # bound: the process group has weight_sync.timeout_s
         self.broadcast(data).wait()
         return data.numpy().tobytes().decode()

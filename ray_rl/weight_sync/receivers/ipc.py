@@ -25,7 +25,7 @@ class IpcReceiver(GlooReceiver):
         super().init_transfer_engine(init_info)
         assert self._group is not None
         device = next(self.model.parameters()).device
-        handles = [Handle(**each) for each in json.loads(self._group.share(""))]
+        handles = [Handle(**each) for each in json.loads(self._group.share(None))]
         self._lent = borrowed(handles, device, timeout_s=init_info.timeout_s)
 
     def expect(self, bucket: Sequence[ParameterSpec]) -> tuple[Tensor, Any]:

@@ -3,93 +3,59 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from ray_rl.errors import WeightSyncError
 from ray_rl.weight_sync.buckets import bucket_bytes, plan_buckets, unpack
 from ray_rl.weight_sync.device_memory import Handle, Lent, synchronize
 from ray_rl.weight_sync.proof import Digests, digest
-from ray_rl.weight_sync.senders.sender import GlooSender, Rendezvous, Sent
+from ray_rl.weight_sync.senders.memory import MemorySender
+from ray_rl.weight_sync.senders.sender import Rendezvous
 
 
-class IpcSender(GlooSender):
+class IpcSender(MemorySender[Lent]):
     """Fills a bucket on every rank, whose engines copy it before the next one is filled.
 
     A worker of an engine maps the buffer of the rank on its own GPU, so all ranks gather whole parameters. One bucket
     at a time needs the least memory, of which the GPUs have little while both sides are there.
     """
 
-    _lent: Lent | None = None
-
     def join(self, rendezvous: Rendezvous) -> None:
         """Shares a buffer of every rank, and tells the engines where they are, on rank 0."""
         self.close()
         largest = max(spec.bytes for spec in self._stream.specs)
         size = max(rendezvous.capacity_bytes, largest)
-        self._lent = Lent(size, self._stream.device, name=f"{rendezvous.segment}-{dist.get_rank()}")
+        lent = self._memory = Lent(size, self._stream.device, name=f"{rendezvous.segment}-{dist.get_rank()}")
         handles: list[Handle | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(handles, self._lent.handle)  # bound: the process group has train.timeout_s
+        dist.all_gather_object(handles, lent.handle)  # bound: the process group has train.timeout_s
         super().join(rendezvous)
         if self._group is not None:
             self._group.share(json.dumps([asdict(handle) for handle in handles if handle is not None]))
 
-    def send(self) -> Sent:
-        """Sends all parameters, one bucket after the other.
-
-        Raises:
-            WeightSyncError: an engine ended or was too slow; the group is closed, and `join` must be called before
-                the next publish.
-        """
-        start_s = time.perf_counter()
-        is_closed = self._lent is None or (self._is_sender and self._group is None)
-        digests: Digests = {}
-        failure = None if self._lent is None else self._send_all(self._lent, digests)
-        if is_closed:
-            raise WeightSyncError("the transfer group is closed: join the engines again before publishing")
-        if failure is not None:
-            self._group = None
-            raise WeightSyncError(f"sending weights failed: {failure}") from failure
-        if not self._is_sender:
-            self._specs = self._stream.trained_specs
-            return Sent([], {})
-        return self._sent(digests, start_s)
-
-    def close(self) -> None:
-        """Leaves the group; the buffer is freed when no engine maps it any more."""
-        if self._lent is not None:
-            self._lent.forget_name()
-        self._group = self._lent = None
-
-    def _send_all(self, lent: Lent, digests: Digests) -> RuntimeError | None:
-        """Sends all buckets; returns why the engines failed, or None.
-
-        Every rank continues after a failure, because each bucket is a barrier and its gather a collective.
-        """
+    def _write_all(self, memory: Lent, digests: Digests) -> RuntimeError | None:
         failure: RuntimeError | None = None
         groups = self._stream.groups(self._specs, everywhere=True)
         parameters = (pair for group in groups for pair in group)
         for bucket in plan_buckets(self._specs, capacity_bytes=self._capacity_bytes):
-            for name, view in unpack(lent.buffer[: bucket_bytes(bucket)], bucket):
+            for name, view in unpack(memory.buffer[: bucket_bytes(bucket)], bucket):
                 _, tensor = next(parameters)
                 assert tensor is not None, "gathered on every rank"
                 view.copy_(tensor)
                 if self._is_sender:
                     digests[name] = {0: digest(view)}
-            synchronize(lent.buffer)
+            synchronize(memory.buffer)
             dist.barrier()  # bound: the process group has train.timeout_s
             if self._group is not None and failure is None:
-                failure = self._announce(lent)
+                failure = self._announce()
             dist.barrier()  # bound: the process group has train.timeout_s
         for _ in parameters:  # ends the collective
             pass
         return failure
 
-    def _announce(self, lent: Lent) -> RuntimeError | None:
+    def _announce(self) -> RuntimeError | None:
         """Tells the engines that a bucket is complete, and waits until they have copied it."""
         word: Any = torch.zeros(1, dtype=torch.uint8)
         try:
@@ -98,5 +64,4 @@ class IpcSender(GlooSender):
             self._group.meet()
         except RuntimeError as error:
             return error
-        lent.forget_name()  # all have mapped it
         return None

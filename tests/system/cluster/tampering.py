@@ -61,7 +61,7 @@ class Tampering:
     @property
     def _segment(self) -> Any:
         """The shared memory, if that is the transport."""
-        return vars(self._sender).get("_segment")
+        return vars(self._sender).get("_memory")
 
 
 def install(policy: Any) -> None:

@@ -152,8 +152,7 @@ def test_an_engine_that_fails_in_any_change_is_lost_and_the_other_goes_on(drive,
     drive(script)
 
 
-@pytest.mark.parametrize("moment", ["sleep", "wake"])
-def test_the_processes_of_an_engine_that_fails_have_ended_before_its_memory_is_used(drive, moment):
+def test_the_processes_of_an_engine_that_fails_have_ended_before_its_memory_is_used(drive):
     async def script(machine):
         await machine.weights.publish(0)
         machine.worker(0).plans["sleep"] = EngineLost("a kernel failed")
@@ -246,13 +245,24 @@ def test_a_lost_model_ends_the_change_and_after_its_restart_a_publish_sets_all_r
     drive(script)
 
 
-def test_a_publish_that_fails_for_all_engines_wakes_none(drive):
+def test_a_publish_that_is_repeated_wakes_the_engines_once(drive):
     async def script(machine):
         machine.trainer.plans["send_weights"] = WeightSyncError("no peer")
         for index in range(2):
             machine.worker(index).plans["receive_weights"] = WeightSyncError("no peer")
-        machine.journal.clear()
-        await machine.weights.publish(0)
-        assert machine.journal.count("rollout-0 wake") == 1
+        journal = await machine.asked(machine.weights.publish(0))
+        assert journal.count("rollout-0 begin_update") == 2
+        assert journal.count("rollout-0 wake") == 1
+
+    drive(script)
+
+
+def test_a_publish_that_fails_for_all_engines_wakes_none(drive):
+    async def script(machine):
+        for index in range(2):
+            machine.worker(index)._answers["commit"] = lambda version: version + 1
+        with pytest.raises(WeightSyncError, match="reports 1"):
+            await machine.weights.publish(0)
+        assert not [entry for entry in machine.journal if entry.endswith(" wake")]
 
     drive(script)
