@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -135,9 +135,9 @@ def build_collector(
     episodes: Episodes,
     rewards: Rewards,
     *,
-    finished: Callable[[RolloutGroup], None] = lambda group: None,
+    compared: Compared | None = None,
 ) -> Collector:
-    """Builds the rollout stage, at its start; `finished` is called with each group that counts for a batch."""
+    """Builds the rollout stage, at its start; `compared` learns of each group that counts for a batch."""
     dynamic = config.online.dynamic_sampling
     settings = ScheduleSettings(
         prompts_per_step=config.online.prompts_per_step,
@@ -148,6 +148,7 @@ def build_collector(
         in_waves=config.run.deterministic,
     )
     size = config.online.group_size
+    finished = None if compared is None else compared.begin
     return Collector(source, pool, episodes, rewards, Schedule(settings), group_size=size, finished=finished)
 
 
@@ -178,19 +179,16 @@ def _roles(
     )
     from ray_rl.app.workers import roles_over
 
-    compared, finished = reference_over(config, workers.reference)
-    rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards, finished=finished)
+    compared = reference_over(config, workers.reference)
+    rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards, compared=compared)
     return roles_over(workers, rollouts=rollouts, weights=weights, reference=compared)
 
 
-def reference_over(config: RunConfig, scorer: Scorer | None) -> tuple[Compared | None, Callable[[RolloutGroup], None]]:
-    """Returns the comparison with a reference if the run has one, and what is called with each finished group."""
+def reference_over(config: RunConfig, scorer: Scorer | None) -> Compared | None:
+    """Returns the comparison with a reference; None for a run without one."""
     if scorer is None:
-        return None, lambda group: None
-    if not scores_as_finished(config):
-        return AtOnce(scorer), lambda group: None
-    ahead = AsFinished(scorer)
-    return ahead, ahead.begin
+        return None
+    return AsFinished(scorer) if scores_as_finished(config) else AtOnce(scorer)
 
 
 def build_session(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 class Compared(Protocol):
     """A frozen model with which the policy is compared."""
 
+    def begin(self, group: RolloutGroup) -> None:
+        """Learns that a group is finished, which may be scored from now on."""
+
     async def logprobs(self, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
         """Returns the log-probabilities of the loss tokens, float32 [R, T]; 0 elsewhere. `groups` made the batch."""
 
@@ -29,6 +32,9 @@ class AtOnce:
     def __init__(self, scorer: Scorer) -> None:
         """Makes the comparison with a model."""
         self._scorer = scorer
+
+    def begin(self, group: RolloutGroup) -> None:
+        """Does nothing: the group is scored with its batch."""
 
     async def logprobs(self, batch: TrainBatch, groups: Sequence[RolloutGroup]) -> NDArray[np.float32]:
         """Returns the log-probabilities of the loss tokens, float32 [R, T]; 0 elsewhere."""

@@ -34,7 +34,7 @@ class Collector:
         schedule: Schedule,
         *,
         group_size: int,
-        finished: Callable[[RolloutGroup], None] = lambda group: None,
+        finished: Callable[[RolloutGroup], None] | None = None,
     ) -> None:
         """Makes a collector at the start of a run.
 
@@ -174,7 +174,7 @@ class Collector:
         error = task.exception()
         if error is None:
             done = task.result()
-            if self._schedule.finish(done):
+            if self._schedule.finish(done) and self._finished is not None:
                 self._finished(done.group)
         else:
             self._failure = self._failure or error

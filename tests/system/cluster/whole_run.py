@@ -101,7 +101,7 @@ async def started(config: RunConfig, model: Path, *, beside: Sequence[TeamSpec] 
         pool = EnginePool(workers.engines, timeout_s=config.rollout.timeout_s, router=workers.router)
         sampling = sampling_of(config, tokenizer.ends_of(config.rollout, config.data))
         rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards)
-        compared, _ = reference_over(config, workers.reference)
+        compared = reference_over(config, workers.reference)
         roles = roles_over(workers, rollouts=rollouts, weights=workers.weights, reference=compared)
         yield Started(config, folder, run, workers, roles, source, pool, sampling)
 
