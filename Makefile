@@ -52,7 +52,7 @@ test: setup-test ## run unit tests, then tests with real Ray, vLLM and DeepSpeed
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
 .PHONY: test-unit
-test-unit: setup-test ## run only the unit tests (75 seconds)
+test-unit: setup-test ## run only the unit tests (80 to 100 seconds)
 	@logs=$$(mktemp -d); trap 'kill $$(jobs -p); rm -r "$$logs"; exit 130' INT; failed=; \
 	$(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED) >"$$logs/covered" 2>&1 & covered=$$!; \
 	$(BIN)/python -m pytest $(HEAVY_TESTS) >"$$logs/heavy" 2>&1 & heavy=$$!; \
