@@ -157,14 +157,15 @@ def failing_at(name):
 
 async def test_an_engine_that_does_not_go_on_is_named_when_the_time_is_up(scene):
     world = scene()
-    await world.join(timeout_s=1.0)
+    await world.join()
+    await world.publish(1)  # which imports what publishes need: a second has to be enough for the next
     released = threading.Event()
     world.engines[1].vllm.models[0].before_load = lambda names: released.wait(LIMIT_S)
     try:
         with pytest.raises(
-            WeightSyncError, match=r"publishing version 1 failed while .*rollout-1.* did not finish within .*=0.5"
+            WeightSyncError, match=r"publishing version 2 failed while .*rollout-1.* did not finish within .*=1;"
         ):
-            await asyncio.wait_for(world.publish(1, timeout_s=0.5), LIMIT_S / 2)
+            await asyncio.wait_for(world.publish(2, timeout_s=1.0), LIMIT_S / 2)
         assert world.serving() == []
     finally:
         released.set()
