@@ -106,7 +106,7 @@ bench: setup-test ## compare this system with TRL on this machine, and its parts
 	$(BIN)/python -m tests.benchmarks
 
 .PHONY: learn
-learn: setup-test ## train a 135M model on preferences and measure what it learned on held-out pairs (25 to 60 minutes); SEEDS=1 takes a third
+learn: setup-test ## train a 135M model on preferences and measure what it learned on held-out pairs (over an hour); SEEDS=1 takes a third
 	$(BIN)/python -m pytest -s tests/learning
 
 .PHONY: lock

@@ -108,7 +108,7 @@ def run(module: str, name: str, kind: str, rows: Path, *words: str, steps: int, 
 
 
 def theirs(
-    kind: str, rows: Path, *, steps: int, rows_per_pass: int, checkpointing: bool, learning_rate: float
+    kind: str, rows: Path, *more: str, steps: int, rows_per_pass: int, checkpointing: bool, learning_rate: float
 ) -> Result:
     """Steps of TRL."""
     name = f"TRL, {rows_per_pass} rows a pass" + (", checkpointing (its default)" if checkpointing else "")
@@ -116,6 +116,7 @@ def theirs(
         f"--rows-per-pass={rows_per_pass}",
         "--checkpointing" if checkpointing else "--no-checkpointing",
         f"--output={rows.with_suffix('.trl')}",
+        *more,
     )
     return run("trl_offline", name, kind, rows, *words, steps=steps, learning_rate=learning_rate)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ray_rl.app.models_offline import offline_parts
+from ray_rl.app.models_offline import build_learner
 from ray_rl.batching.pack_examples import pack_examples
 from ray_rl.cluster.environment import keep_freed_memory
 from ray_rl.config import RunConfig
@@ -61,7 +61,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def with_reference(trainer: Trainer, batch: OfflineBatch) -> OfflineBatch:
+def with_reference(trainer: Trainer[OfflineBatch], batch: OfflineBatch) -> OfflineBatch:
     """Adds what the untrained model says; the step is timed with it."""
     scores = trainer.scores(batch)
     reference_R = np.zeros(batch.rows, np.float64)
@@ -77,12 +77,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--rows-per-step", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
+    parser.add_argument("--save", type=Path, help="folder for the model after the last step")
     arguments = parser.parse_args()
     keep_freed_memory()  # as every worker does
     torch.set_num_threads(1)
     examples = [example(row) for row in json.loads(arguments.rows.read_text())]
     config = settings(arguments.kind, arguments.model, steps=arguments.steps, learning_rate=arguments.learning_rate)
-    trainer = Trainer(*offline_parts(config, arguments.model), Member(0, 1, "127.0.0.1", free_port()), threads=1)
+    trainer = build_learner(config, [arguments.model], Member(0, 1, "127.0.0.1", free_port()))
     size, seconds, losses = arguments.rows_per_step, [], []
     batches = [pack_examples(examples[i * size : (i + 1) * size], loss_at="tokens") for i in range(arguments.steps)]
     references = []
@@ -98,6 +99,8 @@ def main() -> None:
         seconds.append(time.process_time() - start_s + (references[index] if references else 0.0))
         losses.append(metrics[f"{arguments.kind}/loss"])
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if arguments.save:
+        trainer.export(str(arguments.save), arguments.steps)
     found = {"seconds": seconds, "losses": losses, "peak_gib": peak_gib, "reference_seconds": references}
     print(json.dumps(found))
 

@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--save", type=Path, help="folder for the model after the last step")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a thread that waits for another counts as working
 
@@ -101,6 +102,8 @@ def main() -> None:
     torch.set_num_threads(1)
     trainer.train()
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if arguments.save:
+        trainer.save_model(str(arguments.save))
     print(json.dumps({"seconds": clock.seconds, "losses": clock.losses, "peak_gib": peak_gib}))
 
 
