@@ -157,7 +157,7 @@ class Rollout:
     @property
     def sampled_tokens(self) -> int:
         """Number of tokens that the policy sampled."""
-        return sum(len(turn.completion.token_ids) for turn in self.turns)
+        return sum([len(turn.completion.token_ids) for turn in self.turns])
 
     @property
     def text(self) -> str:

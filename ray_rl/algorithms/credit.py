@@ -193,7 +193,7 @@ def _by_completion(
 
     A KL in the reward is that of the whole completion: RLOO, arXiv:2402.14740, section 2.
     """
-    mask_RT = torch.tensor(batch.loss_mask_RT)
+    mask_RT = torch.from_numpy(batch.loss_mask_RT)
     if batch.token_rewards_RT is not None:
         scores_R = scores_R + torch.tensor(batch.token_rewards_RT).masked_fill(~mask_RT, 0.0).sum(1)
     if kl_RT is not None:

@@ -112,7 +112,7 @@ class OnlineTraining:
 
 def _save_unscored(run: Run, groups: Sequence[RolloutGroup]) -> Path:
     """Writes samples that could not be scored and returns their file."""
-    return run.save_failed(RolloutRecords(groups))
+    return run.records.add_failed(run.step + 1, RolloutRecords(groups))
 
 
 def sampling_of(config: RunConfig, ends: Ends) -> Sampling:

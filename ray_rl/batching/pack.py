@@ -31,12 +31,13 @@ def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> Tra
     if len(group_sizes) != 1:
         raise ValueError(f"a batch needs groups of one size, got sizes {sorted(group_sizes)}")
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    tokens_RT = pad([rollout.token_ids for rollout in rollouts], np.int32)
-    lengths_R = np.array([len(rollout.token_ids) for rollout in rollouts], np.int32)
+    tokens = [rollout.token_ids for rollout in rollouts]
+    tokens_RT = pad(tokens, np.int32)
+    lengths_R = np.array(list(map(len, tokens)), np.int32)
+    sampled_R = np.array([rollout.sampled_tokens for rollout in rollouts], np.int32)
     is_sampled_RT = np.arange(tokens_RT.shape[1]) < lengths_R[:, None]
-    for index, rollout in enumerate(rollouts):
-        if rollout.sampled_tokens < lengths_R[index]:  # it has observations
-            is_sampled_RT[index, : lengths_R[index]] = rollout.is_sampled
+    for index in np.flatnonzero(sampled_R < lengths_R):  # those with observations
+        is_sampled_RT[index, : lengths_R[index]] = rollouts[index].is_sampled
     is_trained_R = np.array([not (mask_truncated and rollout.stop == "length") for rollout in rollouts])
     dense = [_dense_rewards(rollout) for rollout in rollouts]
     nothing = np.zeros(0, np.float32)
@@ -45,7 +46,7 @@ def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> Tra
         group_size=group_sizes.pop(),
         tokens_RT=tokens_RT,
         lengths_R=lengths_R,
-        sampled_R=np.array([rollout.sampled_tokens for rollout in rollouts], np.int32),
+        sampled_R=sampled_R,
         loss_mask_RT=is_sampled_RT & is_trained_R[:, None],
         rollout_logprobs_RT=pad([rollout.logprobs for rollout in rollouts], np.float32),
         rewards_R=rewards_of(groups),

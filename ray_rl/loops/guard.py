@@ -120,4 +120,6 @@ class Guard:
             ) from error
 
     def _save(self, error: BaseException, records: Records) -> None:
-        error.args = (f"{error}. The step's samples are in {self._run.save_failed(records)}",)
+        error.args = (
+            f"{error}. The step's samples are in {self._run.records.add_failed(self._run.step + 1, records)}",
+        )

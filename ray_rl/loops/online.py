@@ -20,8 +20,8 @@ Who waits for whom in a step, from top to bottom:
     engines  <--  publish                    returns when every engine serves the new weights
 
 Engines that share GPUs with models sleep from `take` to `publish`. With `reference.as_finished`, the reference scores
-groups while engines sample the others, and little of its work is left when the batch is complete. The files of a
-checkpoint are written in the background of later steps.
+groups while engines sample the others, and little of its work is left when the batch is complete. A thread writes the
+samples of a step during its update. The files of a checkpoint are written in the background of later steps.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ async def step(s: OnlineSession) -> None:
         s.guard.skip(error, RolloutRecords(groups))
         batch, credited = without_loss(batch), []
     records = RolloutRecords(groups, mean_advantages(batch))
+    s.run.records.begin(s.run.step + 1, records)
     with s.run.phase("train"), s.guard.saving(records):
         trained = await update(s, batch)
     guarded = s.guard.counted(trained, records)

@@ -32,6 +32,8 @@ class Run:
     """Batches trained so far. Records carry the number of the batch they are about, from 1."""
     version: int
     """Policy version; 0 stands for the initial weights."""
+    records: RecordSink
+    """The records of the steps. `begin` starts to write those of the current step before `log`."""
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class Run:
         self._jsonl = JsonlSink(folder.metrics_jsonl)
         self._tensorboard = TensorBoardSink(folder.tensorboard, first_step=step + 1)
         self._gauges = gauges
-        self._records = RecordSink(records)
+        self.records = RecordSink(records)
         self._trace = TraceWriter(folder.trace(first_step=step + 1), name=f"ray_rl {settings.name}")
         self._phases = Phases(clock, ended=self._trace_span)
         self._heartbeat = Heartbeat(
@@ -110,6 +112,7 @@ class Run:
 
         Moves records of later steps aside, because they are trained again.
         """
+        self.records.discard()
         self._jsonl.close()
         self._tensorboard.close()
         # For a restart from the first step, TensorBoard needs no instruction to forget older values.
@@ -165,18 +168,16 @@ class Run:
         values: dict[str, float] = {"step": self.step, "version": self.version}
         values |= {"time/step_s": step_s} | {f"time/{name}_s": seconds for name, seconds in phases_s.items()}
         training_s = step_s - phases_s.get(EVALUATE, 0.0)
-        values["throughput/tokens_per_s"] = records.tokens / training_s if training_s > 0 else 0.0
+        tokens = records.tokens
+        values["throughput/tokens_per_s"] = tokens / training_s if training_s > 0 else 0.0
         for name, value in reduce_metrics(metrics).items():
             if name in values:
                 raise ValueError(f"metric {name!r} is computed by Run.log; a stage must give its own another name")
             values[name] = float(value)
         self._write(values, records)
+        self._summary.add(values, tokens=tokens)
         self._show(values, records)
         return values
-
-    def save_failed(self, records: Records) -> Path:
-        """Writes records of the current step, which fails, and returns their file. Any thread may call it."""
-        return self._records.add_failed(self.step + 1, records)
 
     def close(self, *, failed: BaseException | None = None) -> None:
         """Shows the last samples and the summary, and closes everything. A second call does nothing.
@@ -189,6 +190,7 @@ class Run:
         self._is_closed = True
         self._heartbeat.stop()
         self._console.close()
+        self.records.close()
         self._jsonl.close()
         self._tensorboard.close()
         self._show_if_possible(self._trace.close)
@@ -212,7 +214,7 @@ class Run:
 
     def _write(self, values: dict[str, float], records: Records) -> None:
         # The records come first: they are large, so a full disk fails here, and each step in metrics.jsonl has them.
-        self._records.write(self.step, records)
+        self.records.write(self.step, records)
         self._jsonl.write(values)
         self._show_if_possible(lambda: self._tensorboard.write(values))
         if self._gauges is not None:
@@ -222,7 +224,6 @@ class Run:
         args = {"version": self.version}
         self._trace.add("step", f"step {self.step}", start_s=end_s - duration_s, duration_s=duration_s, args=args)
         self._show_if_possible(self._trace.flush)
-        self._summary.add(values, tokens=records.tokens)
 
     def _show_if_possible(self, write: Callable[[], None]) -> None:
         """Writes to a sink that only displays the values of `metrics.jsonl`: its failure does not end the run."""

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -23,7 +24,7 @@ from ray_rl.errors import RecordError
 from ray_rl.metrics.modes import make_folder
 from ray_rl.metrics.samples import first_sample
 from ray_rl.metrics.text import Sample
-from ray_rl.metrics.whole_pieces import PieceFile, explained, write_whole
+from ray_rl.metrics.whole_pieces import PieceFile, complete, discard, explained, write_partial, write_whole
 from ray_rl.types import Example, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
@@ -182,6 +183,15 @@ class ExampleRecords:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A file that a thread writes."""
+
+    path: Path
+    records: Records
+    written: Future[None]
+
+
 class RecordSink:
     """`rollouts/step_000012.jsonl` or `examples/...`: the records of one step, one on each line."""
 
@@ -190,9 +200,20 @@ class RecordSink:
             make_folder(folder, exist_ok=True)
         self._folder = folder
         self._appending = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray-rl-records")
+        self._begun: _Begun | None = None
+
+    def begin(self, step: int, records: Records) -> None:
+        """Starts to write the file of one step in a thread; the file gets its name by `write` with the same records.
+
+        It takes a second for a large step, in which the event loop continues. What was begun before is discarded.
+        """
+        self.discard()
+        path = self._path(step)
+        self._begun = _Begun(path, records, self._thread.submit(write_partial, path, records.lines(step)))
 
     def write(self, step: int, records: Records) -> Path:
-        """Writes the file of one step and returns its path.
+        """Writes the file of one step, or completes it if it was begun, and returns its path.
 
         Args:
             step: number of the step, from 1.
@@ -201,9 +222,16 @@ class RecordSink:
         Raises:
             RecordError: the samples do not fit on the disk; the message names the temporary file that has them.
         """
-        path = self._folder / f"step_{step:06d}.jsonl"
+        path = self._path(step)
         try:
-            write_whole(path, records.lines(step))
+            begun = self._begun
+            if begun is not None and begun.records is records and begun.path == path:
+                self._begun = None
+                begun.written.result()  # bound: a thread writes one file, as this function otherwise does
+                complete(path)
+            else:
+                self.discard()
+                write_whole(path, records.lines(step))
         except RecordError as error:
             kept = self._keep_elsewhere(path.name, records.lines(step))
             raise RecordError(f"{error}. The samples of step {step} are {kept}") from error
@@ -223,6 +251,21 @@ class RecordSink:
             finally:
                 file.close()
         return path
+
+    def discard(self) -> None:
+        """Removes a file that was begun and is not complete: its step is not trained."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.written.exception()  # bound: a thread writes one file
+            discard(begun.path)
+
+    def close(self) -> None:
+        """Ends the thread, and discards what was begun."""
+        self.discard()
+        self._thread.shutdown()
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step_{step:06d}.jsonl"
 
     def _keep_elsewhere(self, name: str, lines: Iterator[bytes]) -> str:
         """Writes the lines to a temporary file and returns its path, or why they are lost."""

@@ -71,18 +71,45 @@ def write_whole(path: Path, pieces: Iterator[bytes], *, flush: bool = False) -> 
     Raises:
         RecordError: the file does not fit, or the disk fails; no part of it remains.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    write_partial(path, pieces, flush=flush)
+    complete(path)
+
+
+def write_partial(path: Path, pieces: Iterator[bytes], *, flush: bool = False) -> None:
+    """Writes the content of a file under another name, for `complete` or `discard`; see `write_whole`."""
+    with (
+        _removed_if_refused(path) as partial,
+        os.fdopen(open_file(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file,
+    ):
+        file.writelines(pieces)
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def complete(path: Path) -> None:
+    """Gives a file that `write_partial` has written its name; see `write_whole`."""
+    with _removed_if_refused(path) as partial:
+        partial.replace(path)
+
+
+def discard(path: Path) -> None:
+    """Removes what `write_partial` has written, if the file system lets it."""
+    with contextlib.suppress(OSError):
+        _partial(path).unlink()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+@contextmanager
+def _removed_if_refused(path: Path) -> Iterator[Path]:
     with explained(path):
         try:
-            with os.fdopen(open_file(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-                file.writelines(pieces)
-                if flush:
-                    file.flush()
-                    os.fsync(file.fileno())
-            partial.replace(path)
+            yield _partial(path)
         except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+            discard(path)
             raise
 
 

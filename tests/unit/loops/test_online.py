@@ -1,6 +1,7 @@
 """The driver over scripted roles."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -250,3 +251,27 @@ async def test_where_neither_export_nor_checkpoint_can_be_written_both_reasons_a
     }
     with pytest.raises(ClusterError, match=r"disk full\nNor could a checkpoint of step 2 be saved: disk is full, too"):
         await two.train()
+
+
+async def test_the_samples_of_a_step_are_written_while_the_models_train(loop):
+    two = loop()
+    file = two.folder.rollouts / "step_000001.jsonl.partial"
+    sizes = []
+
+    def wait() -> None:
+        until_s = time.monotonic() + 30
+        while not sizes and time.monotonic() < until_s:
+            sizes.extend(size for path in [file] if path.exists() and (size := path.stat().st_size))
+            time.sleep(0.001)
+
+    two.script.meanwhile["update 1"] = wait
+    await two.train()
+    assert sizes == [(two.folder.rollouts / "step_000001.jsonl").stat().st_size]
+
+
+async def test_the_samples_of_a_step_whose_update_fails_are_left_as_no_file(loop):
+    two = loop()
+    two.script.errors["update 2"] = ClusterError("gone")
+    with pytest.raises(ClusterError, match="gone"), two.run:
+        await two.train()
+    assert [path.name for path in two.folder.rollouts.iterdir()] == ["step_000001.jsonl"]

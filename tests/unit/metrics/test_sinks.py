@@ -141,3 +141,34 @@ def test_an_episode_is_recorded_as_it_reads_and_counts_what_the_policy_sampled(t
     assert record["token_ids"] == [0, 1, 7, 8, 0]
     assert (record["length"], record["versions"]) == (3, [[2, 2], [-1, 2], [3, 1]])
     assert record["finish_reason"] == "turns"
+
+
+def test_records_that_were_begun_get_their_name_when_their_step_is_written(tmp_path, make_group):
+    records = RolloutRecords([make_group([1.0, 0.0])], [0.5, -0.5])
+    expected = RecordSink(tmp_path / "at_once").write(3, records).read_bytes()
+    sink = RecordSink(tmp_path / "begun")
+    sink.begin(3, records)
+    assert not (tmp_path / "begun" / "step_000003.jsonl").exists()
+    assert sink.write(3, records).read_bytes() == expected
+    sink.close()
+    assert [path.name for path in (tmp_path / "begun").iterdir()] == ["step_000003.jsonl"]
+
+
+@pytest.mark.parametrize("ending", ["begin", "write", "discard", "close"])
+def test_records_of_a_step_that_was_begun_and_not_trained_leave_no_file(tmp_path, make_group, ending):
+    lost, trained = (RolloutRecords([make_group([1.0], prompt_id=name)]) for name in ("lost", "trained"))
+    sink = RecordSink(tmp_path)
+    sink.begin(1, lost)
+    match ending:
+        case "begin":
+            sink.begin(1, trained)
+        case "discard":
+            sink.discard()
+        case "close":
+            sink.close()
+            assert list(tmp_path.iterdir()) == []
+            return
+    (record,) = read_lines(sink.write(1, trained))
+    assert record["prompt_id"] == "trained"
+    sink.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000001.jsonl"]

@@ -88,16 +88,20 @@ def test_metrics_trace_and_tensorboard_stay_valid_when_the_disk_is_full(tmp_path
     assert events.read_bytes() == before
 
 
-def test_samples_without_room_are_kept_in_the_folder_for_temporary_files(tmp_path, make_group, monkeypatch):
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_samples_without_room_are_kept_in_the_folder_for_temporary_files(tmp_path, make_group, monkeypatch, is_begun):
     rollouts, elsewhere = tmp_path / "rollouts", tmp_path / "elsewhere"
     rollouts.mkdir()
     elsewhere.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
     sink = RecordSink(rollouts)
-    expected = sink.write(1, RolloutRecords([make_group([1.0, 0.0])])).read_bytes()
+    records = RolloutRecords([make_group([1.0, 0.0])])
+    expected = sink.write(1, records).read_bytes()
     rollouts.rename(tmp_path / "moved")
-    with pytest.raises(RecordError) as raised:
-        sink.write(1, RolloutRecords([make_group([1.0, 0.0])]))
+    if is_begun:
+        sink.begin(1, records)
+    with pytest.raises(RecordError, match=r"cannot write \S*step_000001\.jsonl: No such file or directory") as raised:
+        sink.write(1, records)
     kept = Path(str(raised.value).rpartition("The samples of step 1 are in ")[2])
     assert kept.is_relative_to(elsewhere)
     assert kept.read_bytes() == expected
@@ -105,8 +109,18 @@ def test_samples_without_room_are_kept_in_the_folder_for_temporary_files(tmp_pat
 
 def test_samples_without_room_anywhere_are_said_to_be_lost(tmp_path, make_group, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with room_for(100), pytest.raises(RecordError, match="The samples of step 1 are lost: the folder for temporary"):
-        RecordSink(tmp_path).write(1, RolloutRecords([make_group([1.0, 0.0])]))
+    records = RolloutRecords([make_group([1.0, 0.0])])
+    for is_begun in (False, True):
+        sink = RecordSink(tmp_path)
+        with (
+            room_for(100),
+            pytest.raises(RecordError, match="The samples of step 1 are lost: the folder for temporary"),
+        ):
+            if is_begun:
+                sink.begin(1, records)
+            sink.write(1, records)
+        sink.close()
+    assert list(tmp_path.glob("step_*")) == []
 
 
 def test_samples_that_fail_are_appended_one_prompt_after_the_other(tmp_path, make_group):
