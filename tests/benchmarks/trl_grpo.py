@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], required=True)
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--max-tokens", type=int, required=True)
+    parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
 
@@ -59,7 +60,7 @@ def main() -> None:
         gradient_accumulation_steps=8,
         max_completion_length=arguments.max_tokens,
         temperature=1.0,
-        learning_rate=1e-5,
+        learning_rate=arguments.learning_rate,
         beta=0.0,
         bf16=arguments.dtype == "bfloat16",
         gradient_checkpointing=arguments.checkpointing,
