@@ -45,7 +45,7 @@ test: setup-test ## run unit tests, then tests with real Ray, vLLM and DeepSpeed
 	@trap 'exit 130' INT; failed=; started=$$SECONDS; \
 	run() { echo "pytest $$*"; $(BIN)/python -m pytest "$$@" || failed="$$failed $$1"; }; \
 	$(MAKE) --no-print-directory test-unit || failed=" tests/unit"; \
-	run tests/processes -n auto --dist loadfile; \
+	run tests/processes -m "not long" -n auto --dist loadfile; \
 	run tests/launching/scripts; \
 	run tests/system/cluster -m "not faults and not launch and not long"; \
 	run tests/system/e2e -m "not faults and not launch and not kills and not long"; \
@@ -69,7 +69,7 @@ test-faults: setup-test ## kill engines, trainers and nodes, fill disks, and cor
 
 .PHONY: test-long
 test-long: setup-test ## repeat with more algorithms, layouts and runs what make test shows with some (20 minutes)
-	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m "long and not launch and not kills"
+	$(BIN)/python -m pytest tests/processes tests/system/cluster tests/system/e2e -m "long and not launch and not kills"
 
 .PHONY: test-kills
 test-kills: setup-test ## kill and resume a run at 52 points and compare every bit (30 minutes); KILLS=5 takes five points, others at the next commit

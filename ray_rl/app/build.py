@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_rl.app.models import scores_as_finished
 from ray_rl.app.records import open_run
 from ray_rl.app.sources import folders_of, what_is_loaded
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.config import RunConfig
-from ray_rl.config.roles import ACTOR, CRITIC
+from ray_rl.config.gpus import scores_as_finished
+from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.ends import Ends, without_end
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
 from ray_rl.loops.checkpoints import Checkpoints, read_progress
-from ray_rl.loops.comparing import AsFinished, AtOnce, Compared
 from ray_rl.loops.credit import Crediting
 from ray_rl.loops.exporting import Export
 from ray_rl.loops.guard import Guard
@@ -28,7 +27,8 @@ from ray_rl.loops.model_digests import Models, digests_of, require_same_models
 from ray_rl.loops.online import train
 from ray_rl.loops.recovery import train_on
 from ray_rl.loops.resuming import newest_checkpoint, store_of
-from ray_rl.loops.roles import Roles, Saved
+from ray_rl.loops.roles import Critic, Roles, Saved
+from ray_rl.loops.scoring import AsFinished, AtOnce, Score, Scores
 from ray_rl.loops.session import OnlineSession
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.console import RunConsole
@@ -135,9 +135,9 @@ def build_collector(
     episodes: Episodes,
     rewards: Rewards,
     *,
-    compared: Compared | None = None,
+    scores: Mapping[str, Scores] | None = None,
 ) -> Collector:
-    """Builds the rollout stage, at its start; `compared` learns of each group that counts for a batch."""
+    """Builds the rollout stage, at its start; `scores` learn of each group that counts for a batch."""
     dynamic = config.online.dynamic_sampling
     settings = ScheduleSettings(
         prompts_per_step=config.online.prompts_per_step,
@@ -148,7 +148,11 @@ def build_collector(
         in_waves=config.run.deterministic,
     )
     size = config.online.group_size
-    finished = None if compared is None else compared.begin
+
+    def finished(group: RolloutGroup) -> None:
+        for each in (scores or {}).values():
+            each.begin(group)
+
     return Collector(source, pool, episodes, rewards, Schedule(settings), group_size=size, finished=finished)
 
 
@@ -177,18 +181,32 @@ def _roles(
         prompt=canary,
         sampling=sampling,
     )
-    from ray_rl.app.workers import roles_over
+    from ray_rl.app.workers import critic_over, roles_over
 
-    compared = reference_over(config, workers.reference)
-    rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards, compared=compared)
-    return roles_over(workers, rollouts=rollouts, weights=weights, reference=compared)
+    critic = critic_over(workers)
+    scores = build_scores(config, workers.actor, critic, workers.reference)
+    rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards, scores=scores)
+    return roles_over(workers, rollouts=rollouts, weights=weights, critic=critic, scores=scores)
 
 
-def reference_over(config: RunConfig, scorer: Scorer | None) -> Compared | None:
-    """Returns the comparison with a reference; None for a run without one."""
-    if scorer is None:
-        return None
-    return AsFinished(scorer) if scores_as_finished(config) else AtOnce(scorer)
+def build_scores(
+    config: RunConfig, actor: Scorer, critic: Critic | None, reference: Scorer | None
+) -> dict[str, Scores]:
+    """Builds what models say of a batch before it is trained on, by the field of the batch that it fills."""
+
+    def scores(role: str, score: Score) -> Scores:
+        if scores_as_finished(config, role):
+            return AsFinished(score, is_frozen=role == REFERENCE)
+        return AtOnce(score)
+
+    found: dict[str, Scores] = {}
+    if config.online.needs_old_logprobs:
+        found["old_logprobs_RT"] = scores(ACTOR, actor.logprobs)
+    if reference is not None:
+        found["reference_logprobs_RT"] = scores(REFERENCE, reference.logprobs)
+    if critic is not None:
+        found["old_values_RT"] = scores(CRITIC, critic.values)
+    return found
 
 
 def build_session(

@@ -12,7 +12,6 @@ from ray_rl.cluster.held import Policy, SavedTrainer
 from ray_rl.config import RunConfig
 from ray_rl.config.gpus import sharers_of_engines
 from ray_rl.config.losses import CustomLoss
-from ray_rl.config.roles import REFERENCE
 from ray_rl.config.train import Trained
 from ray_rl.data.chat import ChatTokenizer, uses_chat
 from ray_rl.rewards.model.assignment import assignment
@@ -137,14 +136,6 @@ def policy_network(config: RunConfig, folder: str, *, key: str) -> PolicyNetwork
         chunk_tokens=config.logit_chunk_tokens,
         temperature=1.0 if config.is_offline else config.rollout.temperature,
     )
-
-
-def scores_as_finished(config: RunConfig) -> bool:
-    """Returns what `reference.as_finished` stands for."""
-    if config.reference is None or config.run.deterministic or REFERENCE in sharers_of_engines(config):
-        return False
-    chosen = config.reference.as_finished
-    return config.cluster.accelerator == "gpu" if chosen is None else chosen
 
 
 def policy_engine(config: RunConfig, folder: str, *, threads: int) -> EngineSettings:

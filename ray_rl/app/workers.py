@@ -19,8 +19,8 @@ from ray_rl.cluster.start import EnginesSpec, TeamSpec, Workers, started_teams, 
 from ray_rl.cluster.teams import Team
 from ray_rl.config import RunConfig
 from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT, roles_of
-from ray_rl.loops.comparing import Compared
-from ray_rl.loops.roles import Roles, Rollouts
+from ray_rl.loops.roles import Critic, Roles, Rollouts
+from ray_rl.loops.scoring import Scores
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.run import Run
 from ray_rl.planner.plan import Plan, plan
@@ -150,16 +150,22 @@ def threads_of(role: str, config: RunConfig, plan: Plan) -> int:
     return max(1, len(os.sched_getaffinity(0)) // busy)
 
 
-def roles_over(workers: Workers, *, rollouts: Rollouts, weights: Publisher, reference: Compared | None = None) -> Roles:
+def critic_over(workers: Workers) -> Critic | None:
+    """Returns the critic of the run; None if it has none."""
+    return RayCritic(workers.teams[CRITIC]) if CRITIC in workers.teams else None
+
+
+def roles_over(
+    workers: Workers, *, rollouts: Rollouts, weights: Publisher, critic: Critic | None, scores: Mapping[str, Scores]
+) -> Roles:
     """Returns the roles of the driver over started workers."""
-    teams = workers.teams
     return Roles(
         rollouts=rollouts,
         actor=workers.actor,
         weights=weights,
         phases=workers.turns,
-        critic=RayCritic(teams[CRITIC]) if CRITIC in teams else None,
-        reference=reference,
+        critic=critic,
+        scores=scores,
     )
 
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_rl.config.roles import ROLLOUT, Role, roles_of
+from ray_rl.config.roles import REFERENCE, ROLLOUT, Role, roles_of
 from ray_rl.config.run import RunConfig
 
 DEVICES = Path("/dev")
@@ -46,6 +46,15 @@ def sharers_of_engines(config: RunConfig) -> tuple[str, ...]:
     """Returns the other roles on the GPUs of the engines; none if these have GPUs of their own."""
     groups = [roles for roles in role_groups(config) if ROLLOUT in roles]
     return tuple(role for roles in groups for role in roles if role != ROLLOUT)
+
+
+def scores_as_finished(config: RunConfig, role: str) -> bool:
+    """Returns what `rollout.score_as_finished` stands for, for the actor, the critic or the reference."""
+    changes_meanwhile = role != REFERENCE and config.rollout.max_staleness > 0
+    if config.run.deterministic or changes_meanwhile or role in sharers_of_engines(config):
+        return False
+    chosen = config.rollout.score_as_finished
+    return config.cluster.accelerator == "gpu" if chosen is None else chosen
 
 
 def asked_gpus(config: RunConfig) -> list[Ask]:

@@ -34,6 +34,11 @@ class RolloutConfig(Config):
     order: Literal["admission", "completion"] = "admission"
     """admission: batches contain groups in the order of the prompts, and wait for slow groups. completion: batches
     contain groups in the order in which they finish; groups older than `max_staleness` are dropped and counted."""
+    score_as_finished: bool | None = None
+    """Compute log-probabilities and values of each group when it is finished, while engines still sample others: those
+    of the reference, and with `max_staleness: 0` also those of the actor and the critic. False: of the whole batch when
+    it is complete. None: true on GPU. Never in deterministic runs, since other rows in a forward pass change the last
+    bits, nor by models that share GPUs with engines."""
     on_publish: OnPublish = "keep"
     """What happens to completions in flight when weights are published. keep: they pause and continue with the new
     weights; the version of each token is recorded. finish: the publish waits until they end. abort_and_resume: like

@@ -110,10 +110,6 @@ class ReferenceConfig(Config):
     """When the reference's log-probabilities of examples are computed. before: once, by the policy before its first
     step, so that no reference stays in memory; needs `path` to be None or `model.path`. during: with every batch, by
     workers of their own. Algorithms that learn from rollouts always compute them during training."""
-    as_finished: bool | None = None
-    """Compute log-probabilities of each group of rollouts when it is finished, while engines still sample others.
-    False: of the whole batch when it is complete. None: true on GPU. Never in deterministic runs, since other rows in a
-    forward pass change the last bits, nor on GPUs that the reference shares with engines."""
     workers: int = Field(1, ge=1)
     """Number of workers; the rollouts are divided among them."""
     path: str | None = None

@@ -19,8 +19,8 @@ Who waits for whom in a step, from top to bottom:
                       v
     engines  <--  publish                    returns when every engine serves the new weights
 
-Engines that share GPUs with models sleep from `take` to `publish`. With `reference.as_finished`, the reference scores
-groups while engines sample the others, and little of its work is left when the batch is complete. A thread writes the
+Engines that share GPUs with models sleep from `take` to `publish`. With `rollout.score_as_finished`, models score
+groups while engines sample the others, and little of that work is left when the batch is complete. A thread writes the
 samples of a step during its update. The files of a checkpoint are written in the background of later steps.
 """
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ray_rl.loops.comparing import Compared
+from ray_rl.loops.scoring import Scores
 from ray_rl.metrics.metric import Metric
 from ray_rl.types import OfflineBatch, RolloutGroup, TrainBatch
 from ray_rl.weight_sync.audit import Publisher, Scorer
@@ -102,4 +102,5 @@ class Roles:
     weights: Publisher
     phases: Phases
     critic: Critic | None = None
-    reference: Compared | None = None
+    scores: Mapping[str, Scores]
+    """What models say of a batch before it is trained on, by the field of `TrainBatch` that it fills."""

@@ -17,25 +17,14 @@ async def with_baselines(s: OnlineSession, batch: TrainBatch, groups: Sequence[R
 
     `groups` made the batch.
     """
-    calls: dict[str, Coroutine[Any, Any, Any]] = {}
     if s.config.online.old_policy == "rollout":
         batch = replace(batch, old_logprobs_RT=batch.rollout_logprobs_RT)
-    if s.config.online.needs_old_logprobs:
-        calls["old"] = s.roles.actor.logprobs(batch)
-    if s.roles.reference is not None:
-        calls["reference"] = s.roles.reference.logprobs(batch, groups)
-    if s.roles.critic is not None:
-        calls["values"] = s.roles.critic.values(batch)
-    if not calls:
+    if not s.roles.scores:
         return batch
     with s.run.phase("reference"):
-        found = dict(zip(calls, await together(calls.values()), strict=True))
-    return replace(
-        batch,
-        old_logprobs_RT=found.get("old", batch.old_logprobs_RT),
-        reference_logprobs_RT=found.get("reference"),
-        old_values_RT=found.get("values"),
-    )
+        found = await together([scores.of(batch, groups) for scores in s.roles.scores.values()])
+    filled: dict[str, Any] = dict(zip(s.roles.scores, found, strict=True))
+    return replace(batch, **filled)
 
 
 async def update(s: OnlineSession, batch: TrainBatch) -> list[Metric]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
-from ray_rl.config.gpus import sharers_of_engines
+from ray_rl.config.gpus import scores_as_finished, sharers_of_engines
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import ACTOR, REWARD, ROLLOUT, Role, roles_of
 from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig
@@ -41,6 +41,7 @@ class Estimate:
     rollout_s: float
     """Until the last rollout ends and is scored by reward models, if nothing else runs."""
     score_s: float
+    """Log-probabilities and values, apart from those that are computed while engines sample."""
     update_s: float
     sync_s: float
     turn_s: float
@@ -125,6 +126,7 @@ class _Timing:
         turn_s, sharers = self._turn_s(), sharers_of_engines(config)
         # Reward models score groups while others are sampled, unless both need the same GPUs.
         rollout_s = found.rollout_s + judged if REWARD in sharers else max(found.rollout_s, judged)
+        score_s = self._score_after_s(scores, rollout_s)
         train_s = score_s + update_s + sync_s + turn_s
         step_s, sampled_s = rollout_s + train_s, found.rollout_s
         if config.rollout.max_staleness:
@@ -201,6 +203,21 @@ class _Timing:
         groups = self.assessment.layout.groups
         by_group = [sum(seconds.get(role, 0.0) for role in group.roles) for group in groups]
         return max(by_group) if self.assessment.layout.gpus else sum(by_group)
+
+    def _score_after_s(self, scores: Mapping[str, float], rollout_s: float) -> float:
+        """Returns the seconds of scores after the last rollout; with `score_as_finished`, those of few groups."""
+        if not self.assessment.layout.gpus:
+            return self._together(scores)
+        prompts = step_arithmetic(self.config).prompts
+
+        def after_s(roles: Sequence[str]) -> float:
+            trained = [role for role in roles if role in self.roles and self.roles[role].trained is not None]
+            is_busy = REWARD in roles or (self.config.rollout.max_staleness > 0 and trained)
+            begun = 0.0 if is_busy else sum(scores.get(r, 0.0) for r in roles if scores_as_finished(self.config, r))
+            waiting = sum(scores.get(role, 0.0) for role in roles) - begun
+            return waiting + max(begun / prompts, begun - rollout_s)
+
+        return max(after_s(group.roles) for group in self.assessment.layout.groups)
 
     def score_s(self, role: Role) -> float:
         """Returns the seconds in which a role scores the rollouts of a step, or compares examples."""

@@ -143,7 +143,7 @@ def simulate(load: Load, *, staleness: int, order: str) -> Outcome:
             folder, prompts=load.prompts, steps=STEPS, staleness=staleness, order=order, engines=load.engines
         )
         collector = collector_of(config, machines.engines)
-        roles = Roles(rollouts=collector, actor=machines, weights=machines, phases=Apart())
+        roles = Roles(rollouts=collector, actor=machines, weights=machines, phases=Apart(), scores={})
         records = run_in_virtual_time(lambda clock: drive(config, roles, clock))[WARM:]
     tokens = statistics.fmean(machines.tokens[WARM:])
     return Outcome(
@@ -215,9 +215,8 @@ def driver_s(order: str, *, prompts: int, tokens: int, steps: int = 3) -> tuple[
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(folder, prompts=prompts, steps=steps, staleness=1, order=order)
         collector = collector_of(config, [instant])
-        asyncio.run(
-            drive(config, Roles(rollouts=collector, actor=instant, weights=instant, phases=Apart()), time.perf_counter)
-        )
+        roles = Roles(rollouts=collector, actor=instant, weights=instant, phases=Apart(), scores={})
+        asyncio.run(drive(config, roles, time.perf_counter))
     steps_s = [np.subtract(after, before) for before, after in itertools.pairwise(instant.published[1:])]
     return tuple(np.mean(steps_s, axis=0).tolist())
 

@@ -61,9 +61,9 @@ async def started(config: RunConfig, model: Path, *, beside: Sequence[TeamSpec] 
 
     Roles in `beside` have a worker each on a device of its own.
     """
-    from ray_rl.app.build import build_collector, reference_over, sampling_of
+    from ray_rl.app.build import build_collector, build_scores, sampling_of
     from ray_rl.app.records import open_run
-    from ray_rl.app.workers import engines_of, roles_over, teams_of
+    from ray_rl.app.workers import critic_over, engines_of, roles_over, teams_of
     from ray_rl.cluster.start import started_workers
     from ray_rl.config.rules.check import check
     from ray_rl.data.chat import ChatTokenizer
@@ -101,8 +101,9 @@ async def started(config: RunConfig, model: Path, *, beside: Sequence[TeamSpec] 
         pool = EnginePool(workers.engines, timeout_s=config.rollout.timeout_s, router=workers.router)
         sampling = sampling_of(config, tokenizer.ends_of(config.rollout, config.data))
         rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards)
-        compared = reference_over(config, workers.reference)
-        roles = roles_over(workers, rollouts=rollouts, weights=workers.weights, reference=compared)
+        critic = critic_over(workers)
+        scores = build_scores(config, workers.actor, critic, workers.reference)
+        roles = roles_over(workers, rollouts=rollouts, weights=workers.weights, critic=critic, scores=scores)
         yield Started(config, folder, run, workers, roles, source, pool, sampling)
 
 

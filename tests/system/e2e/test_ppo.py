@@ -48,7 +48,7 @@ def overrides(place: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def ended(place):
     # As on GPUs, where the reference scores while engines sample.
-    done = ray_rl("train", str(CONFIG), *overrides(place), "reference.as_finished=true", place=place)
+    done = ray_rl("train", str(CONFIG), *overrides(place), "rollout.score_as_finished=true", place=place)
     return done, place / "runs" / "ppo"
 
 

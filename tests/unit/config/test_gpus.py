@@ -1,7 +1,7 @@
 import pytest
 
 from ray_rl.config import gpus
-from ray_rl.config.gpus import asked_gpus, role_groups, sharers_of_engines, visible_gpu_count
+from ray_rl.config.gpus import asked_gpus, role_groups, scores_as_finished, sharers_of_engines, visible_gpu_count
 
 JUDGES = "rewards=[{kind: number}, {kind: model, paths: [owner/name], workers: 2}]"
 FIVE_ROLES = ("algorithm={kind: ppo}", "critic={workers: 2}", JUDGES)
@@ -73,3 +73,30 @@ def test_cuda_visible_devices_hides_gpus(tmp_path, monkeypatch, allowed, count):
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
     assert visible_gpu_count() == count
+
+
+SCORING = ("actor", "critic", "reference")
+
+
+def scoring_as_finished(load, *overrides):
+    config = load("algorithm={kind: ppo}", "cluster={accelerator: gpu, gpus_per_node: 8}", *overrides)
+    return [role for role in SCORING if scores_as_finished(config, role)]
+
+
+def test_models_with_gpus_of_their_own_score_groups_as_they_finish(load):
+    assert scoring_as_finished(load) == ["actor", "critic", "reference"]
+    assert scoring_as_finished(load, "rollout.score_as_finished=false") == []
+    assert scoring_as_finished(load, "cluster.accelerator=cpu") == []
+    assert scoring_as_finished(load, "cluster.accelerator=cpu", "rollout.score_as_finished=true") == [*SCORING]
+
+
+def test_models_that_are_trained_while_engines_sample_score_the_whole_batch(load):
+    assert scoring_as_finished(load, "rollout.max_staleness=1") == ["reference"]
+
+
+def test_models_that_share_gpus_with_engines_score_the_whole_batch(load):
+    assert scoring_as_finished(load, "cluster.colocate=[[actor, reference, rollout]]") == ["critic"]
+
+
+def test_a_deterministic_run_scores_the_whole_batch(load):
+    assert scoring_as_finished(load, "run.deterministic=true", "rollout.score_as_finished=true") == []

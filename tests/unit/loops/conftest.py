@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_rl.app.build import build_session
+from ray_rl.app.build import build_scores, build_session
 from ray_rl.app.records import open_run
 from ray_rl.checkpoint.store import Checkpoint, CheckpointStore
 from ray_rl.config import RunConfig
 from ray_rl.loops.checkpoints import read_progress
-from ray_rl.loops.comparing import AtOnce
 from ray_rl.loops.online import train
 from ray_rl.loops.roles import Roles
 from ray_rl.loops.session import OnlineSession
@@ -168,7 +167,7 @@ class Scorer:
         self._script.enter(f"{self._role} log-probabilities")
         await asyncio.sleep(0)
         value = self._script.answers.get(f"the {self._named}'s log-probability", self._value)
-        return np.full(batch.tokens_RT.shape, value, np.float32)
+        return np.where(batch.loss_mask_RT, np.float32(value), np.float32(0))
 
 
 class Actor(Scorer, Model):
@@ -188,7 +187,8 @@ class Critic(Model):
     async def values(self, batch: Any) -> Any:
         self._script.enter("values")
         await asyncio.sleep(0)
-        return np.full(batch.tokens_RT.shape, self._script.answers.get("the critic's value", 0.25), np.float32)
+        value = self._script.answers.get("the critic's value", 0.25)
+        return np.where(batch.loss_mask_RT, np.float32(value), np.float32(0))
 
     async def update(self, batch: Any) -> list[Any]:
         self._script.enter("critic update")
@@ -230,13 +230,14 @@ class Loop:
         return " ".join(self.console.getvalue().split())
 
     def session(self, since: Checkpoint | None) -> OnlineSession:
+        actor, critic = Actor(self.script), Critic(self.script) if self.config.critic else None
         roles = Roles(
             rollouts=self.script,
-            actor=Actor(self.script),
+            actor=actor,
             weights=self.script,
             phases=ScriptedPhases(self.script),
-            critic=Critic(self.script) if self.config.critic else None,
-            reference=None if self._reference is None else AtOnce(self._reference),
+            critic=critic,
+            scores=build_scores(self.config, actor, critic, self._reference),
         )
         return build_session(self.config, self.folder, self.run, roles, stop=self.stop, since=since, models=MODELS)
 

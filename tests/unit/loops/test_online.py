@@ -92,7 +92,8 @@ async def test_several_optimizer_steps_compare_with_the_policy_before_the_first(
     one = loop(steps=1, **more)
     await one.train()
     assert one.script.journal[2:4] == ["actor log-probabilities", "update 1"]
-    assert np.unique(one.script.batches[0].old_logprobs_RT).tolist() == [-1.0]
+    (batch,) = one.script.batches
+    assert np.unique(batch.old_logprobs_RT[batch.loss_mask_RT]).tolist() == [-1.0]
 
 
 async def test_a_penalty_compares_with_the_reference(loop):
@@ -100,7 +101,7 @@ async def test_a_penalty_compares_with_the_reference(loop):
     await one.train()
     assert one.script.journal[2:4] == ["reference log-probabilities", "update 1"]
     (batch,) = one.script.batches
-    assert np.unique(batch.reference_logprobs_RT).tolist() == [-2.0]
+    assert np.unique(batch.reference_logprobs_RT[batch.loss_mask_RT]).tolist() == [-2.0]
     assert batch.old_logprobs_RT is None
 
 
@@ -110,8 +111,8 @@ async def test_actor_and_reference_score_the_batch_before_the_update_each_into_i
     assert sorted(one.script.journal[2:4]) == ["actor log-probabilities", "reference log-probabilities"]
     assert one.script.journal[4] == "update 1"
     (batch,) = one.script.batches
-    assert np.unique(batch.old_logprobs_RT).tolist() == [-1.0]
-    assert np.unique(batch.reference_logprobs_RT).tolist() == [-2.0]
+    assert np.unique(batch.old_logprobs_RT[batch.loss_mask_RT]).tolist() == [-1.0]
+    assert np.unique(batch.reference_logprobs_RT[batch.loss_mask_RT]).tolist() == [-2.0]
 
 
 async def test_a_run_without_export_writes_none(loop):

@@ -99,6 +99,8 @@ class Published:
                 "rewards": rewards,
                 "cluster": {"address": "auto", **self.shared},
                 **sections,
+                # These systems score a batch when it is complete.
+                "rollout": sections["rollout"] | {"score_as_finished": False},
                 "algorithm": algorithm(**sections["algorithm"]),
             }
         )

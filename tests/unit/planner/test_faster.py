@@ -11,7 +11,7 @@ CHECKPOINTING = {"gradient_checkpointing": True}
 GRPO = {
     "algorithm": {"kind": "grpo", "prompts_per_step": 128, "minibatches": 2},
     "train": {"workers": 4, "zero_stage": 2, **CHECKPOINTING},
-    "rollout": {"engines": 2, "max_tokens": 1536},
+    "rollout": {"engines": 2, "max_tokens": 1536, "score_as_finished": False},
 }
 
 
@@ -58,7 +58,7 @@ def test_changes_on_the_same_gpus_are_planned_and_the_best_comes_first(found):
 
 
 def test_a_step_ahead_is_proposed_where_both_sides_take_long(found):
-    more = {"rollout": {"engines": 4, "max_tokens": 1536}, "train": {"workers": 4, "zero_stage": 2, **CHECKPOINTING}}
+    more = {"rollout": GRPO["rollout"] | {"engines": 4}, "train": {"workers": 4, "zero_stage": 2, **CHECKPOINTING}}
     frozen = {"workers": 4, "zero_stage": 3}
     gains, _ = found(**GRPO | more, reference=frozen, cluster={"colocate": [["actor", "reference"]]})
     assert "rollout.max_staleness=1" in dict(gains)

@@ -20,6 +20,9 @@ PPO = {
 RATES = Rates.of(GPUS["h100-80gb"].speed, "bfloat16")
 
 
+AT_ONCE = {"max_tokens": 1536, "score_as_finished": False}
+
+
 @pytest.fixture
 def timed(make):
     def of(*, lengths=None, rates=None, nodes=4, **sections):
@@ -45,8 +48,26 @@ def test_a_publish_sends_every_parameter_once(timed):
 
 def test_a_pass_before_the_update_is_needed_for_two_optimizer_steps(timed):
     assert timed(train={"workers": 4}).score_s == 0
-    twice = timed(train={"workers": 4}, algorithm={"minibatches": 2, "old_policy": "trainer"})
+    twice = timed(train={"workers": 4}, algorithm={"minibatches": 2, "old_policy": "trainer"}, rollout=AT_ONCE)
     assert twice.score_s > 2 * N * twice.tokens / (4 * 989.4e12 * SCORING_SHARE)
+
+
+def test_groups_that_finish_are_scored_while_others_are_sampled(timed):
+    more = {"train": {"workers": 4}, "algorithm": {"minibatches": 2, "old_policy": "trainer"}}
+    at_once, begun = timed(**more, rollout=AT_ONCE), timed(**more)
+    assert begun.rollout_s == at_once.rollout_s
+    assert begun.busy_s == at_once.busy_s
+    # Scores take less time than the rollouts; those of the last of eight groups remain.
+    assert begun.score_s == pytest.approx(at_once.score_s / 8)
+    assert at_once.step_s - begun.step_s == pytest.approx(at_once.score_s - begun.score_s)
+
+
+def test_only_what_is_frozen_and_alone_is_scored_ahead_of_a_step_that_overlaps(timed):
+    ahead = {"max_tokens": 1536, "max_staleness": 1}
+    alone = {"train": {"workers": 4}, "algorithm": {"kl": {"coefficient": 0.01}}}
+    near = alone | {"cluster": {"colocate": [["actor", "reference"]]}, "reference": {"workers": 4}}
+    assert timed(**alone, rollout=ahead).score_s < timed(**alone, rollout=ahead | AT_ONCE).score_s / 7
+    assert timed(**near, rollout=ahead).score_s == timed(**near, rollout=ahead | AT_ONCE).score_s
 
 
 def test_reward_models_score_while_others_are_sampled(timed):

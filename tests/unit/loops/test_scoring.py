@@ -1,4 +1,4 @@
-"""The reference's log-probabilities of groups that finish one by one."""
+"""What models say of groups that finish one by one."""
 
 import asyncio
 import gc
@@ -8,7 +8,7 @@ import pytest
 
 from ray_rl.batching.pack import pack
 from ray_rl.errors import ClusterError
-from ray_rl.loops.comparing import AsFinished, AtOnce
+from ray_rl.loops.scoring import AsFinished, AtOnce
 from tests.make import completion, group, rollout
 
 
@@ -44,45 +44,45 @@ def expected(batch):
 
 async def test_groups_that_finished_are_scored_before_the_batch_is_asked_for():
     scorer = Scorer()
-    compared = AsFinished(scorer)
+    scores = AsFinished(scorer.logprobs, is_frozen=True)
     for each in GROUPS:
-        compared.begin(each)
+        scores.begin(each)
         await asyncio.sleep(0.01)
     assert scorer.calls == [1, 1, 1]
     batch = pack(GROUPS)
-    np.testing.assert_array_equal(await compared.logprobs(batch, GROUPS), expected(batch))
+    np.testing.assert_array_equal(await scores.of(batch, GROUPS), expected(batch))
     assert scorer.calls == [1, 1, 1]
 
 
 async def test_all_that_wait_for_a_call_are_in_the_next_one_in_any_order():
     scorer = Scorer()
     scorer.gate = asyncio.Event()
-    compared = AsFinished(scorer)
-    compared.begin(GROUPS[2])
+    scores = AsFinished(scorer.logprobs, is_frozen=True)
+    scores.begin(GROUPS[2])
     await asyncio.sleep(0)
-    compared.begin(GROUPS[1])
-    compared.begin(GROUPS[0])
+    scores.begin(GROUPS[1])
+    scores.begin(GROUPS[0])
     scorer.gate.set()
     batch = pack(GROUPS)
-    np.testing.assert_array_equal(await compared.logprobs(batch, GROUPS), expected(batch))
+    np.testing.assert_array_equal(await scores.of(batch, GROUPS), expected(batch))
     assert scorer.calls == [1, 2]
 
 
 async def test_groups_of_a_checkpoint_that_never_finished_here_are_scored_with_the_batch():
     scorer = Scorer()
-    compared = AsFinished(scorer)
-    compared.begin(GROUPS[1])
+    scores = AsFinished(scorer.logprobs, is_frozen=True)
+    scores.begin(GROUPS[1])
     batch = pack(GROUPS)
-    np.testing.assert_array_equal(await compared.logprobs(batch, GROUPS), expected(batch))
+    np.testing.assert_array_equal(await scores.of(batch, GROUPS), expected(batch))
     assert scorer.calls == [1, 2]
 
 
 async def test_what_has_no_loss_is_0():
     cut_off = [made(1, finish_reason="length"), made(2)]
-    compared = AsFinished(Scorer())
-    compared.begin(cut_off[0])
+    scores = AsFinished(Scorer().logprobs, is_frozen=True)
+    scores.begin(cut_off[0])
     batch = pack(cut_off, mask_truncated=True)
-    found_RT = await compared.logprobs(batch, cut_off)
+    found_RT = await scores.of(batch, cut_off)
     assert not found_RT[:2].any()
     np.testing.assert_array_equal(found_RT, expected(batch))
 
@@ -90,29 +90,40 @@ async def test_what_has_no_loss_is_0():
 async def test_a_failed_call_is_raised_when_the_batch_is_asked_for_and_not_repeated_by_later_groups():
     scorer = Scorer()
     scorer.error = ClusterError("reference-0 failed")
-    compared = AsFinished(scorer)
-    compared.begin(GROUPS[0])
+    scores = AsFinished(scorer.logprobs, is_frozen=True)
+    scores.begin(GROUPS[0])
     await asyncio.sleep(0.01)
-    compared.begin(GROUPS[1])
+    scores.begin(GROUPS[1])
     await asyncio.sleep(0.01)
     with pytest.raises(ClusterError, match="reference-0 failed"):
-        await compared.logprobs(pack(GROUPS[:2]), GROUPS[:2])
+        await scores.of(pack(GROUPS[:2]), GROUPS[:2])
     assert scorer.calls == [1]
 
 
 async def test_groups_that_nobody_trains_on_are_forgotten():
-    compared = AsFinished(Scorer())
+    scores = AsFinished(Scorer().logprobs, is_frozen=True)
     dropped, kept = made(4), made(5)
-    compared.begin(dropped)
+    scores.begin(dropped)
     await asyncio.sleep(0.01)
     del dropped
     gc.collect()
-    await compared.logprobs(pack([kept]), [kept])
-    assert compared._found == {}
+    await scores.of(pack([kept]), [kept])
+    assert scores._found == {}
+
+
+async def test_a_model_that_is_trained_scores_groups_of_an_earlier_batch_again():
+    scorer = Scorer()
+    scores = AsFinished(scorer.logprobs, is_frozen=False)
+    for each in GROUPS:
+        scores.begin(each)
+    await scores.of(pack(GROUPS[:2]), GROUPS[:2])
+    assert scorer.calls == [3]
+    await scores.of(pack(GROUPS[2:]), GROUPS[2:])
+    assert scorer.calls == [3, 1]
 
 
 async def test_a_whole_batch_is_one_call():
     scorer = Scorer()
     batch = pack(GROUPS)
-    np.testing.assert_array_equal(await AtOnce(scorer).logprobs(batch, GROUPS), expected(batch))
+    np.testing.assert_array_equal(await AtOnce(scorer.logprobs).of(batch, GROUPS), expected(batch))
     assert scorer.calls == [3]
