@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
 from ray_rl.cluster.engines.policy import Died
@@ -55,6 +55,9 @@ class Turns(Phases, Protocol):
     async def make_room(self) -> None:
         """Returns when models can be loaded again."""
 
+    def turned_s(self) -> float:
+        """Returns the seconds since the last call in which memory moved, from one side to the other and back."""
+
 
 class Apart:
     """The phases of a run whose engines share no GPU: both sides can always compute."""
@@ -84,6 +87,10 @@ class Apart:
 
     async def make_room(self) -> None:
         """Does nothing."""
+
+    def turned_s(self) -> float:
+        """Returns 0: nothing moves."""
+        return 0.0
 
 
 class SharedGpus:
@@ -120,6 +127,7 @@ class SharedGpus:
         """Held while memory moves, and while an engine starts: vLLM fails if free memory changes meanwhile."""
         self._sampling = asyncio.Event()
         """Set in the phase `sample`."""
+        self._turned_s = 0.0
 
     async def start(self, engines: Iterable[Starting], models: Iterable[Starting]) -> None:
         """Starts the engines on empty GPUs, lets them sleep, and then loads the models."""
@@ -137,8 +145,9 @@ class SharedGpus:
         async with self._changing:
             if self._phase != "train":
                 self._leave_phase()
-                await self._of_engines(RayEngine.sleep)
-                await together(_come_back(team, *PARTS) for team in (self._actor, *self._others))
+                with self._turning():
+                    await self._of_engines(RayEngine.sleep)
+                    await together(_come_back(team, *PARTS) for team in (self._actor, *self._others))
                 self._phase = "train"
 
     async def sample(self) -> None:
@@ -167,13 +176,15 @@ class SharedGpus:
                 yield False
                 return
             self._leave_phase()
-            await self._of_engines(RayEngine.sleep)
-            await together([_leave(self._actor, "states"), *(_leave(team, *PARTS) for team in self._others)])
-            await _come_back(self._actor, "weights")
-            await self._of_engines(RayEngine.wake_weights)
+            with self._turning():
+                await self._of_engines(RayEngine.sleep)
+                await together([_leave(self._actor, "states"), *(_leave(team, *PARTS) for team in self._others)])
+                await _come_back(self._actor, "weights")
+                await self._of_engines(RayEngine.wake_weights)
             yield True
-            await _leave(self._actor, *PARTS)
-            await self._of_engines(RayEngine.wake)
+            with self._turning():
+                await _leave(self._actor, *PARTS)
+                await self._of_engines(RayEngine.wake)
             self._phase = "sample"
             self._sampling.set()
 
@@ -196,6 +207,19 @@ class SharedGpus:
         async with self._changing:
             self._leave_phase()
             await self._of_engines(RayEngine.sleep)
+
+    def turned_s(self) -> float:
+        """Returns the seconds since the last call in which memory moved, from one side to the other and back."""
+        seconds, self._turned_s = self._turned_s, 0.0
+        return seconds
+
+    @contextmanager
+    def _turning(self) -> Iterator[None]:
+        """Counts the seconds of the block."""
+        clock = asyncio.get_running_loop().time
+        start_s = clock()
+        yield
+        self._turned_s += clock() - start_s
 
     def _leave_phase(self) -> None:
         self._phase = None

@@ -18,7 +18,7 @@ from tests.tiny_model import write_tiny_model
 
 PROMPTS, GROUP = 4, 4
 LIMIT_S = 400
-OF_THE_CLOCK = ("time/", "throughput/", "sync/gb_per_s")
+OF_THE_CLOCK = ("time/", "throughput/", "sync/gb_per_s", "sync/turn_s")
 """First words of the metrics that differ between two runs that are equal bit for bit."""
 GONE_WITHIN_S = 30.0
 

@@ -42,7 +42,7 @@ def transfer_of(config):
 
 
 class Scripted(Worker):
-    """Writes down every call, and does what `plans` says: an error, "hang", "die" or nothing."""
+    """Writes down every call, and does what `plans` says: an error, "hang", "die", nothing, or nothing after seconds."""
 
     def __init__(self, name, journal, answers=None):
         super().__init__(name, None)
@@ -72,6 +72,8 @@ class Scripted(Worker):
         elif plan == "hang":
             self.plans[method] = plan
             self._pending.append(future)
+        elif isinstance(plan, float):
+            asyncio.get_running_loop().call_later(plan, future.set_result, None)
         elif plan is not None:
             future.set_exception(RayTaskError(method, "Traceback ...", plan).as_instanceof_cause())
         else:

@@ -135,6 +135,21 @@ def test_engines_that_sample_again_without_an_update_get_the_last_version_again(
     drive(script)
 
 
+def test_the_seconds_in_which_memory_moves_are_a_metric_of_the_publish(drive):
+    async def script(machine):
+        await machine.weights.publish(0)
+        machine.worker(0).plans["sleep"] = 2.0
+        machine.trainer.plans["come_back"] = 3.0
+        await machine.gpus.train()
+        await asyncio.sleep(50)
+        machine.worker(1).plans |= {"commit": 20.0, "wake": 1.0}
+        metrics = await machine.weights.publish(1)
+        assert metrics[-1].name == "sync/turn_s"
+        assert metrics[-1].value == pytest.approx(2 + 3 + 1)
+
+    drive(script)
+
+
 @pytest.mark.parametrize("moment", ["sleep", "wake_weights", "wake", "begin_update", "receive_weights", "commit"])
 def test_an_engine_that_fails_in_any_change_is_lost_and_the_other_goes_on(drive, moment):
     async def script(machine):
