@@ -42,7 +42,7 @@ def transfer_of(config):
 
 
 class Scripted(Worker):
-    """Writes down every call, and does what `plans` says: an error, "hang", "die", nothing, or nothing after seconds."""
+    """Writes down every call, and does what `plans` says: an error, "hang", "die", nothing, or nothing but later."""
 
     def __init__(self, name, journal, answers=None):
         super().__init__(name, None)
