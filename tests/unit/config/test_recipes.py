@@ -109,14 +109,15 @@ HEADER = re.compile(
 )
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if _kind(path) in ONLINE], ids=lambda path: path.stem)
-def test_the_header_has_the_figures_of_the_planner(path):
-    config, text = load_config(path), path.read_text(encoding="ascii")
+def test_the_header_has_the_figures_of_the_planner(recipe):
+    config, text = load_config(recipe), recipe.read_text(encoding="ascii")
     head = " ".join(line.removeprefix("# ") for line in text.splitlines()[:6])
     assessment = assess(config, ClusterShape.of(config))
     times = estimate(config, assessment)
     (figures,) = HEADER.findall(head)
     assert figures == (f"{times.step_s:.0f}", f"{100 * times.busy:.0f}", f"{assessment.host_bytes / GIB:.0f}")
-    assert times.busy >= {"grpo": 0.85, "ppo": 0.75}[_kind(path)]
+    if _kind(recipe) not in ONLINE:
+        return
+    assert times.busy >= {"grpo": 0.85, "ppo": 0.75}[_kind(recipe)]
     assert config.rollout.max_staleness == 0
     assert "Engines that share GPUs have not run on a GPU yet." in head
