@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ray_rl.config.data import Addition, CustomSource, DataConfig, Hub, Mixture, ReasoningGym, Table
+from ray_rl.config.data import Addition, CustomSource, DataConfig, Hub, Mixture, ReasoningGym
 from ray_rl.config.rewards import CustomReward
 from ray_rl.config.run import RunConfig
 from ray_rl.data.ahead import check_rows
@@ -17,7 +17,6 @@ from ray_rl.data.order import epoch_order
 from ray_rl.data.procedural import check_task
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.rows import Row
-from ray_rl.errors import ConfigError
 from ray_rl.isolation.checking import check_function
 
 FIRST_ROWS = 256
@@ -62,7 +61,6 @@ def check_data(
         ConfigError: a task, an option or an import path is wrong.
     """
     data = config.data
-    _check_system_prompt(data)
     for index, reward in enumerate(config.rewards):
         if isinstance(reward, CustomReward):
             check_function(reward.function, key=f"rewards[{index}].function")
@@ -154,11 +152,3 @@ def _tokenizer(config: RunConfig, folder: Path | str | None) -> ChatTokenizer | 
     tokenizer = ChatTokenizer.of_policy(config.model, config.data, place)
     tokenizer.ends_of(config.rollout, config.data)
     return tokenizer
-
-
-def _check_system_prompt(data: DataConfig) -> None:
-    if isinstance(data, Table) and not data.chat and data.system_prompt is not None:
-        raise ConfigError(
-            "data.system_prompt needs the chat template, but data.chat=false; "
-            "remove it, or put it into the text of the prompts"
-        )

@@ -10,6 +10,7 @@ from ray_rl.config.loading.foreign_words import FOREIGN, NOTES, our_word
 from ray_rl.config.loading.nearest import nearest
 from ray_rl.config.loading.redact import without_arguments
 from ray_rl.config.loading.schema import all_keys
+from ray_rl.config.loading.yaml_tree import Located
 from ray_rl.config.run import RunConfig
 
 OTHER_NAMES = {
@@ -91,7 +92,8 @@ def _advice(option: str, words: Sequence[str], known: Sequence[str], *, takes_ov
     key = name.replace("-", "_")
     ours = _ours(key)
     if not ours:
-        return f"--{name}: {our_word(key) or 'values are set without dashes, as key=value: run.steps=5'}"
+        remark = our_word(key, Located({}, "the command line"))
+        return f"--{name}: {remark or 'values are set without dashes, as key=value: run.steps=5'}"
     notes = "".join(f" ({NOTES[each]})" for each in ours if each in NOTES)
     written = " or ".join(shlex.join(without_arguments([f"{each}={value}"])) for each in ours)
     return f"instead of --{name} write {written}{notes}"

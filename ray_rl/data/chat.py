@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_rl.config.data import DataConfig, Table
+from ray_rl.config.data import DataConfig, Mixture, Table
 from ray_rl.config.rollout import RolloutConfig
 from ray_rl.config.run import ModelConfig
 from ray_rl.data.ends import Ends, eos_token_ids
@@ -358,7 +358,9 @@ class ChatTokenizer:
 
 
 def uses_chat(data: DataConfig) -> bool:
-    """Returns whether prompts go through the chat template."""
+    """Returns whether prompts, or those of a part of a mixture, go through the chat template."""
+    if isinstance(data, Mixture):
+        return any(map(uses_chat, data.sources))
     return data.chat if isinstance(data, Table) else True
 
 

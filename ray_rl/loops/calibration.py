@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-ACCURACY = "eval/accuracy"
+ACCURACY, TIED = "eval/accuracy", "eval/tied"
 
 
 class Calibration:
@@ -38,12 +38,12 @@ class Calibration:
     def take(self) -> list[Metric]:
         """Returns the metrics of all batches since the last call, of the mean score of an ensemble's members.
 
-        If a score is not finite, the error and the accuracy are nan, and there are no others.
+        If a score is not finite, the error, the accuracy and the share of ties are nan, and there are no others.
         """
         margins_J, longer_J = np.concatenate(self._margins), np.concatenate(self._longer)
         self._margins, self._longer = [], []
         if not np.isfinite(margins_J).all():
-            return [Last("eval/calibration_error", math.nan), Last(ACCURACY, math.nan)]
+            return [Last(name, math.nan) for name in ("eval/calibration_error", ACCURACY, TIED)]
         bins = reliability(margins_J)
         right = int((margins_J > 0).sum())
         low, high = wilson_interval(right, len(margins_J))
@@ -52,6 +52,7 @@ class Calibration:
             Last("eval/calibration_error", calibration_error(bins)),
             *([] if correlation is None else [Last("eval/length_correlation", correlation)]),
             Last(ACCURACY, right / len(margins_J)),
+            Last(TIED, float((margins_J == 0).mean())),
             Last("eval/accuracy_low", low),
             Last("eval/accuracy_high", high),
             *(Last(f"eval/accuracy_at_confidence_{each.low:.2f}", each.accuracy) for each in bins),

@@ -79,7 +79,10 @@ def opened(
     since = newest_checkpoint(config, folder, note) if from_step is None else _of_step(config, folder, from_step)
     if is_finished(config, folder, since):
         if since is not None and since.step < config.steps:
-            note(f"{folder.root}: the run ended early, after step {since.step}; raise run.patience to train on")
+            note(
+                f"{folder.root}: the run ended early, after step {since.step} of {config.steps} (run.patience="
+                f"{config.run.patience}); set run.patience=null to train on"
+            )
         else:
             note(f"{folder.root}: all {config.steps} steps are done; raise run.steps to train on")
         return None

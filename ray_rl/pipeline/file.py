@@ -13,8 +13,14 @@ from ray_rl.config.loading.load import set_override
 from ray_rl.config.loading.nearest import nearest
 from ray_rl.config.loading.yaml_tree import read_yaml
 from ray_rl.errors import ConfigError
+from ray_rl.metrics.folder_lock import LOCK
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+_TAKEN = {
+    "launch": "launch.key=value sets the launch settings of all stages",
+    LOCK: f"the folder of the pipeline has a file {LOCK}, where the run folder of the stage would be",
+}
+"""Names that no stage can have, and why."""
 
 
 class StageConfig(Config):
@@ -83,6 +89,8 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
                 f"{entry.where}: stages.{index}.name={name}: an earlier stage has the same name, and each needs a run "
                 "folder; rename one"
             )
+        if name in _TAKEN and entry:
+            raise ConfigError(f"{entry.where}: stages.{index}.name={name}: {_TAKEN[name]}; rename the stage")
     added: dict[str, list[str]] = {name: [] for name in names}
     for text in of_stages:
         name, _, of_run = text.partition(".")

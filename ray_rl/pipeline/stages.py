@@ -8,9 +8,11 @@ from functools import partial
 from typing import Any
 
 from ray_rl.checkpoint.export_marks import model_folders
+from ray_rl.config.loading.explain import show
 from ray_rl.config.loading.load import load_config
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.run import RunConfig
+from ray_rl.data.chat import uses_chat
 from ray_rl.errors import ConfigError
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.pipeline.file import PipelineConfig, StageConfig
@@ -124,4 +126,21 @@ def _loaded(
         )
     except ConfigError as error:
         raise ConfigError(f"stage {settings.name}: {error}") from None
+    _require_chat(settings, config, [earlier[name] for name in used])
     return Stage(settings, config, tuple(dict.fromkeys(used)))
+
+
+def _require_chat(settings: StageConfig, config: RunConfig, sources: Sequence[Stage]) -> None:
+    """Refuses a system prompt for reward models of earlier stages that learn from plain text.
+
+    Raises:
+        ConfigError: there is such a model.
+    """
+    judged = {path for reward in config.rewards if isinstance(reward, ModelReward) for path in reward.paths}
+    for source in sources:
+        if config.data.system_prompt is not None and judged & set(source.models) and not uses_chat(source.config.data):
+            raise ConfigError(
+                f"stage {settings.name}: {settings.config}: data.system_prompt={show(config.data.system_prompt)}: the "
+                f"reward model of stage {source.name} is trained on plain text (data.chat=false), and reads no system "
+                f"message; remove data.system_prompt, or set {source.name}.data.chat=true"
+            )

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config, docstring_of
 from ray_rl.config.loading.foreign_words import our_word
+from ray_rl.config.loading.lacking import lacks
 from ray_rl.config.loading.nearest import nearest
 from ray_rl.config.loading.redact import HIDDEN, is_secret, without_arguments, without_secrets
 from ray_rl.config.loading.schema import bare, item_of, sections_of
@@ -95,11 +96,11 @@ def _lines(detail: ErrorDetails, tree: Located, model: type[Config]) -> Iterator
     spot = _find(detail["loc"], model)
     given = detail["input"]
     inner = list(_leaves(given, spot.path)) if detail["type"] == "extra_forbidden" and isinstance(given, dict) else []
-    if not any(our_word(".".join(map(str, path))) for path in inner):
+    if not any(our_word(".".join(map(str, path)), tree) for path in inner):
         yield _line(detail, tree, model)
         return
     for path in inner[:MOST_FOREIGN]:
-        word = our_word(".".join(map(str, path))) or "there is no such key here; remove it"
+        word = our_word(".".join(map(str, path)), tree) or "there is no such key here; remove it"
         yield f"{_named(tree, path, ': unknown key', ': unknown key')}; {word}"
     if len(inner) > MOST_FOREIGN:
         yield f"{_place(tree, spot.path)}: and {len(inner) - MOST_FOREIGN} more keys that are unknown"
@@ -128,7 +129,7 @@ def _line(detail: ErrorDetails, tree: Located, model: type[Config]) -> str:
         case "union_tag_not_found":
             where = _place(tree, spot.path)
             ours = {name for kind in spot.kinds.values() for name in kind.model_fields}
-            words = {name: our_word(f"{key}.{name}") for name in detail["input"] if name not in ours}
+            words = {name: our_word(f"{key}.{name}", tree) for name in detail["input"] if name not in ours}
             foreign = "".join(f"; {key}.{name}: {word}" for name, word in words.items() if word)
             return f"{where}: {key}.kind: missing in {value}; set it to one of {', '.join(spot.kinds)}{foreign}"
         case "union_tag_invalid":
@@ -220,13 +221,15 @@ def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
     """Returns what the user may have meant by a key that its section does not have."""
     name, level = str(spot.path[-1]), spot.path[:-1]
     prefix = "".join(f"{key}." for key in level)
-    here = list(spot.owner.model_fields)
+    if level and (reason := lacks(str(level[0]), tree)):
+        return f"{level[0]}: {reason}"
+    here = [field for field in spot.owner.model_fields if lacks(f"{prefix}{field}", tree) is None]
     elsewhere = {path: path.rpartition(".")[2] for path in _paths(model, tree, "")}
     # Settings of algorithms that learn from examples are no advice for one that learns from rollouts.
     is_online = issubclass(spot.owner, Algorithm)
     siblings = {kind: each for kind, each in spot.siblings.items() if issubclass(each, Algorithm) == is_online}
     kinds = [kind for kind, sibling in siblings.items() if name in sibling.model_fields]
-    word = our_word(f"{prefix}{name}")
+    word = our_word(f"{prefix}{name}", tree)
     if word is not None and not kinds and name.replace("-", "_") not in here:
         return word
     if near := nearest(_plain(name), here, similarity=_SURE):
@@ -234,13 +237,22 @@ def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
     if kinds:
         return f"it belongs to kind {' and '.join(kinds)}; set {prefix}kind or remove it"
     same = [path for path, last in elsewhere.items() if last == name]
-    if 1 <= len(same) <= 3:
-        return f"did you mean {' or '.join(same)}?"
+    if len(same) <= 3 and (meant := _meant(same, tree)):
+        return meant
     if near := nearest(_plain(name), here):
         return f"did you mean {prefix}{near}?"
     if near := nearest(_plain(name), sorted(set(elsewhere.values())), similarity=_SURE):
-        return f"did you mean {' or '.join(path for path, last in elsewhere.items() if last == near)}?"
+        return _meant([path for path, last in elsewhere.items() if last == near], tree)
     return f"remove it or use one of {', '.join(here)}"
+
+
+def _meant(paths: Sequence[str], tree: Located) -> str:
+    """Returns a question for those of the keys that the configuration can have, or why it cannot have the first one."""
+    reasons = {path: lacks(path, tree) for path in paths}
+    allowed = [path for path, reason in reasons.items() if reason is None]
+    if allowed:
+        return f"did you mean {' or '.join(allowed)}?"
+    return f"it is like {paths[0]}, but {reasons[paths[0]]}" if paths else ""
 
 
 def _plain(name: str) -> str:

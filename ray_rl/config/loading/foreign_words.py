@@ -1,11 +1,16 @@
 """Names of TRL, OpenRLHF and verl, and what they are called here, for users of these systems.
 
-A name is the last part of a key, or more of the key if its last part alone could mean several things.
+A name is the last part of a key, or more of the key if its last part alone could mean several things. Only keys that
+the configuration can have with its kinds are suggested.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+from ray_rl.config.loading.lacking import kind_of, lacks
+from ray_rl.config.loading.yaml_tree import Located
+from ray_rl.config.run import OFFLINE
 
 Ours = tuple[str, ...] | str
 """Our keys, or a remark if there is no such key."""
@@ -14,7 +19,6 @@ _KEYS = {
     "algorithm.advantage.divide_by_std": "scale_rewards norm_adv_by_std_in_grpo",
     "algorithm.advantage.gamma algorithm.margin": "gamma",
     "algorithm.advantage.lam": "lam",
-    "algorithm.batch_size": "batch_size_per_step global_train_batch_size",
     "algorithm.beta": "orpo_alpha pref_beta orpo_beta",
     "algorithm.centering": "center_rewards_coefficient",
     "algorithm.clip": (
@@ -38,7 +42,8 @@ _KEYS = {
     "algorithm.margin": "simpo_gamma gamma_beta_ratio",
     "algorithm.mask_truncated": "mask_truncated_completions",
     "algorithm.minibatches": "steps_per_generation num_mini_batches ppo_mini_batch_size",
-    "algorithm.prompts_per_step": "train_batch_size generation_batch_size rollout_batch_size",
+    "algorithm.prompts_per_step": "generation_batch_size rollout_batch_size",
+    "algorithm.prompts_per_step algorithm.batch_size": "train_batch_size batch_size_per_step global_train_batch_size",
     "algorithm.reduction": "loss_agg_mode",
     "algorithm.separator": "step_separator placeholder_token",
     "algorithm.shaping.overlong_penalty": "overlong_penalty_factor",
@@ -50,7 +55,7 @@ _KEYS = {
     "checkpoint.every_steps": "save_steps save_strategy save_freq",
     "checkpoint.keep_best": "load_best_model_at_end metric_for_best_model",
     "checkpoint.keep_last": "save_total_limit max_actor_ckpt_to_keep",
-    "cluster.colocate": "colocate_all_models colocate_actor_ref",
+    "cluster.colocate": "colocate_all_models colocate_actor_ref vllm_mode",
     "cluster.gpus_per_node": "n_gpus_per_node",
     "cluster.nodes": "actor_num_nodes nnodes",
     "critic.learning_rate": "critic_learning_rate critic.optim.lr",
@@ -92,6 +97,7 @@ _KEYS = {
     "rollout.max_staleness": "async_train rollout.mode",
     "rollout.max_tokens": "max_completion_length max_new_tokens generate_max_len max_response_length response_length",
     "rollout.max_tokens data.max_prompt_tokens": "vllm_max_model_len max_model_len",
+    "rollout.sleep_level": "vllm_enable_sleep free_cache_engine",
     "rollout.stop_token_ids": "stop_token_ids",
     "rollout.temperature": "temperature",
     "rollout.tensor_parallel": "vllm_tensor_parallel_size tensor_parallel_size tensor_model_parallel_size",
@@ -123,6 +129,14 @@ _KEYS = {
 }
 """One or more keys of ours, with the names that other systems have for them."""
 
+_MICRO_BATCHES = (
+    "per_device_train_batch_size gradient_accumulation_steps micro_train_batch_size ppo_micro_batch_size "
+    "ppo_micro_batch_size_per_gpu micro_batch_size micro_batch_size_per_gpu micro_batch_size_per_device "
+    "log_prob_micro_batch_size_per_gpu"
+)
+
+_EVALUATION = "per_device_eval_batch_size val_files test_freq val_before_train"
+
 _REMARKS = {
     "rollout.temperature and rollout.top_p alone shape the sampling, because the trainer must compute the same; "
     "remove it": "top_k min_p repetition_penalty",
@@ -131,18 +145,13 @@ _REMARKS = {
     ),
     "micro-batches have a budget of tokens, train.micro_batch_tokens; the number of rollouts in an optimizer step "
     "is algorithm.prompts_per_step * algorithm.group_size / algorithm.minibatches, and that of examples is "
-    "algorithm.batch_size; remove it": (
-        "per_device_train_batch_size gradient_accumulation_steps micro_train_batch_size ppo_micro_batch_size "
-        "ppo_micro_batch_size_per_gpu micro_batch_size micro_batch_size_per_gpu micro_batch_size_per_device "
-        "log_prob_micro_batch_size_per_gpu"
-    ),
+    "algorithm.batch_size; remove it": _MICRO_BATCHES,
     "only algorithms that learn from examples are evaluated during training (run.evaluate_every, data.held_out); "
-    "remove it": "per_device_eval_batch_size val_files test_freq val_before_train",
+    "remove it": _EVALUATION,
     "margins are used where the data has them; remove it": "margin_loss_enable margin_loss",
     "nothing is added to embeddings; remove it": "neftune_noise_alpha",
     "a second limit of the ratio is set by `algorithm.loss`: {kind: clipped, ratio_cap: ...}": "delta",
     "completions always come from vLLM; remove it": "use_vllm rollout.name",
-    "engines and trainers have GPUs of their own; remove it": "vllm_mode vllm_enable_sleep free_cache_engine",
     "every step prints one line and writes one record; remove it": "logging_steps",
     "there is no upload: metrics.jsonl and TensorBoard files are in the run folder, and Prometheus can scrape a "
     "cluster; remove it": "report_to use_wandb wandb wandb_project logger",
@@ -152,7 +161,7 @@ _REMARKS = {
     "weights are float32 or bfloat16; remove it": "load_in_4bit",
     "every token of a completion is trained on; remove it": "top_entropy_quantile",
     "the reference is frozen; remove it": "sync_ref_model",
-    "the critic has an optimizer of its own, critic.learning_rate, so its loss has no weight; remove it": "vf_coef",
+    "a critic has an optimizer of its own, so its loss has no weight; remove it": "vf_coef",
     "reward models run in the cluster (rewards.0.kind=model); call a server from a `custom` reward": "remote_rm_url",
     "a run is resumed by `ray-rl resume RUN`, or `train --resume auto`; remove it": "load_checkpoint resume_mode",
     "longer prompts than data.max_prompt_tokens are always left out, and never cut; remove it": (
@@ -164,11 +173,46 @@ _REMARKS = {
 }
 """Remarks on what does not exist here, with the names of other systems."""
 
+_REMARKS_ONLINE = {
+    "only algorithms that learn from examples are evaluated during training; remove it": _EVALUATION,
+    "micro-batches have a budget of tokens, train.micro_batch_tokens; the number of rollouts in an optimizer step "
+    "is algorithm.prompts_per_step * algorithm.group_size / algorithm.minibatches; remove it": _MICRO_BATCHES,
+}
+"""Remarks in place of those above, for algorithms that learn from rollouts."""
+
+_REMARKS_OFFLINE = {
+    "nothing is sampled; remove it": "top_k min_p repetition_penalty calculate_log_probs",
+    "the length of a run is run.epochs, or run.steps in batches of algorithm.batch_size examples; set one of them": (
+        "num_episodes"
+    ),
+    "micro-batches have a budget of tokens, train.micro_batch_tokens; the number of examples in an optimizer step is "
+    "algorithm.batch_size; remove it": _MICRO_BATCHES,
+    "held-out examples are a share of the data, data.held_out, and are evaluated every run.evaluate_every steps; "
+    "remove it": _EVALUATION,
+    "there is no ratio of probabilities; remove it": "delta",
+    "there is no reward; remove it": "remote_rm_url",
+    "data.too_long says what happens to longer examples than data.max_tokens; set it": (
+        "filter_overlong_prompts truncation"
+    ),
+}
+"""Remarks in place of those above, for algorithms that learn from examples."""
+
+
+def _by_word(remarks: Mapping[str, str]) -> dict[str, str]:
+    return {word: remark for remark, words in remarks.items() for word in words.split()}
+
+
 FOREIGN: Mapping[str, Ours] = {
     **{word: tuple(ours.split()) for ours, words in _KEYS.items() for word in words.split()},
-    **{word: remark for remark, words in _REMARKS.items() for word in words.split()},
+    **_by_word(_REMARKS),
 }
 """Our keys, or a remark, by the names of other systems, with underscores."""
+
+FOREIGN_ONLINE: Mapping[str, Ours] = {**FOREIGN, **_by_word(_REMARKS_ONLINE)}
+"""The same for algorithms that learn from rollouts."""
+
+FOREIGN_OFFLINE: Mapping[str, Ours] = {**FOREIGN, **_by_word(_REMARKS_OFFLINE)}
+"""The same for algorithms that learn from examples."""
 
 NOTES = {
     "algorithm.batch_size": "examples of an optimizer step, over all workers",
@@ -179,7 +223,7 @@ NOTES = {
     "algorithm.clip": "a pair: [0.2, 0.28]",
     "algorithm.minibatches": "the number of minibatches, not their size",
     "algorithm.prompts_per_step": "prompts, not completions",
-    "algorithm.kind": "grpo, dapo, rloo, ppo, ...",
+    "algorithm.kind": "grpo, ppo, sft, dpo, ...",
     "algorithm.shaping.overlong_share": "a share of rollout.max_tokens",
     "train.betas": "a pair: [0.9, 0.999]",
     "train.schedule.warmup_steps": "optimizer steps, not a share",
@@ -189,25 +233,31 @@ NOTES = {
 """Further differences, by our key."""
 
 
-def our_word(key: str) -> str | None:
+def our_word(key: str, tree: Located) -> str | None:
     """Returns the end of a sentence about a key of another system: "here it is called train.learning_rate".
 
     None if it is no such key, or only a key of ours, which exists for other kinds of its section.
 
     Args:
         key: the dotted key, as the user wrote it: `actor_rollout_ref.actor.optim.lr`, `num-generations`.
+        tree: the values of the configuration, whose kinds decide which of our keys it can have.
     """
     key = key.replace("-", "_")
     parts = key.split(".")
+    kind = kind_of(tree)
+    words = FOREIGN if kind is None else FOREIGN_OFFLINE if kind in OFFLINE else FOREIGN_ONLINE
     for start in range(len(parts)):
-        ours = FOREIGN.get(".".join(parts[start:]))
+        ours = words.get(".".join(parts[start:]))
         if isinstance(ours, str):
             return ours
         others = [each for each in ours or () if each != key]
         if others:
-            return f"here it is called {_listed(others)}"
+            return f"here it is called {_listed(others, tree)}"
     return FOREIGN["wandb"] if "wandb" in parts and isinstance(FOREIGN["wandb"], str) else None
 
 
-def _listed(keys: Sequence[str]) -> str:
-    return " and ".join(f"{key} ({NOTES[key]})" if key in NOTES else key for key in keys)
+def _listed(keys: Sequence[str], tree: Located) -> str:
+    """Returns those of the keys that the configuration can have; or the first one, and why it cannot have it."""
+    reasons = {key: lacks(key, tree) for key in keys}
+    allowed = [f"{key} ({NOTES[key]})" if key in NOTES else key for key, reason in reasons.items() if reason is None]
+    return " and ".join(allowed) or f"{keys[0]}, but {reasons[keys[0]]}"

@@ -66,6 +66,25 @@ def reading_at(model: type[Config], keys: Sequence[str], tree: Located) -> Readi
     return readings.pop() if len(readings) == 1 else Reading()
 
 
+def section_without(model: type[Config], keys: Sequence[str], tree: Located) -> str | None:
+    """Returns the innermost kind that the values choose if it has no such key: "data.kind=jsonl". None if it has.
+
+    Arguments are those of `reading_at`.
+    """
+    annotations: list[Any] = [model]
+    node: Located | None = tree
+    chosen: str | None = None
+    for depth, key in enumerate(keys):
+        kind = node.child("kind") if node else None
+        if kind is not None and any(len(sections_of(each)) > 1 for each in annotations):
+            chosen = f"{'.'.join(keys[:depth])}.kind={kind.value}"
+        annotations = [below for each in annotations for below in _below(each, key, node)]
+        if not annotations:
+            return chosen
+        node = node.child(key) if node else None
+    return None
+
+
 def all_keys(annotation: Any, prefix: str = "") -> Iterator[str]:
     """Yields every dotted key of every kind; entries of lists have index 0."""
     if get_origin(bare(annotation)) is list:

@@ -194,7 +194,8 @@ def _schedule(config: RunConfig, key: str, role: Trained) -> Iterator[str]:
         yield (
             f"{key}.schedule.warmup_steps={warmup}: the run has {steps} optimizer steps (run.steps "
             f"{config.run.steps} * {each} a step), so the learning rate would never reach its peak; set "
-            f"{key}.schedule.warmup_steps to {steps - 1} or less, or raise run.steps"
+            f"{key}.schedule.warmup_steps to {f'{steps - 1} or less' if steps > 1 else 0}, or raise "
+            f"{'run.steps or run.epochs' if config.is_offline else 'run.steps'}"
         )
 
 

@@ -21,27 +21,9 @@ from ray_rl.config.data import (
     Table,
 )
 from ray_rl.config.loading.explain import show
+from ray_rl.config.offline import RewardModel
 from ray_rl.config.run import ONLINE_SECTIONS, RunConfig
-
-UNREAD_OFFLINE = {
-    "data.max_prompt_tokens": "remove it, and set data.max_tokens, the limit of prompt and answer together",
-    "data.check_s": "remove it, because all examples are read before the start",
-    "data.drop_last_answer": "remove it, because the last answer is what is learnt",
-}
-"""Keys that algorithms which learn from examples do not read, with what to change."""
-
-UNREAD_ONLINE = {
-    "run.epochs": "remove it, and set run.steps",
-    "run.evaluate_every": "remove it",
-    "run.patience": "remove it",
-    "checkpoint.keep_best": "remove it",
-    "data.max_tokens": "remove it; data.max_prompt_tokens and rollout.max_tokens are the limits",
-    "data.too_long": "remove it; longer prompts than data.max_prompt_tokens are always left out",
-    "data.held_out": "remove it",
-    "data.deduplicate": "remove it",
-    "reference.when": "remove it, because the reference always works during training",
-}
-"""Keys that algorithms which learn from rollouts do not read, with what to change."""
+from ray_rl.config.unread import UNREAD_OFFLINE, UNREAD_ONLINE
 
 
 def mode_rules(config: RunConfig) -> Iterator[str]:
@@ -56,6 +38,7 @@ def mode_rules(config: RunConfig) -> Iterator[str]:
         yield from _unread(config, UNREAD_ONLINE, f"algorithm.kind={kind} learns from rollouts and does not read it")
     yield from _length(config)
     yield from _rows(config)
+    yield from _plain_text(config)
 
 
 def _unread(config: RunConfig, keys: dict[str, str], reason: str) -> Iterator[str]:
@@ -97,6 +80,25 @@ def _rows(config: RunConfig) -> Iterator[str]:
             )
         case source:
             yield from _format(config, "data", source)
+
+
+def _plain_text(config: RunConfig) -> Iterator[str]:
+    """Checks sources that do without the chat template."""
+    data = config.data
+    parts = data.parts if isinstance(data, Mixture) else ()
+    sources: dict[str, Source] = {f"data.parts.{index}.source": part.source for index, part in enumerate(parts)}
+    sources = sources or {"data": data}
+    plain = [key for key, source in sources.items() if isinstance(source, Table) and not source.chat]
+    if plain and data.system_prompt is not None:
+        yield (
+            f"data.system_prompt={show(data.system_prompt)}: it is a message for the chat template, and "
+            f"{plain[0]}.chat=false feeds text without one; remove it, or put it into the text of the prompts"
+        )
+    if plain and len(plain) < len(sources) and isinstance(config.algorithm, RewardModel):
+        yield (
+            f"{plain[0]}.chat=false: other parts go through the chat template, and a reward model reads all texts in "
+            "one way; set the same value in all parts"
+        )
 
 
 def _part(config: RunConfig, key: str, source: RecordSource) -> Iterator[str]:

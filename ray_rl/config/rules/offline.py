@@ -76,9 +76,10 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
             "that it is low for unlikely tokens too; set checkpoint.keep_best to eval/cross_entropy"
         )
     if best is not None and run.evaluate_every is None:
+        also = " and data.held_out" if config.data.held_out == 0 else ""
         yield (
-            f"checkpoint.keep_best={show(best)}: it is measured only in evaluations; set run.evaluate_every, or remove "
-            "checkpoint.keep_best"
+            f"checkpoint.keep_best={show(best)}: it is measured only in evaluations; set run.evaluate_every{also}, or "
+            "remove checkpoint.keep_best"
         )
     if run.patience is not None and best is None:
         yield (

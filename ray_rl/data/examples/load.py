@@ -186,7 +186,7 @@ def _refuse_an_empty_side(train: Sequence[Example], held_out: Sequence[Example],
     """
     if not train and not share:
         raise DataError("data.parts: the weights leave no example to train on; raise one of them")
-    empty = "to train on" if not train else "held out" if share and not held_out else None
+    empty = "left to train on" if not train else "held out" if share and not held_out else None
     if empty is not None:
         raise DataError(
             f"data.held_out={share:g}: of {len(train) + len(held_out):,} examples, none is {empty}; a hash of the "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from itertools import groupby, takewhile
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.examples.answers import AnswerTokenizer
 from ray_rl.data.formats.record import Content
 from ray_rl.data.messages import as_messages
+from ray_rl.data.tokenizer import squeezed
 from ray_rl.errors import DataError
 from ray_rl.types import Message
 
@@ -90,10 +92,12 @@ class TurnTokenizer:
         start = len(before[last])
         shown = self._shown((*turns, *completion[: last + 1]), before[last], completion[last].content)
         if shown is None:
-            # The template does not write the last answer as an engine would sample it: it is trained on as it is.
-            token_ids = [*before[last], *self._answers.whole(before[last], completion[last].content)]
-            is_marked = np.ones(len(token_ids), np.bool_)
+            # The template does not write the last answer as an engine would sample it: it is used as it is.
+            text = completion[last].content
+            token_ids = [*before[last], *self._answers.whole(before[last], text)]
+            is_marked = np.zeros(len(token_ids), np.bool_)
             is_marked[:start] = self._tokenizer.marked((*turns, *completion[:last]), answered=False).is_generated
+            is_marked[start:] = self._is_marked((*turns, *completion[: last + 1]), before[last], text)
         else:
             token_ids, is_marked = shown
         is_trained = np.zeros(len(token_ids), np.bool_)
@@ -122,6 +126,31 @@ class TurnTokenizer:
         is_marked[slice(*span)] = self._to_the_end(token_ids[slice(*span)], is_marked[slice(*span)])
         return token_ids, is_marked
 
+    def _is_marked(self, conversation: Sequence[Message], before: Sequence[int], text: str) -> bool:
+        """Returns whether the last answer is marked, which the template shows otherwise than an engine would sample it.
+
+        Raises:
+            DataError: a part of it is marked, and its place in the answer is not known.
+        """
+        marked = self._tokenizer.marked(conversation, answered=True)
+        start = _same(marked.token_ids, before)
+        end = self._answers.end_after(marked.token_ids, start)
+        turn = slice(start, None if end is None else end + 1)
+        token_ids, is_generated = marked.token_ids[turn], marked.is_generated[turn]
+        if not is_generated.any():
+            return False
+        for is_run_marked, run in groupby(zip(is_generated, token_ids, strict=True), key=itemgetter(0)):
+            decoded = self._tokenizer.model_tokenizer.decode([token for _, token in run], skip_special_tokens=False)
+            shown = squeezed(decoded)
+            # What is not of the answer is what the template writes around it.
+            if not is_run_marked and shown in squeezed(text) and any(map(str.isalnum, shown)):
+                raise DataError(
+                    f"the chat template does not mark a part of the answer, {decoded[:60]!r}, and does not show the "
+                    "answer as the model would sample it, so that it is not known which part to train on; set "
+                    "model.chat_template to one that marks whole answers, or has no markers"
+                )
+        return True
+
     def _to_the_end(self, token_ids: Sequence[int], is_marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Returns the marks of an answer, which reach to the token that ends it if only space is between."""
         places = np.flatnonzero(is_marked)
@@ -136,13 +165,18 @@ class TurnTokenizer:
 
     def _place(self, token_ids: Sequence[int], before: Sequence[int], last: int) -> tuple[int, int]:
         """Returns where a turn that is not shown exactly is: up to its end, or to the prompt of the last answer."""
-        pairs = zip(token_ids, before, strict=False)
-        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        start = _same(token_ids, before)
         end = self._answers.end_after(token_ids, start) if start == len(before) else None
         return start, last if end is None else end + 1
 
     def _encode(self, prompt: Content) -> tuple[int, ...]:
         return self._tokenizer.encode(prompt, chat=self._chat)
+
+
+def _same(token_ids: Sequence[int], before: Sequence[int]) -> int:
+    """Returns the number of tokens at the start that are the same."""
+    pairs = zip(token_ids, before, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def rewritten(text: str) -> DataError:

@@ -50,6 +50,14 @@ FORMATS: Mapping[str, Format] = {
 }
 """The forms of data sets for offline training, by `data.format`."""
 
+RENAMED: Mapping[Wanted, str] = {
+    "demonstration": "{prompt: question, completion: answer}",
+    "comparison": "{prompt: question, chosen: better, rejected: worse}",
+    "judged": "{prompt: question, completion: answer}",
+    "steps": "{prompt: question, completions: steps}",
+}
+"""An example of `data.columns` for each kind of record."""
+
 
 def choose_format(name: str, first: Sequence[SourceRecord], *, wanted: Wanted) -> Format:
     """Returns the form of a data set: the one that is named, or for "auto" the only one that its first rows have.
@@ -72,7 +80,7 @@ def choose_format(name: str, first: Sequence[SourceRecord], *, wanted: Wanted) -
     if not fitting:
         raise DataError(
             f"{where}: {_seen(first)}, as in no known form of data; {_kinds(wanted)} needs {_described(wanted)}; "
-            "rename columns, for example data.columns: {prompt: question, completion: answer}"
+            f"rename columns, for example data.columns: {RENAMED[wanted]}"
         )
     if len(fitting) > 1:
         names = " or ".join(each.name for each in fitting)
@@ -81,6 +89,7 @@ def choose_format(name: str, first: Sequence[SourceRecord], *, wanted: Wanted) -
     if found.wanted != wanted:
         raise DataError(
             f"{where}: {_seen(first)}: {_other(found, wanted)}, or data.format if the rows have one of these forms too"
+            f"{_imitation(first, wanted)}"
         )
     return found
 
@@ -90,6 +99,14 @@ def _other(found: Format, wanted: Wanted) -> str:
         f"this is data for {_kinds(found.wanted)} ({found.name}: {found.line}), and {_kinds(wanted)} needs "
         f"{_described(wanted)}; set algorithm.kind to {_kinds(found.wanted)}"
     )
+
+
+def _imitation(first: Sequence[SourceRecord], wanted: Wanted) -> str:
+    """Returns how the better answers of pairs are imitated, if the prompt has a column of its own; else ""."""
+    content = first[0].content
+    is_pair = isinstance(content, Mapping) and {"prompt", "chosen", "rejected"} <= content.keys()
+    chosen = "; or, to imitate the chosen answers, set data.columns: {completion: chosen}"
+    return chosen if is_pair and wanted == "demonstration" else ""
 
 
 def _kinds(wanted: Wanted) -> str:

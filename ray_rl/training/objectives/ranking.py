@@ -26,8 +26,8 @@ class RewardObjective(EveryRow):
 
     Each member of an ensemble has a bootstrap sample of its own: a pair counts as often as a draw from Poisson(1) says,
     always the same for this member, pair and seed. Source: Oza and Russell 2001, "Online bagging and boosting". The
-    metrics are means over members and their pairs; an evaluation counts each pair once, and its accuracy is that of the
-    mean score (see `Calibration`).
+    metrics are means over members and their pairs; an evaluation counts each pair once, and its accuracy and ties are
+    those of the mean score (see `Calibration`).
     """
 
     name: ClassVar[str] = "reward_model"

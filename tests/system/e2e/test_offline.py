@@ -259,6 +259,7 @@ def test_a_run_out_of_patience_ends_and_exports_its_best_step_and_a_resume_has_n
 
     again = run(stalled.place, "resume", str(stalled.folder))
     assert again.code == 0, again.stderr
-    assert f"the run ended early, after step {last}; raise run.patience to train on\n" in again.stdout
+    assert f"the run ended early, after step {last} of " in again.stdout
+    assert f"(run.patience={PATIENCE}); set run.patience=null to train on\n" in again.stdout
     assert again.metrics == stalled.metrics
     assert (stalled.folder / "export" / "model.safetensors").read_bytes() == before

@@ -25,10 +25,10 @@ def problems(path, *overrides):
     [
         ("train: {lerning_rate: 1}", "train.learning_rate"),
         ("train: {zero-stage: 1}", "train.zero_stage"),
-        ("train: {max_tokens: 1}", "data.max_tokens or rollout.max_tokens"),
+        ("train: {max_tokens: 1}", "rollout.max_tokens"),
         ("rollout: {target: 1}", "rewards.1.target"),
-        ("learning_rate: 1", "train.learning_rate or critic.learning_rate"),
-        ("lerning_rate: 1", "train.learning_rate or critic.learning_rate"),
+        ("learning_rate: 1", "train.learning_rate"),
+        ("lerning_rate: 1", "train.learning_rate"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write, more, nearest):

@@ -5,24 +5,27 @@ import re
 
 import pytest
 
-from ray_rl.config.loading.foreign_words import FOREIGN, NOTES, our_word
+from ray_rl.config.loading.foreign_words import FOREIGN, FOREIGN_OFFLINE, FOREIGN_ONLINE, NOTES, our_word
+from ray_rl.config.loading.lacking import KINDS, lacks
 from ray_rl.config.loading.load import load_config
-from ray_rl.config.loading.schema import all_keys, sections_of
+from ray_rl.config.loading.schema import all_keys
+from ray_rl.config.loading.yaml_tree import Located, parse
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
 
 KEYS = set(all_keys(RunConfig)) | {"rewards", "reward"}
+NOTHING = Located({}, "nothing")
 
 
 def test_there_are_many_words_and_each_leads_to_keys_that_exist():
     assert len(FOREIGN) > 150
-    for word, ours in FOREIGN.items():
+    for word, ours in [*FOREIGN.items(), *FOREIGN_ONLINE.items(), *FOREIGN_OFFLINE.items()]:
         sections = set(RunConfig.model_fields)
         text = ours if isinstance(ours, str) else ""
         named = re.findall(r"\b([a-z_]+(?:\.[a-z_0-9]+)+)\b", text)
         keys = [*([] if text else ours), *(key for key in named if key.split(".")[0] in sections)]
         assert set(keys) <= KEYS, word
-        assert keys or "remove it" in text or "resume" in text or "algorithm.loss" in text, word
+        assert keys or re.search("remove it|resume|algorithm.loss|data.too_long", text), word
     assert set(NOTES) <= KEYS
 
 
@@ -49,15 +52,29 @@ def test_no_word_hides_a_key_of_the_same_name_in_its_own_section(load):
         ("actor_rollout_ref.rollout.n=4", "here it is called algorithm.group_size"),
         ("actor_rollout_ref.model.path=a", "here it is called model.path"),
         ("data.train_files=a.parquet", "here it is called data.path"),
-        ("trainer.total_epochs=3", "here it is called run.epochs (of algorithms that learn from examples; "),
-        ("num_train_epochs=3", "here it is called run.epochs (of algorithms that learn from examples; rollouts have"),
+        (
+            "trainer.total_epochs=3",
+            "here it is called run.epochs, but algorithm.kind=grpo does not read it; remove it, and set run.steps",
+        ),
         ("num_episodes=3", "the length of a run is run.steps"),
         ("algorithm.beta=0.1", "here it is called algorithm.kl.coefficient"),
-        ("precompute_ref_log_probs=true", "here it is called reference.when"),
-        ("max_seq_length=512", "here it is called data.max_tokens (prompt and answer of an example)"),
-        ("rpo_alpha=1", "here it is called algorithm.likelihood.coefficient"),
-        ("assistant_only_loss=true", "here it is called algorithm.train_on"),
-        ("metric_for_best_model=loss", "here it is called checkpoint.keep_best"),
+        ("precompute_ref_log_probs=true", "here it is called reference.when, but algorithm.kind=grpo does not read"),
+        (
+            "max_seq_length=512",
+            "here it is called data.max_tokens, but algorithm.kind=grpo does not read it; remove it; "
+            "data.max_prompt_tokens and rollout.max_tokens are the limits",
+        ),
+        ("max_length=512", "here it is called data.max_prompt_tokens and rollout.max_tokens"),
+        ("train_batch_size=8", "here it is called algorithm.prompts_per_step (prompts, not completions)"),
+        ("rpo_alpha=1", "here it is called algorithm.likelihood.coefficient, but algorithm.kind=grpo has no such key"),
+        ("assistant_only_loss=true", "here it is called algorithm.train_on, but algorithm.kind=grpo has no such key"),
+        ("metric_for_best_model=loss", "here it is called checkpoint.keep_best, but algorithm.kind=grpo does not"),
+        ("critic_warmup=3", "here it is called critic.warmup_steps, but algorithm.kind=grpo has no critic; remove it"),
+        ("vllm_mode=colocate", "here it is called cluster.colocate"),
+        (
+            "data.dataset_name=a/b",
+            "here it is called data.name, but data.kind=addition has no such key; set data.kind to hub, or remove it",
+        ),
         ("trainer.n_gpus_per_node=8", "here it is called cluster.gpus_per_node"),
         ("wandb.project=x", "there is no upload"),
         ("per_device_train_batch_size=8", "micro-batches have a budget of tokens, train.micro_batch_tokens"),
@@ -99,12 +116,46 @@ lr: 1
     ]
 
 
+@pytest.mark.parametrize(
+    ("override", "ours"),
+    [
+        ("temperature=1", "here it is called rollout.temperature, but algorithm.kind=sft samples nothing; remove it"),
+        ("top_k=50", "nothing is sampled; remove it"),
+        ("num_train_epochs=3", "here it is called run.epochs (of algorithms that learn from examples; rollouts have"),
+        ("train_batch_size=8", "here it is called algorithm.batch_size (examples of an optimizer step, over all "),
+        ("max_length=512", "here it is called data.max_tokens (prompt and answer of an example)"),
+        ("max_prompt_length=512", "here it is called data.max_prompt_tokens, but algorithm.kind=sft does not read it;"),
+        ("truncation=left", "data.too_long says what happens to longer examples than data.max_tokens; set it"),
+        ("beta=0.1", "here it is called algorithm.kl.coefficient, but algorithm.kind=sft has no such key; remove it"),
+        ("ref_model=a", "here it is called reference.path, but algorithm.kind=sft has no reference; remove it"),
+        ("engines=2", "it is like rollout.engines, but algorithm.kind=sft samples nothing; remove it"),
+        ("rollout.temprature=1", "rollout: algorithm.kind=sft samples nothing; remove it"),
+        ("max_prompt_tokens=9", "it is like data.max_prompt_tokens, but algorithm.kind=sft does not read it; remove"),
+    ],
+)
+def test_a_key_is_suggested_only_to_an_algorithm_that_reads_it(write, override, ours):
+    config = "run: {name: a}\nmodel: {path: a}\ndata: {kind: jsonl, path: a}\nalgorithm: {kind: sft}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(config), [override])
+    assert str(caught.value).startswith(f"override '{override}': unknown key; {ours}")
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_key_in_a_message_is_one_that_the_kind_reads_or_is_said_to_lack(kind):
+    tree = parse(f"algorithm: {{kind: {kind}}}", "run.yaml")
+    for word in FOREIGN:
+        said, _, reason = (our_word(word, tree) or "").partition(", but ")
+        named = set(re.findall(r"[a-z_0-9]+(?:\.[a-z_0-9]+)+", said.partition(" (")[0])) & KEYS
+        lacking = {key for key in named if lacks(key, tree)}
+        assert not lacking or (len(named) == 1 and reason), (word, said)
+
+
 def test_no_key_is_said_to_be_called_like_itself():
     for key in KEYS:
-        assert not re.search(rf"called (.* and )?{re.escape(key)}( |$)", our_word(key) or ""), key
+        assert not re.search(rf"called (.* and )?{re.escape(key)}( |$)", our_word(key, NOTHING) or ""), key
 
 
-@pytest.mark.parametrize("kind", list(sections_of(RunConfig.model_fields["algorithm"].annotation)))
+@pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_word_of_another_system_is_never_called_like_itself_in_any_kind(write, kind):
     given = {word: 1 for word in FOREIGN if "." not in word}
     with pytest.raises(ConfigError) as caught:
@@ -123,6 +174,8 @@ def test_a_key_that_some_kinds_have_is_not_renamed_where_the_kind_is_missing(wri
 
 
 def test_a_key_of_ours_in_the_wrong_section_is_still_found(load):
-    with pytest.raises(ConfigError, match=r"did you mean train.weight_decay or critic.weight_decay\?"):
+    with pytest.raises(ConfigError, match=r"did you mean train.weight_decay\?"):
         load("run.weight_decay=1")
-    assert our_word("weight_decay") is None
+    with pytest.raises(ConfigError, match=r"did you mean train.weight_decay or critic.weight_decay\?"):
+        load("run.weight_decay=1", "algorithm.kind=ppo")
+    assert our_word("weight_decay", NOTHING) is None

@@ -12,6 +12,7 @@ from ray_rl.config.online import OnlineKinds
 from ray_rl.config.roles import roles_of
 from ray_rl.config.rules.check import check
 from ray_rl.config.rules.resume import changes
+from ray_rl.data.chat import uses_chat
 from ray_rl.errors import ConfigError
 
 SMALLEST = """\
@@ -164,7 +165,8 @@ def test_a_section_without_meaning_is_refused(refused, section, message):
         (
             "train.schedule.warmup_steps=10",
             "train.schedule.warmup_steps=10: the run has 10 optimizer steps (run.steps 10 * 1 a step), so the learning "
-            "rate would never reach its peak; set train.schedule.warmup_steps to 9 or less, or raise run.steps",
+            "rate would never reach its peak; set train.schedule.warmup_steps to 9 or less, or raise run.steps or "
+            "run.epochs",
         ),
         (
             "data.max_tokens=8193",
@@ -192,8 +194,8 @@ def test_a_section_without_meaning_is_refused(refused, section, message):
         ),
         (
             "checkpoint.keep_best=eval/loss",
-            "checkpoint.keep_best=eval/loss: it is measured only in evaluations; set run.evaluate_every, or remove "
-            "checkpoint.keep_best",
+            "checkpoint.keep_best=eval/loss: it is measured only in evaluations; set run.evaluate_every and "
+            "data.held_out, or remove checkpoint.keep_best",
         ),
         (
             "run.patience=2",
@@ -292,6 +294,16 @@ def test_a_format_of_examples_is_refused_where_rollouts_are_learnt_from(load, wr
         check(config, visible_gpus=0)
 
 
+@pytest.mark.parametrize("data", ["data.chat=false", "data={kind: mixture, parts: [{source: %s}]}"])
+def test_a_system_prompt_needs_the_chat_template(refused, data):
+    key = "data.parts.0.source" if "mixture" in data else "data"
+    message = refused(data.replace("%s", "{kind: jsonl, path: examples.jsonl, chat: false}"), "data.system_prompt=Hi")
+    assert message == (
+        f"data.system_prompt=Hi: it is a message for the chat template, and {key}.chat=false feeds text without one; "
+        "remove it, or put it into the text of the prompts"
+    )
+
+
 class TestMixture:
     MIXTURE = "data={kind: mixture, max_tokens: 99, parts: [{source: {kind: jsonl, path: examples.jsonl}}, %s]}"
 
@@ -324,6 +336,16 @@ class TestMixture:
     )
     def test_a_part_is_checked_like_a_source(self, refused, part, message):
         assert refused(self.MIXTURE % part).startswith(message)
+
+    def test_a_reward_model_reads_all_parts_in_one_way(self, offline, refused):
+        mixed = self.MIXTURE % "{source: {kind: jsonl, path: examples.jsonl, chat: false}}"
+        assert refused("algorithm={kind: reward_model}", mixed) == (
+            "data.parts.1.source.chat=false: other parts go through the chat template, and a reward model reads all "
+            "texts in one way; set the same value in all parts"
+        )
+        check(offline("algorithm={kind: sft}", mixed), visible_gpus=0)
+        plain = "data={kind: mixture, parts: [{source: {kind: jsonl, path: examples.jsonl, chat: false}}]}"
+        assert (uses_chat(offline(mixed).data), uses_chat(offline(plain).data)) == (True, False)
 
     def test_it_is_refused_where_rollouts_are_learnt_from(self, load):
         with pytest.raises(ConfigError, match=r"^data.kind=mixture: algorithm.kind=grpo learns from rollouts"):

@@ -122,12 +122,6 @@ def test_lengths_are_checked_where_the_caller_says_that_the_model_lies(run_confi
         check_data(config, model_folder=write_tokenizer(tmp_path / "model"))
 
 
-def test_a_system_prompt_needs_the_chat_template(run_config, jsonl):
-    data = {"kind": "jsonl", "path": jsonl({"prompt": "What"}), "chat": False, "system_prompt": "Be brief"}
-    with pytest.raises(ConfigError, match=r"data.system_prompt needs the chat template, but data.chat=false"):
-        check_data(run_config(data))
-
-
 def test_the_checks_load_no_torch():
     code = "import sys, ray_rl.app.data_checks; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -189,9 +189,9 @@ async def test_the_baseline_of_an_evaluation_leaves_out_partners_without_a_finit
 
 
 async def test_the_accuracy_of_an_ensemble_is_that_of_its_mean_score(loop):
-    """Both members are right about another pair of three, and their mean about both of these."""
-    members = np.array([[4.0, -1.0, -1.0], [-1.0, 4.0, -1.0]])
-    one = loop(kind="reward_model", steps=1, held_out=3, algorithm={"members": 2})
+    """Each member is right about one pair, and their mean about both. No member has the tie that their mean has."""
+    members = np.array([[4.0, -1.0, 2.0, 0.0], [-1.0, 4.0, -2.0, -1.0]])
+    one = loop(kind="reward_model", steps=1, held_out=4, algorithm={"members": 2})
     margins = dict(zip((each.id for each in one.examples.held_out), members.mean(0), strict=True))
 
     async def scores(batch):
@@ -203,11 +203,15 @@ async def test_the_accuracy_of_an_ensemble_is_that_of_its_mean_score(loop):
     async def evaluate(batch):
         own = [list(margins).index(id) for id in batch.ids]
         right = int((members[:, own] > 0).sum())
-        return [Mean("reward_model/loss", 1.0, 1), Mean("reward_model/accuracy", right, 2 * len(own))]
+        tied = int((members[:, own] == 0).sum())
+        shares = {"accuracy": right, "tied": tied}
+        of_members = [Mean(f"reward_model/{name}", count, 2 * len(own)) for name, count in shares.items()]
+        return [Mean("reward_model/loss", 1.0, 1), *of_members]
 
     one.actor.logprobs, one.actor.evaluate = scores, evaluate
     await one.train()
     (line,) = one.lines()
-    assert line["eval/accuracy"] == pytest.approx(2 / 3)
-    assert line["eval/accuracy_low"] < 2 / 3 < line["eval/accuracy_high"]
+    assert line["eval/accuracy"] == pytest.approx(2 / 4)
+    assert line["eval/accuracy_low"] < 2 / 4 < line["eval/accuracy_high"]
+    assert line["eval/tied"] == pytest.approx(1 / 4)
     assert not math.isnan(NAN if line["eval/calibration_error"] is None else line["eval/calibration_error"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.errors import DataError, Preempted, TrainingError
 from ray_rl.loops.reference import SCORED_AT_ONCE, mismatched
+from ray_rl.loops.resuming import is_finished, opened
 from ray_rl.metrics.metric import Mean
 from ray_rl.types import Example
 from tests.unit.loops.offline import NAN, answer, pair
@@ -271,7 +273,14 @@ async def test_a_run_whose_evaluations_do_not_improve_ends_early_and_stays_ended
     assert nine.is_finished()
     assert "eval/loss was best after step 2, 0.4, and 2 evaluations since then were not better" in nine.said()
     assert "Done: 4 of 9 steps" in nine.said()
-    assert "run.patience=null" in nine.said()
+    assert f"ray-rl resume {nine.folder.root} run.patience=null" in nine.said()
+    said: list[str] = []
+    with ExitStack() as stack:
+        assert opened(nine.config, stack, resume="required", note=said.append) is None
+    ended = f"{nine.folder.root}: the run ended early, after step 4 of 9 (run.patience=2); "
+    assert said == [f"{ended}set run.patience=null to train on"]
+    unlimited = nine.config.model_copy(update={"run": nine.config.run.model_copy(update={"patience": None})})
+    assert not is_finished(unlimited, nine.folder, nine.store.latest(print))
 
     longer = loop(steps=9, patience=3, evaluations=[0.7], **run)
     assert not longer.is_finished()
@@ -359,6 +368,7 @@ async def test_a_score_that_is_nan_has_no_calibration_and_is_never_the_best_one(
     two.actor.nonfinite.update(each.id for each in two.examples.held_out)
     await two.train()
     line = two.lines()[-1]
-    assert (line["eval/calibration_error"], line["eval/accuracy"]) == (None, None)  # as JSON has no nan
+    # JSON has no nan.
+    assert [line[f"eval/{name}"] for name in ("calibration_error", "accuracy", "tied")] == [None, None, None]
     assert two.actor.journal[-1] == "export step 2"
     assert not two.folder.checkpoints.exists()

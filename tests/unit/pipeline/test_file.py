@@ -133,9 +133,30 @@ def test_what_is_wrong_in_a_pipeline_is_said_with_its_place(file, overrides, mes
     assert str(caught.value).startswith(message.replace("HERE", str(file.parent)))
 
 
+def test_a_system_prompt_is_refused_if_the_reward_model_will_be_trained_on_plain_text(file):
+    prompt = "ppo.data.system_prompt=Be brief."
+    assert len(stages(file, prompt)) == 3
+    with pytest.raises(ConfigError) as caught:
+        stages(file, prompt, "reward.data.chat=false")
+    assert str(caught.value) == (
+        f"stage ppo: {file.parent}/ppo.yaml: data.system_prompt='Be brief.': the reward model of stage reward is "
+        "trained on plain text (data.chat=false), and reads no system message; remove data.system_prompt, or set "
+        "reward.data.chat=true"
+    )
+    # The policy may have been trained on plain text.
+    assert len(stages(file, prompt, "sft.data={kind: jsonl, path: a.jsonl, chat: false}")) == 3
+
+
 def test_two_stages_of_one_name_are_refused(file):
     file.write_text(STAGES.replace("name: ppo", "name: sft"))
     with pytest.raises(ConfigError, match=r"pipeline.yaml:6: stages.2.name=sft: an earlier stage has the same name"):
+        load_pipeline(file)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("launch", "launch.key=value sets"), ("lock", "has a file lock, where")])
+def test_a_stage_cannot_have_a_name_that_the_pipeline_uses_otherwise(file, name, reason):
+    file.write_text(STAGES.replace("name: ppo", f"name: {name}"))
+    with pytest.raises(ConfigError, match=rf"pipeline.yaml:6: stages.2.name={name}: .*{reason}.*; rename the stage"):
         load_pipeline(file)
 
 

@@ -163,6 +163,7 @@ def test_the_end_behind_a_text_that_is_not_marked_is_not_trained_on(bytes_tokeni
 
 
 LAST = "m.role == 'assistant' and loop.last"
+DROPPED = "text.split('</think>')[-1].lstrip('\n')"
 MARKED = "{% generation %}{{ text }}<|im_end|>\n{% endgeneration %}"
 
 
@@ -190,12 +191,37 @@ def test_an_earlier_turn_without_marks_is_context_of_marked_ones(bytes_tokenizer
 
 
 def test_earlier_turns_keep_their_marks_where_the_last_one_is_trained_on_as_it_is(bytes_tokenizer):
+    """This template drops every thought, and marks what is left."""
+    tokenizer = bytes_tokenizer(chatml(MARKED.replace("text", DROPPED)))
+    turns = answered("Yes.", "Why?", THOUGHT.format("hm", "So."))
+    example = example_of(tokenizer, Demonstration(said("6*7?"), turns))
+    assert trained(tokenizer, example) == ["Yes.<|im_end|>", THOUGHT.format("hm", "So.<|im_end|>")]
+
+
+def test_a_last_answer_without_marks_is_context_also_where_it_is_not_shown_as_it_is_sampled(bytes_tokenizer):
     """This template drops every thought, and marks answers that had none."""
     dropping = chatml(MARKED, assistant="m.role == 'assistant' and '</think>' not in text")
     tokenizer = bytes_tokenizer(dropping)
     turns = answered(THOUGHT.format("7*6", "42"), "Sure?", "Yes.", "Why?", THOUGHT.format("hm", "So."))
     example = example_of(tokenizer, Demonstration(said("6*7?"), turns))
-    assert trained(tokenizer, example) == ["Yes.<|im_end|>", THOUGHT.format("hm", "So.<|im_end|>")]
+    assert trained(tokenizer, example) == ["Yes.<|im_end|>"]
+    for record in (THOUGHTS, Judged("6*7?", THOUGHT.format("7*6", "42"), True)):
+        with pytest.raises(Unusable, match="no token to train on"):
+            example_of(tokenizer, record)
+
+
+def test_an_answer_of_which_an_unknown_part_is_marked_is_refused(bytes_tokenizer):
+    """This template drops every thought, and does not mark the first line of what is left."""
+    first, rest = f"{{{{ ({DROPPED}).split('\n')[0] }}}}", f"{{{{ '\n' ~ ({DROPPED}).split('\n')[1] }}}}"
+    tokenizer = bytes_tokenizer(chatml(f"{first}{{% generation %}}{rest}<|im_end|>\n{{% endgeneration %}}"))
+    assert trained(tokenizer, example_of(tokenizer, Judged("6*7?", "So:\n42", True))) == ["\n42<|im_end|>"]
+    with pytest.raises(DataError, match="the chat template does not mark a part of the answer, 'So:', and does not"):
+        example_of(tokenizer, Judged("6*7?", THOUGHT.format("7*6", "So:\n42"), True))
+    # What the template writes before the answer is no part of it.
+    opened = f"<think></think>{{% generation %}}{{{{ {DROPPED} }}}}<|im_end|>\n{{% endgeneration %}}"
+    tokenizer = bytes_tokenizer(chatml(opened))
+    answer = THOUGHT.format("7*6", "42")
+    assert trained(tokenizer, example_of(tokenizer, Judged("6*7?", answer, True))) == [f"{answer}<|im_end|>"]
 
 
 def test_an_empty_thought_that_the_template_marks_is_trained_on_in_the_last_turn(bytes_tokenizer):

@@ -68,6 +68,7 @@ def test_data_of_another_kind_is_refused_with_the_algorithm_for_it():
         "(preference: chosen and rejected answers",
         "and sft needs data in one of the forms prompt_completion (prompt, completion); messages (messages);",
         "set algorithm.kind to reward_model, dpo, ipo, orpo or simpo, or data.format if the rows have one of",
+        "; or, to imitate the chosen answers, set data.columns: {completion: chosen}",
     ):
         assert part in str(refusal.value)
     with pytest.raises(ConfigError, match=r"data.format=kto: this is data for kto .* set algorithm.kind to kto$"):
@@ -89,6 +90,8 @@ def test_rows_of_no_known_form_are_refused_with_their_columns_and_those_of_the_f
     )
     with pytest.raises(DataError, match=r"t.jsonl:1: \['Hi'\] is not an object with columns, as in no known form"):
         choose_format("auto", source_records(["Hi"]), wanted="judged")
+    with pytest.raises(DataError, match=r"data.columns: {prompt: question, chosen: better, rejected: worse}$"):
+        choose_format("auto", source_records({"question": "1+1?", "answer": "2"}), wanted="comparison")
 
 
 def test_a_file_with_rows_of_two_forms_is_refused_until_one_is_named():
