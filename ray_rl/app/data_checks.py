@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ray_rl.catalog.shapes import read_settings, reads_chat
 from ray_rl.config.data import Addition, CustomSource, DataConfig, Hub, Mixture, ReasoningGym
 from ray_rl.config.rewards import CustomReward
 from ray_rl.config.run import RunConfig
 from ray_rl.data.ahead import check_rows
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.examples.reading import Reading, sources_of
+from ray_rl.data.messages import as_messages
 from ray_rl.data.opening import open_rows
 from ray_rl.data.order import epoch_order
 from ray_rl.data.procedural import check_task
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.rows import Row
+from ray_rl.errors import DataError
 from ray_rl.isolation.checking import check_function
 
 FIRST_ROWS = 256
@@ -74,7 +77,7 @@ def check_data(
     rows = open_rows(data, seed=config.run.seed)
     for line in rows.notes:
         say(f"data: {line}")
-    checked = CheckedRows(config.data, config.rewards, rows, row_checks)
+    checked = CheckedRows(config.data, config.rewards, rows, [*row_checks, *_plain_readers(config)])
     seconds = data.check_s if with_tokenizer else min(data.check_s, QUICK_S)
     size = min(len(rows), FIRST_ROWS) if isinstance(data, Addition | ReasoningGym) else len(rows)
     # The first row is checked even if there is no time.
@@ -89,6 +92,23 @@ def check_data(
         checked.refuse_if_all_are_longer()
     _report(checked, is_complete=is_complete, say=say)
     return checked
+
+
+def _plain_readers(config: RunConfig) -> list[Callable[[Row], None]]:
+    """Returns a check of rows if a reward model was trained on plain text: it reads prompts of one message."""
+    paths = [] if config.reward_models is None else config.reward_models.paths
+    plain = [path for path in paths if not reads_chat(read_settings(path) or {})]
+
+    def check(row: Row) -> None:
+        roles = [message.role for message in as_messages(row.prompt, "user")]
+        if roles != ["user"]:
+            raise DataError(
+                f"{row.id}: the prompt has the turns {', '.join(roles)}, and the reward model {plain[0]} was trained "
+                "on plain text (data.chat=false), so it reads a question and its answer; give prompts of one message "
+                "of the user, or train the reward model with data.chat=true"
+            )
+
+    return [check] if plain else []
 
 
 def _report(checked: CheckedRows, *, is_complete: bool, say: Callable[[str], None]) -> None:

@@ -122,6 +122,18 @@ def test_lengths_are_checked_where_the_caller_says_that_the_model_lies(run_confi
         check_data(config, model_folder=write_tokenizer(tmp_path / "model"))
 
 
+def test_a_conversation_is_refused_for_a_reward_model_that_reads_plain_text(run_config, jsonl, tmp_path):
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "config.json").write_text('{"ray_rl_chat": false}')
+    turns = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "What"}]
+    data = {"kind": "jsonl", "path": jsonl({"prompt": "What"}, {"prompt": turns[1:]}, {"prompt": turns})}
+    judge = {"kind": "model", "paths": [str(tmp_path / "judge")]}
+    with pytest.raises(DataError, match=r"^train.jsonl:3: the prompt has the turns system, user, and the reward model"):
+        check_data(run_config(data, judge))
+    (tmp_path / "judge" / "config.json").write_text("{}")
+    check_data(run_config(data, judge))
+
+
 def test_the_checks_load_no_torch():
     code = "import sys, ray_rl.app.data_checks; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
