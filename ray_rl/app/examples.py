@@ -8,11 +8,12 @@ from pathlib import Path
 
 from ray_rl.config import RunConfig
 from ray_rl.config.loading.explain import as_one_message
-from ray_rl.config.offline import ProcessRewardModel, RewardModel, Sft
+from ray_rl.config.offline import Kto, ProcessRewardModel, RewardModel, Sft
 from ray_rl.config.rules.algorithm import training_rules
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.examples.load import Examples, load_examples
 from ray_rl.errors import ConfigError
+from ray_rl.loops.reference import require_several_prompts
 
 
 def load(config: RunConfig, *, folder: Path | str, say: Callable[[str], None]) -> Examples:
@@ -41,6 +42,8 @@ def load(config: RunConfig, *, folder: Path | str, say: Callable[[str], None]) -
             examples = loaded()
     for line in examples.lines:
         say(f"data: {line}")
+    if isinstance(algorithm, Kto):
+        require_several_prompts(examples.train)
     if len(examples.train) < algorithm.batch_size:
         say(
             f"data: a step of algorithm.batch_size={algorithm.batch_size} has some of the {len(examples.train)} "

@@ -196,16 +196,25 @@ def mismatched(examples: Sequence[Example]) -> dict[str, Example]:
     Raises:
         DataError: all prompts are the same.
     """
-    if len({each.prompt_ids for each in examples}) < 2:
-        raise DataError(
-            f"data: all {len(examples)} examples have the same prompt, but KTO's baseline gives each prompt the answer "
-            "to another one; add examples with other prompts"
-        )
+    require_several_prompts(examples)
     rows = mismatched_rows([each.prompt_ids for each in examples])
     pairs = [(examples[row], examples[other]) for row, other in rows.tolist()]
     longest = max(map(_length, examples))
     mixed = {one.id: replace(one, id=f"{one.id} with {other.id}", answers=other.answers) for one, other in pairs}
     return {id: each for id, each in mixed.items() if _length(each) <= longest}
+
+
+def require_several_prompts(examples: Sequence[Example]) -> None:
+    """Checks that KTO's baseline can give each prompt the answer to another one.
+
+    Raises:
+        DataError: all prompts are the same.
+    """
+    if len({each.prompt_ids for each in examples}) < 2:
+        raise DataError(
+            f"data: all {len(examples)} examples have the same prompt, but KTO's baseline gives each prompt the answer "
+            "to another one; add examples with other prompts"
+        )
 
 
 def _length(example: Example) -> int:

@@ -236,6 +236,9 @@ def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
         return f"did you mean {prefix}{near}?"
     if kinds:
         return f"it belongs to kind {' and '.join(kinds)}; set {prefix}kind or remove it"
+    inside = [f"{prefix}{field}.{name}" for field in here if _has(spot.owner.model_fields[field].annotation, name)]
+    if len(inside) == 1 and lacks(inside[0], tree) is None:
+        return f"did you mean {inside[0]}?"
     same = [path for path, last in elsewhere.items() if last == name]
     if len(same) <= 3 and (meant := _meant(same, tree)):
         return meant
@@ -244,6 +247,11 @@ def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
     if near := nearest(_plain(name), sorted(set(elsewhere.values())), similarity=_SURE):
         return _meant([path for path, last in elsewhere.items() if last == near], tree)
     return f"remove it or use one of {', '.join(here)}"
+
+
+def _has(annotation: Any, name: str) -> bool:
+    """Returns whether an annotation allows sections that have a key."""
+    return any(name in section.model_fields for section in sections_of(annotation).values())
 
 
 def _meant(paths: Sequence[str], tree: Located) -> str:

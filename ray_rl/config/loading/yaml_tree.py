@@ -230,6 +230,8 @@ def parse(text: str, name: str) -> Located:
 def problem_of(error: yaml.MarkedYAMLError) -> str:
     """Returns the problem that PyYAML found, without its place."""
     what = ", ".join(part for part in (error.context, error.problem) if part)
+    if " alias" in what:
+        return f"{what}: text that begins with * must be in quotes"
     return f"{what}: a tab; YAML indents by spaces" if "'\\t'" in what else what
 
 

@@ -36,6 +36,9 @@ def summary(
     """Yields lines with the numbers of examples, and of those that were left out or cut, by reason."""
     held = f", {len(held_out):,} held out" if held_out else ""
     yield f"rows: {rows:,}; {NAMES[wanted]} to train on: {len(train):,}{held}; {_lengths([*train, *held_out])}"
+    if wanted == "judged":
+        desirable = sum(example.label is True for example in train)
+        yield f"of the answers to train on, {desirable:,} are desirable, and {len(train) - desirable:,} are not"
     if hygiene.left_out:
         yield f"{hygiene.left_out.total():,} left out: {reasons(hygiene)}"
     if hygiene.longest > hygiene.max_tokens:

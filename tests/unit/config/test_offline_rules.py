@@ -337,6 +337,12 @@ class TestMixture:
     def test_a_part_is_checked_like_a_source(self, refused, part, message):
         assert refused(self.MIXTURE % part).startswith(message)
 
+    def test_a_part_without_source_is_told_where_its_keys_belong(self, offline):
+        with pytest.raises(
+            ConfigError, match=r"data.parts.1.kind: unknown key, .*; did you mean data.parts.1.source.k"
+        ):
+            offline(self.MIXTURE % "{kind: jsonl, path: examples.jsonl}")
+
     def test_a_reward_model_reads_all_parts_in_one_way(self, offline, refused):
         mixed = self.MIXTURE % "{source: {kind: jsonl, path: examples.jsonl, chat: false}}"
         assert refused("algorithm={kind: reward_model}", mixed) == (

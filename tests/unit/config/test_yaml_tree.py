@@ -65,6 +65,14 @@ def test_an_anchor_may_be_used_again(write):
         ("# nothing\n", "run.yaml:1: the file is empty; write a mapping of sections such as `run:` and `model:`"),
         ("a: 1\n b: 2\n", "run.yaml:2: not valid YAML (mapping values are not allowed here); check the colons, "),
         ("a: [1\n", "run.yaml:2: not valid YAML (while parsing a flow sequence, "),
+        (
+            "a: *.jsonl\n",
+            "run.yaml:1: not valid YAML (while scanning an alias, expected alphabetic or numeric character",
+        ),
+        (
+            "a: *x\n",
+            "run.yaml:1: not valid YAML (found undefined alias 'x': text that begins with * must be in quotes); ",
+        ),
         ("a: 1\n---\nb: 2\n", "run.yaml:2: not valid YAML (expected a single document in the stream, "),
         ("1: a\n", "run.yaml:1: the key '1' is not text; put it in quotes"),
         ("? [a]\n: 1\n", "run.yaml:1: a key is a list; keys are text"),
@@ -121,9 +129,9 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 def test_what_would_cost_memory_or_hours_is_refused_at_once_in_one_sentence(write, text, message):
     path = write(text)
-    started = time.monotonic()
+    started = time.process_time()
     said = error_of(path)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert message in said
     assert len(said) < 300 and "\n" not in said
 

@@ -8,6 +8,8 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from ray_rl.app.examples import load
+from ray_rl.config import RunConfig
 from ray_rl.config.data import Addition, Csv, Jsonl, Parquet
 from ray_rl.data.examples.load import Examples, load_examples
 from ray_rl.data.examples.order import ExampleOrder
@@ -59,6 +61,23 @@ def test_the_user_sees_labels_margins_and_the_labels_of_steps(small, jsonl):
         ),
     ):
         assert line in pairs(small, Jsonl(path=jsonl(row)), wanted=wanted).lines
+
+
+def test_the_user_sees_how_many_answers_are_desirable_and_that_kto_needs_several_prompts(small, jsonl):
+    row = {"prompt": "6*7?", "completion": "42", "label": True}
+    path = jsonl(row, row | {"completion": "41", "label": False}, row | {"completion": "Yes"})
+    said = []
+    config = RunConfig.model_validate(
+        {
+            "run": {"name": "judged"},
+            "model": {"path": str(small.model_tokenizer.folder)},
+            "data": {"kind": "jsonl", "path": path},
+            "algorithm": {"kind": "kto"},
+        }
+    )
+    with pytest.raises(DataError, match="all 3 examples have the same prompt, but KTO's baseline"):
+        load(config, folder=config.model.path, say=said.append)
+    assert "data: of the answers to train on, 2 are desirable, and 1 are not" in said
 
 
 def test_the_user_sees_how_many_prompts_were_cut_and_which_repeats_were_left_out(small, jsonl):
