@@ -24,6 +24,9 @@ from ray_rl.errors import ConfigError
 SHARED_PREFIX = "ray_rl_shared_prefix"
 """The name of this attention in transformers."""
 
+BLOCK = 128
+"""Tokens of a prompt whose queries are multiplied together: of 32 to 512 the fastest for prompts of 512."""
+
 CHANGES_SCORES = ("s_aux", "softcap", "sliding_window", "position_bias")
 """Keywords under which transformers' models pass attention sinks, caps, windows and biases."""
 
@@ -239,11 +242,21 @@ def _view(x: Tensor, views: _Views) -> tuple[Tensor, Tensor]:
 
 
 def _prompts_attend(query: Tensor, key_NKPD: Tensor, value_NKPD: Tensor, layout: TreeLayout, scaling: float) -> Tensor:
-    """Returns [N * K * R * P, D]. Heads that share keys are rows of one product, so that keys are never copied."""
+    """Returns [N * K * R * P, D]. Heads that share keys are rows of one product, so that keys are never copied.
+
+    The queries of a long prompt come in blocks, each with the keys up to its end. That halves the work and the weights
+    that are kept.
+    """
     n, kh, p, size = key_NKPD.shape
-    scores = torch.matmul(query.view(n, kh, -1, size), key_NKPD.transpose(-1, -2))
-    weights = _Softmax.apply(scores.view(n, kh, -1, p, p), scaling, layout.prompt_bias_PP)
-    return torch.matmul(weights.view(n, kh, -1, p), value_NKPD).view(-1, size)
+    query_NKRPD, blocks = query.view(n, kh, -1, p, size), []
+    for first in range(0, p, BLOCK):
+        last = min(first + BLOCK, p)
+        key, value = key_NKPD[:, :, :last], value_NKPD[:, :, :last]
+        scores = torch.matmul(query_NKRPD[:, :, :, first:last].reshape(n, kh, -1, size), key.transpose(-1, -2))
+        bias = layout.prompt_bias_PP[first:last, :last]
+        weights = _Softmax.apply(scores.view(n, kh, -1, last - first, last), scaling, bias)
+        blocks.append(torch.matmul(weights.view(n, kh, -1, last), value).view(n, kh, -1, last - first, size))
+    return torch.cat(blocks, 3).view(-1, size)
 
 
 def _completions_attend(

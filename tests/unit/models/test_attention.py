@@ -9,7 +9,7 @@ from ray_rl.batching.encoding import encode
 from ray_rl.batching.micro_batches import MicroBatch, Tree
 from ray_rl.config.train import Packing
 from ray_rl.errors import ConfigError
-from ray_rl.models.attention import CHANGES_SCORES, SHARED_PREFIX, shared_prefix_attention, tree_layout
+from ray_rl.models.attention import BLOCK, CHANGES_SCORES, SHARED_PREFIX, shared_prefix_attention, tree_layout
 from ray_rl.models.policy import PolicyModel
 from ray_rl.models.residual import keep_residual_in_float32
 from ray_rl.types import TrainBatch
@@ -60,6 +60,12 @@ def losses_of_policy(
 @pytest.mark.parametrize("name", BATCHES)
 def test_shared_prefixes_give_the_logprobs_and_gradients_of_separate_sequences(name: str) -> None:
     batch = BATCHES[name]
+    logprobs_N, expected_N = losses_of_policy(tiny_llama(SHARED_PREFIX), batch, whole(batch))
+    assert torch.allclose(logprobs_N, expected_N, rtol=EXACT, atol=EXACT)
+
+
+def test_a_prompt_of_several_blocks_gives_the_logprobs_and_gradients_of_separate_sequences() -> None:
+    batch = ragged_batch((2 * BLOCK + 3, 5), (4, 2, 3, 1))
     logprobs_N, expected_N = losses_of_policy(tiny_llama(SHARED_PREFIX), batch, whole(batch))
     assert torch.allclose(logprobs_N, expected_N, rtol=EXACT, atol=EXACT)
 
