@@ -38,7 +38,7 @@ def summary(
     yield f"rows: {rows:,}; {NAMES[wanted]} to train on: {len(train):,}{held}; {_lengths([*train, *held_out])}"
     if wanted == "judged":
         desirable = sum(example.label is True for example in train)
-        yield f"of the answers to train on, {desirable:,} are desirable, and {len(train) - desirable:,} are not"
+        yield f"desirable answers to train on: {desirable:,}; undesirable: {len(train) - desirable:,}"
     if hygiene.left_out:
         yield f"{hygiene.left_out.total():,} left out: {reasons(hygiene)}"
     if hygiene.longest > hygiene.max_tokens:

@@ -77,7 +77,7 @@ def test_the_user_sees_how_many_answers_are_desirable_and_that_kto_needs_several
     )
     with pytest.raises(DataError, match="all 3 examples have the same prompt, but KTO's baseline"):
         load(config, folder=config.model.path, say=said.append)
-    assert "data: of the answers to train on, 2 are desirable, and 1 are not" in said
+    assert "data: desirable answers to train on: 2; undesirable: 1" in said
 
 
 def test_the_user_sees_how_many_prompts_were_cut_and_which_repeats_were_left_out(small, jsonl):
