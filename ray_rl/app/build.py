@@ -85,11 +85,13 @@ class OnlineTraining:
                     source.compare(Collected.read(since.folder).source)
                 run.note("importing Ray")
                 # Ray reads its environment when it is imported: not before run_training has prepared it.
-                from ray_rl.app.workers import reward_models_over, start_workers
+                from ray_rl.app.workers import reward_models_over, start_workers, verifiers_elsewhere
 
                 workers = await start_workers(config, run, folders, stop=stop, stack=stack, logs=folder.logs)
                 judges, save = reward_models_over(workers, config), partial(_save_unscored, run)
-                rewards = stack.enter_context(closing(build_rewards(config.rewards, models=judges, save=save)))
+                others = verifiers_elsewhere(folder.logs)
+                parts = build_rewards(config.rewards, models=judges, elsewhere=others, save=save)
+                rewards = stack.enter_context(closing(parts))
             beginning, sampling = source.state(), sampling_of(config, ends)
             canary = tokenizer.encode(CANARY, chat=False)[: config.data.max_prompt_tokens]
 

@@ -17,6 +17,7 @@ from ray_rl.cluster.scratch import Scratch
 from ray_rl.cluster.session import ray_session
 from ray_rl.cluster.start import EnginesSpec, TeamSpec, Workers, started_teams, started_workers
 from ray_rl.cluster.teams import Team
+from ray_rl.cluster.verifiers import other_nodes, workers_elsewhere
 from ray_rl.config import RunConfig
 from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT, roles_of
 from ray_rl.loops.roles import Critic, Roles, Rollouts
@@ -24,6 +25,7 @@ from ray_rl.loops.scoring import Scores
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.run import Run
 from ray_rl.planner.plan import Plan, plan
+from ray_rl.rewards.functions.calls import Elsewhere
 from ray_rl.sizes import MIB
 from ray_rl.weight_sync.audit import Publisher
 
@@ -167,6 +169,11 @@ def roles_over(
         critic=critic,
         scores=scores,
     )
+
+
+def verifiers_elsewhere(logs: Path) -> Elsewhere:
+    """Returns the nodes of the connected cluster, besides the driver's, as places for reward functions."""
+    return partial(workers_elsewhere, nodes=other_nodes(), logs=logs.absolute())
 
 
 def reward_models_over(workers: Workers, config: RunConfig) -> RayRewardModels | None:

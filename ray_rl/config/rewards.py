@@ -39,8 +39,9 @@ class FunctionPart(Part):
     """Limit for one call. A call scores all completions of a prompt for `custom`, and one completion for other
     kinds."""
     workers: int | None = Field(None, ge=1, le=64)
-    """Number of processes that score concurrently, if the function runs in a process of its own. None: one per core of
-    the driver's machine; for `custom` 1, because the function may have state."""
+    """Number of processes on the driver's machine that score concurrently, if the function runs in a process of its
+    own. None: one per core of that machine and one per CPU of every other node of the Ray cluster, at most 64 a node;
+    for `custom` 1, because the function may have state."""
 
 
 class Comparison(FunctionPart):

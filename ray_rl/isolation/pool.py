@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 from ray_rl.errors import SandboxClosed
 from ray_rl.isolation.worker import Worker
@@ -21,19 +21,36 @@ def default_processes() -> int:
     return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 
 
+class Executor(Protocol):
+    """A worker process, here or on another machine."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether no call can succeed any more, because the machine of the process is lost."""
+
+    @property
+    def submit(self) -> Callable[..., Future[Any]]:
+        """Starts a call, as `Worker.submit`. The future of a process that is lost raises `ProcessDied`."""
+
+    def close(self) -> None:
+        """Ends the process, and calls in flight with it."""
+
+
 class Pool:
     """Gives each call to the worker with the fewest calls. Starts another process only when all are busy."""
 
-    def __init__(self, processes: int, *, make: Callable[[], Worker] = Worker) -> None:
+    def __init__(
+        self, processes: int, *, make: Callable[[], Executor] = Worker, others: Sequence[Callable[[], Executor]] = ()
+    ) -> None:
         """Makes a pool without processes; `submit` starts them.
 
         Args:
-            processes: the most processes, at least 1.
-            make: makes a new worker.
+            processes: the most processes on this machine, at least 1.
+            make: makes a new worker on this machine.
+            others: each makes a worker on another machine, once all on this one are busy.
         """
-        self._most = processes
-        self._make = make
-        self._workers: list[Worker] = []
+        self._makers = [*[make] * processes, *others]
+        self._workers: list[Executor] = []
         self._calls: list[int] = []
         self._lock = threading.Lock()
         self._is_closed = False
@@ -63,6 +80,11 @@ class Pool:
         return len(self._workers)
 
     @property
+    def most(self) -> int:
+        """The most workers that can have calls at once: all except those that are lost."""
+        return len(self._makers) - sum([worker.is_lost for worker in tuple(self._workers)])
+
+    @property
     def busy_s(self) -> float:
         """The seconds in which workers had calls, summed over the workers."""
         with self._lock:
@@ -78,12 +100,17 @@ class Pool:
             worker.close()
 
     def _least_busy(self) -> int:
-        index = min(range(len(self._calls)), key=self._calls.__getitem__, default=None)
-        if index is not None and (not self._calls[index] or len(self._workers) >= self._most):
+        usable = [index for index, worker in enumerate(self._workers) if not worker.is_lost]
+        index = min(usable, key=self._calls.__getitem__, default=None)
+        if index is not None and not self._calls[index]:
             return index
-        self._workers.append(self._make())
-        self._calls.append(0)
-        return len(self._workers) - 1
+        while len(self._workers) < len(self._makers):
+            self._workers.append(self._makers[len(self._workers)]())
+            self._calls.append(0)
+            if not self._workers[-1].is_lost:
+                return len(self._workers) - 1
+        assert index is not None, "workers on this machine are never lost"
+        return index
 
     def _ended(self, index: int) -> None:
         with self._lock:

@@ -148,6 +148,11 @@ class Worker:
         self._stop()
 
     @property
+    def is_lost(self) -> bool:
+        """Whether no call can succeed any more: never, because another process replaces one that died."""
+        return False
+
+    @property
     def pid(self) -> int | None:
         """The process id of the child; None if it does not run."""
         return None if self._process is None else self._process.pid

@@ -11,7 +11,7 @@ from ray_rl.concurrency import together
 from ray_rl.config.rewards import ModelReward, RewardConfig
 from ray_rl.errors import RewardError
 from ray_rl.metrics.metric import Metric
-from ray_rl.rewards.functions.calls import PartCalls
+from ray_rl.rewards.functions.calls import Elsewhere, PartCalls
 from ray_rl.rewards.functions.parts import build_part
 from ray_rl.rewards.judge import Judge
 from ray_rl.rewards.model.judge import ModelJudge, Models
@@ -31,13 +31,18 @@ class Part:
 
 
 def build_rewards(
-    rewards: Sequence[RewardConfig], *, models: Models | None = None, save: Save | None = None
+    rewards: Sequence[RewardConfig],
+    *,
+    models: Models | None = None,
+    elsewhere: Elsewhere | None = None,
+    save: Save | None = None,
 ) -> Rewards:
     """Returns the judges of a run. Worker processes of functions start at the first call that needs them.
 
     Args:
         rewards: the entries of `rewards:`, whose names differ (a rule of the configuration).
         models: the reward models of the entry with kind model.
+        elsewhere: other machines for the worker processes of functions whose number is not set.
         save: called with the samples of a prompt before their error is raised, which then names the file.
     """
     parts, functions = [], []
@@ -47,7 +52,7 @@ def build_rewards(
             assert models is not None, "the run has reward models"
             judge = ModelJudge(config, models)
         else:
-            judge = PartCalls(build_part(config))
+            judge = PartCalls(build_part(config), elsewhere=elsewhere if config.workers is None else None)
             functions.append(judge)
         parts.append(Part(config.label, config.weight, judge))
     return Rewards(parts, functions=functions, save=save)

@@ -1,7 +1,8 @@
 """Completions that the verifiers score in a second: a step of 8,192 completions of 2,000 tokens, as a run scores them.
 
-Groups of 8 are scored concurrently. The figure for one core is by processor time, of this process and of the workers,
-so that it does not depend on what else the machine does. Of `math_verify` there are three kinds: the answer is written
+Groups of 8 are scored concurrently, by one worker process and by one a core. Figures for a worker are by the clock, and
+those for a core by processor time, of this process and of the workers, so that they do not depend on what else the
+machine does. Of `math_verify` there are three kinds: the answer is written
 as the gold is, or says that it is not by itself; half of the answers take algebra; all of them do, and no two are the
 same.
 """
@@ -9,20 +10,22 @@ same.
 from __future__ import annotations
 
 import asyncio
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
+import psutil
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from ray_rl.config.rewards import RewardConfig
+from ray_rl.config.rewards import ModelReward, RewardConfig
 from ray_rl.isolation.pool import default_processes
 from ray_rl.rewards.combine import Rewards, build_rewards
+from ray_rl.rewards.functions.parts import build_part
 from ray_rl.types import Completion, Prompt
 from tests.make import completion
 from tests.make import group as make_group
@@ -81,37 +84,65 @@ async def score_all(rewards: Rewards, make: Callable[[int], Case], groups: int) 
         await asyncio.gather(*calls)
 
 
-def processor_s() -> float:
-    """Of this process, and of the children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+@dataclass(frozen=True)
+class Cost:
+    """What scoring took, without the start of the worker processes."""
+
+    clock_s: float
+    driver_s: float
+    """Of processors, in this process."""
+    workers_s: float
+    """The same in the worker processes."""
 
 
-def measure(make: Callable[[int], Case], section: dict[str, Any], *, groups: int) -> tuple[float, float]:
-    """Seconds on the clock, without the start of the worker processes, and seconds of processors with it."""
-    before_s = processor_s()
+def processor_s() -> tuple[float, float]:
+    """Of this process, and of the worker processes that run."""
+    own = psutil.Process()
+    used = [sum(each.cpu_times()[:2]) for each in (own, *own.children(recursive=True))]
+    return used[0], sum(used[1:])
+
+
+def measure(make: Callable[[int], Case], section: dict[str, Any], *, groups: int) -> Cost:
     with closing(build_rewards(TypeAdapter(list[RewardConfig]).validate_python([section]))) as rewards:
         asyncio.run(score_all(rewards, make, 4 * default_processes()))
-        start_s = time.perf_counter()
+        before, start_s = processor_s(), time.perf_counter()
         asyncio.run(score_all(rewards, make, groups))
-        clock_s = time.perf_counter() - start_s
-    return clock_s, processor_s() - before_s
+        clock_s, after = time.perf_counter() - start_s, processor_s()
+    return Cost(clock_s, *(b - a for a, b in zip(before, after, strict=True)))
+
+
+def runs(section: dict[str, Any]) -> list[tuple[int, int]]:
+    """Worker processes and groups of each measurement: a quarter of the step by one, and the step by one a core."""
+    (config,) = TypeAdapter(list[RewardConfig]).validate_python([section])
+    assert not isinstance(config, ModelReward)
+    if not build_part(config).processes:
+        return [(0, GROUPS)]
+    return [(1, GROUPS // 4), *([(default_processes(), GROUPS)] if default_processes() > 1 else [])]
 
 
 def main() -> None:
     """Prints the table."""
-    count = GROUPS * GROUP_SIZE
-    table = Table(
-        "verifier",
-        "seconds",
-        "completions a second",
-        "completions a second and core",
-        title=(f"{count:,} completions of {TOKENS:,} tokens, {default_processes()} cores"),
-    )
+    table = Table(title=f"Completions of {TOKENS:,} tokens; a step has {GROUPS * GROUP_SIZE:,}")
+    for column in ("verifier", "workers", "completions", "seconds", "a second", "a second and worker"):
+        table.add_column(column, justify="left" if column == "verifier" else "right")
+    for column in ("processor s, driver", "workers", "a second and core"):
+        table.add_column(column, justify="right")
     for name, make, section in CASES:
-        clock_s, used_s = measure(make, section, groups=GROUPS)
-        table.add_row(name, f"{clock_s:.1f}", f"{count / clock_s:,.0f}", f"{count / used_s:,.0f}")
-    Console().print(table)
+        for workers, groups in runs(section):
+            cost = measure(make, section | ({"workers": workers} if workers else {}), groups=groups)
+            count, used_s = groups * GROUP_SIZE, cost.driver_s + cost.workers_s
+            speed = (count / cost.clock_s, count / cost.clock_s / workers if workers else 0.0)
+            table.add_row(
+                name,
+                str(workers or "-"),
+                f"{count:,}",
+                f"{cost.clock_s:.1f}",
+                *(f"{each:,.0f}" if each else "-" for each in speed),
+                f"{cost.driver_s:.1f}",
+                f"{cost.workers_s:.1f}",
+                f"{count / used_s:,.0f}",
+            )
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

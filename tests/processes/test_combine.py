@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from ray_rl.config.rewards import RewardConfig
 from ray_rl.errors import ConfigError, RewardError
-from ray_rl.metrics.metric import Total
+from ray_rl.metrics.metric import Last, Total
 from ray_rl.rewards.combine import build_rewards
 from tests import make
 
@@ -139,11 +139,12 @@ def test_a_pattern_that_takes_for_ever_on_a_text_is_killed_and_is_a_0_for_that_t
 def test_worker_processes_tell_how_busy_they_were_since_the_last_step(rewards, prompt, says):
     parts = rewards({"kind": "number"}, {"kind": "regex", "pattern": "a", "workers": 2})
     parts.score(prompt(answer="1"), [says("a")])
-    busy, each = parts.rewards.metrics()
+    busy, each, count = parts.rewards.metrics()
     assert (busy.name, each.name) == ("throughput/reward_regex_busy_fraction", "throughput/reward_regex_s_per_prompt")
+    assert count == Last("throughput/reward_regex_processes", 2)
     assert 0 < busy.total / busy.count <= 0.5, "one of two had a call"
     assert each.count == 1 and 0 < each.total <= busy.count / 2
-    busy, each = parts.rewards.metrics()
+    busy, each, _ = parts.rewards.metrics()
     assert (busy.total, each.count) == (0, 0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -24,9 +24,9 @@ from ray_rl.errors import (
     UserError,
 )
 from ray_rl.isolation.importing import import_function
-from ray_rl.isolation.pool import Pool
+from ray_rl.isolation.pool import Executor, Pool
 from ray_rl.isolation.worker import Worker
-from ray_rl.metrics.metric import Mean, Metric, Total
+from ray_rl.metrics.metric import Last, Mean, Metric, Total
 from ray_rl.rewards.functions.custom import Call
 from ray_rl.rewards.functions.parts import VERIFIER_BYTES, RewardPart
 from ray_rl.rewards.judge import Judgement
@@ -36,20 +36,25 @@ Verdict = float | None | RewardError
 """The result of one part for one completion. The setting `on_error` decides whether an error is raised or counted."""
 
 _SHOWN_CHARACTERS = 200
-_LEAST_THREADS = 4
+_LEAST_THREADS, _MOST_THREADS = 4, 256
+
+Elsewhere = Callable[[int], Sequence[Callable[[], Executor]]]
+"""Returns what makes worker processes on other machines, for a memory limit in bytes of each process."""
 
 
 class PartCalls:
     """Calls one entry of `rewards:`, with its worker processes if it has any. Thread-safe."""
 
-    def __init__(self, part: RewardPart) -> None:
-        """Makes the pool of worker processes; the first call starts one."""
+    def __init__(self, part: RewardPart, *, elsewhere: Elsewhere | None = None) -> None:
+        """Makes the pool of worker processes; the first call starts one. Only verifiers of ours run elsewhere."""
         self.part = part
         make = Worker if part.users else partial(Worker, memory_bytes=VERIFIER_BYTES)
-        self._pool = Pool(part.processes, make=make) if part.processes else None
+        others = elsewhere(VERIFIER_BYTES) if elsewhere is not None and part.processes and not part.users else ()
+        self._pool = Pool(part.processes, make=make, others=others) if part.processes else None
+        processes = part.processes + len(others)
         # Threads of its own: a thread waits for the calls of one prompt. The event loop's threads may be fewer than the
         # processes, and checkpoints need them. Twice as many, so that the next calls wait for a process that gets free.
-        most = max(_LEAST_THREADS, 2 * part.processes)
+        most = min(max(_LEAST_THREADS, 2 * processes), _MOST_THREADS)
         self._threads = ThreadPoolExecutor(most, thread_name_prefix=f"ray-rl-reward-{part.name}")
         self._asked_s, self._asked_busy_s = time.perf_counter(), 0.0
         self._judged, self._judging_s = 0, 0.0
@@ -61,18 +66,19 @@ class PartCalls:
             self._pool.close()
 
     def metrics(self) -> list[Metric]:
-        """Returns how busy the worker processes were since the last call, and how long prompts took with waiting."""
+        """Returns how busy the worker processes were since the last call, how long prompts took, and how many exist."""
         if self._pool is None:
             return []
         before_s, before_busy_s = self._asked_s, self._asked_busy_s
         self._asked_s, self._asked_busy_s = time.perf_counter(), self._pool.busy_s
-        possible_s = (self._asked_s - before_s) * self.part.processes
+        possible_s = (self._asked_s - before_s) * self._pool.most
         judged, judging_s = self._judged, self._judging_s
         self._judged, self._judging_s = 0, 0.0
         name = f"throughput/reward_{self.part.name}"
         return [
             Mean(f"{name}_busy_fraction", self._asked_busy_s - before_busy_s, possible_s),
             Mean(f"{name}_s_per_prompt", judging_s, judged),
+            Last(f"{name}_processes", self._pool.most),
         ]
 
     async def judge(self, group: RolloutGroup) -> list[Judgement]:
