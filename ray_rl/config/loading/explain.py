@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from ray_rl.config.algorithm import Algorithm
-from ray_rl.config.base import Config, docstring_of
+from ray_rl.config.base import Config, docstrings_of
 from ray_rl.config.loading.foreign_words import our_word
 from ray_rl.config.loading.lacking import lacks
 from ray_rl.config.loading.nearest import nearest
@@ -174,7 +174,7 @@ def _meaning(spot: _Spot) -> str:
     """Returns the docstring of the field; a kind that only sets another default inherits it from its base class."""
     name = next((name for name, field in spot.owner.model_fields.items() if field is spot.field), None)
     owners = [owner for owner in spot.owner.__mro__ if issubclass(owner, Config)]
-    meanings = [docstring_of(owner, name) for owner in owners] if name is not None else []
+    meanings = [docstrings_of(owner).get(name) for owner in owners] if name is not None else []
     return next((" ".join(meaning.split()) for meaning in meanings if meaning), "")
 
 
@@ -224,7 +224,6 @@ def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
     if level and (reason := lacks(str(level[0]), tree)):
         return f"{level[0]}: {reason}"
     here = [field for field in spot.owner.model_fields if lacks(f"{prefix}{field}", tree) is None]
-    elsewhere = {path: path.rpartition(".")[2] for path in _paths(model, tree, "")}
     # Settings of algorithms that learn from examples are no advice for one that learns from rollouts.
     is_online = issubclass(spot.owner, Algorithm)
     siblings = {kind: each for kind, each in spot.siblings.items() if issubclass(each, Algorithm) == is_online}
@@ -239,6 +238,7 @@ def _suggest(spot: _Spot, tree: Located, model: type[Config]) -> str:
     inside = [f"{prefix}{field}.{name}" for field in here if _has(spot.owner.model_fields[field].annotation, name)]
     if len(inside) == 1 and lacks(inside[0], tree) is None:
         return f"did you mean {inside[0]}?"
+    elsewhere = {path: path.rpartition(".")[2] for path in _paths(model, tree, "")}
     same = [path for path, last in elsewhere.items() if last == name]
     if len(same) <= 3 and (meant := _meant(same, tree)):
         return meant
