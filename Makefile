@@ -16,8 +16,8 @@ BIN := .venv/bin
 DEMO := configs/grpo_addition_smollm2-135m_cpu.yaml
 # Code that must be right without a GPU to test it on: unit tests take every branch.
 COVERED_TESTS := tests/unit/algorithms tests/unit/planner
-# Folders whose tests import torch, transformers or Ray. One process runs them all, because each would import these again.
-HEAVY_TESTS := $(addprefix tests/unit/,app batching catalog checkpoint cluster data loops models rewards rollout training weight_sync test_new_algorithm.py test_trl.py)
+# Folders and files whose tests import torch, transformers or Ray. One process runs them all, because each would import these again.
+HEAVY_TESTS := $(addprefix tests/unit/,app batching catalog checkpoint cli/test_resume_command.py cli/test_validate_command.py cluster data loops models rewards rollout training weight_sync test_new_algorithm.py test_trl.py)
 COVERED := --cov=ray_rl/algorithms --cov=ray_rl/planner --cov-branch --cov-fail-under=100 --cov-report=term:skip-covered
 
 .PHONY: help
@@ -51,9 +51,10 @@ test: setup-test ## run unit tests, then tests with real Ray, vLLM and DeepSpeed
 	run tests/system/e2e -m "not faults and not launch and not kills and not long"; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
+# Processes that share the cores have one thread each: further threads of torch would only wait.
 .PHONY: test-unit
 test-unit: setup-test ## run only the unit tests (80 to 100 seconds)
-	@logs=$$(mktemp -d); trap 'kill $$(jobs -p); rm -r "$$logs"; exit 130' INT; failed=; \
+	@export OMP_NUM_THREADS=1; logs=$$(mktemp -d); trap 'kill $$(jobs -p); rm -r "$$logs"; exit 130' INT; failed=; \
 	$(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED) >"$$logs/covered" 2>&1 & covered=$$!; \
 	$(BIN)/python -m pytest $(HEAVY_TESTS) >"$$logs/heavy" 2>&1 & heavy=$$!; \
 	$(BIN)/python -m pytest tests/unit tests/test_*.py $(addprefix --ignore ,$(COVERED_TESTS) $(HEAVY_TESTS)) || failed=1; \
@@ -68,7 +69,7 @@ test-faults: setup-test ## kill engines, trainers and nodes, fill disks, and cor
 	$(BIN)/python -m pytest tests/system/cluster tests/system/e2e -m "faults and not long"
 
 .PHONY: test-long
-test-long: setup-test ## repeat with more algorithms, layouts and runs what make test shows with some (20 minutes)
+test-long: setup-test ## repeat with more algorithms, layouts and runs what make test shows with some (25 minutes)
 	$(BIN)/python -m pytest tests/processes tests/system/cluster tests/system/e2e -m "long and not launch and not kills"
 
 .PHONY: test-kills
