@@ -106,6 +106,7 @@ def test_ppo_reward_model_trains_on_the_scores_of_the_model_that_it_makes(place)
     assert "critic/explained_variance" in trained.metrics
 
 
+@pytest.mark.long
 def test_new_algorithm_trains_with_the_advantage_and_the_loss_of_its_file(place):
     trained = train(
         place,

@@ -142,6 +142,7 @@ def finish(process: subprocess.Popen, command: Command) -> Ran:
 COMMANDS = [" ".join(command.words) for command in commands_of(PAGE.read_text(encoding="utf-8"))]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_command_of_the_page_ends_and_prints_as_the_page_says(hour, words):
     ran = hour[words]

@@ -211,7 +211,9 @@ def test_a_reward_that_hangs_is_killed_at_its_limit_and_its_samples_are_saved(ba
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("returns_nan", "users:returns_nan returned nan. Correct the function or the data"),
+        pytest.param(
+            "returns_nan", "users:returns_nan returned nan. Correct the function or the data", marks=pytest.mark.long
+        ),
         ("raises", "ValueError: no such answer"),
         pytest.param(
             "too_few",

@@ -162,6 +162,7 @@ def test_a_run_whose_trainer_is_killed_ends_with_the_metrics_and_weights_of_one_
     assert (folder / weights).read_bytes() == (whole.folder / weights).read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whole", ["dpo"], indirect=True)
 def test_a_live_reference_gives_the_metrics_of_a_stored_one(whole, tmp_path):
     ended = run(place_for(tmp_path, "dpo", is_exact=True), "reference.when=during")
