@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def source(tmp_path_factory):
     return folder
 
 
+@cache
 def masters(source: Path, step: int) -> dict[str, torch.Tensor]:
     """Float32 weights of a step that bfloat16 has to round."""
     weights = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).named_parameters()
@@ -209,11 +211,8 @@ def test_reward_models_are_exported_as_classifiers_with_their_trained_heads(tmp_
     (run / "config.yaml").write_text(dump_config(config))
     store = CheckpointStore(run / "checkpoints", keep_last=9, keep_every=None)
     folder = store.begin(3)
-    trained = []
-    for member in range(members):
-        weights = masters(source, 3 + member)
-        weights["score.weight"] = torch.arange(128.0)[None] - member
-        trained.append(weights)
+    heads = [{"score.weight": torch.arange(128.0)[None] - member} for member in range(members)]
+    trained = [masters(source, 3 + member) | head for member, head in enumerate(heads)]
     slices = [
         (f"master/member_{member}.{name}", 0, weight.flatten())
         for member, weights in enumerate(trained)
