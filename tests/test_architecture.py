@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "ray_rl"
 
 LAYERS = (
-    ("types", "errors", "exit_codes", "program", "sizes", "concurrency", "catalog"),
+    ("types", "errors", "exit_codes", "program", "sizes", "concurrency", "imports", "catalog"),
     ("config", "isolation", "algorithms"),
     ("planner", "metrics"),
     ("models", "data"),
@@ -49,6 +49,7 @@ LIGHT = (
     "exit_codes",
     "program",
     "sizes",
+    "imports",
     "catalog",
     "config",
     "planner",

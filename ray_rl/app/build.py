@@ -19,6 +19,7 @@ from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.ends import Ends, without_end
 from ray_rl.data.row_checks import CheckedRows
 from ray_rl.data.source import PromptSource, build_source
+from ray_rl.imports import quick_imports
 from ray_rl.loops.checkpoints import Checkpoints, read_progress
 from ray_rl.loops.credit import Crediting
 from ray_rl.loops.exporting import Export
@@ -85,7 +86,8 @@ class OnlineTraining:
                     source.compare(Collected.read(since.folder).source)
                 run.note("importing Ray")
                 # Ray reads its environment when it is imported: not before run_training has prepared it.
-                from ray_rl.app.workers import reward_models_over, start_workers, verifiers_elsewhere
+                with quick_imports():
+                    from ray_rl.app.workers import reward_models_over, start_workers, verifiers_elsewhere
 
                 workers = await start_workers(config, run, folders, stop=stop, stack=stack, logs=folder.logs)
                 judges, save = reward_models_over(workers, config), partial(_save_unscored, run)

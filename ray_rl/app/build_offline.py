@@ -17,6 +17,7 @@ from ray_rl.config.offline import Kto, RewardModel
 from ray_rl.config.roles import ACTOR, REFERENCE
 from ray_rl.data.examples.load import Examples
 from ray_rl.data.examples.order import ExampleOrder
+from ray_rl.imports import quick_imports
 from ray_rl.loops.calibration import Calibration
 from ray_rl.loops.checkpoints import Checkpoints, read_progress
 from ray_rl.loops.evaluation import Evaluation
@@ -74,7 +75,8 @@ class OfflineTraining:
                     order.compare(saved_position(since.folder))
                 run.note("importing Ray")
                 # Ray reads its environment when it is imported: not before run_training has prepared it.
-                from ray_rl.app.workers import start_teams
+                with quick_imports():
+                    from ray_rl.app.workers import start_teams
                 from ray_rl.cluster.roles import RayLearner, RayReference
                 from ray_rl.cluster.teams import restarted
 

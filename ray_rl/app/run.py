@@ -13,6 +13,7 @@ from ray_rl.cluster.environment import prepare_environment
 from ray_rl.config import RunConfig
 from ray_rl.data.template import without_file
 from ray_rl.errors import Preempted
+from ray_rl.imports import quick_imports
 from ray_rl.loops.checkpoints import read_progress
 from ray_rl.loops.resuming import Resume, opened
 from ray_rl.loops.stopping import Stop
@@ -79,11 +80,13 @@ def _training(config: RunConfig, checked: CheckedRows | Examples | None, say: Ca
     from ray_rl.data.examples.load import Examples
 
     if config.is_offline:
-        from ray_rl.app.build_offline import OfflineTraining
+        with quick_imports():
+            from ray_rl.app.build_offline import OfflineTraining
 
         assert checked is None or isinstance(checked, Examples)
         return OfflineTraining.of(config, checked, say=say)
-    from ray_rl.app.build import OnlineTraining
+    with quick_imports():
+        from ray_rl.app.build import OnlineTraining
 
     assert not isinstance(checked, Examples)
     return OnlineTraining(config, checked)

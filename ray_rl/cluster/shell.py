@@ -19,6 +19,7 @@ import ray
 
 from ray_rl.cluster.environment import keep_freed_memory, quiet_libraries
 from ray_rl.cluster.scratch import SEMAPHORES, name_semaphores
+from ray_rl.imports import collect_as_usual, collect_less
 from ray_rl.metrics.modes import open_file
 from ray_rl.metrics.output import unbreakable
 
@@ -69,6 +70,7 @@ class _Named:
         self._held: Any = None
         """The object; None until `hold`: before it, only functions that ignore the object can run."""
         setting.enter(name)
+        collect_less()  # Ray imports the modules of the object before it calls `hold`.
 
 
 class Shell(_Named, Generic[T]):
@@ -76,6 +78,7 @@ class Shell(_Named, Generic[T]):
 
     def hold(self, build: Callable[[], T]) -> None:
         """Builds the object. The modules of `build` are imported here, in the process that `Setting.enter` prepared."""
+        collect_as_usual()
         self._held = build()
 
     def run(self, method: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -92,6 +95,7 @@ class AsyncShell(_Named, Generic[T]):
 
     async def hold(self, build: Callable[[], Awaitable[T]]) -> None:
         """Builds the object, as `Shell.hold`."""
+        collect_as_usual()
         self._held = await build()
 
     async def run(self, method: Callable[Concatenate[T, P], Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:

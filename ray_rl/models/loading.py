@@ -14,6 +14,7 @@ from torch.nn import ModuleList
 
 from ray_rl.config.train import Packing, Trained
 from ray_rl.errors import ConfigError, DataError
+from ray_rl.imports import quick_imports
 from ray_rl.models.attention import SHARED_PREFIX, register_shared_prefix
 from ray_rl.models.residual import keep_residual_in_float32
 
@@ -35,7 +36,8 @@ def load_model_config(folder: str, *, trust_remote_code: bool, key: str = "model
     Raises:
         DataError: there is no such model, or it is not one that `transformers` knows.
     """
-    from transformers import AutoConfig
+    with quick_imports():
+        from transformers import AutoConfig
 
     place = os.path.expanduser(folder)
     try:
@@ -149,7 +151,8 @@ def checkpoint_skeleton(folder: str, *, trust_remote_code: bool, key: str = "mod
 
 
 def _from_checkpoint(folder: str, *, trust_remote_code: bool, key: str, **settings: Any) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    with quick_imports():
+        from transformers import AutoModelForCausalLM
 
     config = settings.pop("config", None) or load_model_config(folder, trust_remote_code=trust_remote_code, key=key)
     remedy = "use a complete checkpoint of the model, with the config.json that was saved with it"

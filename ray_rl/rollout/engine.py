@@ -14,6 +14,7 @@ import numpy as np
 from ray_rl.config.rollout import OnPublish
 from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer
 from ray_rl.errors import DataError, EngineError, EngineLost
+from ray_rl.imports import quick_imports, quicken_spawned
 from ray_rl.rollout.memory import SleepLevel
 from ray_rl.rollout.receiver import WeightReceiver
 from ray_rl.rollout.request import SampleRequest, continuation, joined
@@ -92,7 +93,9 @@ class Engine(WeightReceiver):
             # Keeps the worker inside the engine's process. Two processes would poll shared memory for each other, on
             # the same cores that compute.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with quick_imports():
+            from vllm.v1.engine.async_llm import AsyncLLM
+        quicken_spawned()  # vLLM's processes import the same modules; `weight_sync.plugin` ends it in them.
 
         # The folder can be removed after the start: vLLM has read the tokenizer by then.
         with tempfile.TemporaryDirectory(prefix="ray_rl-tokenizer-") as folder:

@@ -12,6 +12,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from ray_rl.imports import quick_imports
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -63,8 +65,9 @@ def join_process_group(member: Member, *, accelerator: str, threads: int, timeou
     if accelerator == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(threads)
-    import deepspeed
-    from deepspeed.utils import logger
+    with quick_imports():
+        import deepspeed
+        from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
     for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):

@@ -1,5 +1,7 @@
 """The plugin that vLLM loads in each of its processes (entry point `vllm.general_plugins`)."""
 
+from ray_rl.imports import collect_as_usual
+
 GLOO, SHARED_MEMORY, NCCL, IPC = "ray_rl_gloo", "ray_rl_shared_memory", "ray_rl_nccl", "ray_rl_ipc"
 """Names of our weight-transfer backends in vLLM's configuration."""
 
@@ -13,6 +15,7 @@ RECEIVERS = {
 
 def register() -> None:
     """Registers our receivers with vLLM by name: they are imported when an engine needs one."""
+    collect_as_usual()  # This process has imported vLLM: see `imports.quicken_spawned`.
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     for backend, (module, receiver) in RECEIVERS.items():

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-NAMES = ("scheduler", "rewards", "logprob_memory", "update", "weight_sync", "end_to_end", "offline")
+NAMES = ("scheduler", "rewards", "logprob_memory", "update", "weight_sync", "startup", "end_to_end", "offline")
 
 if __name__ == "__main__":
     for name in NAMES:
