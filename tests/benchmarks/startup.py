@@ -1,8 +1,8 @@
 """Processor seconds from the start of the demo to its first step, by process: what a user waits for on few cores.
 
 Starts `ray-rl train` with one step, like a user, and reads the processor time of every process of its tree. Processor
-time hardly depends on what else the machine does. The first run after an installation also compiles Python's modules,
-so each count is the least of several runs. Pass a number of runs: `python -m tests.benchmarks.startup 3`.
+time depends less than seconds on what else the machine does. The first run after an installation also compiles
+Python's modules, so each count is the least of several runs. `python -m tests.benchmarks.startup 3` makes three.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def started(folder: Path) -> Start:
             if first is not None:
                 break
             if readings[-1][0] > LIMIT_S:
-                process.kill()
+                process.terminate()
                 raise TimeoutError(f"no step within {LIMIT_S:g} s")
             time.sleep(SAMPLE_S)
         else:
