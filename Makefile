@@ -51,13 +51,13 @@ test: setup-test ## run unit tests, then tests with real Ray, vLLM and DeepSpeed
 	run tests/system/e2e -m "not faults and not launch and not kills and not long"; \
 	echo "make test: $$((SECONDS - started)) s$${failed:+, failed:$$failed}"; [ -z "$$failed" ]
 
-# Processes that share the cores have one thread each: further threads of torch would only wait.
+# Processes that share the cores have one thread each: further threads of torch would only wait. The longest goes first.
 .PHONY: test-unit
 test-unit: setup-test ## run only the unit tests (80 to 100 seconds)
 	@export OMP_NUM_THREADS=1; logs=$$(mktemp -d); trap 'kill $$(jobs -p); rm -r "$$logs"; exit 130' INT; failed=; \
-	$(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED) >"$$logs/covered" 2>&1 & covered=$$!; \
+	nice $(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED) >"$$logs/covered" 2>&1 & covered=$$!; \
 	$(BIN)/python -m pytest $(HEAVY_TESTS) >"$$logs/heavy" 2>&1 & heavy=$$!; \
-	$(BIN)/python -m pytest tests/unit tests/test_*.py $(addprefix --ignore ,$(COVERED_TESTS) $(HEAVY_TESTS)) || failed=1; \
+	nice $(BIN)/python -m pytest tests/unit tests/test_*.py $(addprefix --ignore ,$(COVERED_TESTS) $(HEAVY_TESTS)) || failed=1; \
 	wait $$covered || failed=1; wait $$heavy || failed=1; cat "$$logs"/*; rm -r "$$logs"; [ -z "$$failed" ]
 
 .PHONY: test-docs
