@@ -18,6 +18,10 @@ class Schedule(Config):
     """Share of the peak that linear and cosine reach at the end."""
 
 
+REDUCE_BUCKET = {"cpu": 1, "gpu": 500_000_000}
+"""Elements of the buffer in which gradients are reduced together. On CPU every gradient is reduced where it is, since a
+copy of it costs more than a call of gloo. On GPU it is DeepSpeed's default."""
+
 Packing = Literal["padded", "packed", "shared_prefix"]
 """How the sequences of a micro-batch are arranged in rows."""
 

@@ -10,7 +10,7 @@ from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import REFERENCE, REWARD
-from ray_rl.config.train import ReferenceConfig, TrainConfig, Trained
+from ray_rl.config.train import REDUCE_BUCKET, ReferenceConfig, TrainConfig, Trained
 from ray_rl.planner.activations import frozen_activations, logits_bytes, trained_activations
 from ray_rl.planner.hardware import resolve_dtype
 from ray_rl.planner.states import BYTES, MASTER, MOMENTS, step_copy, trained_states
@@ -19,8 +19,6 @@ from ray_rl.sizes import GIB, MIB
 CONTEXT_BYTES = 3 * GIB // 2
 """CUDA context, cuBLAS workspace and NCCL buffers of a process on a GPU: an allowance, not measured."""
 
-REDUCE_BUCKET = 500_000_000
-"""DeepSpeed's reduce_bucket_size, in elements."""
 LIVE_PARAMETERS = 1_000_000_000
 """Elements that ZeRO-3 keeps gathered: DeepSpeed's stage3_max_live_parameters."""
 SUB_GROUP = 1_000_000_000
@@ -123,9 +121,9 @@ class Bounds:
         """Returns the tokens of a micro-batch: what must stay whole is one of its own if it exceeds the budget."""
         return max(budget, self.whole_rows * self.longest)
 
-    def bucket(self, elements: int, parameters: float) -> float:
-        """Returns the used elements of a communication buffer: on CPU no more than the number of gradients."""
-        return elements if self.accelerator == "gpu" else min(elements, parameters)
+    def bucket(self, elements: int, parameters: float, *, largest: float) -> float:
+        """Returns the elements of gradients in transit. On CPU: those of the largest gradient, and at most of all."""
+        return elements if self.accelerator == "gpu" else min(max(elements, largest), parameters)
 
 
 def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelShape) -> Memory:
@@ -201,22 +199,32 @@ def _offload(held: dict[str, float], trained: Trained, parameters: int, bounds: 
 def _communication(bounds: Bounds, trained: Trained, parameters: int, shape: ModelShape) -> dict[str, float]:
     """Returns the buffers that DeepSpeed keeps: gradients in transit, and under ZeRO-3 the gathered weights."""
     zero = _zero_settings(trained)
-    bucket = int(zero.get("reduce_bucket_size", REDUCE_BUCKET))
-    if trained.zero_stage <= 1:
-        # One flat copy of all gradients.
-        bucket = int(min(bucket, parameters))
-    terms = {"buckets": _bucket_bytes(bounds, trained, bounds.bucket(bucket, parameters))}
+    if trained.zero_stage == 0 or _sums_outside(bounds, trained):
+        # One flat copy of all gradients. A worker alone reduces nothing.
+        is_alone = trained.workers == 1 and not trained.offload.optimizer
+        elements = 0 if is_alone else min(REDUCE_BUCKET["gpu"], parameters)
+    else:
+        bucket = int(zero.get("reduce_bucket_size", REDUCE_BUCKET[bounds.accelerator]))
+        if trained.zero_stage == 1:
+            bucket = min(bucket, parameters)
+        elements = bounds.bucket(bucket, parameters, largest=shape.embedding_parameters)
+    terms = {"buckets": _bucket_bytes(bounds, trained, elements)}
     if trained.zero_stage == 3:
         live = int(zero.get("stage3_max_live_parameters", LIVE_PARAMETERS))
         terms["gathered"] = gathered_bytes(shape, parameters, live=live, element=bounds.element)
     return terms
 
 
+def _sums_outside(bounds: Bounds, trained: Trained) -> bool:
+    """Whether the sums of gradients are a whole float32 copy: DeepSpeed's BF16_Optimizer."""
+    return trained.zero_stage == 1 and bounds.dtype == "bfloat16" and trained.gradient_dtype == "float32"
+
+
 def _bucket_bytes(bounds: Bounds, trained: Trained, elements: float) -> float:
     """Returns the bytes of the gradients that are reduced together, with the copies that the reduction makes."""
     element, summed = bounds.element, BYTES[trained.gradient_dtype]
     is_widened = bounds.dtype == "bfloat16" and summed != element
-    if trained.zero_stage == 1 and is_widened:
+    if _sums_outside(bounds, trained):
         return elements * MASTER
     if trained.zero_stage < 3:
         return elements * element

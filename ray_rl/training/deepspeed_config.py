@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_rl.config.train import Trained
+from ray_rl.config.train import REDUCE_BUCKET, Trained
 
 
 def deepspeed_config(role: Trained, *, dtype: str, accelerator: str) -> dict[str, Any]:
@@ -14,6 +14,11 @@ def deepspeed_config(role: Trained, *, dtype: str, accelerator: str) -> dict[str
     global count before it reaches DeepSpeed, so both of DeepSpeed's own divisors are 1.
     """
     zero: dict[str, Any] = {"stage": role.zero_stage}
+    if accelerator == "cpu":
+        zero["reduce_bucket_size"] = REDUCE_BUCKET[accelerator]
+        if role.zero_stage < 3:
+            # Otherwise DeepSpeed copies what it reduces into one more buffer and back, to all-reduce it all the same.
+            zero["reduce_scatter"] = False
     if role.offload.optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": accelerator == "gpu"}
     if role.offload.parameters:

@@ -35,6 +35,7 @@ from ray_rl.models.packaged import resolve_model
 from ray_rl.models.policy import PolicyModel
 from ray_rl.types import TrainBatch
 from tests import make
+from tests.benchmarks import fixed_part
 
 LICENCE = Path(__file__).parents[2] / "LICENSE"
 MODEL = "smollm2-135m-instruct"
@@ -174,7 +175,9 @@ def main() -> None:
             in_bfloat16 = f"{rounded[layout]:.1e}" if layout in rounded else ""
             cells = (f"{seconds:.1f}", f"{padded_s / seconds:.2f}x", f"{error:.1e}", in_bfloat16)
             table.add_row(str(shape), layout, *cells)
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    console.print(fixed_part.table(folder))
 
 
 if __name__ == "__main__":

@@ -210,3 +210,33 @@ def test_a_model_that_leaves_its_device_between_steps_trains_and_is_saved_bit_fo
         assert freed[part] > 0.9 * sizes[part], (part, freed, sizes)
     for file in here.glob("*.safetensors"):
         assert file.read_bytes() == (away / file.name).read_bytes()
+
+
+def trained_through_buffers(member: Member, config: RunConfig, model: str, batch: TrainBatch) -> Any:
+    """Weights after four steps in which DeepSpeed reduces gradients as it does by default, also of one rank."""
+    from ray_rl.app.models import build_actor
+    from ray_rl.training.deepspeed_config import merge
+
+    own = {"zero_optimization": {"reduce_bucket_size": 500_000_000, "reduce_scatter": True}}
+    train = config.train.model_copy(update={"deepspeed": merge(config.train.deepspeed, own)})
+    trainer = build_actor(config.model_copy(update={"train": train}), (model,), member)
+    trainer.zero.engine.enable_backward_allreduce = True
+    for _ in range(4):
+        trainer.update(batch)
+    return whole_weights(trainer)
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        *((stage, {}) for stage in STAGES),
+        *((stage, {"dtype": "bfloat16"}) for stage in STAGES[1:]),
+        (1, {"dtype": "bfloat16", "gradient_dtype": "bfloat16"}),
+    ],
+)
+def test_gradients_that_are_reduced_where_they_are_train_as_through_a_buffer_bit_for_bit(
+    ranks: Ranks, make, folder, tmp_path, stage, more
+):
+    config = make(stage, **more, micro_batch_tokens=32)
+    _, end = ranks.run(saved_in_the_middle, config, folder, BATCH, tmp_path)[0]
+    assert ranks.run(trained_through_buffers, config, folder, BATCH)[0].tobytes() == end.tobytes()

@@ -1,11 +1,11 @@
 import pytest
 
 from ray_rl.catalog.models import KNOWN_SHAPES
+from ray_rl.config.train import REDUCE_BUCKET
 from ray_rl.planner.activations import trained_activations
 from ray_rl.planner.memory import (
     CONTEXT_BYTES,
     LIVE_PARAMETERS,
-    REDUCE_BUCKET,
     Memory,
     reference_memory,
     reward_memory,
@@ -16,6 +16,7 @@ from tests.unit.planner.conftest import SEVEN
 
 SHAPE = KNOWN_SHAPES[SEVEN]
 N = SHAPE.parameters
+BUCKET = REDUCE_BUCKET["gpu"]
 
 
 def actor(config):
@@ -41,7 +42,7 @@ def test_the_terms_of_an_actor_under_zero_2(make):
         "weights": 2 * N,
         "gradients": 4 * N / 4,
         "optimizer": 12 * N / 4,
-        "buckets": 2 * REDUCE_BUCKET,
+        "buckets": 2 * BUCKET,
     }
     assert set(memory.phases) == {"backward", "step", "sync"}
     assert memory.phases["sync"]["sync"] == 3 * 64 * MIB
@@ -50,15 +51,15 @@ def test_the_terms_of_an_actor_under_zero_2(make):
 def test_zero_3_gathers_weights_and_reduces_through_copies(make):
     memory = actor(make(train={"workers": 4, "zero_stage": 3}))
     assert memory.held["gathered"] == 2 * LIVE_PARAMETERS
-    assert memory.held["buckets"] == REDUCE_BUCKET * (2 + 2 + 4 / 4)
+    assert memory.held["buckets"] == BUCKET * (2 + 2 + 4 / 4)
     assert memory.phases["step"]["step"] == 4 * LIVE_PARAMETERS
     assert memory.phases["sync"]["sync"] == 2 * 2 * SHAPE.embedding_parameters + 3 * 64 * MIB
 
 
 def test_zero_1_widens_the_bucket_where_it_sums_in_float32(make):
-    assert actor(make(train={"workers": 4, "zero_stage": 1})).held["buckets"] == 4 * REDUCE_BUCKET
+    assert actor(make(train={"workers": 4, "zero_stage": 1})).held["buckets"] == 4 * BUCKET
     narrow = make(train={"workers": 4, "zero_stage": 1, "gradient_dtype": "bfloat16"})
-    assert actor(narrow).held["buckets"] == 2 * REDUCE_BUCKET
+    assert actor(narrow).held["buckets"] == 2 * BUCKET
 
 
 def test_deepspeed_settings_of_the_user_count(make):
@@ -86,7 +87,7 @@ def test_offloaded_parameters_leave_what_is_gathered(make):
     assert memory.offloaded == 2 * N / 4
 
 
-def test_on_cpu_nothing_moves_and_buffers_are_as_large_as_what_is_in_them(make):
+def test_on_cpu_nothing_moves_and_only_the_largest_gradient_is_in_transit(make):
     memory = trained_memory(
         config := make(
             model={"path": "smollm2-135m-instruct", "dtype": "float32"},
@@ -100,9 +101,18 @@ def test_on_cpu_nothing_moves_and_buffers_are_as_large_as_what_is_in_them(make):
     assert memory.offloaded == 0
     assert "context" not in memory.held
     assert memory.held["optimizer"] == 12 * small.parameters / 2
-    assert memory.held["buckets"] == (2 * 4 + 4) * small.parameters  # gloo copies once more
+    assert memory.held["buckets"] == (2 * 4 + 4) * small.embedding_parameters  # gloo copies once more
     alone = config.train.model_copy(update={"workers": 1})
-    assert trained_memory(config, "actor", alone, small).held["buckets"] == 2 * 4 * small.parameters
+    assert trained_memory(config, "actor", alone, small).held["buckets"] == 2 * 4 * small.embedding_parameters
+    zero = {"zero_optimization": {"reduce_bucket_size": 10**9}}
+    own = config.train.model_copy(update={"deepspeed": zero})
+    assert trained_memory(config, "actor", own, small).held["buckets"] == (2 * 4 + 4) * small.parameters
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_worker_alone_copies_no_gradients_to_reduce_them(make, stage):
+    held = {workers: actor(make(train={"workers": workers, "zero_stage": stage})).held["buckets"] for workers in (1, 2)}
+    assert held == {1: 0, 2: (2 if stage == 0 else 4) * BUCKET}
 
 
 def test_a_critic_has_a_head_of_one_number_and_neither_logits_nor_sync(make):
