@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ray_rl.app.models_offline import offline_parts
 from ray_rl.batching.pack_examples import pack_examples
+from ray_rl.cluster.environment import keep_freed_memory
 from ray_rl.config import RunConfig
 from ray_rl.models.loading import load_causal_lm
 from ray_rl.training.process_group import Member
@@ -92,8 +93,6 @@ def least(update: Callable[[], object]) -> float:
 
 def system(member: Member, folder: str, layout: Layout) -> float:
     """Seconds of an update of this system; runs in a rank."""
-    from ray_rl.cluster.environment import keep_freed_memory
-
     keep_freed_memory()  # as every worker does
     trainer = Trainer(*offline_parts(settings(folder, layout), folder), member, threads=1)
     batch = few_tokens(member.world)
@@ -102,8 +101,6 @@ def system(member: Member, folder: str, layout: Layout) -> float:
 
 def bare(member: Member, folder: str, layout: Layout) -> float:
     """Seconds of the same in torch alone: bfloat16 weights have float32 copies that AdamW changes."""
-    from ray_rl.cluster.environment import keep_freed_memory
-
     keep_freed_memory()
     torch.set_num_threads(1)
     model = load_causal_lm(folder, dtype=layout.dtype, attention="sdpa", trust_remote_code=False).train()
