@@ -199,10 +199,12 @@ def _offload(held: dict[str, float], trained: Trained, parameters: int, bounds: 
 def _communication(bounds: Bounds, trained: Trained, parameters: int, shape: ModelShape) -> dict[str, float]:
     """Returns the buffers that DeepSpeed keeps: gradients in transit, and under ZeRO-3 the gathered weights."""
     zero = _zero_settings(trained)
-    if trained.zero_stage == 0 or _sums_outside(bounds, trained):
+    elements: float
+    if trained.zero_stage == 0:
         # One flat copy of all gradients. A worker alone reduces nothing.
-        is_alone = trained.workers == 1 and not trained.offload.optimizer
-        elements = 0 if is_alone else min(REDUCE_BUCKET["gpu"], parameters)
+        elements = 0 if trained.workers == 1 else min(REDUCE_BUCKET["gpu"], parameters)
+    elif _is_widened(bounds, trained) and trained.zero_stage == 1:
+        elements = min(REDUCE_BUCKET["gpu"], parameters)
     else:
         bucket = int(zero.get("reduce_bucket_size", REDUCE_BUCKET[bounds.accelerator]))
         if trained.zero_stage == 1:
@@ -215,16 +217,16 @@ def _communication(bounds: Bounds, trained: Trained, parameters: int, shape: Mod
     return terms
 
 
-def _sums_outside(bounds: Bounds, trained: Trained) -> bool:
-    """Whether the sums of gradients are a whole float32 copy: DeepSpeed's BF16_Optimizer."""
-    return trained.zero_stage == 1 and bounds.dtype == "bfloat16" and trained.gradient_dtype == "float32"
+def _is_widened(bounds: Bounds, trained: Trained) -> bool:
+    """Whether gradients are summed in a wider dtype than they are computed in."""
+    return bounds.dtype == "bfloat16" and trained.gradient_dtype == "float32"
 
 
 def _bucket_bytes(bounds: Bounds, trained: Trained, elements: float) -> float:
     """Returns the bytes of the gradients that are reduced together, with the copies that the reduction makes."""
     element, summed = bounds.element, BYTES[trained.gradient_dtype]
-    is_widened = bounds.dtype == "bfloat16" and summed != element
-    if _sums_outside(bounds, trained):
+    is_widened = _is_widened(bounds, trained)
+    if trained.zero_stage == 1 and is_widened:
         return elements * MASTER
     if trained.zero_stage < 3:
         return elements * element

@@ -142,7 +142,7 @@ class ZeroEngine:
         engine, *_ = deepspeed.initialize(
             model=module, optimizer=_optimizer(module, self._role), config=config, dist_init_required=False
         )
-        if dist.get_world_size() == 1 and not _reduces_in_optimizer(engine):
+        if dist.get_world_size() == 1 and self._role.zero_stage == 0:
             # DeepSpeed would copy all gradients into a buffer and back, and change nothing.
             engine.enable_backward_allreduce = False
         return engine
@@ -208,14 +208,6 @@ def _optimizer(module: nn.Module, role: Trained) -> torch.optim.Optimizer:
         eps=role.eps,
         fused=True,
     )
-
-
-def _reduces_in_optimizer(engine: Any) -> bool:
-    """Whether DeepSpeed's optimizer collects the gradients that its step applies in the reduction itself."""
-    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-
-    return isinstance(engine.optimizer, DeepSpeedZeroOptimizer | DeepSpeedZeroOptimizer_Stage3)
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:
