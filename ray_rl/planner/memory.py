@@ -218,7 +218,7 @@ def _communication(bounds: Bounds, trained: Trained, parameters: int, shape: Mod
 
 
 def _is_widened(bounds: Bounds, trained: Trained) -> bool:
-    """Whether gradients are summed in a wider dtype than they are computed in."""
+    """Returns whether gradients are summed in a wider dtype than they are computed in."""
     return bounds.dtype == "bfloat16" and trained.gradient_dtype == "float32"
 
 
