@@ -75,27 +75,21 @@ async def test_tokens_sampled_ahead_have_their_version_and_the_trainers_probabil
 
 
 class Watched:
-    """Rollouts and actor of a run, and what they said: groups, and the trainer's log-probabilities of them."""
+    """Rollouts of a run, and what the trainer said of them before the update: its log-probabilities."""
 
     def __init__(self, roles):
-        self._roles = roles
+        self._rollouts, self._scores = roles.rollouts, roles.scores["old_logprobs_RT"]
         self.groups, self.logprobs = [], []
         self.running, self.position = roles.rollouts.running, roles.rollouts.position
 
     async def take(self, **keywords):
-        groups, metrics = await self._roles.rollouts.take(**keywords)
+        groups, metrics = await self._rollouts.take(**keywords)
         self.groups.append(groups)
         return groups, metrics
 
-    async def logprobs_of(self, batch):
-        self.logprobs.append(await self._roles.actor.logprobs(batch))
+    async def of(self, batch, groups):
+        self.logprobs.append(await self._scores.of(batch, groups))
         return self.logprobs[-1]
-
-
-class WatchedActor:
-    def __init__(self, watched, actor):
-        self.logprobs, self.update = watched.logprobs_of, actor.update
-        self.save, self.is_saved = actor.save, actor.is_saved
 
 
 async def test_a_request_that_outlives_a_publish_goes_on_under_the_new_weights_alone(make, model):
@@ -111,7 +105,7 @@ async def test_a_request_that_outlives_a_publish_goes_on_under_the_new_weights_a
 
     def watch(roles):
         seen.append(Watched(roles))
-        return replace(roles, rollouts=seen[0], actor=WatchedActor(seen[0], roles.actor))
+        return replace(roles, rollouts=seen[0], scores={"old_logprobs_RT": seen[0]})
 
     await whole_run(config, model, watch=watch)
     (watched,) = seen
