@@ -141,6 +141,10 @@ class Trainer:
         sent = await self._on_all([sender.send for sender in self.senders])
         return Sent([metric for each in sent for metric in each.metrics], merged(each.digests for each in sent))
 
+    async def idle(self):
+        """Returns when no rank is in a call any more."""
+        await asyncio.wait_for(asyncio.gather(*map(asyncio.wrap_future, self._calls), return_exceptions=True), LIMIT_S)
+
     def is_idle(self):
         """Whether no rank is in a call still."""
         return all(call.done() for call in self._calls)

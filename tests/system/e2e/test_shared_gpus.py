@@ -33,7 +33,7 @@ def trained(place: Path, name: str, *changes: str) -> tuple[list[dict], bytes]:
     assert done.returncode == 0, done.stdout + done.stderr
     folder = place / "runs" / name
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timed = ("time/", "throughput/", "sync/gb", "memory/")
+    timed = ("time/", "throughput/", "sync/gb", "sync/turn", "memory/")
     kept = [{key: value for key, value in record.items() if not key.startswith(timed)} for record in records]
     return kept, (folder / "export" / "model.safetensors").read_bytes()
 
