@@ -7,4 +7,4 @@ NAMES = ("scheduler", "rewards", "logprob_memory", "update", "weight_sync", "sta
 
 if __name__ == "__main__":
     for name in NAMES:
-        subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"], check=True, timeout=3600)
+        subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"], check=True, timeout=7200)
