@@ -53,7 +53,7 @@ test: setup-test ## run unit tests, then tests with real Ray, vLLM and DeepSpeed
 
 # Processes that share the cores have one thread each: further threads of torch would only wait. The longest goes first.
 .PHONY: test-unit
-test-unit: setup-test ## run only the unit tests (70 to 90 seconds)
+test-unit: setup-test ## run only the unit tests (90 seconds)
 	@export OMP_NUM_THREADS=1; logs=$$(mktemp -d); trap 'kill $$(jobs -p); rm -r "$$logs"; exit 130' INT; failed=; \
 	nice $(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED) >"$$logs/covered" 2>&1 & covered=$$!; \
 	$(BIN)/python -m pytest $(HEAVY_TESTS) >"$$logs/heavy" 2>&1 & heavy=$$!; \

@@ -196,7 +196,7 @@ def _roles(
 def build_scores(
     config: RunConfig, actor: Scorer, critic: Critic | None, reference: Scorer | None
 ) -> dict[str, Scores]:
-    """Builds what models say of a batch before it is trained on, by the field of the batch that it fills."""
+    """Builds the scores that a batch gets before it is trained on, by the field of the batch that they fill."""
 
     def scores(role: str, score: Score) -> Scores:
         if scores_as_finished(config, role):

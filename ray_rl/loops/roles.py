@@ -103,4 +103,4 @@ class Roles:
     phases: Phases
     critic: Critic | None = None
     scores: Mapping[str, Scores]
-    """What models say of a batch before it is trained on, by the field of `TrainBatch` that it fills."""
+    """Log-probabilities and values of a batch before it is trained on, by the field of `TrainBatch` that they fill."""

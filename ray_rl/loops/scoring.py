@@ -1,4 +1,4 @@
-"""What models say of the tokens of a batch: of all groups at once, or of each while engines still sample others."""
+"""Log-probabilities and values of a batch: of all groups at once, or of each group while engines sample the others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AtOnce:
     """Scores a whole batch when it is complete."""
 
     def __init__(self, score: Score) -> None:
-        """Makes the scores of a model."""
+        """Makes them of the call of a model."""
         self._score = score
 
     def begin(self, group: RolloutGroup) -> None:
@@ -51,7 +51,7 @@ class AsFinished:
     """
 
     def __init__(self, score: Score, *, is_frozen: bool) -> None:
-        """Makes the scores of a model that has time while engines sample.
+        """Makes them of the call of a model that has time while engines sample.
 
         Args:
             score: calls the model.

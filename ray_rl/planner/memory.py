@@ -201,7 +201,8 @@ def _communication(bounds: Bounds, trained: Trained, parameters: int, shape: Mod
     zero = _zero_settings(trained)
     elements: float
     if trained.zero_stage == 0:
-        # One flat copy of all gradients. A worker alone reduces nothing.
+        # One flat copy of all gradients, of at most DeepSpeed's default size: here, and where BF16_Optimizer sums in
+        # float32, DeepSpeed reads no setting. A worker alone reduces nothing.
         elements = 0 if trained.workers == 1 else min(REDUCE_BUCKET["gpu"], parameters)
     elif _is_widened(bounds, trained) and trained.zero_stage == 1:
         elements = min(REDUCE_BUCKET["gpu"], parameters)

@@ -1,10 +1,9 @@
 """Seconds of steps on CPU as `ray-rl plan` estimates them, beside those that runs take.
 
 One run gives the rates (`ray-rl plan --calibrate RUN`), and so does a measurement of the machine (`--calibrate
-CONFIG`);
-with each, the steps of three other runs are planned: longer completions, PPO with all its models, and two workers with
-ZeRO-3. Rewards differ inside groups, so that nothing is left out of an update, and the learning rate is too small to
-change the policy.
+CONFIG`). With each, the steps of three other runs are planned: longer completions, PPO with all its models, and two
+workers with ZeRO-3. Rewards differ inside groups, so that nothing is left out of an update, and the learning rate is
+too small to change the policy.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ CASES = (
 
 
 def ray_rl(*words: str) -> str:
-    """What the command prints."""
+    """Runs the command and returns its output."""
     command = [str(Path(sys.executable).with_name("ray-rl")), *words]
     return subprocess.run(command, check=True, timeout=LIMIT_S, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
 

@@ -13,6 +13,7 @@ from ray_rl.cluster.roles import RayEngine
 from ray_rl.cluster.teams import Team
 from ray_rl.concurrency import together
 from ray_rl.errors import OutsideError
+from ray_rl.metrics.metric import Last, Metric
 from ray_rl.rollout import memory
 from ray_rl.training.residence import PARTS, Part, Residence
 from ray_rl.weight_sync.phases import Phases
@@ -55,8 +56,8 @@ class Turns(Phases, Protocol):
     async def make_room(self) -> None:
         """Returns when models can be loaded again."""
 
-    def turned_s(self) -> float:
-        """Returns the seconds since the last call in which memory moved, from one side to the other and back."""
+    def metrics(self) -> list[Metric]:
+        """Returns what the changes since the last call took."""
 
 
 class Apart:
@@ -88,9 +89,9 @@ class Apart:
     async def make_room(self) -> None:
         """Does nothing."""
 
-    def turned_s(self) -> float:
-        """Returns 0: nothing moves."""
-        return 0.0
+    def metrics(self) -> list[Metric]:
+        """Returns nothing: nothing moves."""
+        return []
 
 
 class SharedGpus:
@@ -208,10 +209,10 @@ class SharedGpus:
             self._leave_phase()
             await self._of_engines(RayEngine.sleep)
 
-    def turned_s(self) -> float:
-        """Returns the seconds since the last call in which memory moved, from one side to the other and back."""
+    def metrics(self) -> list[Metric]:
+        """Returns `sync/turn_s`: the seconds since the last call in which memory moved, in both directions."""
         seconds, self._turned_s = self._turned_s, 0.0
-        return seconds
+        return [Last("sync/turn_s", seconds)]
 
     @contextmanager
     def _turning(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from ray_rl.cluster.engines.sharing import Turns
 from ray_rl.cluster.roles import RayActor, RayEngine
 from ray_rl.concurrency import together
 from ray_rl.errors import ClusterError, EngineLost, OutsideError, WeightMismatch, WorkerLost
-from ray_rl.metrics.metric import Last, Metric
+from ray_rl.metrics.metric import Metric
 from ray_rl.rollout.engine import Engine
 from ray_rl.weight_sync.publish import publish
 from ray_rl.weight_sync.senders.sender import Rendezvous
@@ -89,7 +89,7 @@ class RayWeights:
                 async with self._turns.transfer(is_new=True):
                     metrics = await self._to_all(version)
             self._version, self._actor.is_ahead = version, False
-        return [*metrics, Last("sync/turn_s", self._turns.turned_s())] if self._turns.is_shared else metrics
+        return [*metrics, *self._turns.metrics()]
 
     async def admit(self, engine: RayEngine, process: EngineProcess) -> None:
         """Replaces a lost process by a started one, and sends it the version that the other engines serve.

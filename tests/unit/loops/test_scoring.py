@@ -1,4 +1,4 @@
-"""What models say of groups that finish one by one."""
+"""Log-probabilities and values of groups that finish one by one."""
 
 import asyncio
 import gc
