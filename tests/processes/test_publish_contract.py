@@ -1,9 +1,13 @@
 """The contract of publishes on CPU: shared memory and gloo as they are, ipc with memory of the host in place of a
 GPU's, NCCL over a scripted communicator."""
 
+import gc
 import warnings
 
 import pytest
+
+from ray_rl.imports import USUAL, collect_as_usual, collect_less
+from ray_rl.weight_sync.plugin import register
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM's libraries deprecate each other's functions
@@ -38,3 +42,12 @@ async def test_an_nccl_communicator_is_left_after_a_failure_and_when_all_meet_ag
     with pytest.raises(WeightSyncError):  # noqa: F405
         await world.publish(1)
     assert 1 not in {communicator.rank for communicator in OPEN}, "the engine that failed"
+
+
+def test_the_plugin_ends_the_quick_imports_of_vllms_processes():
+    collect_less()
+    try:
+        register()
+        assert gc.get_threshold() == USUAL
+    finally:
+        collect_as_usual()
