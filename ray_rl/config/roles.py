@@ -53,7 +53,7 @@ def roles_of(config: RunConfig) -> tuple[Role, ...]:
         )
         roles.append(Role(CRITIC, "critic", config.critic, config.critic.workers, "critic.workers", models))
     frozen = config.reference
-    if frozen is not None and _compares_during_training(config, frozen):
+    if frozen is not None and _compares_during_training(config, frozen) and not is_base_reference(config, frozen):
         models = (policy if frozen.path is None else ("reference.path", frozen.path),)
         roles.append(Role(REFERENCE, "reference", frozen, frozen.workers, "reference.workers", models))
     if config.is_offline:
@@ -71,6 +71,20 @@ def _compares_during_training(config: RunConfig, reference: ReferenceConfig) -> 
     if config.is_offline:
         return config.offline.needs_reference and reference.when == "during"
     return config.online.kl.coefficient > 0
+
+
+def is_base_reference(config: RunConfig, reference: ReferenceConfig) -> bool:
+    """Returns whether a reference is the actor without its adapters, which needs no workers of its own."""
+    return config.model.adapter is not None and reference.path in (None, config.model.path)
+
+
+def base_reference(config: RunConfig) -> ReferenceConfig | None:
+    """Returns the section of the reference if the run compares with the actor without its adapters; else None."""
+    reference = config.reference
+    if reference is None or not is_base_reference(config, reference):
+        return None
+    needs_it = config.offline.needs_reference if config.is_offline else config.online.kl.coefficient > 0
+    return reference if needs_it else None
 
 
 def has_reference(config: RunConfig) -> bool:

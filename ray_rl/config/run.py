@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from ray_rl.config.adapter import RATE_RATIO, Lora
 from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config
 from ray_rl.config.cluster import ClusterConfig
@@ -95,6 +96,9 @@ class ModelConfig(Config):
     """Chat template that replaces the tokenizer's: Jinja text, a file with it, or the name of one of the model's
     templates. The exported model has it too. None uses the model's own template; of several, the one named
     `default`."""
+    adapter: Lora | None = None
+    """Train adapters, {kind: lora}, and keep the model's own weights as they are; see docs/lora.md. The critic gets
+    adapters of its own. The default learning rates are then ten times as high. None trains all weights."""
 
 
 class CheckpointConfig(Config):
@@ -114,6 +118,25 @@ class CheckpointConfig(Config):
     the export has its model. Only for algorithms that learn from examples, with `run.evaluate_every`."""
     export: bool = True
     """Write the final policy to `export/` in Hugging Face format."""
+
+
+def full_rate(kind: str) -> float:
+    """Returns the default of `train.learning_rate` for an algorithm if all weights are trained."""
+    return OFFLINE[kind].learning_rate if kind in OFFLINE else TrainConfig().learning_rate
+
+
+def _has_adapter(model: Any) -> bool:
+    if isinstance(model, ModelConfig):
+        return model.adapter is not None
+    return isinstance(model, Mapping) and model.get("adapter") is not None
+
+
+def _with_rate(given: Mapping[str, Any], section: str, full: float, *, has_adapter: bool) -> Mapping[str, Any]:
+    """Returns the values with a learning rate in a section that has none; `full` is that of full fine-tuning."""
+    values = given.get(section, {})
+    if not isinstance(values, Mapping) or "learning_rate" in values:
+        return given
+    return {**given, section: {**values, "learning_rate": round(full * RATE_RATIO, 12) if has_adapter else full}}
 
 
 class RunConfig(Config):
@@ -140,7 +163,7 @@ class RunConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _add_defaults_of_kind(cls, given: Any) -> Any:
-        """Adds what depends on `algorithm.kind`: PPO's critic; the learning rate and length of offline algorithms."""
+        """Adds what depends on `algorithm.kind`: PPO's critic, learning rates, and the length of offline algorithms."""
         if not isinstance(given, Mapping):
             return given
         match given.get("algorithm"):
@@ -148,16 +171,19 @@ class RunConfig(Config):
                 pass
             case _:
                 return given
-        if kind == "ppo":
-            return {CRITIC: {}, **given}
-        if not isinstance(kind, str) or kind not in OFFLINE:
+        if not isinstance(kind, str):
             return given
-        train, run = given.get("train", {}), given.get("run")
-        if isinstance(train, Mapping) and "learning_rate" not in train:
-            train = {**train, "learning_rate": OFFLINE[kind].learning_rate}
-        if isinstance(run, Mapping) and run.get("steps") is None and run.get("epochs") is None:
-            run = {**run, "epochs": 1}
-        return {**given, "train": train, "run": run}
+        if kind == "ppo":
+            given = {CRITIC: {}, **given}
+        is_offline, run = kind in OFFLINE, given.get("run")
+        if is_offline and isinstance(run, Mapping) and run.get("steps") is None and run.get("epochs") is None:
+            given = {**given, "run": {**run, "epochs": 1}}
+        has_adapter = _has_adapter(given.get("model"))
+        if is_offline or has_adapter:
+            given = _with_rate(given, "train", full_rate(kind), has_adapter=has_adapter)
+        if has_adapter and CRITIC in given:
+            given = _with_rate(given, CRITIC, CriticConfig().learning_rate, has_adapter=True)
+        return given
 
     @model_serializer(mode="wrap")
     def _without_meaningless_sections(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -195,6 +221,13 @@ class RunConfig(Config):
         """`run.steps`, which is known once `run.epochs` has been resolved."""
         assert self.run.steps is not None, "run.epochs has not been resolved to steps"
         return self.run.steps
+
+    @property
+    def publishes_adapters(self) -> bool:
+        """Whether engines get the adapters themselves (see `weight_sync.adapter`), and no merged weights."""
+        chosen = self.weight_sync.adapter
+        is_separate = self.cluster.accelerator == "gpu" if chosen == "auto" else chosen == "separate"
+        return self.model.adapter is not None and is_separate
 
     @property
     def logit_chunk_tokens(self) -> int:

@@ -13,9 +13,9 @@ from ray_rl.config import RunConfig
 from ray_rl.config.gpus import sharers_of_engines
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import ACTOR, REFERENCE, ROLLOUT, USUAL_PAIRS, Role, roles_of
+from ray_rl.config.rules.adapter import OF_REFERENCE_WORKERS
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.hardware import hardware_rules
-from ray_rl.config.rules.offline import OF_REFERENCE_WORKERS
 from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig, Trained
 from ray_rl.planner.assess import DTYPE, USABLE, Assessment, assess, known_shape, role_memories
 from ray_rl.planner.gpus import ClusterShape

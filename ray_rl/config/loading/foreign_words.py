@@ -78,6 +78,13 @@ _KEYS = {
     "data.system_prompt": "input_template",
     "data.too_long": "truncation_mode",
     "data.template_options": "enable_thinking chat_template_kwargs",
+    "model.adapter": "use_lora use_peft peft_config lora_config",
+    "model.adapter.alpha": "lora_alpha",
+    "model.adapter.dropout": "lora_dropout",
+    "model.adapter.init": "init_lora_weights",
+    "model.adapter.rank": "lora_rank lora_r",
+    "model.adapter.rs_lora": "use_rslora",
+    "model.adapter.targets": "lora_target_modules target_modules",
     "model.chat_template": "chat_template_path",
     "model.dtype": "bf16 fp16 torch_dtype",
     "model.path": "model_name_or_path model_name pretrain actor_rollout_ref.model.path",
@@ -155,10 +162,9 @@ _REMARKS = {
     "every step prints one line and writes one record; remove it": "logging_steps",
     "there is no upload: metrics.jsonl and TensorBoard files are in the run folder, and Prometheus can scrape a "
     "cluster; remove it": "report_to use_wandb wandb wandb_project logger",
-    "all weights are trained, or all but train.frozen_layers; LoRA is not supported; remove it": (
-        "use_lora use_peft lora_r lora_rank lora_alpha"
-    ),
-    "weights are float32 or bfloat16; remove it": "load_in_4bit",
+    "weights are float32 or bfloat16; remove it": "load_in_4bit load_in_8bit",
+    "adapters freeze embeddings and the head of tokens, and new heads are trained; remove it": "lora_modules_to_save",
+    "rsLoRA is `model.adapter`: {kind: lora, rs_lora: true}; DoRA does not exist here; set model.adapter": "use_dora",
     "every token of a completion is trained on; remove it": "top_entropy_quantile",
     "the reference is frozen; remove it": "sync_ref_model",
     "a critic has an optimizer of its own, so its loss has no weight; remove it": "vf_coef",
@@ -215,6 +221,8 @@ FOREIGN_OFFLINE: Mapping[str, Ours] = {**FOREIGN, **_by_word(_REMARKS_OFFLINE)}
 """The same for algorithms that learn from examples."""
 
 NOTES = {
+    "model.adapter": "{kind: lora, rank: 32}",
+    "model.adapter.targets": "all-linear, or a list of names of layers",
     "algorithm.batch_size": "examples of an optimizer step, over all workers",
     "algorithm.beta": "of dpo, ipo, kto, orpo and simpo",
     "algorithm.margin": "of simpo, subtracted after beta: gamma, not gamma / beta",

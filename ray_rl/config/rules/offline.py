@@ -6,11 +6,9 @@ from collections.abc import Iterator
 
 from ray_rl.config.loading.explain import show
 from ray_rl.config.offline import Sft
+from ray_rl.config.rules.adapter import OF_REFERENCE_WORKERS
 from ray_rl.config.run import RunConfig
 from ray_rl.config.train import ReferenceConfig
-
-OF_REFERENCE_WORKERS = ("workers", "zero_stage", "offload")
-"""Settings of the workers that a reference has with `when: during`."""
 
 
 def offline_rules(config: RunConfig) -> Iterator[str]:

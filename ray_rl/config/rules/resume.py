@@ -14,6 +14,7 @@ from ray_rl.errors import ConfigError
 
 FIXED = {
     "model.path": "the checkpoint has the weights of the other model",
+    "model.adapter": "the checkpoint has those weights, and no others",
     "model.chat_template": "another template makes other prompts",
     "data": "the saved position belongs to these prompts",
     "run.seed": "it determines the order of the prompts and the sampling",

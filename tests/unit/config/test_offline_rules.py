@@ -77,6 +77,19 @@ def test_the_learning_rate_of_a_kind_holds_unless_another_is_set(offline, kind, 
     assert offline(f"algorithm={{kind: {kind}}}", "train.learning_rate=0.5").train.learning_rate == 0.5
 
 
+@pytest.mark.parametrize(
+    ("kind", "learning_rate"), [("sft", 2e-4), ("dpo", 1e-5), ("reward_model", 9e-5), ("process_reward_model", 1e-4)]
+)
+def test_the_learning_rate_of_adapters_is_ten_times_as_high(offline, kind, learning_rate):
+    assert offline(f"algorithm.kind={kind}", "model.adapter={kind: lora}").train.learning_rate == learning_rate
+
+
+def test_adapters_may_have_dropout_where_no_log_probabilities_are_compared(offline, refused):
+    dropout = "model.adapter={dropout: 0.05}"
+    check(offline("algorithm.kind=sft", dropout))
+    assert "model.adapter.dropout=0.05: algorithm.kind=dpo compares log-probabilities" in refused(dropout)
+
+
 def test_one_epoch_is_the_default_length(offline):
     assert offline("run={name: test}").run.epochs == 1
     assert offline().run.epochs is None

@@ -1,0 +1,88 @@
+"""Rules for `model.adapter`. Each yields one message per violation. Loads without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ray_rl.config.adapter import RATE_RATIO, Lora
+from ray_rl.config.loading.explain import show
+from ray_rl.config.offline import ProcessRewardModel, RewardModel, Sft
+from ray_rl.config.roles import ACTOR, base_reference, models_of, roles_of
+from ray_rl.config.run import RunConfig, full_rate
+from ray_rl.config.train import ReferenceConfig
+
+OF_REFERENCE_WORKERS = ("workers", "zero_stage", "offload")
+"""Settings of the workers of a reference."""
+LIKE_FULL = 3
+"""Rates below this multiple of full fine-tuning's default look like one of full fine-tuning."""
+
+
+def adapter_rules(config: RunConfig) -> Iterator[str]:
+    """Checks what adapters exclude, and refuses adapters as models."""
+    yield from _folders(config)
+    adapter = config.model.adapter
+    if adapter is None:
+        if config.weight_sync.adapter != "auto":
+            yield (
+                f"weight_sync.adapter={config.weight_sync.adapter}: all weights are trained, so there are no adapters; "
+                "remove it, or set model.adapter={kind: lora}"
+            )
+        return
+    if config.train.frozen_layers:
+        yield (
+            f"train.frozen_layers={config.train.frozen_layers}: with model.adapter all weights of the model are "
+            "frozen, and each layer has adapters; remove it"
+        )
+    yield from _dropout(config, adapter)
+    yield from _reference(config)
+
+
+def learning_rate_advice(config: RunConfig) -> Iterator[str]:
+    """Yields a sentence for every learning rate of adapters that looks like one of full fine-tuning."""
+    if config.model.adapter is None:
+        return
+    for role in roles_of(config):
+        if role.trained is None:
+            continue
+        rate, default = role.trained.learning_rate, type(role.trained)().learning_rate
+        usual = full_rate(config.algorithm.kind) if role.name == ACTOR else default
+        if rate < LIKE_FULL * usual:
+            yield (
+                f"{role.key}.learning_rate={rate:g} looks like one of full fine-tuning (default {usual:g}); adapters learn "
+                f"with about {RATE_RATIO} times as much, {RATE_RATIO * usual:g}"
+            )
+
+
+def _folders(config: RunConfig) -> Iterator[str]:
+    for key, path in models_of(config):
+        if (Path(path).expanduser() / "adapter_config.json").is_file() and not (
+            Path(path).expanduser() / "config.json"
+        ).is_file():
+            yield (
+                f"{key}={path}: the folder has adapters without the model that they belong to; set {key} to the "
+                "folder of a whole model, into which the adapters are merged"
+            )
+
+
+def _dropout(config: RunConfig, adapter: Lora) -> Iterator[str]:
+    if adapter.dropout == 0 or isinstance(config.algorithm, Sft | RewardModel | ProcessRewardModel):
+        return
+    if config.is_offline:
+        reason = f"algorithm.kind={config.algorithm.kind} compares log-probabilities, which dropout would change"
+    else:
+        reason = "engines sample without dropout, so that the trainer's log-probabilities would be those of others"
+    yield f"model.adapter.dropout={adapter.dropout:g}: {reason}; set model.adapter.dropout=0"
+
+
+def _reference(config: RunConfig) -> Iterator[str]:
+    reference = base_reference(config)
+    if reference is None or (config.is_offline and reference.when == "before"):  # the latter is refused in any case
+        return
+    for name in OF_REFERENCE_WORKERS:
+        value = vars(reference)[name]
+        if value != ReferenceConfig.model_fields[name].get_default():
+            yield (
+                f"reference.{name}={show(value)}: with model.adapter the reference is the policy without its adapters, "
+                "in the actor's workers; remove it"
+            )
