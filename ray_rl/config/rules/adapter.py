@@ -49,8 +49,8 @@ def learning_rate_advice(config: RunConfig) -> Iterator[str]:
         usual = full_rate(config.algorithm.kind) if role.name == ACTOR else default
         if rate < LIKE_FULL * usual:
             yield (
-                f"{role.key}.learning_rate={rate:g} looks like one of full fine-tuning (default {usual:g}); adapters learn "
-                f"with about {RATE_RATIO} times as much, {RATE_RATIO * usual:g}"
+                f"{role.key}.learning_rate={rate:g} looks like one of full fine-tuning (default {usual:g}); adapters "
+                f"learn with about {RATE_RATIO} times as much, {RATE_RATIO * usual:g}"
             )
 
 
