@@ -185,10 +185,10 @@ def _roles(
         prompt=canary,
         sampling=sampling,
     )
-    from ray_rl.app.workers import critic_over, roles_over
+    from ray_rl.app.workers import critic_over, reference_over, roles_over
 
     critic = critic_over(workers)
-    scores = build_scores(config, workers.actor, critic, workers.reference)
+    scores = build_scores(config, workers.actor, critic, reference_over(workers, config))
     rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards, scores=scores)
     return roles_over(workers, rollouts=rollouts, weights=weights, critic=critic, scores=scores)
 

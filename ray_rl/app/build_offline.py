@@ -14,7 +14,7 @@ from ray_rl.batching.pack_examples import pack_examples
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.config import RunConfig
 from ray_rl.config.offline import Kto, RewardModel
-from ray_rl.config.roles import ACTOR, REFERENCE
+from ray_rl.config.roles import ACTOR, REFERENCE, base_reference
 from ray_rl.data.examples.load import Examples
 from ray_rl.data.examples.order import ExampleOrder
 from ray_rl.imports import quick_imports
@@ -77,17 +77,21 @@ class OfflineTraining:
                 # Ray reads its environment when it is imported: not before run_training has prepared it.
                 with quick_imports():
                     from ray_rl.app.workers import start_teams
-                from ray_rl.cluster.roles import RayLearner, RayReference
+                from ray_rl.cluster.roles import BaseReference, RayLearner, RayReference
                 from ray_rl.cluster.teams import restarted
 
                 teams = await start_teams(config, run, folders, stop=stop, stack=stack, logs=folder.logs)
             beginning, actor = order.state(), RayLearner(teams[ACTOR])
-            live = RayReference(teams[REFERENCE]) if REFERENCE in teams else None
+            live: Scorer | None = RayReference(teams[REFERENCE]) if REFERENCE in teams else None
+            base = base_reference(config)
+            start: Scorer = actor if base is None else BaseReference(actor)
+            if base is not None and base.when == "during":
+                live = start
 
             def session(since: Checkpoint | None) -> OfflineSession:
                 order.restore(beginning)
                 return build_offline_session(
-                    config, folder, run, self.examples, order, actor, live, stop=stop, since=since, models=models
+                    config, folder, run, self.examples, order, actor, start, live, stop=stop, since=since, models=models
                 )
 
             await train_on(
@@ -109,20 +113,25 @@ def build_offline_session(
     examples: Examples,
     order: ExampleOrder,
     actor: Learner,
+    start: Scorer,
     live: Scorer | None,
     *,
     stop: Stop,
     since: Checkpoint | None,
     models: Models,
 ) -> OfflineSession:
-    """Builds the session of the driver over started roles, from a checkpoint or, if `since` is None, from the start."""
+    """Builds the session of the driver over started roles, from a checkpoint or, if `since` is None, from the start.
+
+    `start` has the weights of the actor before its first step, as long as nothing is trained; `live` has those of the
+    reference all the time, and is None if the run computes its numbers before training.
+    """
     pack: Pack = partial(pack_examples, loss_at=config.offline.loss_at)
     guard, stream = Guard(config.train, run), ExampleStream(order, batch_size=config.offline.batch_size)
     partners, store = _partners(config, examples), store_of(config, folder)
     reference: Reference | None = None if live is None else LiveReference(live)
     if live is None and config.offline.needs_reference:
         scored = [*examples.train, *examples.held_out, *partners.values()]
-        reference = _stored(config, folder, scored, actor, pack, models=models, since=since)
+        reference = _stored(config, folder, scored, start, pack, models=models, since=since)
     evaluation = Evaluation(
         examples.held_out,
         batch_size=config.offline.batch_size,
@@ -176,7 +185,7 @@ def _stored(
     config: RunConfig,
     folder: RunFolder,
     examples: Sequence[Example],
-    actor: Learner,
+    start: Scorer,
     pack: Pack,
     *,
     models: Models,
@@ -187,7 +196,7 @@ def _stored(
     return StoredReference(
         folder.reference_jsonl,
         examples,
-        scorer=actor,
+        scorer=start,
         pack=pack,
         batch_size=config.offline.batch_size,
         depends_on={"model": digest, "dtype": config.model.dtype},

@@ -49,6 +49,8 @@ def build_actor(config: RunConfig, folders: Sequence[str], member: Member, *, th
         transport=transport(config),
         chat_template=partial(changed_template, config, folders[0]),
         chat=uses_chat(config.data),
+        exports_adapters=config.exports_adapters,
+        publishes_adapters=config.publishes_adapters,
     )
 
 
@@ -113,6 +115,8 @@ def value_parts(config: RunConfig, folder: str) -> tuple[ValueObjective, TrainSe
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=role.gradient_checkpointing,
+        adapter=config.model.adapter,
+        adapter_seed=config.run.seed,
     )
     return ValueObjective(network=network, clip=role.value_clip), train_settings(config, role)
 
@@ -123,6 +127,8 @@ def trained_policy(config: RunConfig, folder: str) -> PolicyNetwork:
         policy_network(config, folder, key="model.path"),
         gradient_checkpointing=config.train.gradient_checkpointing,
         frozen_layers=config.train.frozen_layers,
+        adapter=config.model.adapter,
+        adapter_seed=config.run.seed,
     )
 
 

@@ -62,6 +62,7 @@ def _scorer(config: RunConfig, folder: str, scored_at: ScoredAt, *, members: int
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.train.gradient_checkpointing,
         frozen_layers=config.train.frozen_layers,
+        adapter=config.model.adapter,
     )
 
 
@@ -78,4 +79,6 @@ def build_learner(
         source=folders[0],
         chat_template=partial(changed_template, config, folders[0]),
         chat=uses_chat(config.data),
+        adapter=config.model.adapter,
+        exports_adapters=config.exports_adapters,
     )

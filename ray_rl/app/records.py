@@ -105,7 +105,7 @@ def columns_of(config: RunConfig) -> Columns:
         absent.add("kl")
     phases = ["rollout", "train", "sync"]
     scores = any(role.name not in (ACTOR, REWARD, ROLLOUT) for role in roles_of(config))
-    if scores or config.online.needs_old_logprobs:
+    if scores or has_reference(config) or config.online.needs_old_logprobs:
         phases.insert(1, REFERENCE)
     if config.checkpoint.every_steps is not None:
         phases.append("checkpoint")

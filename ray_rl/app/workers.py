@@ -12,14 +12,14 @@ from typing import Any
 from ray_rl.app.models import build_actor, build_critic, build_reference, build_reward_models, policy_engine, transport
 from ray_rl.app.models_offline import build_learner
 from ray_rl.cluster.engines.weights import TransferSettings
-from ray_rl.cluster.roles import RayCritic, RayRewardModels
+from ray_rl.cluster.roles import BaseReference, RayCritic, RayRewardModels
 from ray_rl.cluster.scratch import Scratch
 from ray_rl.cluster.session import ray_session
 from ray_rl.cluster.start import EnginesSpec, TeamSpec, Workers, started_teams, started_workers
 from ray_rl.cluster.teams import Team
 from ray_rl.cluster.verifiers import other_nodes, workers_elsewhere
 from ray_rl.config import RunConfig
-from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT, roles_of
+from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD, ROLLOUT, base_reference, roles_of
 from ray_rl.loops.roles import Critic, Roles, Rollouts
 from ray_rl.loops.scoring import Scores
 from ray_rl.loops.stopping import Stop
@@ -27,7 +27,7 @@ from ray_rl.metrics.run import Run
 from ray_rl.planner.plan import Plan, plan
 from ray_rl.rewards.functions.calls import Elsewhere
 from ray_rl.sizes import MIB
-from ray_rl.weight_sync.audit import Publisher
+from ray_rl.weight_sync.audit import Publisher, Scorer
 
 BUILDERS: Mapping[str, Callable[..., Any]] = {
     ACTOR: build_actor,
@@ -155,6 +155,11 @@ def threads_of(role: str, config: RunConfig, plan: Plan) -> int:
 def critic_over(workers: Workers) -> Critic | None:
     """Returns the critic of the run; None if it has none."""
     return RayCritic(workers.teams[CRITIC]) if CRITIC in workers.teams else None
+
+
+def reference_over(workers: Workers, config: RunConfig) -> Scorer | None:
+    """Returns the reference of the run, in workers of its own or in those of the actor; None if it has none."""
+    return workers.reference if base_reference(config) is None else BaseReference(workers.actor)
 
 
 def roles_over(

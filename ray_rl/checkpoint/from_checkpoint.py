@@ -15,16 +15,19 @@ from ray_rl.catalog.weight_files import weights_digest
 from ray_rl.checkpoint.export_marks import model_folders, write_step
 from ray_rl.checkpoint.hugging_face import checkpoint_names, write_settings
 from ray_rl.checkpoint.new_folder import new_folder
+from ray_rl.checkpoint.peft_folder import write_adapters
 from ray_rl.checkpoint.reading import checkpoint_steps, read_checkpoint
 from ray_rl.checkpoint.slices import SliceReader
 from ray_rl.checkpoint.store import disk_errors_explained, read_json
 from ray_rl.checkpoint.weight_files import write_weights
+from ray_rl.config.adapter import Lora
 from ray_rl.config.loading.load import load_config
 from ray_rl.config.roles import ACTOR
 from ray_rl.config.run import ModelConfig
 from ray_rl.data.chat import ChatTokenizer, uses_chat
 from ray_rl.errors import CheckpointError
 from ray_rl.metrics.run_folder import config_file
+from ray_rl.models.adapter import PARTS, is_adapter, merge, peft_name
 from ray_rl.models.classifier import classifier_skeleton, load_classifier, member_prefix
 from ray_rl.models.loading import checkpoint_skeleton, load_causal_lm
 from ray_rl.models.packaged import resolve_model
@@ -58,12 +61,23 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
     checkpoint = _verified(run, step)
     reader = SliceReader(checkpoint / ACTOR)
     dtype = config.model.dtype if dtype is None else dtype
+    adapter = config.model.adapter
+    if adapter is not None:
+        _require_same_source(checkpoint, source)
+    if adapter is not None and config.exports_adapters:
+        with disk_errors_explained(to), new_folder(to) as partial:
+            adapters = _adapters(reader, adapter, dtype=getattr(torch, dtype))
+            write_adapters(partial, adapters, adapter, source=source, chat_template=template)
+            write_step(partial, step)
+        return
     loss_at = config.offline.loss_at if config.is_offline else "tokens"
     parts: list[tuple[PreTrainedModel, _Weights]] = []
     for member in range(config.members):
         kind = _Kind(loss_at, config.model, source, member)
         model, may_be_frozen = kind.skeleton(), config.train.frozen_layers > 0
-        weights = _Weights(kind, model, reader, dtype=getattr(torch, dtype), may_be_frozen=may_be_frozen)
+        weights = _Weights(
+            kind, model, reader, dtype=getattr(torch, dtype), may_be_frozen=may_be_frozen, adapter=adapter
+        )
         if weights.has_frozen:
             _require_same_source(checkpoint, source)
         parts.append((model, weights))
@@ -73,6 +87,23 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
             write_weights(folder, checkpoint_names(model, weights.layers()))
             write_settings(folder, model, source=source, dtype=weights.dtype, chat_template=template, chat=chat)
         write_step(partial, step)
+
+
+def _adapters(reader: SliceReader, adapter: Lora, *, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Returns the adapters of a language model in a checkpoint, by their names in peft."""
+    prefix = f"{MASTER}/{WRAPPED}"
+    names = [name.removeprefix(prefix) for name in reader.names if name.startswith(prefix)]
+    return {
+        peft_name(name): _matrix(reader, f"{prefix}{name}", name, adapter).to(dtype)
+        for name in names
+        if is_adapter(name)
+    }
+
+
+def _matrix(reader: SliceReader, vector: str, name: str, adapter: Lora) -> Tensor:
+    """Returns A [rank, inputs] or B [outputs, rank]."""
+    flat = reader.read(vector, 0, reader.size(vector))
+    return flat.view(adapter.rank, -1) if name.endswith(PARTS[0]) else flat.view(-1, adapter.rank)
 
 
 def _verified(run: Path, step: int) -> Path:
@@ -128,6 +159,7 @@ class _Weights:
         *,
         dtype: torch.dtype,
         may_be_frozen: bool,
+        adapter: Lora | None,
     ) -> None:
         """Opens the checkpoint and compares it with the model, without reading weights.
 
@@ -137,18 +169,19 @@ class _Weights:
             reader: reads the checkpoint.
             dtype: the type of the weights that are written.
             may_be_frozen: whether the run trained only some of the layers.
+            adapter: the settings of the adapters, if the run trained only these and new heads.
 
         Raises:
             CheckpointError: the checkpoint belongs to another model.
         """
         self.dtype, source = dtype, kind.source
         self._kind = kind
-        self._reader = reader
+        self._reader, self._adapter = reader, adapter
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         kept = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
         frozen = {name for name in self._shapes if kind.vector(name) not in reader}
         self._of_the_source: dict[str, Tensor] = {}
-        if frozen and not may_be_frozen:
+        if frozen and not may_be_frozen and adapter is None:
             raise CheckpointError(
                 f"model.path={source}: the checkpoint has no {min(frozen)}, and no layer was frozen; it belongs to "
                 "another model: restore the model from which the run started"
@@ -174,8 +207,17 @@ class _Weights:
     def _read(self, name: str) -> Tensor:
         shape = self._shapes[name]
         if name in self._of_the_source:
-            return self._of_the_source[name].to(self.dtype)
+            return self._merged(name, self._of_the_source[name].to(self.dtype))
         return self._reader.read(self._kind.vector(name), 0, shape.numel()).view(shape).to(self.dtype)
+
+    def _merged(self, name: str, weight: Tensor) -> Tensor:
+        """Returns a weight of the source with its adapter, if it has one."""
+        layer, adapter = name.removesuffix(".weight"), self._adapter
+        parts = [(self._kind.vector(part), part) for part in (layer + end for end in PARTS)]
+        if adapter is None or any(vector not in self._reader for vector, _ in parts):
+            return weight
+        a, b = (_matrix(self._reader, vector, part, adapter).to(self.dtype) for vector, part in parts)
+        return merge(weight, a, b, scale=adapter.scale)
 
 
 def _require_same_source(checkpoint: Path, source: str) -> None:

@@ -15,7 +15,9 @@ import torch
 from ray_rl.checkpoint.classifier_settings import CLASSIFIERS, describe_classifier
 from ray_rl.checkpoint.export_marks import STEP_FILE, model_folders, set_dtype, write_step
 from ray_rl.checkpoint.new_folder import replaced_folder
+from ray_rl.checkpoint.peft_folder import write_adapters
 from ray_rl.checkpoint.weight_files import write_weights
+from ray_rl.config.adapter import Lora
 from ray_rl.data.tokenizer import copy_tokenizer
 from ray_rl.errors import DataError
 
@@ -69,6 +71,36 @@ def export_models(
             own = {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}
             write_weights(folder, checkpoint_names(model, [own, kept_buffers(model)]))
             write_settings(folder, model, source=source, dtype=dtype, chat_template=chat_template, chat=chat)
+        write_step(partial, step)
+
+
+def export_adapters(
+    parameters: Iterable[tuple[str, torch.Tensor | None]],
+    lora: Lora,
+    *,
+    source: str,
+    to: Path,
+    step: int,
+    chat_template: str | None = None,
+) -> None:
+    """Writes a folder of peft (see `write_adapters`) in the same way as `export_models` writes one of a model.
+
+    Args:
+        parameters: names of peft and whole tensors on the rank that writes; None on the others, which write nothing.
+        lora: the settings of the adapters.
+        source: folder or hub name of the model from which training started.
+        to: the folder to write; see `export_models`.
+        step: the step of the policy.
+        chat_template: the template with which the policy was trained, if it is not the tokenizer's own.
+
+    Raises:
+        CheckpointError, OSError, DataError: as `export_models`.
+    """
+    adapters = {name: tensor.to("cpu", copy=True) for name, tensor in parameters if tensor is not None}
+    if not adapters:
+        return
+    with replaced_folder(to, mark=STEP_FILE) as partial:
+        write_adapters(partial, adapters, lora, source=source, chat_template=chat_template)
         write_step(partial, step)
 
 

@@ -74,6 +74,11 @@ class SliceReader:
         """Returns whether the checkpoint holds any slice of a vector."""
         return name in self._slices
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the vectors of which the checkpoint holds a slice."""
+        return list(self._slices)
+
     def size(self, name: str) -> int:
         """Returns the number of elements of a vector, up to the end of its last slice; 0 if it has no slice."""
         return max((first + size for first, size, _ in self._slices.get(name, ())), default=0)

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_rl.checkpoint.hugging_face import export_models
+from ray_rl.checkpoint.hugging_face import export_adapters, export_models
 from ray_rl.checkpoint.slice_writer import SliceWriter
 from ray_rl.checkpoint.slices import SliceReader
+from ray_rl.config.adapter import Lora
+from ray_rl.training.adapter_stream import MergedStream, SeparateStream
+from ray_rl.training.gather import WeightStream
 from ray_rl.training.objectives.objective import Objective
 from ray_rl.training.objectives.policy import PolicyObjective
 from ray_rl.training.process_group import Member
@@ -54,6 +57,8 @@ class ExportedTrainer(SavedTrainer[Batch]):
         source: str,
         chat_template: Callable[[], str | None],
         chat: bool,
+        adapter: Lora | None,
+        exports_adapters: bool,
     ) -> None:
         """Loads the model, as `Trainer`.
 
@@ -65,13 +70,20 @@ class ExportedTrainer(SavedTrainer[Batch]):
             source: the folder or hub name of the model, whose other files an export copies.
             chat_template: returns that of an export; None keeps the model's own.
             chat: whether the texts of the training go through the chat template.
+            adapter: the adapters of the model, if only these are trained.
+            exports_adapters: whether an export has the adapters alone.
         """
         super().__init__(objective, settings, member, threads=threads)
         self._source, self._chat_template, self._chat = source, chat_template, chat
+        self._adapter, self._exports_adapters = adapter, exports_adapters
 
     def export(self, folder: str, step: int) -> None:
         """Writes the model of a step in Hugging Face format; a collective of the ranks."""
-        parameters = ((spec.name, tensor) for group in self.stream.groups() for spec, tensor in group)
+        if self._adapter is not None and self._exports_adapters:
+            self._export_adapters(self._adapter, Path(folder), step)
+            return
+        stream = self._whole_stream()
+        parameters = ((spec.name, tensor) for group in stream.groups() for spec, tensor in group)
         export_models(
             self.model.exported,
             parameters,
@@ -80,6 +92,22 @@ class ExportedTrainer(SavedTrainer[Batch]):
             step=step,
             chat_template=self._chat_template(),
             chat=self._chat,
+        )
+
+    def _whole_stream(self) -> WeightStream:
+        """Returns the weights under the names of the model itself, with the adapters merged."""
+        return self.stream if self._adapter is None else MergedStream(self.stream, scale=self._adapter.scale)
+
+    def _export_adapters(self, adapter: Lora, to: Path, step: int) -> None:
+        stream = SeparateStream(self.stream)
+        groups = stream.groups(stream.trained_specs)
+        export_adapters(
+            ((spec.name, tensor) for group in groups for spec, tensor in group),
+            adapter,
+            source=self._source,
+            to=to,
+            step=step,
+            chat_template=self._chat_template(),
         )
 
 
@@ -96,13 +124,27 @@ class Policy(ExportedTrainer[TrainBatch]):
         transport: Transport,
         chat_template: Callable[[], str | None],
         chat: bool,
+        exports_adapters: bool,
+        publishes_adapters: bool,
     ) -> None:
-        """Loads the model, as `ExportedTrainer`; `transport` carries its weights to the engines."""
-        source = objective.network.folder
+        """Loads the model, as `ExportedTrainer`.
+
+        `transport` carries its weights to the engines: whole ones, or the adapters apart if `publishes_adapters`.
+        """
+        network = objective.network
         super().__init__(
-            objective, settings, member, threads=threads, source=source, chat_template=chat_template, chat=chat
+            objective,
+            settings,
+            member,
+            threads=threads,
+            source=network.folder,
+            chat_template=chat_template,
+            chat=chat,
+            adapter=network.adapter,
+            exports_adapters=exports_adapters,
         )
-        self._sender = build_sender(transport, self.stream, is_sender=member.rank == 0)
+        stream = SeparateStream(self.stream) if publishes_adapters else self._whole_stream()
+        self._sender = build_sender(transport, stream, is_sender=member.rank == 0)
 
     def announce(self) -> dict[str, Any]:
         """Describes the weights that rank 0 sends (see `Sender.announce`)."""

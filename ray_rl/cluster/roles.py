@@ -105,9 +105,24 @@ class RayTrained(RaySaved, Generic[Batch]):
         """Returns float32 [R, T], assembled from the shares of the workers."""
         return whole(batch, await self._team.all(Trainer.scores, batch))
 
+    async def reference_logprobs(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Returns float32 [R, T] of the model without its adapters: with the weights before training."""
+        return whole(batch, await self._team.all(Trainer.reference_scores, batch))
+
     async def export(self, folder: Path, *, step: int) -> None:
         """Writes the model. The path becomes absolute: workers may have another working directory."""
         await self._team.all(ExportedTrainer.export, str(folder.absolute()), step)
+
+
+class BaseReference:
+    """A model under training, without its adapters, as the frozen reference of the run."""
+
+    def __init__(self, trained: RayTrained[Any]) -> None:
+        self._trained = trained
+
+    async def logprobs(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Returns float32 [R, T]."""
+        return await self._trained.reference_logprobs(batch)
 
 
 class RayLearner(RayTrained[OfflineBatch]):

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_rl.config.roles import REFERENCE, ROLLOUT, Role, roles_of
+from ray_rl.config.roles import ACTOR, REFERENCE, ROLLOUT, Role, base_reference, roles_of
 from ray_rl.config.run import RunConfig
 
 DEVICES = Path("/dev")
@@ -50,6 +50,8 @@ def sharers_of_engines(config: RunConfig) -> tuple[str, ...]:
 
 def scores_as_finished(config: RunConfig, role: str) -> bool:
     """Returns what `rollout.score_as_finished` stands for, for the actor, the critic or the reference."""
+    if role == REFERENCE and base_reference(config) is not None:
+        role = ACTOR
     changes_meanwhile = role != REFERENCE and config.rollout.max_staleness > 0
     if config.run.deterministic or changes_meanwhile or role in sharers_of_engines(config):
         return False

@@ -88,8 +88,8 @@ def base_reference(config: RunConfig) -> ReferenceConfig | None:
 
 
 def has_reference(config: RunConfig) -> bool:
-    """Returns whether the run has workers with a frozen reference."""
-    return any(role.name == REFERENCE for role in roles_of(config))
+    """Returns whether a reference works during training: in workers of its own, or in those of the actor."""
+    return config.reference is not None and _compares_during_training(config, config.reference)
 
 
 def models_of(config: RunConfig) -> tuple[tuple[str, str], ...]:

@@ -118,6 +118,10 @@ class CheckpointConfig(Config):
     the export has its model. Only for algorithms that learn from examples, with `run.evaluate_every`."""
     export: bool = True
     """Write the final policy to `export/` in Hugging Face format."""
+    export_adapter: Literal["auto", "peft", "merged"] = "auto"
+    """What an export has with `model.adapter`. peft: the adapters alone, which peft, transformers and vLLM load with
+    the model. merged: the whole model, with the adapters added. auto: peft, as TRL writes; merged for reward models,
+    which are used whole."""
 
 
 def full_rate(kind: str) -> float:
@@ -228,6 +232,12 @@ class RunConfig(Config):
         chosen = self.weight_sync.adapter
         is_separate = self.cluster.accelerator == "gpu" if chosen == "auto" else chosen == "separate"
         return self.model.adapter is not None and is_separate
+
+    @property
+    def exports_adapters(self) -> bool:
+        """Whether an export has the adapters alone (see `checkpoint.export_adapter`)."""
+        chosen, is_scorer = self.checkpoint.export_adapter, self.is_offline and self.offline.is_scorer
+        return self.model.adapter is not None and (chosen == "peft" or (chosen == "auto" and not is_scorer))
 
     @property
     def logit_chunk_tokens(self) -> int:

@@ -41,7 +41,7 @@ def require_same_models(config: RunConfig, before: Models, now: Models, *, note:
     """Compares the models of a checkpoint with those that would be loaded.
 
     A model under another path is a change of the configuration, which is not checked here. The weights of the policy
-    and the critic are in the checkpoint: their change is only noted, unless layers are frozen.
+    and the critic are in the checkpoint: their change is only noted, unless layers are frozen or have adapters.
 
     Args:
         config: the configuration with which the run continues.
@@ -53,7 +53,9 @@ def require_same_models(config: RunConfig, before: Models, now: Models, *, note:
         DataError: a model has changed whose weights are in no checkpoint.
     """
     frozen = dict(FROZEN)
-    if config.train.frozen_layers:
+    if config.model.adapter is not None:
+        frozen |= dict.fromkeys((ACTOR, CRITIC), "the checkpoint has only the adapters, which belong to those weights")
+    elif config.train.frozen_layers:
         frozen[ACTOR] = f"train.frozen_layers={config.train.frozen_layers}: these layers would change"
     for role, models in now.items():
         had = {entry[0]: entry[1] for entry in before.get(role, ())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,30 @@ class ParameterSpec:
         """Size as sent."""
         element: int = getattr(torch, self.dtype).itemsize
         return torch.Size(self.shape).numel() * element
+
+
+class WeightStream(Protocol):
+    """The weights of a model under training, as they are sent and exported: in a fixed order, layer by layer."""
+
+    specs: list[ParameterSpec]
+    """All of them."""
+    trained_specs: list[ParameterSpec]
+    """Those that training changes."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which whole weights are."""
+
+    def groups(
+        self, specs: Sequence[ParameterSpec] | None = None, *, everywhere: bool = False
+    ) -> Iterator[list[tuple[ParameterSpec, Tensor | None]]]:
+        """Yields the weights of a layer at a time, whole on rank 0 (see `ParameterStream.groups`); a collective."""
+
+    def slices(self, specs: Sequence[ParameterSpec] | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Yields this rank's part of each (see `ParameterStream.slices`). Every rank must exhaust the iterator."""
+
+    def part_sizes(self, specs: Sequence[ParameterSpec]) -> list[int]:
+        """Returns the number of elements of this rank's part of each. Not a collective."""
 
 
 class ParameterStream:
@@ -73,7 +97,7 @@ class ParameterStream:
         """
         group: list[ParameterSpec] = []
         for spec in self.specs if specs is None else specs:
-            if group and _layer(spec.name) != _layer(group[-1].name):
+            if group and layer_of(spec.name) != layer_of(group[-1].name):
                 yield self._gather(group, everywhere=everywhere)
                 group = []
             group.append(spec)
@@ -102,6 +126,10 @@ class ParameterStream:
             start = min(rank * size, total)
             # The last slice of ZeRO-3 is padded to the size of the others.
             yield start, part[: total - start]
+
+    def part_sizes(self, specs: Sequence[ParameterSpec]) -> list[int]:
+        """Returns the number of elements of this rank's part of each parameter. Not a collective."""
+        return [values.numel() for _, values in self.slices(specs)]
 
     @torch.no_grad()
     def _gather(self, group: list[ParameterSpec], *, everywhere: bool) -> list[tuple[ParameterSpec, Tensor | None]]:
@@ -140,7 +168,7 @@ def _is_sharded(parameter: nn.Parameter) -> bool:
     return "ds_id" in parameter.__dict__
 
 
-def _layer(name: str) -> str:
+def layer_of(name: str) -> str:
     """Returns the name up to its first number: "model.layers.7" for a decoder layer, "" for embeddings."""
     parts = name.split(".")
     for i, part in enumerate(parts):

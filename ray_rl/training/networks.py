@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
-from ray_rl.models.classifier import ScoreModel, classifier_skeleton, load_classifier
+from ray_rl.config.adapter import Lora
+from ray_rl.models.adapter import inject
+from ray_rl.models.classifier import KEY, ScoreModel, classifier_skeleton, load_classifier
 from ray_rl.models.freezing import freeze
 from ray_rl.models.loading import check_checkpoint, load_causal_lm, load_model_config
 from ray_rl.models.policy import ModelInputs, PolicyModel
@@ -57,6 +59,9 @@ class PolicyNetwork:
     gradient_checkpointing: bool = False
     frozen_layers: int = 0
     """Decoder layers from the first on that are not trained (see `freeze`)."""
+    adapter: Lora | None = None
+    """Adapters, which alone are trained; None trains all weights."""
+    adapter_seed: int = 0
 
     def check(self) -> PretrainedConfig:
         """Checks names and shapes (see `check_checkpoint`)."""
@@ -76,6 +81,9 @@ class PolicyNetwork:
         if self.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         freeze(causal_lm, layers=self.frozen_layers)
+        if self.adapter is not None:
+            causal_lm.requires_grad_(False)
+            inject(causal_lm.base_model, self.adapter, seed=self.adapter_seed, key=self.key)
         return PolicyModel(causal_lm, chunk_tokens=self.chunk_tokens, temperature=self.temperature)
 
     def verify(self, model: nn.Module, share: Share) -> None:
@@ -103,6 +111,9 @@ class ValueNetwork:
     dtype: str
     trust_remote_code: bool
     gradient_checkpointing: bool
+    adapter: Lora | None = None
+    """Adapters, which are trained with the head; None trains all weights."""
+    adapter_seed: int = 0
 
     def check(self) -> PretrainedConfig:
         """Checks names and shapes (see `check_value_checkpoint`)."""
@@ -116,6 +127,8 @@ class ValueNetwork:
         )
         if self.gradient_checkpointing:
             model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.adapter is not None:
+            inject(model.backbone, self.adapter, seed=self.adapter_seed, key="critic.path")
         return model
 
     def verify(self, model: nn.Module, share: Share) -> None:
@@ -137,11 +150,13 @@ class ScoreNetwork:
     members: int
     """Number of classifiers."""
     head_seed: int
-    """The seed of the head that a language model gets, of the first member; those of the others follow it."""
+    """The seed of the new head and adapters of the first member; those of the others follow it."""
     dtype: str
     trust_remote_code: bool
     gradient_checkpointing: bool
     frozen_layers: int
+    adapter: Lora | None = None
+    """Adapters, which are trained with the head; None trains all weights."""
 
     def check(self) -> PretrainedConfig:
         """Checks names and shapes (see `classifier_skeleton`)."""
@@ -161,10 +176,12 @@ class ScoreNetwork:
             )
             for index in range(self.members)
         ]
-        for classifier in members:
+        for index, classifier in enumerate(members):
             if self.gradient_checkpointing:
                 classifier.gradient_checkpointing_enable({"use_reentrant": False})
             freeze(classifier, layers=self.frozen_layers)
+            if self.adapter is not None:
+                inject(classifier.base_model, self.adapter, seed=self.head_seed + index, key=KEY)
         return ScoreModel(members)
 
     def verify(self, model: nn.Module, share: Share) -> None:

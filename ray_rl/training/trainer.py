@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ray_rl.batching.encoding import Encoded
 from ray_rl.metrics.metric import Metric
+from ray_rl.models.adapter import adapters_off, dropout_off
 from ray_rl.training.gather import ParameterStream
 from ray_rl.training.objectives.objective import Objective
 from ray_rl.training.process_group import Member, join_process_group
@@ -71,16 +72,23 @@ class Trainer(Generic[Batch]):
 
     def scores(self, batch: TokenBatch) -> Scores:
         """Scores this rank's share of the batch with the current weights; a collective."""
-        return self._share.scores(batch, partial(self._objective.network.score, self.zero.engine))
+        with dropout_off(self.model):
+            return self._share.scores(batch, partial(self._objective.network.score, self.zero.engine))
+
+    def reference_scores(self, batch: TokenBatch) -> Scores:
+        """Scores this rank's share of the batch without adapters: with the weights before training; a collective."""
+        with adapters_off(self.model):
+            return self.scores(batch)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> list[Metric]:
         """Returns the metrics of the loss over this rank's share of the batch; a collective that trains nothing."""
         metrics: list[Metric] = []
         share = self._share.encode(batch, np.arange(batch.rows), whole_groups=self._objective.whole_groups)
-        for encoded in share:
-            _, found = self._objective.loss(self.zero.engine, encoded.to(self._share.device), batch)
-            metrics += found
+        with dropout_off(self.model):
+            for encoded in share:
+                _, found = self._objective.loss(self.zero.engine, encoded.to(self._share.device), batch)
+                metrics += found
         return metrics
 
     def accumulate(self, batch: Batch, rows: NDArray[np.int64]) -> list[Metric]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, assert_never
 
 from ray_rl.config.cluster import ClusterConfig
 from ray_rl.config.rollout import WeightSyncConfig
-from ray_rl.training.gather import ParameterStream
+from ray_rl.training.gather import WeightStream
 from ray_rl.weight_sync.plugin import GLOO, IPC, NCCL, SHARED_MEMORY
 from ray_rl.weight_sync.senders.ipc import IpcSender
 from ray_rl.weight_sync.senders.sender import NCCL_BUFFERS, GlooSender, Rendezvous, Sender
@@ -38,7 +38,7 @@ def transport_of(settings: WeightSyncConfig, cluster: ClusterConfig, *, is_share
     return "shared_memory" if cluster.address is None else "gloo"
 
 
-def build_sender(transport: Transport, stream: ParameterStream, *, is_sender: bool) -> Sender:
+def build_sender(transport: Transport, stream: WeightStream, *, is_sender: bool) -> Sender:
     """Returns the sender for the trainer."""
     match transport:
         case "shared_memory":

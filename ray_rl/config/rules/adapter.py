@@ -28,7 +28,17 @@ def adapter_rules(config: RunConfig) -> Iterator[str]:
                 f"weight_sync.adapter={config.weight_sync.adapter}: all weights are trained, so there are no adapters; "
                 "remove it, or set model.adapter={kind: lora}"
             )
+        if config.checkpoint.export_adapter != "auto":
+            yield (
+                f"checkpoint.export_adapter={config.checkpoint.export_adapter}: all weights are trained, so there are "
+                "no adapters; remove it, or set model.adapter={kind: lora}"
+            )
         return
+    if config.exports_adapters and config.is_offline and config.offline.is_scorer:
+        yield (
+            f"checkpoint.export_adapter=peft: algorithm.kind={config.algorithm.kind} trains a head too, and judges "
+            "load whole models; set checkpoint.export_adapter=merged"
+        )
     if config.train.frozen_layers:
         yield (
             f"train.frozen_layers={config.train.frozen_layers}: with model.adapter all weights of the model are "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ray_rl.errors import WeightSyncError
 from ray_rl.metrics.metric import Last, Metric, Total
-from ray_rl.training.gather import ParameterSpec, ParameterStream
+from ray_rl.training.gather import ParameterSpec, WeightStream
 from ray_rl.weight_sync.buckets import BufferRing, bucket_bytes, plan_buckets, unpack
 from ray_rl.weight_sync.gloo_group import GlooGroup
 from ray_rl.weight_sync.proof import Digests, digest
@@ -66,7 +66,7 @@ class Sender(Protocol):
 class GlooSender:
     """Sends flat buckets over gloo: bucket k + 1 is gathered and filled while bucket k is sent."""
 
-    def __init__(self, stream: ParameterStream, *, is_sender: bool) -> None:
+    def __init__(self, stream: WeightStream, *, is_sender: bool) -> None:
         """Makes a sender of this rank's parameters; `join` opens its group. Rank 0 is the one that sends."""
         self._stream = stream
         self._is_sender = is_sender

@@ -31,7 +31,7 @@ class SharedMemorySender(MemorySender[Segment]):
 
     def _parts(self) -> list[int]:
         """Returns the elements of a part, by parameter: each rank has its own slice, the first the longest one."""
-        return [values.numel() for _, values in self._stream.slices(self._specs)]
+        return self._stream.part_sizes(self._specs)
 
     def _write_all(self, memory: Segment, digests: Digests) -> RuntimeError | None:
         told: list[Any] = []

@@ -2,7 +2,7 @@ import pytest
 
 from ray_rl.config.adapter import Lora
 from ray_rl.config.loading.load import dump_config, load_config
-from ray_rl.config.roles import base_reference, has_reference
+from ray_rl.config.roles import base_reference, has_reference, roles_of
 from ray_rl.config.rules.adapter import learning_rate_advice
 from ray_rl.config.rules.resume import changes
 from ray_rl.errors import ConfigError
@@ -76,11 +76,10 @@ def test_adapters_are_published_separately_on_gpus_and_merged_on_cpu(load, overr
 
 def test_the_policy_without_its_adapters_is_the_reference(load, refused):
     penalty = "algorithm.kl.coefficient=0.1"
-    assert has_reference(load(penalty)) and base_reference(load(penalty)) is None
-    assert base_reference(load(penalty, LORA)) is not None and not has_reference(load(penalty, LORA))
-    other = load(penalty, LORA, "reference={path: owner/other}")
-    assert has_reference(other) and base_reference(other) is None
-    assert base_reference(load(LORA)) is None
+    plain, adapted, other = load(penalty), load(penalty, LORA), load(penalty, LORA, "reference={path: owner/other}")
+    assert [base_reference(each) is not None for each in (plain, adapted, other, load(LORA))] == [0, 1, 0, 0]
+    assert ["reference" in [role.name for role in roles_of(each)] for each in (plain, adapted, other)] == [1, 0, 1]
+    assert [has_reference(each) for each in (plain, adapted, other, load(LORA))] == [1, 1, 1, 0]
     assert refused(penalty, LORA, "reference={workers: 2}") == (
         "reference.workers=2: with model.adapter the reference is the policy without its adapters, in the actor's "
         "workers; remove it"

@@ -125,7 +125,7 @@ class Loop:
 
     async def train(self) -> None:
         order = ExampleOrder(self.examples, shuffle=False, seed=0)
-        roles = (order, self.actor, self.reference)
+        roles = (order, self.actor, self.actor, self.reference)
         await train(
             build_offline_session(
                 self.config,
