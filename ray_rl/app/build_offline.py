@@ -122,8 +122,7 @@ def build_offline_session(
 ) -> OfflineSession:
     """Builds the session of the driver over started roles, from a checkpoint or, if `since` is None, from the start.
 
-    `start` has the weights of the actor before its first step, as long as nothing is trained; `live` has those of the
-    reference all the time, and is None if the run computes its numbers before training.
+    `start` has the reference's weights as long as nothing is trained; `live` always, if there is one.
     """
     pack: Pack = partial(pack_examples, loss_at=config.offline.loss_at)
     guard, stream = Guard(config.train, run), ExampleStream(order, batch_size=config.offline.batch_size)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ray_rl.catalog.models import PACKAGED_MODELS
 from ray_rl.checkpoint.export_marks import model_folders
 from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.config import RunConfig
-from ray_rl.config.offline import OfflineKinds, ProcessRewardModel, RewardModel
+from ray_rl.config.offline import ProcessRewardModel, RewardModel
 from ray_rl.config.roles import ACTOR, REFERENCE, REWARD, ROLLOUT, has_reference, roles_of
 from ray_rl.metrics.console import RunConsole
 from ray_rl.metrics.endings import word
@@ -18,6 +20,7 @@ from ray_rl.metrics.run import Run
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.metrics.samples import answer_columns
 from ray_rl.metrics.text import Columns
+from ray_rl.models.packaged import cached_folder
 
 
 def open_run(
@@ -37,7 +40,7 @@ def open_run(
         columns=columns_of(config),
         records=folder.rollouts,
         answers=answer_columns(config.rewards),
-        uses=_try_it(folder.export),
+        uses=_try_it(folder.export, config),
         step=step,
         version=version,
         gauges=gauges_of(config),
@@ -56,7 +59,7 @@ def open_offline_run(
         console,
         columns=offline_columns_of(config),
         records=folder.examples,
-        uses=uses_of(config.offline, folder.export),
+        uses=uses_of(config, folder.export),
         step=step,
         version=version,
         gauges=gauges_of(config),
@@ -64,20 +67,28 @@ def open_offline_run(
     )
 
 
-def _try_it(export: Path) -> dict[str, str]:
-    return {"try it": f"vllm serve {word(export)}"}
+def _try_it(export: Path, config: RunConfig) -> dict[str, str]:
+    adapter = config.model.adapter
+    if adapter is None or not config.exports_adapters:
+        return {"try it": f"vllm serve {word(export)}"}
+    path = config.model.path
+    model = word(cached_folder(path)) if path in PACKAGED_MODELS else shlex.quote(path)
+    modules = f"--enable-lora --max-lora-rank {adapter.engine_rank} --lora-modules policy={word(export)}"
+    return {"try it": f"vllm serve {model} {modules}"}
 
 
-def uses_of(algorithm: OfflineKinds, export: Path) -> dict[str, str]:
-    """Returns the commands and settings that use the export, by what they do."""
-    match algorithm:
-        case RewardModel():
-            paths = ", ".join(map(word, model_folders(export, algorithm.members)))
+def uses_of(config: RunConfig, export: Path) -> dict[str, str]:
+    """Returns the commands and settings that use the export of a run on examples, by what they do."""
+    match config.offline:
+        case RewardModel(members=members):
+            paths = ", ".join(map(word, model_folders(export, members)))
             return {"use it": f"rewards: [{{kind: model, paths: [{paths}]}}]"}
         case ProcessRewardModel():
             return {}
+        case _ if config.exports_adapters:
+            return _try_it(export, config)
         case _:
-            return _try_it(export) | {"train on it": f"model.path={word(export)}"}
+            return _try_it(export, config) | {"train on it": f"model.path={word(export)}"}
 
 
 ROLLOUT_FIELDS = {

@@ -11,6 +11,9 @@ RATE_RATIO = 10
 """Learning rate of adapters over that of full fine-tuning. Schulman et al., "LoRA Without Regret", 2025, found 10 to
 fit tasks of supervised and of reinforcement learning, for any rank."""
 
+ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The sizes for which vLLM can reserve memory (its `max_lora_rank`)."""
+
 
 class Lora(Config):
     """Low-rank adapters: a targeted matrix W computes W + scale * B A, and only A and B are trained.
@@ -43,3 +46,8 @@ class Lora(Config):
     def scale(self) -> float:
         """The factor of B A."""
         return self.alpha / (math.sqrt(self.rank) if self.rs_lora else self.rank)
+
+    @property
+    def engine_rank(self) -> int:
+        """The least size of vLLM that holds the adapters; the largest one if none does."""
+        return next((size for size in ENGINE_RANKS if size >= self.rank), ENGINE_RANKS[-1])

@@ -118,10 +118,10 @@ class CheckpointConfig(Config):
     the export has its model. Only for algorithms that learn from examples, with `run.evaluate_every`."""
     export: bool = True
     """Write the final policy to `export/` in Hugging Face format."""
-    export_adapter: Literal["auto", "peft", "merged"] = "auto"
-    """What an export has with `model.adapter`. peft: the adapters alone, which peft, transformers and vLLM load with
-    the model. merged: the whole model, with the adapters added. auto: peft, as TRL writes; merged for reward models,
-    which are used whole."""
+    export_adapter: Literal["merged", "peft"] = "merged"
+    """What the export of a run with `model.adapter` has. merged: the whole model with the adapters added, which can be
+    served, judge, and be the `model.path` of another run. peft: the adapters alone, as TRL writes; peft, transformers
+    and vLLM load them with the model that they belong to."""
 
 
 def full_rate(kind: str) -> float:
@@ -235,9 +235,8 @@ class RunConfig(Config):
 
     @property
     def exports_adapters(self) -> bool:
-        """Whether an export has the adapters alone (see `checkpoint.export_adapter`)."""
-        chosen, is_scorer = self.checkpoint.export_adapter, self.is_offline and self.offline.is_scorer
-        return self.model.adapter is not None and (chosen == "peft" or (chosen == "auto" and not is_scorer))
+        """Whether an export has the adapters alone."""
+        return self.model.adapter is not None and self.checkpoint.export_adapter == "peft"
 
     @property
     def logit_chunk_tokens(self) -> int:

@@ -28,9 +28,9 @@ def adapter_rules(config: RunConfig) -> Iterator[str]:
                 f"weight_sync.adapter={config.weight_sync.adapter}: all weights are trained, so there are no adapters; "
                 "remove it, or set model.adapter={kind: lora}"
             )
-        if config.checkpoint.export_adapter != "auto":
+        if config.checkpoint.export_adapter == "peft":
             yield (
-                f"checkpoint.export_adapter={config.checkpoint.export_adapter}: all weights are trained, so there are "
+                "checkpoint.export_adapter=peft: all weights are trained, so there are "
                 "no adapters; remove it, or set model.adapter={kind: lora}"
             )
         return
@@ -70,8 +70,9 @@ def _folders(config: RunConfig) -> Iterator[str]:
             Path(path).expanduser() / "config.json"
         ).is_file():
             yield (
-                f"{key}={path}: the folder has adapters without the model that they belong to; set {key} to the "
-                "folder of a whole model, into which the adapters are merged"
+                f"{key}={path}: the folder has adapters without the model that they belong to; merge "
+                f"them into their model and set {key} to the result, such as an export with "
+                "checkpoint.export_adapter=merged"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +41,9 @@ BATCH = scored_batch()
 EVERY_TERM = {"kl": {"coefficient": KL}, "entropy_coefficient": ENTROPY, "clip": [CLIP, CLIP]}
 
 
-def token_losses(batch: TrainBatch) -> tuple[list[Tensor], torch.nn.Module]:
+def token_losses(batch: TrainBatch, model: Any = None) -> tuple[list[Tensor], torch.nn.Module]:
     """The losses of each sequence's loss tokens, written out: no packing, no chunks, no DeepSpeed."""
-    model = tiny_llama()
+    model = tiny_llama() if model is None else model
     losses = []
     for row, length in enumerate(batch.lengths_R):
         prompt = batch.prompt_ids[row // batch.group_size]

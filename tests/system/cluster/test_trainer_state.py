@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ray_rl.checkpoint.slices import SliceReader, write_slices
 from ray_rl.config import RunConfig
+from ray_rl.config.adapter import Lora
 from ray_rl.training.process_group import Member
 from ray_rl.types import TrainBatch
 from tests.system.cluster.ranks import Ranks
@@ -115,6 +116,17 @@ def test_what_is_frozen_stays_as_it_was_and_the_rest_goes_on_bit_for_bit(ranks: 
         is_frozen = "embed" in name or ".layers.0." in name
         assert np.array_equal(after, values) == is_frozen, name
     assert offset == end.size
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_adapters_go_on_bit_for_bit_over_the_model_as_it_was(ranks: Ranks, make, folder, tmp_path, stage):
+    config = make(stage)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": Lora(rank=4)})})
+    middle, end = ranks.run(saved_in_the_middle, config, folder, BATCH, tmp_path)[0]
+    _, end_again = ranks.run(restored, config, folder, BATCH, tmp_path)[0]
+    assert end_again.tobytes() == end.tobytes()
+    before = np.concatenate([parameter.detach().numpy().ravel() for parameter in tiny_llama().parameters()])
+    assert np.isin(before, end).all() and not np.array_equal(middle, end)
 
 
 def test_stage_0_in_bfloat16_is_refused_with_the_remedy(ranks: Ranks, make, folder, tmp_path):

@@ -63,7 +63,7 @@ async def started(config: RunConfig, model: Path, *, beside: Sequence[TeamSpec] 
     """
     from ray_rl.app.build import build_collector, build_scores, sampling_of
     from ray_rl.app.records import open_run
-    from ray_rl.app.workers import critic_over, engines_of, roles_over, teams_of
+    from ray_rl.app.workers import critic_over, engines_of, reference_over, roles_over, teams_of
     from ray_rl.cluster.start import started_workers
     from ray_rl.config.rules.check import check
     from ray_rl.data.chat import ChatTokenizer
@@ -102,7 +102,7 @@ async def started(config: RunConfig, model: Path, *, beside: Sequence[TeamSpec] 
         sampling = sampling_of(config, tokenizer.ends_of(config.rollout, config.data))
         rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards)
         critic = critic_over(workers)
-        scores = build_scores(config, workers.actor, critic, workers.reference)
+        scores = build_scores(config, workers.actor, critic, reference_over(workers, config))
         roles = roles_over(workers, rollouts=rollouts, weights=workers.weights, critic=critic, scores=scores)
         yield Started(config, folder, run, workers, roles, source, pool, sampling)
 

@@ -17,6 +17,7 @@ from ray_rl.checkpoint.export_marks import exported_step, model_folders
 from ray_rl.checkpoint.slices import write_slices
 from ray_rl.checkpoint.store import CheckpointStore, write_json
 from ray_rl.cli.main import main
+from ray_rl.config.adapter import Lora
 from ray_rl.config.loading.load import dump_config
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import CheckpointError, UserError
@@ -40,7 +41,33 @@ def masters(source: Path, step: int) -> dict[str, torch.Tensor]:
     return {name: (weight.detach() * (1 + step / 7)).clone() for name, weight in weights}
 
 
-def run_folder(place: Path, source: Path, *, steps=(1, 2), ranks=2, dtype="bfloat16", frozen_layers=0, relative=False):
+LORA = {"rank": 4, "alpha": 2, "targets": ["q_proj", "down_proj"]}
+
+
+@cache
+def adapters(source: Path, step: int) -> dict[str, torch.Tensor]:
+    """Float32 adapters of a step, by their names in the trainer's model without `causal_lm.`."""
+    random = torch.Generator().manual_seed(step)
+    found = {}
+    for name, weight in masters(source, 0).items():
+        stem = name.removesuffix(".weight")
+        if stem.endswith(tuple(LORA["targets"])):
+            found[f"{stem}.lora_A.default.weight"] = torch.randn(4, weight.shape[1], generator=random)
+            found[f"{stem}.lora_B.default.weight"] = torch.randn(weight.shape[0], 4, generator=random)
+    return found
+
+
+def run_folder(
+    place: Path,
+    source: Path,
+    *,
+    steps=(1, 2),
+    ranks=2,
+    dtype="bfloat16",
+    frozen_layers=0,
+    relative=False,
+    exported_adapter=None,
+):
     """A stopped run with checkpoints of these steps, by so many ranks that hold equal shares as under ZeRO-3."""
     run = place / "runs" / "first"
     config = RunConfig.model_validate(
@@ -51,8 +78,12 @@ def run_folder(place: Path, source: Path, *, steps=(1, 2), ranks=2, dtype="bfloa
             "rewards": [{"kind": "number"}],
             "algorithm": algorithm(),
             "train": {"frozen_layers": frozen_layers},
+            **({} if exported_adapter is None else {"checkpoint": {"export_adapter": exported_adapter}}),
         }
     )
+    if exported_adapter is not None:
+        model = config.model.model_copy(update={"adapter": Lora(**LORA)})
+        config = config.model_copy(update={"model": model})
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(config))
     (run / "environment.json").write_text(json.dumps({"working_directory": str(source.parent)}))
@@ -61,7 +92,8 @@ def run_folder(place: Path, source: Path, *, steps=(1, 2), ranks=2, dtype="bfloa
         folder = store.begin(step) / "actor"
         for rank in range(ranks):
             slices = []
-            for name, weight in masters(source, step).items():
+            trained = masters if exported_adapter is None else adapters
+            for name, weight in trained(source, step).items():
                 if frozen_layers and name.startswith(FROZEN):
                     continue
                 flat = weight.flatten()
@@ -128,6 +160,50 @@ def test_frozen_weights_out_of_a_model_that_has_changed_since_are_refused(tmp_pa
     write_tiny_model(own, seed=1)
     with pytest.raises(CheckpointError, match=r"its weights have changed since the checkpoint \(blake2b-sampled:"):
         export_run(run, to=tmp_path / "mine")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_merged_into_the_model_that_the_run_started_from(tmp_path, source, dtype):
+    run = run_folder(tmp_path, source, dtype=dtype, exported_adapter="merged")
+    seen = load_file(export_run(run, to=tmp_path / "mine", step=1) / "model.safetensors")
+    parts, dtype = adapters(source, 1), getattr(torch, dtype)
+    assert seen.keys() == masters(source, 0).keys()
+    changed = 0
+    for name, weight in masters(source, 0).items():
+        stem = name.removesuffix(".weight")
+        a, b = (parts.get(f"{stem}.lora_{part}.default.weight") for part in "AB")
+        expected = weight.to(dtype)
+        if a is not None:
+            # The types of the run: that is what engines have.
+            expected = (expected.float() + 0.5 * b.to(dtype).float() @ a.to(dtype).float()).to(dtype)
+            changed += 1
+        torch.testing.assert_close(seen[name], expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 0.07)
+    assert changed == len(parts) / 2 > 0
+
+
+def test_adapters_alone_are_a_folder_of_peft_for_the_model_that_the_run_started_from(tmp_path, source):
+    run = run_folder(tmp_path, source, dtype="float32", exported_adapter="peft")
+    to = export_run(run, to=tmp_path / "mine")
+    assert exported_step(to) == 2
+    assert (to / "tokenizer.json").is_file() and not (to / "config.json").exists()
+    settings = json.loads((to / "adapter_config.json").read_text())
+    assert (settings["peft_type"], settings["r"], settings["lora_alpha"]) == ("LORA", 4, 2)
+    assert (settings["target_modules"], settings["base_model_name_or_path"]) == (["down_proj", "q_proj"], str(source))
+    merged = export_run(
+        run_folder(tmp_path / "other", source, dtype="float32", exported_adapter="merged"), to=tmp_path / "merged"
+    )
+    tokens = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        # transformers loads the model, and peft its adapters.
+        apart, whole = (AutoModelForCausalLM.from_pretrained(folder)(tokens).logits for folder in (to, merged))
+        start = AutoModelForCausalLM.from_pretrained(source)(tokens).logits
+    torch.testing.assert_close(apart, whole, rtol=1e-4, atol=1e-4)
+    assert (apart - start).abs().max() > 0.1
+    write_tiny_model(own := shutil.copytree(source, tmp_path / "model"), seed=0)
+    changed = run_folder(tmp_path / "third", own, exported_adapter="peft")
+    write_tiny_model(own, seed=1)
+    with pytest.raises(CheckpointError, match="its weights have changed since the checkpoint"):
+        export_run(changed, to=tmp_path / "third/mine")
 
 
 def test_a_finished_run_is_copied_and_an_extended_one_made_of_its_newest_checkpoint(tmp_path, source):

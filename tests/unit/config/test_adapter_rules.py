@@ -92,6 +92,16 @@ def test_a_folder_of_adapters_is_no_model(refused, tmp_path):
     assert "model.path=./adapters: the folder has adapters without the model" in refused("model.path=./adapters")
 
 
+def test_adapters_alone_can_be_exported(load, refused):
+    assert "checkpoint.export_adapter=peft: all weights are trained" in refused("checkpoint.export_adapter=peft")
+    assert load(LORA, "checkpoint.export_adapter=peft").exports_adapters
+    assert not load(LORA).exports_adapters
+
+
+def test_vllm_gets_the_least_rank_that_holds_the_adapters():
+    assert [Lora(rank=rank).engine_rank for rank in (1, 2, 8, 32, 33, 320, 512)] == [1, 8, 8, 32, 64, 320, 512]
+
+
 def test_a_resumed_run_keeps_its_adapters(load):
     import yaml
 

@@ -90,6 +90,14 @@ def test_adapters_may_have_dropout_where_no_log_probabilities_are_compared(offli
     assert "model.adapter.dropout=0.05: algorithm.kind=dpo compares log-probabilities" in refused(dropout)
 
 
+def test_reward_models_with_adapters_are_exported_whole(refused):
+    peft = ("model.adapter={kind: lora}", "checkpoint.export_adapter=peft")
+    assert refused("algorithm.kind=reward_model", *peft) == (
+        "checkpoint.export_adapter=peft: algorithm.kind=reward_model trains a head too, and judges load whole models; "
+        "set checkpoint.export_adapter=merged"
+    )
+
+
 def test_one_epoch_is_the_default_length(offline):
     assert offline("run={name: test}").run.epochs == 1
     assert offline().run.epochs is None

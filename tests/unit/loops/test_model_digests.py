@@ -11,11 +11,11 @@ from tests.algorithm import algorithm
 from tests.tiny_model import write_tiny_model
 
 
-def config(*, frozen_layers=0):
+def config(*, frozen_layers=0, adapter=None):
     return RunConfig.model_validate(
         {
             "run": {"name": "test", "steps": 1},
-            "model": {"path": "tiny"},
+            "model": {"path": "tiny", "adapter": adapter},
             "data": {"kind": "addition"},
             "rewards": [{"kind": "number"}],
             "algorithm": algorithm(),
@@ -40,11 +40,11 @@ def retrained(folder, two):
     shutil.copyfile(two[1] / "model.safetensors", folder / "model.safetensors")
 
 
-def compared(role, folder, change, *, frozen_layers=0):
+def compared(role, folder, change, **settings):
     folders = {role: (str(folder),), "rollout": (str(folder),)}
     before, said = digests_of(folders), []
     change()
-    require_same_models(config(frozen_layers=frozen_layers), before, digests_of(folders), note=said.append)
+    require_same_models(config(**settings), before, digests_of(folders), note=said.append)
     return said
 
 
@@ -63,6 +63,14 @@ def test_a_frozen_model_that_was_trained_meanwhile_is_refused_with_both_digests(
 def test_the_policy_is_refused_only_where_layers_are_frozen(folder, two):
     with pytest.raises(DataError, match=r"train.frozen_layers=1: these layers would change"):
         compared("actor", folder, lambda: retrained(folder, two), frozen_layers=1)
+
+
+@pytest.mark.parametrize("role", ["actor", "critic"])
+def test_the_model_under_adapters_must_stay_the_same(folder, two, role):
+    with pytest.raises(
+        DataError, match=r"the checkpoint has only the adapters, which belong to those weights; put back"
+    ):
+        compared(role, folder, lambda: retrained(folder, two), adapter={"kind": "lora"})
 
 
 @pytest.mark.parametrize("role", ["actor", "critic"])

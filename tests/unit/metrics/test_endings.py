@@ -2,10 +2,23 @@ import pytest
 import yaml
 
 from ray_rl.app.records import uses_of
-from ray_rl.config.offline import Dpo, ProcessRewardModel, RewardModel
+from ray_rl.config import RunConfig
 from ray_rl.errors import DataError, EngineError, Preempted
 from ray_rl.metrics.endings import next_commands
 from ray_rl.metrics.run_folder import RunFolder
+
+
+def trained(*, export_adapter: str = "merged", **algorithm) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "run": {"name": "test"},
+            "model": {"path": "a model", "adapter": {"rank": 4}},
+            "data": {"kind": "jsonl", "path": "rows.jsonl"},
+            "algorithm": algorithm,
+            "checkpoint": {"export_adapter": export_adapter},
+        }
+    )
+
 
 USES = {"try it": "vllm serve the-model"}
 
@@ -68,8 +81,15 @@ def test_paths_below_the_working_directory_are_short(folder, monkeypatch):
 
 
 def test_the_settings_that_use_a_model_have_its_path_quoted(folder):
-    assert uses_of(Dpo(), folder.export)["train on it"] == f"model.path='{folder.export}'"
-    (setting,) = uses_of(RewardModel(members=2), folder.export).values()
+    assert uses_of(trained(kind="dpo"), folder.export)["train on it"] == f"model.path='{folder.export}'"
+    (setting,) = uses_of(trained(kind="reward_model", members=2), folder.export).values()
     paths = [f"{folder.export}/member_{index}" for index in (0, 1)]
     assert yaml.safe_load(setting) == {"rewards": [{"kind": "model", "paths": paths}]}
-    assert uses_of(ProcessRewardModel(), folder.export) == {}
+    assert uses_of(trained(kind="process_reward_model"), folder.export) == {}
+
+
+def test_adapters_are_served_with_the_model_that_they_belong_to(folder):
+    assert uses_of(trained(export_adapter="peft", kind="dpo"), folder.export) == {
+        "try it": f"vllm serve 'a model' --enable-lora --max-lora-rank 8 --lora-modules policy='{folder.export}'"
+    }
+    assert uses_of(trained(kind="dpo"), folder.export)["try it"] == f"vllm serve '{folder.export}'"
