@@ -51,7 +51,7 @@ def check_before_start(
         visible_gpus: GPUs of the machine that will run it; None counts those of this machine.
         is_full: False runs the quick checks.
         stand_ins: models in `rewards` that stand for reward models which do not exist yet.
-        note: called once, with the run and what comes next.
+        note: called with the run and what comes next, and with each remark on a setting.
         progress: called with the progress of a long check.
 
     Returns:
@@ -61,6 +61,7 @@ def check_before_start(
         UserError: the first check that fails.
     """
     from ray_rl.cluster.environment import quiet_libraries
+    from ray_rl.config.rules.adapter import learning_rate_advice
     from ray_rl.config.rules.check import check, check_run_folder_is_free
 
     check(config, visible_gpus=visible_gpus, stand_ins=stand_ins)
@@ -70,6 +71,8 @@ def check_before_start(
     # The checks import libraries that read these variables at import.
     quiet_libraries(on_cpu=config.cluster.accelerator == "cpu")
     note(_first_line(config, continued=continues(config, resume)))
+    for text in learning_rate_advice(config):
+        note(text)
     full, quick = (OFFLINE_CHECKS, OFFLINE_QUICK_CHECKS) if config.is_offline else (CHECKS, QUICK_CHECKS)
     for one in full if is_full else quick:
         checked = one(config, progress) or checked

@@ -39,6 +39,7 @@ def validate(arguments: argparse.Namespace) -> int:
     """
     from ray_rl.config.gpus import asked_gpus, visible_gpu_count
     from ray_rl.config.loading.load import load_config
+    from ray_rl.config.rules.adapter import learning_rate_advice
 
     config = load_config(arguments.config, arguments.overrides)
     asks = asked_gpus(config)
@@ -54,6 +55,8 @@ def validate(arguments: argparse.Namespace) -> int:
         print(f"  on {asked} GPUs: " + ", ".join(map(str, asks)))
         if config.cluster.address is None and visible_gpu_count() < asked:
             print(f"  note: this machine has {visible_gpu_count()} GPUs; train where they are, or set cluster.address")
+    for text in learning_rate_advice(config):
+        print(f"  note: {text}")
     missing = unreadable_data(config)
     if missing is not None:
         print(f"  note: the rows were not read, as {missing} is not installed here")

@@ -21,6 +21,8 @@ from ray_rl.types import TokenBatch
 from tests.system.cluster import test_offline_gradients as offline
 from tests.system.cluster.gradients import BATCH, EVERY_TERM, EXACT, PARTITION_ALL, token_losses
 from tests.system.cluster.ranks import Ranks
+from tests.system.cluster.whole_run import whole_run
+from tests.tiny_model import write_tiny_model
 from tests.unit.models.tiny import one_by_one, relative_error, tiny_llama
 
 ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8}
@@ -219,3 +221,36 @@ def test_the_gradient_of_a_reward_model_with_adapters_is_that_of_single_sequence
         )
         for share in ranks.run(measured, partial(of_learner, config, folder), batch):
             require_gradient(share, expected, str(layout))
+
+
+async def test_ppo_trains_adapters_of_the_policy_and_of_the_critic(
+    connected: RunConfig, make_config: Make, tmp_path: Path
+) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    config = make_config(
+        run={"name": "adapters", "dir": str(tmp_path), "steps": 3},
+        model={"path": str(model), "dtype": "float32", "adapter": ADAPTER},
+        data={"kind": "addition", "maximum": 4, "max_prompt_tokens": 32},
+        rewards=[{"kind": "length", "target": 2}],
+        algorithm={"kind": "ppo", "prompts_per_step": 8},
+        rollout={"max_tokens": 16, "max_sequences": 16, "kv_cache_gib": 0.05},
+        train={"learning_rate": 1e-3, "workers": 2, "zero_stage": 3},
+        critic={"learning_rate": 1e-3},
+        weight_sync={"bucket_mib": 1, "timeout_s": 60},
+        cluster={"accelerator": "cpu", "address": connected.cluster.address},
+    )
+    records, _ = await whole_run(config, model)
+    for record in records:
+        # The engine, with merged matrices, samples from the policy that the trainer computes with its adapters.
+        assert record["sync/logprob_gap_mean"] < 1e-4
+        assert record["policy/grad_norm"] > 0 and record["critic/grad_norm"] > 0
+        assert record["sync/bytes"] == sum(4 * outputs * inputs for outputs, inputs in tiny_matrices())
+    # The reference is the policy without its adapters, which begin without an effect.
+    first, *later = (record["policy/kl_before_update"] for record in records)
+    assert abs(first) < 1e-6 and all(abs(distance) > 1e-6 for distance in later)
+    assert not list((tmp_path / "adapters" / "logs").glob("reference*"))
+
+
+def tiny_matrices() -> list[tuple[int, int]]:
+    """Outputs and inputs of the linear layers of `write_tiny_model`, without embeddings and head."""
+    return [(128, 128), (64, 128), (64, 128), (128, 128), (256, 128), (256, 128), (128, 256)] * 4

@@ -33,14 +33,14 @@ def demonstrations() -> list[dict]:
     return [{"messages": [{"role": role, "content": content} for role, content in row]} for row in turns]
 
 
-def place_for(folder: Path, kind: str, *, is_exact: bool) -> Path:
+def place_for(folder: Path, kind: str, *, is_exact: bool, adapter: dict | None = None) -> Path:
     """A folder with a tiny model, data of the kind, and a `run.yaml` for them."""
     write_tiny_model(folder / "model")
     rows = demonstrations() if kind == "sft" else pairs()
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
         "run": {"name": kind, "steps": STEPS, "evaluate_every": 2, "deterministic": is_exact},
-        "model": {"path": "./model", "dtype": "float32"},
+        "model": {"path": "./model", "dtype": "float32", "adapter": adapter},
         "data": {"kind": "jsonl", "path": "rows.jsonl", "held_out": 0.2, "max_tokens": 64},
         "algorithm": {"kind": kind, "batch_size": 8},
         "train": {"learning_rate": 1e-3, "workers": 2 if is_exact else 1, "zero_stage": 3 if is_exact else 1},
@@ -173,6 +173,22 @@ def test_a_live_reference_gives_the_metrics_of_a_stored_one(whole, tmp_path):
     # The batches of the two references differ, and so may the last bits of their numbers.
     for found, expected in zip(live, stored, strict=True):
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.long
+def test_adapters_have_the_same_metrics_with_a_live_reference_as_with_a_stored_one(tmp_path):
+    """The reference is the policy without its adapters, before training and in every step."""
+    ended = []
+    for when in ("before", "during"):
+        place = place_for(tmp_path / when, "dpo", is_exact=True, adapter={"kind": "lora", "rank": 4})
+        ended.append(run(place, f"reference.when={when}", "train.learning_rate=1e-2"))
+        assert ended[-1].code == 0, ended[-1].stderr + ended[-1].stdout
+        assert {path.name for path in (ended[-1].folder / "logs").glob("*-*")} == {"actor-0.log", "actor-1.log"}
+    stored, live = (without_the_clock(each.metrics) for each in ended)
+    assert stored[0]["dpo/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert stored[-1]["eval/loss"] < stored[1]["eval/loss"]
+    for found, expected in zip(live, stored, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 @pytest.fixture(scope="module")

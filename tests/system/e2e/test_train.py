@@ -57,6 +57,21 @@ def penalised(tmp_path_factory):
     return run(place_for(tmp_path_factory.mktemp("penalised"), "penalised", steps=STEPS, algorithm=algorithm))
 
 
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """Adapters, for which the learning rate of the other runs would be small."""
+    place = place_for(
+        tmp_path_factory.mktemp("adapted"),
+        "adapted",
+        steps=STEPS,
+        algorithm={"kl": {"coefficient": 0.1}},
+        model={"adapter": {"kind": "lora", "rank": 4}},
+        train={"learning_rate": 1e-2},
+        checkpoint={"export_adapter": "peft"},
+    )
+    return run(place)
+
+
 @pytest.fixture(scope="module", params=["plain", "penalised"])
 def ended(request):
     return request.getfixturevalue(request.param)
@@ -164,6 +179,37 @@ def test_a_penalty_measures_the_distance_to_the_reference_and_several_optimizer_
     assert first["policy/kl_reference"] > 0
     assert second["policy/kl_reference"] > 0
     assert first["policy/clip_fraction"] > 0
+
+
+def test_adapters_are_trained_over_a_model_that_is_the_reference_and_merged_for_the_engines(plain, adapted):
+    require_trained(adapted, STEPS)
+    assert {path.name for path in (adapted.folder / "logs").iterdir()} == {"actor-0.log", "rollout-0.log"}
+    first, second = adapted.metrics
+    assert abs(first["policy/kl_reference"]) < 1e-6 < second["policy/kl_reference"]
+    for line, of_plain in zip(adapted.metrics, plain.metrics, strict=True):
+        assert line["sync/logprob_gap_mean"] < 1e-4
+        assert line["sync/bytes"] < of_plain["sync/bytes"]
+
+
+def test_checkpoints_and_exports_of_adapters_are_small_and_belong_to_the_model(plain, adapted):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    small, large = (
+        sum(file.stat().st_size for file in ended.folder.glob(f"checkpoints/step_{STEPS}/actor/*"))
+        for ended in (adapted, plain)
+    )
+    assert small * 10 < large
+    export = adapted.folder / "export"
+    assert (export / "adapter_model.safetensors").is_file() and not (export / "model.safetensors").exists()
+    assert f"vllm serve ./model --enable-lora --max-lora-rank 8 --lora-modules policy={export}" in adapted.stdout
+    tokens = torch.arange(4, 16)[None]
+    with torch.no_grad():
+        start, policy = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(tokens).logits
+            for folder in (adapted.place / "model", export)
+        )
+    assert (policy - start).abs().max() > 1e-3
 
 
 def test_every_sample_is_recorded(ended):

@@ -181,6 +181,16 @@ def test_the_last_lines_say_what_was_not_checked_and_what_checks_it(place, capsy
     assert capsys.readouterr().out.splitlines()[-1:] == [last]
 
 
+def test_a_learning_rate_of_full_fine_tuning_is_remarked_under_adapters(place, capsys):
+    assert main(["validate", "run.yaml", "model.adapter={kind: lora}", "train.learning_rate=1e-6"]) == 0
+    assert (
+        "  note: train.learning_rate=1e-06 looks like one of full fine-tuning (default 1e-06); adapters learn with "
+        "about 10 times as much, 1e-05\n"
+    ) in capsys.readouterr().out
+    assert main(["validate", "run.yaml", "model.adapter={kind: lora}"]) == 0
+    assert "fine-tuning" not in capsys.readouterr().out
+
+
 def test_a_run_that_may_be_continued_is_valid_with_resume(place):
     run_folder(place)
     assert main(["validate", "run.yaml", "--resume", "auto"]) == 0
