@@ -110,6 +110,20 @@ def check_installed(*, with_engines: bool = True) -> None:
         )
 
 
+def check_quantisation(config: RunConfig) -> None:
+    """Checks that the package of 4-bit weights is installed, if the run has such weights.
+
+    Raises:
+        UserError: it is missing.
+    """
+    adapter = config.model.adapter
+    if adapter is not None and adapter.quantise is not None and find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.adapter.quantise={adapter.quantise} needs bitsandbytes, which is not installed; "
+            "pip install 'ray-rl[qlora]'"
+        )
+
+
 def unreadable_data(config: RunConfig) -> str | None:
     """Returns the package that reads this kind of data if it is not installed: a base install can check the rest."""
     from ray_rl.config.data import Mixture
@@ -231,6 +245,7 @@ def _folder_of(path: str) -> Path | str:
 
 CHECKS: tuple[Check, ...] = (
     lambda config, progress: check_installed(),
+    lambda config, progress: check_quantisation(config),
     _check_functions,
     _check_data,
     _check_models,
@@ -241,6 +256,7 @@ QUICK_CHECKS: tuple[Check, ...] = (_check_functions, _check_rows)
 """The default checks of `validate`, which need no torch, no transformers and no network."""
 OFFLINE_CHECKS: tuple[Check, ...] = (
     lambda config, progress: check_installed(with_engines=False),
+    lambda config, progress: check_quantisation(config),
     _check_models,
     _check_examples,
     _check_export,

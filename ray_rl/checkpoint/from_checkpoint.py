@@ -32,6 +32,7 @@ from ray_rl.models.classifier import classifier_skeleton, load_classifier, membe
 from ray_rl.models.loading import checkpoint_skeleton, load_causal_lm
 from ray_rl.models.packaged import resolve_model
 from ray_rl.models.policy import MASTER, WRAPPED
+from ray_rl.models.quantised import round_weights
 from ray_rl.types import LossAt
 
 if TYPE_CHECKING:
@@ -187,7 +188,10 @@ class _Weights:
                 "another model: restore the model from which the run started"
             )
         if frozen or kept:
-            state = kind.load("sdpa" if model._supports_sdpa else "eager").state_dict()
+            of_source = kind.load("sdpa" if model._supports_sdpa else "eager")
+            if adapter is not None and adapter.quantise is not None:
+                round_weights(of_source.base_model)
+            state = of_source.state_dict()
             self._of_the_source = {name: state[name] for name in sorted(frozen | kept)}
         for name in sorted(self._shapes.keys() - frozen):
             if (size := reader.size(kind.vector(name))) != self._shapes[name].numel():

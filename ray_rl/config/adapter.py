@@ -41,6 +41,10 @@ class Lora(Config):
     deviation 1 / rank."""
     rs_lora: bool = False
     """Make the scale alpha / sqrt(rank), for high ranks (rsLoRA, arXiv:2312.03732)."""
+    quantise: Literal["nf4"] | None = None
+    """Hold the linear layers of the trained models, without their heads, in 4 bits (QLoRA, arXiv:2305.14314), which
+    takes a quarter of the memory of bfloat16. Engines get the rounded weights, so that they sample from the policy that
+    is trained. Needs the package bitsandbytes, and ZeRO stage 0, 1 or 2."""
 
     @property
     def scale(self) -> float:

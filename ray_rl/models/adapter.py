@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ray_rl.config.adapter import Lora
 from ray_rl.errors import ConfigError
+from ray_rl.models.quantised import quantise
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -53,7 +54,7 @@ def inject(backbone: nn.Module, lora: Lora, *, seed: int, key: str) -> None:
     A is drawn from `seed` as a whole, so that it does not depend on sharding or rank.
 
     Args:
-        backbone: the model without its head. ZeRO-3 may have sharded its parameters.
+        backbone: the model without its head. ZeRO-3 may have sharded its parameters, unless `lora` quantises them.
         lora: size and place of the adapters.
         seed: the seed of A.
         key: the key of the configuration that names the model, for errors.
@@ -64,6 +65,8 @@ def inject(backbone: nn.Module, lora: Lora, *, seed: int, key: str) -> None:
     from peft import inject_adapter_in_model
 
     backbone.requires_grad_(False)
+    if lora.quantise is not None:
+        quantise(backbone)
     config = peft_config(lora, targets_of(backbone, lora, key=key))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ray_rl.models.policy import WRAPPED
+from ray_rl.models.quantised import shape_of, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class ParameterStream:
         self._parameters: dict[str, Any] = {name.removeprefix(WRAPPED): p for name, p in model.named_parameters()}
         self._dtype = getattr(torch, dtype)
         self.specs = [
-            ParameterSpec(name, dtype, tuple(p.ds_shape if _is_sharded(p) else p.shape))
+            ParameterSpec(name, dtype, tuple(p.ds_shape if _is_sharded(p) else shape_of(p)))
             for name, p in self._parameters.items()
         ]
         """All parameters."""
@@ -119,17 +120,23 @@ class ParameterStream:
                 part, total = parameter.ds_tensor.detach().reshape(-1), parameter.ds_numel
                 size = part.numel()
             else:
-                whole = parameter.detach().reshape(-1)
-                total = whole.numel()
+                flat = whole(parameter).reshape(-1)
+                total = flat.numel()
                 size = -(-total // world)
-                part = whole[rank * size : (rank + 1) * size]
+                part = flat[rank * size : (rank + 1) * size]
             start = min(rank * size, total)
             # The last slice of ZeRO-3 is padded to the size of the others.
             yield start, part[: total - start]
 
     def part_sizes(self, specs: Sequence[ParameterSpec]) -> list[int]:
         """Returns the number of elements of this rank's part of each parameter. Not a collective."""
-        return [values.numel() for _, values in self.slices(specs)]
+        rank, world = dist.get_rank(), dist.get_world_size()
+        sizes = []
+        for spec in specs:
+            total = torch.Size(spec.shape).numel()
+            size = -(-total // world)
+            sizes.append(max(0, min(size, total - rank * size)))
+        return sizes
 
     @torch.no_grad()
     def _gather(self, group: list[ParameterSpec], *, everywhere: bool) -> list[tuple[ParameterSpec, Tensor | None]]:
@@ -137,7 +144,7 @@ class ParameterStream:
         if not _is_sharded(parameters[0]):
             is_wanted = everywhere or dist.get_rank() == 0
             return [
-                (spec, p.detach().to(self._dtype) if is_wanted else None)
+                (spec, whole(p).to(self._dtype) if is_wanted else None)
                 for spec, p in zip(group, parameters, strict=True)
             ]
         shards = [p.ds_tensor.detach().reshape(-1).to(self._dtype) for p in parameters]
@@ -152,15 +159,15 @@ class ParameterStream:
             dist.all_gather(list(parts.unbind(0)), flat)  # bound: the process group has train.timeout_s
         else:
             dist.gather(flat, list(parts.unbind(0)), dst=0)  # bound: the process group has train.timeout_s
-        whole: list[tuple[ParameterSpec, Tensor | None]] = []
+        gathered: list[tuple[ParameterSpec, Tensor | None]] = []
         offset = 0
         for spec, p, shard in zip(group, parameters, shards, strict=True):
             # Not reshape: a view of one element of each rank has a stride that no other dtype can view.
             columns = parts[:, offset : offset + shard.numel()].contiguous().view(-1)
             # The last slice is padded to the size of the others.
-            whole.append((spec, columns[: p.ds_numel].view(spec.shape)))
+            gathered.append((spec, columns[: p.ds_numel].view(spec.shape)))
             offset += shard.numel()
-        return whole
+        return gathered
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:

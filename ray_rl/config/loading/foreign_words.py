@@ -82,6 +82,7 @@ _KEYS = {
     "model.adapter.alpha": "lora_alpha",
     "model.adapter.dropout": "lora_dropout",
     "model.adapter.init": "init_lora_weights",
+    "model.adapter.quantise": "load_in_4bit bnb_4bit_quant_type",
     "model.adapter.rank": "lora_rank lora_r",
     "model.adapter.rs_lora": "use_rslora",
     "model.adapter.targets": "lora_target_modules target_modules",
@@ -162,7 +163,7 @@ _REMARKS = {
     "every step prints one line and writes one record; remove it": "logging_steps",
     "there is no upload: metrics.jsonl and TensorBoard files are in the run folder, and Prometheus can scrape a "
     "cluster; remove it": "report_to use_wandb wandb wandb_project logger",
-    "weights are float32 or bfloat16; remove it": "load_in_4bit load_in_8bit",
+    "weights in 4 bits are `model.adapter`: {kind: lora, quantise: nf4}; set model.adapter": "load_in_8bit",
     "adapters freeze embeddings and the head of tokens, and new heads are trained; remove it": "lora_modules_to_save",
     "rsLoRA is `model.adapter`: {kind: lora, rs_lora: true}; DoRA does not exist here; set model.adapter": "use_dora",
     "every token of a completion is trained on; remove it": "top_entropy_quantile",

@@ -45,6 +45,12 @@ def adapter_rules(config: RunConfig) -> Iterator[str]:
             "frozen, and each layer has adapters; remove it"
         )
     yield from _dropout(config, adapter)
+    for role in roles_of(config):
+        if adapter.quantise is not None and role.trained is not None and role.trained.zero_stage == 3:
+            yield (
+                f"{role.key}.zero_stage=3: it would cut the blocks in which model.adapter.quantise={adapter.quantise} "
+                f"stores weights; set {role.key}.zero_stage to 0, 1 or 2"
+            )
     yield from _reference(config)
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ray_rl.config import RunConfig
 from ray_rl.config.adapter import Lora
 from ray_rl.models.adapter import inject, is_adapter
 from ray_rl.models.policy import WRAPPED
+from ray_rl.models.quantised import round_weights
 from ray_rl.training.process_group import Member
 from ray_rl.types import TokenBatch
 from tests.system.cluster import test_offline_gradients as offline
@@ -26,6 +28,8 @@ from tests.tiny_model import write_tiny_model
 from tests.unit.models.tiny import one_by_one, relative_error, tiny_llama
 
 ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8}
+WIDE = 64
+"""Inputs that weights in 4 bits can have."""
 LAYOUTS = [
     (0, "padded", 16, False),
     (1, "packed", 4096, True),
@@ -34,6 +38,12 @@ LAYOUTS = [
     (3, "shared_prefix", 4096, False),
 ]
 """ZeRO stage, packing, tokens of a micro-batch, gradient checkpointing."""
+
+ONLINE: dict[str, Any] = {
+    "data": {"kind": "addition"},
+    "rewards": [{"kind": "number"}],
+    "algorithm": {"kind": "grpo", "reduction": "token_mean", **EVERY_TERM},
+}
 
 Make = Callable[..., RunConfig]
 
@@ -81,9 +91,17 @@ def inject_trained(backbone: nn.Module, lora: Lora, *, seed: int, key: str) -> N
             each.copy_((0.05 * torch.sin(0.37 * torch.arange(each.numel()) + index)).view(each.shape))
 
 
-def adapted(**settings: Any) -> Any:
+def plain(*, is_rounded: bool, **settings: Any) -> Any:
+    """The model without adapters: a wider one with the values of weights in 4 bits, or the usual one."""
+    model = tiny_llama(**settings, **({"width": WIDE} if is_rounded else {}))
+    if is_rounded:
+        round_weights(model.base_model)
+    return model
+
+
+def adapted(*, is_rounded: bool = False, **settings: Any) -> Any:
     """The model with these adapters, without DeepSpeed."""
-    model = tiny_llama(**settings).requires_grad_(False)
+    model = plain(is_rounded=is_rounded, **settings).requires_grad_(False)
     inject_trained(model.base_model, Lora(**ADAPTER), seed=0, key="model.path")
     return model
 
@@ -93,8 +111,8 @@ def trained(model: nn.Module) -> dict[str, Any]:
 
 
 @cache
-def expected_gradient() -> dict[str, Tensor]:
-    losses, model = token_losses(BATCH, adapted())
+def expected_gradient(*, is_rounded: bool = False) -> dict[str, Tensor]:
+    losses, model = token_losses(BATCH, adapted(is_rounded=is_rounded))
     torch.cat(losses).mean().backward()
     return {name: each.grad for name, each in trained(model).items()}
 
@@ -123,6 +141,7 @@ def measured(member: Member, build: Callable[..., Any], batch: TokenBatch) -> di
         spec.name: None if tensor is None else tensor.clone() for group in stream.groups() for spec, tensor in group
     }
     found["parts"] = [(start, values.clone()) for start, values in stream.slices()]
+    found["sizes"] = stream.part_sizes(stream.specs)
     found["saved"] = [name for name, *_ in trainer.zero.slices()]
     return found
 
@@ -151,38 +170,57 @@ def require_gradient(found: dict[str, Any], expected: dict[str, Tensor], layout:
 def test_the_numbers_of_a_policy_with_adapters_are_those_of_single_sequences_in_every_layout(
     ranks: Ranks, make: Make, folder: str
 ) -> None:
-    with torch.no_grad():
-        mask = BATCH.loss_mask_RT
-        right = {name: one_by_one(model, BATCH).numpy() * mask for name, model in models().items()}
-    assert np.abs(right["with"] - right["without"]).max() > 0.1
-    for stage, packing, tokens, checkpointing in LAYOUTS:
-        config = make(
-            stage,
-            packing,
-            tokens,
-            checkpointing,
-            data={"kind": "addition"},
-            rewards=[{"kind": "number"}],
-            algorithm={"kind": "grpo", "reduction": "token_mean", **EVERY_TERM},
-        )
+    right = right_logprobs(is_rounded=False)
+    for layout in LAYOUTS:
+        shares = ranks.run(measured, partial(of_actor, make(*layout, **ONLINE), folder), BATCH)
+        require_numbers(shares, right, expected_gradient(), f"{layout}")
+        require_merged(shares, f"{layout}")
+
+
+def test_over_weights_in_4_bits_they_are_those_of_single_sequences_over_the_values_of_these_weights(
+    ranks: Ranks, make: Make, tmp_path: Path
+) -> None:
+    tiny_llama(width=WIDE).save_pretrained(tmp_path / "wide")
+    folder = str(tmp_path / "wide")
+    right, quantised = right_logprobs(is_rounded=True), {"path": "tiny", "dtype": "float32"}
+    quantised["adapter"] = {**ADAPTER, "quantise": "nf4"}
+    for layout in LAYOUTS[:3]:
+        config = make(*layout, **ONLINE, model=quantised)
         shares = ranks.run(measured, partial(of_actor, config, folder), BATCH)
-        layout = f"ZeRO {stage}, {packing}, {tokens} tokens, checkpointing {checkpointing}"
-        for name in ("with", "without", "again"):
-            whole = sum(share[name] for share in shares)
-            np.testing.assert_allclose(whole, right[name.replace("again", "with")], rtol=0, atol=1e-5, err_msg=layout)
-        for share in shares:
-            require_gradient(share, expected_gradient(), layout)
-            assert all("lora_" in name or name.startswith("generator/") for name in share["saved"]), layout
-        require_merged(shares, layout)
+        require_numbers(shares, right, expected_gradient(is_rounded=True), f"{layout}")
+        require_merged(shares, f"{layout}", is_rounded=True)
 
 
-def models() -> dict[str, Any]:
-    return {"with": adapted(), "without": tiny_llama()}
+@cache
+def right_logprobs(*, is_rounded: bool) -> dict[str, NDArray[np.float32]]:
+    with torch.no_grad():
+        right = {
+            name: one_by_one(model, BATCH).numpy() * BATCH.loss_mask_RT
+            for name, model in models(is_rounded=is_rounded).items()
+        }
+    assert np.abs(right["with"] - right["without"]).max() > 0.1
+    return right
 
 
-def require_merged(shares: list[dict[str, Any]], layout: str) -> None:
+def require_numbers(
+    shares: list[dict[str, Any]], right: dict[str, NDArray[np.float32]], gradient: dict[str, Tensor], layout: str
+) -> None:
+    for name in ("with", "without", "again"):
+        seen = sum(share[name] for share in shares)
+        np.testing.assert_allclose(seen, right[name.replace("again", "with")], rtol=0, atol=1e-5, err_msg=layout)
+    for share in shares:
+        require_gradient(share, gradient, layout)
+        assert share["sizes"] == [values.numel() for _, values in share["parts"]], layout
+        assert all("lora_" in name or name.startswith("generator/") for name in share["saved"]), layout
+
+
+def models(*, is_rounded: bool = False) -> dict[str, Any]:
+    return {"with": adapted(is_rounded=is_rounded), "without": plain(is_rounded=is_rounded)}
+
+
+def require_merged(shares: list[dict[str, Any]], layout: str, *, is_rounded: bool = False) -> None:
     """What is published is W + scale * B A, and the parts of the ranks are bit for bit those of the whole."""
-    own, merged = dict(adapted().named_parameters()), shares[0]["merged"]
+    own, merged = dict(adapted(is_rounded=is_rounded).named_parameters()), shares[0]["merged"]
     assert list(merged) == [name for name, _ in tiny_llama().named_parameters()], layout
     changed = 0
     for index, (name, seen) in enumerate(merged.items()):

@@ -21,6 +21,7 @@ from ray_rl.config.adapter import Lora
 from ray_rl.config.loading.load import dump_config
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import CheckpointError, UserError
+from ray_rl.models.quantised import round_weights
 from tests.algorithm import algorithm
 from tests.tiny_model import write_tiny_model
 
@@ -67,6 +68,7 @@ def run_folder(
     frozen_layers=0,
     relative=False,
     exported_adapter=None,
+    quantise=None,
 ):
     """A stopped run with checkpoints of these steps, by so many ranks that hold equal shares as under ZeRO-3."""
     run = place / "runs" / "first"
@@ -82,7 +84,7 @@ def run_folder(
         }
     )
     if exported_adapter is not None:
-        model = config.model.model_copy(update={"adapter": Lora(**LORA)})
+        model = config.model.model_copy(update={"adapter": Lora(**LORA, quantise=quantise)})
         config = config.model_copy(update={"model": model})
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(config))
@@ -179,6 +181,19 @@ def test_adapters_are_merged_into_the_model_that_the_run_started_from(tmp_path, 
             changed += 1
         torch.testing.assert_close(seen[name], expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 0.07)
     assert changed == len(parts) / 2 > 0
+
+
+def test_adapters_over_weights_in_4_bits_are_merged_into_the_values_of_these(tmp_path, source):
+    run = run_folder(tmp_path, source, dtype="float32", exported_adapter="merged", quantise="nf4")
+    seen = load_file(export_run(run, to=tmp_path / "mine", step=1) / "model.safetensors")
+    rounded, parts = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), adapters(source, 1)
+    round_weights(rounded.base_model)
+    for name, weight in rounded.named_parameters():
+        stem = name.removesuffix(".weight")
+        a, b = (parts.get(f"{stem}.lora_{part}.default.weight") for part in "AB")
+        expected = weight if a is None else weight + 0.5 * b @ a
+        torch.testing.assert_close(seen[name], expected, rtol=0, atol=1e-6)
+        assert torch.equal(weight, masters(source, 0)[name]) == ("proj" not in name)
 
 
 def test_adapters_alone_are_a_folder_of_peft_for_the_model_that_the_run_started_from(tmp_path, source):

@@ -46,6 +46,15 @@ def test_frozen_layers_and_adapters_exclude_each_other(refused):
     )
 
 
+def test_weights_in_4_bits_are_not_sharded(refused, passes):
+    quantised = "model.adapter={quantise: nf4}"
+    passes(quantised, "train.zero_stage=2")
+    assert refused(quantised, "train.zero_stage=3") == (
+        "train.zero_stage=3: it would cut the blocks in which model.adapter.quantise=nf4 stores weights; set "
+        "train.zero_stage to 0, 1 or 2"
+    )
+
+
 def test_dropout_would_change_what_is_sampled(refused):
     assert refused("model.adapter={dropout: 0.1}") == (
         "model.adapter.dropout=0.1: engines sample without dropout, so that the trainer's log-probabilities would be "

@@ -22,12 +22,12 @@ BFLOAT16 = (0.015, 0.15)
 """Relative errors allowed to log-probabilities and gradients in bfloat16; SDPA on a CPU has 0.005 and 0.057."""
 
 
-def tiny_llama(attention: str = "eager", *, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+def tiny_llama(attention: str = "eager", *, dtype: torch.dtype = torch.float32, width: int = 32) -> LlamaForCausalLM:
     """Two layers, four query heads on two key heads, tied embeddings; the same weights every time."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=width,
+        intermediate_size=3 * width // 2,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
