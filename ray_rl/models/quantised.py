@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,15 @@ def quantise(backbone: nn.Module) -> None:
     Raises:
         ModuleNotFoundError: bitsandbytes is not installed.
     """
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    import bitsandbytes
 
+    nn_4bit: Any = bitsandbytes.nn  # its types are incomplete
     for parent in list(backbone.modules()):
         for name, layer in list(parent.named_children()):
             if not _can_be_small(layer):
                 continue
             weight = layer.weight.data
-            small: Any = Linear4bit(
+            small = nn_4bit.Linear4bit(
                 layer.in_features,
                 layer.out_features,
                 bias=False,
@@ -37,12 +38,12 @@ def quantise(backbone: nn.Module) -> None:
                 device="meta",
             )
             settings = {"requires_grad": False, "compress_statistics": True, "quant_type": TYPE, "module": small}
-            small.weight = Params4bit(weight, **settings).to(weight.device)
+            small.weight = nn_4bit.Params4bit(weight, **settings).to(weight.device)
             small.bias = layer.bias
             small._forward_pre_hooks = layer._forward_pre_hooks  # see `keep_residual_in_float32`
             setattr(parent, name, small)
     # peft's mark of such models, which is that of transformers.
-    backbone.is_loaded_in_4bit = True
+    backbone.__dict__["is_loaded_in_4bit"] = True
 
 
 @torch.no_grad()
@@ -67,7 +68,7 @@ def shape_of(parameter: nn.Parameter) -> torch.Size:
     return parameter.shape if state is None else torch.Size(state.shape)
 
 
-def _can_be_small(layer: nn.Module) -> bool:
+def _can_be_small(layer: nn.Module) -> TypeGuard[nn.Linear]:
     # On CPU, bitsandbytes 0.50 returns wrong values for rows that end within a block.
     return type(layer) is nn.Linear and layer.in_features % BLOCK == 0
 
