@@ -5,7 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ray_rl.config.data import Addition, CustomSource, Hub, Jsonl, Parquet, ReasoningGym
+from ray_rl.config.data import Addition, Hub, Jsonl, Parquet, ReasoningGym
 from ray_rl.data.layout import Layout
 from ray_rl.data.opening import open_rows
 from ray_rl.data.rows import Row, make_row
@@ -125,32 +125,6 @@ def test_a_local_folder_serves_as_a_data_set_of_the_hub(tmp_path, monkeypatch):
     assert rows[0] == Row(f"{name}/train:1", "one", {"answer": "1"})
     with pytest.raises(DataError, match=r"split=nope: datasets.load_dataset failed: .*; correct the names"):
         open_rows(Hub(name=name, split="nope"), seed=0)
-
-
-def test_a_users_function_gives_rows(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "users_rows.py").write_text(
-        "def riddles(size):\n    return [{'prompt': f'riddle {i}', 'answer': i} for i in range(size)]\n"
-        "def without_prompt():\n    return [{'question': 'hi'}]\n"
-        "def reserved():\n    return [{'prompt': 'hi', 'lengths': 1}]\n"
-        "def nothing():\n    return []\n"
-        "def text():\n    return 'riddles'\n"
-    )
-    rows = open_rows(CustomSource(function="users_rows:riddles", options={"size": 3}), seed=0)
-    assert len(rows) == 3
-    assert rows[2] == Row("users_rows:riddles[2]", "riddle 2", {"answer": 2})
-    with pytest.raises(DataError) as caught:
-        open_rows(CustomSource(function="users_rows:without_prompt"), seed=0)[0]
-    assert str(caught.value) == (
-        "users_rows:without_prompt[0]: no column 'prompt'; the columns are question; return it from "
-        "users_rows:without_prompt"
-    )
-    with pytest.raises(DataError, match=r"'lengths'; rename the column in users_rows:reserved$"):
-        open_rows(CustomSource(function="users_rows:reserved"), seed=0)[0]
-    with pytest.raises(DataError, match="users_rows:nothing returned no rows"):
-        open_rows(CustomSource(function="users_rows:nothing"), seed=0)
-    with pytest.raises(DataError, match="users_rows:text returned 'riddles'; return a list of mappings"):
-        open_rows(CustomSource(function="users_rows:text"), seed=0)
 
 
 def test_a_reasoning_gym_row_brings_what_its_verifier_needs():

@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ray_rl.config.data import Csv, CustomSource, Hub, Jsonl, Parquet
+from ray_rl.config.data import Csv, Hub, Jsonl, Parquet
 from ray_rl.data import tables
 from ray_rl.data.opening import open_rows
 from ray_rl.data.tables import rows_digest
@@ -131,16 +131,6 @@ def test_a_folder_of_two_schemas_is_one_clear_error(tmp_path, monkeypatch):
         opened(Hub(name=str(tmp_path / "set")))
     assert "column" in str(caught.value)
     assert len(str(caught.value)) < 1200
-
-
-def test_rows_of_a_user_are_checked_like_others(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "users_cut.py").write_text("def rows():\n    return [{'prompt': 'a', 'x': ['\\ud83d']}, {1: 'a'}]\n")
-    rows = opened(CustomSource(function="users_cut:rows"))
-    with pytest.raises(DataError, match=r"users_cut:rows\[0\]: x: character 1 is '\\ud83d', half of a surrogate pair"):
-        rows[0]
-    with pytest.raises(DataError, match=r"users_cut:rows\[1\]: the names of the columns \[1\] are not all text"):
-        rows[1]
 
 
 def test_the_digest_of_rows_tells_another_row_and_survives_what_json_does_not_know():
