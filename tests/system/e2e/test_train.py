@@ -215,6 +215,25 @@ def test_checkpoints_and_exports_of_adapters_are_small_and_belong_to_the_model(p
     assert (policy - start).abs().max() > 1e-3
 
 
+@pytest.mark.long
+def test_engines_sample_with_the_values_of_weights_in_4_bits(tmp_path):
+    ended = run(
+        place_for(
+            tmp_path,
+            "quantised",
+            steps=STEPS,
+            algorithm={"kl": {"coefficient": 0.1}},
+            model={"adapter": {"kind": "lora", "rank": 4, "quantise": "nf4"}},
+            train={"learning_rate": 1e-2},
+        )
+    )
+    require_trained(ended, STEPS)
+    first, second = ended.metrics
+    assert abs(first["policy/kl_reference"]) < 1e-6 < second["policy/kl_reference"]
+    assert max(line["sync/logprob_gap_mean"] for line in ended.metrics) < 1e-4
+    assert (ended.folder / "export" / "model.safetensors").is_file()
+
+
 def test_every_sample_is_recorded(ended):
     assert len(list((ended.folder / "rollouts").iterdir())) == STEPS
     for step in range(1, STEPS + 1):
