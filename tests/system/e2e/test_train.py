@@ -203,8 +203,7 @@ def test_checkpoints_and_exports_of_adapters_are_small_and_belong_to_the_model(p
     export = adapted.folder / "export"
     assert (export / "adapter_model.safetensors").is_file() and not (export / "model.safetensors").exists()
     assert (
-        f"vllm serve ./model --enable-lora --max-lora-rank 8 --lora-modules policy=runs/adapted/export"
-        in adapted.stdout
+        "vllm serve ./model --enable-lora --max-lora-rank 8 --lora-modules policy=runs/adapted/export" in adapted.stdout
     )
     tokens = torch.arange(4, 16)[None]
     with torch.no_grad():
