@@ -55,13 +55,26 @@ class ModelShape:
         return self.vocabulary * self.hidden
 
     @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of the matrices of a layer, by the names of transformers."""
+        return {
+            "q_proj": (self.hidden, self.query),
+            "k_proj": (self.hidden, self.kv),
+            "v_proj": (self.hidden, self.kv),
+            "o_proj": (self.query, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
     def layer_parameters(self) -> int:
-        """D q + 2 D kv + q D of the attention, 3 D I of the MLP, 2 D of the norms, and the biases."""
-        attention = 2 * self.hidden * self.query + 2 * self.hidden * self.kv
+        """2 D q + 2 D kv of the attention, 3 D I of the MLP, 2 D of the norms, and the biases."""
+        matrices = sum(inputs * outputs for inputs, outputs in self.linears.values())
         biases = (self.query + 2 * self.kv) * self.qkv_bias + self.hidden * self.output_bias
         biases += (2 * self.intermediate + self.hidden) * self.mlp_bias
         norms = 2 * self.hidden + 2 * self.head * self.qk_norm
-        return attention + 3 * self.hidden * self.intermediate + norms + biases
+        return matrices + norms + biases
 
     @property
     def backbone_parameters(self) -> int:

@@ -7,6 +7,7 @@ an attention that never stores its scores (flash, SDPA), a gated MLP, no dropout
 from __future__ import annotations
 
 from ray_rl.catalog.shapes import ModelShape
+from ray_rl.planner.adapters import Adapters
 
 WIDE = 4
 """Bytes of a float32."""
@@ -33,6 +34,21 @@ def layer_bytes(shape: ModelShape, element: int) -> float:
     return 2 * norm_bytes(shape.hidden, element) + attention + 4 * element * shape.intermediate
 
 
+def adapted_layer_bytes(shape: ModelShape, element: int, adapters: Adapters) -> float:
+    """Returns the same for a layer with adapters, whose own weights are frozen.
+
+    A frozen weight needs no gradient and so no input. A norm keeps only its input in float32, 4 D. The attention keeps
+    what it did, and the gate its input, its activation and the other factor, 3 e I. What goes into a matrix is kept
+    where it has an adapter: e D for queries, keys and values, e D for gate and up, e I for down; and e r for each A x.
+    """
+    attention = element * (2 * shape.query + 2 * shape.kv) + WIDE * shape.heads
+    targets = set(adapters.targets)
+    into_attention, into_mlp = bool(targets & {"q_proj", "k_proj", "v_proj"}), bool(targets & {"gate_proj", "up_proj"})
+    inputs = element * shape.hidden * (into_attention + into_mlp)
+    gate = element * shape.intermediate * (3 + ("down_proj" in targets))
+    return 2 * WIDE * shape.hidden + attention + inputs + gate + element * adapters.rank * len(targets)
+
+
 def working_bytes(shape: ModelShape, element: int) -> float:
     """Returns the temporary bytes per token inside one layer.
 
@@ -41,7 +57,15 @@ def working_bytes(shape: ModelShape, element: int) -> float:
     return element * (3 * shape.intermediate + 4 * shape.hidden)
 
 
-def trained_activations(shape: ModelShape, *, tokens: int, element: int, residual: int, checkpointing: bool) -> float:
+def trained_activations(
+    shape: ModelShape,
+    *,
+    tokens: int,
+    element: int,
+    residual: int,
+    checkpointing: bool,
+    adapters: Adapters | None = None,
+) -> float:
     """Returns the bytes at the start of the backward pass of a micro-batch.
 
     Without checkpointing every layer keeps its activations. With checkpointing every layer keeps its input, the
@@ -53,9 +77,10 @@ def trained_activations(shape: ModelShape, *, tokens: int, element: int, residua
         element: bytes of a weight.
         residual: bytes of an element of the residual.
         checkpointing: whether layers are recomputed.
+        adapters: those of a model whose own weights are frozen.
     """
     ends = norm_bytes(shape.hidden, element) + element * shape.hidden
-    one = layer_bytes(shape, element)
+    one = layer_bytes(shape, element) if adapters is None else adapted_layer_bytes(shape, element, adapters)
     kept = shape.layers * residual * shape.hidden + one if checkpointing else shape.layers * one
     return tokens * (kept + ends + working_bytes(shape, element))
 
@@ -71,7 +96,7 @@ def logits_bytes(
     """Returns the bytes of the head's output and gradient.
 
     They are one chunk of min(chunk, tokens) rows of V logits, which its gradient overwrites; two float32 copies of a
-    block of the chunk; and in training two gradients of the head's weights, that of one chunk and the sum.
+    block of the chunk; and where the head is trained two gradients of its weights, that of one chunk and the sum.
 
     Args:
         shape: the shape of the model.
@@ -79,7 +104,7 @@ def logits_bytes(
         chunk: `logit_chunk_tokens`.
         element: bytes of the logits.
         accelerator: decides the size of the float32 block.
-        is_trained: whether there is a backward pass.
+        is_trained: whether the head's weights get a gradient.
     """
     logits = min(chunk, tokens) * shape.vocabulary
     head_gradient = 2 * element * shape.embedding_parameters if is_trained else 0

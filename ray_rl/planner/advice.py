@@ -6,14 +6,16 @@ import math
 import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from ray_rl.catalog.models import find_shape
 from ray_rl.config import RunConfig
+from ray_rl.config.adapter import RATE_RATIO
 from ray_rl.config.gpus import sharers_of_engines
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import ACTOR, REFERENCE, ROLLOUT, USUAL_PAIRS, Role, roles_of
-from ray_rl.config.rules.adapter import OF_REFERENCE_WORKERS
+from ray_rl.config.rules.adapter import OF_REFERENCE_WORKERS, adapter_rules
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig, Trained
@@ -31,6 +33,8 @@ SMALLEST_CHUNK = 256
 MEMORY_FRACTION = 0.95
 """The largest fraction of a GPU's memory that is proposed for an engine."""
 
+OF_ADAPTERS = "trains adapters in place of all weights, which changes what is learnt"
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
@@ -41,6 +45,8 @@ class Proposal:
     """Number of nodes of the cluster after the changes."""
     host_bytes: float | None = None
     """Memory that every node needs after the changes; None if it was checked or nothing is offloaded."""
+    remark: str | None = None
+    """What else the changes mean."""
 
     @property
     def words(self) -> list[str]:
@@ -70,7 +76,9 @@ def propose(config: RunConfig, assessment: Assessment) -> list[Proposal]:
             search.shrink(assessment.layout.gpus),
         ]
     found.append(search.grow(assessment))
-    return [proposal for proposal in found if proposal is not None]
+    proposals = [proposal for proposal in found if proposal is not None]
+    adapted = search.adapt(assessment.layout.gpus)
+    return proposals if adapted is None or _is_idle(adapted, proposals) else [*proposals, adapted]
 
 
 def changed(config: RunConfig, changes: Changes) -> RunConfig:
@@ -90,7 +98,8 @@ def planned(config: RunConfig, cluster: ClusterShape, changes: Changes) -> Asses
     config = changed(config, changes)
     nodes = {"nodes": cluster.nodes, "gpus_per_node": cluster.gpus_per_node}
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update=nodes)})
-    if any((*algorithm_rules(config), *training_rules(config), *hardware_rules(config, cluster.gpus))):
+    rules = (algorithm_rules(config), training_rules(config), adapter_rules(config))
+    if any((*chain(*rules), *hardware_rules(config, cluster.gpus))):
         return None
     assessment = assess(config, cluster)
     has_room = all(problem.roles for problem in assessment.problems)
@@ -190,6 +199,18 @@ class _Search:
                 return proposal
         return None
 
+    def adapt(self, gpus: int) -> Proposal | None:
+        """Proposes to train adapters, with what else is needed on the available GPUs."""
+        if self.config.model.adapter is not None:
+            return None
+        adapted = _adapted(self.config)
+        smaller = _Search(changed(self.config, adapted), self.cluster)
+        for find in (lambda: smaller.fix_memory({}), smaller.take_turns, lambda: smaller.shrink(gpus)):
+            proposal = find()
+            if proposal is not None:
+                return replace(proposal, changes=adapted | proposal.changes, remark=OF_ADAPTERS)
+        return None
+
     def _try(self, changes: Changes) -> Assessment | None:
         return planned(self.config, self.cluster, changes)
 
@@ -226,12 +247,33 @@ def _reference_before(config: RunConfig) -> Changes:
     Empty if the algorithm has no such reference, or if the reference is another model than the policy at its start.
     """
     for role in roles_of(config) if config.is_offline else ():
-        live = role.settings
-        if isinstance(live, ReferenceConfig) and live.path in (None, config.model.path):
-            defaults = {name: ReferenceConfig.model_fields[name].get_default() for name in OF_REFERENCE_WORKERS}
-            others = {f"{role.key}.{name}": value for name, value in defaults.items() if vars(live)[name] != value}
+        if (others := _without_workers(config, role)) is not None:
             return {f"{role.key}.when": "before", **others}
     return {}
+
+
+def _without_workers(config: RunConfig, role: Role) -> Changes | None:
+    """Returns changes by which a reference has no settings of workers; None if it is another model than the policy."""
+    live = role.settings
+    if not isinstance(live, ReferenceConfig) or live.path not in (None, config.model.path):
+        return None
+    defaults = {name: ReferenceConfig.model_fields[name].get_default() for name in OF_REFERENCE_WORKERS}
+    return {f"{role.key}.{name}": value for name, value in defaults.items() if vars(live)[name] != value}
+
+
+def _adapted(config: RunConfig) -> Changes:
+    """Returns changes by which adapters are trained, with their learning rates, and without workers of a reference."""
+    changes: Changes = {"model.adapter": {"kind": "lora"}, "train.frozen_layers": 0}
+    for role in roles_of(config):
+        if role.trained is not None:
+            changes[f"{role.key}.learning_rate"] = float(f"{RATE_RATIO * role.trained.learning_rate:.6g}")
+        changes |= _without_workers(config, role) or {}
+    return only_new(config, changes)
+
+
+def _is_idle(adapted: Proposal, proposals: Collection[Proposal]) -> bool:
+    """Returns whether another proposal makes the same changes without adapters."""
+    return any(adapted.changes.keys() >= each.changes.keys() and adapted.nodes >= each.nodes for each in proposals)
 
 
 def _scaled(config: RunConfig, ratio: float, roles: Collection[str]) -> Changes:
@@ -315,6 +357,8 @@ def _written(value: Any) -> str:
     """Formats a value for the command line."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_written(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_written, value)) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,8 @@
 """Estimates the seconds of passes over a batch: training, and passes without gradients.
 
 A forward pass takes 2 N operations per token (arXiv:2001.08361, section 2.1) and those of the attention; a backward
-pass twice as many, and a recomputation once more. Small micro-batches are slower: each layer takes a least time,
+pass twice as many, and a recomputation once more. Weights that are frozen need no gradient, so that their backward pass
+takes as much as the forward pass. Small micro-batches are slower: each layer takes a least time,
 gathered weights of ZeRO-3 are sent again for each, and gradients are reduced for each.
 """
 
@@ -78,6 +79,7 @@ def training_s(
     updates: int,
     epochs: int,
     element: int,
+    frozen: float = 0.0,
 ) -> float:
     """Returns the seconds in which a model is trained on a batch.
 
@@ -90,23 +92,24 @@ def training_s(
         updates: optimizer steps.
         epochs: passes over the batch.
         element: bytes of a weight.
+        frozen: those of its parameters that are not trained.
     """
     passes = 4 if trained.gradient_checkpointing else 3
-    rates, weights = team.rates, element * parameters
+    rates, weights, gradients = team.rates, element * parameters, element * (parameters - frozen)
     part = Load(*(epochs * value / updates for value in (load.sequences, load.tokens, load.squares)))
     micro = team.micro_batches(part, trained.micro_batch_tokens)
-    compute = passes * part.operations(parameters, shape) / team.workers / rates.training
-    compute += micro * passes * shape.layers * rates.launch_s
-    exchanged = micro * team.exchanged_s(weights) if trained.zero_stage >= 2 else 2 * team.exchanged_s(weights)
+    operations = passes * part.operations(parameters, shape) - 2 * frozen * part.tokens
+    compute = operations / team.workers / rates.training + micro * passes * shape.layers * rates.launch_s
+    exchanged = micro * team.exchanged_s(gradients) if trained.zero_stage >= 2 else 2 * team.exchanged_s(gradients)
     if trained.zero_stage == 3:
         exchanged += 2 * micro * team.exchanged_s(weights)
         if trained.offload.parameters:
             exchanged += 2 * micro * weights / team.workers / rates.host
-    return updates * (compute + EXPOSED * exchanged + _optimizer_s(team, trained, parameters, weights))
+    return updates * (compute + EXPOSED * exchanged + _optimizer_s(team, trained, parameters - frozen, gradients))
 
 
 def _optimizer_s(team: Team, trained: Trained, parameters: float, weights: float) -> float:
-    """Returns the seconds of an optimizer step after the last micro-batch."""
+    """Returns the seconds of an optimizer step after the last micro-batch, for those that are trained."""
     shard = parameters / team.workers if trained.zero_stage else parameters
     gathered = team.exchanged_s(weights) if trained.zero_stage in (1, 2) else 0.0
     if not trained.offload.optimizer:

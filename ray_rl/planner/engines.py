@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
 from ray_rl.planner.activations import frozen_activations
+from ray_rl.planner.adapters import Adapters
 from ray_rl.planner.gpus import Gpu
 from ray_rl.planner.memory import CONTEXT_BYTES, Bounds, Memory
 from ray_rl.sizes import GIB, MIB
@@ -46,6 +47,13 @@ def kv_token_bytes(shape: ModelShape, *, element: int, tensor_parallel: int) -> 
     return 2 * element * shape.layers * shape.kv / min(tensor_parallel, shape.kv_heads)
 
 
+def engine_weights(config: RunConfig, shape: ModelShape) -> float:
+    """Returns the bytes of weights on a GPU of an engine: its share of the model, and the room for adapters."""
+    size, adapters = config.rollout.tensor_parallel, Adapters.of(config, shape)
+    room = adapters.room(size) if adapters is not None and config.publishes_adapters else 0.0
+    return Bounds(config).element * (shape.parameters / size + room)
+
+
 def engine_memory(config: RunConfig, shape: ModelShape, gpu: Gpu) -> tuple[Memory, KvCache]:
     """Returns the memory of one GPU of an engine: its share of the weights, a forward pass, and the KV cache.
 
@@ -53,7 +61,7 @@ def engine_memory(config: RunConfig, shape: ModelShape, gpu: Gpu) -> tuple[Memor
     """
     bounds, rollout = Bounds(config), config.rollout
     size, element = rollout.tensor_parallel, bounds.element
-    held = {"context": float(CONTEXT_BYTES), "weights": float(element * shape.parameters) / size}
+    held = {"context": float(CONTEXT_BYTES), "weights": engine_weights(config, shape)}
     sampler = SAMPLER_COPIES * 4.0 * rollout.max_sequences * shape.vocabulary
     forward = {
         # Each GPU has its share of the heads and of the MLP, and the whole residual.
@@ -76,7 +84,7 @@ def cpu_engine_memory(config: RunConfig, shape: ModelShape) -> tuple[Memory, KvC
     bounds, rollout = Bounds(config), config.rollout
     size, element = rollout.tensor_parallel, bounds.element
     cache_bytes = rollout.kv_cache_gib * GIB
-    held = {"weights": float(element * shape.parameters) / size, "KV cache": cache_bytes}
+    held = {"weights": engine_weights(config, shape), "KV cache": cache_bytes}
     forward = {
         "activations": frozen_activations(shape, tokens=max(BATCH_TOKENS, bounds.longest), element=element),
         "logits": SAMPLER_COPIES * 4.0 * rollout.max_sequences * shape.vocabulary,

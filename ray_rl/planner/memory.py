@@ -11,7 +11,8 @@ from ray_rl.config import RunConfig
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import REFERENCE, REWARD
 from ray_rl.config.train import REDUCE_BUCKET, ReferenceConfig, TrainConfig, Trained
-from ray_rl.planner.activations import frozen_activations, logits_bytes, trained_activations
+from ray_rl.planner.activations import WIDE, frozen_activations, logits_bytes, trained_activations
+from ray_rl.planner.adapters import Adapters, TrainedModel
 from ray_rl.planner.hardware import resolve_dtype
 from ray_rl.planner.states import BYTES, MASTER, MOMENTS, step_copy, trained_states
 from ray_rl.sizes import GIB, MIB
@@ -88,11 +89,6 @@ class Bounds:
         return self.config.offline.rows_per_example if self.config.is_offline else 1
 
     @property
-    def is_scorer(self) -> bool:
-        """Whether the actor has a head that predicts one number, in place of the head that predicts tokens."""
-        return self.config.is_offline and self.config.offline.is_scorer
-
-    @property
     def element(self) -> int:
         """Bytes of a weight."""
         return BYTES[self.dtype]
@@ -128,49 +124,54 @@ class Bounds:
 
 def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelShape) -> Memory:
     """Returns the memory of a worker of the actor or the critic."""
-    bounds = Bounds(config)
-    has_logits = isinstance(trained, TrainConfig) and not bounds.is_scorer
-    models = config.members if isinstance(trained, TrainConfig) else 1
-    parameters = shape.parameters if has_logits else models * shape.scorer_parameters
+    bounds, model = Bounds(config), TrainedModel.of(config, trained, shape)
     stage, workers = trained.zero_stage, trained.workers
     zero = _zero_settings(trained)
     states = trained_states(stage=stage, dtype=bounds.dtype, gradient_dtype=trained.gradient_dtype)
-    held = bounds.context | {state.name: state.on_worker(parameters, workers) for state in states}
-    offloaded = _offload(held, trained, parameters, bounds)
-    held |= _communication(bounds, trained, parameters, shape)
+    counts = {state.name: model.trained for state in states} | {"weights": model.parameters}
+    held = bounds.context | {state.name: state.on_worker(counts[state.name], workers) for state in states}
+    offloaded = _offload(held, trained, model.trained, bounds)
+    held |= _communication(bounds, trained, model)
     copy = step_copy(
-        parameters,
+        model.trained,
         stage=stage,
         workers=workers,
         dtype=bounds.dtype,
         gradient_dtype=trained.gradient_dtype,
         sub_group=int(zero.get("sub_group_size", SUB_GROUP)),
     )
-    tokens = bounds.micro_batch(trained.micro_batch_tokens)
-    backward = {
-        "activations": models
-        * trained_activations(
-            shape,
-            tokens=tokens,
-            element=bounds.element,
-            residual=bounds.residual,
-            checkpointing=trained.gradient_checkpointing,
-        )
-    }
-    if has_logits:
-        backward["logits"] = logits_bytes(
-            shape,
-            tokens=tokens,
-            chunk=bounds.config.logit_chunk_tokens,
-            element=bounds.element,
-            accelerator=bounds.accelerator,
-            is_trained=True,
-        )
+    backward = _backward(bounds, trained, model)
     phases = {"backward": backward, "step": {"step": 0.0 if trained.offload.optimizer else copy}}
     if isinstance(trained, TrainConfig) and not config.is_offline:
         phases["sync"] = {"sync": sync_workspace(config, shape, is_sharded=stage == 3)}
-    loading = 0.0 if stage == 3 else float(bounds.element * parameters)
+    loading = 0.0 if stage == 3 else float(bounds.element * model.parameters)
     return Memory(role, held, phases, offloaded, loading)
+
+
+def _backward(bounds: Bounds, trained: Trained, model: TrainedModel) -> dict[str, float]:
+    """Returns what a forward and backward pass of a micro-batch takes."""
+    config, shape = bounds.config, model.shape
+    tokens = bounds.micro_batch(trained.micro_batch_tokens)
+    models = config.members if isinstance(trained, TrainConfig) else 1
+    activations = trained_activations(
+        shape,
+        tokens=tokens,
+        element=bounds.element,
+        residual=bounds.residual,
+        checkpointing=trained.gradient_checkpointing,
+        adapters=model.adapters,
+    )
+    backward = {"activations": models * activations}
+    if model.has_logits:
+        backward["logits"] = logits_bytes(
+            shape,
+            tokens=tokens,
+            chunk=config.logit_chunk_tokens,
+            element=bounds.element,
+            accelerator=bounds.accelerator,
+            is_trained=model.adapters is None,
+        )
+    return backward
 
 
 def _zero_settings(trained: Trained) -> Mapping[str, Any]:
@@ -180,7 +181,14 @@ def _zero_settings(trained: Trained) -> Mapping[str, Any]:
 
 
 def _offload(held: dict[str, float], trained: Trained, parameters: int, bounds: Bounds) -> float:
-    """Removes offloaded state from the terms and returns its bytes in host memory. Does nothing on CPU."""
+    """Removes offloaded state from the terms and returns its bytes in host memory. Does nothing on CPU.
+
+    Args:
+        held: the terms.
+        trained: the settings.
+        parameters: those that are trained.
+        bounds: the sizes of the run.
+    """
     if bounds.accelerator == "cpu":
         return 0.0
     share, host = parameters / trained.workers, 0.0
@@ -196,9 +204,9 @@ def _offload(held: dict[str, float], trained: Trained, parameters: int, bounds: 
     return host
 
 
-def _communication(bounds: Bounds, trained: Trained, parameters: int, shape: ModelShape) -> dict[str, float]:
+def _communication(bounds: Bounds, trained: Trained, model: TrainedModel) -> dict[str, float]:
     """Returns the buffers that DeepSpeed keeps: gradients in transit, and under ZeRO-3 the gathered weights."""
-    zero = _zero_settings(trained)
+    zero, parameters = _zero_settings(trained), model.trained
     elements: float
     if trained.zero_stage == 0:
         # One flat copy of all gradients, of at most DeepSpeed's default size: here, and where BF16_Optimizer sums in
@@ -210,11 +218,11 @@ def _communication(bounds: Bounds, trained: Trained, parameters: int, shape: Mod
         bucket = int(zero.get("reduce_bucket_size", REDUCE_BUCKET[bounds.accelerator]))
         if trained.zero_stage == 1:
             bucket = min(bucket, parameters)
-        elements = bounds.bucket(bucket, parameters, largest=shape.embedding_parameters)
+        elements = bounds.bucket(bucket, parameters, largest=model.largest_gradient)
     terms = {"buckets": _bucket_bytes(bounds, trained, elements)}
     if trained.zero_stage == 3:
         live = int(zero.get("stage3_max_live_parameters", LIVE_PARAMETERS))
-        terms["gathered"] = gathered_bytes(shape, parameters, live=live, element=bounds.element)
+        terms["gathered"] = gathered_bytes(model.shape, model.parameters, live=live, element=bounds.element)
     return terms
 
 
@@ -244,9 +252,14 @@ def gathered_bytes(shape: ModelShape, parameters: int, *, live: int, element: in
 
 
 def sync_workspace(config: RunConfig, shape: ModelShape, *, is_sharded: bool) -> float:
-    """Returns the bytes that rank 0 needs in a publish: the gathered layer, and the buckets in flight."""
-    element = Bounds(config).element
-    layer = 2 * element * max(shape.layer_parameters, shape.embedding_parameters) if is_sharded else 0
+    """Returns the bytes that rank 0 needs in a publish: the gathered layer, and the buckets in flight.
+
+    With merged adapters these are a layer with adapters, and one matrix and its sum in float32.
+    """
+    element, adapters = Bounds(config).element, Adapters.of(config, shape)
+    layer = 2.0 * element * max(shape.layer_parameters, shape.embedding_parameters) if is_sharded else 0.0
+    if adapters is not None and not config.publishes_adapters:
+        layer += element * adapters.matrices / shape.layers + 2 * WIDE * adapters.largest_matrix
     return layer + SYNC_BUCKETS * config.weight_sync.bucket_mib * MIB
 
 

@@ -8,6 +8,7 @@ from itertools import chain
 
 from ray_rl.config import RunConfig
 from ray_rl.errors import ConfigError
+from ray_rl.planner.adapter_report import adapter_lines
 from ray_rl.planner.advice import Proposal, propose
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import USABLE, Assessment, known_shape
@@ -16,8 +17,9 @@ from ray_rl.planner.layout import Place
 from ray_rl.planner.memory import Memory
 from ray_rl.planner.pasting import WIDTH, pasted
 from ray_rl.planner.plan import DeviceGroup, Plan
+from ray_rl.planner.sampling import sync_bytes
 from ray_rl.planner.sharing import peak_of, phases_of
-from ray_rl.planner.throughput import ASSUMED, Assumptions, sync_bytes
+from ray_rl.planner.throughput import ASSUMED, Assumptions
 from ray_rl.planner.time_report import time_lines
 from ray_rl.sizes import GIB
 
@@ -44,7 +46,7 @@ def report(config: RunConfig, assessment: Assessment, assumed: Assumptions = ASS
         _layout(assessment),
         _arithmetic(config),
         chain(_memory(assessment), _cache(config, assessment)),
-        chain(_sync(config, assessment), time_lines(config, assessment, assumed)),
+        chain(_sync(config, assessment), adapter_lines(config, assessment), time_lines(config, assessment, assumed)),
     )
     lines = [line for part in parts for line in (*part, "")][:-1]
     return [short for line in lines for short in _wrapped(line)]
@@ -80,6 +82,8 @@ def refusal(assessment: Assessment, proposals: Sequence[Proposal]) -> str:
         lines.append("each of these changes makes it fit:")
         for proposal in proposals:
             lines += pasted(proposal.words)
+            if proposal.remark is not None:
+                lines.append(f"    ({proposal.remark})")
             if proposal.host_bytes is not None:
                 lines.append(
                     f"    (if every node has {proposal.host_bytes / GIB:.0f} GiB of memory for it: --host-memory)"
@@ -239,7 +243,9 @@ def _sync(config: RunConfig, assessment: Assessment) -> Iterator[str]:
         return
     policy = known_shape("model.path", config.model.path)
     receivers = config.rollout.engines * config.rollout.tensor_parallel
+    merged = "" if config.model.adapter is None else " of merged matrices"
+    what = " of adapters" if config.publishes_adapters else merged
     yield (
-        f"sync: {sync_bytes(config, policy) / GIB:.2f} GiB per publish, to {_count(receivers, 'worker')} of "
+        f"sync: {sync_bytes(config, policy) / GIB:.2f} GiB{what} per publish, to {_count(receivers, 'worker')} of "
         f"{_count(config.rollout.engines, 'engine')}"
     )

@@ -1,10 +1,10 @@
 """Searches the layouts of a run for the fastest ones that fit its GPUs.
 
 The space: the layouts of `ray_rl.planner.layouts`, times the settings of each trained role (ZeRO 2 and 3 and the stage
-that it has, gradient checkpointing, micro-batches of 1 to 16 of the longest sequences and of the size that they have,
-the optimizer's offload only if it is set or nothing fits without it) and of the reference (whole or sharded). What is
-learnt does not depend on these, except for `rollout.max_staleness`, so that layouts with and without it are searched
-separately.
+that it has, with adapters also ZeRO 1; gradient checkpointing; micro-batches of 1 to 16 of the longest sequences and of
+the size that they have; the optimizer's offload only if it is set or nothing fits without it) and of the reference
+(whole or sharded). What is learnt does not depend on these, except for `rollout.max_staleness`, so that layouts with
+and without it are searched separately. Adapters stay as they are.
 
 The pruning: a layout with the fastest settings, whether they fit or not, and without the time of the publish, has a
 time below every other time of that layout. Layouts are taken in the order of this bound. A family (what is shared, the
@@ -26,10 +26,10 @@ from ray_rl.config.roles import REFERENCE, Role, roles_of
 from ray_rl.config.train import Trained
 from ray_rl.planner.advice import Changes, changed, engine_fraction, only_new, planned, words_of
 from ray_rl.planner.arithmetic import step_arithmetic
-from ray_rl.planner.assess import Assessment, assess
+from ray_rl.planner.assess import Assessment, assess, known_shape
 from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.layouts import Family, Layout, layouts
-from ray_rl.planner.memory import Bounds
+from ray_rl.planner.memory import Bounds, trained_memory
 from ray_rl.planner.sharing import peak_of
 from ray_rl.planner.throughput import Assumptions, Estimate, estimate, trained_s
 
@@ -186,12 +186,13 @@ class _Searching:
         changes: Changes = {}
         for role in roles_of(config):
             if role.trained is not None:
-                changes |= {
-                    f"{role.key}.zero_stage": 3,
+                smallest = {
                     f"{role.key}.gradient_checkpointing": True,
                     f"{role.key}.micro_batch_tokens": Bounds(config).micro_batch(0),
                     f"{role.key}.offload.optimizer": is_offloaded or role.trained.offload.optimizer,
                 }
+                stages = [smallest | {f"{role.key}.zero_stage": stage} for stage in _stages(config, role.trained)]
+                changes |= min(stages, key=lambda each: _peak(changed(config, each), role.name))
             elif role.name == REFERENCE:
                 changes[f"{role.key}.zero_stage"] = 3
         return changes
@@ -210,12 +211,24 @@ class _Searching:
         return self.ordered[key]
 
 
+def _stages(config: RunConfig, trained: Trained) -> list[int]:
+    """Returns the stages of ZeRO that are tried. Of adapters there is little that they can shard but the weights."""
+    return sorted({trained.zero_stage, 2, 3} | ({1} if config.model.adapter is not None else set()))
+
+
+def _peak(config: RunConfig, name: str) -> float:
+    """Returns the most memory of a worker of a trained role."""
+    role = next(role for role in roles_of(config) if role.name == name)
+    assert role.trained is not None, "only trained roles have settings"
+    return trained_memory(config, name, role.trained, known_shape(*role.models[0])).peak
+
+
 def _options(config: RunConfig, role: Role, trained: Trained, *, is_offloaded: bool) -> Iterator[Changes]:
     """Yields the settings of a trained role; micro-batches are no larger than what a worker has to do."""
     whole, share = Bounds(config).micro_batch(0), step_arithmetic(config).shares[role.name].sequences
     most = share // Bounds(config).whole_rows
     tokens = {whole * rows for rows in ROWS if rows <= most} | {max(whole, trained.micro_batch_tokens)}
-    stages = sorted({trained.zero_stage, 2, 3})
+    stages = _stages(config, trained)
     offloads = {False, is_offloaded, trained.offload.optimizer}
     for stage, checkpointing, size, offload in product(stages, (False, True), sorted(tokens), sorted(offloads)):
         yield {

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
 from ray_rl.config.gpus import scores_as_finished, sharers_of_engines
 from ray_rl.config.rewards import ModelReward
-from ray_rl.config.roles import ACTOR, REWARD, ROLLOUT, Role, roles_of
+from ray_rl.config.roles import ACTOR, REWARD, ROLLOUT, Role, base_reference, roles_of
 from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig
+from ray_rl.planner.adapters import Adapters, TrainedModel
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import Assessment, known_shape
 from ray_rl.planner.compute import Load, Team, scoring_s, training_s
 from ray_rl.planner.lengths import Lengths
 from ray_rl.planner.memory import Bounds
 from ray_rl.planner.rates import Rates
-from ray_rl.planner.sampling import Sampling, publish_s, sampling
+from ray_rl.planner.sampling import Sampling, publish_s, sampling, sync_bytes
+
+KERNELS_OF_LAYER = 25
+"""Kernels of a decoder layer of transformers, which take `Rates.launch_s`."""
+KERNELS_OF_ADAPTER = 4
+"""Kernels that an adapter adds: the products with A and B, the scale, and the sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +70,6 @@ class Estimate:
     def run_s(self, steps: float) -> float:
         """Returns the seconds of a run with this many steps, without its start, checkpoints and export."""
         return steps * self.step_s
-
-
-def sync_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """Returns the bytes of one publish: every parameter once, a tied head only once."""
-    return Bounds(config).element * shape.parameters
 
 
 def estimate(config: RunConfig, assessment: Assessment, assumed: Assumptions = ASSUMED) -> Estimate:
@@ -193,6 +193,10 @@ class _Timing:
     def _team(self, role: Role) -> Team:
         """Returns the workers of a role. On CPU the rates are those of the machine, of which each has its part."""
         places, rates = self.assessment.layout.places(role.name), self.rates
+        adapters = Adapters.of(self.config, known_shape(*role.models[0])) if role.trained is not None else None
+        if adapters is not None:
+            kernels = KERNELS_OF_ADAPTER * len(adapters.targets)
+            rates = replace(rates, launch_s=(1 + kernels / KERNELS_OF_LAYER) * rates.launch_s)
         if not self.assessment.layout.gpus:
             part = len(places)
             rates = replace(rates, training=rates.training / part, scoring=rates.scoring / part)
@@ -240,34 +244,41 @@ class _Timing:
                     gathered=weights if reference.zero_stage == 3 else 0.0,
                     offloaded=weights / team.workers if reference.offload else 0.0,
                 )
-            case CriticConfig() as critic:
-                parameters, budget, stage = shapes[0].scorer_parameters, critic.micro_batch_tokens, critic.zero_stage
-            case TrainConfig() if not config.is_offline and config.online.needs_old_logprobs:
-                parameters, stage = shapes[0].parameters, config.train.zero_stage
+            case CriticConfig() as trained:
+                passes, budget = 1, trained.micro_batch_tokens
+            case TrainConfig() as trained:
+                passes = self._passes_of_actor()
             case _:
                 return 0.0
-        gathered = element * parameters if stage == 3 else 0.0
-        return scoring_s(team, shapes[0], parameters, self._load(), budget=budget, gathered=gathered)
+        parameters = TrainedModel.of(config, trained, shapes[0]).parameters
+        gathered = element * parameters if trained.zero_stage == 3 else 0.0
+        return passes * scoring_s(team, shapes[0], parameters, self._load(), budget=budget, gathered=gathered)
+
+    def _passes_of_actor(self) -> int:
+        """Returns how often the actor scores a batch: before its update, and without adapters as the reference."""
+        config, reference = self.config, base_reference(self.config)
+        if config.is_offline:
+            return int(reference is not None and reference.when == "during")
+        return int(config.online.needs_old_logprobs) + int(reference is not None)
 
     def update_s(self, role: Role) -> float:
         """Returns the seconds in which a role is trained on the batch of a step."""
         if role.trained is None:
             return 0.0
         config, shape = self.config, known_shape(*role.models[0])
-        scores = role.name != ACTOR or Bounds(config).is_scorer
-        models = config.members if role.name == ACTOR else 1
-        parameters = models * (shape.scorer_parameters if scores else shape.parameters)
+        model = TrainedModel.of(config, role.trained, shape)
         epochs = 1 if config.is_offline else config.online.update_epochs
         updates = step_arithmetic(config).optimizer_steps
         return training_s(
             self._team(role),
             role.trained,
             shape,
-            parameters,
+            model.parameters,
             self._load(),
             updates=updates,
             epochs=epochs,
             element=Bounds(config).element,
+            frozen=model.frozen,
         )
 
     def _turn_s(self) -> float:
