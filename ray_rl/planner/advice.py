@@ -273,7 +273,7 @@ def _adapted(config: RunConfig) -> Changes:
 
 def _is_idle(adapted: Proposal, proposals: Collection[Proposal]) -> bool:
     """Returns whether another proposal makes the same changes without adapters."""
-    return any(adapted.changes.keys() >= each.changes.keys() and adapted.nodes >= each.nodes for each in proposals)
+    return any(all(adapted.changes.get(key) == value for key, value in each.changes.items()) for each in proposals)
 
 
 def _scaled(config: RunConfig, ratio: float, roles: Collection[str]) -> Changes:

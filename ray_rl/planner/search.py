@@ -26,10 +26,10 @@ from ray_rl.config.roles import REFERENCE, Role, roles_of
 from ray_rl.config.train import Trained
 from ray_rl.planner.advice import Changes, changed, engine_fraction, only_new, planned, words_of
 from ray_rl.planner.arithmetic import step_arithmetic
-from ray_rl.planner.assess import Assessment, assess, known_shape
+from ray_rl.planner.assess import Assessment, assess
 from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.layouts import Family, Layout, layouts
-from ray_rl.planner.memory import Bounds, trained_memory
+from ray_rl.planner.memory import Bounds
 from ray_rl.planner.sharing import peak_of
 from ray_rl.planner.throughput import Assumptions, Estimate, estimate, trained_s
 
@@ -192,10 +192,15 @@ class _Searching:
                     f"{role.key}.offload.optimizer": is_offloaded or role.trained.offload.optimizer,
                 }
                 stages = [smallest | {f"{role.key}.zero_stage": stage} for stage in _stages(config, role.trained)]
-                changes |= min(stages, key=lambda each: _peak(changed(config, each), role.name))
+                changes |= min(stages, key=lambda each: self._size(config, each, role.name))
             elif role.name == REFERENCE:
                 changes[f"{role.key}.zero_stage"] = 3
         return changes
+
+    def _size(self, config: RunConfig, changes: Changes, name: str) -> float:
+        """Returns the most memory of a worker of a role; infinite if a rule forbids the changes."""
+        assessment = planned(config, self.cluster, changes)
+        return float("inf") if assessment is None else assessment.memories[name].peak
 
     def _settings(self, config: RunConfig, role: Role, *, is_offloaded: bool = False) -> list[Changes]:
         """Returns the settings of a trained role on its GPUs, the fastest first."""
@@ -214,13 +219,6 @@ class _Searching:
 def _stages(config: RunConfig, trained: Trained) -> list[int]:
     """Returns the stages of ZeRO that are tried. Of adapters there is little that they can shard but the weights."""
     return sorted({trained.zero_stage, 2, 3} | ({1} if config.model.adapter is not None else set()))
-
-
-def _peak(config: RunConfig, name: str) -> float:
-    """Returns the most memory of a worker of a trained role."""
-    role = next(role for role in roles_of(config) if role.name == name)
-    assert role.trained is not None, "only trained roles have settings"
-    return trained_memory(config, name, role.trained, known_shape(*role.models[0])).peak
 
 
 def _options(config: RunConfig, role: Role, trained: Trained, *, is_offloaded: bool) -> Iterator[Changes]:

@@ -7,6 +7,7 @@ from ray_rl.sizes import GIB
 from tests.unit.planner.conftest import REWARD, SEVENTY
 
 CHECKPOINTING = {"gradient_checkpointing": True}
+ADAPTERS = "'model.adapter={kind: lora}' train.learning_rate=1e-05"
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def test_more_workers_are_a_second_way(advice):
     assert advice(train={"workers": 1, "zero_stage": 3, **CHECKPOINTING}) == [
         "train.offload.optimizer=true",
         "train.workers=2",
+        ADAPTERS,
     ]
 
 
@@ -100,7 +102,7 @@ def test_reward_models_are_spread_over_more_workers(advice):
 def test_more_workers_come_with_more_nodes_where_these_are_needed(advice):
     large = {"workers": 7, "zero_stage": 3, **CHECKPOINTING}
     proposals = advice(model={"path": "Qwen/Qwen2.5-32B"}, train=large)
-    assert proposals == ["train.offload.optimizer=true", "train.workers=14 cluster.nodes=2"]
+    assert proposals == ["train.offload.optimizer=true", "train.workers=14 cluster.nodes=2", ADAPTERS]
 
 
 def test_an_engine_alone_is_not_grown_by_workers(advice):
@@ -135,7 +137,7 @@ def test_what_is_offloaded_must_have_room_on_the_node(advice):
     offloaded = "train.zero_stage=3 train.offload.optimizer=true train.offload.parameters=true"
     assert advice(**SMALL, **SEVEN)[0] == offloaded
     assert advice(**SMALL, **SEVEN, host_gib=160)[0] == offloaded
-    assert advice(**SMALL, **SEVEN, host_gib=128) == []
+    assert advice(**SMALL, **SEVEN, host_gib=128) == [ADAPTERS]
 
 
 def test_memory_of_the_node_that_was_not_checked_is_said_with_the_proposal(make):
@@ -153,6 +155,7 @@ def test_offloading_is_turned_off_where_the_node_has_no_room_and_the_gpus_do(adv
     assert advice(host_gib=110, train={"workers": 6, **offload}) == [
         "train.offload.optimizer=false",
         "train.workers=12 cluster.nodes=2 train.zero_stage=3",
+        ADAPTERS,
     ]
     four = advice(
         host_gib=100,
@@ -204,6 +207,7 @@ def test_roles_that_take_turns_have_remedies_by_phase(advice):
     assert advice(**shared | {"rollout": four}, train=settings | {"zero_stage": 1}) == [
         "train.zero_stage=2",
         "train.workers=8 rollout.engines=4 train.zero_stage=2",
+        ADAPTERS,
     ]
 
 
@@ -213,3 +217,44 @@ def test_roles_that_take_turns_shrink_together(advice):
         "cluster.nodes=2",
         "train.workers=8 rollout.engines=4",
     ]
+
+
+def test_adapters_come_with_their_learning_rates_and_without_workers_of_a_reference(make):
+    offload = {"workers": 2, "zero_stage": 3, **CHECKPOINTING}
+    config = make(
+        algorithm={"kind": "ppo", "kl": {"coefficient": 0.1}},
+        train=offload | {"frozen_layers": 4},
+        critic=offload,
+        reference={"workers": 2, "zero_stage": 3, "offload": True},
+        rollout={"max_tokens": 1536},
+        cluster={"colocate": [["actor", "critic"]]},
+    )
+    *_, last = propose(config, assess(config, ClusterShape(1, 8)))
+    assert last.changes == {
+        "model.adapter": {"kind": "lora"},
+        "train.frozen_layers": 0,
+        "train.learning_rate": 1e-5,
+        "critic.learning_rate": 1e-4,
+        "reference.workers": 1,
+        "reference.zero_stage": 0,
+        "reference.offload": False,
+    }
+    assert last.remark == "trains adapters in place of all weights, which changes what is learnt"
+
+
+def test_a_frozen_model_of_its_own_keeps_its_workers_beside_adapters(make):
+    alone = {"path": "Qwen/Qwen2.5-7B", "workers": 1}
+    config = make(algorithm={"kl": {"coefficient": 0.1}}, train={"workers": 1, **CHECKPOINTING}, reference=alone)
+    *_, last = propose(config, assess(config, ClusterShape(1, 8)))
+    assert last.changes == {"model.adapter": {"kind": "lora"}, "train.learning_rate": 1e-5}
+
+
+def test_adapters_are_not_proposed_twice(advice):
+    adapted = {"model": {"path": SEVENTY, "adapter": {"kind": "lora"}}, "train": {"workers": 1, **CHECKPOINTING}}
+    assert not any("model.adapter" in proposal for proposal in advice(**adapted, rollout={"tensor_parallel": 4}))
+
+
+def test_adapters_may_also_need_all_roles_to_take_turns(advice):
+    seventy = {"model": {"path": SEVENTY}, "rollout": {"engines": 2, "tensor_parallel": 8, "max_tokens": 512}}
+    found = advice(**seventy, host_gib=400, train={"workers": 16, "zero_stage": 3, **CHECKPOINTING})
+    assert found[-1] == f"{ADAPTERS} 'cluster.colocate=[[actor,rollout]]' train.workers=8 rollout.engines=1"

@@ -195,3 +195,15 @@ def test_no_change_helps_a_model_that_is_far_too_large(make):
     found = assess(config, cluster)
     assert propose(config, found) == []
     assert "fewer tokens (data.max_tokens)" in refusal(found, [])
+
+
+def test_adapters_may_also_need_fewer_workers(make):
+    seventy = {"model": {"path": "meta-llama/Llama-3.3-70B-Instruct"}, "train": ZERO_3 | {"workers": 16}}
+    config = make("sft", **seventy)
+    *_, last = propose(config, assess(config, ClusterShape(1, 8, host_bytes=100e9)))
+    ten_times = 10 * config.train.learning_rate
+    assert last.changes == {
+        "model.adapter": {"kind": "lora"},
+        "train.learning_rate": pytest.approx(ten_times),
+        "train.workers": 8,
+    }
