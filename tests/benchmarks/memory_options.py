@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray_rl.config import RunConfig
+from ray_rl.planner.adapter_report import checkpoint_bytes
+from ray_rl.planner.adapters import TrainedModel
 from ray_rl.planner.advice import changed
-from ray_rl.planner.assess import Assessment, assess
+from ray_rl.planner.assess import Assessment, assess, known_shape
 from ray_rl.planner.gpus import ClusterShape
+from ray_rl.planner.sampling import sync_bytes
 from ray_rl.sizes import GIB
 
 MODELS = {"Qwen/Qwen2.5-7B-Instruct": 8, "meta-llama/Llama-3.3-70B-Instruct": 32}
@@ -99,6 +102,25 @@ def of_roles(path: str, workers: int) -> Iterator[str]:
         yield f"| {name} | {models:,.0f} | {found.layout.gpus} | {'yes' if found.fits else 'no'} |"
 
 
+def of_adapters(path: str, workers: int, stage: int) -> Iterator[str]:
+    """One row for all weights and one for adapters of rank 32: what is trained, and bytes, with checkpointing."""
+    chosen = {"train.workers": workers, "train.zero_stage": stage, "train.micro_batch_tokens": 4096}
+    base = changed(config_of(path, 8, "grpo"), chosen | {"reference.workers": workers})
+    shape, gpus = known_shape("model.path", path), f"{workers} GPU{'' if workers == 1 else 's'}"
+    for name, adapter in (("all weights", None), ("adapters of rank 32", {"kind": "lora"})):
+        config = changed(base, {"model.adapter": adapter})
+        memories = assessed(config).memories
+        cells = (
+            f"{path.rpartition('/')[2]}, {gpus}, ZeRO-{stage}: {name}",
+            f"{TrainedModel.of(config, config.train, shape).trained / 1e6:,.0f}M",
+            f"{actor_gib(config):.0f}",
+            f"{memories['reference'].peak / GIB:.0f}" if "reference" in memories else "none",
+            f"{sync_bytes(config, shape) / GIB:.2f}",
+            f"{checkpoint_bytes(config) / GIB:.1f}",
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     for path, workers in MODELS.items():
         print(f"\n{path}, {workers} workers of the actor, micro-batches of 8,192 tokens\n")
@@ -106,6 +128,12 @@ def main() -> None:
         print(*of_options(path, workers), sep="\n")
         print("\n| layout | GiB of the models, all GPUs | GPUs | fits 80 GB |\n|---|---|---|---|")
         print(*of_roles(path, workers), sep="\n")
+    print("\nadapters, micro-batches of 4,096 tokens, gradient checkpointing\n")
+    print("| run | trained | GiB of a GPU of the actor | of the reference | of a publish | of a checkpoint |")
+    print("|---|---|---|---|---|---|")
+    for (path, workers), alone in zip(MODELS.items(), (1, 8), strict=True):
+        for count in (alone, workers):
+            print(*of_adapters(path, count, 1 if count == 1 else 3), sep="\n")
 
 
 if __name__ == "__main__":
