@@ -34,8 +34,7 @@ class Adapters:
             return None
         if adapter.targets == "all-linear":
             return cls(shape, adapter.rank, tuple(shape.linears))
-        named = {target.rpartition(".")[2] for target in adapter.targets}
-        return cls(shape, adapter.rank, tuple(name for name in shape.linears if name in named))
+        return cls(shape, adapter.rank, tuple(name for name in shape.linears if name in adapter.targets))
 
     @property
     def parameters(self) -> int:

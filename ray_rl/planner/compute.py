@@ -2,8 +2,8 @@
 
 A forward pass takes 2 N operations per token (arXiv:2001.08361, section 2.1) and those of the attention; a backward
 pass twice as many, and a recomputation once more. Weights that are frozen need no gradient, so that their backward pass
-takes as much as the forward pass. Small micro-batches are slower: each layer takes a least time,
-gathered weights of ZeRO-3 are sent again for each, and gradients are reduced for each.
+takes as much as the forward pass. Small micro-batches are slower: each layer takes a least time, gathered weights of
+ZeRO-3 are sent again for each, and gradients are reduced for each.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ray_rl.catalog.models import find_shape
 from ray_rl.config.adapter import RATE_RATIO, Lora
 from ray_rl.config.loading.explain import show
 from ray_rl.config.offline import ProcessRewardModel, RewardModel, Sft
@@ -44,6 +45,7 @@ def adapter_rules(config: RunConfig) -> Iterator[str]:
             f"train.frozen_layers={config.train.frozen_layers}: with model.adapter all weights of the model are "
             "frozen, and each layer has adapters; remove it"
         )
+    yield from _targets(config, adapter)
     yield from _dropout(config, adapter)
     for role in roles_of(config):
         if adapter.quantise is not None and role.trained is not None and role.trained.zero_stage == 3:
@@ -80,6 +82,19 @@ def _folders(config: RunConfig) -> Iterator[str]:
                 f"them into their model and set {key} to the result, such as an export with "
                 "checkpoint.export_adapter=merged"
             )
+
+
+def _targets(config: RunConfig, adapter: Lora) -> Iterator[str]:
+    """Checks the names of matrices in models whose layers are known."""
+    shape = find_shape(config.model.path)
+    if shape is None or adapter.targets == "all-linear":
+        return
+    unknown = [name for name in adapter.targets if name not in shape.linears]
+    if unknown:
+        yield (
+            f"model.adapter.targets={show(adapter.targets)}: no matrix in the layers of {config.model.path} is named "
+            f"{' or '.join(unknown)}; set it to all-linear, or to some of {', '.join(shape.linears)}"
+        )
 
 
 def _dropout(config: RunConfig, adapter: Lora) -> Iterator[str]:
