@@ -66,7 +66,8 @@ def test_adapters_belong_to_matrices_that_the_layers_have(load, refused):
     load("model.adapter={targets: [q_proj, down_proj]}")
     assert refused("model.adapter={targets: [q_proj, qkv, lm_head]}") == (
         "model.adapter.targets=['q_proj', 'qkv', 'lm_head']: no matrix in the layers of smollm2-135m-instruct is named "
-        "qkv or lm_head; set it to all-linear, or to some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+        "qkv or lm_head; set it to all-linear, or to some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
+        "down_proj"
     )
 
 
