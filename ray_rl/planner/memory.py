@@ -215,7 +215,7 @@ def _communication(bounds: Bounds, trained: Trained, model: TrainedModel) -> dic
     elif _is_widened(bounds, trained) and trained.zero_stage == 1:
         elements = min(REDUCE_BUCKET["gpu"], parameters)
     else:
-        bucket = int(zero.get("reduce_bucket_size", REDUCE_BUCKET[bounds.accelerator]))
+        bucket = int(zero.get("reduce_bucket_size", min(REDUCE_BUCKET[bounds.accelerator], parameters)))
         if trained.zero_stage == 1:
             bucket = min(bucket, parameters)
         elements = bounds.bucket(bucket, parameters, largest=model.largest_gradient)

@@ -40,6 +40,18 @@ def deepspeed_config(role: Trained, *, dtype: str, accelerator: str) -> dict[str
     return merge(generated, role.deepspeed)
 
 
+def with_bucket(config: dict[str, Any], *, elements: int) -> dict[str, Any]:
+    """Returns DeepSpeed's configuration with a buffer for reduced gradients that is no larger than all of them.
+
+    DeepSpeed allocates it as a whole. A size that is set stays as it is.
+
+    Args:
+        config: the configuration of a model under training.
+        elements: the elements of all gradients.
+    """
+    return merge({"zero_optimization": {"reduce_bucket_size": min(REDUCE_BUCKET["gpu"], elements)}}, config)
+
+
 def frozen_config(*, offload: bool, dtype: str, accelerator: str) -> dict[str, Any]:
     """Returns DeepSpeed's configuration of a frozen model whose parameters the ranks share (ZeRO-3)."""
     zero: dict[str, Any] = {"stage": 3}

@@ -16,7 +16,7 @@ from ray_rl.config.train import Trained
 from ray_rl.errors import TrainingError
 from ray_rl.metrics.metric import SKIPPED, Last, Metric, Total
 from ray_rl.training import zero_state
-from ray_rl.training.deepspeed_config import deepspeed_config
+from ray_rl.training.deepspeed_config import deepspeed_config, with_bucket
 from ray_rl.training.discard import discard_gradients
 from ray_rl.training.residence import Part, Residence, model_tensors, tensors_within
 from ray_rl.training.schedule import learning_rate_factor
@@ -139,6 +139,7 @@ class ZeroEngine:
         sharded_loading = HfDeepSpeedConfig(config) if self._role.zero_stage == 3 else None
         module = build()
         del sharded_loading
+        config = with_bucket(config, elements=sum(math.prod(_shape(parameter)) for parameter in _trained(module)))
         engine, *_ = deepspeed.initialize(
             model=module, optimizer=_optimizer(module, self._role), config=config, dist_init_required=False
         )

@@ -113,6 +113,8 @@ def test_zero_3_alone_shards_the_base(adapted):
     assert (two["weights"], three["weights"]) == (2 * (N + ALL), 2 * (N + ALL) / 8)
     for held in (two, three):
         assert held["gradients"] + held["optimizer"] == 16 * ALL / 8
+    # No more elements than adapters are reduced at a time; stage 3 copies them.
+    assert (two["buckets"], three["buckets"]) == (2 * ALL, (2 * 2 + 4 / 8) * ALL)
 
 
 def test_offloaded_state_is_that_of_the_adapters(adapted):

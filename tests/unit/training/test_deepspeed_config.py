@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from ray_rl.config import RunConfig
-from ray_rl.training.deepspeed_config import deepspeed_config, merge
+from ray_rl.training.deepspeed_config import deepspeed_config, merge, with_bucket
 from tests.algorithm import algorithm
 
 
@@ -85,3 +85,13 @@ def test_merging_leaves_its_arguments_as_they_were():
 def test_a_mapping_over_a_value_replaces_it():
     assert merge({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
     assert merge({"a": {"b": 2}}, {"a": 1}) == {"a": 1}
+
+
+def test_no_more_gradients_are_reduced_together_than_there_are():
+    def size(elements, **train):
+        made = with_bucket(settings(accelerator="gpu", **train), elements=elements)
+        return made["zero_optimization"]["reduce_bucket_size"]
+
+    assert (size(1000), size(10**9)) == (1000, 500_000_000)
+    assert size(1000, deepspeed={"zero_optimization": {"reduce_bucket_size": 7}}) == 7
+    assert with_bucket(settings(), elements=1000) == settings()
