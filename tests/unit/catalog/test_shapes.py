@@ -4,6 +4,7 @@ import pytest
 
 from ray_rl.catalog.models import KNOWN_SHAPES, SMOLLM2_135M, find_shape
 from ray_rl.catalog.shapes import shape_from_settings
+from ray_rl.planner.adapters import Adapters
 
 SMALL = {
     "hidden_size": 16,
@@ -62,6 +63,22 @@ def test_the_formula_counts_what_transformers_builds(settings):
         scorer = AutoModelForSequenceClassification.from_config(config)
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.scorer_parameters == sum(p.numel() for p in scorer.parameters())
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_adapters_are_as_many_as_peft_adds_to_the_matrices_of_the_layers(targets):
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import AutoConfig, AutoModel
+
+    settings = SMALL | {"model_type": "qwen2"}
+    shape = shape_from_settings(settings)
+    names = list(shape.linears) if targets == "all-linear" else targets
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(**settings))
+        inject_adapter_in_model(LoraConfig(r=3, target_modules=names), model)
+    added = sum(each.numel() for name, each in model.named_parameters() if ".lora_" in name)
+    assert added == Adapters(shape, 3, tuple(names)).parameters
 
 
 def test_a_model_folder_is_read_and_a_packaged_model_known(tmp_path):
