@@ -205,11 +205,10 @@ class _Search:
             return None
         adapted = _adapted(self.config)
         smaller = _Search(changed(self.config, adapted), self.cluster)
-        for find in (lambda: smaller.fix_memory({}), smaller.take_turns, lambda: smaller.shrink(gpus)):
-            proposal = find()
-            if proposal is not None:
-                return replace(proposal, changes=adapted | proposal.changes, remark=OF_ADAPTERS)
-        return None
+        proposal = smaller.fix_memory({}) or smaller.take_turns() or smaller.shrink(gpus)
+        if proposal is None:
+            return None
+        return replace(proposal, changes=adapted | proposal.changes, remark=OF_ADAPTERS)
 
     def _try(self, changes: Changes) -> Assessment | None:
         return planned(self.config, self.cluster, changes)

@@ -186,13 +186,15 @@ class _Searching:
         changes: Changes = {}
         for role in roles_of(config):
             if role.trained is not None:
-                smallest = {
+                smallest: Changes = {
                     f"{role.key}.gradient_checkpointing": True,
                     f"{role.key}.micro_batch_tokens": Bounds(config).micro_batch(0),
                     f"{role.key}.offload.optimizer": is_offloaded or role.trained.offload.optimizer,
                 }
-                stages = [smallest | {f"{role.key}.zero_stage": stage} for stage in _stages(config, role.trained)]
-                changes |= min(stages, key=lambda each: self._size(config, each, role.name))
+                stages = _stages(config, role.trained)
+                options: list[Changes] = [smallest | {f"{role.key}.zero_stage": stage} for stage in stages]
+                sizes = [self._size(config, option, role.name) for option in options]
+                changes |= options[sizes.index(min(sizes))]
             elif role.name == REFERENCE:
                 changes[f"{role.key}.zero_stage"] = 3
         return changes
