@@ -46,7 +46,7 @@ def adapted_layer_bytes(shape: ModelShape, element: int, adapters: Adapters) -> 
     into_attention, into_mlp = bool(targets & {"q_proj", "k_proj", "v_proj"}), bool(targets & {"gate_proj", "up_proj"})
     inputs = element * shape.hidden * (into_attention + into_mlp)
     gate = element * shape.intermediate * (3 + ("down_proj" in targets))
-    return 2 * WIDE * shape.hidden + attention + inputs + gate + element * adapters.rank * len(targets)
+    return 2 * WIDE * shape.hidden + attention + inputs + gate + element * adapters.lora.rank * len(targets)
 
 
 def working_bytes(shape: ModelShape, element: int) -> float:

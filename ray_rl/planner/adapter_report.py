@@ -28,7 +28,7 @@ def adapter_lines(config: RunConfig, assessment: Assessment) -> Iterator[str]:
         return
     model, count = TrainedModel.of(config, config.train, policy), len(adapters.targets)
     yield (
-        f"adapters: rank {adapters.rank}, of {count} {'matrix' if count == 1 else 'matrices'} of each layer: "
+        f"adapters: rank {adapters.lora.rank}, of {count} {'matrix' if count == 1 else 'matrices'} of each layer: "
         f"{model.trained / 1e6:,.1f}M of {model.parameters / 1e6:,.0f}M parameters of the actor are trained "
         f"({model.trained / model.parameters:.1%})"
     )

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
+from ray_rl.config.adapter import Lora
 from ray_rl.config.train import TrainConfig, Trained
-
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks for which vLLM 0.32 has room: `max_lora_rank` is the least one that is enough."""
 
 PACKED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """Matrices of a layer that vLLM packs into one."""
@@ -22,7 +20,7 @@ class Adapters:
     """The adapters of a model of a known shape."""
 
     shape: ModelShape
-    rank: int
+    lora: Lora
     targets: tuple[str, ...]
     """The matrices of a layer that have adapters."""
 
@@ -33,13 +31,13 @@ class Adapters:
         if adapter is None:
             return None
         if adapter.targets == "all-linear":
-            return cls(shape, adapter.rank, tuple(shape.linears))
-        return cls(shape, adapter.rank, tuple(name for name in shape.linears if name in adapter.targets))
+            return cls(shape, adapter, tuple(shape.linears))
+        return cls(shape, adapter, tuple(name for name in shape.linears if name in adapter.targets))
 
     @property
     def parameters(self) -> int:
         """Parameters of A and B: rank * (inputs + outputs) for each matrix of each layer."""
-        return self.shape.layers * self.rank * sum(sum(self.shape.linears[name]) for name in self.targets)
+        return self.shape.layers * self.lora.rank * sum(sum(self.shape.linears[name]) for name in self.targets)
 
     @property
     def matrices(self) -> int:
@@ -56,7 +54,7 @@ class Adapters:
     @property
     def largest_part(self) -> int:
         """Parameters of the largest A or B."""
-        return self.rank * max((max(self.shape.linears[name]) for name in self.targets), default=0)
+        return self.lora.rank * max((max(self.shape.linears[name]) for name in self.targets), default=0)
 
     def room(self, tensor_parallel: int) -> float:
         """Returns the parameters for which each GPU of an engine has room: A and B at a rank that vLLM knows.
@@ -64,13 +62,12 @@ class Adapters:
         It splits the outputs of B, or the inputs of A, among the GPUs, and nothing else. Matrices that it packs into
         one have room together.
         """
-        rank = next((rank for rank in VLLM_RANKS if rank >= self.rank), self.rank)
         packed = {name for names in PACKED if set(names) & set(self.targets) for name in names}
         widths = 0.0
         for name, (inputs, outputs) in self.shape.linears.items():
             split, whole = (inputs, outputs) if name in ROW_PARALLEL else (outputs, inputs)
             widths += (whole + split / tensor_parallel) * (name in packed)
-        return self.shape.layers * rank * widths
+        return self.shape.layers * self.lora.engine_rank * widths
 
 
 @dataclass(frozen=True, slots=True)

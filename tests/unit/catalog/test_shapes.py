@@ -4,6 +4,7 @@ import pytest
 
 from ray_rl.catalog.models import KNOWN_SHAPES, SMOLLM2_135M, find_shape
 from ray_rl.catalog.shapes import shape_from_settings
+from ray_rl.config.adapter import Lora
 from ray_rl.planner.adapters import Adapters
 
 SMALL = {
@@ -78,7 +79,7 @@ def test_adapters_are_as_many_as_peft_adds_to_the_matrices_of_the_layers(targets
         model = AutoModel.from_config(AutoConfig.for_model(**settings))
         inject_adapter_in_model(LoraConfig(r=3, target_modules=names), model)
     added = sum(each.numel() for name, each in model.named_parameters() if ".lora_" in name)
-    assert added == Adapters(shape, 3, tuple(names)).parameters
+    assert added == Adapters(shape, Lora(rank=3), tuple(names)).parameters
 
 
 def test_a_model_folder_is_read_and_a_packaged_model_known(tmp_path):

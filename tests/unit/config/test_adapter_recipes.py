@@ -17,7 +17,7 @@ from ray_rl.sizes import GIB
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 NAME = re.compile(r"(?P<kind>[a-z]+)_[a-z]+_(?P<model>[a-z0-9.]+-\d+b)_(?P<gpus>\d+)x(?P<gb>\d+)gb_lora")
-RECIPES = sorted(CONFIGS.glob("*_lora.yaml"))
+RECIPES = sorted(CONFIGS.glob("*gb_lora.yaml"))
 GPU = {"24": "4090-24gb", "80": "h100-80gb"}
 FIGURES = re.compile(
     r"(?:Best of|By) `ray-rl plan[^`]*`: (\d+) s a step(?: of full length)?, (\d+)% busy, (\d+) GiB of memory"
