@@ -8,8 +8,10 @@ import pytest
 
 from ray_rl.errors import ClusterError, WeightMismatch, WeightSyncError, WorkerLost
 from ray_rl.metrics.metric import Last, Total
-from ray_rl.rollout.receiver import MISMATCH
+from ray_rl.rollout.receiver import MISMATCH, NOT_SERVED
 from ray_rl.weight_sync.proof import digest
+from ray_rl.weight_sync.receivers.loading import Loading
+from tests.scripted_lora import ADAPTER
 from tests.transfer import drop, flip, repeat
 from tests.transfer_parts import CAPACITY_BYTES, FROZEN, LIMIT_S, SHAPES, wire_bytes
 
@@ -229,3 +231,65 @@ async def test_an_engine_that_has_met_nobody_receives_nothing(scene):
             await engine.receive_weights(update_info)
     with pytest.raises(WeightSyncError, match="join the engines again before publishing"):
         await world.trainer.send_weights()
+
+
+@pytest.mark.parametrize(("ranks", "is_sharded"), [(1, False), (3, True)], ids=["one-rank", "three-ranks-of-zero-3"])
+async def test_an_adapter_is_served_publish_after_publish_and_the_model_is_sent_once(scene, ranks, is_sharded):
+    world = scene(ranks=ranks, is_sharded=is_sharded, has_adapter=True)
+    await world.join()
+    for version in (1, 2, 3):
+        sent, _ = await world.publish(version)
+        world.require_served(version)
+        names = world.trainer.shapes if version == 1 else ADAPTER
+        assert sent == Total("sync/bytes", wire_bytes(names, world.trainer.shapes))
+        world.trainer.learn(seed=version)
+        assert not world.hold(world.trainer.values)
+
+
+async def test_an_adapter_that_changed_on_its_way_is_served_by_nobody_until_it_is_sent_again(scene):
+    world = scene(has_adapter=True)
+    await world.join()
+    await world.publish(1)
+    world.trainer.learn(seed=1)
+    world.tampering.order(flip, "rollout-1/1")
+    with pytest.raises(WeightMismatch, match=rf"rollout-1: {MISMATCH}: 1 of {len(ADAPTER)} parameters differ, 0 did"):
+        await world.publish(2)
+    assert world.serving() == []
+    await world.recover()
+    await world.publish(2)
+    world.require_served(2)
+
+
+async def test_an_adapter_that_vllm_keeps_is_served_by_nobody(scene, monkeypatch):
+    """vLLM keeps an adapter whose number it knows; one worker of an engine does here."""
+    world = scene(has_adapter=True)
+    await world.join()
+    await world.publish(1)
+    world.trainer.learn(seed=1)
+    stale = world.engines[1].vllm.managers[1]
+    monkeypatch.setattr(stale, "remove_all_adapters", lambda: None)
+    monkeypatch.setattr(stale, "remove_adapter", lambda number: False)
+    with pytest.raises(WeightMismatch, match=rf"committing: rollout-1: {NOT_SERVED}: 6 of 6 matrices differ"):
+        await world.publish(2)
+    assert world.serving() == []
+    assert world.engines[1].vllm.version == "1"
+
+
+async def test_an_engine_that_keeps_keys_and_values_of_older_weights_serves_nothing(scene):
+    world = scene()
+    await world.join()
+    world.engines[0].vllm.keeps_cache = True
+    with pytest.raises(WeightSyncError, match="while committing: rollout-0: vLLM still has keys and values of older"):
+        await world.publish(1)
+    assert world.serving() == []
+
+
+async def test_an_engine_without_adapters_refuses_one(scene):
+    world = scene(has_adapter=True)
+    for engine in world.engines:
+        for worker in engine.vllm._workers:
+            worker.loading = Loading(takes_adapter=False)
+    await world.join()
+    with pytest.raises(WeightSyncError, match="sent an adapter to an engine that serves none"):
+        await world.publish(1)
+    assert world.serving() == []

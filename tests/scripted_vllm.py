@@ -13,16 +13,18 @@ from vllm.model_executor.model_loader.reload import record_metadata_for_reloadin
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from ray_rl.errors import ClusterError, RayRLError
+from ray_rl.rollout.adapter import EngineAdapter
 from ray_rl.rollout.receiver import WeightReceiver
 from ray_rl.weight_sync.plugin import RECEIVERS
 from ray_rl.weight_sync.transports import BACKENDS
+from tests.scripted_lora import MOST, SCALE, Worker, make_manager
 from tests.transfer_parts import make_module, outcome, use
 
 
 class ScriptedVllm:
     """vLLM's engine as `WeightReceiver` calls it: workers, the guards of an update, and errors that arrive as text."""
 
-    def __init__(self, name, transport, devices):
+    def __init__(self, name, transport, devices, *, has_adapter=False):
         module, receiver = RECEIVERS[BACKENDS[transport]]
         make = getattr(importlib.import_module(module), receiver)
         self._threads = [
@@ -33,8 +35,19 @@ class ScriptedVllm:
         self._workers = []
         for rank, (model, device) in enumerate(zip(self.models, devices, strict=True)):
             parallel = SimpleNamespace(rank=rank, world_size=len(devices), data_parallel_index=0)
-            whole = SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace(dtype=torch.bfloat16))
+            whole = SimpleNamespace(
+                parallel_config=parallel,
+                model_config=SimpleNamespace(dtype=torch.bfloat16),
+                lora_config=SimpleNamespace() if has_adapter else None,
+            )
             self._workers.append(make(None, whole, torch.device(device), model))
+        self.managers = [
+            make_manager(rank=rank, world=len(devices), device=device, dtype=torch.bfloat16)
+            for rank, device in enumerate(devices)
+            if has_adapter
+        ]
+        """vLLM's managers of adapters, by worker."""
+        self.keeps_cache = False
         self.serves = True
         self.version = "none"
         self.reports = None
@@ -65,12 +78,23 @@ class ScriptedVllm:
             self.is_updating = False
             raise
 
-    async def finish_weight_update(self, version=None):
+    async def finish_weight_update(self):
         if not self.is_updating:
             raise RuntimeError("finish_weight_update called without a matching start_weight_update")
         await self._on_all(lambda worker: worker.finish_weight_update())
         self.is_updating = False
-        self.version = version or self.version
+        for manager in self.managers:
+            Worker(None, manager).reset_lora_state()
+
+    async def collective_rpc(self, method, args=()):
+        extended = dict(zip(self._workers, self.managers, strict=True))
+        return await self._on_all(lambda worker: getattr(Worker(worker, extended[worker]), method)(*args))
+
+    async def reset_prefix_cache(self):
+        return not self.keeps_cache
+
+    async def update_weight_version(self, version):
+        self.version = version
 
     async def get_weight_version(self):
         return self.reports or self.version
@@ -80,9 +104,11 @@ class ScriptedVllm:
             asyncio.wrap_future(thread.submit(outcome, call, worker))
             for thread, worker in zip(self._threads, self._workers, strict=True)
         ]
-        for error in await asyncio.gather(*running):
+        answers = await asyncio.gather(*running)
+        for error in answers:
             if isinstance(error, BaseException):
                 raise RuntimeError(f"Worker failed with error '{error}', please check the stack trace above") from error
+        return answers
 
     def leave(self):
         """All workers leave their transfer group."""
@@ -124,10 +150,11 @@ class ServedModel(nn.Module):
 class Engine:
     """An engine as a publish sees it: `WeightReceiver`, whose errors name it as Ray's would."""
 
-    def __init__(self, name, transport, devices):
+    def __init__(self, name, transport, devices, *, has_adapter=False):
         self.name = name
-        self.vllm = ScriptedVllm(name, transport, devices)
-        self._receiver = WeightReceiver(self.vllm)
+        self.vllm = ScriptedVllm(name, transport, devices, has_adapter=has_adapter)
+        adapter = EngineAdapter(most_rank=MOST, scale=SCALE, targets=(), worker="")
+        self._receiver = WeightReceiver(self.vllm, adapter=adapter if has_adapter else None)
 
     def __getattr__(self, call):
         async def named(*args):

@@ -29,6 +29,7 @@ from ray_rl.weight_sync.senders import ipc as ipc_sender
 from ray_rl.weight_sync.senders import shared_memory as shared_memory_sender
 from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
 from ray_rl.weight_sync.transports import build_sender, engine_init_info
+from tests.scripted_lora import ADAPTER, holds
 from tests.scripted_vllm import Engine
 from tests.transfer_parts import CAPACITY_BYTES, FROZEN, LIMIT_S, SHAPES, make_module, outcome, party, use
 
@@ -81,9 +82,12 @@ class Ranks:
 
 
 class Trainer:
-    """The ranks of a trainer. Sharded: each has a slice of every parameter, as under ZeRO-3."""
+    """The ranks of a trainer. Sharded: each has a slice of every parameter, as under ZeRO-3.
 
-    def __init__(self, transport, *, ranks, is_sharded, monkeypatch, device="cpu"):
+    With an adapter that is all that is trained, and has the names that a publish gives it.
+    """
+
+    def __init__(self, transport, *, ranks, is_sharded, monkeypatch, device="cpu", adapter=None):
         self._is_sharded = is_sharded
         self.device = device
         self._dist = Ranks(ranks)
@@ -94,13 +98,16 @@ class Trainer:
             ThreadPoolExecutor(1, f"actor-{rank}", initializer=self._dist.become, initargs=(rank, device))
             for rank in range(ranks)
         ]
-        self._modules = [make_module(torch.float32, device) for _ in range(ranks)]
+        adapter = adapter or {}
+        self.shapes = SHAPES | adapter
+        self.trained = tuple(adapter or (name for name in SHAPES if name not in FROZEN))
+        self._modules = [make_module(torch.float32, device, beside=adapter) for _ in range(ranks)]
         self.dies_at = None
         """The parameter at which rank 0 dies in the next publish."""
         self.values = {}
-        self.learn(seed=0, names=SHAPES)
+        self.learn(seed=0, names=self.shapes)
         for module in self._modules:
-            for name in FROZEN:
+            for name in self.shapes.keys() - self.trained:
                 module.get_parameter(name).requires_grad_(False)
         self.streams = [MortalStream(module, dtype="bfloat16") for module in self._modules]
         self.start(transport)
@@ -111,10 +118,11 @@ class Trainer:
         for stream, sender in zip(self.streams, self.senders, strict=True):
             stream.sender, stream.dies_at = sender, None
 
-    def learn(self, *, seed, names=tuple(name for name in SHAPES if name not in FROZEN)):
-        """New values, in float32."""
+    def learn(self, *, seed, names=None):
+        """New values, in float32, of what is trained."""
+        names = self.trained if names is None else names
         generator = torch.Generator().manual_seed(seed)
-        self.values |= {name: torch.randn(SHAPES[name], generator=generator) for name in names}
+        self.values |= {name: torch.randn(self.shapes[name], generator=generator) for name in names}
         for rank, module in enumerate(self._modules):
             for name in names:
                 self._set(rank, module.get_parameter(name), self.values[name].to(self.device))
@@ -201,9 +209,19 @@ class Scene:
         ranks: of the trainer.
         is_sharded: whether each rank has slices, as under ZeRO-3.
         devices: of the trainer, and of each worker of each engine.
+        has_adapter: whether an adapter is trained instead of the model, and published by itself.
     """
 
-    def __init__(self, transport, *, monkeypatch, ranks=2, is_sharded=True, devices=("cpu", ("cpu",), ("cpu", "cpu"))):
+    def __init__(
+        self,
+        transport,
+        *,
+        monkeypatch,
+        ranks=2,
+        is_sharded=True,
+        devices=("cpu", ("cpu",), ("cpu", "cpu")),
+        has_adapter=False,
+    ):
         self.transport = transport
         self.sizes = defaultdict(list)
         """Bytes of the broadcasts in which each took part, in their order, by the name of its thread."""
@@ -211,9 +229,16 @@ class Scene:
         self._record(monkeypatch)
         for_trainer, *for_engines = devices
         self.trainer = Trainer(
-            transport, ranks=ranks, is_sharded=is_sharded, monkeypatch=monkeypatch, device=for_trainer
+            transport,
+            ranks=ranks,
+            is_sharded=is_sharded,
+            monkeypatch=monkeypatch,
+            device=for_trainer,
+            adapter=ADAPTER if has_adapter else None,
         )
-        self.engines = [Engine(f"rollout-{i}", transport, workers) for i, workers in enumerate(for_engines)]
+        self.engines = [
+            Engine(f"rollout-{i}", transport, workers, has_adapter=has_adapter) for i, workers in enumerate(for_engines)
+        ]
 
     def _record(self, monkeypatch):
         def recorded(broadcast):
@@ -260,7 +285,14 @@ class Scene:
         """Every engine serves the trainer's values under this version."""
         assert self.serving() == [engine.name for engine in self.engines]
         assert [engine.vllm.version for engine in self.engines] == [str(version)] * len(self.engines)
-        assert all(model.holds(self.trainer.values) for model in self.models)
+        assert self.hold(self.trainer.values)
+
+    def hold(self, values):
+        """Whether every worker has these values, and the matrices of an adapter in vLLM's buffers."""
+        weights = {name: value for name, value in values.items() if name not in ADAPTER}
+        adapter = {name: value.bfloat16() for name, value in values.items() if name in ADAPTER}
+        managers = [manager for engine in self.engines for manager in engine.vllm.managers]
+        return all(model.holds(weights) for model in self.models) and all(holds(each, adapter) for each in managers)
 
     def close(self):
         self.trainer.close()

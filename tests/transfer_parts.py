@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -26,10 +27,10 @@ LIMIT_S = 20.0
 """Of waits that end much earlier."""
 
 
-def make_module(dtype: torch.dtype, device: str) -> nn.Module:
-    """Modules and parameters by the names of `SHAPES`, and a tied head."""
+def make_module(dtype: torch.dtype, device: str, *, beside: Mapping[str, tuple[int, ...]] = {}) -> nn.Module:
+    """Modules and parameters by the names of `SHAPES` and `beside`, and a tied head."""
     root = nn.Module()
-    for name, shape in SHAPES.items():
+    for name, shape in (SHAPES | dict(beside)).items():
         *path, leaf = name.split(".")
         module = root
         for part in path:
@@ -42,9 +43,9 @@ def make_module(dtype: torch.dtype, device: str) -> nn.Module:
     return root
 
 
-def wire_bytes(names):
+def wire_bytes(names, shapes=SHAPES):
     """Size of these parameters as sent."""
-    return sum(2 * prod(SHAPES[name]) for name in names)
+    return sum(2 * prod(shapes[name]) for name in names)
 
 
 def use(device):

@@ -69,6 +69,25 @@ def weights_digest(folder: Path) -> str | None:
     return f"blake2b-sampled:{hashed.hexdigest()}"
 
 
+def linear_layers(folder: Path) -> tuple[str, ...]:
+    """Returns the last names of the matrices inside decoder layers, such as "q_proj", from the headers of a folder.
+
+    Embeddings and the head are outside. An empty result means that the folder has no whole safetensors files.
+    """
+    found = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        if _problem(path) is not None:
+            continue
+        with path.open("rb") as file:
+            header = _json(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")))
+        for name, tensor in header.items():
+            *parents, layer, kind = name.split(".") if name.count(".") else ("", name)
+            is_matrix = kind == "weight" and len(tensor.get("shape", ())) == 2
+            if is_matrix and any(part.isdigit() for part in parents):
+                found.add(layer)
+    return tuple(sorted(found))
+
+
 def _problem(path: Path) -> str | None:
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -52,7 +52,8 @@ class RolloutConfig(Config):
     """Share of a GPU's memory for weights and KV cache (vLLM's gpu_memory_utilization)."""
     sleep_level: Literal[1, 2] = 1
     """Where the weights of engines that share GPUs with the actor are while these sleep. 1: in the memory of the host.
-    2: nowhere, so that no sample can be drawn before the next publish; saves that memory and a copy."""
+    2: nowhere, so that no sample can be drawn before the next publish; saves that memory and a copy. Not with adapters
+    or frozen layers, because publishes bring only what training changes."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """Size of the KV cache of an engine on CPU."""
     enforce_eager: bool | None = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,12 +16,16 @@ from ray_rl.config.rollout import OnPublish
 from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer
 from ray_rl.errors import DataError, EngineError, EngineLost
 from ray_rl.imports import quick_imports, quicken_spawned
+from ray_rl.rollout.adapter import EngineAdapter
 from ray_rl.rollout.memory import SleepLevel
 from ray_rl.rollout.receiver import WeightReceiver
 from ray_rl.rollout.request import SampleRequest, continuation, joined
 from ray_rl.rollout.stopping import ended_by_text, up_to_a_stop
 from ray_rl.sizes import GIB
 from ray_rl.types import Completion
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
 
 ARRIVAL_POLL_S = 0.005
 """Seconds between two checks whether all requests of a wave have arrived."""
@@ -55,6 +60,8 @@ class EngineSettings:
     """Threads of a worker on CPU."""
     transfer_backend: str | None = None
     """Name of vLLM's weight-transfer engine; None for a model whose weights never change."""
+    adapter: EngineAdapter | None = None
+    """The adapter that every request is computed with; the first publish brings it."""
     on_publish: OnPublish = "keep"
     """What happens to completions in flight when weights are published."""
     sleep_level: SleepLevel | None = None
@@ -68,7 +75,9 @@ class Engine(WeightReceiver):
 
     def __init__(self, settings: EngineSettings) -> None:
         """Makes an engine; `start` loads its model."""
-        super().__init__(None, on_publish=settings.on_publish, sleep_level=settings.sleep_level or 1)
+        super().__init__(
+            None, on_publish=settings.on_publish, sleep_level=settings.sleep_level or 1, adapter=settings.adapter
+        )
         self._settings = settings
         self._drops = 0
         self._tokenizer: ModelTokenizer | None = None
@@ -133,6 +142,7 @@ class Engine(WeightReceiver):
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(CPU_BATCH_TOKENS, settings.context_tokens),
             }
+        adapter: Mapping[str, Any] = {} if settings.adapter is None else settings.adapter.arguments
         return AsyncEngineArgs(
             model=settings.model,
             # A copy that names a generic class: for some model families, AutoTokenizer would change the tokenizer.
@@ -156,6 +166,7 @@ class Engine(WeightReceiver):
             enable_log_requests=False,
             disable_log_stats=True,
             **memory,
+            **adapter,
         )
 
     async def generate(self, request: SampleRequest) -> list[Completion]:
@@ -163,7 +174,8 @@ class Engine(WeightReceiver):
 
         Raises:
             EngineLost: the engine died.
-            EngineError: its answer lacks a completion, or a log-probability or a version of a token.
+            EngineError: its answer lacks a completion, or a log-probability or a version of a token, or the engine
+                waits for its first adapter.
         """
         drops = self._drops
         parts = await self._sample(request)
@@ -190,7 +202,7 @@ class Engine(WeightReceiver):
         from vllm.sampling_params import RequestOutputKind, SamplingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        sampling = request.sampling
+        sampling, adapter = request.sampling, self._adapter_for(f"request {request.id}")
         parameters = SamplingParams(
             n=request.samples,
             seed=sampling.seed,
@@ -208,7 +220,7 @@ class Engine(WeightReceiver):
         final = None
         try:
             prompt = {"prompt_token_ids": list(request.token_ids)}
-            async for output in self._llm.generate(prompt, parameters, request.id):
+            async for output in self._llm.generate(prompt, parameters, request.id, lora_request=adapter):
                 final = output
         except EngineDeadError as error:
             raise EngineLost(f"the engine died during request {request.id}; see its log") from error
@@ -218,6 +230,15 @@ class Engine(WeightReceiver):
                 f"request {request.id}: vLLM returned {count} of {request.samples} completions; see the engine's log"
             )
         return [_completion(output, request) for output in sorted(final.outputs, key=lambda o: o.index)]
+
+    def _adapter_for(self, request: str) -> LoRARequest | None:
+        """Returns what a request to vLLM says of the adapter; None for an engine without one."""
+        if self._adapter is None:
+            return None
+        if not self._has_adapter:
+            # The model would answer alone, and would still do so when the adapter is there.
+            raise EngineError(f"{request} came before the adapter; publish to this engine first")
+        return self._adapter.request
 
     async def drop(self) -> None:
         """Cancels all requests, because their caller is gone. Generation is paused until the next publish."""
@@ -253,13 +274,14 @@ class Engine(WeightReceiver):
         Logits are not divided by a temperature: vLLM does that only for sampled tokens.
 
         Raises:
-            EngineError: vLLM returned nothing.
+            EngineError: vLLM returned nothing, or the engine waits for its first adapter.
         """
         from vllm.sampling_params import SamplingParams
 
         parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
-        final = None
-        async for output in self._llm.generate({"prompt_token_ids": token_ids}, parameters, f"score-{id(token_ids)}"):
+        name, final = f"score-{id(token_ids)}", None
+        prompt, adapter = {"prompt_token_ids": token_ids}, self._adapter_for(name)
+        async for output in self._llm.generate(prompt, parameters, name, lora_request=adapter):
             final = output
         if final is None:
             raise EngineError("vLLM returned nothing for a scoring request; see the engine's log")

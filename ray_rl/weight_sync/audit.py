@@ -5,7 +5,8 @@ time to time:
 
 - Checksums of the loaded weights must be equal on all engines. For weights that exist only in packed kernels (vLLM's
   CPU build packs most linear layers) the checksum is that of an empty tensor and proves nothing:
-  `sync/checksums_proved` is the share of weights with a meaningful checksum.
+  `sync/checksums_proved` is the share of weights with a meaningful checksum. The matrices of an adapter in vLLM's
+  buffers have digests and are compared with them.
 - A canary is one fixed prompt. Every engine answers it, and the trainer computes log-probabilities of the answer. In
   float32 the canary detects weights that are one step of 1e-6 old (a gap of 6e-4 instead of 4e-6, measured). In
   bfloat16 it cannot detect a stale step (0.041 in both cases): there it judges only the first publish, and afterwards
@@ -73,7 +74,7 @@ class AuditedEngine(Protocol):
         """Returns the completions of one prompt."""
 
     async def checksums(self) -> Checksums:
-        """Returns the SHA-256 of every loaded weight."""
+        """Returns the SHA-256 of every loaded weight, and a digest of every matrix of an adapter."""
 
 
 class Scorer(Protocol):

@@ -12,6 +12,9 @@ RECEIVERS = {
     SHARED_MEMORY: ("ray_rl.weight_sync.receivers.shared_memory", "SharedMemoryReceiver"),
 }
 
+ADAPTER_WORKER = "ray_rl.weight_sync.receivers.adapter.AdapterWorker"
+"""The class whose methods vLLM's workers get if they serve an adapter."""
+
 
 def register() -> None:
     """Registers our receivers with vLLM by name: they are imported when an engine needs one."""

@@ -2,7 +2,8 @@
 
 The trainer digests each part of a parameter in its own memory, before it is copied for the transport. An engine digests
 the received tensors before it loads them. This detects a flipped bit, a bucket that is missing or came twice, and a
-publish that never reached an engine. It does not cover what happens after loading (packed kernels): see `audit`.
+publish that never reached an engine. It does not cover what happens after loading (packed kernels): see `audit`, and
+`receivers.adapter` for adapters.
 """
 
 from __future__ import annotations

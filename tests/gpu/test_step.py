@@ -29,3 +29,17 @@ def test_two_steps_on_gpus_that_engine_and_trainer_share_publish_through_their_m
     }
     place = place_for(tmp_path, "shared", steps=2, **sections)
     require_trained(run(place), 2)
+
+
+@pytest.mark.gpu(1)
+def test_two_steps_with_adapters_on_a_gpu_that_engine_and_trainer_share(tmp_path):
+    """The adapters are published by themselves, to an engine with CUDA graphs."""
+    sections = {
+        "model": {"dtype": "bfloat16", "adapter": {"rank": 8}},
+        "cluster": {"accelerator": "gpu", "gpus_per_node": 1, "colocate": [["actor", "rollout"]]},
+        "rollout": {"gpu_memory_fraction": 0.3},
+        "train": {"learning_rate": 1e-3},
+    }
+    ended = run(place_for(tmp_path, "adapters", steps=2, **sections))
+    require_trained(ended, 2)
+    assert all(record["sync/logprob_gap_mean"] < 0.1 for record in ended.metrics)

@@ -11,6 +11,7 @@ from ray_rl.weight_sync.plugin import register
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM's libraries deprecate each other's functions
+    from tests.adapter_contract import *  # noqa: F403
     from tests.publish_contract import *  # noqa: F403
     from tests.scripted_nccl import OPEN, script_nccl
     from tests.transfer import Scene

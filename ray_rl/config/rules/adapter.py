@@ -53,6 +53,7 @@ def adapter_rules(config: RunConfig) -> Iterator[str]:
                 f"{role.key}.zero_stage=3: it would cut the blocks in which model.adapter.quantise={adapter.quantise} "
                 f"stores weights; set {role.key}.zero_stage to 0, 1 or 2"
             )
+    yield from _separate(config, adapter)
     yield from _reference(config)
 
 
@@ -105,6 +106,16 @@ def _dropout(config: RunConfig, adapter: Lora) -> Iterator[str]:
     else:
         reason = "engines sample without dropout, so that the trainer's log-probabilities would be those of others"
     yield f"model.adapter.dropout={adapter.dropout:g}: {reason}; set model.adapter.dropout=0"
+
+
+def _separate(config: RunConfig, adapter: Lora) -> Iterator[str]:
+    if config.is_offline or not config.publishes_adapters:
+        return
+    if adapter.rank > adapter.engine_rank:
+        yield (
+            f"model.adapter.rank={adapter.rank}: vLLM serves adapters up to rank {adapter.engine_rank}; lower it, or "
+            "set weight_sync.adapter=merged"
+        )
 
 
 def _reference(config: RunConfig) -> Iterator[str]:

@@ -61,6 +61,12 @@ def _engines_that_sleep(config: RunConfig) -> Iterator[str]:
                 "list actor and rollout together in cluster.colocate"
             )
         return
+    frozen = "model.adapter" if config.model.adapter else "train.frozen_layers" if config.train.frozen_layers else None
+    if rollout.sleep_level == 2 and frozen:
+        yield (
+            f"rollout.sleep_level=2: with {frozen}, weights that training never changes are published once, and "
+            "engines would drop them; set rollout.sleep_level=1"
+        )
     where = f"cluster.colocate={show(config.cluster.colocate)}"
     if ACTOR not in sharers:
         yield (

@@ -14,7 +14,6 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from ray_rl.errors import WeightSyncError
@@ -22,7 +21,8 @@ from ray_rl.rollout.receiver import DIGESTS
 from ray_rl.training.gather import ParameterSpec
 from ray_rl.weight_sync.buckets import BufferRing, bucket_bytes, plan_buckets, unpack
 from ray_rl.weight_sync.gloo_group import GlooGroup
-from ray_rl.weight_sync.proof import Arrivals, Digests
+from ray_rl.weight_sync.proof import Digests
+from ray_rl.weight_sync.receivers.loading import Loading
 
 IN_FLIGHT = 2
 """Concurrent broadcasts: one bucket is loaded into the model while the next arrives."""
@@ -61,7 +61,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         super().__init__(*args, **kwargs)
         self._group: GlooGroup | None = None
         self._ring = BufferRing()
-        self._arrivals = Arrivals()
+        self.loading = Loading(takes_adapter=self.vllm_config.lora_config is not None)
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Joins the sender's group."""
@@ -76,9 +76,8 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         )
 
     def start_weight_update(self) -> None:
-        """Prepares the model for weights in checkpoint form."""
-        initialize_layerwise_reload(self.model)
-        self._arrivals.begin()
+        """Begins an update."""
+        self.loading.begin()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receives and loads all weights; or, given the trainer's digests, proves that they arrived.
@@ -87,7 +86,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         """
         sent: Digests | None = update_info.get(DIGESTS)
         if sent is not None:
-            self._arrivals.prove(sent)
+            self.loading.prove(sent)
         else:
             self.receive_weights(self.parse_update_info(update_info))
 
@@ -101,7 +100,6 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         ]
         parts = dict(zip(update_info.names, update_info.parts, strict=True))
         buckets = plan_buckets(specs, capacity_bytes=self._info.capacity_bytes)
-        model: Any = self.model
         arriving: list[tuple[Any, Any]] = []
         with ExitStack() as on_failure:
             # Closes the sockets, so that the peers fail immediately instead of at their time limit.
@@ -111,9 +109,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
                 arriving += map(self.expect, buckets[k + len(arriving) : k + IN_FLIGHT])
                 buffer, work = arriving.pop(0)
                 work.wait()  # bound: the process group has weight_sync.timeout_s
-                tensors = unpack(buffer, bucket)
-                self._arrivals.add(tensors, parts)
-                model.load_weights(tensors)
+                self.loading.load(self.model, unpack(buffer, bucket), parts)
                 self.release(buffer)
             on_failure.pop_all()
 
@@ -130,7 +126,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
 
     def finish_weight_update(self) -> None:
         """Ends the update: converts layers to the form that the kernels need."""
-        finalize_layerwise_reload(self.model, self.model_config)
+        self.loading.finish(self.model, self.model_config)
         repack_tied_head(self.model)
 
     def shutdown(self) -> None:

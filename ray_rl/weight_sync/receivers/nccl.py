@@ -12,7 +12,8 @@ from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitI
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
 from ray_rl.rollout.receiver import DIGESTS
-from ray_rl.weight_sync.proof import Arrivals, Digests
+from ray_rl.weight_sync.proof import Digests
+from ray_rl.weight_sync.receivers.loading import Loading
 
 
 @dataclass
@@ -30,7 +31,7 @@ class NcclReceiver(NCCLWeightTransferEngine):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._arrivals = Arrivals()
+        self.loading = Loading(takes_adapter=self.vllm_config.lora_config is not None)
 
     def init_transfer_engine(self, init_info: NCCLWeightTransferInitInfo) -> None:
         """Joins the sender's group, and leaves one that it had joined before."""
@@ -38,15 +39,14 @@ class NcclReceiver(NCCLWeightTransferEngine):
         super().init_transfer_engine(init_info)
 
     def start_weight_update(self) -> None:
-        """Prepares the model for weights in checkpoint form."""
-        super().start_weight_update()
-        self._arrivals.begin()
+        """Begins an update."""
+        self.loading.begin()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receives and loads all weights; or, given the trainer's digests, proves that they arrived."""
         sent: Digests | None = update_info.get(DIGESTS)
         if sent is not None:
-            self._arrivals.prove(sent)
+            self.loading.prove(sent)
         else:
             super().update_weights(update_info)
 
@@ -55,7 +55,7 @@ class NcclReceiver(NCCLWeightTransferEngine):
         assert isinstance(update_info, NcclUpdateInfo)
         parts = dict(zip(update_info.names, update_info.parts, strict=True))
         model: Any = self.model
-        self.model = _Digesting(model, self._arrivals, parts)  # type: ignore[assignment]
+        self.model = _Arriving(model, self.loading, parts)  # type: ignore[assignment]
         try:
             with ExitStack() as on_failure:
                 on_failure.callback(self.shutdown)  # the next publish is to a new group
@@ -64,16 +64,18 @@ class NcclReceiver(NCCLWeightTransferEngine):
         finally:
             self.model = model
 
+    def finish_weight_update(self) -> None:
+        """Ends the update: converts layers to the form that the kernels need."""
+        self.loading.finish(self.model, self.model_config)
 
-class _Digesting:
-    """Replaces a model during loading, and digests the weights before it passes them on."""
 
-    def __init__(self, model: Any, arrivals: Arrivals, parts: dict[str, int]) -> None:
+class _Arriving:
+    """Replaces a model during a reception: what vLLM would load into the model goes through `Loading`."""
+
+    def __init__(self, model: Any, loading: Loading, parts: dict[str, int]) -> None:
         self._model = model
-        self._arrivals = arrivals
+        self._loading = loading
         self._parts = parts
 
-    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> Any:
-        pairs = list(tensors)
-        self._arrivals.add(pairs, self._parts)
-        return self._model.load_weights(pairs)
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self._loading.load(self._model, list(tensors), self._parts)

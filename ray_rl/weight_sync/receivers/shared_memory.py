@@ -35,7 +35,7 @@ class SharedMemoryReceiver(GlooReceiver):
         self._segment = Segment.attach(init_info.segment, timeout_s=init_info.timeout_s)
 
     def start_weight_update(self) -> None:
-        """Prepares the model for weights in checkpoint form, from the start of the memory."""
+        """Begins an update, from the start of the memory."""
         super().start_weight_update()
         self._offset = 0
 

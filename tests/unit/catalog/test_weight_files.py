@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ray_rl.catalog.weight_files import INDEX, weight_file_problems, weights_digest
+from ray_rl.catalog.weight_files import INDEX, linear_layers, weight_file_problems, weights_digest
 
 
 @pytest.fixture
@@ -93,3 +93,17 @@ def test_a_digest_is_of_the_content_alone_and_there_is_none_of_what_is_not_whole
     _, torn = digest_after(tmp_path / "torn", "model.safetensors", lambda content, data: content.pop())
     assert torn is None
     assert weights_digest(tmp_path) is None
+
+
+def test_the_linear_layers_are_the_matrices_of_the_decoder_without_norms_embeddings_and_head(tmp_path):
+    vectors = ["model.layers.0.self_attn.q_proj.bias", "model.layers.0.input_layernorm.weight"]
+    inside = ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"]
+    outside = ["model.embed_tokens.weight", "lm_head.weight", "scale"]
+    save_file({name: torch.zeros(2) for name in vectors}, tmp_path / "model-1.safetensors")
+    save_file({name: torch.zeros(2, 2) for name in inside + outside}, tmp_path / "model-2.safetensors")
+    assert linear_layers(tmp_path) == ("down_proj", "q_proj")
+
+
+def test_a_folder_without_whole_files_has_no_linear_layers(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"anything")
+    assert linear_layers(tmp_path) == ()

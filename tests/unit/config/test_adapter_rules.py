@@ -92,6 +92,19 @@ def test_adapters_are_published_separately_on_gpus_and_merged_on_cpu(load, overr
     assert load(*overrides).publishes_adapters is separate
 
 
+@pytest.mark.parametrize(("rank", "size"), [(1, 1), (2, 8), (16, 16), (17, 32), (300, 320), (512, 512), (513, 512)])
+def test_engines_have_room_for_the_least_size_that_holds_the_adapters(rank, size):
+    assert Lora(rank=rank).engine_rank == size
+
+
+def test_vllm_serves_adapters_up_to_a_rank(refused, passes):
+    assert refused("model.adapter={rank: 513}", "weight_sync.adapter=separate") == (
+        "model.adapter.rank=513: vLLM serves adapters up to rank 512; lower it, or set weight_sync.adapter=merged"
+    )
+    passes("model.adapter={rank: 512}", "weight_sync.adapter=separate")
+    passes("model.adapter={rank: 513}")
+
+
 def test_the_policy_without_its_adapters_is_the_reference(load, refused):
     penalty = "algorithm.kl.coefficient=0.1"
     plain, adapted, other = load(penalty), load(penalty, LORA), load(penalty, LORA, "reference={path: owner/other}")

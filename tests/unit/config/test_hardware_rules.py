@@ -65,3 +65,15 @@ def test_nccl_does_not_connect_an_engine_to_the_trainer_on_its_gpu(refused):
         "weight_sync.backend=nccl: NCCL cannot connect two processes on one GPU, and rollout is in cluster.colocate; "
         "set weight_sync.backend=auto"
     )
+
+
+@pytest.mark.parametrize(
+    ("frozen", "key"),
+    [("train.frozen_layers=2", "train.frozen_layers"), ("model.adapter={kind: lora}", "model.adapter")],
+)
+def test_weights_that_are_published_once_are_not_dropped(refused, passes, frozen, key):
+    assert refused(SHARED, "rollout.sleep_level=2", frozen) == (
+        f"rollout.sleep_level=2: with {key}, weights that training never changes are published once, and engines would "
+        "drop them; set rollout.sleep_level=1"
+    )
+    passes(SHARED, frozen)
