@@ -104,7 +104,8 @@ def test_master_weights_in_float32_go_on_under_weights_in_bfloat16(ranks: Ranks,
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_is_frozen_stays_as_it_was_and_the_rest_goes_on_bit_for_bit(ranks: Ranks, make, folder, tmp_path, stage):
-    config = make(stage, frozen_layers=1)
+    # Recomputed layers without gradients of their own, whose weights ZeRO-3 gathers twice.
+    config = make(stage, frozen_layers=1, gradient_checkpointing=stage >= 2)
     _, end = ranks.run(saved_in_the_middle, config, folder, BATCH, tmp_path)[0]
     _, end_again = ranks.run(restored, config, folder, BATCH, tmp_path)[0]
     assert end_again.tobytes() == end.tobytes()
@@ -118,7 +119,7 @@ def test_what_is_frozen_stays_as_it_was_and_the_rest_goes_on_bit_for_bit(ranks: 
     assert offset == end.size
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [1, 3])
 def test_adapters_go_on_bit_for_bit_over_the_model_as_it_was(ranks: Ranks, make, folder, tmp_path, stage):
     config = make(stage)
     config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": Lora(rank=4)})})
