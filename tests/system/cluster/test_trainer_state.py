@@ -119,14 +119,15 @@ def test_what_is_frozen_stays_as_it_was_and_the_rest_goes_on_bit_for_bit(ranks: 
     assert offset == end.size
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_adapters_go_on_bit_for_bit_over_the_model_as_it_was(ranks: Ranks, make, folder, tmp_path, stage):
-    config = make(stage)
+@pytest.mark.parametrize(("stage", "dtype"), [(1, "float32"), (3, "bfloat16")])
+def test_adapters_go_on_bit_for_bit_over_the_model_as_it_was(ranks: Ranks, make, folder, tmp_path, stage, dtype):
+    config = make(stage, dtype=dtype)
     config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": Lora(rank=4)})})
     middle, end = ranks.run(saved_in_the_middle, config, folder, BATCH, tmp_path)[0]
     _, end_again = ranks.run(restored, config, folder, BATCH, tmp_path)[0]
     assert end_again.tobytes() == end.tobytes()
-    before = np.concatenate([parameter.detach().numpy().ravel() for parameter in tiny_llama().parameters()])
+    model = tiny_llama(dtype=getattr(torch, dtype))
+    before = np.concatenate([parameter.detach().float().numpy().ravel() for parameter in model.parameters()])
     assert np.isin(before, end).all() and not np.array_equal(middle, end)
 
 
