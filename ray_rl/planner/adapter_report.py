@@ -27,10 +27,11 @@ def adapter_lines(config: RunConfig, assessment: Assessment) -> Iterator[str]:
     if adapters is None:
         return
     model, count = TrainedModel.of(config, config.train, policy), len(adapters.targets)
+    in_4_bits = f", over {model.in_4_bits / 1e6:,.0f}M weights in 4 bits" if model.in_4_bits else ""
     yield (
         f"adapters: rank {adapters.lora.rank}, of {count} {'matrix' if count == 1 else 'matrices'} of each layer: "
         f"{model.trained / 1e6:,.1f}M of {model.parameters / 1e6:,.0f}M parameters of the actor are trained "
-        f"({model.trained / model.parameters:.1%})"
+        f"({model.trained / model.parameters:.1%}){in_4_bits}"
     )
     whole = changed(config, {"model.adapter": None})
     yield "  saves, compared with training all weights: " + "; ".join(_saved(config, assessment, whole))

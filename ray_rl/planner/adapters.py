@@ -11,6 +11,8 @@ from ray_rl.config.train import TrainConfig, Trained
 
 PACKED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """Matrices of a layer that vLLM packs into one."""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in 4 bits: its code, and the scale of 64 weights in 8 bits, of which 256 share a float32."""
 ROW_PARALLEL = ("o_proj", "down_proj")
 """Matrices of which each GPU of an engine has a part of the inputs; of the others it has a part of the outputs."""
 
@@ -82,6 +84,8 @@ class TrainedModel:
     has_logits: bool
     """Whether it has the head that predicts tokens."""
     adapters: Adapters | None
+    models: int = 1
+    """Models of an ensemble."""
 
     @classmethod
     def of(cls, config: RunConfig, settings: Trained, shape: ModelShape) -> TrainedModel:
@@ -96,12 +100,24 @@ class TrainedModel:
         added = models * adapters.parameters
         # The head that predicts one number is new, so that it is trained whole.
         heads = models * shape.hidden if is_scorer else 0
-        return cls(shape, whole + added, added + heads, not is_scorer, adapters)
+        return cls(shape, whole + added, added + heads, not is_scorer, adapters, models)
 
     @property
     def frozen(self) -> int:
         """Parameters that need no gradient."""
         return self.parameters - self.trained
+
+    @property
+    def in_4_bits(self) -> int:
+        """Parameters in 4 bits: the matrices of all layers if the adapters quantise them."""
+        if self.adapters is None or self.adapters.lora.quantise is None:
+            return 0
+        matrices = sum(inputs * outputs for inputs, outputs in self.shape.linears.values())
+        return self.models * self.shape.layers * matrices
+
+    def weight_bytes(self, element: int) -> float:
+        """Returns the bytes of all weights; `element` is that of a weight that is not in 4 bits."""
+        return element * (self.parameters - self.in_4_bits) + NF4_BYTES * self.in_4_bits
 
     @property
     def largest_gradient(self) -> int:

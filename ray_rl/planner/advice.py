@@ -34,6 +34,7 @@ MEMORY_FRACTION = 0.95
 """The largest fraction of a GPU's memory that is proposed for an engine."""
 
 OF_ADAPTERS = "trains adapters in place of all weights, which changes what is learnt"
+OF_4_BITS = "trains adapters over weights that are rounded to 4 bits, which changes what is learnt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +201,15 @@ class _Search:
         return None
 
     def adapt(self, gpus: int) -> Proposal | None:
-        """Proposes to train adapters, with what else is needed on the available GPUs."""
-        if self.config.model.adapter is not None:
-            return None
-        adapted = _adapted(self.config)
-        smaller = _Search(changed(self.config, adapted), self.cluster)
-        proposal = smaller.fix_memory({}) or smaller.take_turns() or smaller.shrink(gpus)
-        if proposal is None:
-            return None
-        return replace(proposal, changes=adapted | proposal.changes, remark=OF_ADAPTERS)
+        """Proposes adapters, if need be over weights in 4 bits, with what else is needed on the available GPUs."""
+        found = []
+        for adapted, remark in _adapted(self.config):
+            smaller = _Search(changed(self.config, adapted), self.cluster)
+            proposal = smaller.fix_memory({}) or smaller.take_turns() or smaller.shrink(gpus)
+            if proposal is not None:
+                found.append(replace(proposal, changes=adapted | proposal.changes, remark=remark))
+        # Copies of frozen weights from the host for every micro-batch take longer than what 4 bits take.
+        return next((each for each in found if not _offloads(each.changes)), next(iter(found), None))
 
     def _try(self, changes: Changes) -> Assessment | None:
         return planned(self.config, self.cluster, changes)
@@ -260,14 +261,24 @@ def _without_workers(config: RunConfig, role: Role) -> Changes | None:
     return {f"{role.key}.{name}": value for name, value in defaults.items() if vars(live)[name] != value}
 
 
-def _adapted(config: RunConfig) -> Changes:
-    """Returns changes by which adapters are trained, with their learning rates, and without workers of a reference."""
+def _adapted(config: RunConfig) -> Iterator[tuple[Changes, str]]:
+    """Yields changes by which adapters are trained, and the same over weights in 4 bits, with a remark each.
+
+    Adapters come with their learning rates, and without workers of a reference.
+    """
+    adapter = config.model.adapter
+    if adapter is not None:
+        if adapter.quantise is None:
+            yield {"model.adapter.quantise": "nf4"}, OF_4_BITS
+        return
     changes: Changes = {"model.adapter": {"kind": "lora"}, "train.frozen_layers": 0}
     for role in roles_of(config):
         if role.trained is not None:
             changes[f"{role.key}.learning_rate"] = float(f"{RATE_RATIO * role.trained.learning_rate:.6g}")
         changes |= _without_workers(config, role) or {}
-    return only_new(config, changes)
+    changes = only_new(config, changes)
+    yield changes, OF_ADAPTERS
+    yield changes | {"model.adapter": {"kind": "lora", "quantise": "nf4"}}, OF_4_BITS
 
 
 def _is_idle(adapted: Proposal, proposals: Collection[Proposal]) -> bool:

@@ -130,6 +130,8 @@ def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelS
     states = trained_states(stage=stage, dtype=bounds.dtype, gradient_dtype=trained.gradient_dtype)
     counts = {state.name: model.trained for state in states} | {"weights": model.parameters}
     held = bounds.context | {state.name: state.on_worker(counts[state.name], workers) for state in states}
+    if model.in_4_bits:
+        held["weights"] = model.weight_bytes(bounds.element)
     offloaded = _offload(held, trained, model.trained, bounds)
     held |= _communication(bounds, trained, model)
     copy = step_copy(
@@ -161,6 +163,9 @@ def _backward(bounds: Bounds, trained: Trained, model: TrainedModel) -> dict[str
         checkpointing=trained.gradient_checkpointing,
         adapters=model.adapters,
     )
+    if model.in_4_bits:
+        # One matrix at a time is computed from its 4 bits.
+        activations += bounds.element * max(inputs * outputs for inputs, outputs in shape.linears.values())
     backward = {"activations": models * activations}
     if model.has_logits:
         backward["logits"] = logits_bytes(

@@ -219,8 +219,10 @@ class _Searching:
 
 
 def _stages(config: RunConfig, trained: Trained) -> list[int]:
-    """Returns the stages of ZeRO that are tried. Of adapters there is little that they can shard but the weights."""
-    return sorted({trained.zero_stage, 2, 3} | ({1} if config.model.adapter is not None else set()))
+    """Returns the stages of ZeRO that are tried: 1 for adapters, of which there is little to shard, and 3 if it may."""
+    adapter = config.model.adapter
+    more = {3} if adapter is None else {1} if adapter.quantise is not None else {1, 3}
+    return sorted({trained.zero_stage, 2} | more)
 
 
 def _options(config: RunConfig, role: Role, trained: Trained, *, is_offloaded: bool) -> Iterator[Changes]:

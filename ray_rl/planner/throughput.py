@@ -10,7 +10,7 @@ from ray_rl.config.gpus import scores_as_finished, sharers_of_engines
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import ACTOR, REWARD, ROLLOUT, Role, base_reference, roles_of
 from ray_rl.config.train import CriticConfig, ReferenceConfig, TrainConfig
-from ray_rl.planner.adapters import Adapters, TrainedModel
+from ray_rl.planner.adapters import NF4_BYTES, TrainedModel
 from ray_rl.planner.arithmetic import step_arithmetic
 from ray_rl.planner.assess import Assessment, known_shape
 from ray_rl.planner.compute import Load, Team, scoring_s, training_s
@@ -193,10 +193,12 @@ class _Timing:
     def _team(self, role: Role) -> Team:
         """Returns the workers of a role. On CPU the rates are those of the machine, of which each has its part."""
         places, rates = self.assessment.layout.places(role.name), self.rates
-        adapters = Adapters.of(self.config, known_shape(*role.models[0])) if role.trained is not None else None
-        if adapters is not None:
-            kernels = KERNELS_OF_ADAPTER * len(adapters.targets)
-            rates = replace(rates, launch_s=(1 + kernels / KERNELS_OF_LAYER) * rates.launch_s)
+        if role.trained is not None:
+            model = TrainedModel.of(self.config, role.trained, known_shape(*role.models[0]))
+            kernels = 0 if model.adapters is None else KERNELS_OF_ADAPTER * len(model.adapters.targets)
+            # A matrix in 4 bits is read, written in the type of the forward pass, and read again by each product.
+            widened = model.in_4_bits / model.shape.layers * (NF4_BYTES + Bounds(self.config).element) / rates.memory
+            rates = replace(rates, launch_s=(1 + kernels / KERNELS_OF_LAYER) * rates.launch_s + widened)
         if not self.assessment.layout.gpus:
             part = len(places)
             rates = replace(rates, training=rates.training / part, scoring=rates.scoring / part)

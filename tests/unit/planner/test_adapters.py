@@ -8,7 +8,7 @@ from ray_rl.catalog.models import KNOWN_SHAPES, SMOLLM2_135M
 from ray_rl.config import RunConfig
 from ray_rl.config.train import TrainConfig
 from ray_rl.planner.activations import adapted_layer_bytes, layer_bytes, trained_activations
-from ray_rl.planner.adapters import Adapters
+from ray_rl.planner.adapters import NF4_BYTES, Adapters
 from ray_rl.planner.advice import changed, propose
 from ray_rl.planner.assess import assess, role_memories
 from ray_rl.planner.compute import EXPOSED, OPTIMIZER_BYTES, Load, Team, training_s
@@ -362,3 +362,64 @@ def test_the_search_of_a_large_model_shards_its_base(adapted):
     best = search(config, ClusterShape(1, 8), ASSUMED).on_policy[0]
     assert best.config.train.zero_stage == 3
     assert best.config.model.adapter == config.model.adapter
+
+
+IN_4_BITS = {"quantise": "nf4"}
+
+
+def test_matrices_in_4_bits_take_a_quarter_of_bfloat16_and_embeddings_stay(adapted):
+    """QLoRA: codes of 4 bits, scales of 8 bits for 64 weights, and a float32 for 256 of these."""
+    assert pytest.approx(0.516, abs=2e-4) == NF4_BYTES
+    held = actor(adapted(adapter=IN_4_BITS, train={"zero_stage": 1})).held
+    assert held["weights"] == NF4_BYTES * MATRICES + 2 * (N - MATRICES + ALL)
+    assert held["weights"] - 2 * ALL == pytest.approx(5.2 * GIB, rel=0.01)
+    assert held["optimizer"] == 12 * ALL
+
+
+def test_one_matrix_at_a_time_is_computed_from_its_4_bits(adapted):
+    wide, small = (actor(adapted(adapter=adapter)).phases["backward"]["activations"] for adapter in ({}, IN_4_BITS))
+    assert small - wide == 2 * 3584 * 18944
+
+
+def test_members_of_an_ensemble_are_in_4_bits_each(offline):
+    model = ADAPTED | {"adapter": LORA | IN_4_BITS}
+    held = actor(offline("reward_model", model=model, algorithm={"kind": "reward_model", "members": 2})).held
+    assert held["weights"] == 2 * (NF4_BYTES * MATRICES + 2 * (SCORER - MATRICES + ALL))
+
+
+def test_weights_in_4_bits_are_read_and_written_by_every_product(adapted):
+    def update_s(**adapter):
+        config = adapted(adapter=adapter, train={"zero_stage": 1, "micro_batch_tokens": 2048})
+        return estimate(config, assess(config, ClusterShape(1, 8)), Assumptions(rates=slow)).update_s
+
+    slow = replace(RATES, training=1e30, launch_s=1e-30)
+    micro = 64 / 1.0
+    widened = 3 * micro * MATRICES * (NF4_BYTES + 2) / RATES.memory
+    assert update_s(**IN_4_BITS) - update_s() == pytest.approx(widened, rel=0.01)
+
+
+def test_the_report_says_what_is_in_4_bits(adapted):
+    text = text_of(adapted(adapter=IN_4_BITS))
+    assert "parameters of the actor are trained (0.5%), over 6,525M weights in 4 bits" in text
+
+
+def test_the_search_does_not_shard_weights_in_4_bits(offline):
+    config = offline("sft", model=ADAPTED | {"adapter": LORA | IN_4_BITS}, train={"zero_stage": 1})
+    best = search(config, ClusterShape(1, 1, GPUS["a10-24gb"]), ASSUMED).on_policy[0]
+    assert best.config.train.zero_stage in (1, 2)
+
+
+def test_4_bits_are_proposed_where_adapters_alone_do_not_fit(offline):
+    cluster = ClusterShape(1, 1, GPUS["t4-16gb"])
+    full = offline("sft", model={"path": SEVEN, "dtype": "bfloat16"}, train={"zero_stage": 2})
+    cluster = replace(cluster, gpu=replace(cluster.gpu, has_bfloat16=True))
+    host = replace(cluster, host_bytes=40e9)
+    *_, last = propose(full, assess(full, host))
+    assert last.changes["model.adapter"] == {"kind": "lora", "quantise": "nf4"}
+    assert last.remark == "trains adapters over weights that are rounded to 4 bits, which changes what is learnt"
+    wide = offline("sft", train={"zero_stage": 1, "gradient_checkpointing": True})
+    *_, last = propose(wide, assess(wide, host))
+    assert last.changes == {"model.adapter.quantise": "nf4"}
+    small = offline("sft", model=ADAPTED | {"adapter": LORA | IN_4_BITS}, train={"zero_stage": 1})
+    tiny = replace(host, gpu=replace(host.gpu, memory_bytes=4 * GIB))
+    assert propose(small, assess(small, tiny)) == []

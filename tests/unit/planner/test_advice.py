@@ -250,7 +250,8 @@ def test_a_frozen_model_of_its_own_keeps_its_workers_beside_adapters(make):
 
 
 def test_adapters_are_not_proposed_twice(advice):
-    adapted = {"model": {"path": SEVENTY, "adapter": {"kind": "lora"}}, "train": {"workers": 1, **CHECKPOINTING}}
+    smallest = {"kind": "lora", "quantise": "nf4"}
+    adapted = {"model": {"path": SEVENTY, "adapter": smallest}, "train": {"micro_batch_tokens": 32768}}
     assert not any("model.adapter" in proposal for proposal in advice(**adapted, rollout={"tensor_parallel": 4}))
 
 
