@@ -7,6 +7,8 @@ import yaml
 
 from ray_rl.app import before_start
 from ray_rl.cli.main import main
+from ray_rl.config.loading.load import load_config
+from ray_rl.errors import UserError
 from ray_rl.preflight import functions
 from tests.algorithm import algorithm
 
@@ -189,6 +191,16 @@ def test_a_learning_rate_of_full_fine_tuning_is_remarked_under_adapters(place, c
     ) in capsys.readouterr().out
     assert main(["validate", "run.yaml", "model.adapter={kind: lora}"]) == 0
     assert "fine-tuning" not in capsys.readouterr().out
+
+
+def test_weights_in_4_bits_need_a_package_and_the_error_names_the_extra_that_has_it(place, monkeypatch):
+    monkeypatch.setattr(before_start, "find_spec", lambda name: None)
+    before_start.check_quantisation(load_config("run.yaml", ["model.adapter={kind: lora}"]))
+    with pytest.raises(UserError) as caught:
+        before_start.check_quantisation(load_config("run.yaml", ["model.adapter={quantise: nf4}"]))
+    assert str(caught.value) == (
+        "model.adapter.quantise=nf4 needs bitsandbytes, which is not installed; pip install 'ray-rl[qlora]'"
+    )
 
 
 def test_a_run_that_may_be_continued_is_valid_with_resume(place):
