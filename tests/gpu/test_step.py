@@ -32,10 +32,11 @@ def test_two_steps_on_gpus_that_engine_and_trainer_share_publish_through_their_m
 
 
 @pytest.mark.gpu(1)
-def test_two_steps_with_adapters_on_a_gpu_that_engine_and_trainer_share(tmp_path):
+@pytest.mark.parametrize("quantise", [None, "nf4"])
+def test_two_steps_with_adapters_on_a_gpu_that_engine_and_trainer_share(tmp_path, quantise):
     """The adapters are published by themselves, to an engine with CUDA graphs."""
     sections = {
-        "model": {"dtype": "bfloat16", "adapter": {"rank": 8}},
+        "model": {"dtype": "bfloat16", "adapter": {"rank": 8, "quantise": quantise}},
         "cluster": {"accelerator": "gpu", "gpus_per_node": 1, "colocate": [["actor", "rollout"]]},
         "rollout": {"gpu_memory_fraction": 0.3},
         "train": {"learning_rate": 1e-3},
