@@ -6,6 +6,7 @@ Do the engines compute what the trainer computes, whether the adapters are publi
 import pytest
 import pytest_asyncio
 
+from ray_rl.weight_sync.audit import require_same
 from tests.system.cluster.scores import FLOAT32_GAP, engine_scores, gap, trainer_scores
 from tests.system.cluster.whole_run import started
 from tests.tiny_model import write_tiny_model
@@ -37,7 +38,7 @@ async def trained(request, connected, make_config, model):
         algorithm={"prompts_per_step": 8, "group_size": 4},
         rollout={"engines": 2, "max_tokens": 16, "max_sequences": 16, "kv_cache_gib": 0.05},
         train={"workers": 2, "zero_stage": 3, "learning_rate": 1e-2},
-        weight_sync={"adapter": request.param, "bucket_mib": 1, "timeout_s": 60, "audit_every": 1},
+        weight_sync={"adapter": request.param, "bucket_mib": 1, "timeout_s": 60},
         cluster={"accelerator": "cpu", "address": connected.cluster.address},
     )
     tokenizer = ChatTokenizer(model)
@@ -47,25 +48,30 @@ async def trained(request, connected, make_config, model):
         await run.train()
         trainer = await trainer_scores(run.workers.actor, prompt, answer)
         engines = [await engine_scores(engine, prompt, answer) for engine in run.workers.engines]
-        yield run, before, trainer, engines
+        checksums = {engine.name: await engine.checksums() for engine in run.workers.engines}
+        yield run, before, trainer, engines, checksums
 
 
 async def test_the_engines_give_the_trainers_log_probabilities_and_no_longer_those_of_version_0(trained):
-    _, before, trainer, engines = trained
+    _, before, trainer, engines, _ = trained
     assert gap(trainer, before) > LEARNT_GAP
     for scores in engines:
         assert gap(scores, trainer) < FLOAT32_GAP
 
 
-async def test_every_rollout_was_scored_by_the_trainer_as_by_its_engine_and_every_audit_agreed(trained):
-    run, *_ = trained
-    lines = run.records()
+async def test_every_rollout_was_scored_by_the_trainer_as_by_its_engine(trained):
+    lines = trained[0].records()
     assert [line["version"] for line in lines] == [1, 2, 3]
     for line in lines:
         assert line["policy/grad_norm"] > 0
         assert line["sync/logprob_gap_max"] < FLOAT32_GAP
-        assert line["sync/canary_gap_max"] < FLOAT32_GAP
-        assert 0 < line["sync/checksums_proved"] < 1
+
+
+async def test_the_engines_have_loaded_the_same_weights_and_adapters(trained):
+    run, *_, checksums = trained
+    assert 0 < require_same(checksums) < 1, "vLLM packs some of the weights on CPU"
+    adapters = [name for name in checksums["rollout-0"][0] if name.endswith((" A0", " B0"))]
+    assert len(adapters) == (32 if run.config.publishes_adapters else 0), "4 layers of 4 matrices"
 
 
 async def test_publishes_carry_what_is_trained_and_nothing_else(trained):
