@@ -40,6 +40,8 @@ class AnswerTokenizer:
         """The token that ends an answer."""
         self._end_text = self._model.decode([self.end], skip_special_tokens=False)
         self._ends = frozenset(tokenizer.ends((), (), chat=chat).token_ids)
+        texts = [self._model.decode([end], skip_special_tokens=False) for end in self._ends]
+        self._end_texts = [text for text in texts if text]
         self.start = tokenizer.answer_start if chat else ""
         """The text that the chat template writes before every answer."""
         opened = tokenizer.prompt_end.rstrip() if chat else ""
@@ -140,6 +142,15 @@ class AnswerTokenizer:
         if self._thinks and has_thoughts:
             text = text.lstrip().removeprefix(_THINK).lstrip("\n")
         return start + self.without_end(text)
+
+    def refuse_an_end_inside(self, text: str, *, what: str) -> None:
+        """Refuses a text that has a token that ends a turn: no model would have written the rest of it.
+
+        Raises:
+            Unusable: it has one; `what` is the text for people.
+        """
+        if any(end in text for end in self._end_texts):
+            raise Unusable(f"{what} with the token that ends a turn inside it")
 
     def without_end(self, text: str) -> str:
         """Returns the answer without an end of a turn, which data that was written for other programs often has."""

@@ -118,7 +118,8 @@ class ExampleTokenizer:
     def _comparison(self, record: Comparison, prompt: Content, *, id: str) -> Example:
         completions = (record.chosen, record.rejected)
         if self._rendered:
-            prompt_ids, (chosen, rejected) = _split([self._conversation(prompt, each) for each in completions])
+            conversations = [self._conversation(prompt, each) for each in completions]
+            prompt_ids, (chosen, rejected) = _split(conversations, prompt_ids=self._encode(prompt))
         else:
             prompt_ids = self._encode(prompt)
             chosen, rejected = (self._answer(prompt, prompt_ids, completion) for completion in completions)
@@ -136,6 +137,7 @@ class ExampleTokenizer:
     def _conversation(self, prompt: Content, completion: Content) -> tuple[int, ...]:
         *before, last = as_messages(completion, "assistant")
         answer = Message(last.role, self._answers.without_end(last.content))
+        self._answers.refuse_an_end_inside(answer.content, what="an answer")
         return self._tokenizer.encode((*as_messages(prompt, "user"), *before, answer), chat=True, answered=True)
 
     def _judged(self, record: Judged, prompt: Content, *, id: str) -> Example:
@@ -164,6 +166,7 @@ class ExampleTokenizer:
         loss_mask: list[bool] = []
         before: Sequence[int] = prompt_ids
         for step, label in zip(record.steps, record.labels, strict=True):
+            self._answers.refuse_an_end_inside(step, what="a step")
             own = self._answers.after(before, step if token_ids else self._answers.start + step)
             self._tokenizer.check([step], own)
             token_ids += [*own, *separator]
@@ -192,11 +195,16 @@ class ExampleTokenizer:
         return self._tokenizer.encode(prompt, chat=self._chat)
 
 
-def _split(conversations: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], list[Answer]]:
-    """Returns the common beginning of two conversations, and what follows it in each, at least one token."""
+def _split(
+    conversations: Sequence[tuple[int, ...]], *, prompt_ids: tuple[int, ...]
+) -> tuple[tuple[int, ...], list[Answer]]:
+    """Returns the part of the prompt with which both conversations begin, and what follows it, at least one token.
+
+    Words that both answers begin with are not part of it: a prompt may be cut.
+    """
     first, second = conversations
-    most = min(len(first), len(second)) - 1
-    same = next((i for i in range(most) if first[i] != second[i]), most)
+    most = min(len(first), len(second), len(prompt_ids) + 1) - 1
+    same = next((i for i in range(most) if not first[i] == second[i] == prompt_ids[i]), most)
     rest = [np.asarray(conversation[same:], np.int32) for conversation in conversations]
     return first[:same], [Answer(token_ids, np.ones(len(token_ids), np.bool_)) for token_ids in rest]
 

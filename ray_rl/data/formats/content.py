@@ -15,6 +15,8 @@ DIFFERENT = "the two dialogues differ before their last answers"
 TOOLS = "tools or calls of tools, which are not supported"
 
 _CALLS = ("tool_calls", "function_call")
+_NO_TOOLS = ("", "[]", "{}", "null")
+"""What tables in which tools are JSON text have in rows without tools."""
 _TOOL_ROLES = ("tool", "function", "function_call", "observation")
 
 
@@ -130,7 +132,8 @@ def _with_system(messages: tuple[Message, ...], fields: Fields) -> tuple[Message
 
 
 def _refuse_tools(fields: Fields) -> None:
-    if fields.values.get("tools"):
+    tools = fields.values.get("tools")
+    if tools and not (isinstance(tools, str) and tools.strip() in _NO_TOOLS):
         raise Unusable(TOOLS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ray_rl.data.formats.record import Comparison, Content, Record, Steps
+from ray_rl.data.messages import as_messages
 from ray_rl.types import Message
 
 NO_ANSWER = "no answer of the assistant at the end"
@@ -27,11 +28,21 @@ def defect(record: Record) -> str | None:
     if not isinstance(record.prompt, str) and not any(_says(message, "user") for message in record.prompt):
         return NO_QUESTION
     if isinstance(record, Steps):
-        return "no steps" if not record.steps else "an empty step" if not all(map(str.strip, record.steps)) else None
+        return _fault_of_steps(record)
     if isinstance(record, Comparison):
         faults = [_fault(record.prompt, answer) for answer in (record.chosen, record.rejected)]
         return faults[0] or faults[1] or (SAME if record.chosen == record.rejected else None)
     return _fault(record.prompt, record.completion)
+
+
+def _fault_of_steps(record: Steps) -> str | None:
+    if not record.steps:
+        return "no steps"
+    if not all(map(str.strip, record.steps)):
+        return "an empty step"
+    # The steps are an answer, so that nothing but a message of the user can precede them.
+    answered = [*as_messages(record.prompt, "user"), Message("assistant", record.steps[0])]
+    return None if _is_in_order(answered) else OUT_OF_ORDER
 
 
 def _says(message: Message, role: str) -> bool:

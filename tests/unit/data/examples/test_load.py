@@ -188,7 +188,7 @@ def test_a_reading_that_ends_early_converts_no_rows_without_those_that_belong_to
     ("wanted", "row", "data", "settings", "prompt", "trained"),
     [
         ("comparison", PAIR, {"chat": False}, {}, "6*7?", "42<|im_end|>"),
-        ("comparison", PAIR, {}, {"rendered": True}, START + "4", "2<|im_end|>\n"),
+        ("comparison", PAIR, {}, {"rendered": True}, START, "42<|im_end|>\n"),
         ("comparison", PAIR, {"system_prompt": "Rhyme."}, {}, f"Rhyme.{NEXT}6*7?<|im_end|>\n{START}", "42<|im_end|>"),
         (
             "demonstration",

@@ -31,24 +31,30 @@ class TestAnswers:
         assert all(answer.loss_mask.all() for answer in example.answers)
         assert prompt_text(tokenizer, example).endswith("<|im_start|>user\n6*7?<|im_end|>\n<|im_start|>assistant\n")
 
-    def test_a_reward_model_reads_whole_conversations_of_the_template_and_their_common_beginning_is_the_prompt(
-        self, bytes_tokenizer
-    ):
-        """So the judge of a run reads them: to the line end that ChatML writes after <|im_end|>."""
+    def test_a_reward_model_reads_whole_conversations_of_the_template(self, bytes_tokenizer):
+        """So the judge of a run reads them: to the line end that ChatML writes after <|im_end|>.
+
+        The 4 with which both answers begin is not part of the prompt, which may be cut.
+        """
         tokenizer = bytes_tokenizer()
         record = Comparison(said("6*7?"), answered("42"), answered("4 1<|im_end|>"), margin=0.5)
         example = example_of(tokenizer, record, rendered=True)
         prompt = prompt_text(tokenizer, example)
-        assert prompt.endswith("<|im_start|>user\n6*7?<|im_end|>\n<|im_start|>assistant\n4")
-        assert [parts(tokenizer, example, side)[0][0] for side in (0, 1)] == ["2<|im_end|>\n", " 1<|im_end|>\n"]
+        assert prompt.endswith("<|im_start|>user\n6*7?<|im_end|>\n<|im_start|>assistant\n")
+        assert [parts(tokenizer, example, side)[0][0] for side in (0, 1)] == ["42<|im_end|>\n", "4 1<|im_end|>\n"]
         assert example.margin == 0.5
         as_text = Comparison("6*7?", "42", "4 1")
         assert example_of(tokenizer, as_text, rendered=True).digest == example.digest
 
-    def test_an_answer_that_begins_another_keeps_a_token_of_its_own(self, bytes_tokenizer):
-        template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    def test_the_text_of_a_generation_prompt_that_answers_lack_is_not_in_the_prompt_of_a_reward_model(
+        self, bytes_tokenizer
+    ):
+        template = (
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}42<think>{% endif %}"
+        )
         tokenizer = bytes_tokenizer(template)
         example = example_of(tokenizer, Comparison(said("6*7?"), answered("42"), answered("421")), rendered=True)
+        # An answer that begins another keeps a token of its own.
         assert prompt_text(tokenizer, example) == "6*7?4"
         assert [parts(tokenizer, example, side)[0][0] for side in (0, 1)] == ["2", "21"]
 
@@ -77,8 +83,14 @@ class TestAnswers:
             assert parts(tokenizer, example_of(tokenizer, Demonstration("6*7?", text))) == [("42<|im_end|>", True)]
 
     def test_an_end_inside_an_answer_makes_it_useless(self, bytes_tokenizer):
-        with pytest.raises(Unusable, match="the token that ends a turn inside it"):
-            example_of(bytes_tokenizer(), Demonstration("6*7?", "42<|im_end|>\nand more"))
+        tokenizer, text = bytes_tokenizer(), "42<|im_end|>\nand more"
+        with pytest.raises(Unusable, match="an answer with the token that ends a turn inside it"):
+            example_of(tokenizer, Demonstration("6*7?", text))
+        for chosen, rejected in ((text, "42"), ("42", text)):
+            with pytest.raises(Unusable, match="an answer with the token that ends a turn inside it"):
+                example_of(tokenizer, Comparison("6*7?", chosen, rejected), rendered=True)
+        with pytest.raises(Unusable, match="a step with the token that ends a turn inside it"):
+            example_of(tokenizer, Steps("6*7?", ("6*7", text), (1.0, 1.0)))
 
     def test_a_template_that_writes_bos_has_it_once(self, bytes_tokenizer):
         tokenizer = bytes_tokenizer(LLAMA3)

@@ -101,12 +101,14 @@ def test_tools_are_dropped_with_their_reason():
             {"messages": [QUESTION, call, result, ANSWER]},
             {"messages": [QUESTION, result, ANSWER]},
             {"messages": [QUESTION, ANSWER], "tools": [{"function": {"name": "weather"}}]},
+            {"messages": [QUESTION, ANSWER], "tools": '[{"function": {"name": "weather"}}]'},
         )
         + reasons("sharegpt", {"conversations": [{"from": "human", "value": "Weather?"}, told]})
     ) == {"tools or calls of tools, which are not supported"}
-    # Tables fill missing keys with None, and OpenAI's own files have empty lists.
-    rows = {"messages": [QUESTION, ANSWER | {"tool_calls": None}], "tools": []}
-    assert convert("messages", rows) == [Demonstration((user("1+1?"),), (assistant("2"),))]
+    # Tables fill missing keys with None, OpenAI's own files have empty lists, and others their JSON.
+    for nothing in (None, [], "", "[]", " {}\n", "null"):
+        rows = {"messages": [QUESTION, ANSWER | {"tool_calls": None}], "tools": nothing}
+        assert convert("messages", rows) == [Demonstration((user("1+1?"),), (assistant("2"),))]
 
 
 def test_content_that_is_null_without_a_call_is_an_error():

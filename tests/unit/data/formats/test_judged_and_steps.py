@@ -22,6 +22,14 @@ def test_any_other_label_is_an_error_that_says_what_to_write(label):
         convert("kto", {"prompt": "1+1?", "completion": "2", "label": label})
 
 
+def test_steps_are_an_answer_so_that_no_other_answer_can_precede_them():
+    turns = [{"role": "user", "content": "9.8 or 9.11?"}, {"role": "assistant", "content": "9.11"}]
+    row = {"completions": ["0.8 > 0.11."], "labels": [True]}
+    assert reasons("stepwise", row | {"prompt": turns}) == ["roles out of order"]
+    (steps,) = convert("stepwise", row | {"prompt": [*turns, {"role": "user", "content": "Sure?"}]})
+    assert [message.content for message in steps.prompt] == ["9.8 or 9.11?", "9.11", "Sure?"]
+
+
 def test_the_steps_of_trl_keep_their_labels():
     row = {"prompt": "9.8 or 9.11?", "completions": ["0.8 > 0.11.", " So 9.8.\n"], "labels": [True, 0.25]}
     assert convert("stepwise", row) == [Steps("9.8 or 9.11?", ("0.8 > 0.11.", "So 9.8."), (1.0, 0.25))]
