@@ -31,6 +31,8 @@ def prepare_environment(*, local: bool) -> None:
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     if not local:
         return
+    # Every worker is started for what it does, with variables of its own: those started in advance would stay idle.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # Despite its name: with 0, a cluster of one machine listens on loopback only.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if sys.platform == "linux":

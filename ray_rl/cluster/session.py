@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 
+from ray_rl.cluster.bare_node import bare_node
 from ray_rl.cluster.placement import wanted_and_there
 from ray_rl.cluster.scratch import Scratch, private_folder, remove_leftovers
 from ray_rl.errors import ClusterError, ConfigError, EngineError, WeightSyncError
@@ -127,7 +128,7 @@ class _PlainErrors:
 @contextmanager
 def _started(plan: Plan, scratch: Scratch) -> Iterator[None]:
     try:
-        with _PlainErrors():
+        with _PlainErrors(), bare_node():
             ray.init(
                 address="local",
                 num_cpus=math.ceil(plan.cpus) + DRIVER_CPUS,

@@ -26,7 +26,7 @@ from ray_rl.config.rollout import RolloutConfig
 from ray_rl.planner.plan import Plan
 from ray_rl.rollout.engine import Engine, EngineSettings
 from ray_rl.rollout.router import Router
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 
 ENGINE_CALLS = 1024
 """Maximum number of concurrent calls to an engine's worker; the collector limits the requests in flight."""
@@ -234,7 +234,7 @@ class _Launcher:
 
     def engine(self, spec: EnginesSpec, index: int) -> EngineProcess:
         """Launches the worker of an engine, which does not hold the engine yet."""
-        options = self.slots[ROLLOUT][index].options() | {"max_concurrency": ENGINE_CALLS}
+        options = self._options(ROLLOUT, index) | {"max_concurrency": ENGINE_CALLS}
         setting = self._setting(spec.settings.threads)
         worker: Worker[Engine] = Worker.launch_async(f"{ROLLOUT}-{index}", setting, options)
         return EngineProcess(
@@ -245,13 +245,17 @@ class _Launcher:
         )
 
     def _worker(self, role: str, setting: Setting, rank: int) -> Worker[Any]:
+        return Worker.launch(f"{role}-{rank}", setting, self._options(role, rank))
+
+    def _options(self, role: str, rank: int) -> dict[str, object]:
+        """Returns Ray's options for a worker."""
         options = self.slots[role][rank].options()
         if self.cluster.accelerator == "cpu":
-            # A worker that answers heartbeats computes in a thread that is not the main thread. With an arena of its
-            # own, glibc would return large blocks to the kernel in spite of `keep_freed_memory`: allocations took
-            # eight times as long.
+            # A worker that answers heartbeats computes in a thread that is not the main thread, and so does the process
+            # that an engine's worker forks. With an arena of its own, glibc would return large blocks to the kernel in
+            # spite of `keep_freed_memory`: allocations took eight times as long.
             options |= {"runtime_env": {"env_vars": {"MALLOC_ARENA_MAX": "1"}}}
-        return Worker.launch(f"{role}-{rank}", setting, options)
+        return options
 
     def _setting(self, threads: int) -> Setting:
         return Setting(str(self.logs), threads, self.environment)

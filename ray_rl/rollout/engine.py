@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ from ray_rl.data.tokenizer import ModelTokenizer, load_tokenizer
 from ray_rl.errors import DataError, EngineError, EngineLost
 from ray_rl.imports import quick_imports, quicken_spawned
 from ray_rl.rollout.adapter import EngineAdapter
+from ray_rl.rollout.forked_core import forked_core
 from ray_rl.rollout.memory import SleepLevel
 from ray_rl.rollout.receiver import WeightReceiver
 from ray_rl.rollout.request import SampleRequest, continuation, joined
@@ -73,12 +75,19 @@ class EngineSettings:
 class Engine(WeightReceiver):
     """Samples completions and receives new weights. Prompts are token ids; no text is tokenised again."""
 
-    def __init__(self, settings: EngineSettings) -> None:
-        """Makes an engine; `start` loads its model."""
+    def __init__(self, settings: EngineSettings, *, leave: Callable[[], None] | None = None) -> None:
+        """Makes an engine; `start` loads its model.
+
+        Args:
+            settings: the model and its resources.
+            leave: allows the engine to fork the process that computes, where that is sound, and is called in it first.
+                Nothing in this process may have computed with torch before. None: the process is spawned.
+        """
         super().__init__(
             None, on_publish=settings.on_publish, sleep_level=settings.sleep_level or 1, adapter=settings.adapter
         )
         self._settings = settings
+        self._leave = leave
         self._drops = 0
         self._tokenizer: ModelTokenizer | None = None
 
@@ -110,7 +119,8 @@ class Engine(WeightReceiver):
         with tempfile.TemporaryDirectory(prefix="ray_rl-tokenizer-") as folder:
             tokenizer = self._tokenizer.save_for_engine(Path(folder))
             try:
-                self._llm = AsyncLLM.from_engine_args(self._arguments(str(tokenizer)))
+                with self._starting():
+                    self._llm = AsyncLLM.from_engine_args(self._arguments(str(tokenizer)))
                 await self._llm.update_weight_version("0")
             except (RuntimeError, ValueError, OSError) as error:
                 raise EngineError(f"vLLM could not start with {settings.model}: {error}") from error
@@ -121,6 +131,11 @@ class Engine(WeightReceiver):
                 f"{settings.model}: vLLM's tokenizer differs from tokenizer.json: {difference} in vLLM; install the "
                 "versions of vLLM and transformers that ray_rl was tested with"
             )
+
+    def _starting(self) -> AbstractContextManager[None]:
+        """Returns the block in which vLLM starts the process that computes."""
+        computes_in_core = self._settings.on_cpu and self._settings.tensor_parallel == 1
+        return nullcontext() if self._leave is None or not computes_in_core else forked_core(self._leave)
 
     def _arguments(self, tokenizer: str) -> Any:
         from vllm.config import WeightTransferConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,11 @@ END_S = 10.0
 """Limit for killed processes to end."""
 REACH_S = 20.0
 """Limit for the task that kills them to start on their node."""
+
+CORE_TITLE = "VLLM::EngineCore"
+"""Title of the process that computes, which vLLM gives it elsewhere."""
+INHERITED: list[Any] = []
+"""What a forked process has of its worker and must not use."""
 
 
 class EngineProcess:
@@ -135,9 +141,21 @@ class EngineProcess:
 
 async def started_engine(settings: EngineSettings) -> Engine:
     """Starts an engine in its worker (see `EngineProcess.start`)."""
-    engine = Engine(settings)
+    engine = Engine(settings, leave=_leave_ray)
     await engine.start()
     return engine
+
+
+def _leave_ray() -> None:
+    """Makes Ray's objects in a forked process leave alone what Ray's threads in the worker work with."""
+    worker = ray._private.worker.global_worker
+    worker.set_is_connected(False)
+    # Kept, because freeing it would shut down Ray; objects that look for it in the worker do nothing without it.
+    INHERITED.append(worker.__dict__.pop("core_worker"))
+    # vLLM cannot change a title that Ray has set; another thread of the worker may have held the lock.
+    core: Any = ray._raylet
+    core._current_proctitle_lock = threading.Lock()
+    core.setproctitle(CORE_TITLE)
 
 
 async def _stopped(engine: Engine) -> None:

@@ -78,3 +78,10 @@ def test_libraries_draw_no_progress_bars_and_deepspeed_knows_its_accelerator(env
     bar = [sys.executable, "-c", "from tqdm.auto import tqdm; list(tqdm(range(3)))"]
     shown = subprocess.run(bar, env=environ, capture_output=True, text=True, check=True)
     assert (shown.stdout, shown.stderr) == ("", "")
+
+
+def test_no_worker_of_a_cluster_started_here_waits_for_work_that_never_comes(environ):
+    prepare_environment(local=False)
+    assert "RAY_prestart_worker_first_driver" not in environ
+    prepare_environment(local=True)
+    assert environ["RAY_prestart_worker_first_driver"] == "0"
