@@ -22,12 +22,11 @@ from ray_rl.errors import WorkerLost
 from ray_rl.training import gather
 from ray_rl.training.gather import ParameterStream
 from ray_rl.weight_sync.gloo_group import GlooGroup
-from ray_rl.weight_sync.proof import merged
+from ray_rl.weight_sync.messages import Rendezvous, Sent, merged
 from ray_rl.weight_sync.publish import publish
 from ray_rl.weight_sync.receivers import gloo as gloo_receiver
 from ray_rl.weight_sync.senders import ipc as ipc_sender
 from ray_rl.weight_sync.senders import shared_memory as shared_memory_sender
-from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
 from ray_rl.weight_sync.transports import build_sender, engine_init_info
 from tests.scripted_lora import ADAPTER, holds
 from tests.scripted_vllm import Engine

@@ -224,7 +224,7 @@ def build_session(
     models: Models,
 ) -> OnlineSession:
     """Builds the session of the driver over started roles, from a checkpoint or, if `since` is None, from the start."""
-    credit = Crediting(config.online, max_tokens=config.rollout.max_tokens)
+    credit = Crediting(config.online, roles.actor.credit, max_tokens=config.rollout.max_tokens)
     guard = Guard(config.train, run)
     parts: dict[str, Saved] = {ACTOR: roles.actor}
     if roles.critic is not None:

@@ -12,12 +12,12 @@ from ray_rl.config import RunConfig
 from ray_rl.config import offline as kinds
 from ray_rl.data.chat import uses_chat
 from ray_rl.training.configured import kto_of, pair_loss_of
+from ray_rl.training.member import Member
 from ray_rl.training.networks import ScoreNetwork
 from ray_rl.training.objectives.objective import Objective
 from ray_rl.training.objectives.preference import KtoObjective, PairObjective
 from ray_rl.training.objectives.ranking import RewardObjective, StepObjective
 from ray_rl.training.objectives.supervised import SupervisedObjective
-from ray_rl.training.process_group import Member
 from ray_rl.training.settings import TrainSettings
 from ray_rl.types import OfflineBatch, ScoredAt
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray_rl.app.models import build_actor, build_critic, build_reference, build_reward_models, policy_engine, transport
-from ray_rl.app.models_offline import build_learner
+from ray_rl.app.engines import policy_engine, transport
+from ray_rl.cluster.by_name import ByName
 from ray_rl.cluster.engines.weights import TransferSettings
 from ray_rl.cluster.roles import BaseReference, RayCritic, RayRewardModels
 from ray_rl.cluster.scratch import Scratch
@@ -30,14 +30,17 @@ from ray_rl.sizes import MIB
 from ray_rl.weight_sync.audit import Publisher, Scorer
 
 BUILDERS: Mapping[str, Callable[..., Any]] = {
-    ACTOR: build_actor,
-    CRITIC: build_critic,
-    REFERENCE: build_reference,
-    REWARD: build_reward_models,
+    ACTOR: ByName("ray_rl.app.models", "build_actor"),
+    CRITIC: ByName("ray_rl.app.models", "build_critic"),
+    REFERENCE: ByName("ray_rl.app.models", "build_reference"),
+    REWARD: ByName("ray_rl.app.models", "build_reward_models"),
 }
 """The function that builds the object of a worker, by role."""
 
-OFFLINE_BUILDERS: Mapping[str, Callable[..., Any]] = {ACTOR: build_learner, REFERENCE: build_reference}
+OFFLINE_BUILDERS: Mapping[str, Callable[..., Any]] = {
+    ACTOR: ByName("ray_rl.app.models_offline", "build_learner"),
+    REFERENCE: BUILDERS[REFERENCE],
+}
 """The same for a run that learns from examples."""
 
 CONCURRENT = {

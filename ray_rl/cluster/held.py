@@ -12,13 +12,13 @@ from ray_rl.checkpoint.slices import SliceReader
 from ray_rl.config.adapter import Lora
 from ray_rl.training.adapter_stream import MergedStream, SeparateStream
 from ray_rl.training.gather import WeightStream
+from ray_rl.training.member import Member
 from ray_rl.training.objectives.objective import Objective
 from ray_rl.training.objectives.policy import PolicyObjective
-from ray_rl.training.process_group import Member
 from ray_rl.training.settings import TrainSettings
 from ray_rl.training.trainer import Trainer
 from ray_rl.types import Batch, TrainBatch
-from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
+from ray_rl.weight_sync.messages import Rendezvous, Sent
 from ray_rl.weight_sync.transports import Transport, build_sender
 
 

@@ -5,27 +5,39 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_rl.cluster.by_name import ByName
 from ray_rl.cluster.engines.process import EngineProcess
-from ray_rl.cluster.held import ExportedTrainer, Policy, SavedTrainer
 from ray_rl.cluster.shell import free_address
 from ray_rl.cluster.teams import Team
+from ray_rl.config.algorithm import Algorithm
 from ray_rl.metrics.metric import Metric
 from ray_rl.rewards.model.assignment import assembled
-from ray_rl.rewards.model.held import RewardModels
 from ray_rl.rewards.model.queue import Conversation, ScoreQueue
 from ray_rl.rollout import memory
 from ray_rl.rollout.engine import Engine
-from ray_rl.training.frozen import FrozenModel
-from ray_rl.training.share import Scores
-from ray_rl.training.trainer import Trainer
 from ray_rl.types import Batch, OfflineBatch, TokenBatch, TrainBatch
-from ray_rl.weight_sync.proof import merged
-from ray_rl.weight_sync.senders.sender import Rendezvous, Sent
+from ray_rl.weight_sync.messages import Rendezvous, Sent, merged
+
+if TYPE_CHECKING:
+    from ray_rl.cluster.held import ExportedTrainer, Policy, SavedTrainer
+    from ray_rl.rewards.model.held import RewardModels
+    from ray_rl.training.crediting import Credited, credited
+    from ray_rl.training.frozen import FrozenModel
+    from ray_rl.training.share import Scores
+    from ray_rl.training.trainer import Trainer
+else:
+    ExportedTrainer = ByName("ray_rl.cluster.held", "ExportedTrainer")
+    Policy = ByName("ray_rl.cluster.held", "Policy")
+    SavedTrainer = ByName("ray_rl.cluster.held", "SavedTrainer")
+    RewardModels = ByName("ray_rl.rewards.model.held", "RewardModels")
+    credited = ByName("ray_rl.training.crediting", "credited")
+    FrozenModel = ByName("ray_rl.training.frozen", "FrozenModel")
+    Trainer = ByName("ray_rl.training.trainer", "Trainer")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -148,6 +160,12 @@ class RayActor(RayTrained[TrainBatch]):
         """Held while weights are sent to engines: they must not change then."""
         self.is_ahead = False
         """True if the weights may be newer than the last published version."""
+
+    async def credit(
+        self, settings: Algorithm, batch: TrainBatch, *, kl_coefficient: float, max_tokens: int
+    ) -> Credited:
+        """Returns the advantages of a batch, which rank 0 computes."""
+        return await self._team.first(credited, settings, batch, kl_coefficient=kl_coefficient, max_tokens=max_tokens)
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with advantages, and returns the metrics of all ranks."""

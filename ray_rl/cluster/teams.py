@@ -16,7 +16,7 @@ from ray_rl.cluster.calls import Loss, answers, name_of
 from ray_rl.cluster.shell import Worker, free_address
 from ray_rl.concurrency import together
 from ray_rl.errors import ClusterError, OutsideError, WorkerLost
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 
 T = TypeVar("T", covariant=True)  # a team of `Policy` is one of `Trainer`
 P = ParamSpec("P")

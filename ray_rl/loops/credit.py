@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from ray_rl.algorithms.credit import mean_kl
-from ray_rl.algorithms.value_loss import explained_variance
+from ray_rl.algorithms.kl_control import Adaptive, KlControl
 from ray_rl.checkpoint.store import read_json, write_json
-from ray_rl.config.algorithm import Algorithm
+from ray_rl.config.algorithm import Algorithm, FixedKl
 from ray_rl.errors import CheckpointError
-from ray_rl.metrics.metric import Last, Mean, Metric
-from ray_rl.training.configured import credit_fn, kl_control, kl_of
+from ray_rl.metrics.metric import Last, Metric
 from ray_rl.types import TrainBatch
+
+if TYPE_CHECKING:
+    from ray_rl.training.crediting import Credited
+
+Credit = Callable[..., Awaitable["Credited"]]
+"""`loops.roles.Actor.credit`."""
 
 FILE = "kl.json"
 """File in the folder of a checkpoint. Checkpoints of version 0.1 have the same key in `run.json`."""
@@ -35,16 +39,23 @@ class KlPosition:
 class Crediting:
     """Turns rewards into advantages, and adapts the KL coefficient to the measured divergence."""
 
-    def __init__(self, settings: Algorithm, *, max_tokens: int) -> None:
-        """Starts with the configured KL coefficient. Length penalties need `max_tokens`, the limit of a completion."""
-        self._credit = credit_fn(settings, max_tokens=max_tokens)
-        self._estimate = kl_of(settings.kl)
-        self._kl = kl_control(settings.kl)
+    def __init__(self, settings: Algorithm, credit: Credit, *, max_tokens: int) -> None:
+        """Starts with the configured KL coefficient.
 
-    def __call__(self, batch: TrainBatch) -> tuple[TrainBatch, list[Metric]]:
+        Args:
+            settings: the section `algorithm`.
+            credit: computes advantages, in a worker.
+            max_tokens: the limit of a completion, for length penalties.
+        """
+        self._credit = partial(credit, settings, max_tokens=max_tokens)
+        control = settings.kl.control
+        adaptive = None if isinstance(control, FixedKl) else Adaptive(control.target, control.horizon)
+        self._kl = KlControl(settings.kl.coefficient, adaptive)
+
+    async def __call__(self, batch: TrainBatch) -> tuple[TrainBatch, list[Metric]]:
         """Returns the batch with advantages, and its metrics. It needs rewards and the numbers of all models."""
-        credited = self._credit(batch, self._kl.coefficient)
-        return credited, [*_of_critic(credited), *self._of_kl(credited)]
+        credited = await self._credit(batch, kl_coefficient=self._kl.coefficient)
+        return credited.added_to(batch), [*credited.metrics, *self._of_kl(batch, credited.kl)]
 
     def position(self) -> KlPosition:
         """Returns the KL coefficient of the next step."""
@@ -62,27 +73,14 @@ class Crediting:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file}: no KL coefficient ({error!r}); resume from another checkpoint") from error
 
-    def _of_kl(self, batch: TrainBatch) -> list[Metric]:
+    def _of_kl(self, batch: TrainBatch, distance: float | None) -> list[Metric]:
         if batch.reference_logprobs_RT is None:
             return []
         metrics: list[Metric] = [Last("policy/kl_coefficient", self._kl.coefficient)]
-        if batch.old_logprobs_RT is not None:
-            distance = mean_kl(batch, self._estimate)
+        if distance is not None:
             metrics.append(Last("policy/kl_before_update", distance))
             self._kl.observe(distance, samples=batch.rows)
         return metrics
-
-
-def _of_critic(batch: TrainBatch) -> list[Metric]:
-    if batch.returns_RT is None or batch.old_values_RT is None:
-        return []
-    values, returns, mask = map(torch.from_numpy, (batch.old_values_RT, batch.returns_RT, batch.loss_mask_RT))
-    explained = explained_variance(values, returns, mask)
-    return [
-        Mean("critic/value_mean", float(values[mask].sum()), int(mask.sum())),
-        Mean("critic/return_mean", float(returns[mask].sum()), int(mask.sum())),
-        *([] if math.isnan(explained) else [Last("critic/explained_variance", explained)]),
-    ]
 
 
 def mean_advantages(batch: TrainBatch) -> list[float]:

@@ -70,7 +70,7 @@ async def step(s: OnlineSession) -> None:
     try:
         batch = await with_baselines(s, batch, groups)
         require_finite(batch, groups, sampled)
-        batch, credited = s.credit(batch)
+        batch, credited = await s.credit(batch)
     except NONFINITE as error:
         s.guard.skip(error, RolloutRecords(groups))
         batch, credited = without_loss(batch), []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ray_rl.algorithms.preference import kto_baseline, mismatched_rows
+from ray_rl.algorithms.kto import kto_baseline, mismatched_rows
 from ray_rl.errors import DataError
 from ray_rl.loops.finite import require_finite_reference
 from ray_rl.metrics.run import Run

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ray_rl.config.algorithm import Algorithm
+    from ray_rl.training.crediting import Credited
+
 
 class Position(Protocol):
     """A snapshot of a position in the run; it does not change afterwards."""
@@ -68,6 +71,11 @@ class Exported(Saved, Protocol):
 
 class Actor(Scorer, Exported, Protocol):
     """The policy under training."""
+
+    async def credit(
+        self, settings: Algorithm, batch: TrainBatch, *, kl_coefficient: float, max_tokens: int
+    ) -> Credited:
+        """Returns the advantages of a batch (see `training.crediting.credited`)."""
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
         """Trains on a batch with advantages."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ray_rl.config import RunConfig
 from ray_rl.errors import Preempted
@@ -15,11 +16,13 @@ from ray_rl.loops.evaluation import Evaluation
 from ray_rl.loops.examples import ExampleStream
 from ray_rl.loops.exporting import Export
 from ray_rl.loops.guard import Guard
-from ray_rl.loops.reference import Baseline, Pack, Reference
 from ray_rl.loops.roles import Learner, Roles
 from ray_rl.loops.stopping import Stop
 from ray_rl.metrics.endings import resume_command
 from ray_rl.metrics.run import Run
+
+if TYPE_CHECKING:
+    from ray_rl.loops.reference import Baseline, Pack, Reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ray_rl.training.process_group import Member, rendezvous_store
+from ray_rl.training.member import Member
+from ray_rl.training.process_group import rendezvous_store
 
 SMALLEST = 2**10
 GROWTH = 8

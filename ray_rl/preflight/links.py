@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_rl.preflight.answers import gather
 from ray_rl.preflight.link_verdicts import GB, PairSpeed, SweepPoint, rounds, suspects
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 
 READY_S = 180.0
 """Limit for workers to start and load torch, and for GPUs to be free."""

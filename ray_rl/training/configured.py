@@ -11,13 +11,12 @@ from ray_rl.algorithms import credit, preference, surrogates
 from ray_rl.algorithms.advantages import center_by_group, gpg_advantages, leave_one_out
 from ray_rl.algorithms.importance import importance_weights
 from ray_rl.algorithms.kl import KlEstimate, kl_estimate
-from ray_rl.algorithms.kl_control import Adaptive, KlControl
 from ray_rl.algorithms.policy_loss import Correction, PolicyLoss
 from ray_rl.algorithms.returns import discounted_returns, gae
 from ray_rl.algorithms.shaping import shaped
 from ray_rl.algorithms.whiten import whiten
 from ray_rl.config import advantages, correction, losses, offline
-from ray_rl.config.algorithm import Algorithm, FixedKl, Kl
+from ray_rl.config.algorithm import Algorithm, Kl
 from ray_rl.isolation.importing import import_function
 from ray_rl.training.custom import custom_surrogate
 from ray_rl.training.objectives.preference import PairLoss
@@ -53,14 +52,6 @@ def kl_of(kl: Kl) -> KlEstimate:
         max_log_ratio=_bound(kl.max_log_ratio),
         bound=kl.bound,
         k2_gradient=kl.k2_gradient,
-    )
-
-
-def kl_control(kl: Kl) -> KlControl:
-    """Returns the KL coefficient and its control, at the start of a run."""
-    control = kl.control
-    return KlControl(
-        kl.coefficient, None if isinstance(control, FixedKl) else Adaptive(control.target, control.horizon)
     )
 
 

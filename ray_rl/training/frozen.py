@@ -11,8 +11,9 @@ from torch import nn
 
 from ray_rl.config.train import ReferenceConfig, Trained
 from ray_rl.training.deepspeed_config import frozen_config
+from ray_rl.training.member import Member
 from ray_rl.training.networks import Network
-from ray_rl.training.process_group import Member, join_process_group
+from ray_rl.training.process_group import join_process_group
 from ray_rl.training.residence import Residence, model_tensors
 from ray_rl.training.share import Scores, Share
 from ray_rl.types import TokenBatch

@@ -6,23 +6,13 @@ import logging
 import os
 import socket
 import warnings
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from ray_rl.imports import quick_imports
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """The rank of a worker, and the address at which the ranks of its role meet."""
-
-    rank: int
-    world: int
-    address: str
-    port: int
+from ray_rl.training.member import Member
 
 
 def rendezvous_store(address: str, port: int, *, world: int | None, is_master: bool, timeout_s: float) -> dist.TCPStore:

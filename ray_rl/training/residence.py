@@ -8,15 +8,12 @@ freed in place: every view of it, whoever holds it, is valid again when the memo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Part = Literal["weights", "states"]
-"""weights: what a forward pass reads and engines receive. states: the rest, of gradients and the optimizer."""
-
-PARTS: tuple[Part, ...] = ("weights", "states")
+from ray_rl.training.parts import PARTS, Part
 
 SMALLEST_BYTES = 1024
 """Smaller blocks stay: it does not pay to move them, and checkpoints read the optimizer's count of steps."""

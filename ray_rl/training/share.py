@@ -15,7 +15,7 @@ from ray_rl.batching.encoding import Encoded, Split
 from ray_rl.config.train import Trained
 from ray_rl.models.loading import attention_name, resolved_packing
 from ray_rl.models.policy import ModelInputs
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.types import TokenBatch
 
 if TYPE_CHECKING:

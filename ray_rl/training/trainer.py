@@ -14,8 +14,9 @@ from ray_rl.batching.encoding import Encoded
 from ray_rl.metrics.metric import Metric
 from ray_rl.models.adapter import adapters_off, dropout_off
 from ray_rl.training.gather import ParameterStream
+from ray_rl.training.member import Member
 from ray_rl.training.objectives.objective import Objective
-from ray_rl.training.process_group import Member, join_process_group
+from ray_rl.training.process_group import join_process_group
 from ray_rl.training.residence import Residence
 from ray_rl.training.settings import TrainSettings
 from ray_rl.training.share import Scores, Share

@@ -18,7 +18,8 @@ from ray_rl.metrics.metric import SKIPPED, Last, Metric, Total
 from ray_rl.training import zero_state
 from ray_rl.training.deepspeed_config import deepspeed_config, with_bucket
 from ray_rl.training.discard import discard_gradients
-from ray_rl.training.residence import Part, Residence, model_tensors, tensors_within
+from ray_rl.training.parts import Part
+from ray_rl.training.residence import Residence, model_tensors, tensors_within
 from ray_rl.training.schedule import learning_rate_factor
 from ray_rl.training.settings import TrainSettings
 

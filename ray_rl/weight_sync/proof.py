@@ -16,9 +16,7 @@ from torch import Tensor
 
 from ray_rl.errors import WeightMismatch
 from ray_rl.rollout.receiver import MISMATCH
-
-Digests = dict[str, dict[int, str]]
-"""Digests by parameter, then by the first element of each of its parts."""
+from ray_rl.weight_sync.messages import Digests
 
 CHUNK_WORDS = 1 << 22
 """32-bit words that a GPU digests together: they take 32 MiB of memory in addition to the weights."""
@@ -58,15 +56,6 @@ def word_sums(flat: Tensor) -> str:
         total += int(words.sum())
         weighted += int((words * odd).sum())  # int64 wraps, which is the sum modulo 2^64
     return f"{total % 2**64:016x}{weighted % 2**64:016x}"
-
-
-def merged(ranks: Iterable[Digests]) -> Digests:
-    """Returns the digests of all ranks of the trainer together; each rank has its own parts."""
-    found: Digests = {}
-    for digests in ranks:
-        for name, parts in digests.items():
-            found[name] = found.get(name, {}) | parts
-    return found
 
 
 def require_equal(sent: Digests, arrived: Digests) -> None:

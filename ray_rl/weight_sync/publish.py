@@ -10,8 +10,7 @@ from ray_rl.concurrency import settle
 from ray_rl.config.roles import ACTOR
 from ray_rl.errors import RayRLError, WeightMismatch, WeightSyncError, WorkerLost
 from ray_rl.metrics.metric import Metric
-from ray_rl.weight_sync.proof import Digests
-from ray_rl.weight_sync.senders.sender import Sent
+from ray_rl.weight_sync.messages import Digests, Sent
 
 ORIGIN = ACTOR
 """The trainer's name in messages."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from ray_rl.config.cluster import ClusterConfig
 from ray_rl.config.rollout import WeightSyncConfig
-from ray_rl.training.gather import WeightStream
+from ray_rl.weight_sync.messages import NCCL_BUFFERS, Rendezvous
 from ray_rl.weight_sync.plugin import GLOO, IPC, NCCL, SHARED_MEMORY
-from ray_rl.weight_sync.senders.ipc import IpcSender
-from ray_rl.weight_sync.senders.sender import NCCL_BUFFERS, GlooSender, Rendezvous, Sender
-from ray_rl.weight_sync.senders.shared_memory import SharedMemorySender
+
+if TYPE_CHECKING:
+    from ray_rl.training.gather import WeightStream
+    from ray_rl.weight_sync.senders.sender import Sender
 
 Transport = Literal["shared_memory", "gloo", "nccl", "ipc"]
 
@@ -39,13 +40,19 @@ def transport_of(settings: WeightSyncConfig, cluster: ClusterConfig, *, is_share
 
 
 def build_sender(transport: Transport, stream: WeightStream, *, is_sender: bool) -> Sender:
-    """Returns the sender for the trainer."""
+    """Returns the sender for the trainer. The driver imports this module, and no sender."""
     match transport:
         case "shared_memory":
+            from ray_rl.weight_sync.senders.shared_memory import SharedMemorySender
+
             return SharedMemorySender(stream, is_sender=is_sender)
         case "gloo":
+            from ray_rl.weight_sync.senders.sender import GlooSender
+
             return GlooSender(stream, is_sender=is_sender)
         case "ipc":
+            from ray_rl.weight_sync.senders.ipc import IpcSender
+
             return IpcSender(stream, is_sender=is_sender)
         case "nccl":
             from ray_rl.weight_sync.senders.nccl import NcclSender

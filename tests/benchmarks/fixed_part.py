@@ -21,7 +21,7 @@ from ray_rl.batching.pack_examples import pack_examples
 from ray_rl.cluster.environment import keep_freed_memory
 from ray_rl.config import RunConfig
 from ray_rl.models.loading import load_causal_lm
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.training.trainer import Trainer
 from ray_rl.types import Answer, Example, OfflineBatch
 from tests.system.cluster.ranks import Ranks

@@ -27,7 +27,7 @@ from ray_rl.config import RunConfig
 from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE
 from ray_rl.models.packaged import resolve_model
 from ray_rl.sizes import GIB
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.types import TrainBatch
 from tests import make
 from tests.benchmarks.own_offline import free_port

@@ -22,7 +22,7 @@ from ray_rl.batching.pack_examples import pack_examples
 from ray_rl.cluster.environment import keep_freed_memory
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import reduce_metrics
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.training.trainer import Trainer
 from ray_rl.types import Answer, Example, OfflineBatch
 

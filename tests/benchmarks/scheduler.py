@@ -56,6 +56,7 @@ from ray_rl.rollout.collector import Collector
 from ray_rl.rollout.episodes import SingleTurn
 from ray_rl.rollout.pool import EnginePool, Sampler
 from ray_rl.rollout.request import SampleRequest
+from ray_rl.training.crediting import Credited, credited
 from ray_rl.types import Completion, TrainBatch
 from tests.algorithm import algorithm
 from tests.benchmarks.simulated import GROUP, MAX_TOKENS, PLANNED, SLOTS, SYNC_S, Judge, Load, Machines, Source
@@ -199,6 +200,9 @@ class Instant:
         versions = np.full(self._tokens, self._version, np.int32)
         drawn = itertools.islice(self._arrays, request.samples)
         return [Completion(tokens, logprobs, versions, "length", self._text) for tokens, logprobs in drawn]
+
+    async def credit(self, *batch: Any, **settings: Any) -> Credited:
+        return credited(self, *batch, **settings)
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
         return []

@@ -17,11 +17,13 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any
 
 import numpy as np
 
 from ray_rl.metrics.metric import Metric
 from ray_rl.rollout.request import SampleRequest
+from ray_rl.training.crediting import Credited, credited
 from ray_rl.types import Completion, Message, Prompt, RolloutGroup, TrainBatch
 from tests.make import completion
 
@@ -165,6 +167,9 @@ class Machines:
         self.ends_s: list[float] = []
         """When each step's weights were published."""
         self._training_s = load.training_s
+
+    async def credit(self, *batch: Any, **settings: Any) -> Credited:
+        return credited(self, *batch, **settings)
 
     async def update(self, batch: TrainBatch) -> list[Metric]:
         self.tokens.append(int(batch.lengths_R.sum()) * COARSE)

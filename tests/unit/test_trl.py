@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from ray_rl.algorithms import preference
+from ray_rl.algorithms import kto, preference
 from ray_rl.algorithms.preference import Dpo, Ipo, Kto, Likelihood, Orpo, Pairs, SimPo
 from ray_rl.algorithms.ranking import bradley_terry_loss
 from ray_rl.algorithms.supervised import supervised_loss
@@ -256,9 +256,9 @@ def test_orpo_is_that_of_trl_which_computes_it_in_float32(trl):
 def test_kto_and_its_baseline_are_those_of_trl(trl):
     settings = Kto(beta=0.1, desirable_weight=1.3, undesirable_weight=0.7)
     is_desirable_R = torch.tensor(LABELS)
-    mismatched = [(PROMPTS[row], CHOSEN[other]) for row, other in preference.mismatched_rows(PROMPTS)]
+    mismatched = [(PROMPTS[row], CHOSEN[other]) for row, other in kto.mismatched_rows(PROMPTS)]
     new_M, frozen_M = (completion_logprobs(w, *zip(*mismatched, strict=True)) for w in (weights(0), REFERENCE))
-    baseline = preference.kto_baseline((new_M - frozen_M).numpy())
+    baseline = kto.kto_baseline((new_M - frozen_M).numpy())
 
     def ours(weights_VV):
         return preference.kto_loss(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ray_rl.cluster.engines.policy import Died
 from ray_rl.cluster.engines.process import EngineProcess
@@ -15,8 +15,11 @@ from ray_rl.concurrency import together
 from ray_rl.errors import OutsideError
 from ray_rl.metrics.metric import Last, Metric
 from ray_rl.rollout import memory
-from ray_rl.training.residence import PARTS, Part, Residence
+from ray_rl.training.parts import PARTS, Part
 from ray_rl.weight_sync.phases import Phases
+
+if TYPE_CHECKING:
+    from ray_rl.training.residence import Residence
 
 Starting = Coroutine[Any, Any, None]
 Publish = Callable[[], Coroutine[Any, Any, object]]

@@ -16,8 +16,8 @@ from ray_rl.concurrency import together
 from ray_rl.errors import ClusterError, EngineLost, OutsideError, WeightMismatch, WorkerLost
 from ray_rl.metrics.metric import Metric
 from ray_rl.rollout.engine import Engine
+from ray_rl.weight_sync.messages import Rendezvous
 from ray_rl.weight_sync.publish import publish
-from ray_rl.weight_sync.senders.sender import Rendezvous
 from ray_rl.weight_sync.transports import Transport, engine_init_info
 
 

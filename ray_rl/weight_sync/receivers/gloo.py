@@ -21,7 +21,7 @@ from ray_rl.rollout.receiver import DIGESTS
 from ray_rl.training.gather import ParameterSpec
 from ray_rl.weight_sync.buckets import BufferRing, bucket_bytes, plan_buckets, unpack
 from ray_rl.weight_sync.gloo_group import GlooGroup
-from ray_rl.weight_sync.proof import Digests
+from ray_rl.weight_sync.messages import Digests
 from ray_rl.weight_sync.receivers.loading import Loading
 
 IN_FLIGHT = 2

@@ -9,7 +9,8 @@ from torch import Tensor
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from ray_rl.errors import WeightSyncError
-from ray_rl.weight_sync.proof import Arrivals, Digests
+from ray_rl.weight_sync.messages import Digests
+from ray_rl.weight_sync.proof import Arrivals
 
 PEFT = "base_model.model."
 """What the names of an adapter's matrices begin with."""

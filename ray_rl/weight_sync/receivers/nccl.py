@@ -12,7 +12,7 @@ from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitI
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
 from ray_rl.rollout.receiver import DIGESTS
-from ray_rl.weight_sync.proof import Digests
+from ray_rl.weight_sync.messages import Digests
 from ray_rl.weight_sync.receivers.loading import Loading
 
 

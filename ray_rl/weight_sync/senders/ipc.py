@@ -11,9 +11,9 @@ import torch.distributed as dist
 
 from ray_rl.weight_sync.buckets import bucket_bytes, plan_buckets, unpack
 from ray_rl.weight_sync.device_memory import Handle, Lent, synchronize
-from ray_rl.weight_sync.proof import Digests, digest
+from ray_rl.weight_sync.messages import Digests, Rendezvous
+from ray_rl.weight_sync.proof import digest
 from ray_rl.weight_sync.senders.memory import MemorySender
-from ray_rl.weight_sync.senders.sender import Rendezvous
 
 
 class IpcSender(MemorySender[Lent]):

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from typing import Generic, Protocol, TypeVar
 
 from ray_rl.errors import WeightSyncError
-from ray_rl.weight_sync.proof import Digests
-from ray_rl.weight_sync.senders.sender import GlooSender, Sent
+from ray_rl.weight_sync.messages import Digests, Sent
+from ray_rl.weight_sync.senders.sender import GlooSender
 
 
 class Named(Protocol):

@@ -12,8 +12,9 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
 from ray_rl.training.gather import ParameterSpec
-from ray_rl.weight_sync.proof import Digests, digest
-from ray_rl.weight_sync.senders.sender import NCCL_BUFFERS, GlooSender, Rendezvous
+from ray_rl.weight_sync.messages import NCCL_BUFFERS, Digests, Rendezvous
+from ray_rl.weight_sync.proof import digest
+from ray_rl.weight_sync.senders.sender import GlooSender
 
 
 class _Source(WeightSource):

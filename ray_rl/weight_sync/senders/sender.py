@@ -4,47 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ray_rl.errors import WeightSyncError
-from ray_rl.metrics.metric import Last, Metric, Total
+from ray_rl.metrics.metric import Last, Total
 from ray_rl.training.gather import ParameterSpec, WeightStream
 from ray_rl.weight_sync.buckets import BufferRing, bucket_bytes, plan_buckets, unpack
 from ray_rl.weight_sync.gloo_group import GlooGroup
-from ray_rl.weight_sync.proof import Digests, digest
+from ray_rl.weight_sync.messages import Digests, Rendezvous, Sent
+from ray_rl.weight_sync.proof import digest
 
 IN_FLIGHT = 2
 """Concurrent broadcasts: one bucket is filled while the previous one is sent."""
-
-NCCL_BUFFERS = 2
-"""The same for vLLM's packed broadcast over NCCL; both sides must use the same number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rendezvous:
-    """The address where sender and engines meet, and the settings of their group."""
-
-    address: str
-    port: int
-    world: int
-    """Size of the group: 1 + the workers of all engines."""
-    capacity_bytes: int
-    timeout_s: float
-    segment: str
-    """Name of the shared memory, if the transport uses it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """The result of a publish on one rank of the trainer."""
-
-    metrics: list[Metric]
-    digests: Digests
-    """Digests of the rank's own parts; the driver merges those of all ranks."""
 
 
 class Sender(Protocol):

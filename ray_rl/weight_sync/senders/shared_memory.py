@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 
 from ray_rl.weight_sync.buckets import bucket_bytes, plan_buckets, unpack
-from ray_rl.weight_sync.proof import Digests, digest
+from ray_rl.weight_sync.messages import Digests, Rendezvous
+from ray_rl.weight_sync.proof import digest
 from ray_rl.weight_sync.segment import Segment
 from ray_rl.weight_sync.senders.memory import MemorySender
-from ray_rl.weight_sync.senders.sender import Rendezvous
 
 
 class SharedMemorySender(MemorySender[Segment]):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ray_rl.config import RunConfig
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.types import TrainBatch
 from tests.unit.models.tiny import gradients, one_by_one, ragged_batch, tiny_llama
 

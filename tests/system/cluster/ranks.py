@@ -10,7 +10,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 
 START_TIMEOUT_S = 120
 TIMEOUT_S = 60

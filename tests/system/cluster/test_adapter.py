@@ -14,15 +14,16 @@ import pytest_asyncio
 import torch
 from safetensors.torch import load_file
 
-from ray_rl.app.models import policy_engine
+from ray_rl.app.engines import policy_engine
 from ray_rl.errors import EngineError, WeightMismatch, WeightSyncError
 from ray_rl.metrics.metric import Total
 from ray_rl.rollout.engine import Engine
 from ray_rl.rollout.receiver import NOT_SERVED
 from ray_rl.rollout.request import SampleRequest, Sampling
 from ray_rl.training.gather import ParameterSpec
+from ray_rl.weight_sync.messages import Rendezvous
 from ray_rl.weight_sync.publish import publish
-from ray_rl.weight_sync.senders.sender import GlooSender, Rendezvous
+from ray_rl.weight_sync.senders.sender import GlooSender
 from ray_rl.weight_sync.transports import engine_init_info
 from tests.system.cluster.scores import FLOAT32_GAP, gap
 from tests.tiny_model import write_tiny_model

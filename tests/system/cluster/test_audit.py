@@ -14,7 +14,7 @@ from ray_rl.app.build import sampling_of
 from ray_rl.errors import WeightMismatch
 from ray_rl.weight_sync.audit import AuditedWeights, AuditSettings
 from ray_rl.weight_sync.gloo_group import GlooGroup
-from ray_rl.weight_sync.senders.sender import Rendezvous
+from ray_rl.weight_sync.messages import Rendezvous
 from ray_rl.weight_sync.transports import engine_init_info
 from tests.system.cluster.scores import FLOAT32_GAP, engine_scores, gap, trainer_scores
 from tests.system.cluster.whole_run import started

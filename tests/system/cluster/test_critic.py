@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Metric, reduce_metrics
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.types import TrainBatch
 from tests.system.cluster.ranks import Ranks
 from tests.unit.models.tiny import one_by_one, ragged_batch, relative_error, tiny_llama

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_rl.app.models import policy_engine
+from ray_rl.app.engines import policy_engine
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.tokenizer import ModelTokenizer
 from ray_rl.errors import DataError

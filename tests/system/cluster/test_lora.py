@@ -18,7 +18,7 @@ from ray_rl.config.adapter import Lora
 from ray_rl.models.adapter import inject, is_adapter
 from ray_rl.models.policy import WRAPPED
 from ray_rl.models.quantised import round_weights
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.types import TokenBatch
 from tests.system.cluster import test_offline_gradients as offline
 from tests.system.cluster.gradients import BATCH, EVERY_TERM, EXACT, PARTITION_ALL, token_losses

@@ -14,7 +14,7 @@ from ray_rl.config.roles import roles_of
 from ray_rl.planner.assess import known_shape, role_memories
 from ray_rl.planner.gpus import ClusterShape
 from ray_rl.planner.memory import trained_memory
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.types import TrainBatch
 from tests import make
 from tests.system.cluster.ranks import Ranks

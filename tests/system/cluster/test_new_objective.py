@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ray_rl.batching.encoding import Encoded
 from ray_rl.config.train import Trained
 from ray_rl.metrics.metric import Mean, Metric, reduce_metrics
+from ray_rl.training.member import Member
 from ray_rl.training.networks import PolicyNetwork
-from ray_rl.training.process_group import Member
 from ray_rl.training.settings import TrainSettings
 from ray_rl.types import TrainBatch
 from tests.system.cluster.ranks import Ranks

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ray_rl.config import RunConfig
 from ray_rl.errors import TrainingError
 from ray_rl.metrics.metric import reduce_metrics
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.types import TrainBatch
 from tests.system.cluster.ranks import Ranks
 from tests.unit.models.tiny import ragged_batch, tiny_llama

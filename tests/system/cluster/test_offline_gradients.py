@@ -19,7 +19,7 @@ from ray_rl.batching.pack_examples import pack_examples
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import reduce_metrics
 from ray_rl.models.classifier import load_classifier
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.types import Answer, Example, LossAt, OfflineBatch
 from tests.system.cluster.gradients import EXACT, PARTITION_ALL
 from tests.system.cluster.ranks import Ranks

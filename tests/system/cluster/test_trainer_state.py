@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ray_rl.checkpoint.slices import SliceReader, write_slices
 from ray_rl.config import RunConfig
 from ray_rl.config.adapter import Lora
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.types import TrainBatch
 from tests.system.cluster.ranks import Ranks
 from tests.unit.models.tiny import ragged_batch, tiny_llama
@@ -172,7 +172,8 @@ def trained_with_absences(member: Member, config: RunConfig, model: str, batch: 
     The state is saved after two steps, while the model is away.
     """
     from ray_rl.app.models import build_actor
-    from ray_rl.training.residence import PARTS, Residence
+    from ray_rl.training.parts import PARTS
+    from ray_rl.training.residence import Residence
 
     trainer = build_actor(config, (model,), member)
     zero = trainer.zero

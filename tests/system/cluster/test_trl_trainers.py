@@ -29,7 +29,7 @@ from ray_rl.cluster.roles import whole
 from ray_rl.config import RunConfig
 from ray_rl.loops.reference import Baseline, LiveReference, mismatched
 from ray_rl.metrics.metric import reduce_metrics
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.training.share import Scores
 from ray_rl.types import Answer, Example, OfflineBatch, TokenBatch
 from tests.system.cluster.ranks import Ranks

@@ -103,6 +103,15 @@ def lone(connected, model):
     ray.kill(handle)
 
 
+async def test_what_computes_is_a_fork_of_the_engines_worker_without_its_connections(trained):
+    for engine in trained.workers.engines:
+        worker = engine.process._family.members[0].pid
+        (core,) = [pid for pid in _descendants(worker) if _line(f"/proc/{pid}/cmdline").startswith("VLLM::EngineCore")]
+        assert _place_of_torch(core) == _place_of_torch(worker), "imported once"
+        assert _connections(worker), "Ray's"
+        assert not _connections(core) & _connections(worker)
+
+
 async def test_every_engine_samples_with_the_version_of_the_trainer(trained):
     for engine in trained.workers.engines:
         request = SampleRequest("after", tuple(trained.prompt), 2, Sampling(max_tokens=16, seed=0))
@@ -132,8 +141,8 @@ async def test_the_exported_weights_are_the_trainers_bit_for_bit_and_a_tied_head
     from safetensors.torch import load_file
 
     from ray_rl.training.gather import ParameterSpec
+    from ray_rl.weight_sync.messages import Rendezvous
     from ray_rl.weight_sync.proof import digest
-    from ray_rl.weight_sync.senders.sender import Rendezvous
     from ray_rl.weight_sync.transports import engine_init_info
     from tests.weight_listener import WeightListener
 
@@ -226,6 +235,23 @@ async def test_a_publish_goes_on_within_seconds_without_an_engine_that_was_kille
         gap(await engine_scores(survivor, trained.prompt, trained.answer), await trained.trainer_scores()) < FLOAT32_GAP
     )
     await _until_gone(processes, within_s=60)
+
+
+def _line(file):
+    return Path(file).read_text(errors="replace")
+
+
+def _place_of_torch(pid):
+    """The addresses of the library in a process, which are random where it was loaded."""
+    maps = _line(f"/proc/{pid}/maps").splitlines()
+    found = {line.split()[0] for line in maps if line.endswith("libtorch_cpu.so") and "r-xp" in line}
+    assert found
+    return found
+
+
+def _connections(pid):
+    kinds = [os.readlink(descriptor) for descriptor in Path(f"/proc/{pid}/fd").iterdir()]
+    return {kind for kind in kinds if kind.startswith("socket:")}
 
 
 async def _settled(ref):

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ray_rl.training.process_group import Member
+from ray_rl.training.member import Member
 from ray_rl.types import Example
 
 

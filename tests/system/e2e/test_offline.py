@@ -207,7 +207,7 @@ def test_an_ensemble_learns_to_tell_the_answers_and_its_exports_are_the_judges_o
     from ray_rl.app.sources import folders_of
     from ray_rl.config import RunConfig
     from ray_rl.config.roles import REWARD
-    from ray_rl.training.process_group import Member
+    from ray_rl.training.member import Member
     from ray_rl.types import Message
 
     last = reward_models.metrics[-1]

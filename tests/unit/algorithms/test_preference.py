@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_rl.algorithms.kto import kto_baseline, mismatched_rows
 from ray_rl.algorithms.preference import (
     Dpo,
     Ipo,
@@ -17,9 +18,7 @@ from ray_rl.algorithms.preference import (
     SimPo,
     dpo_loss,
     ipo_loss,
-    kto_baseline,
     kto_loss,
-    mismatched_rows,
     orpo_loss,
     simpo_loss,
 )

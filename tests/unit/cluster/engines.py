@@ -12,7 +12,7 @@ from ray_rl.cluster.shell import Worker
 from ray_rl.cluster.teams import Team
 from ray_rl.config import RunConfig
 from ray_rl.metrics.metric import Total
-from ray_rl.weight_sync.senders.sender import Sent
+from ray_rl.weight_sync.messages import Sent
 from tests.algorithm import algorithm
 
 

@@ -23,6 +23,7 @@ from ray_rl.metrics.metric import Last
 from ray_rl.metrics.rollout_metrics import rollout_metrics
 from ray_rl.metrics.run_folder import RunFolder
 from ray_rl.rollout.collected import Collected
+from ray_rl.training.crediting import credited
 from ray_rl.types import Message, Prompt, RolloutGroup
 from tests.algorithm import algorithm as algorithm_section
 from tests.make import completion, group, rollout
@@ -176,6 +177,9 @@ class Actor(Scorer, Model):
         Model.__init__(self, script, "actor")
         self.update = script.update
         self.export = script.export
+
+    async def credit(self, *batch: Any, **settings: Any) -> Any:
+        return credited(self, *batch, **settings)
 
 
 class Critic(Model):

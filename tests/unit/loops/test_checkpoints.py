@@ -175,9 +175,13 @@ async def test_a_signal_before_there_is_anything_to_save_cancels_at_once(loop):
     assert not one.stop.is_immediate
 
 
+async def never_asked(*batch, **settings):
+    raise AssertionError
+
+
 async def test_the_kl_coefficient_of_a_checkpoint_of_version_0_1_is_read_from_its_run_json(tmp_path):
     write_json(tmp_path / "run.json", {"step": 2, "version": 2, "kl_coefficient": 0.3, "models": {}})
-    credit = Crediting(Algorithm(), max_tokens=8)
+    credit = Crediting(Algorithm(), never_asked, max_tokens=8)
     credit.resume(tmp_path)
     assert credit.position() == KlPosition(0.3)
     assert read_progress(Checkpoint(2, tmp_path)) == Progress(2, 2)
@@ -186,4 +190,4 @@ async def test_the_kl_coefficient_of_a_checkpoint_of_version_0_1_is_read_from_it
 async def test_a_checkpoint_without_a_kl_coefficient_is_refused_by_name(tmp_path):
     write_json(tmp_path / "run.json", {"step": 2, "version": 2})
     with pytest.raises(CheckpointError, match=r"run\.json: no KL coefficient"):
-        Crediting(Algorithm(), max_tokens=8).resume(tmp_path)
+        Crediting(Algorithm(), never_asked, max_tokens=8).resume(tmp_path)

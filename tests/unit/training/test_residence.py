@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ray_rl.training.residence import PARTS, Residence, of_accelerators, tensors_within
+from ray_rl.training.parts import PARTS
+from ray_rl.training.residence import Residence, of_accelerators, tensors_within
 
 
 def residence(**parts):

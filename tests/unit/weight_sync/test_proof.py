@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from ray_rl.errors import WeightMismatch
 from ray_rl.weight_sync import proof
-from ray_rl.weight_sync.proof import Arrivals, digest, merged, require_equal, word_sums
+from ray_rl.weight_sync.messages import merged
+from ray_rl.weight_sync.proof import Arrivals, digest, require_equal, word_sums
 
 WEIGHTS = {"a": torch.arange(10, dtype=torch.float32), "b": torch.ones(3, 4), "c": torch.zeros(1)}
 PARTS = {"a": 4, "b": 6, "c": 1}

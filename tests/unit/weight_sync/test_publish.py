@@ -6,8 +6,8 @@ import pytest
 
 from ray_rl.errors import ClusterError, WeightMismatch, WeightSyncError
 from ray_rl.metrics.metric import Total
+from ray_rl.weight_sync.messages import Sent
 from ray_rl.weight_sync.publish import publish
-from ray_rl.weight_sync.senders.sender import Sent
 
 SENT = {"w": {0: "d1"}}
 

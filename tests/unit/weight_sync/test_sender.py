@@ -9,8 +9,9 @@ import torch
 from ray_rl.errors import WeightSyncError
 from ray_rl.metrics.metric import Last, Total
 from ray_rl.training.gather import ParameterSpec
+from ray_rl.weight_sync.messages import Rendezvous, Sent
 from ray_rl.weight_sync.proof import digest
-from ray_rl.weight_sync.senders.sender import GlooSender, Rendezvous, Sent
+from ray_rl.weight_sync.senders.sender import GlooSender
 from tests.weight_listener import WeightListener
 
 CAPACITY_BYTES = 1024

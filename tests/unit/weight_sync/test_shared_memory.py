@@ -16,8 +16,8 @@ from ray_rl.training.gather import ParameterSpec
 from ray_rl.weight_sync import segment as segment_module
 from ray_rl.weight_sync.buckets import bucket_bytes, plan_buckets, unpack
 from ray_rl.weight_sync.gloo_group import GlooGroup
+from ray_rl.weight_sync.messages import Rendezvous
 from ray_rl.weight_sync.segment import Segment
-from ray_rl.weight_sync.senders.sender import Rendezvous
 from ray_rl.weight_sync.senders.shared_memory import SharedMemorySender
 
 CAPACITY_BYTES = 1024
