@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config, docstrings_of
-from ray_rl.config.loading.foreign_words import our_word
+from ray_rl.config.loading.foreign_words import KINDS, our_word
 from ray_rl.config.loading.lacking import lacks
 from ray_rl.config.loading.nearest import nearest
 from ray_rl.config.loading.redact import HIDDEN, is_secret, without_arguments, without_secrets
@@ -148,7 +148,8 @@ def _named(tree: Located, path: tuple[str | int, ...], seen: str, seen_in_overri
 
 
 def _unknown_kind(seen: str, kinds: list[str]) -> str:
-    near = nearest(_plain(seen), kinds)
+    other = KINDS.get(_plain(seen))
+    near = other if other in kinds else nearest(_plain(seen), kinds)
     hint = f"did you mean {near}? The kinds are" if near else "set it to one of"
     return f"unknown kind; {hint} {', '.join(kinds)}"
 
@@ -163,6 +164,8 @@ def _requirement(detail: ErrorDetails) -> str:
         return "must be text; for the word itself, put it in quotes"
     if detail["type"] == "string_type" and isinstance(detail["input"], int | float):
         return "must be text; put it in quotes, because YAML reads it as a number or a truth value"
+    if detail["input"] == "None":
+        return "is text; write null for None"
     text = detail["msg"].removeprefix("Value error, ")
     text = re.sub(r"^(Input|String|List|Tuple|Dictionary) should ", "must ", text)
     for words, plain in _PLAINER.items():

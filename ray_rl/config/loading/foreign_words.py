@@ -71,7 +71,7 @@ _KEYS = {
     "data.max_tokens data.max_prompt_tokens rollout.max_tokens": "max_length",
     "data.name": "dataset_name",
     "data.path": "train_files",
-    "data.path data.name": "prompt_data",
+    "data.path data.name": "prompt_data dataset",
     "data.prompt_column": "input_key prompt_key",
     "data.split": "dataset_train_split",
     "data.subset": "dataset_config",
@@ -89,7 +89,7 @@ _KEYS = {
     "model.chat_template": "chat_template_path",
     "model.dtype": "bf16 fp16 torch_dtype",
     "model.path": "model_name_or_path model_name pretrain actor_rollout_ref.model.path",
-    "reference.path": "ref_model ref_model_path",
+    "reference.path": "ref_model ref_model_path ref_pretrain",
     "reference.when": "precompute_ref_log_probs",
     "reference.workers": "ref_num_gpus_per_node",
     "rewards": "reward_funcs reward_model.enable",
@@ -227,7 +227,9 @@ NOTES = {
     "algorithm.batch_size": "examples of an optimizer step, over all workers",
     "algorithm.beta": "of dpo, ipo, kto, orpo and simpo",
     "algorithm.margin": "of simpo, subtracted after beta: gamma, not gamma / beta",
+    "data.columns": "{chosen: better, rejected: worse}, ours first",
     "data.max_tokens": "prompt and answer of an example",
+    "data.name": "of data.kind: hub",
     "run.epochs": "of algorithms that learn from examples; rollouts have run.steps",
     "algorithm.clip": "a pair: [0.2, 0.28]",
     "algorithm.minibatches": "the number of minibatches, not their size",
@@ -240,6 +242,10 @@ NOTES = {
     "rewards.0.function": "package.module:function, of a reward of kind custom",
 }
 """Further differences, by our key."""
+
+
+KINDS = {"rm": "reward_model", "prm": "process_reward_model"}
+"""Our kinds, by the words of others that are not like them."""
 
 
 def our_word(key: str, tree: Located) -> str | None:

@@ -42,6 +42,7 @@ _NOT_BEFORE_TOKEN = {
     *("per", "max", "min", "num", "mean", "first", "last", "next", "new", "eos", "bos", "pad", "unk", "sep", "cls"),
     *("mask", "stop", "end", "start", "begin", "special", "image", "video", "audio", "add", "eot", "eom", "think"),
     *("primary", "foreign", "sort", "group", "dict", "column", "data", "answer", "cache", "kv", "query"),
+    *("prompt", "chosen", "rejected", "input", "output", "label", "response", "question", "fn"),
 }
 """Words before `token` or `key` in names that are no secrets: `eos_token`, `per_token`, `sort_key`."""
 

@@ -77,13 +77,26 @@ def check_run_folder_is_free(config: RunConfig) -> None:
     if os.path.lexists(folder):
         raise ConfigError(
             f"run.name={config.run.name}: {folder} exists already, and a run folder is never overwritten; "
-            f"continue it with `{program()} resume {shlex.quote(str(folder))}`, or set run.name to a new name"
+            f"{_continued(folder)}set run.name to a new name"
         )
     parent = next(parent for parent in folder.parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(
             f"run.dir={config.run.dir}: {parent} is not a folder that you may write to; set run.dir to such a folder"
         )
+
+
+def _continued(folder: Path) -> str:
+    """Returns the command that continues a run, up to the ", or" before another remedy; "" for other folders."""
+    own = folder / "config.yaml"
+    if any(folder.glob("checkpoints/step_*")):
+        return f"continue it with `{program()} resume {shlex.quote(str(folder))}`, or "
+    if own.exists():
+        return (
+            "it has no checkpoint, so begin it again with "
+            f"`{program()} train {shlex.quote(str(own))} --resume auto`, or "
+        )
+    return ""
 
 
 def _models(config: RunConfig, *, is_elsewhere: bool, stand_ins: Collection[str]) -> Iterator[str]:

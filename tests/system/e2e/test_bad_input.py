@@ -160,6 +160,5 @@ def test_a_run_folder_that_exists_is_never_overwritten(place):
     (place / "runs" / "first").mkdir(parents=True)
     (place / "runs" / "first" / "metrics.jsonl").write_text("{}\n")
     assert train(place) == (
-        "run.name=first: runs/first exists already, and a run folder is never overwritten; "
-        "continue it with `ray-rl resume runs/first`, or set run.name to a new name"
+        "run.name=first: runs/first exists already, and a run folder is never overwritten; set run.name to a new name"
     )

@@ -41,6 +41,10 @@ def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write
     ("more", "message"),
     [
         ("checkpoint: {qqq: 9}", "checkpoint.qqq: unknown key, its value is 9; remove it or use one of every_steps, "),
+        (
+            "checkpoint: {every_steps: None}",
+            "checkpoint.every_steps=None: is text; write null for None (Steps between ",
+        ),
         ("train: {workers: two}", "train.workers=two: must be an integer (Number of data-parallel workers.)"),
         ("model: {path: m, trust_remote_code: perhaps}", "model.trust_remote_code=perhaps: must be true or false"),
         ("train: 3", "train=3: must be a mapping of options"),
@@ -59,6 +63,7 @@ def test_an_unknown_key_names_the_nearest_one_of_its_section_or_of_another(write
             "algorithm.kind=dappo: unknown kind; did you mean dapo? The kinds are ppo, ",
         ),
         ("algorithm: {kind: gpro}", "algorithm.kind=gpro: unknown kind; did you mean grpo? The kinds are ppo, "),
+        ("algorithm: {kind: rm}", "algorithm.kind=rm: unknown kind; did you mean reward_model? The kinds are ppo, "),
         ("algorithm: {kind: [ppo]}", "algorithm.kind=\"['ppo']\": unknown kind; did you mean ppo? "),
         (
             "algorithm: {clip: [0.1, 0.1]}",

@@ -36,6 +36,7 @@ def test_a_name_that_says_secret_is_one(name):
     "name",
     [
         *("max_tokens", "eos_token_id", "tokenizer", "monkey", "keys", "SSH_AUTH_SOCK", "eos_token", "per_token"),
+        *("prompt_key", "chosen_key", "reward_fn_key"),
         *("api_key_env", "token_path", "private_key_file", "header", "pass", "author", "stop_token", "sort_key"),
         *("PWD", "OLDPWD", "pat", "url_pat", "connection", "strings"),
     ],

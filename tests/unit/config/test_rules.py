@@ -202,14 +202,22 @@ class TestRunFolder:
         assert not Path("new").exists()
 
     def test_a_run_folder_is_never_overwritten(self, load):
+        def message():
+            with pytest.raises(ConfigError) as caught:
+                check_run_folder_is_free(config)
+            return str(caught.value)
+
         config = load()
         Path("runs/test").mkdir(parents=True)
-        with pytest.raises(ConfigError) as caught:
-            check_run_folder_is_free(config)
-        assert str(caught.value) == (
-            "run.name=test: runs/test exists already, and a run folder is never overwritten; "
-            "continue it with `ray-rl resume runs/test`, or set run.name to a new name"
+        refused = "run.name=test: runs/test exists already, and a run folder is never overwritten; "
+        assert message() == f"{refused}set run.name to a new name"
+        Path("runs/test/config.yaml").touch()
+        assert message() == (
+            f"{refused}it has no checkpoint, so begin it again with "
+            "`ray-rl train runs/test/config.yaml --resume auto`, or set run.name to a new name"
         )
+        Path("runs/test/checkpoints/step_000003").mkdir(parents=True)
+        assert message() == f"{refused}continue it with `ray-rl resume runs/test`, or set run.name to a new name"
 
     def test_a_file_in_its_way_is_an_error(self, load):
         config = load("run.dir=run.yaml")
