@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray_rl.config.rollout import OnPublish
@@ -83,7 +83,14 @@ class WeightReceiver:
         """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await _matched(self._llm.update_weights(WeightTransferUpdateRequest(update_info={DIGESTS: digests})), MISMATCH)
+        request = WeightTransferUpdateRequest(update_info={DIGESTS: digests})
+        proving = asyncio.ensure_future(self._llm.update_weights(request))
+        await asyncio.wait({proving})  # bound: the driver's call has weight_sync.timeout_s
+        error = proving.exception()
+        _, found, details = str(error).partition(MISMATCH)  # vLLM keeps only the text of our error, in its own error
+        if found:
+            raise WeightMismatch(MISMATCH + details.splitlines()[0].partition("'")[0]) from None
+        proving.result()
 
     async def commit(self, version: int) -> int:
         """Ends the update, sets the new version, and returns the version that vLLM reports. Generation stays paused.
@@ -95,7 +102,9 @@ class WeightReceiver:
         await self._llm.finish_weight_update()
         if self._adapter is not None:
             # Not earlier: vLLM removes adapters when an update ends.
-            await _matched(self._llm.collective_rpc("install_adapter", args=(self._adapter.scale,)), NOT_SERVED)
+            complaints = await self._llm.collective_rpc("install_adapter", args=(self._adapter.scale,))
+            for complaint in filter(None, complaints):
+                raise WeightMismatch(complaint)
             self._has_adapter = True
         if not await self._llm.reset_prefix_cache():
             raise WeightSyncError(
@@ -137,17 +146,3 @@ class WeightReceiver:
         await asyncio.wait({opening})  # bound: the driver's call has weight_sync.timeout_s
         opening.exception()  # vLLM raises if the update is still open
         await self._llm.finish_weight_update()
-
-
-async def _matched(call: Coroutine[Any, Any, Any], complaint: str) -> None:
-    """Waits for a call to vLLM, which keeps only the text of our errors, in its own error.
-
-    Raises:
-        WeightMismatch: the error of the call contains `complaint`.
-    """
-    calling = asyncio.ensure_future(call)
-    await asyncio.wait({calling})  # bound: the driver's call has weight_sync.timeout_s
-    _, found, details = str(calling.exception()).partition(complaint)
-    if found:
-        raise WeightMismatch(complaint + details.splitlines()[0].partition("'")[0]) from None
-    calling.result()

@@ -32,17 +32,22 @@ class AdapterWorker:
     weight_transfer_engine: Any
     model_runner: Any
 
-    def install_adapter(self, scale: float) -> None:
+    def install_adapter(self, scale: float) -> str | None:
         """Replaces the adapter in vLLM by the one that arrived in the last update.
 
         Args:
             scale: the factor of the product of its matrices.
 
-        Raises:
-            WeightMismatch: vLLM serves something else.
+        Returns:
+            What is wrong if vLLM serves something else. It is not raised: where a call fails in several workers, vLLM
+            0.32 takes the error of the second for the answer to the next call.
         """
         manager = self.model_runner.lora_manager._adapter_manager
-        install(manager, self.weight_transfer_engine.loading.adapter, scale=scale)
+        try:
+            install(manager, self.weight_transfer_engine.loading.adapter, scale=scale)
+        except WeightMismatch as error:
+            return str(error)
+        return None
 
     def adapter_checksums(self) -> dict[str, str]:
         """Returns a digest of each matrix of the adapter in vLLM's buffers, by layer."""

@@ -18,7 +18,7 @@ from ray_rl.app.engines import policy_engine
 from ray_rl.errors import EngineError, WeightMismatch, WeightSyncError
 from ray_rl.metrics.metric import Total
 from ray_rl.rollout.engine import Engine
-from ray_rl.rollout.receiver import NOT_SERVED
+from ray_rl.rollout.receiver import NOT_SERVED, PAUSES
 from ray_rl.rollout.request import SampleRequest, Sampling
 from ray_rl.training.gather import ParameterSpec
 from ray_rl.weight_sync.messages import Rendezvous
@@ -208,17 +208,25 @@ async def test_every_version_is_served_to_rounding_and_only_the_adapter_is_sent(
         assert gap(await serving.scores(), before) > CHANGED
 
 
-async def test_requests_in_flight_go_on_with_the_new_adapter(serving):
-    asked, old = await serving.in_flight("in-flight"), serving.version
+@pytest.mark.parametrize(
+    ("on_publish", "has_both"), [("keep", True), ("abort_and_resume", True), ("finish", False)], ids=str
+)
+async def test_requests_in_flight_are_completed_with_the_adapter_of_each_token(
+    serving, monkeypatch, on_publish, has_both
+):
+    monkeypatch.setattr(serving.engine, "_pause", PAUSES[on_publish])
+    asked, old = await serving.in_flight(on_publish), serving.version
     await serving.publish()
     completions = await asyncio.wait_for(asked, LIMIT_S)
-    assert any(set(completion.versions.tolist()) == {old, old + 1} for completion in completions)
+    seen = {version for completion in completions for version in completion.versions.tolist()}
+    assert seen == ({old, old + 1} if has_both else {old})
     for completion in completions:
         for version in set(completion.versions.tolist()):
             serving.trainer.learn(version)
             expected = serving.trainer.scores(PROMPT, completion.token_ids.tolist())
             of_version = completion.versions == version
             assert gap(completion.logprobs[of_version], expected[of_version]) < FLOAT32_GAP
+    serving.trainer.learn(serving.version)
     await serving.require_right()
 
 
