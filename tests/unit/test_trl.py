@@ -111,6 +111,13 @@ def trl():
     )
 
 
+def trained_module():
+    """A module: with peft installed, TRL looks for adapters in it."""
+    module = torch.nn.Module()
+    module.is_gradient_checkpointing = False
+    return module
+
+
 def trainer(kind, **settings):
     """A trainer of TRL with the attributes that its loss reads."""
     made = object.__new__(kind)
@@ -123,7 +130,7 @@ def trainer(kind, **settings):
     )
     common = {
         "accelerator": accelerator,
-        "model": SimpleNamespace(training=True, is_gradient_checkpointing=False),
+        "model": trained_module(),
         "aux_loss_enabled": False,
     }
     for name, value in (common | settings).items():
