@@ -17,7 +17,7 @@ DEMO := configs/grpo_addition_smollm2-135m_cpu.yaml
 # Code that must be right without a GPU to test it on: unit tests take every branch.
 COVERED_TESTS := tests/unit/algorithms tests/unit/planner
 # Folders and files whose tests import torch, transformers or Ray. One process runs them all, because each would import these again.
-HEAVY_TESTS := $(addprefix tests/unit/,app batching catalog checkpoint cli/test_resume_command.py cli/test_validate_command.py cluster data loops models rewards rollout training weight_sync test_new_algorithm.py test_trl.py)
+HEAVY_TESTS := $(addprefix tests/unit/,app batching catalog checkpoint cli/test_resume_command.py cli/test_validate_command.py cluster data loops models rollout training weight_sync test_new_algorithm.py test_trl.py)
 COVERED := --cov=ray_rl/algorithms --cov=ray_rl/planner --cov-branch --cov-fail-under=100 --cov-report=term:skip-covered
 
 .PHONY: help
@@ -53,7 +53,7 @@ test: setup-test ## run unit tests, then tests with real Ray, vLLM and DeepSpeed
 
 # Processes that share the cores have one thread each: further threads of torch would only wait. The longest goes first.
 .PHONY: test-unit
-test-unit: setup-test ## run only the unit tests (90 seconds)
+test-unit: setup-test ## run only the unit tests (75 seconds)
 	@export OMP_NUM_THREADS=1; logs=$$(mktemp -d); trap 'kill $$(jobs -p); rm -r "$$logs"; exit 130' INT; failed=; \
 	nice $(BIN)/python -m pytest $(COVERED_TESTS) $(COVERED) >"$$logs/covered" 2>&1 & covered=$$!; \
 	$(BIN)/python -m pytest $(HEAVY_TESTS) >"$$logs/heavy" 2>&1 & heavy=$$!; \
