@@ -17,6 +17,7 @@ DEMO := configs/grpo_addition_smollm2-135m_cpu.yaml
 # Code that must be right without a GPU to test it on: unit tests take every branch.
 COVERED_TESTS := tests/unit/algorithms tests/unit/planner
 # Folders and files whose tests import torch, transformers or Ray. One process runs them all, because each would import these again.
+# Those of rewards import torch too, but with them this process would end long after the others.
 HEAVY_TESTS := $(addprefix tests/unit/,app batching catalog checkpoint cli/test_resume_command.py cli/test_validate_command.py cluster data loops models rollout training weight_sync test_new_algorithm.py test_trl.py)
 COVERED := --cov=ray_rl/algorithms --cov=ray_rl/planner --cov-branch --cov-fail-under=100 --cov-report=term:skip-covered
 

@@ -124,12 +124,16 @@ def arguments_are_described(source: Source) -> Iterator[tuple[int, str]]:
                 yield line + number, f"an argument described as {row.strip()!r}"
 
 
+TEXTS = (tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", None))
+"""Types of tokens with words for people. Since Python 3.12, an f-string is several tokens."""
+
+
 def avoided_words_are_avoided(source: Source) -> Iterator[tuple[int, str]]:
     """In docstrings, comments and messages."""
     if not AVOIDED.search(source.text):
         return
     for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
-        if token.type in (tokenize.STRING, tokenize.COMMENT):
+        if token.type in TEXTS:
             for number, row in enumerate(token.string.splitlines()):
                 for phrase in AVOIDED.findall(row):
                     yield token.start[0] + number, f"says {phrase!r}"
