@@ -11,7 +11,7 @@ Who waits for whom in a step, from top to bottom:
         actor     reference     critic       old and reference log-probabilities, values: concurrent
           +-----------+-----------+
                       v
-                   credit                    advantages
+                   credit                    advantages, which rank 0 of the actor computes
           +-----------+-----------+
           v                       v
         actor                  critic        update: concurrent
