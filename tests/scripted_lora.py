@@ -16,7 +16,7 @@ from vllm.model_executor.layers.linear import RowParallelLinear
 from ray_rl.weight_sync.receivers.adapter import AdapterWorker
 
 RANK, MOST, SCALE = 2, 8, 0.5
-"""Of the adapter, and of vLLM's buffers; what the product of the matrices is multiplied by."""
+"""The rank of the adapter, that of vLLM's buffers, and the factor of the product of the matrices."""
 NAME = "base_model.model.layers.{}.lora_{}.weight"
 ADAPTER = {
     NAME.format("0.down", "A"): (RANK, 32),

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ray_rl.checkpoint.best import kept_best
-from ray_rl.checkpoint.export_marks import ADAPTER_CONFIG, exported_models, exported_step, set_dtype
+from ray_rl.checkpoint.export_marks import exported_models, exported_step, set_dtype
 from ray_rl.checkpoint.new_folder import check_new, new_folder
 from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.checkpoint.store import disk_errors_explained
+from ray_rl.config.adapter import PEFT_CONFIG
 from ray_rl.data.tokenizer import VOCABULARIES
 from ray_rl.errors import UserError
 
@@ -95,7 +96,7 @@ def _lacks(source: Path) -> list[str]:
     """Lists the files that a model folder needs and this one lacks."""
     missing = []
     for folder in exported_models(source):
-        if (folder / ADAPTER_CONFIG).is_file():
+        if (folder / PEFT_CONFIG).is_file():
             continue  # adapters without their model, which were written as a whole
         missing += [] if (folder / "config.json").is_file() else ["config.json"]
         missing += [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
@@ -119,7 +120,7 @@ def _convert(folder: Path, dtype: Dtype) -> None:
         converted = {name: t.to(target) if t.is_floating_point() else t for name, t in tensors.items()}
         save_file(converted, file, metadata={"format": "pt"})
         total += sum(t.numel() * t.element_size() for t in converted.values())
-    if (folder / ADAPTER_CONFIG).is_file():
+    if (folder / PEFT_CONFIG).is_file():
         return  # peft records no type
     _edit_json(folder / "config.json", lambda config: set_dtype(config, dtype))
     index = folder / "model.safetensors.index.json"

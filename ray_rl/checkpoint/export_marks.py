@@ -9,9 +9,6 @@ from typing import Any
 STEP_FILE = "ray_rl.json"
 """File of an export that names the step whose policy it holds; loaders of models ignore it."""
 
-ADAPTER_CONFIG = "adapter_config.json"
-"""File of a folder of peft, which has adapters without their model."""
-
 
 def write_step(folder: Path, step: int) -> None:
     """Writes into an export the step of its policy."""

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ray_rl.checkpoint.export_marks import ADAPTER_CONFIG
 from ray_rl.checkpoint.tensors import save_tensors
-from ray_rl.config.adapter import Lora
+from ray_rl.config.adapter import PEFT_CONFIG, Lora
 from ray_rl.data.tokenizer import copy_tokenizer
 from ray_rl.models.adapter import peft_config
 
@@ -41,5 +40,5 @@ def write_adapters(
         "inference_mode": True,
     }
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-    (to / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (to / PEFT_CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     copy_tokenizer(source, to, chat_template=chat_template)

@@ -14,6 +14,9 @@ fit tasks of supervised and of reinforcement learning, for any rank."""
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The sizes for which vLLM can reserve memory (its `max_lora_rank`)."""
 
+PEFT_CONFIG = "adapter_config.json"
+"""File of a folder of peft, which has adapters without their model."""
+
 
 class Lora(Config):
     """Low-rank adapters: a targeted matrix W computes W + scale * B A, and only A and B are trained.

@@ -84,6 +84,6 @@ class WeightSyncConfig(Config):
     to the proof of every publish; see `ray_rl.weight_sync.audit`. An audit takes as long as SHA-256 over the weights of
     one GPU. None: never."""
     adapter: Literal["auto", "separate", "merged"] = "auto"
-    """What is published with `model.adapter`. separate: the adapters, for vLLM to apply. merged: the targeted matrices
-    with the adapters added in float32 and rounded once to `model.dtype`. auto: separate on GPU; merged on CPU, where
-    vLLM samples three to four times as slowly with adapters."""
+    """How a policy with `model.adapter` is published. separate: the adapters, for vLLM to apply. merged: the targeted
+    matrices with the adapters added in float32 and rounded once to `model.dtype`. auto: separate on GPU; merged on CPU,
+    where vLLM samples three to four times as slowly with adapters."""

@@ -119,7 +119,7 @@ class CheckpointConfig(Config):
     export: bool = True
     """Write the final policy to `export/` in Hugging Face format."""
     export_adapter: Literal["merged", "peft"] = "merged"
-    """What the export of a run with `model.adapter` has. merged: the whole model with the adapters added, which can be
+    """How a run with `model.adapter` is exported. merged: the whole model with the adapters added, which can be
     served, judge, and be the `model.path` of another run. peft: the adapters alone, as TRL writes; peft, transformers
     and vLLM load them with the model that they belong to."""
 

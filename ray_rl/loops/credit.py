@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ray_rl.training.crediting import Credited
 
 Credit = Callable[..., Awaitable["Credited"]]
-"""`loops.roles.Actor.credit`."""
+"""The method `loops.roles.Actor.credit`."""
 
 FILE = "kl.json"
 """File in the folder of a checkpoint. Checkpoints of version 0.1 have the same key in `run.json`."""

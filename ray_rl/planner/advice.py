@@ -47,7 +47,7 @@ class Proposal:
     host_bytes: float | None = None
     """Memory that every node needs after the changes; None if it was checked or nothing is offloaded."""
     remark: str | None = None
-    """What else the changes mean."""
+    """Another effect of the changes, such as that they change what is learnt."""
 
     @property
     def words(self) -> list[str]:

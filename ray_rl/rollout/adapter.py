@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAME = "policy"
 ADAPTER_ID = 1
 NOWHERE = "/only-a-publish-installs-this-adapter"
-"""vLLM wants a path. Nothing is there, so that a request without an installed adapter fails."""
+"""The path that vLLM requires. Nothing is there, so that a request without an installed adapter fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class EngineAdapter:
     most_rank: int
     """The rank for which vLLM makes room: one of its sizes, and at least the adapter's."""
     scale: float
-    """What the product of its two matrices is multiplied by."""
+    """The factor of the product of its two matrices."""
     targets: tuple[str, ...]
     """Last names of the layers that it changes, such as "q_proj"; empty for all layers that vLLM can change."""
     worker: str
@@ -45,7 +45,7 @@ class EngineAdapter:
 
     @property
     def request(self) -> LoRARequest:
-        """What each request to vLLM says of it."""
+        """The adapter as each request to vLLM names it."""
         from vllm.lora.request import LoRARequest
 
         return LoRARequest(NAME, ADAPTER_ID, NOWHERE)

@@ -247,11 +247,11 @@ class Engine(WeightReceiver):
         return [_completion(output, request) for output in sorted(final.outputs, key=lambda o: o.index)]
 
     def _adapter_for(self, request: str) -> LoRARequest | None:
-        """Returns what a request to vLLM says of the adapter; None for an engine without one."""
+        """Returns the adapter as a request to vLLM names it; None for an engine without one."""
         if self._adapter is None:
             return None
         if not self._has_adapter:
-            # The model would answer alone, and would still do so when the adapter is there.
+            # vLLM would compute the request with the model alone, even after the adapter has come.
             raise EngineError(f"{request} came before the adapter; publish to this engine first")
         return self._adapter.request
 

@@ -21,7 +21,7 @@ CHANGED = ("loss_mask_RT", "advantages_RT", "returns_RT", "kl_coefficient")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credited:
-    """What `algorithms.credit.credit` changed in a batch, and measurements of it."""
+    """The changes that `algorithms.credit.credit` made to a batch, and measurements of it."""
 
     changes: dict[str, Any]
     """Fields of `TrainBatch`."""

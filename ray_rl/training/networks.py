@@ -62,6 +62,7 @@ class PolicyNetwork:
     adapter: Lora | None = None
     """Adapters, which alone are trained; None trains all weights."""
     adapter_seed: int = 0
+    """The seed of the matrices A."""
 
     def check(self) -> PretrainedConfig:
         """Checks names and shapes (see `check_checkpoint`)."""
@@ -114,6 +115,7 @@ class ValueNetwork:
     adapter: Lora | None = None
     """Adapters, which are trained with the head; None trains all weights."""
     adapter_seed: int = 0
+    """The seed of the matrices A."""
 
     def check(self) -> PretrainedConfig:
         """Checks names and shapes (see `check_value_checkpoint`)."""

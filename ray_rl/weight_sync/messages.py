@@ -1,4 +1,4 @@
-"""What the driver, the trainer and the engines tell each other about a transfer of weights."""
+"""Messages of driver, trainer and engines about a transfer of weights. Loads without torch."""
 
 from __future__ import annotations
 

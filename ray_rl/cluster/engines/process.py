@@ -32,7 +32,7 @@ REACH_S = 20.0
 CORE_TITLE = "VLLM::EngineCore"
 """Title of the process that computes, which vLLM gives it elsewhere."""
 INHERITED: list[Any] = []
-"""What a forked process has of its worker and must not use."""
+"""Objects of its worker that a forked process has and must not use."""
 
 
 class EngineProcess:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ray_rl.catalog.models import find_shape
-from ray_rl.config.adapter import RATE_RATIO, Lora
+from ray_rl.config.adapter import PEFT_CONFIG, RATE_RATIO, Lora
 from ray_rl.config.loading.explain import show
 from ray_rl.config.offline import ProcessRewardModel, RewardModel, Sft
 from ray_rl.config.roles import ACTOR, base_reference, models_of, roles_of
@@ -75,9 +75,8 @@ def learning_rate_advice(config: RunConfig) -> Iterator[str]:
 
 def _folders(config: RunConfig) -> Iterator[str]:
     for key, path in models_of(config):
-        if (Path(path).expanduser() / "adapter_config.json").is_file() and not (
-            Path(path).expanduser() / "config.json"
-        ).is_file():
+        folder = Path(path).expanduser()
+        if (folder / PEFT_CONFIG).is_file() and not (folder / "config.json").is_file():
             yield (
                 f"{key}={path}: the folder has adapters without the model that they belong to; merge "
                 f"them into their model and set {key} to the result, such as an export with "

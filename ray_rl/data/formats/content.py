@@ -16,7 +16,7 @@ TOOLS = "tools or calls of tools, which are not supported"
 
 _CALLS = ("tool_calls", "function_call")
 _NO_TOOLS = ("", "[]", "{}", "null")
-"""What tables in which tools are JSON text have in rows without tools."""
+"""Texts of the column `tools` in rows without tools, where tables have it as JSON."""
 _TOOL_ROLES = ("tool", "function", "function_call", "observation")
 
 

@@ -23,7 +23,7 @@ from ray_rl.rollout.receiver import NOT_SERVED
 from ray_rl.weight_sync.proof import SHOWN, digest
 
 A, B = ".lora_A.weight", ".lora_B.weight"
-"""What PEFT's names of the matrices end with."""
+"""The ends of PEFT's names of the matrices."""
 
 
 class AdapterWorker:
@@ -57,7 +57,7 @@ class AdapterWorker:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where vLLM keeps a matrix of an adapter."""
+    """A place in which vLLM keeps a matrix of an adapter."""
 
     layer: str
     """vLLM's name; a layer such as `qkv_proj` consists of several layers of the model."""

@@ -1,4 +1,4 @@
-"""What a worker of vLLM does with the weights of an update, whatever carried them."""
+"""Loads the weights of an update into the model of a vLLM worker, whatever carried them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray_rl.weight_sync.messages import Digests
 from ray_rl.weight_sync.proof import Arrivals
 
 PEFT = "base_model.model."
-"""What the names of an adapter's matrices begin with."""
+"""The beginning of the names of an adapter's matrices."""
 
 
 class Loading:

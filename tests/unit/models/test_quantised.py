@@ -50,3 +50,14 @@ def test_adapters_are_trained_over_weights_in_4_bits():
     }
     with adapters_off(model):
         torch.testing.assert_close(logits(model), logits(rounded()), rtol=0, atol=1e-5)
+
+
+def test_a_layer_in_4_bits_keeps_its_bias():
+    torch.manual_seed(0)
+    small, right = torch.nn.Sequential(torch.nn.Linear(64, 8)), torch.nn.Sequential(torch.nn.Linear(64, 8))
+    right.load_state_dict(small.state_dict())
+    quantise(small)
+    round_weights(right)
+    inputs = torch.randn(3, 64)
+    torch.testing.assert_close(small(inputs), right(inputs), rtol=0, atol=1e-5)
+    assert right[0].bias.abs().max() > 0.05
