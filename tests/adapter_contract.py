@@ -15,6 +15,7 @@ from ray_rl.config.adapter import ENGINE_RANKS
 from ray_rl.errors import WeightMismatch
 from ray_rl.rollout.adapter import EngineAdapter
 from ray_rl.weight_sync.receivers.adapter import install, served
+from ray_rl.weight_sync.receivers.loading import Loading
 from tests.scripted_lora import ADAPTER, NAME, RANK, SCALE, Worker, holds, make_manager
 
 
@@ -153,3 +154,12 @@ def test_vllm_allocates_buffers_for_these_ranks_alone():
 def test_requests_name_one_adapter_whose_matrices_vllm_reads_from_no_file():
     request = EngineAdapter(most_rank=1, scale=1.0, targets=(), worker="").request
     assert (request.lora_int_id, request.load_inplace, Path(request.lora_path).exists()) == (1, False, False)
+
+
+def test_an_update_forgets_the_adapter_of_the_one_before():
+    loading, matrices = Loading(takes_adapter=True), values(1)
+    loading.begin()
+    loading.load(None, list(matrices.items()), {name: matrix.numel() for name, matrix in matrices.items()})
+    assert loading.adapter.keys() == matrices.keys()
+    loading.begin()
+    assert loading.adapter == {}

@@ -94,6 +94,12 @@ def test_models_that_are_trained_while_engines_sample_score_the_whole_batch(load
     assert scoring_as_finished(load, "rollout.max_staleness=1") == ["reference"]
 
 
+def test_a_reference_without_workers_of_its_own_scores_when_the_actor_does(load):
+    with_adapters = ("model.adapter={kind: lora}", "algorithm.kl.coefficient=0.1")
+    assert scoring_as_finished(load, *with_adapters) == ["actor", "critic", "reference"]
+    assert scoring_as_finished(load, *with_adapters, "rollout.max_staleness=1") == []
+
+
 def test_models_that_share_gpus_with_engines_score_the_whole_batch(load):
     assert scoring_as_finished(load, "cluster.colocate=[[actor, reference, rollout]]") == ["critic"]
 
