@@ -94,6 +94,18 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool in a completion, well formed or not."""
+
+    name: str
+    """Name of the tool; "" if it cannot be read."""
+    arguments: Mapping[str, Any] | None
+    """Arguments by name; None if they cannot be read."""
+    error: str | None = None
+    """Why this looks like a call and is none, for the model; None for a well-formed call."""
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """An observation of the environment, and the completion that answers it."""
 
@@ -104,6 +116,10 @@ class Turn:
     """Reward of this turn alone, added to the rollout's. It belongs to the last token of the turn."""
     messages: tuple[Message, ...] = ()
     """The observation as messages: for judges and people, never for training."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls of tools in the completion."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the environment measured when it got this completion, by name."""
 
 
 @dataclass(frozen=True, slots=True)

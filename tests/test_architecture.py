@@ -25,7 +25,7 @@ LAYERS = (
     ("planner", "metrics"),
     ("models", "data"),
     ("batching", "launching"),
-    ("rewards", "checkpoint"),
+    ("rewards", "checkpoint", "environments"),
     ("rollout", "training"),
     ("weight_sync",),
     ("cluster",),

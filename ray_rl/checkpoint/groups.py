@@ -13,7 +13,7 @@ import numpy as np
 from ray_rl.checkpoint.store import read_json, write_json
 from ray_rl.checkpoint.tensors import save_tensors
 from ray_rl.errors import CheckpointError
-from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup, Turn
+from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup, ToolCall, Turn
 
 TOKENS = ("token_ids", "logprobs", "versions")
 """Arrays of a completion."""
@@ -113,6 +113,8 @@ def _turn_to_json(turn: Turn) -> dict[str, Any]:
         "finish_reason": turn.completion.finish_reason,
         "text": turn.completion.text,
         "reward": turn.reward,
+        "tool_calls": [asdict(call) for call in turn.tool_calls],
+        "metrics": dict(turn.metrics),
     }
 
 
@@ -145,4 +147,6 @@ def _turn_from_json(found: Mapping[str, Any], split: Mapping[str, Any]) -> Turn:
         completion=Completion(**arrays, finish_reason=found["finish_reason"], text=found["text"]),
         reward=found["reward"],
         messages=tuple(Message(**message) for message in found["messages"]),
+        tool_calls=tuple(ToolCall(**call) for call in found.get("tool_calls", ())),
+        metrics=found.get("metrics", {}),
     )

@@ -4,7 +4,7 @@ import pytest
 from ray_rl.checkpoint.groups import prompt_from_json, prompt_to_json, read_groups, write_groups
 from ray_rl.checkpoint.store import read_json, write_json
 from ray_rl.errors import CheckpointError
-from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup, Turn
+from ray_rl.types import Completion, Message, Prompt, Rollout, RolloutGroup, ToolCall, Turn
 from tests import make
 from tests.make import completion, rollout
 
@@ -62,7 +62,8 @@ def test_groups_come_back_bit_for_bit(tmp_path, lengths):
 
 def test_an_episode_of_two_turns_comes_back_bit_for_bit(tmp_path):
     first, second = answer(np.random.default_rng(1), 3), answer(np.random.default_rng(2), 2)
-    reply = Turn((7, 8), second, reward=0.1, messages=(Message("tool", "12"),))
+    calls = (ToolCall("add", {"a": 1}), ToolCall("", None, error="Expecting value at character 3"))
+    reply = Turn((7, 8), second, reward=0.1, messages=(Message("tool", "12"),), tool_calls=calls, metrics={"calls": 2})
     episode = rollout(first, reply, reward=1.0, stop="turns", token_rewards=[0.1, 0, 0, 0, 0, 0, 1 / 3])
     groups = [make.group(episode, rollout(second), prompt=prompt(0))]
     write_groups(tmp_path, groups)
