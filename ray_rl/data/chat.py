@@ -76,7 +76,7 @@ class ChatTokenizer:
         self._options = template_options or {}
         self._eos_token_ids = eos_token_ids(self._tokenizer)
         # Compiled now, because otherwise an invalid template would be found by the export after the last step.
-        self._changed = self._template.text if self._own_template is not None or self._options else None
+        self._changed = self.template.text if self._own_template is not None or self._options else None
 
     @classmethod
     def of_policy(cls, model: ModelConfig, data: DataConfig, folder: str | Path) -> ChatTokenizer:
@@ -112,7 +112,7 @@ class ChatTokenizer:
     @property
     def dated_template(self) -> str | None:
         """The chat template, if tokens may be others tomorrow because it writes today's date; else None."""
-        return self._template.text if self._template.reads_date else None
+        return self.template.text if self.template.reads_date else None
 
     @cached_property
     def turn_end(self) -> int | None:
@@ -133,9 +133,9 @@ class ChatTokenizer:
         """
         question, answer = Message("user", QUESTION), Message("assistant", ANSWER)
         try:
-            start = self._template.render([question], generation_prompt=True)
+            start = self.template.render([question], generation_prompt=True)
             texts = [
-                self._template.render(turns, generation_prompt=False)
+                self.template.render(turns, generation_prompt=False)
                 for turns in ([question, answer], [question, answer, question])
             ]
         except DataError:
@@ -146,7 +146,7 @@ class ChatTokenizer:
     @cached_property
     def prompt_end(self) -> str:
         """The text that the chat template writes after the last message of a prompt, with the generation prompt."""
-        return self._template.render([Message("user", QUESTION)], generation_prompt=True).rpartition(QUESTION)[2]
+        return self.template.render([Message("user", QUESTION)], generation_prompt=True).rpartition(QUESTION)[2]
 
     def answer_end(self, *, chat: bool) -> int:
         """Returns the token that ends an answer: that of the chat template, or else the end of a text.
@@ -203,7 +203,14 @@ class ChatTokenizer:
         """
         return self.ends(rollout.stop, rollout.stop_token_ids, chat=uses_chat(data))
 
-    def encode(self, prompt: str | Sequence[Message], *, chat: bool, answered: bool = False) -> tuple[int, ...]:
+    def encode(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        chat: bool,
+        answered: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> tuple[int, ...]:
         """Returns the tokens of a prompt.
 
         Args:
@@ -212,19 +219,22 @@ class ChatTokenizer:
                 tokenised as it is, after the special tokens that the tokenizer adds at the start. Special tokens at
                 the end are left out, because they would end the completion before it begins.
             answered: the conversation ends with its answer, as a reward model reads it: there is no generation prompt.
+            tools: JSON schemas of tools in the form of OpenAI, for a chat template that `reads_tools`.
 
         Raises:
-            DataError: the model has no chat template, the template refuses or loses text, the tokenizer loses text, or
-                the prompt is a conversation and `chat` is False.
+            DataError: the model has no chat template, the template refuses or loses text or tools, the tokenizer loses
+                text, or the prompt is a conversation or has tools and `chat` is False.
         """
         if not chat:
             if not isinstance(prompt, str):
                 raise DataError("data.chat=false feeds text, but the prompt is a list of messages; set data.chat: true")
+            if tools:
+                raise DataError("data.chat=false feeds text, but there are tools for the prompt; set data.chat: true")
             token_ids = self._open_ended(prompt)
             self.check([prompt], token_ids)
             return tuple(token_ids)
         messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-        return self._encoded(messages, answered=answered)[0]
+        return self._encoded(messages, answered=answered, tools=tools)[0]
 
     def marked(self, messages: Sequence[Message], *, answered: bool) -> Marked:
         """Returns the tokens of a conversation, as `encode` does, and which of them the chat template marks.
@@ -242,13 +252,20 @@ class ChatTokenizer:
         return Marked(token_ids, generated_tokens(self._tokenizer, rendered.text, rendered.generated))
 
     @property
+    def reads_tools(self) -> bool:
+        """Whether the chat template writes the tools that `encode` gets."""
+        return self.template.reads_tools
+
+    @property
     def has_markers(self) -> bool:
         """Whether the chat template marks what the assistant says, and the tokenizer tells the places of tokens."""
-        return self._tokenizer.library is not None and self._template.has_markers
+        return self._tokenizer.library is not None and self.template.has_markers
 
-    def _encoded(self, messages: Sequence[Message], *, answered: bool) -> tuple[tuple[int, ...], Rendered]:
+    def _encoded(
+        self, messages: Sequence[Message], *, answered: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[tuple[int, ...], Rendered]:
         self._check_not_rendered(messages[-1].content)
-        rendered = self._template.rendered(messages, generation_prompt=not answered)
+        rendered = self.template.rendered(messages, generation_prompt=not answered, tools=tools)
         token_ids = self._tokenizer.encode(rendered.text, special=False)
         written = squeezed(rendered.text)
         self.check([m.content for m in messages if squeezed(m.content) in written], token_ids)
@@ -285,7 +302,8 @@ class ChatTokenizer:
         return self._tokenizer.decode(token_ids)
 
     @cached_property
-    def _template(self) -> ChatTemplate:
+    def template(self) -> ChatTemplate:
+        """The chat template, with the values of its variables."""
         from ray_rl.data.template import ChatTemplate, default_template
 
         text = self._own_template
@@ -333,7 +351,7 @@ class ChatTokenizer:
         question, answer = Message("user", QUESTION), Message("assistant", ANSWER)
         for messages in ([question, answer], [question, answer, question]):
             try:
-                text = self._template.render(messages, generation_prompt=False)
+                text = self.template.render(messages, generation_prompt=False)
             except (DataError, ConfigError):
                 return None
             after = text.rpartition(ANSWER)[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,19 @@ PART_AS_TEXT = "{'type': 'text', 'text': "
 
 OF_THE_CONVERSATION = ("messages", "tools", "documents", "add_generation_prompt")
 """Variables that a template gets with every conversation, so that no option may set them."""
+_PROBE: Mapping[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "Zq57probe",
+        "description": "Adds.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer", "description": "A number."}},
+            "required": ["a"],
+        },
+    },
+}
+"""A tool that shows whether a template writes tools."""
 _FAULTS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -82,7 +96,7 @@ class ChatTemplate:
         except _FAULTS as error:
             if isinstance(error, ConfigError):
                 raise
-            raise DataError(f"the chat template of {owner} is not valid: {_told(error)}; correct it") from error
+            raise DataError(f"the chat template of {owner} is not valid: {told(error)}; correct it") from error
 
     @property
     def text(self) -> str:
@@ -99,34 +113,62 @@ class ChatTemplate:
         """Whether the template may write the date of today."""
         return self._reads_date
 
+    @cached_property
+    def reads_tools(self) -> bool:
+        """Whether the template writes the tools that it is given; else the caller must describe them in a message."""
+        try:
+            text = self.written([{"role": "user", "content": "x"}], generation_prompt=True, tools=[_PROBE]).text
+        except DataError:
+            return False
+        return _PROBE["function"]["name"] in text
+
     def render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
         """Returns the conversation as one text that contains every message; see `rendered`."""
         return self.rendered(messages, generation_prompt=generation_prompt).text
 
-    def rendered(self, messages: Sequence[Message], *, generation_prompt: bool) -> Rendered:
+    def rendered(
+        self, messages: Sequence[Message], *, generation_prompt: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> Rendered:
         """Returns the conversation as one text that contains every message, and what of it is marked.
 
         Args:
             messages: the messages of the conversation.
             generation_prompt: whether to end with the beginning of the assistant's turn.
+            tools: JSON schemas of tools in the form of OpenAI, for a template that reads them.
 
         Raises:
-            DataError: the template refuses the conversation, fails, takes too much work, or leaves out a message.
+            DataError: the template refuses the conversation, fails, takes too much work, or leaves out a message or a
+                tool.
         """
         try:
-            return self._whole(messages, generation_prompt=generation_prompt, as_parts=False)
+            return self._whole(messages, generation_prompt=generation_prompt, tools=tools, as_parts=False)
         except DataError as error:
             if isinstance(error.__cause__, TooMuchWork):
                 raise
             of_text = error
         try:
-            return self._whole(messages, generation_prompt=generation_prompt, as_parts=True)
+            return self._whole(messages, generation_prompt=generation_prompt, tools=tools, as_parts=True)
         except DataError:
             raise of_text from of_text.__cause__
 
-    def _whole(self, messages: Sequence[Message], *, generation_prompt: bool, as_parts: bool) -> Rendered:
-        result = self._rendered(messages, generation_prompt=generation_prompt, as_parts=as_parts)
+    def _whole(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]],
+        as_parts: bool,
+    ) -> Rendered:
+        conversation = [as_dict(message, as_parts) for message in messages]
+        result = self.written(conversation, generation_prompt=generation_prompt, tools=tools)
         text = result.text
+        names = [tool.get("function", tool)["name"] for tool in tools]
+        missing = [name for name in names if not self.reads_tools or name not in text]
+        if missing:
+            raise DataError(
+                f"the chat template of {self._owner} leaves out the tool {missing[0]!r}; describe the tools in a "
+                "system message, or set model.chat_template to one that writes them"
+            )
         lost = left_out(messages, text)
         if lost is None and as_parts and PART_AS_TEXT in text:
             lost = messages[0]
@@ -149,7 +191,7 @@ class ChatTemplate:
         if (roles, as_parts) not in self._lost:
             marked = [Message(role, f"Zq{index}marked{index}qZ") for index, role in enumerate(roles)]
             try:
-                text = self._rendered(marked, generation_prompt=False, as_parts=as_parts).text
+                text = self.written([as_dict(each, as_parts) for each in marked], generation_prompt=False).text
             except DataError:
                 # The template depends on the content of such messages, so only their own texts can be checked.
                 self._lost[roles, as_parts] = None
@@ -157,26 +199,41 @@ class ChatTemplate:
                 self._lost[roles, as_parts] = next((i for i, m in enumerate(marked) if m.content not in text), None)
         return self._lost[roles, as_parts]
 
-    def _rendered(self, messages: Sequence[Message], *, generation_prompt: bool, as_parts: bool) -> Rendered:
-        conversation = [_as_dict(message, as_parts) for message in messages]
-        room = RENDER_CHARACTERS + 4 * sum(len(message.content) for message in messages)
+    def written(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        *,
+        generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Rendered:
+        """Returns what the template writes for messages in its own form, without checking that it is complete.
+
+        Args:
+            conversation: the messages as a template reads them: `role`, `content` and others, such as `tool_calls`.
+            generation_prompt: whether to end with the beginning of the assistant's turn.
+            tools: JSON schemas of tools in the form of OpenAI.
+
+        Raises:
+            DataError: the template refuses the conversation, fails, or takes too much work.
+        """
         variables = {
             **self._special_tokens,
             "messages": conversation,
-            "tools": None,
+            "tools": list(tools) or None,
             "documents": None,
             "add_generation_prompt": generation_prompt,
         }
+        room = RENDER_CHARACTERS + 4 * sum(_characters(message["content"]) for message in conversation)
         try:
             return rendered(self._template, variables, characters=room)
         except _FAULTS as error:
-            roles = ", ".join(message.role for message in messages)
+            roles = ", ".join(message["role"] for message in conversation)
             if type(error) is jinja2.TemplateError:  # by raise_exception
                 raise DataError(
                     f"the chat template of {self._owner} refuses roles {roles}: {error}; correct the messages"
                 ) from error
             raise DataError(
-                f"the chat template of {self._owner} fails on roles {roles}: {_told(error)}; correct the messages, "
+                f"the chat template of {self._owner} fails on roles {roles}: {told(error)}; correct the messages, "
                 "or set model.chat_template to a template that works"
             ) from error
 
@@ -290,14 +347,19 @@ def _forms(message: Message) -> Iterator[str]:
         yield message.content.rpartition("</think>")[2]
 
 
-def _as_dict(message: Message, as_parts: bool) -> dict[str, Any]:
+def as_dict(message: Message, as_parts: bool) -> dict[str, Any]:
+    """Returns a message as a template reads it, with its content as text or as a list of one part."""
     return {
         "role": message.role,
         "content": [{"type": "text", "text": message.content}] if as_parts else message.content,
     }
 
 
-def _told(error: BaseException) -> str:
+def _characters(content: str | Sequence[Mapping[str, str]]) -> int:
+    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
+
+
+def told(error: BaseException) -> str:
     """Returns kind, template line and message of an error, on one line."""
     frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
     line = error.lineno if isinstance(error, jinja2.TemplateSyntaxError) else frames[-1] if frames else None
