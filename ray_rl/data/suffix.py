@@ -79,8 +79,8 @@ class TurnSuffix:
 
         They are the rest of the turn's end (with the token that ends a turn, if the completion was cut off or ended
         with a text or token of `rollout`), the messages, and the generation prompt. If the policy ended its turn with
-        another token than the template's, the template's is left out. Text in the messages that reads as a control
-        token becomes ordinary tokens with the same text.
+        another token than the template's, the template's is left out, unless it also begins the message. Text in the
+        messages that reads as a control token becomes ordinary tokens with the same text.
 
         Tool messages that the template cannot write become, with the others of this call, one user message.
 
@@ -224,12 +224,23 @@ class TurnSuffix:
         if last in self._ends and last in self._visible and last in token_ids[:open_until]:
             return tuple(token_ids[token_ids.index(last) + 1 :])
         if last in self._of_turns:
-            return tuple(token_ids[end + 1 :])
-        if of_calls:
+            if self._only_ends(token_ids, end):
+                return tuple(token_ids[end + 1 :])
+            if of_calls:
+                raise _Unwritable("it writes them inside the turn of the policy, which has ended")
+        elif of_calls:
             return tuple(token_ids[end:])
         ending = list(token_ids[: end + 1])
         present = next((count for count in range(len(ending), 0, -1) if list(sampled[-count:]) == ending[:count]), 0)
         return tuple(token_ids[present:])
+
+    def _only_ends(self, token_ids: Sequence[int], end: int) -> bool:
+        """Returns whether the token at `end` only ends a turn: another special token begins what follows.
+
+        In templates of GLM, the same token ends a turn and begins the next, `<|user|>`, so that it must be there.
+        """
+        following = next((token for token in token_ids[end + 1 :] if not self._is_space(token)), None)
+        return following in self._tokenizer.model_tokenizer.special_ids
 
     def _check(self, forms: Sequence[str], mark: str, suffix: Sequence[int]) -> None:
         """Checks that the suffix has the texts of all messages, and only tokens that the model has.

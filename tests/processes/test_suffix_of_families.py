@@ -21,8 +21,8 @@ NAMES = [name for name in NAMES if name not in WITH_IMAGES]
 ENDS = {
     "cohere": ("<|END_OF_TURN_TOKEN|>",),
     "deepseek": ("<\uff5cend\u2581of\u2581sentence\uff5c>",),
-    "diffusion_gemma": ("<turn|>",),
-    "gemma4": ("<turn|>",),
+    "diffusion_gemma": ("<eos>", "<turn|>", "<|tool_response>"),
+    "gemma4": ("<eos>", "<turn|>", "<|tool_response>"),
     "gemma": ("<end_of_turn>",),
     "glm": ("<|endoftext|>", "<|user|>", "<|observation|>"),
     "gptoss": ("<|return|>", "<|call|>"),
@@ -38,19 +38,16 @@ ENDS = {
 WITHOUT_TOOLS = {
     "cohere": "it refuses them: Conversation roles must alternate",
     "cohere2": "it leaves out the text of the tool message",
-    "diffusion_gemma": "it leaves out the text of the tool message; it writes no token behind a call",
     "gemma": "it refuses them: Conversation roles must alternate",
     "gemma3": "it refuses them: Conversation roles must alternate",
-    "gemma4": "it leaves out the text of the tool message; it writes no token behind a call",
-    "gemma4_v3": "it leaves out the text of the tool message; it writes no token behind a call",
-    "gemma4_v4": "it leaves out the text of the tool message; it writes no token behind a call",
-    "gemma4_v5": "it leaves out the text of the tool message; it writes no token behind a call",
     "phi3": "it leaves out the text of the tool message",
     "phi3_5": "it leaves out the text of the tool message",
 }
 """Templates that cannot write a tool message, and how the reason begins."""
-ALWAYS_DROP_THOUGHTS = {name for name in NAMES if name.startswith(("deepseek", "gemma4", "diffusion_gemma"))}
-DROP_THOUGHTS_BEFORE_USERS = {
+INSIDE_THE_TURN = {"diffusion_gemma", "gemma4", "gemma4_v3", "gemma4_v4", "gemma4_v5"}
+"""Templates that write results inside the turn of the policy, whose completion ends with `<|tool_response>`."""
+ALWAYS_DROP_THOUGHTS = {"deepseek_r1_distill", "deepseekv3", "gemma4_v2"}
+DROP_THOUGHTS_BEFORE_USERS = INSIDE_THE_TURN | {
     "glm4moe",
     "gptoss",
     "lfm2_2_5",
@@ -68,18 +65,19 @@ DROP_THOUGHTS_BEFORE_USERS = {
 """Templates that keep the thoughts of earlier turns as long as only results of tools follow."""
 IGNORE_TOOLS = {"cohere", "cohere2", "deepseek_r1_distill", "deepseekv3", "gemma", "gemma3", "llama3", "phi3", "phi3_5"}
 IGNORE_TOOLS |= {"qwen2_5_vl"}
-NO_PROMPT_AFTER_TOOLS = {"deepseek_r1_distill", "deepseekv3"}
+NO_PROMPT_AFTER_TOOLS = {"deepseek_r1_distill", "deepseekv3", *INSIDE_THE_TURN}
 """Templates that write no generation prompt behind the result of a tool: the policy's turn continues."""
 
 REWRITES_ANSWERS = {
     # The generation prompt opens a thought, and a later prompt has no such text before an answer without thoughts.
     "user": {name for name in NAMES if name.startswith(("deepseek", "nemotron", "qwen3_5", "qwen3_6"))} | {"gptoss"},
     "tool": {name for name in NAMES if name.startswith(("deepseek", "nemotron", "qwen3_5_think", "qwen3_6"))}
-    | {"gptoss"},
+    | {"gptoss", *INSIDE_THE_TURN},
 }
 """Templates that write even an answer without thoughts differently later.
 
-That of gpt-oss ends the last turn with another token than earlier ones, and writes calls out of their fields.
+That of gpt-oss ends the last turn with another token than earlier ones. It and those of Gemma 4 write calls that have
+fields of their own.
 """
 
 ANSWERS = ("The answer is 42.", "two\nlines\n\nand\ta tab", "caf\u00e9 \u6570\u5b66")
@@ -94,12 +92,24 @@ NEW = {
         [Message("tool", "first result"), Message("tool", "second result")],
     ],
 }
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add_numbers",
+        "description": "Adds.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer", "description": "A number."}},
+            "required": ["a"],
+        },
+    },
+}
 ASKED = {"role": "user", "content": "What is the sum of 17 and 25?"}
 
 
 def test_the_templates_are_those_that_are_listed_here():
     assert len(NAMES) == 38
-    assert len(WITHOUT_TOOLS) == 11 and set(WITHOUT_TOOLS) < set(NAMES)
+    assert len(WITHOUT_TOOLS) + len(INSIDE_THE_TURN) == 11 and INSIDE_THE_TURN | set(WITHOUT_TOOLS) < set(NAMES)
     assert len(ALWAYS_DROP_THOUGHTS) + len(DROP_THOUGHTS_BEFORE_USERS) == 21
 
 
@@ -126,12 +136,14 @@ class Family:
         """The token with which the policy ends a turn that a message of this role follows."""
         special = {("gptoss", "tool"): "<|call|>", ("glm4moe", "tool"): "<|observation|>"}
         text = special.get((self.name, role))
+        if role == "tool" and self.name in INSIDE_THE_TURN:
+            text = "<|tool_response>"
         return self.tokenizer.turn_end if text is None else self.tokenizer.model_tokenizer.added[text]
 
     def whole(self, answer, new, role):
         """A conversation with an answer and new messages, as the template reads it."""
         said = {"role": "assistant", "content": answer}
-        if role == "tool" and self.name == "gptoss":
+        if role == "tool" and (self.name == "gptoss" or self.name in INSIDE_THE_TURN):
             said |= {"content": "", "tool_calls": [self.calls]}
         if role == "tool" and self.name in WITHOUT_TOOLS:
             return [ASKED, said, {"role": "user", "content": "\n\n".join(message.content for message in new)}]
@@ -151,6 +163,15 @@ def test_what_a_template_can_append(family):
         assert support.refuses_tool.startswith(WITHOUT_TOOLS[family.name])
     else:
         assert support.refuses_tool is None
+
+
+@pytest.mark.parametrize("name", sorted(INSIDE_THE_TURN))
+def test_results_inside_a_turn_need_the_token_before_them_to_end_a_completion(name, tmp_path):
+    tokenizer = chat_model(tmp_path, (FOLDER / f"{name}.jinja").read_text(encoding="utf-8"), ends=("<turn|>",))
+    suffix = TurnSuffix(tokenizer, tokenizer.ends((), (), chat=True))
+    assert "it writes no token behind a call of a tool that ends a completion" in suffix.support().refuses_tool
+    text = tokenizer.decode(suffix.token_ids(NEW["tool"][0], sampled=(), calls=[CALL]))
+    assert text == "\nuser\nThe sum is 42.\nmodel\n"
 
 
 def test_whether_a_template_rewrites_earlier_turns(family):
@@ -215,6 +236,21 @@ def test_no_message_can_write_a_token_of_the_template(family, role):
     controls = set(added.values())
     assert [token for token in suffix if token in controls] == [token for token in harmless if token in controls]
     assert family.text(suffix) == family.text(harmless).replace("one two", hostile)
+
+
+@pytest.mark.parametrize("tools", [(), (TOOL,)])
+def test_a_prompt_is_what_transformers_renders(family, tools):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    (expected,), _ = render_jinja_template(
+        [[ASKED]],
+        tools=list(tools) or None,
+        chat_template=family.tokenizer.template.text,
+        add_generation_prompt=True,
+        **family.tokenizer.model_tokenizer.special_tokens,
+    )
+    assert family.tokenizer.template.written([ASKED], generation_prompt=True, tools=tools).text == expected
+    assert ("add_numbers" in expected) == (bool(tools) and family.name not in IGNORE_TOOLS)
 
 
 def test_the_tokenizer_of_smollm2():

@@ -148,11 +148,13 @@ class TestHowTheTurnEnded:
             ("<|user|>", AGAIN, "\nAre you sure?<|assistant|>"),
             ("<|observation|>", RESULT, "\n<tool_response>The sum is 42</tool_response><|assistant|>"),
             ("", RESULT, "<|observation|>\n<tool_response>The sum is 42</tool_response><|assistant|>"),
-            ("<|user|>", RESULT, "\n<tool_response>The sum is 42</tool_response><|assistant|>"),
+            # Another end of the model does not say whose message follows.
+            ("<|user|>", RESULT, "<|observation|>\n<tool_response>The sum is 42</tool_response><|assistant|>"),
+            ("<|endoftext|>", AGAIN, "<|user|>\nAre you sure?<|assistant|>"),
         ],
     )
     def test_the_token_that_ends_a_turn_may_be_the_first_of_the_next(self, model, ended, message, expected):
-        tokenizer, suffix = model(LIKE_GLM, ends=("<|user|>", "<|observation|>"))
+        tokenizer, suffix = model(LIKE_GLM, ends=("<|endoftext|>", "<|user|>", "<|observation|>"))
         token_ids = suffix.token_ids([message], sampled=tokens_of(tokenizer, f"42{ended}"), calls=CALLS)
         assert text_of(tokenizer, token_ids) == expected
 
@@ -286,6 +288,8 @@ class TestToolMessages:
         tokenizer, suffix = model(LIKE_GEMMA4, ends=("<|im_end|>", "<|respond|>"))
         sampled = tokens_of(tokenizer, "add<tool_call><|respond|>")
         assert text_of(tokenizer, suffix.token_ids([RESULT], sampled=sampled, calls=CALLS)) == "The sum is 42"
+        ended = suffix.token_ids([RESULT], sampled=tokens_of(tokenizer, "add<tool_call><|im_end|>"), calls=CALLS)
+        assert text_of(tokenizer, ended) == "\n<|im_start|>user\nThe sum is 42<|im_end|>\n<|im_start|>assistant\n"
 
 
 class TestRefused:
