@@ -143,6 +143,14 @@ class TestHowTheTurnEnded:
         assert text_of(tokenizer, token_ids).startswith(f"{missing}\n<|im_start|>user\n")
 
     @pytest.mark.parametrize(
+        ("sampled", "missing"), [("42", "\n<|im_end|>"), ("42\n", "<|im_end|>"), ("42\n<|im_end|>", "")]
+    )
+    def test_of_an_end_that_begins_with_space_the_missing_part_is_appended(self, model, sampled, missing):
+        tokenizer, suffix = model(CHATML.replace("<|im_end|>", "\n<|im_end|>"))
+        token_ids = suffix.token_ids([AGAIN], sampled=tokens_of(tokenizer, sampled))
+        assert text_of(tokenizer, token_ids).startswith(f"{missing}\n<|im_start|>user\n")
+
+    @pytest.mark.parametrize(
         ("ended", "message", "expected"),
         [
             ("<|user|>", AGAIN, "\nAre you sure?<|assistant|>"),
