@@ -167,5 +167,38 @@ class ModelReward(Part):
     """Limit for one call, which scores all completions that are waiting."""
 
 
+class ToolPart(Part):
+    """Settings of rewards for calls of tools, in [0, 1]. They need an environment with tools."""
+
+
+class ToolFormat(ToolPart):
+    """Share of the turns with calls whose calls are all well formed; no opinion without a call."""
+
+    kind: Literal["tool_format"] = "tool_format"
+
+
+class ValidCalls(ToolPart):
+    """Share of the calls that name a tool and have arguments that fit its schema; no opinion without a call."""
+
+    kind: Literal["valid_calls"] = "valid_calls"
+
+
+class RightCall(ToolPart):
+    """1 if the calls of the episode are those in the column, else 0; no opinion if the column is null."""
+
+    kind: Literal["right_call"] = "right_call"
+    column: str = "calls"
+    """Column with the expected calls (docs/rewards.md has the forms). A dotted path names a nested column."""
+    calls: Literal["first", "all"] = "all"
+    """Calls that are compared: the first one of the episode with the first expected one, or all, in any order."""
+
+
+class Recovery(ToolPart):
+    """Share of the turns with an error after which the next turn has a call that works; no opinion without one."""
+
+    kind: Literal["recovery"] = "recovery"
+
+
 FunctionConfig = Number | MathVerify | Choice | Regex | Length | ReasoningGymScore | CustomReward
-RewardConfig = Annotated[FunctionConfig | ModelReward, Field(discriminator="kind")]
+ToolReward = ToolFormat | ValidCalls | RightCall | Recovery
+RewardConfig = Annotated[FunctionConfig | ToolReward | ModelReward, Field(discriminator="kind")]

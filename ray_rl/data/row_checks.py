@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_rl.config.data import Addition, CustomSource, DataConfig, Files, ReasoningGym, Table
-from ray_rl.config.rewards import Comparison, RewardConfig
+from ray_rl.config.rewards import Comparison, RewardConfig, RightCall
 from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.columns import column_names, has_column, shorten
@@ -123,7 +123,7 @@ def _check_reward_columns(
     data: DataConfig, rewards: Sequence[RewardConfig], columns: Mapping[str, Any], *, where: str
 ) -> None:
     for index, reward in enumerate(rewards):
-        if not isinstance(reward, Comparison):
+        if not isinstance(reward, Comparison | RightCall):
             continue
         if not has_column(columns, reward.column):
             raise DataError(
@@ -131,6 +131,8 @@ def _check_reward_columns(
                 f"the columns are {', '.join(column_names(columns)) or 'none'}; "
                 f"set rewards[{index}].column{_naming(data, reward.column, columns)}"
             )
+        if isinstance(reward, RightCall):
+            continue  # calls have a form of their own
         value = column_value(columns, reward.column)
         if isinstance(value, Mapping) or (isinstance(value, list | tuple) and len(value) != 1):
             inner = f", for example {reward.column}.{next(iter(value))}" if isinstance(value, Mapping) and value else ""

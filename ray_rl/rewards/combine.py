@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ray_rl.concurrency import together
-from ray_rl.config.rewards import ModelReward, RewardConfig
+from ray_rl.config.rewards import ModelReward, RewardConfig, ToolPart
 from ray_rl.errors import RewardError
 from ray_rl.metrics.metric import Metric
 from ray_rl.rewards.functions.calls import Elsewhere, PartCalls
 from ray_rl.rewards.functions.parts import build_part
 from ray_rl.rewards.judge import Judge
 from ray_rl.rewards.model.judge import ModelJudge, Models
+from ray_rl.rewards.tools.judge import ToolJudge
 from ray_rl.types import RolloutGroup
 
 Save = Callable[[Sequence[RolloutGroup]], Path]
@@ -51,6 +52,8 @@ def build_rewards(
         if isinstance(config, ModelReward):
             assert models is not None, "the run has reward models"
             judge = ModelJudge(config, models)
+        elif isinstance(config, ToolPart):
+            judge = ToolJudge(config)
         else:
             judge = PartCalls(build_part(config), elsewhere=elsewhere if config.workers is None else None)
             functions.append(judge)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ray_rl.config.rewards import Choice, CustomReward, MathVerify, Number, RewardConfig
+from ray_rl.config.rewards import Choice, CustomReward, MathVerify, Number, RewardConfig, RightCall
 from ray_rl.data.columns import shorten
 from ray_rl.data.rows import Row
 from ray_rl.errors import ConfigError, DataError, SandboxError
@@ -20,6 +20,7 @@ from ray_rl.rewards.functions.choices import choice_gold
 from ray_rl.rewards.functions.math_text import math_gold, needs_algebra
 from ray_rl.rewards.functions.numbers import number_gold
 from ray_rl.rewards.functions.parts import VERIFIER_BYTES
+from ray_rl.rewards.tools.right_calls import expected_calls
 from ray_rl.types import column_value
 
 GOLD_S = 5.0
@@ -56,6 +57,8 @@ def _check_of(reward: RewardConfig, key: str) -> Callable[[Row], None] | None:
             return GoldCheck(reward.column, partial(choice_gold, letters=reward.letters), f"{key} (choice)")
         case MathVerify():
             return AlgebraCheck(reward.column, f"{key} (math_verify)")
+        case RightCall():
+            return GoldCheck(reward.column, expected_calls, f"{key} (right_call)")
         case CustomReward():
             return FunctionCheck(reward, f"{key}.function")
         case _:

@@ -1,0 +1,1 @@
+"""Rewards for calls of tools: whether they are well formed, valid, the right ones, and recover from errors."""
