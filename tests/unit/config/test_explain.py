@@ -108,14 +108,16 @@ def test_an_unknown_kind_lists_the_valid_ones(write):
     )
     assert problems(write(GOOD), "rewards.0.kind=qqqq") == (
         "override 'rewards.0.kind=qqqq': unknown kind; "
-        "set it to one of number, math_verify, choice, regex, length, reasoning_gym, custom, model"
+        "set it to one of number, math_verify, choice, regex, length, reasoning_gym, custom, tool_format, "
+        "valid_calls, right_call, recovery, model"
     )
 
 
 def test_a_missing_kind_lists_the_valid_ones(write):
     assert problems(write(GOOD.replace("{kind: length, target: 5}", "{target: 5}"))) == (
         "run.yaml:6: rewards.1.kind: missing in {'target': 5}; "
-        "set it to one of number, math_verify, choice, regex, length, reasoning_gym, custom, model"
+        "set it to one of number, math_verify, choice, regex, length, reasoning_gym, custom, tool_format, "
+        "valid_calls, right_call, recovery, model"
     )
 
 

@@ -207,7 +207,7 @@ def test_every_function_of_the_leaderboard_is_a_tool():
     for part in PARTS:
         truths = [row["ground_truth"] for row in rows(f"{part}.possible_answer")]
         made = valid = 0
-        for row, truth in list(zip(rows(part), truths, strict=True))[::10]:
+        for row, truth in list(zip(rows(part), truths, strict=True))[::50]:
             schemas = {each["name"]: given_schema(each)["function"] for each in row["function"]}
             for call in first_calls(truth):
                 error = Validator(call.name, schemas[call.name]["parameters"]).error(call.arguments)
