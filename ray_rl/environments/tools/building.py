@@ -19,7 +19,7 @@ class ToolEnvironments:
     """Makes an environment for each episode of a process. The episodes share corpora and shared servers."""
 
     def __init__(self, settings: ToolsEnvironment) -> None:
-        """Imports the functions and makes the sources; nothing is read or started yet.
+        """Makes the sources and imports the functions; nothing is read or started yet.
 
         Raises:
             ConfigError: a function cannot be imported, no schema can be made of it, or there is no tool.

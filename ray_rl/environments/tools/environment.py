@@ -104,7 +104,7 @@ class ToolEnvironment:
         return [message for opened in self._opened for message in opened.messages]
 
     async def step(self, reply: Reply) -> Step:
-        """Answers every call of the reply in order, or ends the episode if it has none; see `Environment`."""
+        """Replies to every call of the reply in order, or ends the episode if it has none; see `Environment`."""
         most = self._settings.max_calls_per_turn
         late = f"not run: a reply may have at most {most} calls"
         answers = [await self._answer(call) for call in reply.tool_calls[:most]]

@@ -44,7 +44,7 @@ class Session:
         first: list[asyncio.Future[Any]] = [ready, self._task]
         await asyncio.wait(first, timeout=self._settings.start_timeout_s, return_when="FIRST_COMPLETED")
         if ready.done():
-            return self._tools(ready.result())  # bound: it is done
+            return self._tools(ready.result())
         error = self._task.exception() if self._task.done() and not self._task.cancelled() else None
         await self.close()
         limit = f"no answer in {self._settings.start_timeout_s:g} s"
@@ -79,7 +79,7 @@ class Session:
         own = self._settings
         server = StdioServerParameters(command=own.command, args=own.arguments, env=own.variables)
         async with Client(stdio_client(server)) as client:
-            listed_tools = (await client.list_tools()).tools  # bound: start has a limit
+            listed_tools = (await client.list_tools()).tools
             self._client = client
             ready.set_result(list(listed_tools))
             await self._stop.wait()  # bound: until close, or until the server has ended
@@ -96,7 +96,7 @@ class Session:
         if self._client is None or self._stop.is_set():
             raise ToolError("the server of this tool has ended")
         try:
-            result = await self._client.call_tool(name, arguments)  # bound: the caller has a limit
+            result = await self._client.call_tool(name, arguments)
         except MCPError as error:
             if error.code == CONNECTION_CLOSED:
                 self._stop.set()

@@ -73,7 +73,7 @@ async def _run(function: partial[Any], convert: Callable[[Any], Any] | None) -> 
 
 async def _awaited(value: Any) -> Outcome:
     with Caught(passing=(asyncio.CancelledError, GeneratorExit)) as caught:  # the call itself is cancelled
-        return Outcome(await value)  # bound: run_tool has a limit
+        return Outcome(await value)
     return caught.outcome()
 
 
@@ -83,7 +83,7 @@ async def _in_thread(function: Callable[[], Any]) -> Outcome:
     done.set_running_or_notify_cancel()
     context = contextvars.copy_context()
     threading.Thread(target=_call, args=(context, function, done), name="ray-rl-tool", daemon=True).start()
-    return await asyncio.wrap_future(done)  # bound: run_tool has a limit
+    return await asyncio.wrap_future(done)
 
 
 def _call(context: contextvars.Context, function: Callable[[], Any], done: Future[Outcome]) -> None:
