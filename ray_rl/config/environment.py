@@ -64,8 +64,6 @@ class ToolsEnvironment(EnvironmentPart):
     parser: str = "auto"
     """How calls are written: `hermes`, `llama3_json`, `pythonic`, or the name of one of vLLM's parsers. `auto` follows
     the chat template of the model."""
-    result_role: Literal["tool", "user"] = "tool"
-    """Role of the messages with results. Set `user` for a chat template without a role for tools."""
     tool_timeout_s: float = Field(30.0, gt=0)
     """Limit for one call. A call that takes longer is answered with an error."""
     max_result_characters: int = Field(4000, ge=20)

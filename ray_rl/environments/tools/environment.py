@@ -115,8 +115,7 @@ class ToolEnvironment:
         if not reply.tool_calls:
             ended = await self.finish(reply)
             return Step(ended.messages, ended.reward, ended.done, {**metrics, **ended.metrics})
-        role = self._settings.result_role
-        messages = [Message(role, each.text) for each in answers if each.call.error is None]
+        messages = [Message("tool", each.text) for each in answers if each.call.error is None]
         # There is no call that a message of role tool could answer.
         messages += [Message("user", each.text) for each in answers if each.call.error is not None]
         return Step(tuple(messages), metrics=metrics)

@@ -112,10 +112,6 @@ async def test_answers_of_role_tool_come_before_those_to_malformed_calls():
     assert [message.role for message in step.messages] == ["tool", "user"]
 
 
-async def test_results_can_be_messages_of_the_user():
-    assert await answer(call("add", a=1, b=2), result_role="user") == ("user", "3")
-
-
 async def test_metrics_say_what_was_wrong_and_whether_it_was_corrected():
     good, unknown, bad = call("add", a=1, b=2), call("\x00" * 1000), "<tool_call>"
     failing = call("fail", why="busy")
