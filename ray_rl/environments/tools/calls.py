@@ -115,7 +115,8 @@ def parser_of_template(template: str) -> str:
 def hermes(text: str) -> Parsed:
     """Reads `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`. The last tag may miss its end."""
     said, at = _after_thoughts(text)
-    calls, content, place = [], [text[:at]], at
+    calls: list[ToolCall] = []
+    content, place = [text[:at]], at
     while (begin := said.find(_OPEN, place)) >= 0:
         content.append(said[place:begin])
         if len(calls) == MOST_CALLS:
