@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_rl.app.sources import cached_model
 from ray_rl.errors import UserError
 from ray_rl.program import program
 
@@ -155,7 +156,7 @@ def _check_data(config: RunConfig, progress: Note) -> CheckedRows | None:
     from ray_rl.rewards.functions.golds import golds_checked
 
     with golds_checked(config.rewards) as row_checks:
-        return check_data(config, model_folder=_folder_of(config.model.path), row_checks=row_checks, say=progress)
+        return check_data(config, model_folder=cached_model(config.model.path), row_checks=row_checks, say=progress)
 
 
 def _check_example_rows(config: RunConfig, progress: Note) -> None:
@@ -169,7 +170,7 @@ def _check_examples(config: RunConfig, progress: Note) -> Examples | None:
     """Loads the examples, unless the model is a packaged one that is not converted yet: then the run loads them."""
     from ray_rl.app.examples import load, resolved_steps
 
-    folder = _folder_of(config.model.path)
+    folder = cached_model(config.model.path)
     if isinstance(folder, Path) and not any(folder.glob("tokenizer*")):
         return None
     examples = load(config, folder=folder, say=progress)
@@ -194,7 +195,7 @@ def _check_models(config: RunConfig, progress: Note) -> None:
     trusts = config.model.trust_remote_code
     largest: tuple[str, int] | None = None
     for key, path in loaded:
-        folder = str(_folder_of(path))
+        folder = str(cached_model(path))
         model_config = load_model_config(folder, trust_remote_code=trusts, key=key)
         if key == "model.path":
             resolved_packing(config.train, model_config, accelerator=config.cluster.accelerator)
@@ -211,6 +212,12 @@ def _check_models(config: RunConfig, progress: Note) -> None:
             check_checkpoint(folder, trust_remote_code=trusts, key=key)
 
 
+def _check_continued(config: RunConfig, progress: Note) -> None:
+    from ray_rl.app.adapter_checks import check_continued
+
+    check_continued(config, progress)
+
+
 def _check_export(config: RunConfig, progress: Note) -> None:
     """Writes an export without its weights into a temporary folder, so that it does not fail after the last step.
 
@@ -222,7 +229,7 @@ def _check_export(config: RunConfig, progress: Note) -> None:
         return
     from ray_rl.checkpoint.hugging_face import check_export
 
-    check_export(str(_folder_of(config.model.path)))
+    check_export(str(cached_model(config.model.path)))
 
 
 def _largest_token(folder: str, trusts: bool, *, key: str) -> tuple[str, int]:
@@ -232,23 +239,13 @@ def _largest_token(folder: str, trusts: bool, *, key: str) -> tuple[str, int]:
     return load_tokenizer(folder, trust_remote_code=trusts, key=key).largest
 
 
-def _folder_of(path: str) -> Path | str:
-    """Returns the folder of a model (for a packaged one its cache, which may not exist yet), or its hub name."""
-    from ray_rl.catalog.models import PACKAGED_MODELS
-    from ray_rl.models.packaged import cached_folder
-
-    if path in PACKAGED_MODELS:
-        return cached_folder(path)
-    folder = Path(path).expanduser()
-    return folder if folder.is_dir() else path
-
-
 CHECKS: tuple[Check, ...] = (
     lambda config, progress: check_installed(),
     lambda config, progress: check_quantisation(config),
     _check_functions,
     _check_data,
     _check_models,
+    _check_continued,
     _check_export,
 )
 """The checks of `train`, in this order: the cheapest first."""
@@ -258,6 +255,7 @@ OFFLINE_CHECKS: tuple[Check, ...] = (
     lambda config, progress: check_installed(with_engines=False),
     lambda config, progress: check_quantisation(config),
     _check_models,
+    _check_continued,
     _check_examples,
     _check_export,
 )

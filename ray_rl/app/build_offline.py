@@ -14,7 +14,7 @@ from ray_rl.batching.pack_examples import pack_examples
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.config import RunConfig
 from ray_rl.config.offline import Kto, RewardModel
-from ray_rl.config.roles import ACTOR, REFERENCE, base_reference
+from ray_rl.config.roles import ACTOR, REFERENCE, base_reference, keeps_start
 from ray_rl.data.examples.load import Examples
 from ray_rl.data.examples.order import ExampleOrder
 from ray_rl.imports import quick_imports
@@ -190,7 +190,10 @@ def _stored(
     models: Models,
     since: Checkpoint | None,
 ) -> StoredReference:
-    ((source, digest),) = models[ACTOR]
+    (source, digest), *adapters = models[ACTOR]
+    depends_on = {"model": digest, "dtype": config.model.dtype}
+    if keeps_start(config):
+        depends_on["adapter"] = adapters[0][1]
     before = {} if since is None else {old[0]: old[1] for old in read_progress(since).models.get(ACTOR, ())}
     return StoredReference(
         folder.reference_jsonl,
@@ -198,7 +201,7 @@ def _stored(
         scorer=start,
         pack=pack,
         batch_size=config.offline.batch_size,
-        depends_on={"model": digest, "dtype": config.model.dtype},
+        depends_on=depends_on,
         is_resumed=since is not None,
         model_before=None if digest is None else before.get(source),
     )

@@ -11,7 +11,9 @@ import torch
 from ray_rl.app.engines import transport
 from ray_rl.cluster.held import Policy, SavedTrainer
 from ray_rl.config import RunConfig
+from ray_rl.config.adapter import Lora
 from ray_rl.config.losses import CustomLoss
+from ray_rl.config.roles import keeps_start
 from ray_rl.config.train import Trained
 from ray_rl.data.chat import ChatTokenizer, uses_chat
 from ray_rl.rewards.model.assignment import assignment
@@ -41,7 +43,7 @@ def build_actor(config: RunConfig, folders: Sequence[str], member: Member, *, th
         ConfigError: the log-probabilities of the loss would not be the model's.
     """
     return Policy(
-        *policy_parts(config, folders[0]),
+        *policy_parts(config, folders),
         member,
         threads=threads,
         transport=transport(config),
@@ -56,7 +58,7 @@ def build_critic(
     config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1
 ) -> SavedTrainer[TrainBatch]:
     """Loads a rank of the critic; arguments as for `build_actor`."""
-    return SavedTrainer(*value_parts(config, folders[0]), member, threads=threads)
+    return SavedTrainer(*value_parts(config, folders), member, threads=threads)
 
 
 def build_reference(config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1) -> FrozenModel:
@@ -90,11 +92,11 @@ def build_reward_models(config: RunConfig, folders: Sequence[str], member: Membe
     return RewardModels([load(folders[model]) for model in given.models], given.rows)
 
 
-def policy_parts(config: RunConfig, folder: str) -> tuple[PolicyObjective, TrainSettings]:
+def policy_parts(config: RunConfig, folders: Sequence[str]) -> tuple[PolicyObjective, TrainSettings]:
     """Returns the policy with its loss, and the settings that train the policy."""
     algorithm = config.online
     objective = PolicyObjective(
-        network=trained_policy(config, folder),
+        network=trained_policy(config, folders),
         settings=policy_loss_of(algorithm),
         reduction=algorithm.reduction,
         denominator=algorithm.reduction_denominator or float(config.rollout.max_tokens),
@@ -104,30 +106,37 @@ def policy_parts(config: RunConfig, folder: str) -> tuple[PolicyObjective, Train
     return objective, train_settings(config, config.train)
 
 
-def value_parts(config: RunConfig, folder: str) -> tuple[ValueObjective, TrainSettings]:
+def value_parts(config: RunConfig, folders: Sequence[str]) -> tuple[ValueObjective, TrainSettings]:
     """Returns the critic with its loss, and the settings that train the critic. The run must have a critic."""
     role = config.critic
     assert role is not None, "the run has no critic"
     network = ValueNetwork(
-        folder=folder,
+        folder=folders[0],
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=role.gradient_checkpointing,
-        adapter=config.model.adapter,
+        adapter=started_adapter(config, folders),
         adapter_seed=config.run.seed,
     )
     return ValueObjective(network=network, clip=role.value_clip), train_settings(config, role)
 
 
-def trained_policy(config: RunConfig, folder: str) -> PolicyNetwork:
+def trained_policy(config: RunConfig, folders: Sequence[str]) -> PolicyNetwork:
     """Returns the language model that is trained."""
     return replace(
-        policy_network(config, folder, key="model.path"),
+        policy_network(config, folders[0], key="model.path"),
         gradient_checkpointing=config.train.gradient_checkpointing,
         frozen_layers=config.train.frozen_layers,
-        adapter=config.model.adapter,
+        adapter=started_adapter(config, folders),
         adapter_seed=config.run.seed,
+        keeps_start=keeps_start(config),
     )
+
+
+def started_adapter(config: RunConfig, folders: Sequence[str]) -> Lora | None:
+    """Returns the adapters of a role; `folders` has its model, and the folder of adapters that it continues, if any."""
+    adapter = config.model.adapter
+    return None if adapter is None else adapter.model_copy(update={"path": folders[1] if folders[1:] else None})
 
 
 def policy_network(config: RunConfig, folder: str, *, key: str) -> PolicyNetwork:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import assert_never
 
-from ray_rl.app.models import changed_template, train_settings, trained_policy
+from ray_rl.app.models import changed_template, started_adapter, train_settings, trained_policy
 from ray_rl.cluster.held import ExportedTrainer
 from ray_rl.config import RunConfig
 from ray_rl.config import offline as kinds
@@ -22,39 +22,39 @@ from ray_rl.training.settings import TrainSettings
 from ray_rl.types import OfflineBatch, ScoredAt
 
 
-def offline_parts(config: RunConfig, folder: str) -> tuple[Objective[OfflineBatch], TrainSettings]:
+def offline_parts(config: RunConfig, folders: Sequence[str]) -> tuple[Objective[OfflineBatch], TrainSettings]:
     """Returns the model with its loss, and the settings that train it.
 
     Args:
         config: the configuration of the run, with `model.dtype` and the number of steps resolved.
-        folder: the folder of the model from which the run starts.
+        folders: the folder of the model from which the run starts, and of the adapters that it continues, if any.
     """
-    return _objective(config, folder), train_settings(config, config.train)
+    return _objective(config, folders), train_settings(config, config.train)
 
 
-def _objective(config: RunConfig, folder: str) -> Objective[OfflineBatch]:
+def _objective(config: RunConfig, folders: Sequence[str]) -> Objective[OfflineBatch]:
     algorithm = config.offline
     match algorithm:
         case kinds.Sft():
-            return SupervisedObjective(network=trained_policy(config, folder), kind=algorithm.loss)
+            return SupervisedObjective(network=trained_policy(config, folders), kind=algorithm.loss)
         case kinds.Kto():
-            return KtoObjective(network=trained_policy(config, folder), settings=kto_of(algorithm))
+            return KtoObjective(network=trained_policy(config, folders), settings=kto_of(algorithm))
         case kinds.RewardModel():
-            network = _scorer(config, folder, "end", members=algorithm.members)
+            network = _scorer(config, folders, "end", members=algorithm.members)
             return RewardObjective(network=network, centering=algorithm.centering, seed=config.run.seed)
         case kinds.ProcessRewardModel():
-            return StepObjective(network=_scorer(config, folder, "steps", members=1))
+            return StepObjective(network=_scorer(config, folders, "steps", members=1))
         case kinds.Dpo() | kinds.Ipo() | kinds.Orpo() | kinds.SimPo():
             return PairObjective(
-                name=algorithm.kind, network=trained_policy(config, folder), pair_loss=pair_loss_of(algorithm)
+                name=algorithm.kind, network=trained_policy(config, folders), pair_loss=pair_loss_of(algorithm)
             )
         case _:
             assert_never(algorithm)
 
 
-def _scorer(config: RunConfig, folder: str, scored_at: ScoredAt, *, members: int) -> ScoreNetwork:
+def _scorer(config: RunConfig, folders: Sequence[str], scored_at: ScoredAt, *, members: int) -> ScoreNetwork:
     return ScoreNetwork(
-        folder=folder,
+        folder=folders[0],
         scored_at=scored_at,
         members=members,
         head_seed=config.run.seed,
@@ -62,7 +62,7 @@ def _scorer(config: RunConfig, folder: str, scored_at: ScoredAt, *, members: int
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.train.gradient_checkpointing,
         frozen_layers=config.train.frozen_layers,
-        adapter=config.model.adapter,
+        adapter=started_adapter(config, folders),
     )
 
 
@@ -70,7 +70,7 @@ def build_learner(
     config: RunConfig, folders: Sequence[str], member: Member, *, threads: int = 1
 ) -> ExportedTrainer[OfflineBatch]:
     """Loads a rank of the model that learns from examples; arguments as for `build_actor`."""
-    objective, settings = offline_parts(config, folders[0])
+    objective, settings = offline_parts(config, folders)
     return ExportedTrainer(
         objective,
         settings,

@@ -85,8 +85,6 @@ def uses_of(config: RunConfig, export: Path) -> dict[str, str]:
             return {"use it": f"rewards: [{{kind: model, paths: [{paths}]}}]"}
         case ProcessRewardModel():
             return {}
-        case _ if config.exports_adapters:
-            return _try_it(export, config)
         case _:
             return _try_it(export, config) | {"train on it": f"model.path={word(export)}"}
 

@@ -78,14 +78,19 @@ def linear_layers(folder: Path) -> tuple[str, ...]:
     for path in sorted(folder.glob("*.safetensors")):
         if _problem(path) is not None:
             continue
-        with path.open("rb") as file:
-            header = _json(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")))
-        for name, tensor in header.items():
+        for name, shape in tensor_shapes(path).items():
             *parents, layer, kind = name.split(".") if name.count(".") else ("", name)
-            is_matrix = kind == "weight" and len(tensor.get("shape", ())) == 2
+            is_matrix = kind == "weight" and len(shape) == 2
             if is_matrix and any(part.isdigit() for part in parents):
                 found.add(layer)
     return tuple(sorted(found))
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each tensor of a whole safetensors file, by name."""
+    with path.open("rb") as file:
+        header = _json(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")))
+    return {name: tuple(tensor.get("shape", ())) for name, tensor in header.items() if name != "__metadata__"}
 
 
 def _problem(path: Path) -> str | None:

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-STEP_FILE = "ray_rl.json"
-"""File of an export that names the step whose policy it holds; loaders of models ignore it."""
+from ray_rl.catalog.adapter_folder import STEP_FILE
 
 
-def write_step(folder: Path, step: int) -> None:
-    """Writes into an export the step of its policy."""
-    (folder / STEP_FILE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+def write_step(folder: Path, step: int, *, base: str | None = None) -> None:
+    """Writes into an export the step of its policy, and for adapters alone the digest of the model's weights."""
+    marks = {"step": step} | ({} if base is None else {"base": base})
+    (folder / STEP_FILE).write_text(json.dumps(marks) + "\n", encoding="utf-8")
 
 
 def exported_step(folder: Path) -> int | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ray_rl.catalog.weight_files import weights_digest
 from ray_rl.checkpoint.export_marks import model_folders, write_step
-from ray_rl.checkpoint.hugging_face import checkpoint_names, write_settings
+from ray_rl.checkpoint.hugging_face import base_digest, checkpoint_names, write_settings
 from ray_rl.checkpoint.new_folder import new_folder
 from ray_rl.checkpoint.peft_folder import write_adapters
 from ray_rl.checkpoint.reading import checkpoint_steps, read_checkpoint
@@ -69,7 +69,7 @@ def export_checkpoint(run: Path, step: int, *, to: Path, dtype: str | None) -> N
         with disk_errors_explained(to), new_folder(to) as partial:
             adapters = _adapters(reader, adapter, dtype=getattr(torch, dtype))
             write_adapters(partial, adapters, adapter, source=source, chat_template=template)
-            write_step(partial, step)
+            write_step(partial, step, base=base_digest(source))
         return
     loss_at = config.offline.loss_at if config.is_offline else "tokens"
     parts: list[tuple[PreTrainedModel, _Weights]] = []

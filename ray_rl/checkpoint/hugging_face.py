@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ray_rl.catalog.adapter_folder import STEP_FILE
+from ray_rl.catalog.weight_files import weights_digest
 from ray_rl.checkpoint.classifier_settings import CLASSIFIERS, describe_classifier
-from ray_rl.checkpoint.export_marks import STEP_FILE, model_folders, set_dtype, write_step
+from ray_rl.checkpoint.export_marks import model_folders, set_dtype, write_step
 from ray_rl.checkpoint.new_folder import replaced_folder
 from ray_rl.checkpoint.peft_folder import write_adapters
 from ray_rl.checkpoint.weight_files import write_weights
@@ -101,7 +103,13 @@ def export_adapters(
         return
     with replaced_folder(to, mark=STEP_FILE) as partial:
         write_adapters(partial, adapters, lora, source=source, chat_template=chat_template)
-        write_step(partial, step)
+        write_step(partial, step, base=base_digest(source))
+
+
+def base_digest(source: str) -> str | None:
+    """Returns the digest of the model to which exported adapters belong; None for one that is no folder."""
+    folder = Path(source).expanduser()
+    return weights_digest(folder) if folder.is_dir() else None
 
 
 def check_export(source: str, *, chat_template: str | None = None) -> None:

@@ -14,9 +14,6 @@ fit tasks of supervised and of reinforcement learning, for any rank."""
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The sizes for which vLLM can reserve memory (its `max_lora_rank`)."""
 
-PEFT_CONFIG = "adapter_config.json"
-"""File of a folder of peft, which has adapters without their model."""
-
 
 class Lora(Config):
     """Low-rank adapters: a targeted matrix W computes W + scale * B A, and only A and B are trained.
@@ -26,6 +23,9 @@ class Lora(Config):
     """
 
     kind: Literal["lora"] = "lora"
+    path: str | None = None
+    """Folder of peft with adapters of `model.path`, from whose values training starts. Rank, alpha, targets and rs_lora
+    are then those of the folder. The same as the folder as `model.path`. None starts with new adapters."""
     rank: int = Field(32, ge=1)
     """Number of rows of A and columns of B. Reinforcement learning needs little: 1 to 32 reach full fine-tuning's
     results. Supervised fine-tuning on many examples needs more, up to 256."""

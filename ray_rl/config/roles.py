@@ -74,12 +74,30 @@ def _compares_during_training(config: RunConfig, reference: ReferenceConfig) -> 
 
 
 def is_base_reference(config: RunConfig, reference: ReferenceConfig) -> bool:
-    """Returns whether a reference is the actor without its adapters, which needs no workers of its own."""
-    return config.model.adapter is not None and reference.path in (None, config.model.path)
+    """Returns whether a reference is the actor without what it has learnt, which needs no workers of its own.
+
+    It is the model without adapters, or with those that the run continues.
+    """
+    adapter = config.model.adapter
+    return adapter is not None and reference.path in (None, config.model.path, adapter.path)
+
+
+def keeps_start(config: RunConfig) -> bool:
+    """Returns whether the actor keeps a frozen copy of the adapters that it continues, because the reference has them.
+
+    With `reference.path` as `model.path` the reference is the model without them.
+    """
+    adapter, reference = config.model.adapter, base_reference(config)
+    return (
+        adapter is not None
+        and adapter.path is not None
+        and reference is not None
+        and reference.path in (None, adapter.path)
+    )
 
 
 def base_reference(config: RunConfig) -> ReferenceConfig | None:
-    """Returns the section of the reference if the run compares with the actor without its adapters; else None."""
+    """Returns the section of the reference if the run compares with the actor before training; else None."""
     reference = config.reference
     if reference is None or not is_base_reference(config, reference):
         return None

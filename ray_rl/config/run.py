@@ -9,6 +9,7 @@ from ray_rl.config.adapter import RATE_RATIO, Lora
 from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config
 from ray_rl.config.cluster import ClusterConfig
+from ray_rl.config.continuing import with_adapters_of_folder
 from ray_rl.config.data import DataConfig
 from ray_rl.config.launch import LaunchConfig
 from ray_rl.config.offline import OfflineAlgorithm, OfflineKinds, RewardModel
@@ -86,7 +87,10 @@ class ModelConfig(Config):
     """The model that training starts from."""
 
     path: str
-    """A folder, a name on the Hugging Face hub, or a packaged model (`smollm2-135m-instruct`)."""
+    """A folder, a name on the Hugging Face hub, or a packaged model (`smollm2-135m-instruct`).
+
+    A folder of peft, with adapters alone, stands for the model that they belong to and continues them (see
+    `adapter.path`), with the chat template of the folder."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the weights in forward passes and engines. Master weights and optimizer state are always float32. auto is
     bfloat16 on GPU and on CPUs with bfloat16 instructions, else float32; the run folder's config.yaml says which."""
@@ -167,9 +171,14 @@ class RunConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _add_defaults_of_kind(cls, given: Any) -> Any:
-        """Adds what depends on `algorithm.kind`: PPO's critic, learning rates, and the length of offline algorithms."""
+        """Adds what depends on `algorithm.kind`: PPO's critic, learning rates, and the length of offline algorithms.
+
+        Before, the section `model` is completed from a folder of adapters (see `with_adapters_of_folder`).
+        """
         if not isinstance(given, Mapping):
             return given
+        if "model" in given:
+            given = {**given, "model": with_adapters_of_folder(given["model"])}
         match given.get("algorithm"):
             case {"kind": kind} | Algorithm(kind=kind) | OfflineAlgorithm(kind=kind):
                 pass

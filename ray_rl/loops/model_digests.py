@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ray_rl.catalog.weight_files import COVERED, weights_digest
 from ray_rl.config import RunConfig
-from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD
+from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE, REWARD, keeps_start
 from ray_rl.errors import DataError
 
 Models = Mapping[str, Sequence[Sequence[str | None]]]
@@ -33,7 +33,7 @@ def digests_of(folders: Mapping[str, Sequence[str]]) -> Models:
     """
     known: dict[str, str | None] = {}
     for folder in {folder for role in KEYS for folder in folders.get(role, ())}:
-        known[folder] = _digest(folder)
+        known[folder] = digest_of(folder)
     return {role: [[folder, known[folder]] for folder in folders[role]] for role in KEYS if folders.get(role)}
 
 
@@ -59,21 +59,27 @@ def require_same_models(config: RunConfig, before: Models, now: Models, *, note:
         frozen[ACTOR] = f"train.frozen_layers={config.train.frozen_layers}: these layers would change"
     for role, models in now.items():
         had = {entry[0]: entry[1] for entry in before.get(role, ())}
-        for folder, digest in models:
+        for index, (folder, digest) in enumerate(models):
             old = had.get(folder)
             if old is None or digest is None or old == digest:
                 continue
-            changed = f"{KEYS[role]}={folder}: its weights have changed since the checkpoint ({old} then, {digest} now)"
-            if role not in frozen:
+            is_adapter = index > 0 and role in (ACTOR, CRITIC)
+            key = "model.adapter.path" if is_adapter else KEYS[role]
+            changed = f"{key}={folder}: its weights have changed since the checkpoint ({old} then, {digest} now)"
+            reason = frozen.get(role)
+            if is_adapter:
+                reason = "the reference has those adapters" if role == ACTOR and keeps_start(config) else None
+            if reason is None:
                 note(f"{changed}; the run continues with those of the checkpoint")
                 continue
             raise DataError(
-                f"{changed}, and {frozen[role]}; put back the weights that the run started with, or start a new run "
+                f"{changed}, and {reason}; put back the weights that the run started with, or start a new run "
                 f"(run.name). Compared are {COVERED}"
             )
 
 
-def _digest(path: str) -> str | None:
+def digest_of(path: str) -> str | None:
+    """Returns the digest of a folder, or of a model in the cache of the hub; None if its weights are not here."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         snapshot = _snapshot(path)

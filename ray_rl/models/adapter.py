@@ -16,17 +16,24 @@ from ray_rl.models.quantised import quantise
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-_NAME = "default"
-"""peft's name of the only adapter of a model."""
+ACTIVE = "default"
+"""peft's name of the adapter that is trained."""
 BASE = ".base_layer."
 """The part that an adapter adds to the names of the layer's own parameters."""
-PARTS = (f".lora_A.{_NAME}.weight", f".lora_B.{_NAME}.weight")
+COPY = "start"
+"""peft's name of the frozen copy of adapters that a run continues."""
+PARTS = (f".lora_A.{ACTIVE}.weight", f".lora_B.{ACTIVE}.weight")
 """The ends of the names of A and B, where those of the layer have `.base_layer.weight`."""
 
 
 def is_adapter(name: str) -> bool:
     """Returns whether a parameter belongs to an adapter."""
     return name.endswith(PARTS)
+
+
+def is_copy(name: str) -> bool:
+    """Returns whether a parameter belongs to the frozen copy of the adapters that a run continues."""
+    return name.endswith((f".lora_A.{COPY}.weight", f".lora_B.{COPY}.weight"))
 
 
 def base_name(name: str) -> str:
@@ -36,7 +43,7 @@ def base_name(name: str) -> str:
 
 def peft_name(name: str) -> str:
     """Returns the name of an adapter's parameter in files of peft, and in vLLM."""
-    return f"base_model.model.{name.replace(f'.{_NAME}.', '.')}"
+    return f"base_model.model.{name.replace(f'.{ACTIVE}.', '.')}"
 
 
 def parts_of(name: str) -> tuple[str, str] | None:
@@ -120,16 +127,22 @@ def product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return (b.float() @ a.float()).mul_(scale)
 
 
+def layers_of(model: nn.Module) -> list[Any]:
+    """Returns the layers of a model that have adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    assert layers, "the model has no adapters"
+    return layers
+
+
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Computes without adapters within the block: with the weights from which training started.
+    """Computes without adapters within the block: with the weights of the model itself.
 
     New heads stay as they are. Only a flag of each layer changes, and not which parameters have gradients.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    assert layers, "the model has no adapters"
+    layers = layers_of(model)
     for layer in layers:
         layer._disable_adapters = True
     try:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+from ray_rl.catalog.adapter_folder import TEMPLATE_FILE
 from ray_rl.checkpoint.export_marks import model_folders
 from ray_rl.config.loading.explain import show
 from ray_rl.config.loading.load import load_config
+from ray_rl.config.loading.yaml_tree import Located
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.run import RunConfig
 from ray_rl.data.chat import uses_chat
 from ray_rl.errors import ConfigError
 from ray_rl.metrics.run_folder import RunFolder
+from ray_rl.pipeline.adapters import continue_adapters, require_same_adapters
 from ray_rl.pipeline.file import PipelineConfig, StageConfig
 from ray_rl.pipeline.references import resolve
 
@@ -73,10 +75,14 @@ def with_stand_ins(config: RunConfig, makers: Mapping[str, RunConfig]) -> tuple[
         The configuration, and the models in it that stand for reward models.
     """
     changed: dict[str, Any] = {}
+    adapter = config.model.adapter
     if config.model.path in makers:
         start = _start_of(config.model.path, makers)
-        template = config.model.chat_template or start.model.chat_template
+        template = _template_of(config, makers) or _template_of(start, makers)
         changed["model"] = config.model.model_copy(update={"path": start.model.path, "chat_template": template})
+    if adapter is not None and adapter.path in makers:
+        new = {"adapter": adapter.model_copy(update={"path": None}), "chat_template": _template_of(config, makers)}
+        changed["model"] = changed.get("model", config.model).model_copy(update=new)
     for name, role in (("critic", config.critic), ("reference", config.reference)):
         if role is not None and role.path in makers:
             changed[name] = role.model_copy(update={"path": None})
@@ -101,6 +107,14 @@ def _start_of(path: str, makers: Mapping[str, RunConfig]) -> RunConfig:
     return _start_of(maker.model.path, makers) if maker.model.path in makers else maker
 
 
+def _template_of(config: RunConfig, makers: Mapping[str, RunConfig]) -> str | None:
+    """Returns the chat template of a run, or that from which an earlier stage will make it."""
+    template, adapter = config.model.chat_template, config.model.adapter
+    if adapter is None or adapter.path not in makers or template != f"{adapter.path}/{TEMPLATE_FILE}":
+        return template
+    return _template_of(makers[adapter.path], makers)
+
+
 def _loaded(
     settings: StageConfig, pipeline: PipelineConfig, earlier: Mapping[str, Stage], *, launch: str | None
 ) -> Stage:
@@ -115,6 +129,12 @@ def _loaded(
         used.append(name)
         return earlier[name].models
 
+    makers = makers_of(list(earlier.values()))
+
+    def edit(tree: Located) -> None:
+        resolve(tree, folders_of)
+        continue_adapters(tree, makers)
+
     # Values of text fields are taken as typed, without the surrounding quotes.
     place = [f'run.dir="{pipeline.folder}"', f'run.name="{settings.name}"']
     try:
@@ -122,10 +142,11 @@ def _loaded(
             settings.config,
             [*settings.overrides, *place],
             launch=launch,
-            edit=partial(resolve, folders_of=folders_of),
+            edit=edit,
         )
     except ConfigError as error:
         raise ConfigError(f"stage {settings.name}: {error}") from None
+    require_same_adapters(config, makers, stage=settings.name)
     _require_chat(settings, config, [earlier[name] for name in used])
     return Stage(settings, config, tuple(dict.fromkeys(used)))
 

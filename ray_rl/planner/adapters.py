@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
 from ray_rl.config.adapter import Lora
+from ray_rl.config.roles import keeps_start
 from ray_rl.config.train import TrainConfig, Trained
 
 PACKED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
@@ -78,7 +79,7 @@ class TrainedModel:
 
     shape: ModelShape
     parameters: int
-    """All, with those of adapters."""
+    """All, with those of adapters, and of a frozen copy of them."""
     trained: int
     """Those that are trained."""
     has_logits: bool
@@ -100,7 +101,8 @@ class TrainedModel:
         added = models * adapters.parameters
         # The head that predicts one number is new, so that it is trained whole.
         heads = models * shape.hidden if is_scorer else 0
-        return cls(shape, whole + added, added + heads, not is_scorer, adapters, models)
+        copy = added if is_actor and keeps_start(config) else 0
+        return cls(shape, whole + added + copy, added + heads, not is_scorer, adapters, models)
 
     @property
     def frozen(self) -> int:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ray_rl.models.adapter import is_copy
 from ray_rl.models.policy import WRAPPED
 from ray_rl.models.quantised import shape_of, whole
 
@@ -66,13 +67,15 @@ class ParameterStream:
         """Reads names and shapes of the model in the DeepSpeed engine. Parameters are sent as `dtype`."""
         # named_parameters() lists a tied embedding once, as a checkpoint does.
         # Any: what ZeRO-3 adds to a parameter (ds_shape, ds_tensor, ds_numel) is not in its type.
-        self._parameters: dict[str, Any] = {name.removeprefix(WRAPPED): p for name, p in model.named_parameters()}
+        self._parameters: dict[str, Any] = {
+            name.removeprefix(WRAPPED): p for name, p in model.named_parameters() if not is_copy(name)
+        }
         self._dtype = getattr(torch, dtype)
         self.specs = [
             ParameterSpec(name, dtype, tuple(p.ds_shape if _is_sharded(p) else shape_of(p)))
             for name, p in self._parameters.items()
         ]
-        """All parameters."""
+        """All parameters, without the frozen copy of adapters, which never leaves the worker."""
         self.trained_specs = [spec for spec in self.specs if self._parameters[spec.name].requires_grad]
         """The parameters that training changes."""
 

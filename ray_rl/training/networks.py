@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ray_rl.config.adapter import Lora
 from ray_rl.models.adapter import inject
 from ray_rl.models.classifier import KEY, ScoreModel, classifier_skeleton, load_classifier
+from ray_rl.models.continued import keep_copy, load_values
 from ray_rl.models.freezing import freeze
 from ray_rl.models.loading import check_checkpoint, load_causal_lm, load_model_config
 from ray_rl.models.policy import ModelInputs, PolicyModel
@@ -63,6 +64,8 @@ class PolicyNetwork:
     """Adapters, which alone are trained; None trains all weights."""
     adapter_seed: int = 0
     """The seed of the matrices A."""
+    keeps_start: bool = False
+    """Whether the reference has the adapters that the run continues, so that a frozen copy of them is kept."""
 
     def check(self) -> PretrainedConfig:
         """Checks names and shapes (see `check_checkpoint`)."""
@@ -84,7 +87,9 @@ class PolicyNetwork:
         freeze(causal_lm, layers=self.frozen_layers)
         if self.adapter is not None:
             causal_lm.requires_grad_(False)
-            inject(causal_lm.base_model, self.adapter, seed=self.adapter_seed, key=self.key)
+            _adapt(causal_lm.base_model, self.adapter, seed=self.adapter_seed, key=self.key)
+            if self.keeps_start:
+                keep_copy(causal_lm.base_model, self.adapter)
         return PolicyModel(causal_lm, chunk_tokens=self.chunk_tokens, temperature=self.temperature)
 
     def verify(self, model: nn.Module, share: Share) -> None:
@@ -130,7 +135,7 @@ class ValueNetwork:
         if self.gradient_checkpointing:
             model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
         if self.adapter is not None:
-            inject(model.backbone, self.adapter, seed=self.adapter_seed, key="critic.path")
+            _adapt(model.backbone, self.adapter, seed=self.adapter_seed, key="critic.path")
         return model
 
     def verify(self, model: nn.Module, share: Share) -> None:
@@ -183,7 +188,7 @@ class ScoreNetwork:
                 classifier.gradient_checkpointing_enable({"use_reentrant": False})
             freeze(classifier, layers=self.frozen_layers)
             if self.adapter is not None:
-                inject(classifier.base_model, self.adapter, seed=self.head_seed + index, key=KEY)
+                _adapt(classifier.base_model, self.adapter, seed=self.head_seed + index, key=KEY)
         return ScoreModel(members)
 
     def verify(self, model: nn.Module, share: Share) -> None:
@@ -197,3 +202,10 @@ class ScoreNetwork:
         """Returns float32 [M, N], the scores of each member."""
         scores_MN: Tensor = model(inputs)
         return scores_MN
+
+
+def _adapt(backbone: nn.Module, adapter: Lora, *, seed: int, key: str) -> None:
+    """Adds adapters to a loaded backbone: new ones, or with the values of the folder that they continue."""
+    inject(backbone, adapter, seed=seed, key=key)
+    if adapter.path is not None:
+        load_values(backbone, adapter.path)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ray_rl.batching.encoding import Encoded
 from ray_rl.metrics.metric import Metric
-from ray_rl.models.adapter import adapters_off, dropout_off
+from ray_rl.models.adapter import dropout_off
+from ray_rl.models.continued import as_at_start
 from ray_rl.training.gather import ParameterStream
 from ray_rl.training.member import Member
 from ray_rl.training.objectives.objective import Objective
@@ -77,8 +78,8 @@ class Trainer(Generic[Batch]):
             return self._share.scores(batch, partial(self._objective.network.score, self.zero.engine))
 
     def reference_scores(self, batch: TokenBatch) -> Scores:
-        """Scores this rank's share of the batch without adapters: with the weights before training; a collective."""
-        with adapters_off(self.model):
+        """Scores this rank's share of the batch with the weights before training (see `as_at_start`); a collective."""
+        with as_at_start(self.model):
             return self.scores(batch)
 
     @torch.no_grad()

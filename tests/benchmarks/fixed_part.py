@@ -94,7 +94,7 @@ def least(update: Callable[[], object]) -> float:
 def system(member: Member, folder: str, layout: Layout) -> float:
     """Seconds of an update of this system; runs in a rank."""
     keep_freed_memory()  # as every worker does
-    trainer = Trainer(*offline_parts(settings(folder, layout), folder), member, threads=1)
+    trainer = Trainer(*offline_parts(settings(folder, layout), (folder,)), member, threads=1)
     batch = few_tokens(member.world)
     return least(lambda: trainer.update(batch))
 

@@ -82,6 +82,7 @@ _KEYS = {
     "model.adapter.alpha": "lora_alpha",
     "model.adapter.dropout": "lora_dropout",
     "model.adapter.init": "init_lora_weights",
+    "model.adapter.path": "lora_adapter_path adapter_name_or_path resume_lora",
     "model.adapter.quantise": "load_in_4bit bnb_4bit_quant_type",
     "model.adapter.rank": "lora_rank lora_r",
     "model.adapter.rs_lora": "use_rslora",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from ray_rl.catalog.models import find_shape
-from ray_rl.config.adapter import PEFT_CONFIG, RATE_RATIO, Lora
+from ray_rl.config.adapter import RATE_RATIO, Lora
 from ray_rl.config.loading.explain import show
 from ray_rl.config.offline import ProcessRewardModel, RewardModel, Sft
-from ray_rl.config.roles import ACTOR, base_reference, models_of, roles_of
+from ray_rl.config.roles import ACTOR, base_reference, keeps_start, roles_of
 from ray_rl.config.run import RunConfig, full_rate
 from ray_rl.config.train import ReferenceConfig
 
@@ -20,8 +19,7 @@ LIKE_FULL = 3
 
 
 def adapter_rules(config: RunConfig) -> Iterator[str]:
-    """Checks what adapters exclude, and refuses adapters as models."""
-    yield from _folders(config)
+    """Checks what adapters exclude."""
     adapter = config.model.adapter
     if adapter is None:
         if config.weight_sync.adapter != "auto":
@@ -73,17 +71,6 @@ def learning_rate_advice(config: RunConfig) -> Iterator[str]:
             )
 
 
-def _folders(config: RunConfig) -> Iterator[str]:
-    for key, path in models_of(config):
-        folder = Path(path).expanduser()
-        if (folder / PEFT_CONFIG).is_file() and not (folder / "config.json").is_file():
-            yield (
-                f"{key}={path}: the folder has adapters without the model that they belong to; merge "
-                f"them into their model and set {key} to the result, such as an export with "
-                "checkpoint.export_adapter=merged"
-            )
-
-
 def _targets(config: RunConfig, adapter: Lora) -> Iterator[str]:
     """Checks the names of matrices in models whose layers are known."""
     shape = find_shape(config.model.path)
@@ -121,10 +108,11 @@ def _reference(config: RunConfig) -> Iterator[str]:
     reference = base_reference(config)
     if reference is None or (config.is_offline and reference.when == "before"):  # the latter is refused in any case
         return
+    without = "with the adapters that it continues" if keeps_start(config) else "without its adapters"
     for name in OF_REFERENCE_WORKERS:
         value = vars(reference)[name]
         if value != ReferenceConfig.model_fields[name].get_default():
             yield (
-                f"reference.{name}={show(value)}: with model.adapter the reference is the policy without its adapters, "
+                f"reference.{name}={show(value)}: with model.adapter the reference is the policy {without}, "
                 "in the actor's workers; remove it"
             )

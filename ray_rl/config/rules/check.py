@@ -22,6 +22,7 @@ from ray_rl.config.rewards import ModelReward, ReasoningGymScore, Regex
 from ray_rl.config.roles import models_of, roles_of
 from ray_rl.config.rules.adapter import adapter_rules
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
+from ray_rl.config.rules.continuing import continuing_rules
 from ray_rl.config.rules.determinism import determinism_rules
 from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.rules.modes import mode_rules
@@ -55,6 +56,7 @@ def check(
         *mode_rules(config),
         *algorithm_rules(config),
         *training_rules(config),
+        *continuing_rules(config, is_elsewhere=is_elsewhere),
         *adapter_rules(config),
         *_models(config, is_elsewhere=is_elsewhere, stand_ins=stand_ins),
         *_lengths(config),

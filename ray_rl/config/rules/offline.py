@@ -44,7 +44,8 @@ def _reference(config: RunConfig) -> Iterator[str]:
 
 
 def _reference_before(config: RunConfig, reference: ReferenceConfig) -> Iterator[str]:
-    if reference.path not in (None, config.model.path):
+    adapter = config.model.adapter
+    if reference.path not in (None, config.model.path, None if adapter is None else adapter.path):
         yield (
             f"reference.path={reference.path}: with reference.when=before the policy itself is the reference, before "
             f"its first step, and model.path={config.model.path}; set reference.when=during, or remove reference.path"

@@ -195,7 +195,7 @@ def read_gradient(
     from ray_rl.app.models_offline import offline_parts
     from ray_rl.training.trainer import Trainer
 
-    trainer = Trainer(*offline_parts(config, folder), member)
+    trainer = Trainer(*offline_parts(config, (folder,)), member)
     evaluated = trainer.evaluate(batch)
     trainer.accumulate(batch, np.arange(batch.rows))
     return evaluated, np.concatenate([safe_get_full_grad(p).flatten().numpy() for p in trainer.model.parameters()])
@@ -223,7 +223,7 @@ def exported(member: Member, config: RunConfig, folder: str, batch: OfflineBatch
     from ray_rl.checkpoint.hugging_face import export_models
     from ray_rl.training.trainer import Trainer
 
-    trainer = Trainer(*offline_parts(config, folder), member)
+    trainer = Trainer(*offline_parts(config, (folder,)), member)
     trainer.update(batch)
     parameters = ((spec.name, tensor) for group in trainer.stream.groups() for spec, tensor in group)
     export_models(trainer.model.exported, parameters, source=folder, to=Path(to), step=1)

@@ -117,12 +117,6 @@ def test_the_policy_without_its_adapters_is_the_reference(load, refused):
     )
 
 
-def test_a_folder_of_adapters_is_no_model(refused, tmp_path):
-    (tmp_path / "adapters").mkdir()
-    (tmp_path / "adapters/adapter_config.json").write_text("{}")
-    assert "model.path=./adapters: the folder has adapters without the model" in refused("model.path=./adapters")
-
-
 def test_adapters_alone_can_be_exported(load, refused):
     assert "checkpoint.export_adapter=peft: all weights are trained" in refused("checkpoint.export_adapter=peft")
     assert load(LORA, "checkpoint.export_adapter=peft").exports_adapters

@@ -24,7 +24,7 @@ DEMO = Path(__file__).parents[3] / "configs/grpo_addition_smollm2-135m_cpu.yaml"
 )
 def test_a_row_without_an_advantage_is_left_out_where_it_has_no_gradient(monkeypatch, override, rows):
     monkeypatch.setattr("ray_rl.training.custom.import_function", lambda path: lambda *arguments: None)
-    objective, _ = policy_parts(load_config(DEMO, [override]), "folder")
+    objective, _ = policy_parts(load_config(DEMO, [override]), ("folder",))
     batch = ragged_batch((2,), (2, 2))
     batch = replace(batch, advantages_RT=np.where(batch.loss_mask_RT, [[0.0], [1.0]], 0.0).astype(np.float32))
     assert objective.trained(batch, np.arange(2))[0].tolist() == rows
