@@ -87,7 +87,7 @@ def read_adapter_folder(path: str | Path) -> AdapterFolder:
     for problem in weight_file_problems(folder):
         raise DataError(f"{path}: {problem}; copy the folder again")
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not alpha > 0:
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not alpha > 0:
         raise DataError(f"{path}: {PEFT_CONFIG} has r={rank} and lora_alpha={alpha}; both must be positive numbers")
     names = tensor_shapes(folder / WEIGHTS_FILE)
     marks = _json(folder / STEP_FILE, path) if (folder / STEP_FILE).is_file() else {}

@@ -42,11 +42,16 @@ def continue_adapters(tree: Located, makers: Mapping[str, RunConfig]) -> None:
     given = model.child("adapter")
     own = dict(given.value) if given is not None and isinstance(given.value, dict) else {}
     values = {name: vars(maker.model.adapter)[name] for name in OF_FOLDER}
-    added = {name: Located(value, node.where) for name, value in {**values, "path": node.value}.items()}
+    added = {name: _located(value, node.where) for name, value in {**values, "path": node.value}.items()}
     model.value["adapter"] = Located({**added, **own}, node.where if given is None else given.where)
     if model.child("chat_template") is None and (maker.model.chat_template or maker.data.template_options):
         model.value["chat_template"] = Located(f"{node.value}/{TEMPLATE_FILE}", node.where)
     model.value["path"] = Located(maker.model.path, node.where)
+
+
+def _located(value: object, where: str) -> Located:
+    entries = [Located(entry, where) for entry in value] if isinstance(value, list) else value
+    return Located(entries, where)
 
 
 def require_same_adapters(config: RunConfig, makers: Mapping[str, RunConfig], *, stage: str) -> None:

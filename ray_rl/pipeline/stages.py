@@ -110,7 +110,12 @@ def _start_of(path: str, makers: Mapping[str, RunConfig]) -> RunConfig:
 def _template_of(config: RunConfig, makers: Mapping[str, RunConfig]) -> str | None:
     """Returns the chat template of a run, or that from which an earlier stage will make it."""
     template, adapter = config.model.chat_template, config.model.adapter
-    if adapter is None or adapter.path not in makers or template != f"{adapter.path}/{TEMPLATE_FILE}":
+    if (
+        adapter is None
+        or adapter.path is None
+        or adapter.path not in makers
+        or template != f"{adapter.path}/{TEMPLATE_FILE}"
+    ):
         return template
     return _template_of(makers[adapter.path], makers)
 

@@ -11,7 +11,7 @@ from tests.algorithm import algorithm
 from tests.tiny_model import write_tiny_model
 
 
-def config(*, frozen_layers=0, adapter=None):
+def config(*, frozen_layers=0, adapter=None, **sections):
     return RunConfig.model_validate(
         {
             "run": {"name": "test", "steps": 1},
@@ -21,6 +21,7 @@ def config(*, frozen_layers=0, adapter=None):
             "algorithm": algorithm(),
             "train": {"frozen_layers": frozen_layers},
         }
+        | sections
     )
 
 
@@ -38,6 +39,31 @@ def folder(two, tmp_path):
 
 def retrained(folder, two):
     shutil.copyfile(two[1] / "model.safetensors", folder / "model.safetensors")
+
+
+def compared_adapters(folder, tmp_path, two, **sections):
+    """What is said when the adapters that a run continues have changed, for the roles that started with them."""
+    adapters = tmp_path / "adapters"
+    adapters.mkdir()
+    shutil.copyfile(two[0] / "model.safetensors", adapters / "adapter_model.safetensors")
+    folders = {role: (str(folder), str(adapters)) for role in ("actor", "critic")}
+    before, said = digests_of(folders), []
+    shutil.copyfile(two[1] / "model.safetensors", adapters / "adapter_model.safetensors")
+    continuing = config(adapter={"path": str(adapters)}, **sections)
+    require_same_models(continuing, before, digests_of(folders), note=said.append)
+    return said
+
+
+def test_changed_adapters_of_the_reference_are_refused(folder, tmp_path, two):
+    with pytest.raises(
+        DataError, match=r"^model\.adapter\.path=.*adapters: its weights have changed since .*, and the "
+    ):
+        compared_adapters(folder, tmp_path, two, algorithm=algorithm(kl={"coefficient": 0.1}))
+
+
+def test_changed_adapters_from_which_a_run_only_started_are_noted(folder, tmp_path, two):
+    said = compared_adapters(folder, tmp_path, two, algorithm=algorithm(kl={"coefficient": 0.0}))
+    assert len(said) == 2 and all("the run continues with those of the checkpoint" in text for text in said)
 
 
 def compared(role, folder, change, **settings):

@@ -98,6 +98,15 @@ def test_without_adapters_everything_is_trained(make):
     assert "adapters" not in "\n".join(report(make(), assess(make(), ClusterShape(1, 8))))
 
 
+def test_a_run_that_continues_adapters_for_a_penalty_keeps_a_second_set_of_their_weights_alone(adapted):
+    new, bare, continued = (
+        actor(adapted(adapter={"path": path}, algorithm=KL, reference=reference)).held
+        for path, reference in ((None, {}), ("folder", {"path": SEVEN}), ("folder", {}))
+    )
+    assert new == bare
+    assert {name: continued[name] - new[name] for name in new} == {**dict.fromkeys(new, 0), "weights": 2 * ALL}
+
+
 def test_the_base_is_kept_once_and_only_adapters_have_gradients_and_optimizer_state(adapted):
     assert actor(adapted(train={"zero_stage": 1})).held == {
         "context": CONTEXT_BYTES,
