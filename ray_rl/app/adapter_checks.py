@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ray_rl.app.sources import cached_model
-from ray_rl.catalog.adapter_folder import read_adapter_folder
 from ray_rl.config import RunConfig
+from ray_rl.config.adapter_folder import read_adapter_folder
 from ray_rl.errors import DataError
 from ray_rl.loops.model_digests import digest_of
 

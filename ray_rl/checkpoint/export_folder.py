@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from ray_rl.catalog.adapter_folder import PEFT_CONFIG
 from ray_rl.checkpoint.best import kept_best
 from ray_rl.checkpoint.export_marks import exported_models, exported_step, set_dtype
 from ray_rl.checkpoint.new_folder import check_new, new_folder
 from ray_rl.checkpoint.reading import checkpoint_steps
 from ray_rl.checkpoint.store import disk_errors_explained
+from ray_rl.config.adapter_folder import PEFT_CONFIG
 from ray_rl.data.tokenizer import VOCABULARIES
 from ray_rl.errors import UserError
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ray_rl.catalog.adapter_folder import STEP_FILE
+from ray_rl.config.adapter_folder import STEP_FILE
 
 
 def write_step(folder: Path, step: int, *, base: str | None = None) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ray_rl.catalog.adapter_folder import STEP_FILE
 from ray_rl.catalog.weight_files import weights_digest
 from ray_rl.checkpoint.classifier_settings import CLASSIFIERS, describe_classifier
 from ray_rl.checkpoint.export_marks import model_folders, set_dtype, write_step
@@ -20,6 +19,7 @@ from ray_rl.checkpoint.new_folder import replaced_folder
 from ray_rl.checkpoint.peft_folder import write_adapters
 from ray_rl.checkpoint.weight_files import write_weights
 from ray_rl.config.adapter import Lora
+from ray_rl.config.adapter_folder import STEP_FILE
 from ray_rl.data.tokenizer import copy_tokenizer
 from ray_rl.errors import DataError
 

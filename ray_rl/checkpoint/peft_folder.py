@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ray_rl.catalog.adapter_folder import PEFT_CONFIG, WEIGHTS_FILE
 from ray_rl.checkpoint.tensors import save_tensors
 from ray_rl.config.adapter import Lora
+from ray_rl.config.adapter_folder import PEFT_CONFIG, WEIGHTS_FILE
 from ray_rl.data.tokenizer import copy_tokenizer
 from ray_rl.models.adapter import peft_config
 

@@ -25,7 +25,8 @@ class Lora(Config):
     kind: Literal["lora"] = "lora"
     path: str | None = None
     """Folder of peft with adapters of `model.path`, from whose values training starts. Rank, alpha, targets and rs_lora
-    are then those of the folder. The same as the folder as `model.path`. None starts with new adapters."""
+    are then those of the folder. The folder can also be given as `model.path`, where it stands for its model and this
+    key. None starts with new adapters."""
     rank: int = Field(32, ge=1)
     """Number of rows of A and columns of B. Reinforcement learning needs little: 1 to 32 reach full fine-tuning's
     results. Supervised fine-tuning on many examples needs more, up to 256."""

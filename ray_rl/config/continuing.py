@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ray_rl.catalog.adapter_folder import AdapterFolder, has_adapters, read_adapter_folder, template_of
 from ray_rl.catalog.models import find_shape
 from ray_rl.config.adapter import Lora
+from ray_rl.config.adapter_folder import AdapterFolder, has_adapters, read_adapter_folder, template_of
 from ray_rl.config.base import Config
 from ray_rl.errors import DataError
 

@@ -87,10 +87,7 @@ class ModelConfig(Config):
     """The model that training starts from."""
 
     path: str
-    """A folder, a name on the Hugging Face hub, or a packaged model (`smollm2-135m-instruct`).
-
-    A folder of peft, with adapters alone, stands for the model that they belong to and continues them (see
-    `adapter.path`), with the chat template of the folder."""
+    """A folder, a name on the Hugging Face hub, or a packaged model (`smollm2-135m-instruct`)."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the weights in forward passes and engines. Master weights and optimizer state are always float32. auto is
     bfloat16 on GPU and on CPUs with bfloat16 instructions, else float32; the run folder's config.yaml says which."""
@@ -125,7 +122,7 @@ class CheckpointConfig(Config):
     export_adapter: Literal["merged", "peft"] = "merged"
     """How a run with `model.adapter` is exported. merged: the whole model with the adapters added, which can be
     served, judge, and be the `model.path` of another run. peft: the adapters alone, as TRL writes; peft, transformers
-    and vLLM load them with the model that they belong to."""
+    and vLLM load them with the model that they belong to, and as `model.path` another run continues them."""
 
 
 def full_rate(kind: str) -> float:

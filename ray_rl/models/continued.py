@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_rl.catalog.adapter_folder import WEIGHTS_FILE
 from ray_rl.catalog.weight_files import tensor_shapes
 from ray_rl.config.adapter import Lora
+from ray_rl.config.adapter_folder import WEIGHTS_FILE
 from ray_rl.errors import DataError
 from ray_rl.models.adapter import (
     ACTIVE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ray_rl.catalog.adapter_folder import TEMPLATE_FILE
+from ray_rl.config.adapter_folder import TEMPLATE_FILE
 from ray_rl.config.continuing import OF_FOLDER, other_settings
 from ray_rl.config.loading.explain import show
 from ray_rl.config.loading.yaml_tree import Located

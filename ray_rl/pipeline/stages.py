@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_rl.catalog.adapter_folder import TEMPLATE_FILE
 from ray_rl.checkpoint.export_marks import model_folders
+from ray_rl.config.adapter_folder import TEMPLATE_FILE
 from ray_rl.config.loading.explain import show
 from ray_rl.config.loading.load import load_config
 from ray_rl.config.loading.yaml_tree import Located

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ray_rl.catalog.adapter_folder import has_adapters, read_adapter_folder
 from ray_rl.config.adapter import Lora
+from ray_rl.config.adapter_folder import has_adapters, read_adapter_folder
 from ray_rl.config.continuing import of_folder, other_settings
 from ray_rl.config.loading.explain import show
 from ray_rl.config.roles import models_of
