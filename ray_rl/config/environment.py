@@ -65,7 +65,8 @@ class ToolsEnvironment(EnvironmentPart):
     """How calls are written: `hermes`, `llama3_json`, `pythonic`, or the name of one of vLLM's parsers. `auto` follows
     the chat template of the model."""
     tool_timeout_s: float = Field(30.0, gt=0)
-    """Limit for one call. A call that takes longer is answered with an error."""
+    """Limit for the calls of one reply together. A call that takes longer, and those behind it, are answered with an
+    error."""
     max_result_characters: int = Field(4000, ge=20)
     """Most characters of a result; the rest is cut off, and a note says so."""
     max_calls_per_turn: int = Field(16, ge=1)

@@ -154,3 +154,12 @@ def test_all_golds_of_gsm8k_pass_and_gold_and_official_solution_score_1(score):
         texts = [short, gold, rf"\boxed{{{short}}}", f"The answer is {short}."]
         given = {"answer": [gold] * 4, "finish_reasons": ["stop"] * 4, "require_stop": True}
         assert score(texts, **given) == [1.0] * 4, gold
+
+
+def test_expected_calls_are_checked_before_the_start():
+    check(
+        {"kind": "right_call", "column": "answer"}, [], None, [{"name": "add", "arguments": {}}], '[{"f": {"a": [1]}}]'
+    )
+    message = r"^train\.jsonl:2: column 'answer', which rewards\[0\] \(right_call\) compares with: .*expected calls are"
+    with pytest.raises(DataError, match=message):
+        check({"kind": "right_call", "column": "answer"}, [], [{"f": 1}])

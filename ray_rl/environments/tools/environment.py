@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -107,7 +108,8 @@ class ToolEnvironment:
         """Replies to every call of the reply in order, or ends the episode if it has none; see `Environment`."""
         most = self._settings.max_calls_per_turn
         late = f"not run: a reply may have at most {most} calls"
-        answers = [await self._answer(call) for call in reply.tool_calls[:most]]
+        until_s = time.monotonic() + self._settings.tool_timeout_s
+        answers = [await self._answer(call, until_s) for call in reply.tool_calls[:most]]
         answers += [Answer(call, error_text(late), True, False) for call in reply.tool_calls[most:]]
         self.episode.replies.append(reply)
         self.episode.answers.append(tuple(answers))
@@ -136,7 +138,7 @@ class ToolEnvironment:
         """Closes the tools of the episode, all of them also if one cannot be closed."""
         await self._open.aclose()
 
-    async def _answer(self, call: ToolCall) -> Answer:
+    async def _answer(self, call: ToolCall, until_s: float) -> Answer:
         if call.error is not None:
             return Answer(call, printable(call.error), True, False)
         tool = self._tools.get(call.name)
@@ -147,12 +149,11 @@ class ToolEnvironment:
         wrong = tool.validator.error(arguments)
         if wrong is not None:
             return Answer(call, error_text(wrong), True, False)
-        outcome = await run_tool(
-            tool.function,
-            tool.validator.fitted(arguments),
-            timeout_s=self._settings.tool_timeout_s,
-            convert=self._shown,
-        )
+        left_s = until_s - time.monotonic()
+        if left_s <= 0:
+            what = f"{call.name}: not run: the calls before it took {self._settings.tool_timeout_s:g} s"
+            return Answer(call, error_text(what), True, True)
+        outcome = await run_tool(tool.function, tool.validator.fitted(arguments), timeout_s=left_s, convert=self._shown)
         if outcome.error is not None:
             return Answer(call, error_text(f"{call.name}: {outcome.error}"), True, True)
         return Answer(call, outcome.value, False, True)

@@ -53,7 +53,7 @@ async def run_tool(
     finally:
         task.cancel()
     if not done:
-        return Outcome(error=f"it took longer than {timeout_s:g} s and was stopped")
+        return Outcome(error=f"it took longer than {round(timeout_s, 2):g} s and was stopped")
     if task.cancelled():
         return Outcome(error="CancelledError")
     return task.result()  # bound: it is done

@@ -7,7 +7,7 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import typing_extensions
@@ -149,21 +149,50 @@ def given_schema(schema: Mapping[str, Any]) -> Schema:
 
 
 def check_schema(name: str, parameters: Mapping[str, Any]) -> None:
-    """Checks that the parameters of a tool are a JSON schema.
+    """Checks that the parameters of a tool are a JSON schema that needs no other document.
 
     Raises:
         ConfigError: they are not; the message says where.
     """
     import jsonschema
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
 
+    kind = jsonschema.Draft202012Validator
     try:
-        jsonschema.Draft202012Validator.check_schema(parameters)
+        kind.check_schema(parameters)
+        resolver = Registry().with_resource("", DRAFT202012.create_resource(parameters)).resolver()
+        for reference in _references(parameters):
+            resolver.lookup(reference)
+        kind(parameters).is_valid({})
     except jsonschema.SchemaError as error:
         place = "".join(f"[{part!r}]" for part in error.absolute_path)
         raise ConfigError(
             f"tool {name!r}: its parameters are not a JSON schema: {place or 'they'}: "
             f"{error.message[:ERROR_CHARACTERS]}; correct the schema"
         ) from error
+    except Unresolvable as error:
+        raise ConfigError(
+            f"tool {name!r}: its parameters refer to {error.ref!r}, which they do not contain; put it into $defs"
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(
+            f"tool {name!r}: its parameters refer to themselves without end; correct the schema"
+        ) from error
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """Yields what a schema refers to."""
+    if isinstance(schema, Mapping):
+        for key, value in schema.items():
+            if key in ("$ref", "$dynamicRef") and isinstance(value, str):
+                yield value
+            else:
+                yield from _references(value)
+    elif isinstance(schema, list):
+        for each in schema:
+            yield from _references(each)
 
 
 class Validator:

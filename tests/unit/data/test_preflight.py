@@ -70,6 +70,13 @@ def test_every_row_is_shown_to_the_checks_of_the_caller(run_config, jsonl):
     assert sorted(seen) == [1, 2]
 
 
+def test_expected_calls_are_a_list_in_a_column_that_exists(run_config, jsonl):
+    data = {"kind": "jsonl", "path": jsonl({"prompt": "What", "calls": [{"f": {"a": [1]}}], "answer": 1})}
+    check_data(run_config(data, {"kind": "right_call"}))
+    with pytest.raises(DataError, match=r"no column 'expected', which rewards\[0\] \(right_call\) compares with"):
+        check_data(run_config(data, {"kind": "right_call", "column": "expected"}))
+
+
 def test_a_mapping_or_a_list_is_no_answer(run_config, jsonl):
     path = jsonl({"prompt": "What", "meta": {"gold": {"value": 1}}, "both": [1, 2], "one": ["1"], "none": None})
     data = {"kind": "jsonl", "path": path}

@@ -3,6 +3,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ray_rl.environments.tools.calls import OWN, call_parser, hermes, llama3_json, parser_of_template, pythonic
 from ray_rl.errors import ConfigError
@@ -185,6 +187,23 @@ def test_faults_of_python_calls_are_told(text: str, why: str):
     (call,) = pythonic(text).calls
     assert call.error.startswith("Your tool call is not a list of Python calls: ")
     assert why in call.error
+
+
+FRAGMENTS = [
+    "<tool_call>", "</tool_call>", "<|python_tag|>", "<think>", "</think>", "{", "}", "[", "]", "(", ")", '"', "'", ":",
+    ",", ";", "=", "\\", "\\u", "d800", '"name"', '"arguments"', '"parameters"', "add", "a", "1", "-", ".", "e9", "\n",
+    " ", "\x00", "\ud800", "\u4e2d", "#", "lambda", "None", "true", "*", "**", "<|im_end|>", "f'", "b'",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=30).map("".join))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_text_makes_a_parser_raise(text: str):
+    for parser in OWN.values():
+        for begin in ("", "[add(a=", "<tool_call>", '{"name": "add", "parameters": {'):
+            for call in parser(begin + text).calls:
+                assert (call.arguments is None) == (call.error is not None)
+                json.dumps(call.arguments, ensure_ascii=False).encode()
 
 
 TEMPLATES = {

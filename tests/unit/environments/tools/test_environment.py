@@ -1,4 +1,5 @@
 import json
+import time
 from typing import Any
 
 import pytest
@@ -166,16 +167,20 @@ async def test_a_reply_has_a_limit_of_calls():
     assert step.metrics == {"calls": 3, "valid": 2, "errors": 1, "unknown": 0}
 
 
-async def test_a_tool_that_hangs_is_answered_after_its_limit():
-    import time
-
-    def wait() -> None:
+async def test_a_tool_that_hangs_is_answered_and_the_calls_behind_it_are_not_run():
+    def wait(seconds: float) -> None:
         """Waits."""
-        time.sleep(0.3)
+        time.sleep(seconds)
 
-    environment = await begun([wait], tool_timeout_s=0.05)
-    (message,) = (await environment.step(said(call("wait")))).messages
-    assert message.content == '{"error": "wait: it took longer than 0.05 s and was stopped"}'
+    environment = await begun([wait, add], tool_timeout_s=0.1)
+    texts = call("wait", seconds=0.2), call("add", a=1), call("add", a=1, b=2)
+    assert [message.content for message in (await environment.step(said("".join(texts)))).messages] == [
+        '{"error": "wait: it took longer than 0.1 s and was stopped"}',
+        '{"error": "add: arguments: \'b\' is a required property"}',
+        '{"error": "add: not run: the calls before it took 0.1 s"}',
+    ]
+    ((message,),) = [(await environment.step(said(call("add", a=1, b=2)))).messages]
+    assert message.content == "3"
 
 
 async def test_a_whole_number_reaches_a_tool_as_int():

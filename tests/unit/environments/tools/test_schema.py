@@ -170,6 +170,26 @@ def test_a_wrong_schema_is_refused(schema: dict[str, Any], why: str):
         given_schema(schema)
 
 
+REFERENCES = {
+    "http://example.com/schema": "refer to 'http://example.com/schema', which they do not contain",
+    "#/$defs/Nothing": "refer to '/\\$defs/Nothing', which they do not contain",
+    "#": "refer to themselves without end",
+}
+
+
+@pytest.mark.parametrize(("reference", "why"), REFERENCES.items())
+def test_a_schema_that_cannot_be_checked_alone_is_refused(reference: str, why: str):
+    """The error would otherwise come with the first call that gets there."""
+    with pytest.raises(ConfigError, match=why):
+        given_schema({"name": "f", "parameters": {"type": "object", "allOf": [{"$ref": reference}]}})
+
+
+def test_a_schema_may_refer_to_its_own_parts():
+    tree = {"type": "object", "properties": {"inner": {"$ref": "#"}, "n": {"$ref": "#/$defs/N"}}}
+    given_schema({"name": "f", "parameters": {**tree, "$defs": {"N": {"type": "number"}}}})
+    assert Validator("f", {**tree, "$defs": {"N": {"type": "number"}}}).error({"inner": {"n": "x"}}) is not None
+
+
 def validator() -> Validator:
     return Validator("forecast", function_schema(forecast)["function"]["parameters"])
 
