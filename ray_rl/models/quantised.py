@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, TypeGuard
 
 import torch
@@ -10,6 +11,15 @@ from torch import Tensor, nn
 TYPE = "nf4"
 BLOCK = 64
 """Weights that share a scale."""
+
+
+def _is_about_us(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
+
+
+# peft imports bitsandbytes wherever it is installed. On some processors that warns of a missing kernel, which is only
+# for layers that are not in training mode, and those of a trainer always are.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_about_us)
 
 
 def quantise(backbone: nn.Module) -> None:

@@ -40,13 +40,14 @@ def before(seed: int) -> tuple[list[Example], Likelihoods]:
     return list(pairs), likelihoods(resolve_model(MODEL), pairs)
 
 
-def after(kind: str, seed: int) -> tuple[dict[str, float], Likelihoods]:
-    """The metrics of the last step of a run, and what its model makes of the pairs."""
+@cache
+def after(kind: str, seed: int, *changes: str) -> tuple[dict[str, float], Likelihoods]:
+    """The metrics of the last step of a run with changed settings, and what its model makes of the pairs."""
     rows = list(comparisons("order", seed=seed, count=PAIRS))
     with TemporaryDirectory() as folder:
         path = write(judged(rows) if kind == "kto" else rows, Path(folder) / "rows.jsonl")
         overrides = (f"data.path={path}", f"run.seed={seed}", f"algorithm={ALGORITHMS[kind]}", *SETTINGS)
-        metrics = trained(f"{kind}, seed {seed}", RECIPE, Path(folder), *overrides)
+        metrics = trained(" ".join([f"{kind}, seed {seed}", *changes]), RECIPE, Path(folder), *overrides, *changes)
         return metrics, likelihoods(Path(folder) / "run" / "export", before(seed)[0])
 
 

@@ -29,12 +29,15 @@ def error_of(margins_J: NDArray[np.float64]) -> float:
 
 
 @cache
-def measured(rule: Rule, seed: int) -> NDArray[np.float64]:
-    """The margins of the held-out pairs; those of transformers, which agree with the evaluation of the run."""
+def measured(rule: Rule, seed: int, *changes: str) -> NDArray[np.float64]:
+    """The margins of the held-out pairs after a run with changed settings.
+
+    They are those of transformers, which agree with the evaluation of the run.
+    """
     with TemporaryDirectory() as folder:
         path = write(comparisons(rule, seed=seed, count=PAIRS), Path(folder) / "pairs.jsonl")
-        overrides = (f"data.path={path}", f"run.seed={seed}", f"run.steps={STEPS[rule]}", *SETTINGS)
-        metrics = trained(f"{rule}, seed {seed}", RECIPE, Path(folder), *overrides)
+        overrides = (f"data.path={path}", f"run.seed={seed}", f"run.steps={STEPS[rule]}", *SETTINGS, *changes)
+        metrics = trained(" ".join([f"{rule}, seed {seed}", *changes]), RECIPE, Path(folder), *overrides)
         margins_J = score_margins(Path(folder) / "run" / "export", held_out(RECIPE, *overrides))
     assert metrics["eval/accuracy"] == pytest.approx((margins_J > 0).mean(), abs=1.01 / len(margins_J))
     assert metrics["eval/margin"] == pytest.approx(margins_J.mean(), rel=1e-3, abs=1e-3)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -52,7 +53,7 @@ class Harm:
 
 
 KILL, HOLD = signal.SIGKILL, signal.SIGSTOP
-GENERATING, PUBLISH, ASLEEP = "generating", "publish", "asleep"
+GENERATING, PUBLISH, COMMIT, ASLEEP = "generating", "publish", "commit", "asleep"
 
 
 def one_engine():
@@ -100,6 +101,35 @@ def two_engines():
     ]
 
 
+def two_engines_with_adapters():
+    """One dies while the trainer sends the adapters, the other while it installs them."""
+    ended = "vLLM's process ended"
+    return [
+        Harm("killed in a publish", 2, 0, ENGINE_CORE, (HOLD, KILL), PUBLISH, ended, "restart 1 of 3 in 1 s"),
+        Harm("killed as it installs", 4, 1, ENGINE_CORE, (HOLD, KILL), COMMIT, ended, "restart 1 of 3 in 1 s"),
+    ]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A run, and what is done to its engines."""
+
+    harms: Callable[[], list[Harm]]
+    engines: int = 1
+    colocate: Sequence[Sequence[str]] = ()
+    adapter: str | None = None
+    """How adapters are published; None: all weights are trained."""
+
+
+SCENES = {
+    "two": Scene(two_engines, engines=2),
+    "one": Scene(one_engine),
+    "one_shared": Scene(one_shared_engine, colocate=[["actor", "rollout"]]),
+    "separate_adapters": Scene(two_engines_with_adapters, engines=2, adapter="separate"),
+    "merged_adapters": Scene(two_engines_with_adapters, engines=2, adapter="merged"),
+}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
@@ -107,10 +137,12 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make(connected, make_config, model, tmp_path_factory):
-    def make_run(*, engines, max_restarts=3, colocate=()):
+    def make_run(*, engines, max_restarts=3, colocate=(), adapter=None):
+        # Adapters start without an effect, so that they need larger steps to change as much.
+        lora, rate = (None, 2e-4) if adapter is None else ({"rank": 4}, 1e-2)
         return make_config(
             run={"name": "faults", "dir": str(tmp_path_factory.mktemp("runs")), "steps": STEPS},
-            model={"path": str(model), "dtype": "float32"},
+            model={"path": str(model), "dtype": "float32", "adapter": lora},
             data={"kind": "addition", "maximum": 6, "size": PROMPTS * STEPS, "max_prompt_tokens": 32},
             rewards=[{"kind": "length", "target": 2}],
             algorithm={"prompts_per_step": PROMPTS, "group_size": GROUP},
@@ -122,8 +154,8 @@ def make(connected, make_config, model, tmp_path_factory):
                 "heartbeat_s": 1.0,
                 "heartbeat_timeout_s": 12.0,
             },
-            train={"learning_rate": 2e-4},
-            weight_sync={"bucket_mib": 1, "timeout_s": 60},
+            train={"learning_rate": rate},
+            weight_sync={"bucket_mib": 1, "timeout_s": 60, "adapter": adapter or "auto"},
             cluster={
                 "accelerator": "cpu",
                 "address": connected.cluster.address,
@@ -151,7 +183,8 @@ class Sabotage:
         self.running, self.position = self._rollouts.running, self._rollouts.position
         for engine in self._engines:
             engine.generate = self._counted(engine.name, engine.generate)
-            engine.receive_weights = self._cut_short(engine, engine.receive_weights)
+            engine.receive_weights = self._cut_short(engine, engine.receive_weights, PUBLISH)
+            engine.commit = self._cut_short(engine, engine.commit, COMMIT)
         publish = roles.weights.publish
 
         async def counted(version):
@@ -196,13 +229,13 @@ class Sabotage:
 
         return counted
 
-    def _cut_short(self, engine, receive_weights):
-        async def cut_short(update_info):
-            receiving = asyncio.ensure_future(receive_weights(update_info))
+    def _cut_short(self, engine, call, during):
+        async def cut_short(argument):
+            calling = asyncio.ensure_future(call(argument))
             harm = self._harms.get(self._step)
-            if harm is not None and harm.during == PUBLISH and self._engines[harm.victim] is engine and not harm.struck:
+            if harm is not None and harm.during == during and self._engines[harm.victim] is engine and not harm.struck:
                 await self._strike(harm)
-            await receiving
+            return await calling
 
         return cut_short
 
@@ -219,20 +252,20 @@ class Sabotage:
 class Ended:
     """A run that ended."""
 
-    engines: int
+    scene: Scene
     harms: list[Harm]
     records: list[dict]
     samples: list[dict]
     log: Path
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session", params=[two_engines, one_engine, one_shared_engine])
+@pytest_asyncio.fixture(scope="module", loop_scope="session", params=SCENES)
 async def ended(request, make, model):
-    harms = request.param()
-    engines = 2 if request.param is two_engines else 1
-    config = make(engines=engines, colocate=[["actor", "rollout"]] if request.param is one_shared_engine else ())
+    scene = SCENES[request.param]
+    harms = scene.harms()
+    config = make(engines=scene.engines, colocate=scene.colocate, adapter=scene.adapter)
     records, samples = await whole_run(config, model, watch=Sabotage(harms).watch)
-    return Ended(engines, harms, records, samples, Path(config.run.dir) / config.run.name / "logs" / "driver.log")
+    return Ended(scene, harms, records, samples, Path(config.run.dir) / config.run.name / "logs" / "driver.log")
 
 
 def test_every_prompt_of_the_epoch_is_trained_on_once_by_the_weights_of_its_step(ended):
@@ -253,7 +286,7 @@ def test_each_engine_that_was_harmed_is_restarted_once_and_serves_again(ended):
     assert sum(record["engines/restarts"] for record in ended.records) == len(ended.harms)
     for harm in ended.harms:
         name = f"rollout-{harm.victim}"
-        assert ended.records[harm.step + 1]["engines/alive"] == ended.engines
+        assert ended.records[harm.step + 1]["engines/alive"] == ended.scene.engines
         assert harm.answered[name] > 0, harm
         assert harm.requests_at_risk > 0 or harm.during != GENERATING
         assert not harm.struck.is_running() or harm.struck.status() == psutil.STATUS_ZOMBIE

@@ -45,9 +45,10 @@ class Ended:
         return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def without_the_clock(records: list[dict]) -> list[dict]:
-    """Records without what is measured in time."""
-    return [{key: value for key, value in record.items() if not key.startswith(OF_THE_CLOCK)} for record in records]
+def without_the_clock(records: list[dict], but_for: tuple[str, ...] = ()) -> list[dict]:
+    """Records without what is measured in time, and without metrics that begin with `but_for`."""
+    left_out = OF_THE_CLOCK + but_for
+    return [{key: value for key, value in record.items() if not key.startswith(left_out)} for record in records]
 
 
 def processes_of(session: int) -> list[str]:

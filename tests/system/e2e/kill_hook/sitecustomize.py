@@ -5,6 +5,9 @@ vLLM's processes. Two kinds, neither of which needs anything in the product:
 
     {"event": "os.rename", "path": "/config.yaml$", "count": 1}   before an operation on a file, by audit event
     {"call": "ray_rl.metrics.run:Run.log", "count": 2, "when": "before"}   before or after a call of a function
+
+With "alone", the path of a file that does not exist, only the process that reaches the point is killed, and only the
+first one: it makes the file. Instead of one point there may be a list of them.
 """
 
 import functools
@@ -38,16 +41,28 @@ def kill_session() -> None:
             continue
 
 
+def kill_first(mark: str) -> None:
+    """SIGKILL for this process, unless another one made the file before."""
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Countdown:
     """Kills when it is passed for the n-th time in this process."""
 
-    def __init__(self, count: int) -> None:
-        self._left = count
+    def __init__(self, count: int, mark: str | None) -> None:
+        self._left, self._mark = count, mark
 
     def passed(self) -> None:
         self._left -= 1
         if self._left == 0:
-            kill_session()
+            if self._mark is None:
+                kill_session()
+            else:
+                kill_first(self._mark)
 
 
 def watch_files(event: str, path: str, countdown: Countdown) -> None:
@@ -120,7 +135,7 @@ class WatchCall(importlib.abc.MetaPathFinder):
 
 
 def install(point: dict) -> None:
-    countdown = Countdown(point.get("count", 1))
+    countdown = Countdown(point.get("count", 1), point.get("alone"))
     if "event" in point:
         watch_files(point["event"], point["path"], countdown)
     else:
@@ -128,4 +143,6 @@ def install(point: dict) -> None:
 
 
 if VARIABLE in os.environ:
-    install(json.loads(os.environ[VARIABLE]))
+    points = json.loads(os.environ[VARIABLE])
+    for each in points if isinstance(points, list) else [points]:
+        install(each)
