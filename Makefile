@@ -75,7 +75,7 @@ test-long: setup-test ## repeat with more algorithms, layouts and runs what make
 
 .PHONY: test-kills
 test-kills: setup-test ## kill and resume a run at 52 points and compare every bit (30 minutes); KILLS=5 takes five points, others at the next commit
-	$(BIN)/python -m pytest -rP tests/system/e2e/test_kills.py
+	$(BIN)/python -m pytest -rP tests/system/e2e/test_kills.py tests/system/e2e/test_kills_of_adapters.py
 
 .PHONY: test-gpu
 test-gpu: ## test NCCL, flash-attn, ZeRO-3 and vLLM on CUDA; needs a GPU (some tests two or four), and fails without one

@@ -148,7 +148,7 @@ async def started_workers(
             for index in range(plan.workers[ROLLOUT])
         ]
         actor, router = RayActor(started[ACTOR]), Router(len(handles))
-        turns = _turns(plan, started, handles, limit_s=engines.transfer.timeout_s)
+        turns = _turns(plan, started, handles, engines)
         weights = RayWeights(engines.transfer, actor, handles, turns=turns, tell=tell)
         health = Health(
             handles,
@@ -194,13 +194,19 @@ def _launched(
                 team.kill()
 
 
-def _turns(plan: Plan, teams: Mapping[str, Team[Any]], engines: Sequence[RayEngine], *, limit_s: float) -> Turns:
+def _turns(plan: Plan, teams: Mapping[str, Team[Any]], engines: Sequence[RayEngine], spec: EnginesSpec) -> Turns:
     """Returns the phases of the run. Reward models stay on the GPUs that they share with engines: they score then."""
     group = plan.groups[plan.group_of(ROLLOUT)]
     if not group.has_sleeping_engines:
         return Apart()
     others = [teams[role] for role in group.roles if role not in (ACTOR, REWARD, ROLLOUT)]
-    return SharedGpus(teams[ACTOR], others, engines, timeout_s=limit_s)
+    return SharedGpus(
+        teams[ACTOR],
+        others,
+        engines,
+        timeout_s=spec.transfer.timeout_s,
+        sends_from_host=spec.settings.adapter is not None,
+    )
 
 
 def _heartbeats(teams: Mapping[str, Team[Any]], cluster: ClusterConfig) -> Heartbeats:

@@ -48,6 +48,14 @@ def sharers_of_engines(config: RunConfig) -> tuple[str, ...]:
     return tuple(role for roles in groups for role in roles if role != ROLLOUT)
 
 
+def sends_from_host(config: RunConfig) -> bool:
+    """Returns whether the weights of the actor are on the host during a publish, and few of them are sent from there.
+
+    So it is where engines share its GPUs and get adapters, so that they have room for the frozen weights.
+    """
+    return config.publishes_adapters and ACTOR in sharers_of_engines(config)
+
+
 def scores_as_finished(config: RunConfig, role: str) -> bool:
     """Returns what `rollout.score_as_finished` stands for, for the actor, the critic or the reference."""
     if role == REFERENCE and base_reference(config) is not None:

@@ -66,10 +66,13 @@ def round_weights(backbone: nn.Module) -> None:
             layer.weight.copy_(_dequantised(*quantize_4bit(layer.weight, compress_statistics=True, quant_type=TYPE)))
 
 
-def whole(parameter: nn.Parameter) -> Tensor:
-    """Returns the values of a parameter that is not sharded: itself, or what its 4 bits stand for."""
+def whole(parameter: nn.Parameter, held: Tensor) -> Tensor:
+    """Returns the values of a parameter that is not sharded: what it holds, or what its 4 bits stand for.
+
+    `held` is what it holds: its own memory, or a copy.
+    """
     state = _state(parameter)
-    return parameter.detach() if state is None else _dequantised(parameter.detach(), state)
+    return held if state is None else _dequantised(held, state)
 
 
 def shape_of(parameter: nn.Parameter) -> torch.Size:

@@ -282,8 +282,13 @@ def _adapted(config: RunConfig) -> Iterator[tuple[Changes, str]]:
 
 
 def _is_idle(adapted: Proposal, proposals: Collection[Proposal]) -> bool:
-    """Returns whether another proposal makes the same changes without adapters."""
-    return any(all(adapted.changes.get(key) == value for key, value in each.changes.items()) for each in proposals)
+    """Returns whether another proposal makes the same changes without adapters, whatever share engines then have."""
+    share = "rollout.gpu_memory_fraction"
+    own = adapted.changes
+    return any(
+        all(key in own and (key == share or own[key] == value) for key, value in each.changes.items())
+        for each in proposals
+    )
 
 
 def _scaled(config: RunConfig, ratio: float, roles: Collection[str]) -> Changes:

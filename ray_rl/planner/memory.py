@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_rl.catalog.shapes import ModelShape
 from ray_rl.config import RunConfig
+from ray_rl.config.gpus import sends_from_host
 from ray_rl.config.rewards import ModelReward
 from ray_rl.config.roles import REFERENCE, REWARD
 from ray_rl.config.train import REDUCE_BUCKET, ReferenceConfig, TrainConfig, Trained
@@ -45,6 +46,8 @@ class Memory:
     parked: float = 0.0
     """State that has its place in the host's memory while roles that share the GPU need it; of all GPUs of an
     engine."""
+    sends_from_host: bool = False
+    """Whether its weights are in the host's memory during a publish to engines on the same GPU."""
 
     @property
     def states(self) -> float:
@@ -146,8 +149,11 @@ def trained_memory(config: RunConfig, role: str, trained: Trained, shape: ModelS
     phases = {"backward": backward, "step": {"step": 0.0 if trained.offload.optimizer else copy}}
     if isinstance(trained, TrainConfig) and not config.is_offline:
         phases["sync"] = {"sync": sync_workspace(config, shape, is_sharded=stage == 3)}
+    is_away = isinstance(trained, TrainConfig) and sends_from_host(config) and bounds.accelerator == "gpu"
+    if is_away:
+        held["lent"] = lent_bytes(config, shape)
     loading = 0.0 if stage == 3 else float(bounds.element * model.parameters)
-    return Memory(role, held, phases, offloaded, loading)
+    return Memory(role, held, phases, offloaded, loading, sends_from_host=is_away)
 
 
 def _backward(bounds: Bounds, trained: Trained, model: TrainedModel) -> dict[str, float]:
@@ -259,13 +265,20 @@ def gathered_bytes(shape: ModelShape, parameters: int, *, live: int, element: in
 def sync_workspace(config: RunConfig, shape: ModelShape, *, is_sharded: bool) -> float:
     """Returns the bytes that rank 0 needs in a publish: the gathered layer, and the buckets in flight.
 
-    With merged adapters these are a layer with adapters, and one matrix and its sum in float32.
+    With merged adapters these are a layer with adapters, and one matrix and its sum in float32. Weights that are sent
+    from the host are copied to the GPU like gathered ones.
     """
     element, adapters = Bounds(config).element, Adapters.of(config, shape)
-    layer = 2.0 * element * max(shape.layer_parameters, shape.embedding_parameters) if is_sharded else 0.0
+    is_copied = is_sharded or sends_from_host(config)
+    layer = 2.0 * element * max(shape.layer_parameters, shape.embedding_parameters) if is_copied else 0.0
     if adapters is not None and not config.publishes_adapters:
         layer += element * adapters.matrices / shape.layers + 2 * WIDE * adapters.largest_matrix
     return layer + SYNC_BUCKETS * config.weight_sync.bucket_mib * MIB
+
+
+def lent_bytes(config: RunConfig, shape: ModelShape) -> float:
+    """Returns the bytes that a rank lends to engines on its GPU all the time: a bucket, or the largest parameter."""
+    return float(max(config.weight_sync.bucket_mib * MIB, Bounds(config).element * shape.embedding_parameters))
 
 
 def reference_memory(config: RunConfig, reference: ReferenceConfig, shape: ModelShape) -> Memory:

@@ -30,6 +30,7 @@ TERMS = (
     "optimizer",
     "buckets",
     "gathered",
+    "lent",
     "activations",
     "logits",
     "step",

@@ -2,7 +2,8 @@
 
 While engines sample, the trained and the frozen roles leave the GPU; reward models stay, because they score then. While
 models are trained, engines sleep without weights and KV cache. In a publish the actor has only its weights there, and
-the engines have theirs.
+the engines have theirs; if adapters are published, the actor's are on the host, and a layer at a time is copied. What
+the actor lends to engines, to carry weights, is always there.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def _in_phase(name: str, memory: Memory) -> dict[str, float]:
     if name == TRAIN:
         own = [terms for phase, terms in phases.items() if phase != "sync"]
         return held | max(own, key=lambda terms: sum(terms.values()))
-    context = {"context": held["context"]}
+    always = {term: held[term] for term in ("context", "lent") if term in held}
     if name == PUBLISH and memory.role == ACTOR:
-        return context | {"weights": held["weights"]} | phases["sync"]
-    return context
+        weights = {} if memory.sends_from_host else {"weights": held["weights"]}
+        return always | weights | phases["sync"]
+    return always

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,8 +63,18 @@ class ParameterStream:
     four times as fast as one collective per parameter, and needs memory for one layer on rank 0 alone.
     """
 
-    def __init__(self, model: nn.Module, *, dtype: str) -> None:
-        """Reads names and shapes of the model in the DeepSpeed engine. Parameters are sent as `dtype`."""
+    def __init__(
+        self, model: nn.Module, *, dtype: str, on_host: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    ) -> None:
+        """Reads names and shapes of the model in the DeepSpeed engine.
+
+        Args:
+            model: the model in the engine.
+            dtype: the type in which parameters are sent.
+            on_host: returns where the values of a tensor are while the model is on the host (`Residence.on_host`). They
+                are then copied to its device, those of a layer at a time.
+        """
+        self._on_host = on_host
         # named_parameters() lists a tied embedding once, as a checkpoint does.
         # Any: what ZeRO-3 adds to a parameter (ds_shape, ds_tensor, ds_numel) is not in its type.
         self._parameters: dict[str, Any] = {
@@ -120,10 +130,10 @@ class ParameterStream:
         rank, world = dist.get_rank(), dist.get_world_size()
         for parameter in (self._parameters[spec.name] for spec in (self.specs if specs is None else specs)):
             if _is_sharded(parameter):
-                part, total = parameter.ds_tensor.detach().reshape(-1), parameter.ds_numel
+                part, total = self._held(parameter.ds_tensor).reshape(-1), parameter.ds_numel
                 size = part.numel()
             else:
-                flat = whole(parameter).reshape(-1)
+                flat = whole(parameter, self._held(parameter)).reshape(-1)
                 total = flat.numel()
                 size = -(-total // world)
                 part = flat[rank * size : (rank + 1) * size]
@@ -147,10 +157,10 @@ class ParameterStream:
         if not _is_sharded(parameters[0]):
             is_wanted = everywhere or dist.get_rank() == 0
             return [
-                (spec, whole(p).to(self._dtype) if is_wanted else None)
+                (spec, whole(p, self._held(p)).to(self._dtype) if is_wanted else None)
                 for spec, p in zip(group, parameters, strict=True)
             ]
-        shards = [p.ds_tensor.detach().reshape(-1).to(self._dtype) for p in parameters]
+        shards = [self._held(p.ds_tensor).reshape(-1).to(self._dtype) for p in parameters]
         flat = torch.cat(shards)
         if flat.device.type == "cpu" and dist.get_backend() == "nccl":  # parameters offloaded to the CPU
             flat = flat.to("cuda")
@@ -171,6 +181,12 @@ class ParameterStream:
             gathered.append((spec, columns[: p.ds_numel].view(spec.shape)))
             offset += shard.numel()
         return gathered
+
+    def _held(self, tensor: Tensor) -> Tensor:
+        """Returns a tensor of the model, or a copy on its device if its memory is on the host."""
+        own = tensor.detach()
+        held = self._on_host(own)
+        return own if held is own else held.to(own.device)
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:

@@ -46,7 +46,9 @@ class Trainer(Generic[Batch]):
         self.zero = ZeroEngine(
             settings, lambda: network.build(self._share.attention).train(), name=objective.name, device=device
         )
-        self.stream = ParameterStream(self.zero.module, dtype=settings.dtype)
+        self.stream = ParameterStream(
+            self.zero.module, dtype=settings.dtype, on_host=lambda tensor: self.zero.residence.on_host(tensor)
+        )
         network.verify(self.zero.engine, self._share)
 
     @property

@@ -15,6 +15,7 @@ RECIPES = sorted(path.stem for path in CONFIGS.glob("*xh100.yaml"))
 OF_ADAPTERS = {
     "dpo_ultrafeedback_qwen2.5-7b_1x24gb_lora": "4090-24gb",
     "grpo_math_llama3.3-70b_8x80gb_lora": "h100-80gb",
+    "grpo_math_qwen2.5-7b_1x24gb_qlora": "4090-24gb",
     "grpo_math_qwen2.5-7b_2x24gb_lora": "4090-24gb",
     "sft_ultrachat_qwen2.5-7b_1x24gb_lora": "4090-24gb",
 }

@@ -102,7 +102,8 @@ class SharedGpus:
 
     sample -> train     engines sleep; then models come back.
     train -> sample     only the weights of the actor stay; the weights of the engines wake up; weights are published;
-                        the weights of the actor leave; the KV caches of the engines wake up.
+                        the weights of the actor leave; the KV caches of the engines wake up. If adapters are published,
+                        the weights leave before, because few of them are sent: those are read from the host.
 
     Two sides never hold memory that only one of them can have, on no path between the phases. An engine that fails is
     lost, as anywhere else, and its processes end before its memory is used. It starts again in the phase `sample`, when
@@ -112,7 +113,13 @@ class SharedGpus:
     is_shared = True
 
     def __init__(
-        self, actor: Team[Any], others: Sequence[Team[Any]], engines: Sequence[RayEngine], *, timeout_s: float
+        self,
+        actor: Team[Any],
+        others: Sequence[Team[Any]],
+        engines: Sequence[RayEngine],
+        *,
+        timeout_s: float,
+        sends_from_host: bool = False,
     ) -> None:
         """Makes the phases of a run that has not started.
 
@@ -121,8 +128,10 @@ class SharedGpus:
             others: the other roles on these GPUs that do not compute in the phase `sample`.
             engines: all engines.
             timeout_s: the limit for an engine to fall asleep.
+            sends_from_host: whether the weights of the actor are on the host during a publish.
         """
         self._limit_s = timeout_s
+        self._sends_from_host = sends_from_host
         self._publish_again: Publish | None = None
         self._actor, self._others, self._engines = actor, others, engines
         self._phase: Literal["train", "sample"] | None = None
@@ -182,8 +191,10 @@ class SharedGpus:
             self._leave_phase()
             with self._turning():
                 await self._of_engines(RayEngine.sleep)
-                await together([_leave(self._actor, "states"), *(_leave(team, *PARTS) for team in self._others)])
-                await _come_back(self._actor, "weights")
+                first = _leave(self._actor, *(PARTS if self._sends_from_host else ("states",)))
+                await together([first, *(_leave(team, *PARTS) for team in self._others)])
+                if not self._sends_from_host:
+                    await _come_back(self._actor, "weights")
                 await self._of_engines(RayEngine.wake_weights)
             yield True
             with self._turning():

@@ -186,9 +186,13 @@ def trained_with_absences(member: Member, config: RunConfig, model: str, batch: 
         trainer.update(batch)
         sizes = {part: _bytes(tensors) for part, tensors in zero._tensors().items()}
         zero.residence.leave("states")
-        whole_weights(trainer)  # as a publish reads them
+        there = whole_weights(trainer)  # as a publish reads them
         zero.residence.leave(*PARTS)
         freed = {part: sizes[part] - _bytes(tensors) for part, tensors in zero._tensors().items()}
+        sent = whole_weights(trainer)  # as a publish of adapters reads them
+        assert (there is None and sent is None) or there.tobytes() == sent.tobytes()
+        parts = [values.abs().sum() for _, values in trainer.stream.slices()]
+        assert torch.stack(parts).sum() > 0
         if step == 1:
             save(trainer, folder, member.rank)
         zero.residence.come_back("weights")
@@ -225,6 +229,37 @@ def test_a_model_that_leaves_its_device_between_steps_trains_and_is_saved_bit_fo
         assert freed[part] > 0.9 * sizes[part], (part, freed, sizes)
     for file in here.glob("*.safetensors"):
         assert file.read_bytes() == (away / file.name).read_bytes()
+
+
+def read_from_the_host(member: Member, config: RunConfig, model: str) -> Any:
+    """All weights of a model with adapters over 4 bits, while it is there and while it is away, and bytes that left."""
+    from ray_rl.app.models import build_actor
+    from ray_rl.training.parts import PARTS
+    from ray_rl.training.residence import Residence
+
+    trainer = build_actor(config, (model,), member)
+    zero = trainer.zero
+    for parameter in zero.module.parameters():  # the mapped file cannot be freed; on a GPU they are a copy
+        if parameter.is_floating_point() and not parameter.requires_grad:
+            parameter.data = parameter.data.clone()
+    zero.residence = Residence(zero._tensors, is_moved=lambda device: True)
+    there, size = whole_weights(trainer), _bytes(zero._tensors()["weights"])
+    zero.residence.leave(*PARTS)
+    away, left = whole_weights(trainer), _bytes(zero._tensors()["weights"])
+    zero.residence.come_back(*PARTS)
+    return there, away, whole_weights(trainer), left / size
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_weights_in_4_bits_are_read_from_the_host_as_they_are_on_the_device(ranks: Ranks, make, tmp_path, stage):
+    tiny_llama(width=64).save_pretrained(tmp_path)  # rows as long as a block of 4 bits
+    config = make(stage)
+    lora = Lora(rank=4, quantise="nf4")
+    config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": lora})})
+    there, away, back, left = ranks.run(read_from_the_host, config, str(tmp_path))[0]
+    assert left < 0.5
+    assert np.abs(there).max() > 0
+    assert there.tobytes() == away.tobytes() == back.tobytes()
 
 
 def trained_through_buffers(member: Member, config: RunConfig, model: str, batch: TrainBatch) -> Any:

@@ -79,6 +79,6 @@ def test_a_run_whose_engine_then_trainer_is_killed_in_a_publish_of_adapters_is_t
     for name in victims:
         assert (tmp_path / name).is_file(), f"{name} was not killed"
     log = (ended.folder / "logs" / "driver.log").read_text()
-    assert re.search(r"rollout-0 is lost \(.*publish", log)
+    assert re.search(r"publishing version \d failed while .*rollout-0: vLLM's process ended", log)
     assert re.search(r"actor-0 died on .*Going back to step \d of 4; restart 1 of 3", log)
     assert_bits_are_equal(ended, alone, steps=STEPS, but_for=OF_RECOVERY)

@@ -18,14 +18,14 @@ from tests.unit.cluster.engines import Scripted, config_of, engine_of, process_o
 class Machine:
     """Two engines on the GPUs of an actor and a reference, which have started."""
 
-    def __init__(self, logs, *, engines=2):
+    def __init__(self, logs, *, engines=2, sends_from_host=False):
         self.journal, self.told, self.logs = [], [], logs
         self.config = config_of(engines=engines)
         self.trainer, self.reference = trainer_of(self.journal), Scripted("reference-0", self.journal)
         team = team_of(self.trainer, logs=logs)
         self.engines = [engine_of(process_of(index, self.journal, logs)) for index in range(engines)]
         others = [team_of(self.reference, role="reference", logs=logs)]
-        self.gpus = SharedGpus(team, others, self.engines, timeout_s=30.0)
+        self.gpus = SharedGpus(team, others, self.engines, timeout_s=30.0, sends_from_host=sends_from_host)
         actor = self.actor = RayActor(team)
         self.weights = RayWeights(transfer_of(self.config), actor, self.engines, turns=self.gpus, tell=self.told.append)
         self.router = Router(engines)
@@ -124,6 +124,18 @@ def test_a_step_gives_the_gpus_to_models_and_back_with_the_weights(drive):
         assert await machine.asked(machine.gpus.sample()) == []
 
     drive(script)
+
+
+def test_weights_that_are_sent_from_the_host_do_not_come_back_for_a_publish(drive):
+    async def script(machine):
+        expected = [entry for entry in PUBLISH if entry != "actor-0 come_back"]
+        left = []
+        machine.trainer._answers["leave"] = lambda *parts: left.append(parts)
+        assert without_repeated_sleep(await machine.asked(machine.weights.publish(0))) == expected
+        assert left[0] == ("weights", "states")
+        assert await machine.asked(machine.gpus.train()) == [*SLEEP, "actor-0 come_back", "reference-0 come_back"]
+
+    drive(script, sends_from_host=True)
 
 
 def test_engines_that_sample_again_without_an_update_get_the_last_version_again(drive):

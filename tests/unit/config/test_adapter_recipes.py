@@ -16,8 +16,8 @@ from ray_rl.planner.throughput import estimate
 from ray_rl.sizes import GIB
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-NAME = re.compile(r"(?P<kind>[a-z]+)_[a-z]+_(?P<model>[a-z0-9.]+-\d+b)_(?P<gpus>\d+)x(?P<gb>\d+)gb_lora")
-RECIPES = sorted(CONFIGS.glob("*gb_lora.yaml"))
+NAME = re.compile(r"(?P<kind>[a-z]+)_[a-z]+_(?P<model>[a-z0-9.]+-\d+b)_(?P<gpus>\d+)x(?P<gb>\d+)gb_q?lora")
+RECIPES = sorted([*CONFIGS.glob("*gb_lora.yaml"), *CONFIGS.glob("*gb_qlora.yaml")])
 GPU = {"24": "4090-24gb", "80": "h100-80gb"}
 FIGURES = re.compile(
     r"(?:Best of|By) `ray-rl plan[^`]*`: (\d+) s a step(?: of full length)?, (\d+)% busy, (\d+) GiB of memory"
@@ -38,6 +38,7 @@ def test_there_are_recipes_for_one_two_and_eight_gpus():
     assert [NAME.fullmatch(path.stem).group("kind", "gpus", "gb") for path in RECIPES] == [
         ("dpo", "1", "24"),
         ("grpo", "8", "80"),
+        ("grpo", "1", "24"),
         ("grpo", "2", "24"),
         ("sft", "1", "24"),
     ]
@@ -49,6 +50,7 @@ def test_a_recipe_is_what_its_name_says_and_takes_every_gpu(recipe):
     assert config.model.path.rpartition("/")[2].lower().replace("llama-", "llama").startswith(match["model"])
     assert config.cluster.nodes * config.cluster.gpus_per_node == int(match["gpus"]) == plan(config).gpus
     assert config.model.adapter is not None
+    assert (config.model.adapter.quantise == "nf4") == recipe.stem.endswith("_qlora")
     assert "reference" not in plan(config).workers
 
 

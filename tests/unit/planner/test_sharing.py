@@ -65,6 +65,28 @@ def test_a_publish_finds_the_weights_of_actor_and_engines_alone(shared):
     }
 
 
+@pytest.mark.parametrize("how", ["separate", "merged"])
+def test_a_publish_of_adapters_alone_finds_the_weights_of_the_engines_alone(make, how):
+    config = make(
+        model={"path": "Qwen/Qwen2.5-7B-Instruct", "dtype": "bfloat16", "adapter": {"quantise": "nf4"}},
+        train={"workers": 1, "zero_stage": 1},
+        rollout={"engines": 1, "max_tokens": 1024, "gpu_memory_fraction": 0.84},
+        weight_sync={"adapter": how},
+        cluster={"address": "auto", "colocate": [["actor", "rollout"]]},
+    )
+    sample, train, publish = phases(assess(config, ClusterShape(1, 1, GPUS["4090-24gb"])))
+    terms, embeddings = publish.terms["actor"], 2 * 152064 * 3584
+    lent = {phase.terms["actor"].get("lent") for phase in (sample, train, publish)}
+    if how == "separate":
+        assert set(terms) == {"context", "lent", "sync"}
+        assert terms["sync"] > 2 * embeddings
+        assert lent == {embeddings}
+    else:
+        assert set(terms) == {"context", "weights", "sync"}
+        assert terms["sync"] < 2 * embeddings
+        assert lent == {None}
+
+
 def test_engines_that_sleep_lightly_keep_their_weights_on_the_host(shared):
     wide = {"engines": 2, "tensor_parallel": 4}
     light, deep = (shared(rollout=wide | {"sleep_level": level}) for level in (1, 2))
