@@ -82,7 +82,7 @@ def _in_phase(name: str, memory: Memory) -> dict[str, float]:
     if name == TRAIN:
         own = [terms for phase, terms in phases.items() if phase != "sync"]
         return held | max(own, key=lambda terms: sum(terms.values()))
-    always = {term: held[term] for term in ("context", "lent") if term in held}
+    always: dict[str, float] = {term: held[term] for term in ("context", "lent") if term in held}
     if name == PUBLISH and memory.role == ACTOR:
         weights = {} if memory.sends_from_host else {"weights": held["weights"]}
         return always | weights | phases["sync"]
