@@ -13,6 +13,7 @@
         |   `-- WorkerLost       the worker's process has ended
         |-- EngineError          a vLLM engine
         |   `-- EngineLost       it died or stopped responding: the request can be retried elsewhere
+        |-- EnvironmentFailed    the environment of an episode raised or hung, or its process ended
         |-- FolderHeld           another process is using the run folder
         |-- RecordError          the run folder cannot be written: a full disk
         |-- SandboxError         a function in a worker process raised
@@ -76,6 +77,10 @@ class EngineError(OutsideError):
 
 class EngineLost(EngineError):
     """The engine died or stopped responding. The request can be retried on another engine."""
+
+
+class EnvironmentFailed(OutsideError):
+    """The environment of an episode raised, hung, answered with something else than a `Step`, or lost its process."""
 
 
 class FolderHeld(OutsideError):

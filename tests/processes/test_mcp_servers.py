@@ -16,7 +16,7 @@ from ray_rl.config.environment import ToolsEnvironment
 from ray_rl.environments.base import Reply
 from ray_rl.environments.tools.building import ToolEnvironments
 from ray_rl.environments.tools.environment import ToolEnvironment
-from ray_rl.errors import ConfigError, OutsideError
+from ray_rl.errors import ConfigError, EnvironmentFailed
 from ray_rl.types import ToolCall
 
 SERVER = str(Path(__file__).with_name("mcp_server.py"))
@@ -121,7 +121,7 @@ async def test_a_server_that_does_not_start_is_an_error_that_names_it(make: Make
         (make(command="/no/such/program"), "'/no/such/program .* did not start: FileNotFoundError"),
         (make(command="/bin/true"), "did not start: "),
     ):
-        with pytest.raises(OutsideError, match=why):
+        with pytest.raises(EnvironmentFailed, match=why):
             await environments.schemas()
         assert servers() == []
 

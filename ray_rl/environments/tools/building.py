@@ -40,7 +40,7 @@ class ToolEnvironments:
 
         Raises:
             ConfigError: two tools have the same name, or a source is configured wrongly.
-            OutsideError: a server does not start.
+            EnvironmentFailed: a server does not start.
         """
         return await self.make().schemas()
 

@@ -17,7 +17,7 @@ from ray_rl.environments.tools.schema import Schema
 from ray_rl.environments.tools.sources import source_of
 from ray_rl.environments.tools.tool import EpisodeTools, Tool, ToolSource
 from ray_rl.environments.tools.words import cut, error_text, listed, printable, quoted, result_text
-from ray_rl.errors import ConfigError, RewardError
+from ray_rl.errors import ConfigError, EnvironmentFailed
 from ray_rl.types import Message, ToolCall
 
 
@@ -126,7 +126,7 @@ class ToolEnvironment:
         """Ends the episode at a reply without calls, with its reward.
 
         Raises:
-            RewardError: the reward raised, hung, or is neither a finite number nor None.
+            EnvironmentFailed: the reward raised, hung, or is neither a finite number nor None.
         """
         hooks = [opened.reward for opened in self._opened if opened.reward is not None]
         if self._reward is not None:
@@ -179,11 +179,11 @@ class ToolEnvironment:
         outcome = await run_tool(hook, {}, timeout_s=self._settings.tool_timeout_s)
         value = outcome.value
         if outcome.error is not None:
-            raise RewardError(f"the reward of an environment with tools: {outcome.error}; correct the function")
+            raise EnvironmentFailed(f"the reward of an environment with tools: {outcome.error}; correct the function")
         if value is None:
             return None
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise RewardError(
+            raise EnvironmentFailed(
                 f"the reward of an environment with tools is {quoted(repr(value))}; return a finite number or None"
             )
         return float(value)

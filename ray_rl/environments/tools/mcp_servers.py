@@ -12,7 +12,7 @@ from ray_rl.config.environment import McpServer
 from ray_rl.environments.tools.schema import Schema
 from ray_rl.environments.tools.tool import EpisodeTools, Tool, ToolError
 from ray_rl.environments.tools.words import listed
-from ray_rl.errors import ConfigError, OutsideError
+from ray_rl.errors import ConfigError, EnvironmentFailed
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -35,7 +35,7 @@ class Session:
         """Starts the server, and returns its tools.
 
         Raises:
-            OutsideError: it does not start, or does not answer in time.
+            EnvironmentFailed: it does not start, or does not answer in time.
             ConfigError: it does not have a tool that the settings name, or a schema is wrong.
         """
         loop = asyncio.get_running_loop()
@@ -49,7 +49,7 @@ class Session:
         await self.close()
         limit = f"no answer in {self._settings.start_timeout_s:g} s"
         why = limit if error is None else f"{type(_innermost(error)).__name__}: {_innermost(error)}"
-        raise OutsideError(
+        raise EnvironmentFailed(
             f"the MCP server {self._shown} did not start: {why}; run this command by hand to see what it prints, or "
             "correct environment.sources"
         )
@@ -143,7 +143,7 @@ class McpTools:
         """Returns the schemas of the tools. The first call starts a server and asks it.
 
         Raises:
-            OutsideError: the server does not start.
+            EnvironmentFailed: the server does not start.
             ConfigError: it does not have a tool that the settings name.
         """
         if self._schemas is None:
@@ -158,7 +158,7 @@ class McpTools:
         A shared server that has ended is started again.
 
         Raises:
-            OutsideError: the server does not start.
+            EnvironmentFailed: the server does not start.
             ConfigError: it does not have a tool that the settings name.
         """
         if not self._settings.shared:

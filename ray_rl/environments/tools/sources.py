@@ -11,7 +11,7 @@ from typing import Any
 from ray_rl.environments.tools.running import run_tool
 from ray_rl.environments.tools.schema import Schema
 from ray_rl.environments.tools.tool import EpisodeTools, Tool, ToolSource
-from ray_rl.errors import ConfigError, SandboxError
+from ray_rl.errors import ConfigError, EnvironmentFailed
 from ray_rl.types import Message
 
 START_S = 60.0
@@ -82,7 +82,7 @@ class ObjectTools:
         A parameter `seed` gets the seed, unless it is a column.
 
         Raises:
-            SandboxError: the class or its `reset` raised, or took too long.
+            EnvironmentFailed: the class or its `reset` raised, or took too long.
         """
         own = await self._called(self._class, {})
         columns = {"seed": seed, **row}
@@ -104,7 +104,7 @@ class ObjectTools:
     async def _called(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         outcome = await run_tool(function, arguments, timeout_s=START_S)
         if outcome.error is not None:
-            raise SandboxError(f"{function.__qualname__}: {outcome.error}")
+            raise EnvironmentFailed(f"{function.__qualname__}: {outcome.error}")
         return outcome.value
 
 

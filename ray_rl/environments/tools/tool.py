@@ -79,14 +79,14 @@ class ToolSource(Protocol):
 
         Raises:
             ConfigError: the source is configured wrongly.
-            OutsideError: a server does not start.
+            EnvironmentFailed: a server does not start.
         """
 
     async def open(self, row: Mapping[str, Any], seed: int) -> EpisodeTools:
         """Returns the tools of one episode; for `row` and `seed` see `Environment.reset`.
 
         Raises:
-            OutsideError: they cannot be opened.
+            EnvironmentFailed: they cannot be opened.
         """
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ from ray_rl.environments.base import Reply, Step
 from ray_rl.environments.tools.calls import hermes
 from ray_rl.environments.tools.environment import Episode, ToolEnvironment
 from ray_rl.environments.tools.tool import Tool, ToolError
-from ray_rl.errors import ConfigError, RewardError, SandboxError
+from ray_rl.errors import ConfigError, EnvironmentFailed
 from ray_rl.types import Message
 
 
@@ -276,7 +276,7 @@ async def test_a_class_that_fails_at_reset_is_an_error_of_the_episode():
             """Uses."""
 
     environment = ToolEnvironment([Broken])
-    with pytest.raises(SandboxError, match=r"Broken\.reset: SystemExit"):
+    with pytest.raises(EnvironmentFailed, match=r"Broken\.reset: SystemExit"):
         await environment.reset({}, 0)
     await environment.close()
 
@@ -301,14 +301,14 @@ async def test_the_reward_reads_the_whole_episode():
 async def test_a_reward_that_is_no_number_is_refused(value: Any):
     environment = ToolEnvironment([add], reward=lambda episode: value)
     await environment.reset({}, 0)
-    with pytest.raises(RewardError, match="return a finite number or None"):
+    with pytest.raises(EnvironmentFailed, match="return a finite number or None"):
         await environment.step(said("done"))
 
 
 async def test_a_reward_that_raises_is_told():
     environment = ToolEnvironment([add], reward=lambda episode: 1 / 0)
     await environment.reset({}, 0)
-    with pytest.raises(RewardError, match="ZeroDivisionError: division by zero"):
+    with pytest.raises(EnvironmentFailed, match="ZeroDivisionError: division by zero"):
         await environment.step(said("done"))
 
 
