@@ -192,8 +192,8 @@ def _stored(
 ) -> StoredReference:
     (source, digest), *adapters = models[ACTOR]
     depends_on = {"model": digest, "dtype": config.model.dtype}
-    if keeps_start(config):
-        depends_on["adapter"] = adapters[0][1]
+    if adapters:  # those that the run continues, which are on or off in the reference
+        depends_on["adapter"] = adapters[0][1] if keeps_start(config) else "off"
     before = {} if since is None else {old[0]: old[1] for old in read_progress(since).models.get(ACTOR, ())}
     return StoredReference(
         folder.reference_jsonl,

@@ -63,6 +63,7 @@ def test_preferences_continue_the_adapters_of_supervised_fine_tuning(tmp_path):
         {"prompt": f"What is {i}+1?", "chosen": f"the sum is {i + 1}", "rejected": f"a number {i}"} for i in range(40)
     ]
     shown = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
+    files = {"sft": "run.yaml", "dpo": "dpo.yaml"}
     for name, rows in (("sft", shown), ("dpo", pairs)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = {
@@ -76,8 +77,8 @@ def test_preferences_continue_the_adapters_of_supervised_fine_tuning(tmp_path):
             "checkpoint": {"export_adapter": "peft", "every_steps": 2},
             "cluster": {"accelerator": "cpu"},
         }
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    stages = [{"name": name, "config": f"{name}.yaml"} for name in ("sft", "dpo")]
+        (tmp_path / files[name]).write_text(yaml.safe_dump(config))
+    stages = [{"name": name, "config": file} for name, file in files.items()]
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"name": "two", "stages": stages}))
     folder = tmp_path / "runs" / "two"
 
