@@ -14,6 +14,7 @@ Loads without torch and numpy: the arrays are numpy's, named only for type check
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 Scalar = TypeVar("Scalar", bound="np.generic")
 FinishReason = Literal["stop", "length", "abort"]
 StopReason = FinishReason | Literal["turns", "tool", "environment", "time"]
-"""Why an episode ended: as its last completion did, or by the limit of turns, a tool, its environment or its time."""
+"""Why an episode ended: as its last completion did, by the limit of turns, of calls of tools or of time, or because its
+environment failed."""
 ScoredAt = Literal["end", "steps"]
 """Which states a classifier scores: that at the end of an answer (a reward model), or those at the ends of steps (a
 process reward model), where the loss mask of an answer is."""
@@ -174,6 +176,15 @@ class Rollout:
     def sampled_tokens(self) -> int:
         """Number of tokens that the policy sampled."""
         return sum([len(turn.completion.token_ids) for turn in self.turns])
+
+    @property
+    def total_reward(self) -> float | None:
+        """The reward of the whole episode: of judges, of turns and of tokens; None if none gave one."""
+        given = [self.reward, *(turn.reward for turn in self.turns)]
+        if self.token_rewards is not None:
+            given.append(float(self.token_rewards[self.is_sampled].sum()))
+        known = [reward for reward in given if reward is not None]
+        return math.fsum(known) if known else None
 
     @property
     def text(self) -> str:

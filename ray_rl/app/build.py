@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ray_rl.app.environments import episodes_of, start_environments
 from ray_rl.app.records import open_run
 from ray_rl.app.sources import folders_of, what_is_loaded
 from ray_rl.checkpoint.store import Checkpoint
@@ -41,7 +42,7 @@ from ray_rl.models.packaged import resolve_model
 from ray_rl.rewards.combine import Rewards, build_rewards
 from ray_rl.rollout.collected import Collected
 from ray_rl.rollout.collector import Collector
-from ray_rl.rollout.episodes import Episodes, SingleTurn
+from ray_rl.rollout.episodes import Episodes
 from ray_rl.rollout.pool import EnginePool
 from ray_rl.rollout.request import Sampling
 from ray_rl.rollout.schedule import Schedule, ScheduleSettings
@@ -92,6 +93,7 @@ class OnlineTraining:
                 workers = await start_workers(config, run, folders, stop=stop, stack=stack, logs=folder.logs)
                 judges, save = reward_models_over(workers, config), partial(_save_unscored, run)
                 others = verifiers_elsewhere(folder.logs)
+                environments = await start_environments(config, run, model, stack=stack, logs=folder.logs)
                 parts = build_rewards(config.rewards, models=judges, elsewhere=others, save=save)
                 rewards = stack.enter_context(closing(parts))
             beginning, sampling = source.state(), sampling_of(config, ends)
@@ -99,7 +101,8 @@ class OnlineTraining:
 
             def session(since: Checkpoint | None) -> OnlineSession:
                 source.restore(beginning)
-                roles = _roles(config, workers, source, rewards, sampling=sampling, canary=canary)
+                episodes = partial(episodes_of, config, environments, sampling=sampling, tell=run.tell)
+                roles = _roles(config, workers, source, rewards, episodes, sampling=sampling, canary=canary)
                 return build_session(config, folder, run, roles, stop=stop, since=since, models=models)
 
             await train_on(
@@ -165,6 +168,7 @@ def _roles(
     workers: Workers,
     source: PromptSource,
     rewards: Rewards,
+    episodes: Callable[..., Episodes],
     *,
     sampling: Sampling,
     canary: tuple[int, ...],
@@ -189,7 +193,7 @@ def _roles(
 
     critic = critic_over(workers)
     scores = build_scores(config, workers.actor, critic, reference_over(workers, config))
-    rollouts = build_collector(config, source, pool, SingleTurn(pool, sampling), rewards, scores=scores)
+    rollouts = build_collector(config, source, pool, episodes(pool=pool), rewards, scores=scores)
     return roles_over(workers, rollouts=rollouts, weights=weights, critic=critic, scores=scores)
 
 
@@ -224,7 +228,7 @@ def build_session(
     models: Models,
 ) -> OnlineSession:
     """Builds the session of the driver over started roles, from a checkpoint or, if `since` is None, from the start."""
-    credit = Crediting(config.online, roles.actor.credit, max_tokens=config.rollout.max_tokens)
+    credit = Crediting(config.online, roles.actor.credit, max_tokens=config.most_tokens)
     guard = Guard(config.train, run)
     parts: dict[str, Saved] = {ACTOR: roles.actor}
     if roles.critic is not None:

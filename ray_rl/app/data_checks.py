@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ray_rl.catalog.shapes import read_settings, reads_chat
-from ray_rl.config.data import Addition, CustomSource, DataConfig, Hub, Mixture, ReasoningGym
+from ray_rl.config.data import Computed, CustomSource, DataConfig, Hub, Mixture, ReasoningGym
+from ray_rl.config.environment import CustomEnvironment
 from ray_rl.config.rewards import CustomReward
 from ray_rl.config.run import RunConfig
 from ray_rl.data.ahead import check_rows
@@ -69,6 +70,8 @@ def check_data(
             check_function(reward.function, key=f"rewards[{index}].function")
     if isinstance(data, CustomSource):
         check_function(data.function, key="data.function")
+    if isinstance(config.environment, CustomEnvironment):
+        check_function(config.environment.function, key="environment.function")
     if isinstance(data, ReasoningGym):
         check_task(data.task)
     if not with_tokenizer and are_far(data):
@@ -79,7 +82,7 @@ def check_data(
         say(f"data: {line}")
     checked = CheckedRows(config.data, config.rewards, rows, [*row_checks, *_plain_readers(config)])
     seconds = data.check_s if with_tokenizer else min(data.check_s, QUICK_S)
-    size = min(len(rows), FIRST_ROWS) if isinstance(data, Addition | ReasoningGym) else len(rows)
+    size = min(len(rows), FIRST_ROWS) if isinstance(data, Computed) else len(rows)
     # The first row is checked even if there is no time.
     checked.read(0)
     check_rows(checked.read, range(size), until=start + seconds / 2, say=say, what="read")

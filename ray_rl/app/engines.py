@@ -19,7 +19,7 @@ def policy_engine(config: RunConfig, folder: str, *, threads: int) -> EngineSett
     return EngineSettings(
         model=folder,
         dtype=config.model.dtype,
-        context_tokens=config.data.max_prompt_tokens + rollout.max_tokens,
+        context_tokens=config.data.max_prompt_tokens + config.most_tokens,
         on_cpu=config.cluster.accelerator == "cpu",
         tensor_parallel=rollout.tensor_parallel,
         max_sequences=rollout.max_sequences,

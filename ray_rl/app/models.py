@@ -99,7 +99,7 @@ def policy_parts(config: RunConfig, folders: Sequence[str]) -> tuple[PolicyObjec
         network=trained_policy(config, folders),
         settings=policy_loss_of(algorithm),
         reduction=algorithm.reduction,
-        denominator=algorithm.reduction_denominator or float(config.rollout.max_tokens),
+        denominator=algorithm.reduction_denominator or float(config.most_tokens),
         has_kl_loss=algorithm.kl.place == "loss",
         keeps_all_rows=isinstance(algorithm.loss, CustomLoss),
     )

@@ -81,6 +81,6 @@ def _of_run(folder: Path, config: RunConfig, arguments: argparse.Namespace) -> s
     if arguments.rates is not None:
         start = read_rates(arguments.rates, start)
     phases = read_phases(folder)
-    lengths = lengths_of(config, phases, parse_lengths(arguments.lengths, maximum=config.rollout.max_tokens))
+    lengths = lengths_of(config, phases, parse_lengths(arguments.lengths, maximum=config.most_tokens))
     rates = rates_of_run(config, assess(config, cluster), phases, lengths=lengths, start=start)
     return as_json(rates, run=str(folder), steps=phases.steps)

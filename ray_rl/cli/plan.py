@@ -110,7 +110,7 @@ def _assumed(config: RunConfig, cluster: ClusterShape, arguments: argparse.Names
             f"--lengths {arguments.lengths}: algorithm.kind={config.algorithm.kind} samples no completions; "
             "leave the option out"
         )
-    lengths = parse_lengths(arguments.lengths, maximum=config.rollout.max_tokens)
+    lengths = parse_lengths(arguments.lengths, maximum=config.most_tokens)
     if arguments.rates is None:
         return Assumptions(lengths)
     on_gpu, speed = config.cluster.accelerator == "gpu", cluster.gpu.speed

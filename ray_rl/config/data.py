@@ -66,6 +66,19 @@ class ReasoningGym(Source):
     """Options of the task itself, for example {min_terms: 2}."""
 
 
+class Episodes(Source):
+    """Rows for an environment that begins with a question of its own. They have no columns."""
+
+    kind: Literal["episodes"] = "episodes"
+    prompt: str = ""
+    """Text before the first message of the environment, the same in all rows."""
+    size: int = Field(1_000, ge=1)
+    """Number of rows in an epoch. Their episodes differ by the seed that `reset` gets."""
+
+
+Computed = Addition | ReasoningGym | Episodes
+"""The sources whose rows are computed from their numbers."""
+
 OnlineFormat = Literal["plain", "verl", "trl", "openrlhf", "gsm8k", "math"]
 """Forms of prompts with their answers, for algorithms that learn from rollouts."""
 OfflineFormat = Literal[
@@ -200,7 +213,8 @@ class Mixture(Source):
 
 
 DataConfig = Annotated[
-    Addition | ReasoningGym | Jsonl | Parquet | Csv | Hub | CustomSource | Mixture, Field(discriminator="kind")
+    Addition | ReasoningGym | Episodes | Jsonl | Parquet | Csv | Hub | CustomSource | Mixture,
+    Field(discriminator="kind"),
 ]
 
 

@@ -1,14 +1,83 @@
-"""The `environment` section: what answers the policy between its turns, one class per `kind`."""
+"""The section `environment`: what answers the policy between its turns, one class per `kind`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ray_rl.config.base import Config, ImportPath
 
 
+class SingleTurn(Config):
+    """Every prompt is answered once, and `rewards` judge the answer."""
+
+    kind: Literal["single_turn"] = "single_turn"
+
+
 class EnvironmentPart(Config):
-    """Settings of all environments."""
+    """Settings of all environments with several turns.
+
+    The reward of an episode is the sum of what its turns got from the environment, and of `rewards`.
+    """
+
+    kind: str
+    """Names the environment."""
+    max_turns: int = Field(8, ge=1)
+    """Most turns of the policy in an episode. An episode that reaches it ends with the reason `turns`."""
+    max_tokens: int = Field(2048, ge=1)
+    """Most tokens of an episode after its prompt, answers of the environment included; `rollout.max_tokens` is the
+    limit of one turn. An episode that reaches it ends with the reason `length`."""
+    max_tool_calls: int | None = Field(None, ge=1)
+    """Most calls of tools in an episode, which then ends with the reason `tool`. None: no limit."""
+    timeout_s: float = Field(600.0, gt=0)
+    """No turn begins later than this after the start of its episode, which then ends with the reason `time`."""
+    turn_timeout_s: float = Field(60.0, gt=0)
+    """Limit for each call of the environment. An episode whose environment takes longer ends with the reason
+    `environment`, and has no reward."""
+    history: Literal["refuse", "keep"] = "refuse"
+    """What happens if the chat template writes earlier turns differently in a later prompt, as those of reasoning
+    models that drop thoughts. refuse: the run does not start. keep: the policy reads in every turn what it said before,
+    word for word, which differs from the template."""
+    workers: int = Field(1, ge=1)
+    """Processes that hold the environments, on nodes without GPUs if the cluster has any. Each holds many episodes at a
+    time."""
+
+
+class CustomEnvironment(EnvironmentPart):
+    """An environment of yours: docs/environments.md shows one of 30 lines."""
+
+    kind: Literal["custom"] = "custom"
+    function: ImportPath
+    """Import path of its class, or of a function that makes one: `package.module:MyEnvironment`. It is called once for
+    each episode."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of each call of `function`."""
+
+
+class TextArena(EnvironmentPart):
+    """A game for one player of the package `textarena`, such as `GuessTheNumber-v0`. Needs the extra `textarena`.
+
+    The reward is the game's, at its end.
+    """
+
+    kind: Literal["textarena"] = "textarena"
+    name: str
+    """Name of the game. Observations are those of the game itself, without wrappers of the package."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the game, for example {max_number: 10}."""
+
+
+class ProgramEnvironment(EnvironmentPart):
+    """A program for each episode, which asks an OpenAI client for every turn of the policy.
+
+    It finds the client's settings in `OPENAI_BASE_URL`, `OPENAI_API_KEY` and `OPENAI_MODEL`, the row in the file
+    `RAY_RL_ROW` and a seed in `RAY_RL_SEED`, and prints its reward in its last line, {"reward": 1.0, "metrics": {}}.
+    """
+
+    kind: Literal["program"] = "program"
+    command: list[str] = Field(min_length=1)
+    """Words of the command, for example [".venv-agent/bin/python", agent.py]."""
+    variables: dict[str, str] = Field(default_factory=dict)
+    """Further variables of its environment."""
 
 
 class SearchTool(Config):
@@ -74,3 +143,8 @@ class ToolsEnvironment(EnvironmentPart):
     reward: ImportPath | None = None
     """Import path of a function that gets the episode after its last reply (docs/environments.md) and returns a number,
     or None for no opinion. It is added to `rewards`."""
+
+
+EnvironmentConfig = Annotated[
+    SingleTurn | CustomEnvironment | ToolsEnvironment | TextArena | ProgramEnvironment, Field(discriminator="kind")
+]

@@ -11,6 +11,7 @@ from ray_rl.config.base import Config
 from ray_rl.config.cluster import ClusterConfig
 from ray_rl.config.continuing import with_adapters_of_folder
 from ray_rl.config.data import DataConfig
+from ray_rl.config.environment import EnvironmentConfig, EnvironmentPart, SingleTurn
 from ray_rl.config.launch import LaunchConfig
 from ray_rl.config.offline import OfflineAlgorithm, OfflineKinds, RewardModel
 from ray_rl.config.online import OnlineKinds
@@ -28,6 +29,7 @@ ONLINE_SECTIONS = {
     "rollout": "samples nothing",
     "rewards": "needs no scores",
     "weight_sync": "publishes no weights",
+    "environment": "has no episodes",
     CRITIC: "has no critic",
 }
 """Sections that mean nothing for algorithms that learn from examples, and why."""
@@ -151,7 +153,10 @@ class RunConfig(Config):
     model: ModelConfig
     data: DataConfig
     rewards: list[RewardConfig] = Field(default_factory=list)
-    """Functions and models that score completions; at least one if the algorithm learns from rollouts."""
+    """Functions and models that score completions; at least one if the algorithm learns from rollouts, unless an
+    environment gives rewards."""
+    environment: EnvironmentConfig = SingleTurn()
+    """What answers the policy between its turns; see docs/environments.md. By default, each prompt is answered once."""
     algorithm: AlgorithmConfig
     """The algorithm: `kind` names it and sets its defaults, for example {kind: grpo}."""
     rollout: RolloutConfig = RolloutConfig()
@@ -231,6 +236,16 @@ class RunConfig(Config):
         """`run.steps`, which is known once `run.epochs` has been resolved."""
         assert self.run.steps is not None, "run.epochs has not been resolved to steps"
         return self.run.steps
+
+    @property
+    def episodes(self) -> EnvironmentPart | None:
+        """The environment of episodes with several turns; None if every prompt is answered once."""
+        return self.environment if isinstance(self.environment, EnvironmentPart) else None
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens of a rollout after its prompt, those of an environment included."""
+        return self.rollout.max_tokens if self.episodes is None else self.episodes.max_tokens
 
     @property
     def publishes_adapters(self) -> bool:

@@ -9,6 +9,7 @@ from ray_rl.config.data import (
     Csv,
     CustomSource,
     DataConfig,
+    Episodes,
     Files,
     Hub,
     Jsonl,
@@ -19,7 +20,7 @@ from ray_rl.config.data import (
 )
 from ray_rl.data.json_lines import JsonlRecords
 from ray_rl.data.layout import Layout, layout_of
-from ray_rl.data.procedural import AdditionRows, ReasoningGymRows
+from ray_rl.data.procedural import AdditionRows, EpisodeRows, ReasoningGymRows
 from ray_rl.data.records import Records
 from ray_rl.data.rows import Rows, TableRows
 from ray_rl.data.tables import ArrowRecords, CustomRecords, HubRecords, is_saved
@@ -38,6 +39,8 @@ def open_rows(config: DataConfig, *, seed: int) -> Rows:
             return AdditionRows(config, seed=seed)
         case ReasoningGym():
             return ReasoningGymRows(config, seed=seed)
+        case Episodes():
+            return EpisodeRows(config)
         case Mixture():
             raise ConfigError("data.kind=mixture: its parts have examples, and prompts come from one source")
         case _:

@@ -6,7 +6,7 @@ import difflib
 import random
 from collections.abc import Mapping, Sequence
 
-from ray_rl.config.data import Addition, ReasoningGym
+from ray_rl.config.data import Addition, Episodes, ReasoningGym
 from ray_rl.data.rows import Row
 from ray_rl.errors import ConfigError
 
@@ -31,6 +31,21 @@ class AdditionRows:
             maximum = min(maximum, 10 ** draw.randint(1, len(str(maximum))) - 1)
         left, right = draw.randint(0, maximum), draw.randint(0, maximum)
         return Row(f"addition/{index}", f"What is {left}+{right}? Answer with a number.", {"answer": str(left + right)})
+
+
+class EpisodeRows:
+    """The same prompt in every row: what differs is the environment."""
+
+    def __init__(self, config: Episodes) -> None:
+        self._config = config
+        self.digests: Mapping[str, str] = {}
+        self.notes: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return self._config.size
+
+    def __getitem__(self, index: int) -> Row:
+        return Row(f"episode/{index}", self._config.prompt, {})
 
 
 class ReasoningGymRows:

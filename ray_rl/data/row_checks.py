@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_rl.config.data import Addition, CustomSource, DataConfig, Files, ReasoningGym, Table
+from ray_rl.config.data import Computed, CustomSource, DataConfig, Files, Table
 from ray_rl.config.rewards import Comparison, RewardConfig, RightCall
 from ray_rl.data.ahead import Lookahead
 from ray_rl.data.chat import ChatTokenizer
@@ -112,7 +112,7 @@ class CheckedRows:
         Args:
             make_tokenizer: makes a tokenizer if there is none yet; a tokenizer serves one thread.
         """
-        is_computed = isinstance(self.data, Addition | ReasoningGym)
+        is_computed = isinstance(self.data, Computed)
         if is_computed or len(self.right) + len(self.wrong) == len(self.rows):
             return None
         self.tokenizer = self.tokenizer or make_tokenizer()

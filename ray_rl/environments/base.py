@@ -35,14 +35,24 @@ class Step:
     """Numbers about this turn, by name. A metric is their mean over the turns that have it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How an episode begins, for environments that bring tools or a whole conversation."""
+
+    messages: tuple[Message, ...]
+    """Messages that follow the prompt of the row, of any role."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Schemas of tools in OpenAI's form, which the chat template writes into the prompt."""
+
+
 class Environment(Protocol):
     """One episode. Each object is used once: `reset`, then `step` after each turn of the policy, then `close`.
 
     The methods may be plain functions instead of coroutines; such a call gets a thread of its own.
     """
 
-    async def reset(self, row: Mapping[str, Any], seed: int) -> Sequence[Message]:
-        """Begins the episode, and returns messages that follow the prompt of the row; () for none.
+    async def reset(self, row: Mapping[str, Any], seed: int) -> Sequence[Message] | Opening:
+        """Begins the episode, and returns messages of the user that follow the prompt of the row; () for none.
 
         Args:
             row: the columns of the row of `data:`, with the text of its prompt as `prompt`.

@@ -41,7 +41,8 @@ def staleness(groups: Sequence[RolloutGroup], *, version: int) -> int:
 
 def _reward_metrics(groups: Sequence[RolloutGroup]) -> list[Metric]:
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    scored = [float(rollout.reward) for rollout in rollouts if rollout.reward is not None]
+    totals = [rollout.total_reward for rollout in rollouts]
+    scored = [float(total) for total in totals if total is not None]
     metrics: list[Metric] = [Mean("reward/mean", math.fsum(scored), len(scored))]
     if scored:
         metrics.append(Last("reward/std", statistics.pstdev(scored)))

@@ -29,7 +29,7 @@ def first_sample(group: RolloutGroup, answers: tuple[str, ...]) -> Sample:
     """
     first = group.rollouts[0]
     answer = _first_value(group.prompt.columns, answers)
-    return Sample(group.prompt.text, first.text, answer, first.reward, first.reward_parts)
+    return Sample(group.prompt.text, first.text, answer, first.total_reward, first.reward_parts)
 
 
 def _first_value(columns: Mapping[str, Any], paths: Sequence[str]) -> str | None:

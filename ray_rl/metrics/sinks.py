@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ from ray_rl.metrics.modes import make_folder
 from ray_rl.metrics.samples import first_sample
 from ray_rl.metrics.text import Sample
 from ray_rl.metrics.whole_pieces import PieceFile, complete, discard, explained, write_partial, write_whole
-from ray_rl.types import Example, Rollout, RolloutGroup
+from ray_rl.types import Example, Rollout, RolloutGroup, Turn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -310,12 +310,24 @@ def _record(step: int, group: RolloutGroup, rollout: Rollout, advantage: float |
         "prompt": group.prompt.text,
         "columns": columns,
         "completion": rollout.text,
-        "reward": rollout.reward,
+        "reward": rollout.total_reward,
         "reward_parts": rollout.reward_parts,
         "advantage": advantage,
         "finish_reason": rollout.stop,
         "length": rollout.sampled_tokens,
         "versions": version_spans(rollout.versions),
+        **({"turns": [_turn(each) for each in rollout.turns]} if any(each.metrics for each in rollout.turns) else {}),
+    }
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    """Returns the record of a turn of an episode: what its environment said, and what the policy answered."""
+    return {
+        "messages": [{"role": message.role, "content": message.content} for message in turn.messages],
+        "completion": turn.completion.text,
+        "reward": turn.reward,
+        "tool_calls": [asdict(call) for call in turn.tool_calls],
+        "metrics": dict(turn.metrics),
     }
 
 

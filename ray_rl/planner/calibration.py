@@ -105,9 +105,9 @@ def read_phases(folder: Path) -> Phases:
 
 def lengths_of(config: RunConfig, phases: Phases, given: Lengths) -> Lengths:
     """Returns the lengths of a run: those that were given, else lognormal with the mean that was measured."""
-    if not given.is_full or phases.length >= 0.99 * config.rollout.max_tokens:
+    if not given.is_full or phases.length >= 0.99 * config.most_tokens:
         return given
-    measured = parse_lengths(f"mean={phases.length}", maximum=config.rollout.max_tokens)
+    measured = parse_lengths(f"mean={phases.length}", maximum=config.most_tokens)
     return replace(measured, prompt=given.prompt)
 
 

@@ -84,7 +84,7 @@ class Bounds:
         if self.config.is_offline:
             # A model that scores reads one more token, after the end.
             return self.config.data.max_tokens + self.config.offline.is_scorer
-        return self.config.data.max_prompt_tokens + self.config.rollout.max_tokens
+        return self.config.data.max_prompt_tokens + self.config.most_tokens
 
     @property
     def whole_rows(self) -> int:

@@ -108,7 +108,7 @@ class _Timing:
         if rates is None:
             assert speed is not None, "there is no estimate for a GPU of unknown speed"
             rates = Rates.of(speed, Bounds(config).dtype)
-        lengths = assumed.lengths or Lengths(config.rollout.max_tokens)
+        lengths = assumed.lengths or Lengths(config.most_tokens)
         return cls(config, assessment, rates, lengths, {role.name: role for role in roles_of(config)})
 
     def estimate(self) -> Estimate:

@@ -48,7 +48,7 @@ def _step(config: RunConfig, times: Estimate, assumed: Assumptions) -> Iterator[
         parts = f": reference {_brief(times.score_s)}, update {_brief(times.update_s)}" if times.score_s else ""
         yield f"time of a step, if every sequence has full length: {_brief(times.step_s)} s{parts}; {rate}"
         return
-    lengths = assumed.lengths or Lengths(config.rollout.max_tokens)
+    lengths = assumed.lengths or Lengths(config.most_tokens)
     turns = f", turns on the GPUs {_brief(times.turn_s)}" if times.turn_s else ""
     yield (
         f"time of a step, {lengths.described()}: {_brief(times.step_s)} s: rollouts {_brief(times.rollout_s)}, scores "

@@ -85,10 +85,13 @@ class Rewards:
             raise
         metrics = [metric for judgements in found for judgement in judgements for metric in judgement.metrics]
         rollouts = []
-        for rollout, judgements in zip(group.rollouts, zip(*found, strict=True), strict=True):
+        judged = zip(*found, strict=True) if found else [()] * len(group.rollouts)
+        for rollout, judgements in zip(group.rollouts, judged, strict=True):
             scores = [judgement.score for judgement in judgements]
             parts = {part.name: score for part, score in zip(self._parts, scores, strict=True)}
-            rollouts.append(replace(rollout, reward=self._weighted_sum(scores), reward_parts=parts))
+            # An environment that failed is no fault of the policy: such an episode teaches nothing.
+            reward = None if rollout.stop == "environment" else self._weighted_sum(scores)
+            rollouts.append(replace(rollout, reward=reward, reward_parts=parts))
         return replace(group, rollouts=rollouts), metrics
 
     def metrics(self) -> list[Metric]:

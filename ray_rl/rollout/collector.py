@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ray_rl.data.source import PromptSource
+from ray_rl.metrics.episode_metrics import episode_metrics
 from ray_rl.metrics.metric import Metric
 from ray_rl.metrics.rollout_metrics import rollout_metrics
 from ray_rl.rewards.combine import Rewards
@@ -134,6 +135,7 @@ class Collector:
         groups = [each.group for each in taken]
         metrics = [
             *rollout_metrics(groups, version=self._schedule.version),
+            *episode_metrics(groups),
             *self._schedule.take(taken, running=len(self._running)),
             *self._source.metrics(),
             *self._pool.metrics(),

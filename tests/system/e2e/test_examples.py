@@ -85,6 +85,24 @@ def test_custom_reward_scores_with_the_function_of_its_file(place):
     assert trained.metrics["reward/mean"] == pytest.approx(sum(given) / 32)
 
 
+def test_custom_environment_rewards_a_first_answer_more_than_a_second_one(place):
+    trained = train(place, "custom_environment", TINY, "data.max_prompt_tokens=32", "environment.max_tokens=90")
+    right = {sample["prompt_id"]: sample["columns"]["answer"] for sample in trained.samples}
+    rewards = set()
+    for sample in trained.samples:
+        given = [turn["reward"] for turn in sample["turns"]]
+        said = [re.findall(r"\d+", turn["completion"])[-1:] for turn in sample["turns"]]
+        hits = [numbers and int(numbers[0]) == int(right[sample["prompt_id"]]) for numbers in said]
+        assert given == [worth if hit else 0.0 for hit, worth in zip(hits, (1.0, 0.5), strict=False)]
+        assert not any(hits[:-1])
+        assert sample["reward"] == sum(given)
+        assert ("Try again" in sample["completion"]) == (len(given) == 2)
+        rewards.add(sample["reward"])
+    assert rewards > {0.0}
+    assert trained.metrics["reward/mean"] == pytest.approx(sum(sample["reward"] for sample in trained.samples) / 32)
+    assert trained.metrics["environment/turns_mean"] == sum(len(sample["turns"]) for sample in trained.samples) / 32
+
+
 @pytest.mark.long
 def test_custom_data_asks_the_questions_of_its_function(place):
     trained = train(place, "custom_data", TINY)
