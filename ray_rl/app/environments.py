@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ray_rl.config import RunConfig
-from ray_rl.config.environment import CustomEnvironment, EnvironmentPart, ProgramEnvironment, TextArena
+from ray_rl.config.environment import (
+    CustomEnvironment,
+    EnvironmentPart,
+    ProgramEnvironment,
+    TextArena,
+    ToolsEnvironment,
+)
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.history import TurnSupport
 from ray_rl.data.suffix import TurnSuffix
+from ray_rl.data.template import ChatTemplate
 from ray_rl.environments.base import Environment
 from ray_rl.environments.conversation import TemplateConversation
 from ray_rl.environments.host import Host
 from ray_rl.environments.program.program import maker_of_program
 from ray_rl.environments.text_arena import maker_of_game
+from ray_rl.environments.tools.building import ToolEnvironments
+from ray_rl.environments.tools.calls import OWN, CallParser, call_parser, parser_of_template
 from ray_rl.errors import ConfigError
 from ray_rl.isolation.importing import import_function
 from ray_rl.metrics.run import Run
@@ -24,6 +34,7 @@ from ray_rl.rollout.episodes import Episodes, SingleTurn
 from ray_rl.rollout.multi_turn import Environments, Failures, Limits, MultiTurn
 from ray_rl.rollout.pool import EnginePool
 from ray_rl.rollout.request import Sampling
+from ray_rl.rollout.tool_parsers import VllmParsers
 
 
 async def start_environments(
@@ -86,7 +97,32 @@ async def build_host(config: RunConfig, model: str) -> Host:
     tokenizer = ChatTokenizer.of_policy(config.model, config.data, model)
     suffix = TurnSuffix(tokenizer, tokenizer.ends_of(config.rollout, config.data))
     require_support(part, suffix.support(), model=config.model.path)
-    return Host(maker_of(part), TemplateConversation(tokenizer, suffix), parse=None, timeout_s=part.turn_timeout_s)
+    make, schemas = await maker_of(part)
+    parse = None if part.parser is None else parser_of(config, part.parser, tokenizer.template, model, schemas)
+    described = schemas if isinstance(part, ToolsEnvironment) and part.describe else ()
+    conversation = TemplateConversation(tokenizer, suffix)
+    return Host(make, conversation, parse=parse, timeout_s=part.turn_timeout_s, tools=described)
+
+
+def parser_of(
+    config: RunConfig, name: str, template: ChatTemplate, model: str, schemas: Sequence[Mapping[str, Any]]
+) -> CallParser:
+    """Returns what reads calls of tools in completions.
+
+    `auto` is the form of the chat template; if that does not read tools, it is the one in which we describe them.
+
+    Raises:
+        ConfigError: there is no such parser, or it does not work with the model's tokenizer.
+    """
+    chosen = name
+    if name == "auto":
+        chosen = parser_of_template(template.text) if template.reads_tools else "hermes"
+    if chosen in OWN:
+        return OWN[chosen]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=config.model.trust_remote_code)
+    return call_parser(chosen, template=None, schemas=schemas, others=VllmParsers(tokenizer))
 
 
 def require_support(part: EnvironmentPart, support: TurnSupport, *, model: str) -> None:
@@ -108,18 +144,22 @@ def require_support(part: EnvironmentPart, support: TurnSupport, *, model: str) 
         )
 
 
-def maker_of(part: EnvironmentPart) -> Callable[[], Environment]:
-    """Returns what makes the environment of each episode.
+async def maker_of(part: EnvironmentPart) -> tuple[Callable[[], Environment], Sequence[Mapping[str, Any]]]:
+    """Returns what makes the environment of each episode, and the schemas of its tools.
 
     Raises:
-        ConfigError: there is no such function.
+        ConfigError: a function, a game or a tool is missing or wrong.
+        OutsideError: a server of tools does not start.
     """
     match part:
         case CustomEnvironment():
-            return partial(import_function(part.function), **part.options)
+            return partial(import_function(part.function), **part.options), ()
+        case ToolsEnvironment():
+            environments = ToolEnvironments(part)
+            return environments.make, await environments.schemas()
         case TextArena():
-            return maker_of_game(part.name, part.options)
+            return maker_of_game(part.name, part.options), ()
         case ProgramEnvironment():
-            return maker_of_program(part.command, part.variables)
+            return maker_of_program(part.command, part.variables), ()
         case _:
             raise AssertionError(f"no environment of kind {part.kind}")

@@ -33,6 +33,9 @@ class EnvironmentPart(Config):
     turn_timeout_s: float = Field(60.0, gt=0)
     """Limit for each call of the environment. An episode whose environment takes longer ends with the reason
     `environment`, and has no reward."""
+    parser: str | None = None
+    """How calls of tools are written: `hermes`, `llama3_json`, `pythonic`, or the name of one of vLLM's parsers. `auto`
+    follows the chat template of the model. None: no calls are read."""
     history: Literal["refuse", "keep"] = "refuse"
     """What happens if the chat template writes earlier turns differently in a later prompt, as those of reasoning
     models that drop thoughts. refuse: the run does not start. keep: the policy reads in every turn what it said before,
@@ -130,9 +133,11 @@ class ToolsEnvironment(EnvironmentPart):
     methods, on an object of its own for each episode."""
     sources: list[ToolSource] = Field(default_factory=list)
     """Further tools: a search in texts, or servers."""
+    describe: bool = True
+    """Write the schemas of the tools into the prompt: by the chat template if it reads them, else into the system
+    message. False: the prompts say by themselves what the policy may call."""
     parser: str = "auto"
-    """How calls are written: `hermes`, `llama3_json`, `pythonic`, or the name of one of vLLM's parsers. `auto` follows
-    the chat template of the model."""
+    """As in all environments, but not None."""
     tool_timeout_s: float = Field(30.0, gt=0)
     """Limit for the calls of one reply together. A call that takes longer, and those behind it, are answered with an
     error."""

@@ -14,7 +14,7 @@ class Reply:
     """What the policy said in a turn."""
 
     text: str
-    """Text without special tokens."""
+    """Text without special tokens, and without its calls of tools if it has any."""
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls of tools in the text; () unless the environment has tools."""
     finish_reason: FinishReason = "stop"

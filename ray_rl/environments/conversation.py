@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,17 @@ from typing import Any
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.suffix import TurnSuffix
 from ray_rl.types import Message, Prompt, ToolCall
+
+DESCRIPTION = """\
+You may call functions. Their signatures:
+<tools>
+{schemas}
+</tools>
+To call one, answer with its name and arguments as JSON:
+<tool_call>
+{{"name": "NAME", "arguments": {{"ARGUMENT": "VALUE"}}}}
+</tool_call>"""
+"""What the policy reads about tools, if its chat template does not write their schemas itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,8 @@ class TemplateConversation:
         if not messages and not tools:
             return prompt
         whole = joined(prompt.messages, messages)
+        if tools and not self.tokenizer.reads_tools:
+            whole, tools = with_described(whole, tools), ()
         return replace(prompt, token_ids=self.suffix.prompt(whole, tools=tools), messages=whole, text=whole[-1].content)
 
     def follow(self, messages: Sequence[Message], sampled: Sequence[int], calls: Sequence[ToolCall]) -> tuple[int, ...]:
@@ -50,3 +64,12 @@ def joined(prompt: Sequence[Message], messages: Sequence[Message]) -> tuple[Mess
     if not prompt or not prompt[-1].role == messages[0].role == "user":
         return (*prompt, *messages)
     return (*prompt[:-1], Message("user", f"{prompt[-1].content}\n\n{messages[0].content}"), *messages[1:])
+
+
+def with_described(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """Returns a conversation whose system message ends with the schemas of tools, in the form of Hermes models."""
+    schemas = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in tools)
+    text = DESCRIPTION.format(schemas=schemas)
+    if messages and messages[0].role == "system":
+        return (Message("system", f"{messages[0].content}\n\n{text}"), *messages[1:])
+    return (Message("system", text), *messages)

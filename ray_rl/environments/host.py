@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ray_rl.environments.base import Environment, Opening, Reply, Step
+from ray_rl.environments.tools.calls import CallParser, Parsed
 from ray_rl.environments.users_code import UsersCode, shown
 from ray_rl.errors import ConfigError, DataError, EnvironmentFailed
 from ray_rl.types import Completion, Message, Prompt, ToolCall
@@ -24,8 +25,6 @@ ANY_ROLES = ("system", "assistant", *ROLES)
 """The roles of messages before the first turn of the policy."""
 
 Make = Callable[[], Environment]
-Parse = Callable[[str], tuple[ToolCall, ...]]
-"""Reads the calls of tools in a completion, decoded with special tokens."""
 
 
 class Conversation(Protocol):
@@ -60,7 +59,15 @@ class Answer:
 class Host:
     """The environments of many episodes. Its methods run concurrently, on one event loop."""
 
-    def __init__(self, make: Make, conversation: Conversation, *, parse: Parse | None, timeout_s: float) -> None:
+    def __init__(
+        self,
+        make: Make,
+        conversation: Conversation,
+        *,
+        parse: CallParser | None,
+        timeout_s: float,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Makes a host without episodes.
 
         Args:
@@ -68,10 +75,12 @@ class Host:
             conversation: writes tokens.
             parse: reads calls of tools; None for environments without.
             timeout_s: limit for one call of an environment.
+            tools: schemas of tools for the prompt, of environments that do not bring any with an `Opening`.
         """
         self._make = make
         self._conversation = conversation
         self._parse = parse
+        self._tools = tuple(tools)
         self._code = UsersCode(timeout_s)
         self._environments: dict[str, Environment] = {}
 
@@ -89,7 +98,7 @@ class Host:
         """
         environment = self._environments[episode] = _complete(await self._code.call("its function", self._make))
         row = {"prompt": prompt.text, **prompt.columns}
-        opening = _checked_opening(await self._code.call("reset", environment.reset, row, seed))
+        opening = _checked_opening(await self._code.call("reset", environment.reset, row, seed), self._tools)
         with _as_failure():
             return self._conversation.begin(prompt, opening.messages, opening.tools)
 
@@ -105,9 +114,13 @@ class Host:
             EnvironmentFailed: the environment failed, or the chat template cannot write its messages.
         """
         sampled = completion.token_ids.tolist()
-        calls = () if self._parse is None else self._parse(self._conversation.decode(sampled))
+        parsed = Parsed(completion.text)
+        if self._parse is not None:
+            found = self._parse(self._conversation.decode(sampled))
+            parsed = found if found.calls else parsed
+        calls = parsed.calls
         began_s = time.perf_counter()
-        reply = Reply(completion.text, calls, completion.finish_reason)
+        reply = Reply(parsed.content, calls, completion.finish_reason)
         step = _checked(await self._code.call("step", self._environments[episode].step, reply))
         metrics = {**step.metrics, "seconds": time.perf_counter() - began_s}
         if step.done:
@@ -174,14 +187,14 @@ def _checked(step: Any) -> Step:
     return Step(messages, None if step.reward is None else float(step.reward), bool(step.done), metrics)
 
 
-def _checked_opening(opening: Any) -> Opening:
+def _checked_opening(opening: Any, tools: tuple[Mapping[str, Any], ...]) -> Opening:
     """Returns what `reset` returned, once it is known to be messages.
 
     Raises:
         EnvironmentFailed: it is not.
     """
     if not isinstance(opening, Opening):
-        return Opening(_checked_messages(opening, where="reset"))
+        return Opening(_checked_messages(opening, where="reset"), tools)
     return replace(opening, messages=_checked_messages(opening.messages, where="reset", roles=ANY_ROLES))
 
 

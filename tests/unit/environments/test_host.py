@@ -8,6 +8,7 @@ import pytest
 
 from ray_rl.environments.base import Opening, Step
 from ray_rl.environments.host import Host
+from ray_rl.environments.tools.calls import Parsed
 from ray_rl.errors import ConfigError, DataError, EnvironmentFailed
 from ray_rl.types import Message, Prompt, ToolCall
 from tests.make import completion
@@ -120,11 +121,12 @@ def test_a_whole_conversation_may_begin_an_episode_and_bring_tools():
 
 def test_calls_of_tools_are_read_from_the_text_with_special_tokens():
     def parse(text):
-        return (ToolCall(text, {}),)
+        return Parsed("without", (ToolCall(text, {}),))
 
     host, made = host_of(Plain, parse=parse)
     (answer,) = asyncio.run(play(host))
     assert answer.tool_calls == made[0].reply.tool_calls == (ToolCall("<4>", {}),)
+    assert made[0].reply.text == "without"
 
 
 def test_a_message_that_cannot_fit_is_not_tokenised():
