@@ -139,7 +139,7 @@ def model(tmp_path_factory):
 def make(connected, make_config, model, tmp_path_factory):
     def make_run(*, engines, max_restarts=3, colocate=(), adapter=None):
         # Adapters start without an effect, so that they need larger steps to change as much.
-        lora, rate = (None, 2e-4) if adapter is None else ({"rank": 4}, 1e-2)
+        lora, rate = (None, 2e-4) if adapter is None else ({"rank": 4}, 2e-3)
         return make_config(
             run={"name": "faults", "dir": str(tmp_path_factory.mktemp("runs")), "steps": STEPS},
             model={"path": str(model), "dtype": "float32", "adapter": lora},
