@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ray_rl.config.data import Table
+from ray_rl.config.rewards import ToolPart
 from ray_rl.config.run import RunConfig
 
 
 def episode_rules(config: RunConfig) -> Iterator[str]:
     """Yields one message for every setting that contradicts `environment`."""
     episodes = config.episodes
-    if config.is_offline or episodes is None:
+    if config.is_offline:
+        return
+    if episodes is None or episodes.parser is None:
+        for index, reward in enumerate(config.rewards):
+            if isinstance(reward, ToolPart):
+                yield (
+                    f"rewards.{index}.kind={reward.kind}: no calls of tools are read; set environment.kind=tools, or "
+                    "environment.parser of another environment"
+                )
+    if episodes is None:
         return
     if config.rollout.max_tokens > episodes.max_tokens:
         yield (
