@@ -16,12 +16,14 @@ import pytest_asyncio
 from numpy.typing import NDArray
 
 from ray_rl.config import RunConfig
+from ray_rl.environments.host import Answer
 from ray_rl.errors import EnvironmentFailed
 from ray_rl.loops.roles import Actor
 from ray_rl.metrics.metric import Metric
-from ray_rl.types import Message, Prompt, TrainBatch
+from ray_rl.rollout.multi_turn import Failures, Limits, MultiTurn
+from ray_rl.types import Completion, Message, Prompt, TrainBatch
 from tests.make import completion
-from tests.system.cluster.scores import FLOAT32_GAP, gap
+from tests.system.cluster.scores import FLOAT32_GAP, gap, trainer_scores
 from tests.system.cluster.whole_run import Started, started
 from tests.tiny_model import WORDS, write_tiny_model
 
@@ -138,6 +140,42 @@ async def test_the_groups_of_a_prompt_begin_with_one_question(finished):
     samples = finished.run.samples()
     for first in range(0, len(samples), GROUP):
         assert len({sample["prompt"] for sample in samples[first : first + GROUP]}) == 1
+
+
+async def test_a_publish_between_turns_is_seen_in_versions_and_log_probabilities(finished):
+    """Each turn has the log-probabilities of the weights that sampled it, over all tokens before it."""
+    run, actor = finished.run, finished.watched.actor
+    batch, _ = finished.watched.seen[-1]
+    asked = prompt()
+    scored: list[NDArray[np.float32]] = []
+
+    class Between:
+        """Trains the policy and publishes it while the environment is asked for the second turn."""
+
+        async def begin(self, episode: str, prompt: Prompt, *, seed: int) -> Prompt:
+            return prompt
+
+        async def step(self, episode: str, completion: Completion, *, room: int) -> Answer:
+            if scored:
+                return Answer(done=True)
+            scored.append(await trainer_scores(actor, asked.token_ids, completion.token_ids))
+            await actor.update(batch)
+            await run.roles.weights.publish(STEPS + 1)
+            return Answer((END, WORDS.index("<|user|>"), WORDS.index("sum"), WORDS.index("<|assistant|>")))
+
+        def end(self, episode: str) -> None:
+            pass
+
+    limits = Limits(prompt_tokens=32, tokens=64, turns=4, tool_calls=None, seconds=600.0)
+    multi = MultiTurn(run.pool, run.sampling, Between(), limits, Failures(print))
+    (rollout,) = (await multi.sample(asked, samples=1, step=9, index=0)).rollouts
+    first, second = (turn.completion for turn in rollout.turns)
+    assert set(first.versions) == {STEPS}
+    assert set(second.versions) == {STEPS + 1}
+    newer = await trainer_scores(actor, asked.token_ids, rollout.token_ids)
+    assert gap(first.logprobs, scored[0]) < FLOAT32_GAP
+    assert gap(second.logprobs, newer[-len(second.token_ids) :]) < FLOAT32_GAP
+    assert gap(first.logprobs, newer[: len(first.token_ids)]) > 10 * FLOAT32_GAP
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
