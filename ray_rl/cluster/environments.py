@@ -75,8 +75,6 @@ class _Place:
     mark: str
     """Marks the processes that its environments start."""
     episodes: set[str] = field(default_factory=set)
-    is_retired: bool = False
-    """Whether it gets no further episodes, and ends with its last one."""
 
 
 class EnvironmentWorkers:
@@ -102,6 +100,7 @@ class EnvironmentWorkers:
         self._numbers = itertools.count()
         self._nodes = nodes_without_gpus()
         self._places = [self._launched() for _ in range(workers)]
+        self._retired: set[_Place] = set()
         self._place_of: dict[str, _Place] = {}
 
     async def start(self) -> None:
@@ -137,15 +136,18 @@ class EnvironmentWorkers:
             return
         place.worker.submit(end, (place.is_made, episode), {})
         place.episodes.discard(episode)
-        if place.is_retired and not place.episodes:
+        if place in self._retired and not place.episodes:
+            self._retired.discard(place)
+            place.worker.submit(end_processes, (place.mark,), {})
             asyncio.get_running_loop().call_later(STOP_S, place.worker.kill)
 
     async def stop(self) -> None:
         """Ends all workers, and the processes that their environments have left."""
-        refs = [place.worker.submit(end_processes, (place.mark,), {}) for place in self._places]
+        places = [*self._places, *self._retired]
+        refs = [place.worker.submit(end_processes, (place.mark,), {}) for place in places]
         with suppress(RayError, TimeoutError):
             await asyncio.wait_for(asyncio.gather(*refs, return_exceptions=True), STOP_S)  # bound: STOP_S
-        for place in self._places:
+        for place in places:
             place.worker.kill()
 
     async def _call(self, place: _Place, method: Callable[..., Any], *args: Any) -> Any:
@@ -162,9 +164,9 @@ class EnvironmentWorkers:
             raise self._lost(place, f"it does not answer for {self._limit_s:g} s") from late
         except RayError as died:
             raise self._lost(place, " ".join(str(died).split())) from died
-        if stuck >= MOST_STUCK and not place.is_retired:
+        if stuck >= MOST_STUCK and place in self._places:
             self._replace(place, f"{stuck} calls of its environments do not end")
-            place.is_retired = True
+            self._retired.add(place)
         if error is not None:
             raise error
         return value
@@ -172,18 +174,20 @@ class EnvironmentWorkers:
     def _lost(self, place: _Place, why: str) -> EnvironmentFailed:
         """Writes a worker off with all its episodes, and returns the error for each of them."""
         if place in self._places:
-            self._replace(place, why)
+            replaced = self._replace(place, why)
+            replaced.worker.submit(end_processes, (place.mark,), {})
             for episode in place.episodes:
                 self._place_of.pop(episode, None)
         with suppress(RayError):
             place.worker.kill()
         return EnvironmentFailed(f"the worker of the environment was lost: {why}")
 
-    def _replace(self, place: _Place, why: str) -> None:
+    def _replace(self, place: _Place, why: str) -> _Place:
         self._tell(f"{place.worker.name} with {len(place.episodes)} episodes is replaced: {why}")
-        self._places[self._places.index(place)] = self._launched(instead_of=place)
+        replaced = self._places[self._places.index(place)] = self._launched()
+        return replaced
 
-    def _launched(self, instead_of: _Place | None = None) -> _Place:
+    def _launched(self) -> _Place:
         number = next(self._numbers)
         mark = f"{self._run}-{number}"
         node = self._nodes[number % len(self._nodes)]
@@ -191,8 +195,6 @@ class EnvironmentWorkers:
         options = {"num_cpus": 0, "scheduling_strategy": strategy, "max_concurrency": CALLS}
         setting = Setting(str(self._logs), 1, {MARK: mark})
         worker: Worker[Host] = Worker.launch_async(f"environment-{number}", setting, options)
-        if instead_of is not None and not instead_of.is_retired:
-            worker.submit(end_processes, (instead_of.mark,), {})
         return _Place(worker, worker.hold(self._build), mark)
 
 
