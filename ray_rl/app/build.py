@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING
 from ray_rl.app.environments import episodes_of, start_environments
 from ray_rl.app.records import open_run
 from ray_rl.app.sources import folders_of, what_is_loaded
+from ray_rl.app.unchanged import require_same_weights
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.config import RunConfig
 from ray_rl.config.gpus import scores_as_finished
 from ray_rl.config.roles import ACTOR, CRITIC, REFERENCE
 from ray_rl.data.chat import ChatTokenizer
 from ray_rl.data.ends import Ends, without_end
+from ray_rl.data.opening import open_rows
 from ray_rl.data.row_checks import CheckedRows
-from ray_rl.data.source import PromptSource, build_source
+from ray_rl.data.source import PromptSource, build_source, row_order
 from ray_rl.imports import quick_imports
-from ray_rl.loops.checkpoints import Checkpoints, read_progress
+from ray_rl.loops.checkpoints import Checkpoints
 from ray_rl.loops.credit import Crediting
 from ray_rl.loops.exporting import Export
 from ray_rl.loops.guard import Guard
-from ray_rl.loops.model_digests import Models, digests_of, require_same_models
+from ray_rl.loops.model_digests import Models, digests_of
 from ray_rl.loops.online import train
 from ray_rl.loops.recovery import train_on
 from ray_rl.loops.resuming import newest_checkpoint, store_of
@@ -62,6 +64,18 @@ class OnlineTraining:
     checked: CheckedRows | None
     """The rows of `data:`, some of them already checked. None opens them without checks."""
 
+    def require_same(self, since: Checkpoint, note: Callable[[str], None]) -> None:
+        """Checks that the rows and the models are those of a checkpoint.
+
+        Raises:
+            ConfigError: the rows have changed.
+            DataError: a model has changed whose weights are in no checkpoint.
+        """
+        data, seed = self.config.data, self.config.run.seed
+        rows = open_rows(data, seed=seed) if self.checked is None else self.checked.rows
+        row_order(rows, data, seed=seed).compare(Collected.read(since.folder).source["source"])
+        require_same_weights(since, self.config, note)
+
     def open_run(self, folder: RunFolder, console: RunConsole, *, step: int, version: int) -> Run:
         """Returns the counters, clock and records of the run."""
         return open_run(self.config, folder, console, step=step, version=version)
@@ -75,16 +89,12 @@ class OnlineTraining:
                 model = resolve_model(config.model.path)
                 folders = folders_of(config, model)
                 models = digests_of(folders)
-                if since is not None:
-                    require_same_models(config, read_progress(since).models, models, note=run.note)
                 tokenizer = ChatTokenizer.of_policy(config.model, config.data, model)
                 ends = tokenizer.ends_of(config.rollout, config.data)
                 endless = without_end(ends, model=config.model.path, max_tokens=config.rollout.max_tokens)
                 if endless is not None:
                     run.note(endless)
                 source = _source(config, run, model, tokenizer, self.checked, stack)
-                if since is not None:
-                    source.compare(Collected.read(since.folder).source)
                 run.note("importing Ray")
                 # Ray reads its environment when it is imported: not before run_training has prepared it.
                 with quick_imports():

@@ -10,6 +10,7 @@ from functools import partial
 from ray_rl.app.examples import load, resolved_steps
 from ray_rl.app.records import open_offline_run
 from ray_rl.app.sources import folders_of, what_is_loaded
+from ray_rl.app.unchanged import require_same_weights
 from ray_rl.batching.pack_examples import pack_examples
 from ray_rl.checkpoint.store import Checkpoint
 from ray_rl.config import RunConfig
@@ -24,7 +25,7 @@ from ray_rl.loops.evaluation import Evaluation
 from ray_rl.loops.examples import ExampleStream, saved_position
 from ray_rl.loops.exporting import Export
 from ray_rl.loops.guard import Guard
-from ray_rl.loops.model_digests import Models, digests_of, require_same_models
+from ray_rl.loops.model_digests import Models, digests_of
 from ray_rl.loops.offline import train
 from ray_rl.loops.recovery import train_on
 from ray_rl.loops.reference import Baseline, LiveReference, Pack, Reference, StoredReference, mismatched
@@ -57,6 +58,16 @@ class OfflineTraining:
             examples = load(config, folder=resolve_model(config.model.path), say=say)
         return cls(resolved_steps(config, len(examples.train)), examples)
 
+    def require_same(self, since: Checkpoint, note: Callable[[str], None]) -> None:
+        """Checks that the examples and the models are those of a checkpoint.
+
+        Raises:
+            ConfigError: the examples have changed.
+            DataError: a model has changed whose weights are in no checkpoint.
+        """
+        self._order().compare(saved_position(since.folder))
+        require_same_weights(since, self.config, note)
+
     def open_run(self, folder: RunFolder, console: RunConsole, *, step: int, version: int) -> Run:
         """Returns the counters, clock and records of the run."""
         return open_offline_run(self.config, folder, console, step=step, version=version)
@@ -68,11 +79,7 @@ class OfflineTraining:
             with run.phase("start"):
                 folders = folders_of(config, resolve_model(config.model.path))
                 models = digests_of(folders)
-                if since is not None:
-                    require_same_models(config, read_progress(since).models, models, note=run.note)
-                order = ExampleOrder(self.examples, shuffle=config.data.shuffle, seed=config.run.seed)
-                if since is not None:
-                    order.compare(saved_position(since.folder))
+                order = self._order()
                 run.note("importing Ray")
                 # Ray reads its environment when it is imported: not before run_training has prepared it.
                 with quick_imports():
@@ -105,6 +112,9 @@ class OfflineTraining:
             )
             run.note("ending the workers")
 
+    def _order(self) -> ExampleOrder:
+        return ExampleOrder(self.examples, shuffle=self.config.data.shuffle, seed=self.config.run.seed)
+
 
 def build_offline_session(
     config: RunConfig,
@@ -129,8 +139,8 @@ def build_offline_session(
     partners, store = _partners(config, examples), store_of(config, folder)
     reference: Reference | None = None if live is None else LiveReference(live)
     if live is None and config.offline.needs_reference:
-        scored = [*examples.train, *examples.held_out, *partners.values()]
-        reference = _stored(config, folder, scored, start, pack, models=models, since=since)
+        known = [*examples.train, *examples.held_out]
+        reference = _stored(config, folder, known, [*partners.values()], start, pack, models=models, since=since)
     evaluation = Evaluation(
         examples.held_out,
         batch_size=config.offline.batch_size,
@@ -184,6 +194,7 @@ def _stored(
     config: RunConfig,
     folder: RunFolder,
     examples: Sequence[Example],
+    pairs: Sequence[Example],
     start: Scorer,
     pack: Pack,
     *,
@@ -197,11 +208,12 @@ def _stored(
     before = {} if since is None else {old[0]: old[1] for old in read_progress(since).models.get(ACTOR, ())}
     return StoredReference(
         folder.reference_jsonl,
-        examples,
+        [*examples, *pairs],
         scorer=start,
         pack=pack,
         batch_size=config.offline.batch_size,
         depends_on=depends_on,
         is_resumed=since is not None,
         model_before=None if digest is None else before.get(source),
+        pairs=len(pairs),
     )

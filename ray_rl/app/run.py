@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from ray_rl.app.records import newest_saved
@@ -34,6 +35,13 @@ class Training(Protocol):
     @property
     def config(self) -> RunConfig:
         """The configuration, with everything resolved that `config.yaml` of the run folder says."""
+
+    def require_same(self, since: Checkpoint, note: Callable[[str], None]) -> None:
+        """Checks that the data and the models are those of a checkpoint. Writes nothing into the run folder.
+
+        Raises:
+            UserError: they have changed.
+        """
 
     def open_run(self, folder: RunFolder, console: RunConsole, *, step: int, version: int) -> Run:
         """Returns the counters, clock and records of the run."""
@@ -65,7 +73,14 @@ def run_training(
     console = RunConsole()
     training = _training(_resolved(config), checked, console.say)
     with ExitStack() as stack:
-        found = opened(training.config, stack, resume=resume, from_step=from_step, note=console.say)
+        found = opened(
+            training.config,
+            stack,
+            resume=resume,
+            from_step=from_step,
+            note=console.say,
+            require_same=partial(training.require_same, note=console.say),
+        )
         if found is None:
             return
         folder, since = found.folder, found.since

@@ -50,6 +50,11 @@ def build_source(
     return PromptSource(opened, config, seed=seed, tokenizer=tokenizer, ahead=ahead, note=note)
 
 
+def row_order(rows: Rows, config: DataConfig, *, seed: int) -> RowOrder:
+    """Returns the order of rows in the epochs of a source, whose `compare` takes the `source` of a saved position."""
+    return RowOrder(kind=config.kind, size=len(rows), seed=seed, shuffle=config.shuffle, digests=rows.digests)
+
+
 def tokenize_row(row: Row, config: DataConfig, tokenizer: ChatTokenizer) -> Prompt | None:
     """Returns the prompt of a row; None for one so long that tokenising it would take too long.
 
@@ -126,9 +131,7 @@ class PromptSource:
         self._rows = rows
         self._config = config
         self._tokenizer = tokenizer
-        self._orders = RowOrder(
-            kind=config.kind, size=len(rows), seed=seed, shuffle=config.shuffle, digests=rows.digests
-        )
+        self._orders = row_order(rows, config, seed=seed)
         self._position = _Position()
         self._order = self._orders.of_epoch(0)
 

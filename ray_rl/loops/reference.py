@@ -72,6 +72,7 @@ class StoredReference:
         depends_on: Mapping[str, str | None],
         is_resumed: bool,
         model_before: str | None = None,
+        pairs: int = 0,
     ) -> None:
         """Makes a reference that has no numbers before `prepare`.
 
@@ -84,10 +85,12 @@ class StoredReference:
             depends_on: what the numbers depend on, by name: `model`, the digest of its weights, and others.
             is_resumed: whether the run continues from a checkpoint.
             model_before: the digest of `model` when that checkpoint was written, if it is known: for a lost file.
+            pairs: how many of the examples, the last ones, are the mismatched pairs of KTO's baseline.
         """
         self._file, self._examples = file, examples
         self._scorer, self._pack, self._size = scorer, pack, max(batch_size, SCORED_AT_ONCE)
         self._depends_on, self._is_resumed, self._model_before = dict(depends_on), is_resumed, model_before
+        self._pairs = pairs
         self._known: dict[tuple[str, str], list[float]] = {}
         self._keys = [(each.id, each.digest) for each in examples]
 
@@ -108,7 +111,7 @@ class StoredReference:
         try:
             for index, group in enumerate(missing):
                 if index % max(1, len(missing) // NOTES) == 0:
-                    run.note(f"reference log-probabilities: {group.start} of {len(self._examples)} examples")
+                    run.note(f"reference log-probabilities: {group.start} of {self._counted()}")
                 await self._score(group, file)
         finally:
             file.close()
@@ -116,6 +119,11 @@ class StoredReference:
     async def sums(self, examples: Sequence[Example], batch: OfflineBatch) -> NDArray[np.float64]:
         """Returns the stored numbers."""
         return np.array([value for each in examples for value in self._known[each.id, each.digest]], np.float64)
+
+    def _counted(self) -> str:
+        """Returns the number of sequences to score, in words: KTO's mismatched pairs are no examples of the data."""
+        pairs = f" and {self._pairs} mismatched pairs" if self._pairs else ""
+        return f"{len(self._examples) - self._pairs} examples{pairs}"
 
     async def _score(self, group: slice, file: PieceFile) -> None:
         """Scores a group of examples, and stores the numbers of those that were not known."""
@@ -147,7 +155,7 @@ class StoredReference:
             if self._is_resumed and "model" in changed:
                 raise DataError(
                     f"{self._file}: the reference is not that with which the run started ({text}), and it lacks "
-                    f"{len(wanted) - len(known)} of {len(wanted)} examples; put back the weights of model.path"
+                    f"{len(wanted) - len(known)} of {self._counted()}; put back the weights of model.path"
                 )
             run.note(f"{self._file.name}: computing all log-probabilities of the reference again ({text})")
             known = {}

@@ -49,6 +49,7 @@ def opened(
     resume: Resume | None,
     note: Callable[[str], None],
     from_step: int | None = None,
+    require_same: Callable[[Checkpoint], None] = lambda since: None,
 ) -> Opened | None:
     """Opens the folder of a run and owns it for this process until the stack is closed.
 
@@ -61,12 +62,13 @@ def opened(
         note: Called with each message: where the run continues, what changed, what was moved, bad checkpoints.
         from_step: The checkpoint to continue from, with `required`; None is the newest one that verifies. Later
             checkpoints and records are moved aside.
+        require_same: Called with the checkpoint before anything is written; raises if its data or models have changed.
 
     Returns:
         None if the run is finished.
 
     Raises:
-        UserError: There is no checkpoint, or the configuration differs in what must not change. Nothing was changed.
+        UserError: There is no checkpoint, or configuration, data or a model changed that must not. Nothing was written.
         CheckpointError: The run had a checkpoint, but none verifies. Nothing was changed.
         FolderHeld: Another live process has the folder.
         RecordError: The disk is full.
@@ -91,10 +93,7 @@ def opened(
         if folder.has_records:
             note(f"{folder.root}: no checkpoint was completed; starting from step 0")
     else:
-        changed = _changes(folder, config)
-        note(f"{folder.root}: resuming after step {since.step} of {config.steps}")
-        for line in changed:
-            note(f"changed: {line}")
+        _compare(folder, config, since, require_same, note)
         if from_step is not None:
             _go_back(folder, since.step, note)
     mark_ending(folder.root, "killed")
@@ -102,6 +101,21 @@ def opened(
     step = None if since is None else since.step
     folder.prepare(dump_config(config), step=step, group_readable=config.run.group_readable, note=note)
     return Opened(folder, since)
+
+
+def _compare(
+    folder: RunFolder,
+    config: RunConfig,
+    since: Checkpoint,
+    require_same: Callable[[Checkpoint], None],
+    note: Callable[[str], None],
+) -> None:
+    """Checks that a run may continue from a checkpoint, and tells what has changed in its configuration."""
+    changed = _changes(folder, config)
+    require_same(since)
+    note(f"{folder.root}: resuming after step {since.step} of {config.steps}")
+    for line in changed:
+        note(f"changed: {line}")
 
 
 def newest_checkpoint(config: RunConfig, folder: RunFolder, note: Callable[[str], None]) -> Checkpoint | None:

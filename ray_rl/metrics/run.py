@@ -78,7 +78,7 @@ class Run:
         self._console = console
         self._clock = clock
         self._start_s = clock()
-        self._summary = Summary(planned=self.steps, before=step, compared=columns.compared_keys)
+        self._summary = Summary(planned=self.steps, before=step, resumed_at=step, compared=columns.compared_keys)
         self._shown: tuple[str, list[Sample]] | None = None
         self._is_closed, self._has_lost_drawings = False, False
         self._jsonl = JsonlSink(folder.metrics_jsonl)

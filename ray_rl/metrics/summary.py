@@ -21,7 +21,9 @@ class Summary:
     planned: int
     """Steps in the configuration."""
     before: int = 0
-    """Steps that the run had trained before it was resumed."""
+    """Steps that the run had trained before it was resumed, or went back to a checkpoint."""
+    resumed_at: int = 0
+    """The step after which this process began; what it shows has only later steps."""
     steps: int = 0
     step_s: float = 0.0
     tokens: float = 0.0
@@ -58,7 +60,8 @@ class Summary:
 
     def rows(self, *, folder: str) -> list[tuple[str, str]]:
         """Returns label and text of each line: what the run did, and where its files are."""
-        rows = [(label, _ends(self.seen[label])) for label in self.compared if label in self.seen]
+        since = f", since step {self.resumed_at + 1}" if self.resumed_at else ""
+        rows = [(label, _ends(self.seen[label], since)) for label in self.compared if label in self.seen]
         if self.steps:
             rows.append(("speed", self._speed()))
             rows.append(("time", self._shares()))
@@ -78,10 +81,10 @@ class Summary:
         return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in [*shares, ("other", other)])
 
 
-def _ends(values: Sequence[float]) -> str:
+def _ends(values: Sequence[float], since: str) -> str:
     count = min(EDGE_STEPS, len(values) // 2)
     if count == 0:
         return f"{values[0]:.3f}"
     first, last = statistics.fmean(values[:count]), statistics.fmean(values[-count:])
     ends = f"mean of the first {count} and the last {count} steps" if count > 1 else "first and last step"
-    return f"{first:.3f} -> {last:.3f} ({ends})"
+    return f"{first:.3f} -> {last:.3f} ({ends}{since})"

@@ -183,6 +183,8 @@ async def test_the_reference_scores_the_mismatched_rows_of_kto_before_the_first_
     (before, *_), policy = one.actor.scored[:1], one.actor.scored[1]
     assert before == ("row:0", "row:1", "row:2", "row:3", "row:0 with row:2", "row:1 with row:0", "row:2 with row:1")
     assert policy == ("row:0 with row:2", "row:1 with row:0")
+    assert "reference log-probabilities: 0 of 4 examples and 3 mismatched pairs" in one.said()
+    assert len(one.folder.reference_jsonl.read_text().splitlines()) == 1 + 4 + 3
     assert one.actor.batches[0].baseline == 0.0
 
 
