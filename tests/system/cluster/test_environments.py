@@ -281,7 +281,11 @@ async def test_a_worker_with_calls_that_never_end_keeps_its_episodes_and_gets_no
 async def test_processes_that_an_environment_leaves_end_with_its_worker(hosting):
     workers = await hosting("Hostile", told=[])
     await play(workers, "leak", "leak")
-    assert any([leaked() or await asyncio.sleep(0.1) for _ in range(50)])
+    for _ in range(50):
+        if leaked():
+            break
+        await asyncio.sleep(0.1)
+    assert leaked()
     await workers.stop()
     await asyncio.to_thread(psutil.wait_procs, leaked(), timeout=10)
     assert not leaked()
