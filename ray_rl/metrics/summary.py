@@ -11,7 +11,7 @@ from ray_rl.metrics.phases import EVALUATE
 from ray_rl.metrics.text import duration
 
 EDGE_STEPS = 5
-"""Number of first and last steps whose means are compared; fewer in runs shorter than twice that."""
+"""Most first and last steps whose means are compared. It is a quarter of all at most, so that the middle is in none."""
 
 
 @dataclass(slots=True)
@@ -81,10 +81,15 @@ class Summary:
         return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in [*shares, ("other", other)])
 
 
+def edges(values: Sequence[float]) -> tuple[float, float, int]:
+    """Returns the means of the first and of the last values of all steps, and of how many values each is the mean."""
+    count = min(EDGE_STEPS, max(1, len(values) // 4))
+    return statistics.fmean(values[:count]), statistics.fmean(values[-count:]), count
+
+
 def _ends(values: Sequence[float], since: str) -> str:
-    count = min(EDGE_STEPS, len(values) // 2)
-    if count == 0:
+    if len(values) == 1:
         return f"{values[0]:.3f}"
-    first, last = statistics.fmean(values[:count]), statistics.fmean(values[-count:])
+    first, last, count = edges(values)
     ends = f"mean of the first {count} and the last {count} steps" if count > 1 else "first and last step"
     return f"{first:.3f} -> {last:.3f} ({ends}{since})"

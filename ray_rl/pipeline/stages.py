@@ -12,6 +12,7 @@ from ray_rl.config.loading.explain import show
 from ray_rl.config.loading.load import load_config
 from ray_rl.config.loading.yaml_tree import Located
 from ray_rl.config.rewards import ModelReward
+from ray_rl.config.rules.model_kinds import made_by, uses_of
 from ray_rl.config.run import RunConfig
 from ray_rl.data.chat import uses_chat
 from ray_rl.errors import ConfigError
@@ -151,9 +152,27 @@ def _loaded(
         )
     except ConfigError as error:
         raise ConfigError(f"stage {settings.name}: {error}") from None
+    _require_kinds(settings, config, makers)
     require_same_adapters(config, makers, stage=settings.name)
     _require_chat(settings, config, [earlier[name] for name in used])
     return Stage(settings, config, tuple(dict.fromkeys(used)))
+
+
+def _require_kinds(settings: StageConfig, config: RunConfig, makers: Mapping[str, RunConfig]) -> None:
+    """Refuses the model of an earlier stage where it is of the wrong kind: a language model as a reward, for example.
+
+    Raises:
+        ConfigError: there is such a model.
+    """
+    for use in uses_of(config):
+        maker = makers.get(use.path)
+        if maker is not None and made_by(maker) not in use.kinds:
+            key = "model.path" if use.key == "model.adapter.path" else use.key
+            raise ConfigError(
+                f"stage {settings.name}: {settings.config}: {key}={{stage: {maker.run.name}}}: stage {maker.run.name} "
+                f"makes a {made_by(maker)} (algorithm.kind={maker.algorithm.kind}), and {use.wanted}; set {key} to "
+                f"{use.remedy}"
+            )
 
 
 def _require_chat(settings: StageConfig, config: RunConfig, sources: Sequence[Stage]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray_rl.config.loading.nearest import nearest
 from ray_rl.metrics.step_records import step_records
-from ray_rl.metrics.summary import EDGE_STEPS
+from ray_rl.metrics.summary import EDGE_STEPS, edges
 from ray_rl.metrics.text import duration
 from ray_rl.pipeline.stages import Stage
 
@@ -62,8 +62,7 @@ def _metrics(stage: Stage, records: Sequence[Mapping[str, Any]], *, encoding: st
             near = nearest(name, sorted(known))
             yield name, "", "", "no such metric" + (f"; {near}?" if near else "")
             continue
-        count = min(EDGE_STEPS, max(1, len(values) // 4))
-        first, last = statistics.fmean(values[:count]), statistics.fmean(values[-count:])
+        first, last, _ = edges(values)
         yield name, f"{first:.3f}", f"{last:.3f}", course(values, encoding=encoding)
     if not names:
         yield "", "", "", ""

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from ray_rl.catalog.model_kinds import architecture_of, kind_of
 from ray_rl.catalog.models import PACKAGED_MODELS
 from ray_rl.catalog.shapes import read_settings, reads_chat
 from ray_rl.catalog.weight_files import weight_file_problems
@@ -26,6 +27,7 @@ from ray_rl.config.rules.continuing import continuing_rules
 from ray_rl.config.rules.determinism import determinism_rules
 from ray_rl.config.rules.episodes import episode_rules
 from ray_rl.config.rules.hardware import hardware_rules
+from ray_rl.config.rules.model_kinds import model_kind_rules
 from ray_rl.config.rules.modes import mode_rules
 from ray_rl.config.run import RunConfig
 from ray_rl.errors import ConfigError
@@ -60,6 +62,7 @@ def check(
         *continuing_rules(config, is_elsewhere=is_elsewhere),
         *adapter_rules(config),
         *_models(config, is_elsewhere=is_elsewhere, stand_ins=stand_ins),
+        *model_kind_rules(config, stand_ins=stand_ins),
         *_lengths(config),
         *_data(config, is_elsewhere=is_elsewhere),
         *_rewards(config),
@@ -144,9 +147,10 @@ def _judge(key: str, path: str, config: RunConfig) -> Iterator[str]:
     settings = read_settings(path)
     if settings is None:
         return
+    is_of_another_kind = kind_of(architecture_of(settings)) not in (None, "reward model")  # see `model_kind_rules`
     labels = settings.get("id2label", settings.get("num_labels", TRANSFORMERS_LABELS))
     count = labels if isinstance(labels, int) else len(labels)
-    if count != 1:
+    if count != 1 and not is_of_another_kind:
         yield (
             f"{key}={path}: the model has {count} labels, and a reward needs one number; set {key} to a sequence "
             "classification model with num_labels 1"

@@ -114,7 +114,7 @@ def rows_of(summary):
 
 
 def test_a_summary_compares_the_first_five_steps_with_the_last_five():
-    rows = rows_of(summary_of([0.1] * 5 + [0.3] * 3 + [0.7] * 5))
+    rows = rows_of(summary_of([0.1] * 5 + [0.3] * 10 + [0.7] * 5))
     assert rows["reward"] == "0.100 -> 0.700 (mean of the first 5 and the last 5 steps)"
 
 
@@ -123,10 +123,11 @@ def test_a_summary_compares_the_first_five_steps_with_the_last_five():
     [
         ([0.25], "0.250"),
         ([0.1, 0.2], "0.100 -> 0.200 (first and last step)"),
-        ([0.1, 0.2, 0.9, 0.4, 0.6], "0.150 -> 0.500 (mean of the first 2 and the last 2 steps)"),
+        ([0.1, 0.2, 0.9, 0.4, 0.6], "0.100 -> 0.600 (first and last step)"),
+        ([0.1, 0.3, 0.9, 0.9, 0.9, 0.9, 0.4, 0.6], "0.200 -> 0.500 (mean of the first 2 and the last 2 steps)"),
     ],
 )
-def test_the_two_ends_of_a_short_run_never_overlap(rewards, text):
+def test_the_two_ends_of_a_short_run_leave_out_its_middle(rewards, text):
     assert rows_of(summary_of(rewards))["reward"] == text
 
 

@@ -36,6 +36,9 @@ stages:
   - {name: ppo, config: ppo.yaml, overrides: [run.steps=6]}
 """
 
+STEPS = "reward.algorithm={kind: process_reward_model}"
+"""Makes the second stage one whose model scores steps, and not completions."""
+
 
 @pytest.fixture
 def file(tmp_path):
@@ -72,8 +75,8 @@ def test_models_of_an_entry_can_come_from_several_places(file):
 
 
 def test_a_reference_can_be_an_override(file):
-    _, reward, ppo = stages(file, "ppo.model.path={stage: reward}", "reward.algorithm.members=1")
-    assert ppo.config.model.path == reward.models[0] == "all/rlhf/reward/export"
+    _, reward, ppo = stages(file, "ppo.critic.path={stage: reward}", "reward.algorithm.members=1")
+    assert ppo.config.critic.path == reward.models[0] == "all/rlhf/reward/export"
 
 
 def test_a_later_stage_is_checked_with_the_models_from_which_its_models_are_trained(file):
@@ -123,6 +126,33 @@ def test_models_that_exist_are_checked_themselves(file):
             "stages are sft, reward, ppo",
         ),
         (["ppo.run.stepz=3"], "stage ppo: override 'run.stepz=3': unknown key; did you mean run.steps?"),
+        (
+            ["ppo.rewards.1.paths={stage: sft}"],
+            "stage ppo: HERE/ppo.yaml: rewards.1.paths.0={stage: sft}: stage sft makes a language model "
+            "(algorithm.kind=grpo), and a reward takes a reward model; set rewards.1.paths.0 to the model of a run "
+            "with algorithm.kind=reward_model",
+        ),
+        (
+            ["ppo.model.path={stage: reward}", "reward.algorithm.members=1"],
+            "stage ppo: HERE/ppo.yaml: model.path={stage: reward}: stage reward makes a reward model "
+            "(algorithm.kind=reward_model), and algorithm.kind=ppo takes a language model; set model.path to the "
+            "model of a run that trains one, for example with algorithm.kind=sft",
+        ),
+        (
+            ["ppo.reference.path={stage: reward}", "reward.algorithm.members=1"],
+            "stage ppo: HERE/ppo.yaml: reference.path={stage: reward}: stage reward makes a reward model "
+            "(algorithm.kind=reward_model), and a reference takes a language model",
+        ),
+        (
+            ["ppo.rewards=[{kind: number}]", "ppo.critic.path={stage: reward}", STEPS],
+            "stage ppo: HERE/ppo.yaml: critic.path={stage: reward}: stage reward makes a process reward model "
+            "(algorithm.kind=process_reward_model), and a critic takes a language model or a reward model",
+        ),
+        (
+            [STEPS],
+            "stage ppo: HERE/ppo.yaml: rewards.1.paths.0={stage: reward}: stage reward makes a process reward model "
+            "(algorithm.kind=process_reward_model), and a reward takes a reward model",
+        ),
         (["nmae=b"], "override 'nmae=b': unknown key; did you mean name?"),
         (["name=a.b"], "override 'name=a.b': must match pattern"),
     ],
