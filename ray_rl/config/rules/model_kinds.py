@@ -13,6 +13,7 @@ from ray_rl.catalog.models import PACKAGED_MODELS
 from ray_rl.catalog.shapes import read_settings
 from ray_rl.config.offline import ProcessRewardModel, RewardModel
 from ray_rl.config.run import RunConfig
+from ray_rl.config.train import CriticConfig, ReferenceConfig
 
 _MADE_BY: dict[Kind, str] = {
     "language model": "a run that trains one, for example with algorithm.kind=sft",
@@ -62,13 +63,14 @@ def uses_of(config: RunConfig) -> Iterator[Use]:
     kinds: tuple[Kind, ...] = ("language model",) if own == "language model" else ("language model", own)
     trained = f"algorithm.kind={config.algorithm.kind}"
     yield Use("model.path", config.model.path, trained, kinds)
-    adapter, critic, reference = config.model.adapter, config.critic, config.reference
+    adapter = config.model.adapter
     if adapter is not None and adapter.path is not None:
         yield Use("model.adapter.path", adapter.path, trained, kinds)
-    if critic is not None and critic.path is not None and not config.is_offline:
-        yield Use("critic.path", critic.path, "a critic", ("language model", "reward model"))
-    if reference is not None and reference.path is not None:
-        yield Use("reference.path", reference.path, "a reference", ("language model",))
+    for name, section in config:
+        if isinstance(section, CriticConfig) and section.path is not None:
+            yield Use(f"{name}.path", section.path, f"a {name}", ("language model", "reward model"))
+        if isinstance(section, ReferenceConfig) and section.path is not None:
+            yield Use(f"{name}.path", section.path, f"a {name}", ("language model",))
     judges = config.reward_models
     if judges is not None:
         for index, path in enumerate(judges.paths):
