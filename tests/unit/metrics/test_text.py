@@ -132,7 +132,7 @@ def test_the_two_ends_of_a_short_run_leave_out_its_middle(rewards, text):
 
 
 def test_a_summary_of_a_resumed_run_says_since_which_step_it_compares():
-    resumed = summary_of([0.1] * 5 + [0.7] * 5)
+    resumed = summary_of([0.1] * 5 + [0.3] * 10 + [0.7] * 5)
     resumed.resumed_at = 153
     assert rows_of(resumed)["reward"] == "0.100 -> 0.700 (mean of the first 5 and the last 5 steps, since step 154)"
 
