@@ -84,10 +84,9 @@ def modes(traces: Traces) -> list[tuple[str, int]]:
 def test_a_run_that_trains_lets_nobody_else_in_and_doctor_removes_what_it_leaves_when_it_is_killed(killed, temporary):
     _, kill_when = killed
     traces, seen = kill_when(lambda traces, folder: steps_done(folder) >= 1, look=modes)
-    (private, mode), *shared = seen
+    ((private, mode),) = seen
     assert private.startswith(f"ray_rl-{traces.pid}-")
     assert mode == 0o700
-    assert {mode for _, mode in shared} == {0o600}
     assert [path.name for path in traces.files] == [private]
     said = clean(temporary)
     assert f"removed {temporary / private} (" in said
@@ -104,9 +103,11 @@ def test_a_run_killed_while_engines_load_leaves_nothing_that_doctor_does_not_rem
 
 def test_the_next_start_removes_the_memory_of_a_run_killed_between_joining_and_the_first_publish(killed, temporary):
     place, kill_when = killed
-    traces, segments = kill_when(lambda traces, folder: traces.segments, look=lambda traces: traces.segments)
-    assert segments
-    assert traces.segments == segments
+    traces, seen = kill_when(lambda traces, folder: traces.segments, look=modes)
+    (_, mode), *shared = seen
+    assert mode == 0o700
+    assert {mode for _, mode in shared} == {0o600}
+    assert {path.name for path in traces.segments} == {name for name, _ in shared}
     environment = {"TMPDIR": str(temporary)}
     ended = run(place, "train", "run.yaml", "run.name=next", "run.steps=1", environment=environment)
     assert ended.code == 0, ended.stderr
