@@ -41,6 +41,7 @@ def check_before_start(
     visible_gpus: int | None = None,
     is_full: bool = True,
     stand_ins: Collection[str] = (),
+    taken: Note | None = None,
     note: Note = lambda text: None,
     progress: Note = lambda text: None,
 ) -> CheckedRows | Examples | None:
@@ -52,6 +53,7 @@ def check_before_start(
         visible_gpus: GPUs of the machine that will run it; None counts those of this machine.
         is_full: False runs the quick checks.
         stand_ins: models in `rewards` that stand for reward models which do not exist yet.
+        taken: called with the remark that the run folder exists already; None refuses it.
         note: called with the run and what comes next, and with each remark on a setting.
         progress: called with the progress of a long check.
 
@@ -67,7 +69,7 @@ def check_before_start(
 
     check(config, visible_gpus=visible_gpus, stand_ins=stand_ins)
     if not continues(config, resume):
-        check_run_folder_is_free(config)
+        check_run_folder_is_free(config, taken=taken)
     checked = None
     # The checks import libraries that read these variables at import.
     quiet_libraries(on_cpu=config.cluster.accelerator == "cpu")

@@ -44,8 +44,14 @@ def validate(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     asks = asked_gpus(config)
     asked = sum(ask.gpus for ask in asks)
+    remarks: list[str] = []
     check_before_start(
-        config, resume=arguments.resume, visible_gpus=asked, is_full=arguments.full, progress=say_progress
+        config,
+        resume=arguments.resume,
+        visible_gpus=asked,
+        is_full=arguments.full,
+        taken=remarks.append,
+        progress=say_progress,
     )
     print(f"{arguments.config}: valid")
     print(f"  {_arithmetic(config)}")
@@ -55,7 +61,7 @@ def validate(arguments: argparse.Namespace) -> int:
         print(f"  on {asked} GPUs: " + ", ".join(map(str, asks)))
         if config.cluster.address is None and visible_gpu_count() < asked:
             print(f"  note: this machine has {visible_gpu_count()} GPUs; train where they are, or set cluster.address")
-    for text in learning_rate_advice(config):
+    for text in (*remarks, *learning_rate_advice(config)):
         print(f"  note: {text}")
     missing = unreadable_data(config)
     if missing is not None:

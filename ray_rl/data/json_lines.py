@@ -16,7 +16,7 @@ from typing import IO, Any, NoReturn
 
 from ray_rl.config.data import Jsonl
 from ray_rl.data.columns import DEEPEST, shorten
-from ray_rl.data.files import WHOLE_BYTES, DataFile, data_files, digests
+from ray_rl.data.files import SUFFIXES, WHOLE_BYTES, DataFile, data_files, digests
 from ray_rl.data.records import SourceRecord
 from ray_rl.errors import DataError
 
@@ -143,7 +143,9 @@ def _parsed(line: bytes, *, where: str) -> Any:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}; convert the file") from error
+        raise DataError(
+            f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}; convert the file{_other_kind(where)}"
+        ) from error
     # This also counts unquoted backslashes and brackets inside strings, which only makes the exact check run earlier.
     if text.count("[") + text.count("{") > DEEPEST:
         _refuse_fault(text, where=where)
@@ -152,7 +154,7 @@ def _parsed(line: bytes, *, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: not JSON: {error.msg} at column {error.pos + 1} of {shorten(text.strip())}; "
-            f"write one JSON object per line{_hint(text)}"
+            f"write one JSON object per line{_hint(text)}{_other_kind(where)}"
         ) from error
     except (ValueError, RecursionError) as error:
         _refuse_fault(text, where=where)
@@ -168,6 +170,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _other_kind(where: str) -> str:
+    """Returns the kind that a file has by its name, if it is another one; `where` is its path and the line."""
+    name = where.rpartition(":")[0].lower()
+    kinds = [kind for kind, suffixes in SUFFIXES.items() if kind != "jsonl" and name.endswith(suffixes)]
+    return f"; or set data.kind={kinds[0]}, which the name of the file says" if kinds else ""
 
 
 def _hint(seen: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, cast, get_args, get_origin
 
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from ray_rl.config.algorithm import Algorithm
 from ray_rl.config.base import Config, docstrings_of
-from ray_rl.config.loading.foreign_words import KINDS, our_word
+from ray_rl.config.loading.foreign_words import KINDS, VALUES, our_word
 from ray_rl.config.loading.lacking import lacks
 from ray_rl.config.loading.nearest import nearest
 from ray_rl.config.loading.redact import HIDDEN, is_secret, without_arguments, without_secrets
@@ -56,7 +57,7 @@ class _Spot:
 
 def explain(error: ValidationError, tree: Located, model: type[Config]) -> str:
     """Returns one message with every problem of validating `tree.plain()` as `model`, with places and remedies."""
-    details = error.errors(include_url=False)
+    details = list(_joined(error.errors(include_url=False), model))
     return as_one_message([line for detail in details for line in _lines(detail, tree, model)])
 
 
@@ -89,6 +90,17 @@ def override_place(key: str, written: str) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _joined(details: Sequence[ErrorDetails], model: type[Config]) -> Iterator[ErrorDetails]:
+    """Yields the errors with those of one value as one, if it can be one of several lists of words."""
+    for (_, kind), same in groupby(details, lambda each: (_find(each["loc"], model).path, each["type"])):
+        first, *others = same
+        if kind == "literal_error" and others:
+            words = [detail["ctx"]["expected"] for detail in (first, *others)]
+            first["msg"] = f"Input should be {', '.join(sorted(words, key=lambda text: ' or ' in text))}"
+            others = []
+        yield from (first, *others)
 
 
 def _lines(detail: ErrorDetails, tree: Located, model: type[Config]) -> Iterator[str]:
@@ -137,7 +149,8 @@ def _line(detail: ErrorDetails, tree: Located, model: type[Config]) -> str:
             return f"{_named(tree, (*spot.path, 'kind'), f'={show(seen)}')}: {_unknown_kind(seen, kinds)}"
         case _:
             meaning = f" ({_meaning(spot)})" if _meaning(spot) else ""
-            return f"{_named(tree, spot.path, f'={value}')}: {_requirement(detail)}{meaning}"
+            word = f"; {VALUES[key, value]}" if (key, value) in VALUES else ""
+            return f"{_named(tree, spot.path, f'={value}')}: {_requirement(detail)}{meaning}{word}"
 
 
 def _named(tree: Located, path: tuple[str | int, ...], seen: str, seen_in_override: str = "") -> str:

@@ -249,6 +249,16 @@ KINDS = {"rm": "reward_model", "prm": "process_reward_model"}
 """Our kinds, by the words of others that are not like them."""
 
 
+VALUES = {
+    ("train.packing", "true"): (
+        "`packing: true` of TRL is nearest to packed, in which examples share a row without padding, stay whole, and "
+        "do not see each other"
+    ),
+    ("train.packing", "false"): "`packing: false` of TRL is padded",
+}
+"""What values of other systems are called here, by our key and the value as messages show it."""
+
+
 def our_word(key: str, tree: Located) -> str | None:
     """Returns the end of a sentence about a key of another system: "here it is called train.learning_rate".
 

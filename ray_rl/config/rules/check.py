@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from ray_rl.catalog.model_kinds import architecture_of, kind_of
@@ -74,18 +74,26 @@ def check(
         raise ConfigError(as_one_message(problems))
 
 
-def check_run_folder_is_free(config: RunConfig) -> None:
+def check_run_folder_is_free(config: RunConfig, *, taken: Callable[[str], None] | None = None) -> None:
     """Checks that the folder of a run can be created, before the slow start of the run.
+
+    Args:
+        config: the configuration of the run.
+        taken: called with a remark if the folder exists already; None refuses it.
 
     Raises:
         ConfigError: the folder exists already, or the place for it cannot be written to.
     """
     folder = Path(config.run.dir).expanduser() / config.run.name
     if os.path.lexists(folder):
-        raise ConfigError(
+        remark = (
             f"run.name={config.run.name}: {folder} exists already, and a run folder is never overwritten; "
             f"{_continued(folder)}set run.name to a new name"
         )
+        if taken is None:
+            raise ConfigError(remark)
+        taken(remark)
+        return
     parent = next(parent for parent in folder.parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(

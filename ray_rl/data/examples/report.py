@@ -39,6 +39,16 @@ def summary(
     if wanted == "judged":
         desirable = sum(example.label is True for example in train)
         yield f"desirable answers to train on: {desirable:,}; undesirable: {len(train) - desirable:,}"
+        if desirable == len(train):
+            yield (
+                "all answers are desirable, and KTO learns from both kinds: add undesirable ones, or imitate these "
+                "with algorithm.kind=sft"
+            )
+        elif not desirable:
+            yield (
+                "all answers are undesirable, and KTO learns from both kinds: without desirable ones, the model only "
+                "learns what not to write; add some"
+            )
     if hygiene.left_out:
         yield f"{hygiene.left_out.total():,} left out: {reasons(hygiene)}"
     if hygiene.longest > hygiene.max_tokens:

@@ -89,7 +89,7 @@ def choose_format(name: str, first: Sequence[SourceRecord], *, wanted: Wanted) -
     if found.wanted != wanted:
         raise DataError(
             f"{where}: {_seen(first)}: {_other(found, wanted)}, or data.format if the rows have one of these forms too"
-            f"{_imitation(first, wanted)}"
+            f"{_imitation(first, wanted)}{_labelled(first, wanted)}"
         )
     return found
 
@@ -107,6 +107,15 @@ def _imitation(first: Sequence[SourceRecord], wanted: Wanted) -> str:
     is_pair = isinstance(content, Mapping) and {"prompt", "chosen", "rejected"} <= content.keys()
     chosen = "; or, to imitate the chosen answers, set data.columns: {completion: chosen}"
     return chosen if is_pair and wanted == "demonstration" else ""
+
+
+def _labelled(first: Sequence[SourceRecord], wanted: Wanted) -> str:
+    """Returns how a column of another name becomes the label, if it has a truth value in every row; else ""."""
+    contents = [row.content for row in first if isinstance(row.content, Mapping)]
+    if wanted != "judged" or not contents or "label" in contents[0]:
+        return ""
+    found = [name for name in contents[0] if all(isinstance(content.get(name), bool) for content in contents)]
+    return "".join(f"; or, if {name} says what is desirable, set data.columns: {{label: {name}}}" for name in found[:1])
 
 
 def _kinds(wanted: Wanted) -> str:

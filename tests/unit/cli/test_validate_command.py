@@ -95,7 +95,6 @@ QUICK = {
     "column": (nothing, ["rewards=[{kind: number, column: solution}]"], "no column 'solution'"),
     "row": (row_without_answer, [], "train.jsonl:2: no column 'answer'"),
     "custom data": (nothing, ["data={kind: custom, function: 'validate_rewards:rows'}"], "has no 'rows'"),
-    "run folder": (run_folder, [], "runs/first exists already"),
     "place of the run folder": (unwritable, [], "is not a folder that you may write to"),
 }
 FULL = {
@@ -201,6 +200,15 @@ def test_weights_in_4_bits_need_a_package_and_the_error_names_the_extra_that_has
     assert str(caught.value) == (
         "model.adapter.quantise=nf4 needs bitsandbytes, which is not installed; pip install 'ray-rl[qlora]'"
     )
+
+
+def test_a_run_folder_that_exists_is_a_remark_as_only_a_start_needs_its_place(place, capsys):
+    run_folder(place)
+    assert main(["validate", "run.yaml"]) == 0
+    remark = "run.name=first: runs/first exists already, and a run folder is never overwritten; set run.name to a new"
+    assert f"  note: {remark} name" in capsys.readouterr().out
+    assert main(["train", "run.yaml"]) == 2
+    assert f"error: {remark} name" in capsys.readouterr().err
 
 
 def test_a_run_that_may_be_continued_is_valid_with_resume(place):

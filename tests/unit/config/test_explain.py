@@ -104,7 +104,7 @@ def test_an_import_path_in_another_form_is_shown_as_it_is_written_here(write, wr
 def test_an_unknown_kind_lists_the_valid_ones(write):
     assert problems(write(GOOD.replace("addition", "adition"))) == (
         "run.yaml:3: data.kind=adition: unknown kind; did you mean addition? "
-        "The kinds are addition, reasoning_gym, jsonl, parquet, csv, hub, custom, mixture"
+        "The kinds are addition, reasoning_gym, episodes, jsonl, parquet, csv, hub, custom, mixture"
     )
     assert problems(write(GOOD), "rewards.0.kind=qqqq") == (
         "override 'rewards.0.kind=qqqq': unknown kind; "

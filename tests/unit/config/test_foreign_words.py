@@ -29,6 +29,17 @@ def test_there_are_many_words_and_each_leads_to_keys_that_exist():
     assert set(NOTES) <= KEYS
 
 
+@pytest.mark.parametrize(
+    ("value", "word"), [("true", "`packing: true` of TRL is nearest to packed"), ("false", "of TRL is padded")]
+)
+def test_the_packing_of_trl_is_one_problem_that_says_what_it_is_here(load, value, word):
+    with pytest.raises(ConfigError) as refusal:
+        load(f"train.packing={value}")
+    (line,) = str(refusal.value).splitlines()
+    assert line.startswith(f"override 'train.packing={value}': must be 'auto', 'padded', 'packed' or 'shared_prefix' (")
+    assert word in line
+
+
 def test_no_word_hides_a_key_of_the_same_name_in_its_own_section(load):
     # Given where it belongs, every key of ours is taken for what it is: the table is asked for unknown keys alone.
     assert load("rollout.temperature=0.5").rollout.temperature == 0.5

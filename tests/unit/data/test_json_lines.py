@@ -48,6 +48,19 @@ def test_a_line_that_is_wrong_is_named_with_line_and_column(tmp_path, line, mess
         rows[1]
 
 
+@pytest.mark.parametrize(("name", "kind"), [("t.csv", "csv"), ("t.TSV", "csv"), ("t.parquet", "parquet")])
+def test_a_file_of_another_kind_by_its_name_is_told_that_kind(tmp_path, name, kind):
+    path = tmp_path / name
+    path.write_text("prompt,answer\nHi,Ho\n")
+    with pytest.raises(
+        DataError, match=rf":1: not JSON: .*; or set data\.kind={kind}, which the name of the file says"
+    ):
+        rows_of(path)
+    path.write_bytes(b"\xff\n")
+    with pytest.raises(DataError, match=rf":1: not UTF-8: .*; or set data\.kind={kind}, which"):
+        rows_of(path)
+
+
 def test_brackets_inside_of_text_do_not_count_as_depth(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps({"prompt": "[{" * 5000 + '\\"'}) + "\n")

@@ -90,6 +90,7 @@ def test_the_settings_that_use_a_model_have_its_path_quoted(folder):
 
 def test_adapters_are_served_with_the_model_that_they_belong_to(folder):
     assert uses_of(trained(export_adapter="peft", kind="dpo"), folder.export) == {
-        "try it": f"vllm serve 'a model' --enable-lora --max-lora-rank 8 --lora-modules policy='{folder.export}'"
+        "try it": f"vllm serve 'a model' --enable-lora --max-lora-rank 8 --lora-modules policy='{folder.export}'",
+        "train on it": f"model.path='{folder.export}'",
     }
     assert uses_of(trained(kind="dpo"), folder.export)["try it"] == f"vllm serve '{folder.export}'"

@@ -80,6 +80,17 @@ def test_the_user_sees_how_many_answers_are_desirable_and_that_kto_needs_several
     assert "data: desirable answers to train on: 2; undesirable: 1" in said
 
 
+@pytest.mark.parametrize(("label", "words"), [(True, "imitate these with algorithm.kind=sft"), (False, "add some")])
+def test_labels_of_one_kind_alone_are_remarked(small, jsonl, label, words):
+    row = {"prompt": "6*7?", "completion": "42", "label": label}
+    path = jsonl(row, row | {"prompt": "2+2?"})
+    remark = f"all answers are {'' if label else 'un'}desirable, and KTO learns from both kinds"
+    (line,) = [each for each in pairs(small, Jsonl(path=path), wanted="judged").lines if each.startswith(remark)]
+    assert line.endswith(words)
+    both = jsonl(row, row | {"prompt": "2+2?", "label": not label})
+    assert not any(each.startswith("all ") for each in pairs(small, Jsonl(path=both), wanted="judged").lines)
+
+
 def test_the_user_sees_how_many_prompts_were_cut_and_which_repeats_were_left_out(small, jsonl):
     path = jsonl(PAIR, PAIR | {"prompt": "a longer question?"}, PAIR)
     size = len(small.encode("6*7?", chat=True)) + 3

@@ -94,6 +94,16 @@ def test_rows_of_no_known_form_are_refused_with_their_columns_and_those_of_the_f
         choose_format("auto", source_records({"question": "1+1?", "answer": "2"}), wanted="comparison")
 
 
+@pytest.mark.parametrize("values", [(True, False), (True, True)])
+def test_a_column_of_truth_values_under_another_name_is_proposed_as_the_label(values):
+    rows = [{"prompt": "1+1?", "completion": "2", "score": 0.5, "good": value} for value in values]
+    with pytest.raises(DataError, match=r"; or, if good says what is desirable, set data.columns: {label: good}$"):
+        choose_format("auto", source_records(*rows), wanted="judged")
+    with pytest.raises(DataError) as refusal:
+        choose_format("auto", source_records(*rows, {"prompt": "?", "completion": "2", "good": 7}), wanted="judged")
+    assert "desirable, set" not in str(refusal.value)
+
+
 def test_a_file_with_rows_of_two_forms_is_refused_until_one_is_named():
     rows = source_records(ROWS["preference"], ROWS["hh_rlhf"])
     with pytest.raises(DataError, match=r"so the data can be preference or hh_rlhf; set data.format to one of them"):
