@@ -190,9 +190,8 @@ def only_the_command_line_prints(source: Source) -> Violations:
         yield from ((call.lineno, "print outside cli/") for call, name in calls(source.tree) if name == "print")
 
 
-BOUNDARIES = {"ray_rl/cluster/engines/health.py", "ray_rl/cli/ending.py", "ray_rl/environments/users_code.py"}
-"""Between us and whatever may happen: the supervisor of Ray's workers, the end of every command, and the calls of
-environments, which users wrote."""
+BOUNDARIES = {"ray_rl/cluster/engines/health.py", "ray_rl/cli/ending.py"}
+"""Between us and whatever may happen: the supervisor of Ray's workers, and the end of every command."""
 
 
 def nothing_catches_everything(source: Source) -> Violations:

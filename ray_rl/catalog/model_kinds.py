@@ -1,4 +1,4 @@
-"""What kind of model a config.json describes: one of language, or one that scores."""
+"""Tells from a config.json whether a model is a language model or scores texts."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ MOST_STUCK = 8
 
 Build = Callable[[], Awaitable[Host]]
 Outcome = tuple[Any, RayRLError | None, int]
-"""What a call returned, or its error, and the number of calls of the worker that cannot be ended."""
+"""The result of a call, or its error, and the number of calls of the worker that cannot be ended."""
 
 
 async def begin(host: Host, _: None, episode: str, prompt: Prompt, seed: int) -> Outcome:
@@ -72,6 +72,8 @@ class _Place:
     worker: Worker[Host]
     is_made: ray.ObjectRef[None]
     """Ray's reference of the call that makes its `Host`; other calls wait for it."""
+    node: str
+    """The id of its node."""
     mark: str
     """Marks the processes that its environments start."""
     episodes: set[str] = field(default_factory=set)
@@ -98,8 +100,8 @@ class EnvironmentWorkers:
         self._tell = tell
         self._run = uuid.uuid4().hex[:8]
         self._numbers = itertools.count()
-        self._nodes = nodes_without_gpus()
-        self._places = [self._launched() for _ in range(workers)]
+        nodes = nodes_without_gpus()
+        self._places = [self._launched(nodes[index % len(nodes)]) for index in range(workers)]
         self._retired: set[_Place] = set()
         self._place_of: dict[str, _Place] = {}
 
@@ -184,18 +186,18 @@ class EnvironmentWorkers:
 
     def _replace(self, place: _Place, why: str) -> _Place:
         self._tell(f"{place.worker.name} with {len(place.episodes)} episodes is replaced: {why}")
-        replaced = self._places[self._places.index(place)] = self._launched()
+        replaced = self._places[self._places.index(place)] = self._launched(place.node)
         return replaced
 
-    def _launched(self) -> _Place:
+    def _launched(self, node: str) -> _Place:
+        """Starts a worker; one that replaces another is on its node, where the processes are that the other left."""
         number = next(self._numbers)
         mark = f"{self._run}-{number}"
-        node = self._nodes[number % len(self._nodes)]
         strategy = NodeAffinitySchedulingStrategy(node, soft=True)
         options = {"num_cpus": 0, "scheduling_strategy": strategy, "max_concurrency": CALLS}
         setting = Setting(str(self._logs), 1, {MARK: mark})
         worker: Worker[Host] = Worker.launch_async(f"environment-{number}", setting, options)
-        return _Place(worker, worker.hold(self._build), mark)
+        return _Place(worker, worker.hold(self._build), node, mark)
 
 
 def nodes_without_gpus() -> list[str]:

@@ -20,16 +20,20 @@ TEMPLATE_FILE = "chat_template.jinja"
 """File with the chat template of a tokenizer."""
 
 _UNDERSTOOD = {
-    *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "target_modules"),
-    *(
-        "exclude_modules",
-        "auto_mapping",
-        "peft_version",
-        "inference_mode",
-        "lora_dropout",
-        "megatron_core",
-        "qalora_group_size",
-    ),
+    "peft_type",
+    "task_type",
+    "base_model_name_or_path",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "auto_mapping",
+    "peft_version",
+    "inference_mode",
+    "lora_dropout",
+    "megatron_core",
+    "qalora_group_size",
 }
 """Settings that are read, or that change nothing of a trained adapter."""
 _OFF = (("bias", "none"), ("revision", "main"))
@@ -52,7 +56,7 @@ class AdapterFolder:
     targets: tuple[str, ...]
     """The last names of the layers that have adapters."""
     unsupported: tuple[str, ...]
-    """What it has that a run cannot continue, as `name=value`."""
+    """Settings that a run cannot continue, as `name=value`."""
 
 
 def has_adapters(path: str | Path) -> bool:

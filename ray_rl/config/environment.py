@@ -96,7 +96,7 @@ class SearchTool(Config):
     name: str = Field("search", pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$")
     """Name of the tool."""
     description: str = "Searches a collection of texts and returns the passages that fit best."
-    """What the policy reads about the tool."""
+    """Description of the tool, for the policy."""
     results: int = Field(3, ge=1, le=100)
     """Number of passages that a search returns."""
     passage_characters: int = Field(800, ge=50)
@@ -137,7 +137,7 @@ class ToolsEnvironment(EnvironmentPart):
     """Write the schemas of the tools into the prompt: by the chat template if it reads them, else into the system
     message. False: the prompts say by themselves what the policy may call."""
     parser: str = "auto"
-    """As in all environments, but not None."""
+    """Form of the calls, as in all environments; an environment with tools always reads them."""
     tool_timeout_s: float = Field(30.0, gt=0)
     """Limit for the calls of one reply together. A call that takes longer, and those behind it, are answered with an
     error."""

@@ -156,7 +156,8 @@ class RunConfig(Config):
     """Functions and models that score completions; at least one if the algorithm learns from rollouts, unless an
     environment gives rewards."""
     environment: EnvironmentConfig = SingleTurn()
-    """What answers the policy between its turns; see docs/environments.md. By default, each prompt is answered once."""
+    """The environment that answers the policy between its turns; see docs/environments.md. By default, each prompt is
+    answered once."""
     algorithm: AlgorithmConfig
     """The algorithm: `kind` names it and sets its defaults, for example {kind: grpo}."""
     rollout: RolloutConfig = RolloutConfig()

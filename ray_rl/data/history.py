@@ -22,7 +22,7 @@ SHOWN_CHARACTERS = 20
 
 @dataclass(frozen=True, slots=True)
 class TurnSupport:
-    """What a chat template can do in an episode of several turns."""
+    """Abilities of a chat template in an episode of several turns."""
 
     refuses_user: str | None
     """Why it cannot append a user message, so that no environment can run; None if it can."""

@@ -27,7 +27,7 @@ from ray_rl.types import Message, ToolCall
 ROLES = ("user", "tool")
 """Roles of the messages that an environment writes."""
 PARAGRAPH = "\n\n"
-"""What separates the texts of several messages that become one user message."""
+"""Separator of the texts of several messages that become one user message."""
 CALLED = "add"
 """Name of the tool that was called, where it is tested what a template can write."""
 MOST_WAYS = 1000

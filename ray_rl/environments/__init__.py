@@ -1,1 +1,1 @@
-"""Environments: what answers a policy between its turns, and rewards it."""
+"""Environments, which answer a policy between its turns and reward it."""

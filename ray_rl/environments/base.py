@@ -11,7 +11,7 @@ from ray_rl.types import FinishReason, Message, ToolCall
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the policy said in a turn."""
+    """A turn of the policy, as the environment sees it."""
 
     text: str
     """Text without special tokens, and without its calls of tools if it has any."""
@@ -23,7 +23,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What an environment answers."""
+    """The answer of an environment to a turn."""
 
     messages: tuple[Message, ...] = ()
     """New messages for the policy, of role user or tool; never the whole conversation. Ignored if `done`."""

@@ -30,15 +30,8 @@ def kill_family(pid: int, mark: str) -> None:
     family = _descendants(pid)
     with contextlib.suppress(ProcessLookupError):  # it is gone, and started nothing that is left
         os.killpg(pid, signal.SIGKILL)
-    for _ in range(ROUNDS):
-        family |= _marked(mark)
-        family.discard(pid)
-        if not family:
-            return
-        for each in family:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(each, signal.SIGKILL)
-        family = set()
+    _kill(family - {pid})
+    kill_marked(mark)
 
 
 def kill_marked(mark: str) -> None:
@@ -47,9 +40,13 @@ def kill_marked(mark: str) -> None:
         found = _marked(mark)
         if not found:
             return
-        for each in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(each, signal.SIGKILL)
+        _kill(found)
+
+
+def _kill(pids: set[int]) -> None:
+    for each in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(each, signal.SIGKILL)
 
 
 def _processes() -> list[Path]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray_rl.environments.tools.calls import CallParser, Parsed, malformed, without_thoughts
-from ray_rl.environments.tools.running import Caught
 from ray_rl.environments.tools.strict_json import BadJson, read_value
+from ray_rl.environments.users_code import Caught
 from ray_rl.errors import ConfigError
 from ray_rl.types import ToolCall
 

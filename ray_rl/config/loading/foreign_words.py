@@ -256,7 +256,7 @@ VALUES = {
     ),
     ("train.packing", "false"): "`packing: false` of TRL is padded",
 }
-"""What values of other systems are called here, by our key and the value as messages show it."""
+"""Our words for values of other systems, by our key and the value as messages show it."""
 
 
 def our_word(key: str, tree: Located) -> str | None:

@@ -29,7 +29,7 @@ class Use:
     key: str
     path: str
     user: str
-    """What takes the model, for messages."""
+    """Name of the part that loads the model, for messages."""
     kinds: tuple[Kind, ...]
 
     @property
@@ -39,7 +39,7 @@ class Use:
 
     @property
     def remedy(self) -> str:
-        """Where a model of the right kind comes from."""
+        """How to get a model of the right kind."""
         return f"the model of {_MADE_BY[self.kinds[0]]}"
 
 

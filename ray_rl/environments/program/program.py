@@ -12,6 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,10 @@ def maker_of_program(command: Sequence[str], variables: Mapping[str, str]) -> Ca
     Raises:
         ConfigError: aiohttp is not installed.
     """
-    try:
-        import aiohttp  # noqa: F401
-    except ModuleNotFoundError as error:
+    if find_spec("aiohttp") is None:
         raise ConfigError(
             "environment.kind=program needs the package aiohttp, which comes with ray[default]; pip install aiohttp"
-        ) from error
+        )
     return partial(Program, command, variables, Endpoint())
 
 

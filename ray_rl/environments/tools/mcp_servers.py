@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from ray_rl.environments.tools.schema import Schema
 from ray_rl.environments.tools.tool import EpisodeTools, Tool, ToolError
 from ray_rl.environments.tools.words import listed
 from ray_rl.errors import ConfigError, EnvironmentFailed
+from ray_rl.isolation.family import MARK
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -77,7 +79,8 @@ class Session:
         from mcp.client.stdio import StdioServerParameters, stdio_client
 
         own = self._settings
-        server = StdioServerParameters(command=own.command, args=own.arguments, env=own.variables)
+        mark = {MARK: os.environ[MARK]} if MARK in os.environ else {}  # ends the server if its worker is killed
+        server = StdioServerParameters(command=own.command, args=own.arguments, env={**own.variables, **mark})
         async with Client(stdio_client(server)) as client:
             listed_tools = (await client.list_tools()).tools
             self._client = client
