@@ -17,6 +17,7 @@ from ray_rl.environments.base import Reply
 from ray_rl.environments.tools.building import ToolEnvironments
 from ray_rl.environments.tools.environment import ToolEnvironment
 from ray_rl.errors import ConfigError, EnvironmentFailed
+from ray_rl.isolation.family import MARK
 from ray_rl.types import ToolCall
 
 SERVER = str(Path(__file__).with_name("mcp_server.py"))
@@ -108,10 +109,12 @@ async def test_a_call_that_hangs_is_answered_and_its_server_ends_with_the_episod
 
 async def test_a_server_does_not_inherit_secrets(make: Make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv(MARK, "of-its-worker")  # by which it is found after the worker was killed
     environment = make(variables={"MINE": "1"}).make()
     await environment.reset({}, 0)
     names = (await said(environment, "variables")).split()
     assert "MINE" in names and "PATH" in names and "HF_TOKEN" not in names
+    assert MARK in names
     await environment.close()
 
 

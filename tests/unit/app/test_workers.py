@@ -70,3 +70,10 @@ def test_workers_that_compute_at_the_same_time_share_the_cores(monkeypatch, core
 def test_the_configured_number_of_threads_is_that_of_every_worker():
     teams, engines = described(config_of(threads=7))
     assert {team.threads for team in teams} == {engines.settings.threads} == {7}
+
+
+def test_an_engine_has_room_for_a_whole_episode():
+    world = {"kind": "custom", "function": "worlds:World", "max_tokens": 400}
+    for environment, tokens in (({"kind": "single_turn"}, 128), (world, 500)):
+        config = RunConfig.model_validate(config_of().model_dump() | {"environment": environment})
+        assert described(config)[1].settings.context_tokens == tokens

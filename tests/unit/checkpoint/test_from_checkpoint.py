@@ -204,6 +204,7 @@ def test_adapters_alone_are_a_folder_of_peft_for_the_model_that_the_run_started_
     settings = json.loads((to / "adapter_config.json").read_text())
     assert (settings["peft_type"], settings["r"], settings["lora_alpha"]) == ("LORA", 4, 2)
     assert (settings["target_modules"], settings["base_model_name_or_path"]) == (["down_proj", "q_proj"], str(source))
+    assert json.loads((to / "ray_rl.json").read_text())["base"] == weights_digest(source)
     merged = export_run(
         run_folder(tmp_path / "other", source, dtype="float32", exported_adapter="merged"), to=tmp_path / "merged"
     )

@@ -160,6 +160,21 @@ def test_an_answer_that_is_none_is_a_failure_that_says_what_was_seen(answer, mes
         asyncio.run(play(host))
 
 
+def test_a_completion_without_calls_is_replied_word_for_word():
+    host, made = host_of(Plain, parse=lambda text: Parsed("without"))
+    (answer,) = asyncio.run(play(host))
+    assert (made[0].reply.text, answer.tool_calls) == ("said", ())
+
+
+def test_a_coroutine_that_cancels_itself_is_a_failure():
+    class Leaving(Plain):
+        async def step(self, reply):
+            raise asyncio.CancelledError
+
+    with pytest.raises(EnvironmentFailed, match="step raised CancelledError"):
+        asyncio.run(play(Host(Leaving, Words(), parse=None, timeout_s=5)))
+
+
 @pytest.mark.parametrize("error", [KeyError("board"), SystemExit(3), KeyboardInterrupt(), RecursionError()])
 def test_an_environment_that_raises_is_a_failure_with_its_place(error, capsys):
     def step(_):

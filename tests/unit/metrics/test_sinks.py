@@ -14,7 +14,7 @@ from ray_rl.metrics.sinks import (
     strict_json,
     version_spans,
 )
-from ray_rl.types import Answer, Example, Message, Turn
+from ray_rl.types import Answer, Example, Message, ToolCall, Turn
 from tests.make import completion, group, rollout
 
 
@@ -141,6 +141,23 @@ def test_an_episode_is_recorded_as_it_reads_and_counts_what_the_policy_sampled(t
     assert record["token_ids"] == [0, 1, 7, 8, 0]
     assert (record["length"], record["versions"]) == (3, [[2, 2], [-1, 2], [3, 1]])
     assert record["finish_reason"] == "turns"
+
+
+def test_an_episode_with_an_environment_is_recorded_turn_by_turn_with_its_whole_reward(tmp_path):
+    call, message = ToolCall("add", {"a": 2}), Message("tool", "4")
+    asked = Turn((), completion(2, "2+2=?"), 0.25, tool_calls=(call,), metrics={"calls": 1.0})
+    told = Turn((7,), completion(1, "4"), 0.5, (message,), metrics={"calls": 0.0})
+    (record,) = read_lines(RecordSink(tmp_path).write(1, RolloutRecords([group(rollout(asked, told, reward=1.0))])))
+    assert record["reward"] == 1.75
+    first, second = record["turns"]
+    assert first == {
+        "messages": [],
+        "completion": "2+2=?",
+        "reward": 0.25,
+        "tool_calls": [{"name": "add", "arguments": {"a": 2}, "error": None}],
+        "metrics": {"calls": 1.0},
+    }
+    assert (second["messages"], second["tool_calls"]) == ([{"role": "tool", "content": "4"}], [])
 
 
 def test_records_that_were_begun_get_their_name_when_their_step_is_written(tmp_path, make_group):

@@ -22,11 +22,12 @@ END = 9
 class Engine:
     """Samples three tokens and the end, or as many as it may; remembers its requests."""
 
-    def __init__(self):
-        self.requests = []
+    def __init__(self, seconds=0.0):
+        self.requests, self.seconds = [], seconds
 
     async def generate(self, request):
         self.requests.append(request)
+        await asyncio.sleep(self.seconds)
         count = min(4, request.sampling.max_tokens)
         tokens = [*range(100, 100 + count - 1), END] if count == 4 else list(range(100, 100 + count))
         return [completion(tokens, "said", finish_reason="stop" if count == 4 else "length")]
@@ -105,6 +106,18 @@ def test_every_turn_of_every_episode_has_a_seed_of_its_own_that_depends_on_its_p
 
     assert seeds() == seeds()
     assert len(set(seeds())) == 9
+
+
+def test_an_episode_stays_on_the_engine_that_has_its_earlier_turns_in_its_cache():
+    _, multi = episodes(Scripted(say(50), say(50), DONE))
+    engines = [Engine(0.005), Engine(0.01)]
+    both = MultiTurn(
+        EnginePool(engines, timeout_s=5.0), multi.sampling, multi.environments, multi.limits, multi.failures
+    )
+    sample(both, samples=4)
+    of_engine = [{request.id.rpartition("/")[0] for request in engine.requests} for engine in engines]
+    assert [len(each) for each in of_engine] == [2, 2]
+    assert not of_engine[0] & of_engine[1]
 
 
 def test_the_episodes_of_a_group_begin_with_one_seed_and_one_prompt():
