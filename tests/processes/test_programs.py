@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 import time
 
@@ -15,6 +16,8 @@ from ray_rl.errors import EnvironmentFailed
 from ray_rl.types import Message, Prompt, ToolCall
 from tests.make import completion
 
+SLEEP = ["sleep", f"3600.{os.getpid()}"]
+"""A child of a program, which no other run of these tests has."""
 AGENT = """
 import json, os, sys
 from openai import OpenAI
@@ -117,7 +120,7 @@ def test_a_program_that_fails_says_why(agent, mode, message):
 
 def test_a_program_that_hangs_ends_with_its_episode_and_its_children(tmp_path):
     file = tmp_path / "hangs.py"
-    file.write_text("import subprocess, time\nsubprocess.Popen(['sleep', '3600.25'])\ntime.sleep(3600)\n")
+    file.write_text(f"import subprocess, time\nsubprocess.Popen({SLEEP})\ntime.sleep(3600)\n")
 
     class Words:
         def begin(self, prompt, messages, tools):
@@ -137,7 +140,7 @@ def test_a_program_that_hangs_ends_with_its_episode_and_its_children(tmp_path):
 
 
 def sleeping():
-    return [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "3600.25"]]
+    return [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == SLEEP]
 
 
 def test_a_whole_episode_in_a_host(agent):
